@@ -1,0 +1,6 @@
+"""``python -m granite_demo`` is the command line."""
+
+from granite_demo.cli import main
+
+if __name__ == "__main__":
+    main()

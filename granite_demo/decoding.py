@@ -1,0 +1,38 @@
+"""Token ids to text, one at a time, without ever showing half a character. Knows nothing of markers or stop strings."""
+
+from typing import Any
+
+from tokenizers import Tokenizer
+from tokenizers.decoders import DecodeStream
+
+REPLACEMENT = "\ufffd"
+
+
+class IncrementalDecoder:
+    """Decodes the ids of one answer. The joined deltas equal the decoded whole, less U+FFFD.
+
+    Byte-level tokens cut characters: ``DecodeStream`` holds back what ends inside one. Bytes that never become a
+    character are dropped, for U+FFFD tells a reader nothing.
+    """
+
+    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
+        """``tokenizer`` is transformers' fast tokenizer."""
+        self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
+        self._skip_special_tokens = skip_special_tokens
+        self._held: list[int] = []
+
+    def feed(self, token_id: int) -> str:
+        """The text that became certain with ``token_id``: often a word, at times nothing."""
+        text = self._stream.step(self._backend, token_id)
+        if text is None:
+            self._held.append(token_id)
+            return ""
+        self._held.clear()
+        return text.replace(REPLACEMENT, "")
+
+    def flush(self) -> str:
+        """What of the held-back ids is text after all, at the end of the answer."""
+        text: str = self._backend.decode(self._held, skip_special_tokens=self._skip_special_tokens)
+        self._held.clear()
+        return text.replace(REPLACEMENT, "")

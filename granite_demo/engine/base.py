@@ -1,0 +1,110 @@
+"""The seam between tokens and models, and the bridge from the model's thread to the event loop."""
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from granite_demo.errors import EngineClosedError, EngineError, GraniteDemoError
+from granite_demo.types import SamplingParams
+
+log = logging.getLogger(__name__)
+
+
+class Cancelled(BaseException):
+    """Raised inside the model's thread when nobody wants the tokens any more. Never leaves the engine."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Requests in the engine right now."""
+
+    running: int
+    waiting: int
+
+
+class Engine(Protocol):
+    """Generates token ids from token ids."""
+
+    def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[int]:
+        """Yield the answer's token ids, an end token included, at most ``sampling.max_tokens`` of them.
+
+        Closing the generator cancels the request. Raises EngineError when the model's thread fails.
+        """
+        ...
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait."""
+        ...
+
+    def close(self) -> None:
+        """End all requests with EngineClosedError and wait for the model's thread to stop."""
+        ...
+
+
+class TokenStream:
+    """One request's way back: the model's thread puts tokens in, the event loop iterates over them.
+
+    The queue holds at most the request's ``max_tokens`` integers, so a slow reader never holds up the model.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._queue: asyncio.Queue[int | GraniteDemoError | None] = asyncio.Queue()
+        self._end: GraniteDemoError | None = None
+        self._cancelled = threading.Event()
+
+    def cancel(self, error: GraniteDemoError | None = None) -> None:
+        """Ask the model's thread to stop; a reader that still listens gets ``error``. Callable from any thread."""
+        self._end = error
+        self._cancelled.set()
+
+    def check(self) -> None:
+        """Raise Cancelled if the request was cancelled. Called often from the model's thread."""
+        if self._cancelled.is_set():
+            raise Cancelled
+
+    def put(self, token_id: int) -> None:
+        """Hand over one token. Called from the model's thread; raises Cancelled."""
+        self.check()
+        self._send(token_id)
+
+    def finish(self, error: GraniteDemoError | None = None) -> None:
+        """End the stream, with the error that ended it if there was one. Called from the model's thread."""
+        with contextlib.suppress(Cancelled):
+            self._send(error or self._end)
+
+    def _send(self, item: int | GraniteDemoError | None) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+        except RuntimeError:  # The event loop is closed: there is no reader left.
+            raise Cancelled from None
+
+    async def read(self) -> AsyncGenerator[int]:
+        """Yield the tokens as they come. Raises the error that ended the request."""
+        while (item := await self._queue.get()) is not None:
+            if isinstance(item, GraniteDemoError):
+                raise item
+            yield item
+
+
+def closed_error() -> EngineClosedError:
+    """The end of a request whose engine was closed."""
+    return EngineClosedError("The model was unloaded or the server is stopping. What was written so far is kept.")
+
+
+def as_user_error(error: BaseException) -> GraniteDemoError | None:
+    """What the reader of a request is told about ``error``; None for a cancelled request."""
+    if isinstance(error, Cancelled):
+        return None
+    if isinstance(error, GraniteDemoError):
+        return error
+    log.error("Generation failed.", exc_info=error)
+    if "out of memory" in str(error).lower() or isinstance(error, MemoryError):
+        return EngineError("The model ran out of memory. Use a shorter prompt or fewer new tokens, then try again.")
+    return EngineError(
+        f"The model failed while generating ({type(error).__name__}). The log has the details. Try again."
+    )

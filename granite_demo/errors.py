@@ -1,0 +1,96 @@
+"""The exceptions that reach a user, each with the text to show and the HTTP status to answer with.
+
+    GraniteDemoError                500
+    ├── InvalidRequestError         400  the request cannot be served as it is
+    │   └── ContextOverflowError    400  prompt and answer do not fit the context
+    ├── ConfigurationError          500  a flag, a variable or the machine is not usable (exit code 2)
+    ├── ModelError                  503  a model cannot be made ready
+    │   ├── UnknownModelError       404
+    │   ├── DownloadError           503  no network, or the source refused
+    │   ├── ChecksumError           503  a downloaded file is not the expected one
+    │   ├── DiskFullError           507
+    │   ├── CorruptModelError       503  files on disk cannot be read as a model
+    │   └── LoadCancelledError      503  somebody cancelled the load
+    └── EngineError                 500  the generation thread failed
+        └── EngineClosedError       503  the engine was closed while the request ran
+
+Messages say what happened and what to do. They are converted to a toast, an HTTP body or an exit code only at
+the edge (``ui``, ``server``, ``cli``).
+"""
+
+
+class GraniteDemoError(Exception):
+    """Base of all errors whose message is written for the user."""
+
+    status = 500
+
+    @property
+    def user_text(self) -> str:
+        """The message to show: one or two sentences, plain text."""
+        return str(self)
+
+
+class InvalidRequestError(GraniteDemoError):
+    """A value in the request is missing, malformed or out of range."""
+
+    status = 400
+
+
+class ContextOverflowError(InvalidRequestError):
+    """The prompt leaves no room for an answer."""
+
+    def __init__(self, prompt_tokens: int, context_length: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens:,} tokens, but the model's context holds {context_length:,} "
+            "including the answer. Shorten the prompt, or start a new conversation."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+
+
+class ConfigurationError(GraniteDemoError):
+    """The process was started with settings that cannot work."""
+
+
+class ModelError(GraniteDemoError):
+    """A model cannot be made ready."""
+
+    status = 503
+
+
+class UnknownModelError(ModelError):
+    """No registry row and no local folder has this name."""
+
+    status = 404
+
+
+class DownloadError(ModelError):
+    """A file could not be fetched."""
+
+
+class ChecksumError(ModelError):
+    """A fetched file has another SHA-256 than the pinned one."""
+
+
+class DiskFullError(ModelError):
+    """There is not enough room for a model's files."""
+
+    status = 507
+
+
+class CorruptModelError(ModelError):
+    """Files on disk cannot be read as a model."""
+
+
+class LoadCancelledError(ModelError):
+    """The load was cancelled before the model was ready."""
+
+
+class EngineError(GraniteDemoError):
+    """The generation thread failed; the request is lost, the engine lives on."""
+
+
+class EngineClosedError(EngineError):
+    """The engine was closed before the request ended."""
+
+    status = 503

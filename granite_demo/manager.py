@@ -1,0 +1,189 @@
+"""The cached model manager: each model is loaded once, shared by all, and kept while anybody uses it.
+
+Knows no torch: what a load does is injected as a ``Loader``, and ``open_model`` is the real one.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from granite_demo import registry, sample
+from granite_demo.engine.base import Engine
+from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError
+from granite_demo.types import LoadOptions, LoadStage, ModelStatus
+
+if TYPE_CHECKING:
+    from granite_demo.loading import LoadedModel
+
+log = logging.getLogger(__name__)
+
+Report = Callable[[LoadStage, float | None, str], None]
+Listener = Callable[[ModelStatus], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ReadyModel:
+    """A loaded model and the engine that owns it."""
+
+    loaded: "LoadedModel"
+    engine: Engine
+
+
+Loader = Callable[[LoadOptions, Report, threading.Event], ReadyModel]
+"""Makes a model ready, reporting (stage, fraction, detail); raises LoadCancelledError when the event is set."""
+
+
+@dataclass(slots=True)
+class _Entry:
+    """One key of the cache. ``leases`` and ``retired`` are guarded by the manager's lock."""
+
+    status: ModelStatus
+    future: Future[ReadyModel] = field(default_factory=Future)
+    cancelled: threading.Event = field(default_factory=threading.Event)
+    leases: int = 0
+    retired: bool = False
+
+
+class ModelManager:
+    """Two loads of one key share one; loads of different keys queue; a lease keeps its model until it ends."""
+
+    def __init__(self, loader: Loader, listener: Listener = lambda status: None) -> None:
+        """``listener`` hears every change of status, from the loading thread."""
+        self._loader = loader
+        self._listener = listener
+        self._entries: dict[LoadOptions, _Entry] = {}
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
+        self._closed = False
+
+    def load(self, options: LoadOptions) -> Future[ReadyModel]:
+        """Begin to load ``options`` unless it is loaded or loading; a load that failed is tried again."""
+        with self._lock:
+            return self._load(options).future
+
+    def _load(self, options: LoadOptions) -> _Entry:
+        if self._closed:
+            raise ModelError("The server is stopping.")
+        entry = self._entries.get(options)
+        if entry is None or _failed(entry):
+            entry = _Entry(ModelStatus(options.model, "loading"))
+            self._entries[options] = entry
+            self._executor.submit(self._run, options, entry)
+        return entry
+
+    @asynccontextmanager
+    async def lease(self, options: LoadOptions) -> AsyncGenerator[ReadyModel]:
+        """Wait until the model is ready and keep it loaded for the length of the block. Raises what the load raised."""
+        with self._lock:
+            entry = self._load(options)
+            entry.leases += 1
+        try:
+            # Shielded: a visitor who leaves must not cancel the load for the others.
+            yield await asyncio.shield(asyncio.wrap_future(entry.future))
+        finally:
+            with self._lock:
+                entry.leases -= 1
+                unused = entry.retired and not entry.leases
+            if unused:
+                await asyncio.to_thread(_close, entry)
+
+    def status(self, options: LoadOptions) -> ModelStatus:
+        """What is happening to ``options`` now."""
+        with self._lock:
+            entry = self._entries.get(options)
+            return entry.status if entry else ModelStatus(options.model, "idle")
+
+    def unload(self, options: LoadOptions) -> None:
+        """Forget the model: a load is cancelled; a model in use is closed when its last lease ends."""
+        with self._lock:
+            entry = self._entries.pop(options, None)
+            if entry is None:
+                return
+            entry.cancelled.set()
+            entry.retired = True
+            unused = not entry.leases
+        if unused:
+            _close(entry)
+
+    def close(self) -> None:
+        """Cancel loads and close every engine; running requests end with an error. Waits for both."""
+        with self._lock:
+            self._closed = True
+            entries = list(self._entries.values())
+            self._entries.clear()
+        for entry in entries:
+            entry.cancelled.set()
+        self._executor.shutdown(wait=True)
+        for entry in entries:
+            _close(entry)
+
+    def _run(self, options: LoadOptions, entry: _Entry) -> None:
+        def report(stage: LoadStage, fraction: float | None = None, detail: str = "") -> None:
+            entry.status = replace(entry.status, stage=stage, fraction=fraction, detail=detail)
+            self._listener(entry.status)
+
+        try:
+            if entry.cancelled.is_set():
+                raise LoadCancelledError("The load was cancelled.")
+            ready = self._loader(options, report, entry.cancelled)
+        except BaseException as error:
+            known = isinstance(error, GraniteDemoError)
+            if not known:
+                log.exception("Loading %s failed.", options.model)
+            shown = error if known else ModelError(f"Loading {options.model} failed ({type(error).__name__}: {error}).")
+            report("failed", None, str(shown))
+            entry.future.set_exception(shown)
+            return
+        loaded = ready.loaded
+        entry.status = replace(
+            entry.status,
+            title=loaded.spec.title,
+            about=loaded.spec.about,
+            facts=(("Model", loaded.spec.title, loaded.spec.about), *loaded.placement.facts),
+            context_length=loaded.context_length,
+        )
+        report("ready", 1.0)
+        entry.future.set_result(ready)
+
+
+def _failed(entry: _Entry) -> bool:
+    return entry.future.done() and entry.future.exception() is not None
+
+
+def _close(entry: _Entry) -> None:
+    if entry.future.done() and entry.future.exception() is None:
+        entry.future.result().engine.close()
+
+
+def open_model(
+    cache_dir: Path, threads: int, options: LoadOptions, report: Report, cancelled: threading.Event
+) -> ReadyModel:
+    """The real ``Loader``: find or fetch the files, place and load the model, start and warm up its engine."""
+    spec = registry.resolve(options.model)
+    folder = spec.path or sample.ensure_sample(cache_dir, report, cancelled)
+    report("loading", None, "")
+    import torch
+
+    from granite_demo.engine.single import SingleStreamEngine
+    from granite_demo.loading import load_checkpoint, place
+
+    if threads:
+        torch.set_num_threads(threads)
+    placement = place(options)
+    loaded = load_checkpoint(folder, spec, placement)
+    engine = SingleStreamEngine(loaded)
+    try:
+        report("warming up", None, "")
+        engine.warm_up()
+        if cancelled.is_set():
+            raise LoadCancelledError("The load was cancelled.")
+    except BaseException:
+        engine.close()
+        raise
+    return ReadyModel(loaded, engine)

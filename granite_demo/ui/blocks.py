@@ -1,0 +1,51 @@
+"""The page: a head with the model's state, and the tabs Chat, Completion and Settings."""
+
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.backends import Backend
+from granite_demo.ui import chat, completion, settings
+from granite_demo.ui.events import DIRECT, MAX_STREAMS
+from granite_demo.ui.render import facts_html, status_html
+from granite_demo.ui.theme import logo_svg
+
+MAX_WAITING = 32
+"""Events that may wait in Gradio's queue; more are refused."""
+
+
+def build_ui(backend: Backend) -> gr.Blocks:
+    """The page over ``backend``, ready to be mounted."""
+    with gr.Blocks(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600)) as demo:
+        with gr.Row(elem_id="head"):
+            gr.HTML(f"<h1>{logo_svg()}<span>granite-demo</span></h1>", elem_id="brand")
+            status = gr.HTML(elem_id="model-status")
+            again = gr.Button("Try again", visible=False, size="sm", elem_id="again", scale=0)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat", scale=1):
+                chat_tab = chat.layout()
+            with gr.Tab("Completion", id="completion"):
+                completion_tab = completion.layout()
+            with gr.Tab("Settings", id="settings"):
+                preferences = settings.layout()
+        timer = gr.Timer(1.0)
+
+        def refresh() -> tuple[Any, ...]:
+            state = backend.status()
+            ready = state.stage == "ready"
+            return (
+                status_html(state),
+                facts_html(state),
+                gr.Button(visible=state.stage == "failed"),
+                gr.Timer(active=not ready),
+            )
+
+        shown = [status, preferences.facts, again, timer]
+        demo.load(refresh, None, shown, **DIRECT)
+        timer.tick(refresh, None, shown, **DIRECT)
+        again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
+        chat.wire(chat_tab, preferences, backend, demo)
+        completion.wire(completion_tab, preferences, backend)
+        settings.wire(preferences, demo)
+    demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
+    return demo

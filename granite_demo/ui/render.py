@@ -1,0 +1,136 @@
+"""Events and states to what the page shows: pure functions, tested without a page."""
+
+import html
+from dataclasses import dataclass
+from typing import Any
+
+from granite_demo.types import Finish, Message, ModelStatus, StreamEvent, TextDelta
+
+ChatHistory = list[dict[str, Any]]
+"""``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
+
+STOPPED = "stopped"
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer as far as it has come."""
+
+    text: str = ""
+    tokens: int = 0
+    ttft: float | None = None
+    finish: Finish | None = None
+
+    def add(self, events: list[StreamEvent], elapsed: float) -> None:
+        """Take in ``events``, ``elapsed`` seconds after the request was made."""
+        for event in events:
+            if isinstance(event, TextDelta):
+                self.text += event.text
+                self.tokens = event.completion_tokens
+                if self.ttft is None:
+                    self.ttft = elapsed
+            else:
+                self.finish = event
+                self.tokens = event.usage.completion_tokens
+                self.ttft = event.timings.ttft
+
+    def note(self, elapsed: float) -> str:
+        """Tokens, time to first token, speed and finish reason, as far as they are known."""
+        if self.ttft is None:
+            return f"Waiting for the first token · {elapsed:.0f} s" if elapsed >= 1 else "Waiting for the first token"
+        parts = [f"{self.tokens:,} token{'s' * (self.tokens != 1)}", f"{self.ttft:.2f} s to first token"]
+        rate = _rate(self, elapsed)
+        if rate is not None:
+            parts.append(f"{rate:.1f} tokens/s")
+        if self.finish is not None:
+            parts.append(_REASONS[self.finish.reason])
+            if self.finish.seed is not None:
+                parts.append(f"seed {self.finish.seed}")
+        return " · ".join(parts)
+
+
+_REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
+
+
+def _rate(answer: Answer, elapsed: float) -> float | None:
+    if answer.finish is not None:
+        return answer.finish.timings.decode_rate(answer.tokens)
+    seconds = elapsed - (answer.ttft or 0.0)
+    return (answer.tokens - 1) / seconds if answer.tokens > 1 and seconds > 0.2 else None
+
+
+def note_html(text: str, kind: str = "note") -> str:
+    """A line under an answer; ``kind`` is its class in the style sheet (note or error)."""
+    return f'<div class="{kind}">{html.escape(text)}</div>'
+
+
+def user_turn(text: str) -> dict[str, Any]:
+    """A user's message for the chatbot."""
+    return {"role": "user", "content": [{"type": "text", "text": text}]}
+
+
+def assistant_turn(text: str, note: str, kind: str = "note") -> dict[str, Any]:
+    """An answer for the chatbot, with the note under it."""
+    blocks = [{"type": "text", "text": text}, {"type": "text", "text": note_html(note, kind)}]
+    return {"role": "assistant", "content": blocks}
+
+
+def turn_text(turn: dict[str, Any]) -> str:
+    """The text of a chatbot message, without the note under it."""
+    content = turn.get("content", "")
+    block = content[0] if isinstance(content, list) and content else content
+    return str(block.get("text", "")) if isinstance(block, dict) else str(block)
+
+
+def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple[Message, ...]:
+    """The conversation to send. Answers without text, which an error left behind, are skipped.
+
+    The history comes from the visitor's browser. Raises InvalidRequestError for what is not a conversation.
+    """
+    prompt = (system_prompt or "").strip()
+    system = [Message("system", prompt)] if prompt else []
+    turns = [Message(turn.get("role", ""), turn_text(turn)) for turn in history]  # type: ignore[arg-type]
+    return (*system, *(turn for turn in turns if turn.role == "user" or turn.content))
+
+
+def mark_stopped(history: ChatHistory) -> ChatHistory:
+    """``history`` with a note that its last answer was stopped by the visitor; the text is kept."""
+    if not history or history[-1].get("role") != "assistant":
+        return history
+    last = history[-1]
+    blocks = last.get("content")
+    note = turn_text({"content": blocks[1:]}) if isinstance(blocks, list) and len(blocks) > 1 else ""
+    if 'class="note"' not in note or any(reason in note for reason in (STOPPED, *_REASONS.values())):
+        return history
+    # The note is markup of ours that came back from the browser: unpacked here, escaped again below.
+    words = html.unescape(note.removeprefix('<div class="note">').removesuffix("</div>"))
+    words = STOPPED if words.startswith("Waiting") else f"{words} · {STOPPED}"
+    return [*history[:-1], assistant_turn(turn_text(last), words)]
+
+
+def status_html(status: ModelStatus) -> str:
+    """The model's state for the head of the page."""
+    name = html.escape(status.title or status.model)
+    if status.stage == "ready":
+        values = " · ".join(html.escape(value) for label, value, _ in status.facts if label != "Model")
+        return f'<div class="status ready"><b>{name}</b> <span>{values}</span></div>'
+    if status.stage == "failed":
+        return f'<div class="status failed"><b>{name}</b> <span>{html.escape(status.detail)}</span></div>'
+    value = "" if status.fraction is None else f' value="{status.fraction:.3f}"'
+    words = html.escape(f"{status.stage} {status.detail}".strip())
+    return (
+        f'<div class="status busy"><b>{name}</b> <span>{words}</span>'
+        f'<progress max="1"{value} aria-label="{words}"></progress></div>'
+    )
+
+
+def facts_html(status: ModelStatus) -> str:
+    """What was chosen for the model and why, as a table."""
+    if not status.facts:
+        return "<p>Shown when the model is ready.</p>"
+    context = (("Context", f"{status.context_length:,} tokens", "the checkpoint's own limit"),)
+    rows = "".join(
+        f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td><td>{html.escape(reason)}</td></tr>"
+        for name, value, reason in (*status.facts, *context)
+    )
+    return f'<table class="facts"><thead><tr><th></th><th>Chosen</th><th>Why</th></tr></thead><tbody>{rows}</tbody></table>'

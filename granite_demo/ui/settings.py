@@ -1,0 +1,111 @@
+"""The Settings tab: this visitor's sampling parameters, and what was chosen for the loaded model and why."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
+from granite_demo.ui.events import DIRECT
+
+STORAGE_KEY = "granite-demo-settings"
+DEFAULTS = (0.0, 1.0, 0, 1.0, 512, None, "")
+"""The first values of ``Preferences.components``, in their order: greedy."""
+
+
+@dataclass(frozen=True, slots=True)
+class Preferences:
+    """The tab's components. ``components`` are the arguments of ``to_sampling``, in order."""
+
+    components: list[Any]
+    reset: gr.Button
+    saved: gr.BrowserState
+    facts: gr.HTML
+
+
+def to_sampling(
+    temperature: Any, top_p: Any, top_k: Any, repetition_penalty: Any, max_tokens: Any, seed: Any, stop: Any
+) -> SamplingParams:
+    """The visitor's values as sampling parameters. Raises InvalidRequestError."""
+    return SamplingParams(
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        repetition_penalty=repetition_penalty,
+        max_tokens=max_tokens,
+        seed=seed,
+        stop=tuple(_unescape(line) for line in str(stop or "").splitlines() if line),
+    )
+
+
+def _unescape(line: str) -> str:
+    """``line`` with JSON's escapes, such as \\n, taken as the characters they stand for."""
+    try:
+        text: str = json.loads('"' + line.replace('"', '\\"') + '"')
+    except ValueError:
+        raise InvalidRequestError(f"The stop string {line!r} has a broken escape; write a backslash as \\\\.") from None
+    return text
+
+
+def layout() -> Preferences:
+    """Place the components. Call inside the tab."""
+    temperature, top_p, top_k, penalty, max_tokens, seed, stop = DEFAULTS
+    gr.Markdown("### Sampling\nFor your answers only, kept in this browser.")
+    with gr.Row():
+        components: list[Any] = [
+            gr.Slider(
+                0, 2, temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token (greedy)."
+            ),
+            gr.Slider(0.01, 1, top_p, step=0.01, label="Top-p", info="Sample from the likeliest tokens of this total."),
+            gr.Slider(0, 200, top_k, step=1, label="Top-k", info="Sample from this many tokens; 0 is all."),
+        ]
+    with gr.Row():
+        components += [
+            gr.Slider(0.8, 2, penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less; 1 is off."),
+            gr.Slider(1, 8192, max_tokens, step=1, label="Max new tokens", info="An answer ends here at the latest."),
+            gr.Number(
+                seed,
+                label="Seed",
+                precision=0,
+                minimum=0,
+                info="The same seed repeats a sampled answer; empty is random.",
+            ),
+        ]
+    components.append(
+        gr.Textbox(
+            stop,
+            label="Stop strings",
+            lines=2,
+            elem_id="stop-strings",
+            info=f"One a line, up to {MAX_STOP_STRINGS} of {MAX_STOP_LENGTH} characters. "
+            "The answer is cut before the first one. \\n is a line break.",
+        )
+    )
+    reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
+    gr.Markdown("### Model")
+    facts = gr.HTML(elem_id="facts")
+    saved = gr.BrowserState(list(DEFAULTS), storage_key=STORAGE_KEY, secret=STORAGE_KEY)
+    return Preferences(components, reset, saved, facts)
+
+
+def wire(preferences: Preferences, demo: gr.Blocks) -> None:
+    """Connect the events: values are kept in the browser and come back with the page."""
+    values = preferences.components
+    gr.on([value.change for value in values], _as_list, values, [preferences.saved], **DIRECT)
+    preferences.reset.click(lambda: list(DEFAULTS), None, values, **DIRECT)
+    demo.load(restore, [preferences.saved], values, **DIRECT)
+
+
+def restore(saved: Any) -> list[Any]:
+    """What was kept, or the defaults where it is from another version or out of range."""
+    try:
+        to_sampling(*saved)
+    except (InvalidRequestError, TypeError):
+        return list(DEFAULTS)
+    return list(saved)
+
+
+def _as_list(*values: Any) -> list[Any]:
+    return list(values)

@@ -1,0 +1,50 @@
+"""Paces a stream of events for the browser: few updates a second, and a sign of life while nothing comes."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+from granite_demo.types import StreamEvent
+
+UPDATE_INTERVAL = 1 / 12
+"""Seconds between updates: faster than anybody reads, and cheap for server and browser."""
+IDLE_INTERVAL = 0.4
+"""Seconds without an event after which an empty batch is yielded: Gradio notices a closed tab only when it sends."""
+
+
+async def paced(
+    events: AsyncGenerator[StreamEvent], interval: float = UPDATE_INTERVAL, idle: float = IDLE_INTERVAL
+) -> AsyncGenerator[list[StreamEvent]]:
+    """Yield what came since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
+
+    Closing this generator closes ``events``. Raises what ``events`` raises, after the events before it.
+    """
+    pending: list[StreamEvent] = []
+    arrived = asyncio.Event()
+
+    async def collect() -> None:
+        try:
+            async for event in events:
+                pending.append(event)
+                arrived.set()
+        finally:
+            arrived.set()
+
+    task = asyncio.create_task(collect())
+    try:
+        while not task.done():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(arrived.wait(), idle)
+            arrived.clear()
+            batch, pending[:] = list(pending), []
+            yield batch
+            if not task.done():
+                await asyncio.wait([task], timeout=interval)
+        if pending:
+            yield list(pending)
+        await task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError, Exception):
+            await task
+        await events.aclose()

@@ -1,0 +1,43 @@
+"""Where the page's theme, style sheet and logo lie."""
+
+import json
+from pathlib import Path
+
+import gradio as gr
+from gradio.themes.utils.fonts import LocalFont
+
+
+def assets_dir() -> Path:
+    """The assets folder: inside an installed package, beside the package in a source tree."""
+    package = Path(__file__).parent.parent
+    installed = package / "assets"
+    return installed if installed.is_dir() else package.parent / "assets"
+
+
+def load_theme() -> gr.Theme:
+    """The theme of ``assets/theme.json``. Its fonts ship with Gradio: the page fetches nothing from elsewhere."""
+    look = json.loads((assets_dir() / "theme.json").read_text(encoding="utf-8"))
+    primary = gr.themes.Color(**look["primary_hue"], name="primary")
+    neutral = gr.themes.Color(**look["neutral_hue"], name="neutral")
+    # 400 and 700 are the weights that Gradio ships whole; its 600 lacks most letters.
+    font = (LocalFont("IBM Plex Sans", weights=(400, 700)), gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
+    mono = (LocalFont("IBM Plex Mono", weights=(400, 700)), gr.themes.Font("monospace"))
+    theme = gr.themes.Default(
+        primary_hue=primary, secondary_hue=primary, neutral_hue=neutral, font=font, font_mono=mono
+    )
+    return theme.set(**look["values"])
+
+
+def style_path() -> Path:
+    """The style sheet beside the theme."""
+    return assets_dir() / "style.css"
+
+
+def logo_svg() -> str:
+    """The logo as markup to set into the page."""
+    return logo_path().read_text(encoding="utf-8")
+
+
+def logo_path() -> Path:
+    """The logo's file, which is also the page's icon."""
+    return assets_dir() / "logo.svg"

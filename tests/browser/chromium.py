@@ -1,0 +1,76 @@
+"""Finds a Chromium for the browser tests. Knows nothing of the page.
+
+The order: the path in CHROME, if set; Playwright's own, downloaded if it can be; a browser on PATH; Debian's package,
+installed by apt-get if the user is root.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.async_api import Playwright as AsyncPlaywright
+from playwright.sync_api import Playwright
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = (
+    "--no-sandbox",  # which Chromium needs where the user is root
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    # Nothing but the page under test may use the network.
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+)
+
+
+def launch_args(playwright: Playwright | AsyncPlaywright) -> dict[str, Any]:
+    """Arguments for ``playwright.chromium.launch``. Fails the test if there is no browser."""
+    return {"executable_path": str(_find(Path(playwright.chromium.executable_path))), "args": list(FLAGS)}
+
+
+def _find(own: Path) -> Path:
+    if chosen := os.environ.get("CHROME"):
+        if not Path(chosen).is_file():
+            pytest.fail(f"CHROME is {chosen!r}, which is no file. Set it to the path of a Chromium.", pytrace=False)
+        return Path(chosen)
+    if _runs(own) or (_download() and _runs(own)):
+        return own
+    if found := _on_path() or (_apt_get() and _on_path()):
+        return found
+    pytest.fail("There is no browser. Install Chromium, or set CHROME to the path of one.", pytrace=False)
+
+
+def _runs(path: Path) -> bool:
+    """Whether the file is there, with the system libraries it needs."""
+    return path.is_file() and (sys.platform != "linux" or _succeeds(str(path), "--version", seconds=30))
+
+
+def _on_path() -> Path | None:
+    return next((Path(path) for name in NAMES if (path := shutil.which(name))), None)
+
+
+@cache
+def _download() -> bool:
+    return _succeeds(sys.executable, "-m", "playwright", "install", "chromium", seconds=120)
+
+
+@cache
+def _apt_get() -> bool:
+    if not (shutil.which("apt-get") and os.geteuid() == 0):
+        return False
+    install = ("apt-get", "install", "-y", "--no-install-recommends", "chromium")
+    return _succeeds("apt-get", "update", seconds=120) and _succeeds(*install, seconds=600)
+
+
+def _succeeds(*command: str, seconds: float) -> bool:
+    try:
+        return subprocess.run(command, capture_output=True, timeout=seconds, check=False).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False

@@ -1,0 +1,48 @@
+"""Fixtures of all tests: the real sample model, loaded once, and fakes at the seams."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from granite_demo.sample import ensure_sample
+from granite_demo.settings import Settings
+from tests.fakes import FakeBackend
+
+if TYPE_CHECKING:
+    from granite_demo.engine.single import SingleStreamEngine
+    from granite_demo.loading import LoadedModel
+
+
+@pytest.fixture(scope="session")
+def sample_path() -> Path:
+    """The folder of the sample checkpoint in the user's cache, made on first use."""
+    return ensure_sample(Settings.resolve({}, {}).cache_dir, lambda stage, fraction, detail: None, threading.Event())
+
+
+@pytest.fixture(scope="session")
+def sample(sample_path: Path) -> "LoadedModel":
+    """The sample model in float32 on the CPU."""
+    from granite_demo import registry
+    from granite_demo.loading import load_checkpoint, place
+    from granite_demo.types import LoadOptions
+
+    return load_checkpoint(sample_path, registry.SAMPLE, place(LoadOptions(device="cpu", dtype="float32")))
+
+
+@pytest.fixture(scope="session")
+def engine(sample: "LoadedModel") -> Iterator["SingleStreamEngine"]:
+    """The single-stream engine over the sample model."""
+    from granite_demo.engine.single import SingleStreamEngine
+
+    engine = SingleStreamEngine(sample)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def backend() -> FakeBackend:
+    """A backend that answers at once."""
+    return FakeBackend()

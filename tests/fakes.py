@@ -1,0 +1,90 @@
+"""Short hand-written stand-ins at the two seams."""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Sequence
+
+from granite_demo.engine.base import EngineStats
+from granite_demo.types import (
+    Finish,
+    GenerationRequest,
+    ModelStatus,
+    SamplingParams,
+    StreamEvent,
+    TextDelta,
+    Timings,
+    Usage,
+)
+
+READY = ModelStatus(
+    "fake", "ready", 1.0, title="Fake model", facts=(("Device", "cpu", "a test"),), context_length=1000
+)
+
+
+class FakeEngine:
+    """Yields the given token ids, then raises ``error`` if there is one."""
+
+    def __init__(self, token_ids: Sequence[int], error: Exception | None = None) -> None:
+        self.token_ids = list(token_ids)
+        self.error = error
+        self.prompts: list[list[int]] = []
+        self.closed_streams = 0
+        self.closed = False
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[int]:
+        self.prompts.append(list(prompt_ids))
+        try:
+            for token in self.token_ids[: sampling.max_tokens]:
+                await asyncio.sleep(0)
+                yield token
+            if self.error:
+                raise self.error
+        finally:
+            self.closed_streams += 1
+
+    def stats(self) -> EngineStats:
+        return EngineStats(running=0, waiting=0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class FakeBackend:
+    """Answers every request with ``words``, one every ``delay`` seconds, then raises ``error`` if there is one."""
+
+    def __init__(self, words: Sequence[str] = ("Hello", " world", "!"), delay: float = 0.0) -> None:
+        self.words = list(words)
+        self.delay = delay
+        self.first_delay = 0.0
+        self.error: Exception | None = None
+        self.state = READY
+        self.requests: list[GenerationRequest] = []
+        self.running = 0
+        self.started = threading.Event()
+        self.closed = threading.Event()
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
+        self.requests.append(request)
+        self.running += 1
+        try:
+            await asyncio.sleep(self.first_delay)
+            limit = request.sampling.max_tokens or len(self.words)
+            for count, word in enumerate(self.words[:limit], 1):
+                yield TextDelta(word, count)
+                await asyncio.sleep(self.delay)
+            if self.error:
+                raise self.error
+            count = min(limit, len(self.words))
+            reason = "length" if limit < len(self.words) else "stop"
+            yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
+        finally:
+            self.running -= 1
+
+    def status(self) -> ModelStatus:
+        return self.state
+
+    def start(self) -> None:
+        self.started.set()
+
+    def close(self) -> None:
+        self.closed.set()

@@ -1,0 +1,176 @@
+"""Messages in, events out: on fakes for the edges, on the sample model for the whole."""
+
+import asyncio
+import threading
+import time
+from contextlib import aclosing
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from granite_demo.backends import LocalBackend, fit_to_context
+from granite_demo.engine.base import EngineStats
+from granite_demo.engine.single import SingleStreamEngine
+from granite_demo.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelError
+from granite_demo.loading import LoadedModel
+from granite_demo.manager import ModelManager, ReadyModel, Report
+from granite_demo.types import Finish, GenerationRequest, LoadOptions, Message, SamplingParams, TextDelta
+from tests.fakes import FakeEngine
+
+OPTIONS = LoadOptions()
+
+
+def backend_over(engine: Any, loaded: Any) -> LocalBackend:
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        return ReadyModel(loaded, engine)
+
+    return LocalBackend(ModelManager(load), OPTIONS)
+
+
+def chat(text: str, **sampling: Any) -> GenerationRequest:
+    return GenerationRequest((Message("user", text),), sampling=SamplingParams(**sampling))
+
+
+async def answer(backend: LocalBackend, request: GenerationRequest) -> tuple[str, Finish]:
+    events = [event async for event in backend.stream(request)]
+    finish = events.pop()
+    assert isinstance(finish, Finish)
+    assert all(isinstance(event, TextDelta) for event in events)
+    return "".join(event.text for event in events if isinstance(event, TextDelta)), finish
+
+
+@pytest.fixture
+def real(engine: SingleStreamEngine, sample: LoadedModel) -> LocalBackend:
+    """A backend over the session's engine. Never closed: the engine is not its own."""
+    return backend_over(engine, sample)
+
+
+async def test_the_sample_knows_the_capital_of_france(real: LocalBackend) -> None:
+    text, finish = await answer(real, chat("What is the capital of France?", max_tokens=50))
+    assert "Paris" in text
+    assert finish.reason == "stop"
+    assert 0 < finish.timings.ttft <= finish.timings.total
+    assert finish.usage.prompt_tokens > 10
+    assert finish.seed is None
+
+
+async def test_max_tokens_ends_with_length(real: LocalBackend) -> None:
+    _, finish = await answer(real, chat("Tell me a story.", max_tokens=5))
+    assert (finish.reason, finish.usage.completion_tokens) == ("length", 5)
+
+
+async def test_a_stop_string_is_cut_exactly(real: LocalBackend) -> None:
+    whole, _ = await answer(real, chat("Count from one to ten in words.", max_tokens=60))
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 7]
+    text, finish = await answer(real, chat("Count from one to ten in words.", max_tokens=60, stop=(stop,)))
+    assert text == whole[: whole.index(stop)]
+    assert finish.reason == "stop"
+
+
+async def test_a_seed_repeats_a_sampled_answer_and_is_told(real: LocalBackend) -> None:
+    request = chat("Tell me a story.", max_tokens=15, temperature=1.0)
+    text, finish = await answer(real, request)
+    assert finish.seed is not None
+    again, _ = await answer(real, chat("Tell me a story.", max_tokens=15, temperature=1.0, seed=finish.seed))
+    other, _ = await answer(real, chat("Tell me a story.", max_tokens=15, temperature=1.0, seed=finish.seed + 1))
+    assert text == again
+    assert text != other
+
+
+async def test_completion_continues_raw_text(real: LocalBackend) -> None:
+    text, _ = await answer(real, GenerationRequest(prompt="The capital of France is", sampling=SamplingParams(max_tokens=8)))
+    assert "Paris" in text
+
+
+async def test_context_overflow_is_refused_with_both_numbers(real: LocalBackend, sample: LoadedModel) -> None:
+    with pytest.raises(ContextOverflowError, match=f"{sample.context_length:,}") as caught:
+        await answer(real, GenerationRequest(prompt="word " * 9000))
+    assert caught.value.prompt_tokens >= 9000
+    assert f"{caught.value.prompt_tokens:,}" in caught.value.user_text
+
+
+async def test_closing_the_stream_frees_the_engine(real: LocalBackend, engine: SingleStreamEngine) -> None:
+    async with aclosing(real.stream(chat("Tell me a long story."))) as events:
+        async for _ in events:
+            break
+    start = time.perf_counter()
+    while engine.stats() != EngineStats(running=0, waiting=0):
+        await asyncio.sleep(0.01)
+        assert time.perf_counter() - start < 1
+
+
+def test_fit_to_context() -> None:
+    assert fit_to_context(SamplingParams(), 90, 100).max_tokens == 10
+    assert fit_to_context(SamplingParams(max_tokens=50), 90, 100).max_tokens == 10
+    assert fit_to_context(SamplingParams(max_tokens=5), 90, 100).max_tokens == 5
+    assert fit_to_context(SamplingParams(), 90, 100).seed is None
+    assert fit_to_context(SamplingParams(temperature=1), 90, 100).seed is not None
+    with pytest.raises(ContextOverflowError):
+        fit_to_context(SamplingParams(), 100, 100)
+
+
+async def test_an_engine_error_is_raised_after_the_text_before_it(sample: LoadedModel) -> None:
+    ids = sample.tokenizer("Hello there", add_special_tokens=False).input_ids
+    engine = FakeEngine(ids, EngineError("broken"))
+    seen = []
+    with pytest.raises(EngineError, match="broken"):
+        async for event in backend_over(engine, sample).stream(chat("Hi")):
+            seen.append(event)
+    assert "".join(event.text for event in seen if isinstance(event, TextDelta)) == "Hello there"
+    assert engine.closed_streams == 1
+
+
+async def test_a_stop_string_closes_the_engine_stream(sample: LoadedModel) -> None:
+    ids = sample.tokenizer("one two three four", add_special_tokens=False).input_ids
+    engine = FakeEngine(ids)
+    text, finish = await answer(backend_over(engine, sample), chat("Hi", stop=("three",)))
+    assert (text, finish.reason) == ("one two ", "stop")
+    assert engine.closed_streams == 1
+
+
+async def test_half_a_character_at_the_end_is_not_shown(sample: LoadedModel) -> None:
+    ids = sample.tokenizer("ok 😀", add_special_tokens=False).input_ids[:-1]
+    text, finish = await answer(backend_over(FakeEngine(ids), sample), chat("Hi"))
+    assert text.rstrip() == "ok"
+    assert finish.reason == "length"
+
+
+async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_path: Any) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(sample_path)
+    tokenizer.chat_template = None
+    ids = tokenizer("Paris", add_special_tokens=False).input_ids
+    loaded = SimpleNamespace(
+        tokenizer=tokenizer,
+        context_length=100,
+        eos_ids=frozenset(),
+        spec=SimpleNamespace(title="t", about="a"),
+        placement=SimpleNamespace(facts=()),
+    )
+    backend = backend_over(FakeEngine(ids), loaded)
+    with pytest.raises(InvalidRequestError, match="Completion tab"):
+        await answer(backend, chat("Hi"))
+    text, _ = await answer(backend, GenerationRequest(prompt="The capital is"))
+    assert text == "Paris"
+
+
+async def test_a_failed_load_is_raised_and_the_next_request_tries_again(sample: LoadedModel) -> None:
+    attempts = 0
+
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        nonlocal attempts
+        attempts += 1
+        if attempts == 1:
+            raise ModelError("no luck")
+        return ReadyModel(sample, FakeEngine(sample.tokenizer("yes", add_special_tokens=False).input_ids))
+
+    backend = LocalBackend(ModelManager(load), OPTIONS)
+    with pytest.raises(ModelError, match="no luck"):
+        await answer(backend, chat("Hi"))
+    assert backend.status().stage == "failed"
+    text, _ = await answer(backend, chat("Hi"))
+    assert text == "yes"
+    assert backend.status().stage == "ready"

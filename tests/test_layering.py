@@ -1,0 +1,97 @@
+"""Which module may import which, who reads the environment, and how long things may get."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "granite_demo"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+BASE = {"errors", "types"}
+MAY_IMPORT = {
+    "errors": set[str](),
+    "types": {"errors"},
+    "settings": BASE,
+    "registry": BASE,
+    "sample": BASE,
+    "terminal": BASE | {"bench"},
+    "parsing": BASE,
+    "decoding": BASE,
+    "prompts": BASE | {"registry"},
+    "loading": BASE | {"registry"},
+    "engine": BASE | {"registry", "loading", "engine"},
+    "manager": BASE | {"registry", "sample", "loading", "engine"},
+    "backends": BASE | {"registry", "prompts", "parsing", "decoding", "manager"},
+    "ui": BASE | {"settings", "backends", "ui"},
+    "bench": BASE | {"manager", "backends", "server"},
+    "server": BASE | {"settings", "backends", "ui", "server"},
+}
+MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
+# cli hands the environment to Settings, and sample passes it on to pip.
+MAY_READ_ENVIRONMENT = {"settings", "cli", "sample"}
+MAX_FILE_LINES = 300
+MAX_FUNCTION_LINES = 60
+
+every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+
+
+def name_of(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports_of(tree: ast.AST) -> Iterator[str]:
+    """The parts of this package that are imported, inside functions too."""
+    parts = {name_of(path) for path in MODULES}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            full_names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: relative import"
+            full_names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for package, part, *_ in (f"{name}.".split(".") for name in full_names):
+            if package == PACKAGE.name and part in parts:
+                yield part
+
+
+@every_module
+def test_imports_point_downwards(path: Path) -> None:
+    if name_of(path) not in MAY_IMPORT_ALL:
+        assert name_of(path) in MAY_IMPORT, "give this module a row in MAY_IMPORT"
+        assert set(imports_of(ast.parse(path.read_bytes()))) <= MAY_IMPORT[name_of(path)]
+
+
+@every_module
+def test_environment_is_read_in_one_place(path: Path) -> None:
+    nodes = list(ast.walk(ast.parse(path.read_bytes())))
+    used = {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    used |= {node.name for node in nodes if isinstance(node, ast.alias)}
+    if name_of(path) not in MAY_READ_ENVIRONMENT:
+        assert not used & {"environ", "environb", "getenv"}
+
+
+@every_module
+def test_files_and_functions_are_short(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE_LINES
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+@pytest.mark.parametrize(
+    ("modules", "absent"),
+    [
+        ("granite_demo", ("gradio", "torch", "transformers")),
+        ("granite_demo.cli", ("gradio", "torch", "transformers")),
+        ("granite_demo.ui.blocks, granite_demo.server.app", ("torch",)),
+    ],
+)
+def test_import_is_light(modules: str, absent: tuple[str, ...]) -> None:
+    code = f"import sys, {modules}\nprint([name for name in {absent} if name in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "[]", run.stderr

@@ -1,0 +1,75 @@
+"""What a user installs and types: README's commands, the declared dependencies, the wheel."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from importlib.metadata import packages_distributions
+from pathlib import Path
+from shutil import copy, copytree
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "granite_demo"
+RUN_LINE = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python app.py"
+TEST_LINE = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
+SHIPPED = (".css", ".json", ".svg")
+
+
+@pytest.mark.parametrize("line", [RUN_LINE, TEST_LINE])
+def test_readme_has_the_command(line: str) -> None:
+    assert line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+
+
+def test_ci_runs_readmes_test_command() -> None:
+    steps = [line.strip() for line in (ROOT / ".ci/run").read_text(encoding="utf-8").splitlines()]
+    assert [step for step in steps if step in TEST_LINE] == TEST_LINE.split(" && ")
+
+
+def normalized(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def imported_names(path: Path) -> set[str]:
+    """The top-level packages outside the standard library that a module imports."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            names.add(node.module or "")
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_imported_packages_are_declared(path: Path) -> None:
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    declared = {normalized(re.split(r"[<>=!~; \[]", line)[0]) for line in lines if line and line[0] != "#"}
+    provided_by = packages_distributions()
+    for name in imported_names(path) - {"granite_demo", "flash_attn"}:
+        assert declared & {normalized(distribution) for distribution in provided_by.get(name, [])}, name
+
+
+def test_every_package_is_listed() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]["packages"]
+    found = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("*.py")}
+    assert set(listed) == {".".join(folder.parts) for folder in found} | {"granite_demo.assets"}
+
+
+@pytest.mark.slow
+def test_wheel_holds_modules_and_assets(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    for folder in ("granite_demo", "assets"):
+        copytree(ROOT / folder, source / folder)
+    for name in ("pyproject.toml", "requirements.txt", "README.md", "LICENSE"):
+        copy(ROOT / name, source)
+    code = f"from setuptools.build_meta import build_wheel; build_wheel({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, timeout=120)
+    [wheel] = tmp_path.glob("granite_demo-*.whl")
+    inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("granite_demo/")}
+    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
+    assets = {f"granite_demo/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "assets").iterdir()}
+    assert inside == modules | {name for name in assets if name.endswith(SHIPPED)}
