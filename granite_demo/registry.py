@@ -45,5 +45,6 @@ def resolve(name: str) -> ModelSpec:
             path=folder.resolve(),
         )
     raise UnknownModelError(
-        f"There is no model {name!r}: it is neither in the registry ({', '.join(MODELS)}) nor a folder with a config.json."
+        f"There is no model {name!r}: it is neither in the registry ({', '.join(MODELS)}) "
+        "nor a folder with a config.json."
     )

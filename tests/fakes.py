@@ -16,9 +16,7 @@ from granite_demo.types import (
     Usage,
 )
 
-READY = ModelStatus(
-    "fake", "ready", 1.0, title="Fake model", facts=(("Device", "cpu", "a test"),), context_length=1000
-)
+READY = ModelStatus("fake", "ready", 1.0, title="Fake model", facts=(("Device", "cpu", "a test"),), context_length=1000)
 
 
 class FakeEngine:

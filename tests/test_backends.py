@@ -80,7 +80,9 @@ async def test_a_seed_repeats_a_sampled_answer_and_is_told(real: LocalBackend) -
 
 
 async def test_completion_continues_raw_text(real: LocalBackend) -> None:
-    text, _ = await answer(real, GenerationRequest(prompt="The capital of France is", sampling=SamplingParams(max_tokens=8)))
+    text, _ = await answer(
+        real, GenerationRequest(prompt="The capital of France is", sampling=SamplingParams(max_tokens=8))
+    )
     assert "Paris" in text
 
 

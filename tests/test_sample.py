@@ -123,9 +123,9 @@ def test_first_use_builds_and_later_uses_return_at_once(tiny: Setup) -> None:
     assert tiny.left() == {"sample-1"}
     if os.name == "posix":
         assert folder.stat().st_mode & 0o777 == 0o755, "other users of a shared cache cannot read it"
-    again = Recorder()
-    assert ensure_sample(tiny.cache, again, tiny.cancelled, pip_args=["--bad"], convert=must_not_run) == folder
-    assert again.calls == []
+    tiny.report = Recorder(act=lambda stage, detail: pytest.fail(f"not at once: {detail}"))
+    with FileLock(tiny.cache / ".sample.lock"):  # which a ready sample does not need
+        assert tiny.run(convert=must_not_run) == folder
 
 
 def test_reported_fractions_rise_within_each_stage(tiny: Setup) -> None:

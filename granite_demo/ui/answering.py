@@ -2,9 +2,12 @@
 
 import logging
 import secrets
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+
+import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError
@@ -18,20 +21,57 @@ Snapshot = tuple[str, str, str]
 """(text so far, note under it, kind of the note: note or error)"""
 
 
-async def snapshots(backend: Backend, build: Callable[[], GenerationRequest]) -> AsyncGenerator[Snapshot]:
-    """Yield the answer as it grows. Errors end it with a note, never with an exception: what was written stays.
+class Visitors:
+    """Who is being answered in one tab, so that Stop and a closed page reach the right request.
 
-    ``build`` makes the request, so that a value out of range is reported in the same way.
+    Gradio's own ``cancels`` closes the stream while updates are on their way, which overwrite what Stop showed last.
+    """
+
+    def __init__(self) -> None:
+        self._stops: dict[str, list[threading.Event]] = {}
+
+    @contextmanager
+    def answering(self, visitor: str) -> Iterator[threading.Event]:
+        """Register a request of ``visitor`` (Gradio's session hash); the event is set when it is to stop."""
+        stop = threading.Event()
+        self._stops.setdefault(visitor, []).append(stop)
+        try:
+            yield stop
+        finally:
+            self._stops[visitor].remove(stop)
+            if not self._stops[visitor]:
+                del self._stops[visitor]
+
+    def stop(self, visitor: str) -> bool:
+        """Stop what ``visitor`` asked for. False if there is nothing to stop."""
+        stops = self._stops.get(visitor, [])
+        for stop in stops:
+            stop.set()
+        return bool(stops)
+
+
+async def snapshots(
+    backend: Backend, build: Callable[[], GenerationRequest], stop: threading.Event
+) -> AsyncGenerator[Snapshot]:
+    """Yield the answer as it grows, until it ends or ``stop`` is set.
+
+    Errors end it with a note, never with an exception: what was written stays. ``build`` makes the request, so that a
+    value out of range is reported in the same way.
     """
     answer = Answer()
     start = time.perf_counter()
+    elapsed = 0.0
     try:
         request = build()
         async with aclosing(paced(backend.stream(request))) as batches:
             async for batch in batches:
                 elapsed = time.perf_counter() - start
                 answer.add(batch, elapsed)
+                if stop.is_set():
+                    break
                 yield answer.text, _progress(backend, answer, elapsed), "note"
+        if answer.finish is None:
+            yield answer.text, answer.stopped_note(elapsed), "note"
     except GraniteDemoError as error:
         yield answer.text, error.user_text, "error"
     except Exception:
@@ -47,3 +87,8 @@ def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:
         percent = "" if status.fraction is None else f" {status.fraction:.0%}"
         return f"Getting the model ready: {status.stage}{percent} {status.detail}".rstrip()
     return answer.note(elapsed)
+
+
+def session(visit: gr.Request) -> str:
+    """What tells one open page from another."""
+    return visit.session_hash or ""

@@ -45,7 +45,7 @@ def build_ui(backend: Backend) -> gr.Blocks:
         timer.tick(refresh, None, shown, **DIRECT)
         again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
         chat.wire(chat_tab, preferences, backend, demo)
-        completion.wire(completion_tab, preferences, backend)
+        completion.wire(completion_tab, preferences, backend, demo)
         settings.wire(preferences, demo)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
     return demo

@@ -1,5 +1,6 @@
 """The Chat tab: the conversation lives in the visitor's browser, and each request carries all of it."""
 
+import threading
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ import gradio as gr
 from granite_demo.backends import Backend
 from granite_demo.types import GenerationRequest
 from granite_demo.ui import render
-from granite_demo.ui.answering import snapshots
+from granite_demo.ui.answering import Visitors, session, snapshots
 from granite_demo.ui.events import DIRECT, STREAMING
 from granite_demo.ui.render import ChatHistory
 from granite_demo.ui.settings import Preferences, to_sampling
@@ -86,11 +87,22 @@ def wire(tab: ChatTab, preferences: Preferences, backend: Backend, demo: gr.Bloc
     Each way to ask first puts the question into the conversation, then the one ``respond`` answers it.
     """
     screen = [tab.chatbot, tab.textbox]
+    visitors = Visitors()
 
-    async def respond(history: ChatHistory, system_prompt: str | None, *values: Any) -> AsyncGenerator[Any]:
-        async with aclosing(answer(backend, history, system_prompt, values)) as updates:
-            async for update in updates:
-                yield update
+    async def respond(
+        visit: gr.Request, history: ChatHistory, system_prompt: str | None, *values: Any
+    ) -> AsyncGenerator[Any]:
+        with visitors.answering(session(visit)) as stop:
+            async with aclosing(answer(backend, history, system_prompt, values, stop)) as updates:
+                async for update in updates:
+                    yield update
+
+    async def stop(visit: gr.Request) -> Any:
+        # The stream itself tells that it was stopped; without one, as after a restart, the box is set free here.
+        return gr.skip() if visitors.stop(session(visit)) else _box(busy=False)
+
+    def leave(visit: gr.Request) -> None:
+        visitors.stop(session(visit))
 
     asked = [
         tab.textbox.submit(ask, [tab.textbox, tab.chatbot], screen, **DIRECT),
@@ -100,12 +112,13 @@ def wire(tab: ChatTab, preferences: Preferences, backend: Backend, demo: gr.Bloc
     ]
     inputs = [tab.chatbot, tab.system_prompt, *preferences.components]
     answered = [event.then(respond, inputs, screen, **STREAMING) for event in asked]
-    stopped = tab.textbox.stop(stop, [tab.chatbot], screen, cancels=answered, **DIRECT)
+    tab.textbox.stop(stop, None, [tab.textbox], **DIRECT)
+    demo.unload(leave)
     undone = tab.chatbot.undo(undo, [tab.chatbot], screen, **DIRECT)
     # Saved when asked, too: a reload in the middle of an answer keeps the question.
-    for event in (*asked, *answered, stopped, undone):
+    for event in (*asked, *answered, undone):
         event.then(_keep, [tab.chatbot], [tab.saved], **DIRECT)
-    tab.chatbot.clear(lambda: [], None, [tab.saved], **DIRECT)
+    tab.chatbot.clear(list, None, [tab.saved], **DIRECT)
     demo.load(_keep, [tab.saved], [tab.chatbot], **DIRECT)
 
 
@@ -137,13 +150,12 @@ def undo(data: gr.UndoData, history: ChatHistory) -> tuple[Any, Any]:
     return history[:index], gr.Textbox(value=render.turn_text(history[index]))
 
 
-def stop(history: ChatHistory) -> tuple[Any, Any]:
-    """Mark the answer as stopped. The event's ``cancels`` closes the generator, and with it the request."""
-    return render.mark_stopped(history), _box(busy=False)
-
-
 async def answer(
-    backend: Backend, history: ChatHistory, system_prompt: str | None, values: tuple[Any, ...]
+    backend: Backend,
+    history: ChatHistory,
+    system_prompt: str | None,
+    values: tuple[Any, ...],
+    stop: threading.Event,
 ) -> AsyncGenerator[tuple[Any, Any]]:
     """Yield (history, message box) while the answer to the last turn grows."""
     if not history or history[-1].get("role") != "user":
@@ -155,7 +167,7 @@ async def answer(
 
     yield [*history, render.assistant_turn("", "Waiting for the first token")], _box(busy=True)
     turn = history[-1]
-    async with aclosing(snapshots(backend, build)) as updates:
+    async with aclosing(snapshots(backend, build, stop)) as updates:
         async for text, note, kind in updates:
             turn = render.assistant_turn(text, note, kind)
             yield [*history, turn], gr.skip()

@@ -9,9 +9,9 @@ import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.types import GenerationRequest
-from granite_demo.ui.answering import snapshots
+from granite_demo.ui.answering import Visitors, session, snapshots
 from granite_demo.ui.events import DIRECT, STREAMING
-from granite_demo.ui.render import STOPPED, note_html
+from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import Preferences, to_sampling
 
 EXAMPLES = [
@@ -55,29 +55,36 @@ def layout() -> CompletionTab:
     return CompletionTab(prompt, run, stop, append, output, note)
 
 
-def wire(tab: CompletionTab, preferences: Preferences, backend: Backend) -> None:
+def wire(tab: CompletionTab, preferences: Preferences, backend: Backend, demo: gr.Blocks) -> None:
     """Connect the events. Call after all tabs are laid out."""
     screen = [tab.output, tab.note, tab.run, tab.stop]
+    visitors = Visitors()
 
-    async def complete(prompt: str | None, *values: Any) -> AsyncGenerator[Any]:
+    async def complete(visit: gr.Request, prompt: str | None, *values: Any) -> AsyncGenerator[Any]:
         def build() -> GenerationRequest:
             return GenerationRequest(prompt=prompt or "", sampling=to_sampling(*values))
 
         yield "", note_html("Waiting for the first token"), gr.Button(visible=False), gr.Button(visible=True)
-        async with aclosing(snapshots(backend, build)) as updates:
-            async for text, note, kind in updates:
-                yield text, note_html(note, kind), gr.skip(), gr.skip()
+        with visitors.answering(session(visit)) as stop:
+            async with aclosing(snapshots(backend, build, stop)) as updates:
+                async for text, note, kind in updates:
+                    yield text, note_html(note, kind), gr.skip(), gr.skip()
         yield gr.skip(), gr.skip(), gr.Button(visible=True), gr.Button(visible=False)
 
-    running = tab.run.click(complete, [tab.prompt, *preferences.components], screen, **STREAMING)
-    tab.stop.click(_stopped, None, [tab.note, tab.run, tab.stop], cancels=[running], **DIRECT)
+    async def stop(visit: gr.Request) -> Any:
+        if visitors.stop(session(visit)):
+            return gr.skip(), gr.skip()
+        return gr.Button(visible=True), gr.Button(visible=False)
+
+    def leave(visit: gr.Request) -> None:
+        visitors.stop(session(visit))
+
+    tab.run.click(complete, [tab.prompt, *preferences.components], screen, **STREAMING)
+    tab.stop.click(stop, None, [tab.run, tab.stop], **DIRECT)
+    demo.unload(leave)
     tab.append.click(
         lambda prompt, more: ((prompt or "") + (more or ""), ""),
         [tab.prompt, tab.output],
         [tab.prompt, tab.output],
         **DIRECT,
     )
-
-
-def _stopped() -> tuple[Any, Any, Any]:
-    return note_html(STOPPED), gr.Button(visible=True), gr.Button(visible=False)

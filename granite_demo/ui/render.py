@@ -9,8 +9,6 @@ from granite_demo.types import Finish, Message, ModelStatus, StreamEvent, TextDe
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
 
-STOPPED = "stopped"
-
 
 @dataclass(slots=True)
 class Answer:
@@ -47,6 +45,10 @@ class Answer:
             if self.finish.seed is not None:
                 parts.append(f"seed {self.finish.seed}")
         return " · ".join(parts)
+
+    def stopped_note(self, elapsed: float) -> str:
+        """The note under an answer that its reader stopped."""
+        return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
 
 
 _REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
@@ -93,21 +95,6 @@ def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple
     return (*system, *(turn for turn in turns if turn.role == "user" or turn.content))
 
 
-def mark_stopped(history: ChatHistory) -> ChatHistory:
-    """``history`` with a note that its last answer was stopped by the visitor; the text is kept."""
-    if not history or history[-1].get("role") != "assistant":
-        return history
-    last = history[-1]
-    blocks = last.get("content")
-    note = turn_text({"content": blocks[1:]}) if isinstance(blocks, list) and len(blocks) > 1 else ""
-    if 'class="note"' not in note or any(reason in note for reason in (STOPPED, *_REASONS.values())):
-        return history
-    # The note is markup of ours that came back from the browser: unpacked here, escaped again below.
-    words = html.unescape(note.removeprefix('<div class="note">').removesuffix("</div>"))
-    words = STOPPED if words.startswith("Waiting") else f"{words} · {STOPPED}"
-    return [*history[:-1], assistant_turn(turn_text(last), words)]
-
-
 def status_html(status: ModelStatus) -> str:
     """The model's state for the head of the page."""
     name = html.escape(status.title or status.model)
@@ -133,4 +120,5 @@ def facts_html(status: ModelStatus) -> str:
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td><td>{html.escape(reason)}</td></tr>"
         for name, value, reason in (*status.facts, *context)
     )
-    return f'<table class="facts"><thead><tr><th></th><th>Chosen</th><th>Why</th></tr></thead><tbody>{rows}</tbody></table>'
+    head = "<tr><th></th><th>Chosen</th><th>Why</th></tr>"
+    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"

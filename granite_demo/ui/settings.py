@@ -93,8 +93,9 @@ def layout() -> Preferences:
 def wire(preferences: Preferences, demo: gr.Blocks) -> None:
     """Connect the events: values are kept in the browser and come back with the page."""
     values = preferences.components
-    gr.on([value.change for value in values], _as_list, values, [preferences.saved], **DIRECT)
-    preferences.reset.click(lambda: list(DEFAULTS), None, values, **DIRECT)
+    # input, not change: a page that opens changes values, too, and would overwrite what was kept.
+    gr.on([value.input for value in values], _as_list, values, [preferences.saved], **DIRECT)
+    preferences.reset.click(lambda: [*DEFAULTS, list(DEFAULTS)], None, [*values, preferences.saved], **DIRECT)
     demo.load(restore, [preferences.saved], values, **DIRECT)
 
 

@@ -63,10 +63,14 @@ def tiny_model(**changes: Any) -> LoadedModel:
 
 
 @pytest.mark.parametrize("text", PROMPTS)
-async def test_greedy_equals_generate_for_100_tokens(engine: SingleStreamEngine, sample: LoadedModel, text: str) -> None:
+async def test_greedy_equals_generate_for_100_tokens(
+    engine: SingleStreamEngine, sample: LoadedModel, text: str
+) -> None:
     prompt = render_chat(sample.tokenizer, (Message("user", text),))
     ours = await collect(engine, prompt, max_tokens=100)
-    theirs = sample.model.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False)[0, len(prompt) :].tolist()
+    theirs = sample.model.generate(torch.tensor([prompt]), max_new_tokens=100, do_sample=False)[
+        0, len(prompt) :
+    ].tolist()
     assert ours == theirs
     assert len(ours) == 100 or ours[-1] in sample.eos_ids
 
@@ -84,9 +88,9 @@ async def test_the_same_seed_gives_the_same_tokens(engine: SingleStreamEngine, s
 async def test_repetition_penalty_matches_generate(engine: SingleStreamEngine, sample: LoadedModel) -> None:
     prompt = encode(sample.tokenizer, "one two three one two three one two")
     ours = await collect(engine, prompt, max_tokens=20, repetition_penalty=1.3)
-    theirs = sample.model.generate(
-        torch.tensor([prompt]), max_new_tokens=20, do_sample=False, repetition_penalty=1.3
-    )[0, len(prompt) :].tolist()
+    theirs = sample.model.generate(torch.tensor([prompt]), max_new_tokens=20, do_sample=False, repetition_penalty=1.3)[
+        0, len(prompt) :
+    ].tolist()
     assert ours == theirs
     assert ours != await collect(engine, prompt, max_tokens=20)
 

@@ -1,0 +1,83 @@
+"""A real Chromium in front of the real page: over a fake backend, or over the sample model."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import uvicorn
+from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+
+from granite_demo.backends import Backend
+from granite_demo.server.app import create_app
+from granite_demo.server.run import bind
+from tests.browser.chromium import launch_args
+from tests.fakes import READY, FakeBackend
+
+OpenPage = Callable[..., Page]
+
+
+@contextmanager
+def served(backend: Backend) -> Iterator[str]:
+    """The application over ``backend`` on a free port; its address."""
+    listener = bind("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="error", timeout_graceful_shutdown=1))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Browser]:
+    """One browser a module: its event loop must be gone before the asynchronous tests of other modules."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(**launch_args(playwright))
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(scope="module")
+def fake_server() -> Iterator[tuple[FakeBackend, str]]:
+    """One page over one fake backend for a module."""
+    backend = FakeBackend()
+    with served(backend) as url:
+        yield backend, url
+
+
+@pytest.fixture
+def fake(fake_server: tuple[FakeBackend, str]) -> FakeBackend:
+    """The fake backend behind the page, as new."""
+    backend, _ = fake_server
+    backend.__init__()  # type: ignore[misc]
+    backend.state = READY
+    return backend
+
+
+@pytest.fixture
+def open_page(chromium: Browser, fake: FakeBackend, fake_server: tuple[FakeBackend, str]) -> Iterator[OpenPage]:
+    """Opens the page as a new visitor; extra arguments are those of ``browser.new_context``."""
+    contexts: list[BrowserContext] = []
+
+    def open_new(**options: object) -> Page:
+        contexts.append(chromium.new_context(**options))  # type: ignore[arg-type]
+        page = contexts[-1].new_page()
+        page.goto(fake_server[1])
+        page.locator("#message textarea").wait_for()
+        return page
+
+    yield open_new
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(open_page: OpenPage) -> Page:
+    """The page, opened by one visitor at 1280 pixels."""
+    return open_page(viewport={"width": 1280, "height": 900})

@@ -1,0 +1,245 @@
+"""The Chat tab in a real browser, over a fake backend."""
+
+import time
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from granite_demo.errors import EngineError
+from granite_demo.types import Message
+from tests.browser.conftest import OpenPage
+from tests.fakes import FakeBackend
+
+pytestmark = pytest.mark.browser
+
+
+def send(page: Page, text: str) -> None:
+    page.locator("#message textarea").fill(text)
+    page.get_by_role("button", name="Send").click()
+
+
+def answers(page: Page) -> Locator:
+    return page.locator("#chatbot .bot.message")
+
+
+def wait_idle(backend: FakeBackend, seconds: float = 1.0) -> None:
+    deadline = time.monotonic() + seconds
+    while backend.running:
+        time.sleep(0.02)
+        assert time.monotonic() < deadline, "the request still runs"
+
+
+def test_an_answer_streams_in_more_than_three_steps(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = [f"word{n} " for n in range(12)], 0.15
+    send(page, "Hello")
+    seen = set()
+    while "finished" not in (text := answers(page).last.inner_text() if answers(page).count() else ""):
+        seen.add(text.split("\n")[0])
+        time.sleep(0.05)
+    assert len(seen) > 3
+    expect(answers(page)).to_contain_text("word11")
+    expect(answers(page)).to_contain_text("12 tokens · 0.10 s to first token · ")
+    expect(answers(page)).to_contain_text("tokens/s · finished (stop)")
+
+
+def test_enter_sends_and_the_box_is_emptied(page: Page, fake: FakeBackend) -> None:
+    box = page.locator("#message textarea")
+    box.fill("Hello")
+    box.press("Enter")
+    expect(answers(page)).to_contain_text("Hello world!")
+    expect(box).to_have_value("")
+    assert fake.requests[-1].messages == (Message("user", "Hello"),)
+
+
+def test_an_empty_message_sends_nothing(page: Page, fake: FakeBackend) -> None:
+    send(page, "   ")
+    page.wait_for_timeout(500)
+    assert fake.requests == []
+
+
+def test_stop_keeps_the_text_and_frees_the_engine(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("word word")
+    page.get_by_role("button", name="Stop").click()
+    wait_idle(fake)
+    expect(answers(page)).to_contain_text("stopped")
+    expect(answers(page)).to_contain_text("word word")
+    fake.words, fake.delay = ["second"], 0.0
+    send(page, "Again")
+    expect(answers(page).last).to_contain_text("second")
+    roles = [message.role for message in fake.requests[-1].messages]
+    assert roles == ["user", "assistant", "user"]
+    assert set(fake.requests[-1].messages[1].content.split()) == {"word"}
+
+
+def test_stop_before_the_first_token(page: Page, fake: FakeBackend) -> None:
+    fake.first_delay = 60
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("Waiting for the first token")
+    page.get_by_role("button", name="Stop").click()
+    wait_idle(fake)
+    expect(answers(page)).to_contain_text("stopped")
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+
+
+def test_retry_makes_the_answer_again(page: Page, fake: FakeBackend) -> None:
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    fake.words = ["Another"]
+    page.get_by_role("button", name="Retry").click()
+    expect(answers(page)).to_contain_text("Another")
+    expect(answers(page)).to_have_count(1)
+    assert fake.requests[-1].messages == (Message("user", "Hello"),)
+
+
+def test_undo_puts_the_question_back_into_the_box(page: Page) -> None:
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator("#message textarea")).to_have_value("Hello")
+    expect(answers(page)).to_have_count(0)
+
+
+def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
+    for text in ("First", "Second"):
+        send(page, text)
+        expect(answers(page).last).to_contain_text("finished")
+        expect(page.get_by_role("button", name="Send")).to_be_visible()
+    page.get_by_role("button", name="Edit").first.click()
+    page.locator("#chatbot textarea").fill("Changed")
+    page.get_by_role("button", name="Submit").click()
+    expect(answers(page)).to_have_count(1)
+    expect(answers(page)).to_contain_text("finished")
+    assert fake.requests[-1].messages == (Message("user", "Changed"),)
+
+
+def test_clear_empties_the_conversation_for_good(page: Page) -> None:
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    page.get_by_role("button", name="Clear").click()
+    expect(answers(page)).to_have_count(0)
+    page.reload()
+    page.locator("#message textarea").wait_for()
+    page.wait_for_timeout(500)
+    expect(answers(page)).to_have_count(0)
+
+
+def test_an_example_is_asked(page: Page, fake: FakeBackend) -> None:
+    page.get_by_text("What is the capital of France?").click()
+    expect(answers(page)).to_contain_text("finished")
+    assert fake.requests[-1].messages[0].content == "What is the capital of France?"
+
+
+def test_the_system_prompt_is_sent(page: Page, fake: FakeBackend) -> None:
+    page.locator("#system button").first.click()
+    page.locator("#system-prompt textarea").fill("Answer in French.")
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    assert fake.requests[-1].messages == (Message("system", "Answer in French."), Message("user", "Hello"))
+
+
+def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    page.wait_for_timeout(300)
+    page.reload()
+    expect(answers(page)).to_contain_text("Hello world!")
+    send(page, "More")
+    expect(answers(page)).to_have_count(2)
+    expect(answers(page).last).to_contain_text("finished")
+    assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "More"]
+
+
+def test_a_reload_in_the_middle_stops_the_request_and_keeps_the_question(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello there")
+    expect(answers(page)).to_contain_text("word word")
+    page.reload()
+    wait_idle(fake, 2.0)
+    expect(page.locator("#chatbot .user.message")).to_contain_text("Hello there")
+    fake.words, fake.delay = ["fine"], 0.0
+    send(page, "And now")
+    expect(answers(page).last).to_contain_text("fine")
+
+
+def test_a_closed_tab_frees_the_engine_before_the_first_token(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.first_delay = 60
+    page = open_page()
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("Waiting for the first token")
+    page.close()
+    wait_idle(fake, 2.0)
+
+
+def test_an_error_keeps_the_text_and_the_next_message_works(page: Page, fake: FakeBackend) -> None:
+    fake.error = EngineError("The model ran out of memory. Use a shorter prompt.")
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("Hello world!")
+    expect(page.locator("#chatbot .error")).to_contain_text("The model ran out of memory.")
+    fake.error = None
+    send(page, "Again")
+    expect(answers(page).last).to_contain_text("finished")
+
+
+def test_an_unforeseen_error_shows_a_number_and_no_secret(page: Page, fake: FakeBackend) -> None:
+    fake.error = RuntimeError("hf_SECRETTOKEN")
+    send(page, "Hello")
+    expect(page.locator("#chatbot .error")).to_contain_text("Something went wrong")
+    assert "SECRET" not in page.content()
+
+
+def test_markdown_code_and_latex(page: Page, fake: FakeBackend) -> None:
+    fake.words = ["**bold**\n\n```python\ndef f(): return 1\n```\n\n", "\\(x^2\\) and $$\\sum_i i$$ for $5 or $6"]
+    send(page, "Hello")
+    answer = answers(page)
+    expect(answer.locator("strong", has_text="bold")).to_be_visible()
+    expect(answer.locator("pre .token.keyword", has_text="def")).to_be_visible()
+    expect(answer.locator(".katex").first).to_be_visible()
+    expect(answer).to_contain_text("for $5 or $6")
+    expect(answer.locator(".katex-display")).to_have_count(1)
+
+
+def test_markup_of_the_model_does_nothing(page: Page, fake: FakeBackend) -> None:
+    outside: list[str] = []
+    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+    fake.words = [
+        "<img src=x onerror='window.pwned=1'>",
+        "<scr",
+        "ipt>window.pwned=1</script>",
+        "[a](javascript:alert(1))",
+    ]
+    fake.error = EngineError("<img src=x onerror='window.pwned=1'>")
+    send(page, "<img src=x onerror='window.pwned=1'>")
+    expect(page.locator("#chatbot .error")).to_contain_text("<img src=x")
+    page.wait_for_timeout(300)
+    assert page.evaluate("window.pwned") is None
+    assert page.locator("#chatbot a[href^='javascript']").count() == 0
+    assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+
+
+def test_two_visitors_do_not_see_each_other(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 30, 0.05
+    one, two = open_page(), open_page()
+    send(one, "canary-one")
+    send(two, "canary-two")
+    expect(answers(one)).to_contain_text("word")
+    expect(answers(two)).to_contain_text("word")
+    one.get_by_role("button", name="Stop").click()
+    expect(answers(one)).to_contain_text("stopped")
+    expect(answers(two)).to_contain_text("finished")
+    assert "canary-two" not in one.content()
+    assert "canary-one" not in two.content()
+
+
+def test_390_pixels_need_no_sideways_scrolling(open_page: OpenPage, fake: FakeBackend) -> None:
+    page = open_page(viewport={"width": 390, "height": 844})
+    fake.words = ["A very long line of code:\n```\n" + "x" * 300 + "\n```\n"]
+    send(page, "Hello " * 30)
+    expect(answers(page)).to_contain_text("finished")
+    for tab in ("Chat", "Completion", "Settings"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(200)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    page.get_by_role("tab", name="Chat").click()
+    expect(page.get_by_role("button", name="Send")).to_be_in_viewport()

@@ -1,0 +1,143 @@
+"""The head of the page and the tabs Completion and Settings, in a real browser over a fake backend."""
+
+import re
+import time
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from granite_demo.types import ModelStatus
+from tests.browser.conftest import OpenPage
+from tests.browser.test_chat import answers, send, wait_idle
+from tests.fakes import READY, FakeBackend
+
+pytestmark = pytest.mark.browser
+
+
+def open_tab(page: Page, name: str) -> None:
+    page.get_by_role("tab", name=name).click()
+
+
+def test_completion_streams_beside_the_prompt(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = [f"word{n} " for n in range(10)], 0.15
+    open_tab(page, "Completion")
+    page.locator("#prompt textarea").fill("Once upon")
+    page.locator("#run").click()
+    seen = set()
+    output = page.locator("#output textarea")
+    while "finished" not in page.locator("#completion-note").inner_text():
+        seen.add(output.input_value())
+        time.sleep(0.05)
+    assert len(seen) > 3
+    assert fake.requests[-1].prompt == "Once upon"
+    expect(output).to_have_value("".join(fake.words))
+    page.locator("#append").click()
+    expect(page.locator("#prompt textarea")).to_have_value("Once upon" + "".join(fake.words))
+    expect(output).to_have_value("")
+
+
+def test_completion_stops_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    open_tab(page, "Completion")
+    page.locator("#prompt textarea").fill("Once upon")
+    page.locator("#run").click()
+    expect(page.locator("#output textarea")).to_have_value(re.compile("^word word"))
+    page.locator("#stop").click()
+    wait_idle(fake)
+    expect(page.locator("#completion-note")).to_contain_text("stopped")
+    assert page.locator("#output textarea").input_value().startswith("word word")
+    expect(page.locator("#run")).to_be_visible()
+
+
+def test_an_empty_prompt_says_so(page: Page, fake: FakeBackend) -> None:
+    open_tab(page, "Completion")
+    page.locator("#run").click()
+    expect(page.locator("#completion-note .error")).to_contain_text("The prompt is empty")
+    assert fake.requests == []
+
+
+def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend) -> None:
+    open_tab(page, "Settings")
+    page.get_by_label("number input for Temperature").fill("0.7")
+    page.get_by_label("number input for Max new tokens").fill("2")
+    page.get_by_label("Seed").fill("42")
+    page.locator("#stop-strings textarea").fill("END\n\\n\\n")
+    page.locator("#stop-strings textarea").blur()
+    page.wait_for_timeout(500)
+    for _ in range(2):
+        open_tab(page, "Chat")
+        send(page, "Hello")
+        expect(answers(page).last).to_contain_text("cut at the token limit (length) · seed 42")
+        sampling = fake.requests[-1].sampling
+        assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.7, 2, 42)
+        assert sampling.stop == ("END", "\n\n")
+        page.reload()
+        page.locator("#message textarea").wait_for()
+        page.wait_for_timeout(500)
+    open_tab(page, "Settings")
+    page.get_by_role("button", name="Reset to defaults").click()
+    expect(page.get_by_label("number input for Temperature")).to_have_value("0")
+
+
+def test_settings_are_each_visitors_own(open_page: OpenPage, fake: FakeBackend) -> None:
+    one, two = open_page(), open_page()
+    open_tab(one, "Settings")
+    one.get_by_label("number input for Temperature").fill("1.5")
+    one.get_by_label("number input for Temperature").blur()
+    one.wait_for_timeout(300)
+    send(two, "Hello")
+    expect(answers(two)).to_contain_text("finished")
+    assert fake.requests[-1].sampling.temperature == 0
+
+
+def test_a_bad_stop_string_is_told_in_the_chat(page: Page, fake: FakeBackend) -> None:
+    open_tab(page, "Settings")
+    page.locator("#stop-strings textarea").fill("a\nb\nc\nd\ne")
+    page.locator("#stop-strings textarea").blur()
+    open_tab(page, "Chat")
+    send(page, "Hello")
+    expect(page.locator("#chatbot .error")).to_contain_text("At most 4 stop strings")
+    assert fake.requests == []
+
+
+def test_the_model_and_its_reasons_are_shown(page: Page) -> None:
+    expect(page.locator("#model-status")).to_contain_text("Fake model")
+    open_tab(page, "Settings")
+    expect(page.locator("#facts")).to_contain_text("a test")
+    expect(page.locator("#facts")).to_contain_text("1,000 tokens")
+
+
+def test_a_load_shows_its_progress_then_the_model(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.state = ModelStatus("fake", "downloading", 0.34, "31 of 93 MB")
+    page = open_page()
+    expect(page.locator("#model-status")).to_contain_text("31 of 93 MB")
+    assert page.locator("#model-status progress").get_attribute("value") == "0.340"
+    fake.first_delay = 1.5
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("Getting the model ready: downloading 34% 31 of 93 MB")
+    fake.state = READY
+    expect(page.locator("#model-status")).to_contain_text("Fake model")
+    expect(answers(page)).to_contain_text("finished")
+
+
+def test_a_failed_load_says_why_and_can_be_tried_again(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.state = ModelStatus("fake", "failed", None, "No network. Check the connection.")
+    page = open_page()
+    expect(page.locator("#model-status")).to_contain_text("No network. Check the connection.")
+    fake.started.clear()
+    page.get_by_role("button", name="Try again").click()
+    assert fake.started.wait(2)
+    fake.state = READY
+    expect(page.locator("#model-status")).to_contain_text("Fake model")
+    expect(page.get_by_role("button", name="Try again")).to_be_hidden()
+
+
+def test_nothing_is_fetched_from_elsewhere(open_page: OpenPage) -> None:
+    page = open_page()
+    outside: list[str] = []
+    page.on("request", lambda request: outside.append(request.url))
+    page.reload()
+    page.locator("#message textarea").wait_for()
+    page.wait_for_timeout(500)
+    assert outside
+    assert [url for url in outside if not url.startswith(("http://127.0.0.1", "data:", "blob:"))] == []

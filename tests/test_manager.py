@@ -1,0 +1,355 @@
+"""Loads are shared, queued and cancelled; leases keep models. The loader is a fake, the threads are real."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from concurrent.futures import Future
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from granite_demo.errors import DownloadError, LoadCancelledError, ModelError
+from granite_demo.manager import ModelManager, ReadyModel, Report
+from granite_demo.types import LoadOptions, ModelStatus
+from tests.fakes import FakeEngine
+
+ONE, TWO = LoadOptions("one"), LoadOptions("two")
+LOADED: Any = SimpleNamespace(
+    spec=SimpleNamespace(title="Title", about="About it."),
+    placement=SimpleNamespace(facts=(("Device", "cpu", "asked for"),)),
+    context_length=4096,
+)
+WAIT = 20.0
+"""Seconds after which a test gives up; never waited for when the code works."""
+
+
+class FakeLoader:
+    """Waits until it may go, then raises the next of ``errors``, or makes a model with a fake engine."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.started = threading.Semaphore(0)
+        self.calls: list[str] = []
+        self.errors: list[BaseException] = []
+        self.engines: list[FakeEngine] = []
+        self.heeds_cancel = True
+        self.running = 0
+        self.most = 0
+
+    def __call__(self, options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        self.calls.append(options.model)
+        self.running += 1
+        self.most = max(self.most, self.running)
+        self.started.release()
+        report("downloading", 0.5, "half")
+        while not self.go.wait(0.005):
+            if cancelled.is_set() and self.heeds_cancel:
+                self.running -= 1
+                raise LoadCancelledError("cancelled")
+        self.running -= 1
+        if self.errors:
+            raise self.errors.pop(0)
+        self.engines.append(FakeEngine([]))
+        return ReadyModel(LOADED, self.engines[-1])
+
+
+@pytest.fixture
+def loader() -> FakeLoader:
+    return FakeLoader()
+
+
+@pytest.fixture
+def heard() -> list[ModelStatus]:
+    return []
+
+
+@pytest.fixture
+def manager(loader: FakeLoader, heard: list[ModelStatus]) -> Iterator[ModelManager]:
+    manager = ModelManager(loader, heard.append)
+    yield manager
+    loader.go.set()
+    manager.close()
+
+
+def engine_of(ready: ReadyModel) -> FakeEngine:
+    return cast(FakeEngine, ready.engine)
+
+
+async def begin_lease(manager: ModelManager, options: LoadOptions) -> "asyncio.Task[ReadyModel]":
+    """A task that waits for a lease, begun, and that holds it for a moment."""
+
+    async def use() -> ReadyModel:
+        async with manager.lease(options) as ready:
+            await asyncio.sleep(0)
+            return ready
+
+    task = asyncio.create_task(use())
+    await asyncio.sleep(0)
+    return task
+
+
+# Loads
+
+
+def test_loads_of_one_key_share_one(manager: ModelManager, loader: FakeLoader) -> None:
+    barrier = threading.Barrier(8)
+    futures: list[Future[ReadyModel]] = []
+
+    def ask() -> None:
+        barrier.wait(WAIT)
+        futures.append(manager.load(ONE))
+
+    threads = [threading.Thread(target=ask) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(WAIT)
+    loader.go.set()
+    assert len({id(future.result(WAIT)) for future in futures}) == 1
+    assert manager.load(LoadOptions("one")) is futures[0]
+    assert loader.calls == ["one"]
+
+
+def test_loads_of_different_keys_queue(manager: ModelManager, loader: FakeLoader) -> None:
+    futures = [manager.load(ONE), manager.load(TWO), manager.load(LoadOptions("one", dtype="float32"))]
+    assert loader.started.acquire(timeout=WAIT)
+    assert not loader.started.acquire(timeout=0.1), "a second loader started beside the first"
+    loader.go.set()
+    assert len({id(future.result(WAIT)) for future in futures}) == 3
+    assert loader.calls == ["one", "two", "one"]
+    assert loader.most == 1
+
+
+def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard: list[ModelStatus]) -> None:
+    assert manager.status(ONE) == ModelStatus("one", "idle")
+    future = manager.load(ONE)
+    loader.started.acquire(timeout=WAIT)
+    loader.go.set()
+    future.result(WAIT)
+    assert heard == [
+        ModelStatus("one", "downloading", 0.5, "half"),
+        ModelStatus(
+            "one",
+            "ready",
+            1.0,
+            title="Title",
+            about="About it.",
+            facts=(("Model", "Title", "About it."), ("Device", "cpu", "asked for")),
+            context_length=4096,
+        ),
+    ]
+    assert manager.status(ONE) == heard[-1]
+    assert manager.status(TWO).stage == "idle"
+
+
+def test_a_queued_load_has_a_status(manager: ModelManager, loader: FakeLoader) -> None:
+    manager.load(ONE)
+    manager.load(TWO)
+    assert manager.status(TWO) == ModelStatus("two", "loading")
+
+
+def test_a_failed_load_is_told_and_tried_again(
+    manager: ModelManager, loader: FakeLoader, heard: list[ModelStatus]
+) -> None:
+    loader.errors = [DownloadError("No network.")]
+    loader.go.set()
+    failed = manager.load(ONE)
+    with pytest.raises(DownloadError, match="^No network.$"):
+        failed.result(WAIT)
+    assert heard[-1] == manager.status(ONE) == ModelStatus("one", "failed", None, "No network.")
+
+    again = manager.load(ONE)
+    assert again is not failed
+    assert isinstance(again.result(WAIT), ReadyModel)
+    assert loader.calls == ["one", "one"]
+    assert manager.status(ONE).stage == "ready"
+    assert manager.status(ONE).detail == ""
+
+
+@pytest.mark.parametrize("error", [KeyError("weights"), SystemExit(3)], ids=["exception", "exit"])
+def test_unknown_exceptions_become_model_errors_and_are_logged(
+    manager: ModelManager, loader: FakeLoader, error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    loader.errors = [error]
+    loader.go.set()
+    with pytest.raises(ModelError, match=rf"^Loading one failed \({type(error).__name__}: ") as caught:
+        manager.load(ONE).result(WAIT)
+    assert manager.status(ONE).detail == str(caught.value)
+    assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
+
+
+@pytest.mark.xfail(strict=True, reason="the status says failed before the future does")
+def test_a_listener_may_try_a_failed_load_again(loader: FakeLoader) -> None:
+    loader.errors = [DownloadError("No network.")]
+    loader.go.set()
+    again: list[Future[ReadyModel]] = []
+
+    def retry(status: ModelStatus) -> None:
+        if status.stage == "failed":
+            again.append(own.load(ONE))
+
+    own = ModelManager(loader, retry)
+    try:
+        first = own.load(ONE)
+        with pytest.raises(DownloadError):
+            first.result(WAIT)
+        assert again[0] is not first
+    finally:
+        own.close()
+
+
+@pytest.mark.xfail(strict=True, reason="a listener that raises leaves the load pending for ever")
+def test_a_broken_listener_does_not_hang_a_load(loader: FakeLoader) -> None:
+    def broken(status: ModelStatus) -> None:
+        raise BrokenPipeError("no terminal")
+
+    loader.go.set()
+    own = ModelManager(loader, broken)
+    future = own.load(ONE)
+    own.close()
+    assert future.done()
+
+
+# Leases
+
+
+async def test_leases_share_a_model(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    async with manager.lease(ONE) as first, manager.lease(ONE) as second:
+        assert first is second
+        assert first.loaded is LOADED
+    assert loader.calls == ["one"]
+    assert not engine_of(first).closed, "the model is kept for the next lease"
+
+
+async def test_a_lease_raises_what_the_load_raised(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.errors = [DownloadError("No network.")]
+    loader.go.set()
+    with pytest.raises(DownloadError, match="No network"):
+        async with manager.lease(ONE):
+            pytest.fail("the block ran without a model")
+
+
+async def test_a_lease_keeps_its_model_after_an_unload(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    async with manager.lease(ONE) as ready:
+        async with manager.lease(ONE):
+            manager.unload(ONE)
+            assert manager.status(ONE).stage == "idle"
+        assert not engine_of(ready).closed, "the first lease goes on"
+        async with manager.lease(ONE) as fresh:
+            assert fresh is not ready
+        assert not engine_of(ready).closed
+    assert engine_of(ready).closed
+    assert not engine_of(fresh).closed
+
+
+async def test_a_block_that_raises_gives_its_lease_back(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    with pytest.raises(ZeroDivisionError):
+        async with manager.lease(ONE):
+            manager.unload(ONE)
+            raise ZeroDivisionError
+    assert loader.engines[0].closed
+
+
+async def test_a_visitor_who_leaves_does_not_cancel_the_load(manager: ModelManager, loader: FakeLoader) -> None:
+    leaving, staying = await begin_lease(manager, ONE), await begin_lease(manager, ONE)
+    await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    loader.go.set()
+    ready = await asyncio.wait_for(staying, WAIT)
+    assert loader.calls == ["one"]
+    manager.unload(ONE)
+    assert engine_of(ready).closed, "the cancelled lease still counts"
+
+
+# Unload and close
+
+
+def test_unload_closes_an_idle_model(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    ready = manager.load(ONE).result(WAIT)
+    manager.unload(TWO)
+    assert not engine_of(ready).closed
+    manager.unload(ONE)
+    assert engine_of(ready).closed
+    assert manager.status(ONE).stage == "idle"
+
+
+async def test_unload_cancels_a_load(manager: ModelManager, loader: FakeLoader, heard: list[ModelStatus]) -> None:
+    waiting = await begin_lease(manager, ONE)
+    await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
+    manager.unload(ONE)
+    with pytest.raises(LoadCancelledError):
+        await asyncio.wait_for(waiting, WAIT)
+    assert heard[-1].stage == "failed"
+    assert not loader.engines
+
+
+def test_unload_cancels_a_load_that_has_not_begun(manager: ModelManager, loader: FakeLoader) -> None:
+    first, second = manager.load(ONE), manager.load(TWO)
+    manager.unload(TWO)
+    loader.go.set()
+    with pytest.raises(LoadCancelledError):
+        second.result(WAIT)
+    first.result(WAIT)
+    assert loader.calls == ["one"]
+
+
+@pytest.mark.xfail(strict=True, reason="nobody closes a model that became ready in spite of its unload")
+def test_a_load_that_ends_just_after_its_unload_is_closed(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.heeds_cancel = False
+    future = manager.load(ONE)
+    loader.started.acquire(timeout=WAIT)
+    manager.unload(ONE)
+    loader.go.set()
+    future.exception(WAIT)
+    manager.close()
+    assert loader.engines[0].closed
+
+
+def test_close_closes_every_engine_and_may_come_twice(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    for options in (ONE, TWO):
+        manager.load(options).result(WAIT)
+    manager.close()
+    assert [engine.closed for engine in loader.engines] == [True, True]
+    manager.close()
+
+
+async def test_close_cancels_loads_and_waits_for_them(manager: ModelManager, loader: FakeLoader) -> None:
+    waiting, queued = await begin_lease(manager, ONE), await begin_lease(manager, TWO)
+    await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
+    manager.close()
+    assert loader.running == 0
+    for task in (waiting, queued):
+        with pytest.raises(LoadCancelledError):
+            await asyncio.wait_for(task, WAIT)
+    assert loader.calls == ["one"]
+
+
+def test_nothing_loads_after_close(manager: ModelManager, loader: FakeLoader) -> None:
+    manager.close()
+    with pytest.raises(ModelError, match="server is stopping"):
+        manager.load(ONE)
+    assert not loader.calls
+
+
+async def test_close_ends_running_requests_and_their_leases(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    async with manager.lease(ONE) as ready:
+        await asyncio.to_thread(manager.close)
+        assert engine_of(ready).closed
+
+
+@pytest.mark.xfail(strict=True, reason="close forgets models that were unloaded while in use")
+async def test_close_closes_unloaded_models_in_use(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    async with manager.lease(ONE) as ready:
+        manager.unload(ONE)
+        await asyncio.to_thread(manager.close)
+        assert engine_of(ready).closed

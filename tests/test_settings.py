@@ -1,0 +1,91 @@
+"""Flags over environment over defaults, and mistakes named by where they were made."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from granite_demo.errors import ConfigurationError
+from granite_demo.settings import Settings, help_text, variable_name
+
+NAMES = [option.name for option in fields(Settings)]
+
+
+def test_nothing_given_means_the_defaults() -> None:
+    assert Settings.resolve({}, {}) == Settings()
+    assert Settings.resolve(dict.fromkeys(NAMES), {"GRANITE_DEMO_PORT": "", "PORT": "9"}) == Settings()
+
+
+def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
+    environ = {"GRANITE_DEMO_PORT": "81", "GRANITE_DEMO_DEVICE": "cuda", "GRANITE_DEMO_LOG_LEVEL": "debug"}
+    settings = Settings.resolve({"port": 80, "device": None, "tokens": 5}, environ)
+    assert (settings.port, settings.device, settings.log_level, settings.dtype) == (80, "cuda", "debug", "auto")
+
+
+def test_a_flag_of_zero_is_given() -> None:
+    settings = Settings.resolve({"port": 0, "threads": 0}, {"GRANITE_DEMO_PORT": "81", "GRANITE_DEMO_THREADS": "4"})
+    assert (settings.port, settings.threads) == (0, 0)
+
+
+def test_variables_are_cast_to_their_fields_types(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/someone")
+    settings = Settings.resolve({}, {"GRANITE_DEMO_THREADS": " 4", "GRANITE_DEMO_CACHE": "~/models"})
+    assert settings.threads == 4
+    assert settings.cache_dir == Path("/home/someone/models")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("port", "http", "must be a whole number, not 'http'"),
+        ("port", "65536", "must be between 0 and 65535, not 65536"),
+        ("port", "-1", "must be between 0 and 65535, not -1"),
+        ("threads", "1.5", "must be a whole number, not '1.5'"),
+        ("device", "tpu", "must be one of auto, cuda, mps, cpu, not 'tpu'"),
+        ("dtype", "int8", "must be one of auto, bfloat16, float16, float32, not 'int8'"),
+        ("log_level", "loud", "must be one of debug, info, warning, error, not 'loud'"),
+    ],
+)
+def test_mistakes_name_the_flag_or_the_variable(name: str, value: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError) as as_flag:
+        Settings.resolve({name: value}, {})
+    with pytest.raises(ConfigurationError) as as_variable:
+        Settings.resolve({}, {variable_name(name): value})
+    assert str(as_flag.value) == f"--{name.replace('_', '-')} {problem}."
+    assert str(as_variable.value) == f"{variable_name(name)} {problem}."
+
+
+@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="expanduser raises RuntimeError")
+@pytest.mark.parametrize("value", [Path("~nobody-of-this-name/models"), "~nobody-of-this-name/models"])
+def test_an_unknown_home_is_a_mistake_too(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="^--cache-dir "):
+        Settings.resolve({"cache_dir": value}, {})
+
+
+def test_variables_are_named_after_fields_and_the_cache_is_short() -> None:
+    assert variable_name("cache_dir") == "GRANITE_DEMO_CACHE"
+    rest = [name for name in NAMES if name != "cache_dir"]
+    assert [variable_name(name) for name in rest] == [f"GRANITE_DEMO_{name.upper()}" for name in rest]
+
+
+def test_the_flags_of_settings_give_the_same_settings() -> None:
+    settings = Settings(
+        model="a model",
+        host="::1",
+        port=1,
+        device="cpu",
+        dtype="float16",
+        threads=2,
+        log_level="error",
+        cache_dir=Path("/a b/c"),
+    )
+    flags = settings.as_flags(*NAMES)
+    names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
+    assert names == NAMES
+    assert Settings.resolve(dict(zip(names, flags[1::2], strict=True)), {}) == settings
+    assert settings.as_flags("log_level") == ["--log-level", "error"]
+
+
+def test_help_tells_the_default_and_the_variable() -> None:
+    assert help_text("port") == "Port to listen on. Default: 7860. Variable: GRANITE_DEMO_PORT."

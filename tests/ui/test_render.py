@@ -1,0 +1,224 @@
+"""What the page shows, without a page."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types import Finish, FinishReason, Message, ModelStatus, TextDelta, Timings, Usage
+from granite_demo.ui.render import (
+    Answer,
+    ChatHistory,
+    assistant_turn,
+    facts_html,
+    mark_stopped,
+    note_html,
+    status_html,
+    to_messages,
+    turn_text,
+    user_turn,
+)
+
+EVIL = "<script>alert(\"1\" & '2')</script>"
+SAFE = "&lt;script&gt;alert(&quot;1&quot; &amp; &#x27;2&#x27;)&lt;/script&gt;"
+
+
+def finish(reason: FinishReason = "stop", tokens: int = 11, seed: int | None = None) -> Finish:
+    return Finish(reason, Usage(5, tokens), Timings(ttft=0.5, total=2.5), seed)
+
+
+# Answers
+
+
+def test_the_note_counts_the_seconds_of_waiting() -> None:
+    answer = Answer()
+    assert answer.note(0.9) == "Waiting for the first token"
+    answer.add([], 7.4)
+    assert answer.note(7.4) == "Waiting for the first token · 7 s"
+
+
+def test_the_note_of_a_growing_answer() -> None:
+    answer = Answer()
+    answer.add([TextDelta("Hel", 1)], 0.5)
+    assert (answer.text, answer.note(0.5)) == ("Hel", "1 token · 0.50 s to first token")
+    answer.add([TextDelta("lo", 2)], 0.6)
+    assert answer.note(0.6) == "2 tokens · 0.50 s to first token", "too early for a speed"
+    answer.add([TextDelta("", 3), TextDelta(" world", 1001)], 1.5)
+    assert (answer.text, answer.note(1.5)) == ("Hello world", "1,001 tokens · 0.50 s to first token · 1000.0 tokens/s")
+
+
+@pytest.mark.parametrize(
+    ("last", "end"),
+    [
+        (finish("stop"), " · 5.0 tokens/s · finished (stop)"),
+        (finish("length"), " · 5.0 tokens/s · cut at the token limit (length)"),
+        (finish("stop", seed=0), " · 5.0 tokens/s · finished (stop) · seed 0"),
+    ],
+    ids=["stop", "length", "seed"],
+)
+def test_the_note_of_a_finished_answer_has_the_backends_figures(last: Finish, end: str) -> None:
+    answer = Answer()
+    answer.add([TextDelta("Hello", 10), last], 9.0)
+    assert answer.note(99.0) == "11 tokens · 0.50 s to first token" + end
+
+
+def test_an_answer_of_one_token_has_no_speed() -> None:
+    answer = Answer()
+    answer.add([finish("stop", tokens=1)], 9.0)
+    assert answer.note(9.0) == "1 token · 0.50 s to first token · finished (stop)"
+
+
+# Turns
+
+
+def test_notes_are_escaped() -> None:
+    assert note_html(EVIL) == f'<div class="note">{SAFE}</div>'
+    assert assistant_turn("text", EVIL, "error")["content"][1]["text"] == f'<div class="error">{SAFE}</div>'
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ("plain", "plain"),
+        ([{"type": "text", "text": "block"}, {"type": "text", "text": "note"}], "block"),
+        (["first", "second"], "first"),
+        ({"type": "text", "text": "dict"}, "dict"),
+        ({"type": "file"}, ""),
+        ("", ""),
+    ],
+)
+def test_the_text_of_a_turn_in_every_shape(content: Any, text: str) -> None:
+    assert turn_text({"content": content}) == text
+
+
+@pytest.mark.xfail(strict=True, reason="an empty list is shown as '[]', and None as 'None'")
+@pytest.mark.parametrize("content", [[], None, {"text": None}], ids=repr)
+def test_a_turn_without_content_has_no_text(content: Any) -> None:
+    assert turn_text({"content": content}) == ""
+
+
+def test_the_text_of_our_own_turns() -> None:
+    assert turn_text(user_turn("hi")) == "hi"
+    assert turn_text(assistant_turn("Hello.", "1 token")) == "Hello."
+    assert turn_text({}) == ""
+
+
+def test_history_becomes_a_conversation() -> None:
+    history = [
+        user_turn("one"),
+        assistant_turn("", "broken", "error"),
+        user_turn("two"),
+        assistant_turn("2", "1 token"),
+    ]
+    expected = (Message("user", "one"), Message("user", "two"), Message("assistant", "2"))
+    assert to_messages(history) == to_messages(history, " \n") == expected
+    assert to_messages(history, "  Be brief.\n") == (Message("system", "Be brief."), *expected)
+    assert to_messages([]) == ()
+
+
+def test_an_empty_message_of_the_user_is_kept_for_the_check() -> None:
+    assert to_messages([user_turn("")]) == (Message("user", ""),)
+
+
+@pytest.mark.parametrize("turn", [{"role": "tool", "content": "x"}, {"content": "x"}, {"role": ["user"]}])
+def test_roles_from_the_browser_are_checked(turn: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequestError, match="role"):
+        to_messages([turn])
+
+
+@pytest.mark.xfail(strict=True, raises=AttributeError, reason="turns are taken for dicts")
+@pytest.mark.parametrize("turn", ["hi", None, ["user", "hi"]])
+def test_turns_that_are_no_dicts_are_refused(turn: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        to_messages([turn])
+
+
+# Stopped answers
+
+
+@pytest.mark.parametrize(
+    ("note", "marked"),
+    [
+        ("Waiting for the first token · 3 s", "stopped"),
+        ("2 tokens · 0.50 s to first token", "2 tokens · 0.50 s to first token · stopped"),
+        ("Getting the model ready: loading <b> & 'c'", "Getting the model ready: loading <b> & 'c' · stopped"),
+    ],
+)
+def test_a_running_answer_is_marked_stopped(note: str, marked: str) -> None:
+    history = [user_turn("hi"), assistant_turn("Hel", note)]
+    stopped = mark_stopped(history)
+    assert stopped == [user_turn("hi"), assistant_turn("Hel", marked)]
+    assert history[-1] == assistant_turn("Hel", note), "the given history is left alone"
+    assert mark_stopped(stopped) == stopped, "only once"
+
+
+@pytest.mark.parametrize(
+    "history",
+    [
+        [],
+        [user_turn("hi")],
+        [assistant_turn("Hello.", "2 tokens · finished (stop)")],
+        [assistant_turn("Hello.", "2 tokens · cut at the token limit (length) · seed 5")],
+        [assistant_turn("Hel", "No network.", "error")],
+        [{"role": "assistant", "content": "no note"}],
+        [{"role": "assistant", "content": [{"type": "text", "text": '<div class="note">the text itself</div>'}]}],
+        [{"role": "assistant"}],
+    ],
+    ids=["nothing", "no answer", "finished", "cut", "error", "plain", "no note", "no content"],
+)
+def test_what_does_not_run_is_not_marked(history: ChatHistory) -> None:
+    assert mark_stopped(history) == history
+
+
+def test_a_forged_note_stays_text() -> None:
+    forged = {"type": "text", "text": f'<div class="note">{EVIL}</div>'}
+    stopped = mark_stopped([{"role": "assistant", "content": [{"type": "text", "text": "Hel"}, forged]}])
+    assert stopped[0]["content"][1]["text"] == f'<div class="note">{SAFE} · stopped</div>'
+
+
+# The model's state
+
+
+def test_a_ready_model_shows_its_choices_but_not_its_name_twice() -> None:
+    facts = (("Model", "Sample", "small"), ("Device", "cpu", "no GPU"), ("Precision", "float32", "measured"))
+    status = ModelStatus("sample", "ready", 1.0, title="Sample", facts=facts)
+    assert status_html(status) == '<div class="status ready"><b>Sample</b> <span>cpu · float32</span></div>'
+
+
+def test_a_busy_model_shows_its_progress_where_known() -> None:
+    status = ModelStatus("sample", "downloading", 0.25, "23 of 93 MB")
+    known, unknown = status_html(status), status_html(replace(status, fraction=None, detail=""))
+    assert "<b>sample</b> <span>downloading 23 of 93 MB</span>" in known
+    assert '<progress max="1" value="0.250" aria-label="downloading 23 of 93 MB"></progress>' in known
+    assert '<span>downloading</span><progress max="1" aria-label="downloading"></progress>' in unknown
+
+
+def test_a_failed_model_says_why_and_is_not_busy() -> None:
+    html = status_html(ModelStatus("sample", "failed", None, "No network."))
+    assert html == '<div class="status failed"><b>sample</b> <span>No network.</span></div>'
+
+
+@pytest.mark.parametrize("stage", ["ready", "failed", "loading"])
+def test_the_status_is_escaped(stage: Any) -> None:
+    html = status_html(ModelStatus(EVIL, stage, 0.5, detail=EVIL, title=EVIL, facts=(("Device", EVIL, EVIL),)))
+    assert "<script" not in html
+    assert html.count(SAFE) == {"ready": 2, "failed": 2, "loading": 3}[stage]
+    assert SAFE in status_html(ModelStatus(EVIL, stage))
+
+
+def test_facts_are_a_table_with_the_context() -> None:
+    html = facts_html(ModelStatus("m", "ready", facts=(("Device", "cpu", "no GPU"),), context_length=8192))
+    assert html.count("<tr>") == 3
+    assert "<tr><th>Device</th><td>cpu</td><td>no GPU</td></tr>" in html
+    assert "<tr><th>Context</th><td>8,192 tokens</td>" in html
+
+
+def test_facts_are_escaped() -> None:
+    html = facts_html(ModelStatus("m", "ready", facts=((EVIL, EVIL, EVIL),), context_length=1))
+    assert "<script" not in html
+    assert html.count(SAFE) == 3
+
+
+def test_facts_wait_for_the_model() -> None:
+    assert facts_html(ModelStatus("m", "loading")) == "<p>Shown when the model is ready.</p>"
