@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Sequence
 from granite_demo.engine.base import EngineStats
 from granite_demo.types import (
     Finish,
+    FinishReason,
     GenerationRequest,
     ModelStatus,
     SamplingParams,
@@ -73,7 +74,7 @@ class FakeBackend:
             if self.error:
                 raise self.error
             count = min(limit, len(self.words))
-            reason = "length" if limit < len(self.words) else "stop"
+            reason: FinishReason = "length" if limit < len(self.words) else "stop"
             yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
         finally:
             self.running -= 1

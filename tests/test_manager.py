@@ -246,11 +246,14 @@ async def test_a_lease_keeps_its_model_after_an_unload(manager: ModelManager, lo
 
 
 async def test_a_block_that_raises_gives_its_lease_back(manager: ModelManager, loader: FakeLoader) -> None:
-    loader.go.set()
-    with pytest.raises(ZeroDivisionError):
+    async def fail() -> None:
         async with manager.lease(ONE):
             manager.unload(ONE)
             raise ZeroDivisionError
+
+    loader.go.set()
+    with pytest.raises(ZeroDivisionError):
+        await fail()
     assert loader.engines[0].closed
 
 

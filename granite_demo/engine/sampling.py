@@ -1,6 +1,7 @@
 """How the next token is chosen: transformers' logits processors in the order of its ``generate``, then one draw."""
 
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -20,7 +21,7 @@ class Sampler:
 
     def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], device: torch.device) -> None:
         self._greedy = sampling.temperature == 0.0
-        self._ids = torch.tensor([list(prompt_ids)], device=device)
+        self._ids: Any = torch.tensor([list(prompt_ids)], device=device)
         self._needs_ids = sampling.repetition_penalty != 1.0
         self._processors = LogitsProcessorList()
         if self._needs_ids:
@@ -37,7 +38,7 @@ class Sampler:
     def __call__(self, logits: torch.Tensor) -> int:
         """The next token from ``logits`` of shape (1, vocabulary). Raises EngineError on NaN."""
         # float32 as in generate: bf16 has too few digits for a softmax over a large vocabulary.
-        scores = self._processors(self._ids, logits.float())
+        scores: torch.Tensor = self._processors(self._ids, cast(Any, logits.float()))
         if self._greedy:
             choice = scores.argmax(dim=-1)
             valid = scores[0, choice[0]]

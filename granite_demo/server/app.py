@@ -31,7 +31,7 @@ def create_app(backend: Backend) -> FastAPI:
 
     demo = build_ui(backend)
     app.state.blocks = demo
-    return gr.mount_gradio_app(
+    mounted: FastAPI = gr.mount_gradio_app(
         app,
         demo,
         path="/",
@@ -48,3 +48,4 @@ def create_app(backend: Backend) -> FastAPI:
         max_file_size="1mb",
         allowed_paths=[],
     )
+    return mounted

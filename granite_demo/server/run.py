@@ -1,8 +1,10 @@
 """Serves the application until a signal, then ends in order: answers get their message, then connections close."""
 
 import asyncio
+import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import uvicorn
 from fastapi import FastAPI
@@ -28,7 +30,9 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(app: FastAPI, backend: Backend, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Run until SIGINT or SIGTERM. ``announce`` is called when connections are accepted."""
     config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
-    server = uvicorn.Server(config)
+    server = _Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, server.handle_exit)
 
     async def run() -> None:
         serving = asyncio.create_task(server.serve(sockets=[listener]))
@@ -44,6 +48,13 @@ def serve(app: FastAPI, backend: Backend, listener: socket.socket, announce: Cal
         await serving
 
     asyncio.run(run())
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals to ``serve``: uvicorn would raise them again at the end, and the exit code would be one."""
+        yield
 
 
 def _family(host: str) -> socket.AddressFamily:

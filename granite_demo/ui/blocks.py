@@ -16,7 +16,8 @@ MAX_WAITING = 32
 
 def build_ui(backend: Backend) -> gr.Blocks:
     """The page over ``backend``, ready to be mounted."""
-    with gr.Blocks(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600)) as demo:
+    demo = gr.Blocks(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
+    with demo:
         with gr.Row(elem_id="head"):
             gr.HTML(f"<h1>{logo_svg()}<span>granite-demo</span></h1>", elem_id="brand")
             status = gr.HTML(elem_id="model-status")

@@ -18,7 +18,7 @@ from granite_demo.ui.settings import Preferences, to_sampling
 
 STORAGE_KEY = "granite-demo-chat"
 
-LATEX = [
+LATEX: list[dict[str, str | bool]] = [
     {"left": "$$", "right": "$$", "display": True},
     {"left": "\\[", "right": "\\]", "display": True},
     {"left": "\\(", "right": "\\)", "display": False},
@@ -124,7 +124,7 @@ def wire(tab: ChatTab, preferences: Preferences, backend: Backend, demo: gr.Bloc
 
 def ask(text: str | None, history: ChatHistory) -> tuple[Any, Any]:
     """Put what was written into the conversation."""
-    if not (text or "").strip():
+    if not text or not text.strip():
         return gr.skip(), gr.skip()
     return [*history, render.user_turn(text)], gr.Textbox(value="")
 

@@ -91,7 +91,7 @@ def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple
     """
     prompt = (system_prompt or "").strip()
     system = [Message("system", prompt)] if prompt else []
-    turns = [Message(turn.get("role", ""), turn_text(turn)) for turn in history]  # type: ignore[arg-type]
+    turns = [Message(turn.get("role", ""), turn_text(turn)) for turn in history]
     return (*system, *(turn for turn in turns if turn.role == "user" or turn.content))
 
 

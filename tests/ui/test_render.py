@@ -9,10 +9,8 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types import Finish, FinishReason, Message, ModelStatus, TextDelta, Timings, Usage
 from granite_demo.ui.render import (
     Answer,
-    ChatHistory,
     assistant_turn,
     facts_html,
-    mark_stopped,
     note_html,
     status_html,
     to_messages,
@@ -67,6 +65,13 @@ def test_an_answer_of_one_token_has_no_speed() -> None:
     answer = Answer()
     answer.add([finish("stop", tokens=1)], 9.0)
     assert answer.note(9.0) == "1 token · 0.50 s to first token · finished (stop)"
+
+
+def test_the_note_of_a_stopped_answer() -> None:
+    answer = Answer()
+    assert answer.stopped_note(7.0) == "stopped"
+    answer.add([TextDelta("Hel", 1), TextDelta("lo", 2)], 0.5)
+    assert answer.stopped_note(0.6) == "2 tokens · 0.50 s to first token · stopped"
 
 
 # Turns
@@ -132,49 +137,6 @@ def test_roles_from_the_browser_are_checked(turn: dict[str, Any]) -> None:
 def test_turns_that_are_no_dicts_are_refused(turn: Any) -> None:
     with pytest.raises(InvalidRequestError):
         to_messages([turn])
-
-
-# Stopped answers
-
-
-@pytest.mark.parametrize(
-    ("note", "marked"),
-    [
-        ("Waiting for the first token · 3 s", "stopped"),
-        ("2 tokens · 0.50 s to first token", "2 tokens · 0.50 s to first token · stopped"),
-        ("Getting the model ready: loading <b> & 'c'", "Getting the model ready: loading <b> & 'c' · stopped"),
-    ],
-)
-def test_a_running_answer_is_marked_stopped(note: str, marked: str) -> None:
-    history = [user_turn("hi"), assistant_turn("Hel", note)]
-    stopped = mark_stopped(history)
-    assert stopped == [user_turn("hi"), assistant_turn("Hel", marked)]
-    assert history[-1] == assistant_turn("Hel", note), "the given history is left alone"
-    assert mark_stopped(stopped) == stopped, "only once"
-
-
-@pytest.mark.parametrize(
-    "history",
-    [
-        [],
-        [user_turn("hi")],
-        [assistant_turn("Hello.", "2 tokens · finished (stop)")],
-        [assistant_turn("Hello.", "2 tokens · cut at the token limit (length) · seed 5")],
-        [assistant_turn("Hel", "No network.", "error")],
-        [{"role": "assistant", "content": "no note"}],
-        [{"role": "assistant", "content": [{"type": "text", "text": '<div class="note">the text itself</div>'}]}],
-        [{"role": "assistant"}],
-    ],
-    ids=["nothing", "no answer", "finished", "cut", "error", "plain", "no note", "no content"],
-)
-def test_what_does_not_run_is_not_marked(history: ChatHistory) -> None:
-    assert mark_stopped(history) == history
-
-
-def test_a_forged_note_stays_text() -> None:
-    forged = {"type": "text", "text": f'<div class="note">{EVIL}</div>'}
-    stopped = mark_stopped([{"role": "assistant", "content": [{"type": "text", "text": "Hel"}, forged]}])
-    assert stopped[0]["content"][1]["text"] == f'<div class="note">{SAFE} · stopped</div>'
 
 
 # The model's state

@@ -133,9 +133,13 @@ async def test_a_cancelled_reader_closes_the_source() -> None:
 async def test_an_error_comes_after_the_events_before_it(count: int) -> None:
     source = Source(count, error=EngineError("lost"))
     events: list[StreamEvent] = []
-    with pytest.raises(EngineError, match="lost"):
+
+    async def read() -> None:
         async for batch in paced(source.stream(), interval=0.02):
-            events += batch
+            events.extend(batch)
+
+    with pytest.raises(EngineError, match="lost"):
+        await read()
     assert events == source.events
     assert source.closed
 

@@ -1,0 +1,94 @@
+"""Listening, and the whole process from start to signal."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from granite_demo.errors import ConfigurationError
+from granite_demo.server.run import bind
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_a_port_in_use_names_the_flag_and_the_variable() -> None:
+    with bind("127.0.0.1", 0) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigurationError, match=f"{port}.*--port or GRANITE_DEMO_PORT"):
+            bind("127.0.0.1", port)
+
+
+def test_an_address_of_another_machine_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="192.0.2.1"):
+        bind("192.0.2.1", 0)
+
+
+@contextmanager
+def app(*flags: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """``python app.py`` as a user starts it, and the lines it writes."""
+    command = [sys.executable, "app.py", "--port", "0", *flags]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    lines: list[str] = []
+    assert process.stderr is not None
+    reader = threading.Thread(target=lines.extend, args=(process.stderr,))
+    reader.start()
+    try:
+        yield process, lines
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stderr.close()
+
+
+def address(lines: list[str], seconds: float = 60) -> str:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if found := re.search(r"granite-demo is at (http://\S+)", "".join(lines)):
+            return found[1]
+        time.sleep(0.1)
+    raise AssertionError(f"no address in {lines}")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_path: Path, stop: signal.Signals) -> None:
+    with app() as (process, lines):
+        url = address(lines)
+        assert url.startswith("http://127.0.0.1:")
+        deadline = time.monotonic() + 60
+        while httpx.get(f"{url}/health").json()["model"] != "ready":
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        with httpx.stream("GET", f"{url}/gradio_api/heartbeat/tab", timeout=10) as heartbeat:
+            next(heartbeat.iter_bytes())
+            # An open page must not keep the process alive.
+            process.send_signal(stop)
+            assert process.wait(12) == 0
+    text = "".join(lines)
+    assert "Sample (135M) is ready." in re.sub(r"\s+", " ", text)
+    assert "Traceback" not in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (("--model", "no-such-model"), 1, "There is no model 'no-such-model'"),
+        (("--device", "toaster"), 2, "--device must be one of auto, cuda, mps, cpu"),
+        (("--port", "99999"), 2, "--port must be between 0 and 65535"),
+    ],
+)
+def test_a_mistake_is_told_at_once_without_a_traceback(flags: tuple[str, str], code: int, message: str) -> None:
+    command = [sys.executable, "app.py", *flags]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == code
+    assert message in re.sub(r"\s+", " ", done.stderr)
+    assert "Traceback" not in done.stderr
