@@ -5,14 +5,13 @@ Every figure comes from one run, in turns, since only figures of one run can be 
 
 import asyncio
 import re
-import socket
 import statistics
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -52,7 +51,10 @@ class Startup:
 def compare(backend: LocalBackend, ready: ReadyModel, tokens: int, rounds: int) -> list[Measurement]:
     """Answer one question in each way, ``rounds`` times in turns, greedily with ``tokens`` new tokens."""
     request = GenerationRequest((Message("user", QUESTION),), sampling=SamplingParams(max_tokens=tokens))
-    with _served(backend) as url:
+    from granite_demo.server.app import create_app
+    from granite_demo.server.run import running
+
+    with running(create_app(backend), backend) as url:
         page = _page_client(url)
         ways: dict[str, Callable[[], tuple[int, float, float]]] = {
             "generate + TextIteratorStreamer": lambda: _reference(ready.loaded, request),
@@ -166,32 +168,6 @@ def _follow(job: Any, start: float) -> tuple[int, float, float]:
     if not found:
         raise EngineError(f"The page did not answer: {note}")
     return int(found[1].replace(",", "")), first, time.perf_counter() - start
-
-
-@contextmanager
-def _served(backend: LocalBackend) -> Iterator[str]:
-    """The page over ``backend`` in a thread of this process. Closes the backend at the end."""
-    import uvicorn
-
-    from granite_demo.server.app import create_app
-    from granite_demo.server.run import bind
-
-    listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    try:
-        yield _url(listener)
-    finally:
-        server.should_exit = True
-        thread.join()
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{host}:{port}"
 
 
 def _address(process: subprocess.Popen[str]) -> str:

@@ -93,7 +93,7 @@ def local_backend(settings: Settings, console: Console) -> LocalBackend:
 def run_server(settings: Settings, console: Console) -> None:
     """Serve the page until a signal."""
     set_up_logging(settings.log_level, console)
-    from granite_demo.server.run import bind, serve
+    from granite_demo.server.run import address, bind, serve
 
     # Before the imports of several seconds: a port in use is told at once.
     listener = bind(settings.host, settings.port)
@@ -101,11 +101,8 @@ def run_server(settings: Settings, console: Console) -> None:
     console.print("granite-demo is starting.", highlight=False)
     from granite_demo.server.app import create_app
 
-    host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-
     def announce() -> None:
-        console.print(f"granite-demo is at http://{shown}:{port} (Ctrl-C stops it).", highlight=False, markup=False)
+        console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
 
     serve(create_app(backend), backend, listener, announce)
 

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
+from starlette.routing import Mount
 
 from granite_demo import __version__
 from granite_demo.backends import Backend
@@ -29,11 +30,9 @@ def create_app(backend: Backend) -> FastAPI:
         """Alive: the event loop answers. The model's state is told, but does not matter."""
         return JSONResponse({"status": "ok", "model": backend.status().stage})
 
-    demo = build_ui(backend)
-    app.state.blocks = demo
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        demo,
+        build_ui(backend),
         path="/",
         theme=load_theme(),
         css_paths=[style_path()],
@@ -48,4 +47,6 @@ def create_app(backend: Backend) -> FastAPI:
         max_file_size="1mb",
         allowed_paths=[],
     )
+    # The page's own application, whose open connections end with its stop_event.
+    app.state.page = next(route.app for route in app.routes if isinstance(route, Mount))
     return mounted

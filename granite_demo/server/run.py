@@ -3,6 +3,7 @@
 import asyncio
 import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -29,28 +30,53 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, backend: Backend, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Run until SIGINT or SIGTERM. ``announce`` is called when connections are accepted."""
-    config = uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS)
-    server = _Server(config)
+    server = _Server(app, backend)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
+    asyncio.run(server.run_on(listener, announce))
 
-    async def run() -> None:
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        while not server.started and not serving.done():
-            await asyncio.sleep(0.02)
-        if server.started:
-            announce()
-        while not server.should_exit and not serving.done():
-            await asyncio.sleep(0.1)
-        # Gradio's heartbeats never end by themselves and would use up the whole grace period.
-        app.state.blocks.app.stop_event.set()
-        await asyncio.to_thread(backend.close)
-        await serving
 
-    asyncio.run(run())
+@contextmanager
+def running(app: FastAPI, backend: Backend) -> Iterator[str]:
+    """The application on a free port, in a thread of this process, for the length of the block; its address."""
+    listener = bind("127.0.0.1", 0)
+    server = _Server(app, backend)
+    ready = threading.Event()
+    thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener, ready.set)), daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        yield address(listener)
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def address(listener: socket.socket) -> str:
+    """The address of the page on ``listener``."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class _Server(uvicorn.Server):
+    def __init__(self, app: FastAPI, backend: Backend) -> None:
+        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS))
+        self._app = app
+        self._backend = backend
+
+    async def run_on(self, listener: socket.socket, announce: Callable[[], None]) -> None:
+        """Serve on ``listener`` until ``should_exit`` is set, then end in order."""
+        serving = asyncio.create_task(self.serve(sockets=[listener]))
+        while not self.started and not serving.done():
+            await asyncio.sleep(0.02)
+        announce()
+        while not self.should_exit and not serving.done():
+            await asyncio.sleep(0.1)
+        # Gradio's heartbeats never end by themselves and would use up the whole grace period.
+        self._app.state.page.stop_event.set()
+        await asyncio.to_thread(self._backend.close)
+        await serving
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to ``serve``: uvicorn would raise them again at the end, and the exit code would be one."""

@@ -1,37 +1,16 @@
 """A real Chromium in front of the real page: over a fake backend, or over the sample model."""
 
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 
 import pytest
-import uvicorn
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 
-from granite_demo.backends import Backend
 from granite_demo.server.app import create_app
-from granite_demo.server.run import bind
+from granite_demo.server.run import running
 from tests.browser.chromium import launch_args
 from tests.fakes import READY, FakeBackend
 
 OpenPage = Callable[..., Page]
-
-
-@contextmanager
-def served(backend: Backend) -> Iterator[str]:
-    """The application over ``backend`` on a free port; its address."""
-    listener = bind("127.0.0.1", 0)
-    server = uvicorn.Server(uvicorn.Config(create_app(backend), log_level="error", timeout_graceful_shutdown=1))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +26,7 @@ def chromium() -> Iterator[Browser]:
 def fake_server() -> Iterator[tuple[FakeBackend, str]]:
     """One page over one fake backend for a module."""
     backend = FakeBackend()
-    with served(backend) as url:
+    with running(create_app(backend), backend) as url:
         yield backend, url
 
 

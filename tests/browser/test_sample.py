@@ -9,8 +9,9 @@ from granite_demo.backends import LocalBackend
 from granite_demo.engine.single import SingleStreamEngine
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel, Report
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
 from granite_demo.types import LoadOptions
-from tests.browser.conftest import served
 from tests.browser.test_chat import answers, send
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
@@ -20,7 +21,8 @@ def test_the_sample_answers_in_the_browser(sample: LoadedModel, chromium: Browse
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(sample, SingleStreamEngine(sample))
 
-    with served(LocalBackend(ModelManager(load), LoadOptions())) as url:
+    backend = LocalBackend(ModelManager(load), LoadOptions())
+    with running(create_app(backend), backend) as url:
         page = chromium.new_page()
         page.goto(url)
         expect(page.locator("#model-status")).to_contain_text("Sample (135M)", timeout=20_000)

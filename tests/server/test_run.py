@@ -72,7 +72,7 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
             next(heartbeat.iter_bytes())
             # An open page must not keep the process alive.
             process.send_signal(stop)
-            assert process.wait(12) == 0
+            assert process.wait(4) == 0
     text = "".join(lines)
     assert "Sample (135M) is ready." in re.sub(r"\s+", " ", text)
     assert "Traceback" not in text
