@@ -20,7 +20,7 @@ class ModelSpec:
 
 SAMPLE = ModelSpec(
     name="sample",
-    title="Sample (135M)",
+    title="SmolLM2 135M sample (not an IBM model)",
     about=(
         "The weights of SmolLM2-135M-Instruct in the Granite architecture. It shows the page at work on any "
         "machine; it is not one of IBM's models, and it knows little."

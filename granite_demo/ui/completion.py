@@ -44,9 +44,9 @@ def layout() -> CompletionTab:
         placeholder="Write the beginning of a text.",
     )
     with gr.Row():
-        run = gr.Button("Continue the text", variant="primary", elem_id="run")
+        run = gr.Button("Continue", variant="primary", elem_id="run")
         stop = gr.Button("Stop", variant="stop", visible=False, elem_id="stop")
-        append = gr.Button("Append to the text", elem_id="append")
+        append = gr.Button("Append to text", elem_id="append")
     output = gr.Textbox(
         label="Continuation", elem_id="output", lines=6, max_lines=20, interactive=False, buttons=["copy"]
     )

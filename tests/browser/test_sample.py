@@ -25,7 +25,7 @@ def test_the_sample_answers_in_the_browser(sample: LoadedModel, chromium: Browse
     with running(create_app(backend), backend) as url:
         page = chromium.new_page()
         page.goto(url)
-        expect(page.locator("#model-status")).to_contain_text("Sample (135M)", timeout=20_000)
+        expect(page.locator("#model-status")).to_contain_text("SmolLM2 135M sample (not an IBM model)", timeout=20_000)
         send(page, "What is the capital of France?")
         expect(answers(page)).to_contain_text("Paris", timeout=20_000)
         expect(answers(page)).to_contain_text("finished (stop)", timeout=20_000)

@@ -74,7 +74,7 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
             process.send_signal(stop)
             assert process.wait(4) == 0
     text = "".join(lines)
-    assert "Sample (135M) is ready." in re.sub(r"\s+", " ", text)
+    assert "SmolLM2 135M sample (not an IBM model) is ready." in re.sub(r"\s+", " ", text)
     assert "Traceback" not in text
 
 

@@ -70,12 +70,15 @@ async def test_the_first_event_does_not_wait() -> None:
         assert await asyncio.wait_for(anext(batches), 20) == [delta(0)]
 
 
-async def test_the_end_does_not_wait() -> None:
+@pytest.mark.parametrize("count", [0, 3])
+async def test_the_end_does_not_wait(count: int) -> None:
+    source = Source(count, delay=0.01)
+
     async def collect() -> list[list[StreamEvent]]:
-        return [batch async for batch in paced(Source(3, delay=0.01).stream(), interval=60, idle=60)]
+        return [batch async for batch in paced(source.stream(), interval=60, idle=60)]
 
     batches = await asyncio.wait_for(collect(), 20)
-    assert [event for batch in batches for event in batch] == [delta(0), delta(1), delta(2)]
+    assert [event for batch in batches for event in batch] == source.events
 
 
 async def test_empty_batches_come_while_nothing_does() -> None:
@@ -83,7 +86,7 @@ async def test_empty_batches_come_while_nothing_does() -> None:
     source = Source(endless=True)
     async with aclosing(paced(source.stream(), interval=0.01, idle=0.1)) as batches:
         start = clock()
-        assert [await anext(batches) for _ in range(3)] == [[], [], []]
+        assert [await asyncio.wait_for(anext(batches), 20) for _ in range(3)] == [[], [], []]
         assert clock() - start > 0.27
 
 
