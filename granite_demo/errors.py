@@ -6,6 +6,7 @@
     ├── ConfigurationError          500  a flag, a variable or the machine is not usable (exit code 2)
     ├── ModelError                  503  a model cannot be made ready
     │   ├── UnknownModelError       404
+    │   ├── GatedModelError         403  the hub wants an accepted licence or a valid token
     │   ├── DownloadError           503  no network, or the source refused
     │   ├── ChecksumError           503  a downloaded file is not the expected one
     │   ├── DiskFullError           507
@@ -62,6 +63,12 @@ class UnknownModelError(ModelError):
     """No registry row and no local folder has this name."""
 
     status = 404
+
+
+class GatedModelError(ModelError):
+    """The hub refuses the files until a licence is accepted or a valid token is given."""
+
+    status = 403
 
 
 class DownloadError(ModelError):

@@ -1,50 +1,90 @@
-"""The models by name, one row each. Facts about a model live here and nowhere else."""
+"""Names to models: a row of the catalogue, or a checkpoint folder. What a row claims is compared with config.json."""
 
-from dataclasses import dataclass
+import difflib
+import json
+from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
-from granite_demo.errors import UnknownModelError
+from granite_demo.catalogue import MODELS, SAMPLE, Dialect, ModelSpec
+from granite_demo.errors import ModelError, UnknownModelError
+from granite_demo.shapes import Mamba, Shape
 
+__all__ = ["MODELS", "SAMPLE", "Dialect", "Mamba", "ModelSpec", "Shape", "differences", "resolve"]
 
-@dataclass(frozen=True, slots=True)
-class ModelSpec:
-    """One model: where it comes from and what to tell the user about it."""
-
-    name: str
-    title: str
-    about: str
-    licence: str
-    path: Path | None = None
-    """The checkpoint's folder, for a model named by its path."""
-
-
-SAMPLE = ModelSpec(
-    name="sample",
-    title="SmolLM2 135M sample (not an IBM model)",
-    about=(
-        "The weights of SmolLM2-135M-Instruct in the Granite architecture. It shows the page at work on any "
-        "machine; it is not one of IBM's models, and it knows little."
-    ),
-    licence="Apache-2.0",
-)
-
-MODELS: dict[str, ModelSpec] = {SAMPLE.name: SAMPLE}
+LABELS = {
+    "vocab_size": "vocabulary",
+    "heads": "number of attention heads",
+    "kv_heads": "number of key/value heads",
+    "head_dim": "size of a head",
+    "layers": "number of layers",
+    "attention_layers": "number of attention layers",
+    "experts": "number of experts",
+    "experts_per_token": "number of experts per token",
+    "expert_size": "size of an expert",
+    "shared_size": "size of the shared expert",
+    "mamba": "Mamba-2 layers",
+}
 
 
 def resolve(name: str) -> ModelSpec:
-    """The row for ``name``, or a new one for a checkpoint folder. Raises UnknownModelError."""
+    """The row with this name or repository id, or a new one for a checkpoint folder. Raises UnknownModelError."""
     if name in MODELS:
         return MODELS[name]
-    folder = Path(name).expanduser()
-    if (folder / "config.json").is_file():
-        return ModelSpec(
-            name=folder.name,
-            title=folder.name,
-            about="A checkpoint from this machine.",
-            licence="see the checkpoint",
-            path=folder.resolve(),
-        )
+    for spec in MODELS.values():
+        if spec.repo_id == name:
+            return spec
+    try:
+        folder = Path(name).expanduser().resolve()
+        found = (folder / "config.json").is_file()
+    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null character
+        found = False
+    if found:
+        return _folder_spec(folder)
+    close = difflib.get_close_matches(name.rpartition("/")[2], MODELS, n=3)
+    hint = f"Did you mean {' or '.join(close)}?" if close else "The models are listed by: granite-demo models"
     raise UnknownModelError(
-        f"There is no model {name!r}: it is neither in the registry ({', '.join(MODELS)}) "
-        "nor a folder with a config.json."
+        f"There is no model {name!r}: it is neither in the registry nor a folder with a config.json. {hint}"
     )
+
+
+def _folder_spec(folder: Path) -> ModelSpec:
+    try:
+        shape = Shape.from_config(json.loads((folder / "config.json").read_bytes()))
+    except (OSError, ValueError, RecursionError, ModelError):
+        shape = None  # the load says what is wrong with it
+    return ModelSpec(
+        name=folder.name,
+        title=folder.name,
+        about="A checkpoint from this machine.",
+        licence="see the checkpoint",
+        family="On this machine",
+        shape=shape,
+        path=folder,
+    )
+
+
+def differences(spec: ModelSpec, config: Mapping[str, Any]) -> list[str]:
+    """What ``spec`` claims against ``config``, a loaded config.json: a sentence for each field that differs.
+
+    A field that the row leaves open is not compared.
+    """
+    if spec.shape is None:
+        return []
+    try:
+        shape = Shape.from_config(config)
+    except ModelError as error:
+        return [f"What is known here cannot be compared. {error.user_text}"]
+    pairs = [(field.name, getattr(spec.shape, field.name), getattr(shape, field.name)) for field in fields(Shape)]
+    return [
+        f"The {LABELS.get(name, name.replace('_', ' '))} is {_text(claimed)} here, {_text(found)} in config.json."
+        for name, claimed, found in pairs
+        if claimed is not None and claimed != found
+    ]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Mamba):
+        return f"{value.heads} heads of {value.head_dim} with a state of {value.state_size}"
+    return "missing" if value is None else f"{value:g}" if isinstance(value, float) else str(value)

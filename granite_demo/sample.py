@@ -10,10 +10,8 @@ shows the result, so an interrupted run leaves nothing behind. Knows neither dev
 import errno
 import hashlib
 import json
-import math
 import os
 import shutil
-import struct
 import subprocess
 import sys
 import tempfile
@@ -223,7 +221,7 @@ def _pip_error(output: str, source: SampleSource) -> Exception:
 def convert_to_granite(gguf: Path, target: Path, report: Report) -> None:
     """Write the Llama model in ``gguf`` to ``target`` as a Granite checkpoint in float32, with its tokenizer.
 
-    Goes from tensor to tensor, since transformers' own GGUF loader takes longer, more memory, and cannot be stopped.
+    Goes from tensor to tensor, since transformers' own GGUF loader takes longer and cannot be stopped.
     """
     report("converting", 0.05, "starting transformers")
     import transformers
@@ -270,29 +268,24 @@ def _granite_facts(fields: Any) -> dict[str, Any]:
 
 
 def _write_weights(config: Any, tensors: Any, path: Path, report: Report) -> None:
+    import numpy as np
     import torch
     from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
+    from safetensors.numpy import save_file
     from transformers import GraniteForCausalLM
 
     with torch.device("meta"):
         shapes = {name: tuple(p.shape) for name, p in GraniteForCausalLM(config).named_parameters()}
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, shape in shapes.items():
-        start, end = end, end + 4 * math.prod(shape)
-        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": (start, end)}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)  # the weights are aligned
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
     stored = {tensor.name: tensor for tensor in tensors}
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    with path.open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        for index, (name, shape) in enumerate(shapes.items()):
-            report("converting", 0.4 + 0.3 * index / len(shapes), f"weights {index + 1} of {len(shapes)}")
-            tensor = stored[str(names.get_name(name, (".weight",)))]
-            weights = dequantize(tensor.data, tensor.tensor_type)
-            if groups := heads.get(name.split(".")[-2]):
-                # GGUF keeps the rows that rotate together side by side, transformers half a head apart.
-                weights = weights.reshape(groups, -1, 2, shape[1]).swapaxes(1, 2)
-            file.write(weights.reshape(shape).astype("<f4").tobytes())
+    converted = {}
+    for index, (name, shape) in enumerate(shapes.items()):
+        report("converting", 0.4 + 0.3 * index / len(shapes), f"weights {index + 1} of {len(shapes)}")
+        tensor = stored[str(names.get_name(name, (".weight",)))]
+        weights = dequantize(tensor.data, tensor.tensor_type)
+        if groups := heads.get(name.split(".")[-2]):
+            # GGUF keeps the rows that rotate together side by side, transformers half a head apart.
+            weights = weights.reshape(groups, -1, 2, shape[1]).swapaxes(1, 2)
+        converted[name] = np.ascontiguousarray(weights.reshape(shape), dtype=np.float32)
+    save_file(converted, path, metadata={"format": "pt"})

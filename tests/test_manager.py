@@ -327,7 +327,10 @@ def test_close_closes_every_engine_and_may_come_twice(manager: ModelManager, loa
 async def test_close_cancels_loads_and_waits_for_them(manager: ModelManager, loader: FakeLoader) -> None:
     waiting, queued = await begin_lease(manager, ONE), await begin_lease(manager, TWO)
     await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
-    await asyncio.wait_for(asyncio.to_thread(manager.close), WAIT)
+    closing = threading.Thread(target=manager.close, daemon=True)
+    closing.start()
+    await asyncio.to_thread(closing.join, WAIT)
+    assert not closing.is_alive()
     assert loader.running == 0
     for task in (waiting, queued):
         with pytest.raises(LoadCancelledError):

@@ -183,3 +183,19 @@ def test_a_completion_is_raw_text_and_may_spell_control_tokens(sample: "LoadedMo
     assert ids[0] == sample.tokenizer.convert_tokens_to_ids("<|im_start|>")
     assert sample.tokenizer.decode(ids) == "<|im_start|>user\nhi"
     assert len(controls(sample.tokenizer, ids)) == 1
+
+
+def test_nothing_is_added_at_either_end(
+    templated: Callable[[str | None], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = templated(LAST)
+    expected = tokenizer("hi").input_ids
+    ends = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
+    monkeypatch.setattr(tokenizer.backend_tokenizer, "post_processor", ends)
+    assert tokenizer("hi").input_ids == [1, *expected, 2]
+    assert render_completion(tokenizer, "hi") == expected
+    assert render_chat(tokenizer, (Message("user", "hi"),)) == expected

@@ -2,11 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
-from starlette.routing import Mount
 
 from granite_demo import __version__
 from granite_demo.backends import Backend
@@ -47,6 +47,7 @@ def create_app(backend: Backend) -> FastAPI:
         max_file_size="1mb",
         allowed_paths=[],
     )
-    # The page's own application, whose open connections end with its stop_event.
-    app.state.page = next(route.app for route in app.routes if isinstance(route, Mount))
+    # The page's own application, mounted last, whose open connections end with its stop_event.
+    mount: Any = app.routes[-1]
+    app.state.page = mount.app
     return mounted
