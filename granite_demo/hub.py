@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TypeAlias
 
 from granite_demo import errors, hub_transfer
 from granite_demo.hub_transfer import GB, MB, Order, is_wanted
@@ -35,6 +35,8 @@ MARGIN = 1.1  # room wanted for each missing byte
 POLL_SECONDS = 0.1
 MAX_HEADER = 100_000_000
 START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.hub_transfer import main; main()"
+
+Lines: TypeAlias = "queue.SimpleQueue[str]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,69 +175,72 @@ def _order(repo_id: str, revision: str | None, cache_dir: Path | None, endpoint:
 
 
 def _download(order: Order, report: Report, cancelled: threading.Event) -> Checkpoint:
-    def step(fraction: float | None, detail: str) -> None:  # every report is a place to stop
-        if cancelled.is_set():
-            raise errors.LoadCancelledError(f"Downloading {order.repo_id} was cancelled. What has arrived is kept.")
-        report("downloading", fraction, detail)
-
-    step(None, f"asking {order.endpoint}")
+    if cancelled.is_set():
+        raise _cancelled(order)
+    report("downloading", None, f"asking {order.endpoint}")
     command = [sys.executable, "-P", "-c", START, str(Path(__file__).parents[1])]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdin and process.stdout
-        lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        assert process.stdin is not None
+        assert process.stdout is not None
+        lines: Lines = queue.SimpleQueue()
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
         try:
             _say(process.stdin, json.dumps(asdict(order)))
-            return _follow(order, process.stdin, lines, step)
+            return _follow(order, process.stdin, lines, report, cancelled)
         finally:
             process.kill()
             reader.join()
 
 
-def _read(stream: IO[str], lines: "queue.SimpleQueue[str]") -> None:
+def _cancelled(order: Order) -> errors.LoadCancelledError:
+    return errors.LoadCancelledError(f"Downloading {order.repo_id} was cancelled. What has arrived is kept.")
+
+
+def _read(stream: IO[str], lines: Lines) -> None:
     for line in stream:
         lines.put(line)
-    lines.put("")
+    lines.put("{}")  # the child's end
 
 
 def _say(stream: IO[str], text: str) -> None:
-    with suppress(OSError):  # the child ended: what it wrote last, or that it did not, tells why
+    with suppress(OSError):  # the child ended: what it wrote last tells why
         stream.write(f"{text}\n")
         stream.flush()
 
 
-def _follow(
-    order: Order, child: IO[str], lines: "queue.SimpleQueue[str]", step: Callable[[float | None, str], None]
-) -> Checkpoint:
+def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelled: threading.Event) -> Checkpoint:
     """Pass on the child's progress until its end."""
-    total = first = 0
+    total = first = most = 0
     began = time.monotonic()
-    shown: tuple[float | None, str] = (None, f"asking {order.endpoint}")
     while True:
         try:
-            line = lines.get(timeout=POLL_SECONDS)
+            message = json.loads(lines.get(timeout=POLL_SECONDS))
         except queue.Empty:
-            step(*shown)
-            continue
-        match json.loads(line or "{}"):
+            message = None
+        if cancelled.is_set():
+            raise _cancelled(order)
+        match message:
+            case None:
+                pass
             case {"error": name, "text": text}:
                 raise getattr(errors, name)(text)
             case {"folder": folder}:
-                step(1.0, _progress(total, total, None))
+                report("downloading", 1.0, progress_text(total, total, None))
                 return Checkpoint(Path(folder), Path(folder).name)
             case {"total": total, "done": first}:
                 _check_room(order, total - first)
                 _say(child, "go")
                 began = time.monotonic()
             case {"note": note}:
-                shown = (None, note)
+                report("downloading", None, note)
             case {"done": done}:
-                shown = (done / max(total, 1), _progress(done, total, (done - first) / (time.monotonic() - began)))
+                most = max(most, done)  # a part that the hub sends anew counts when it passes what was there
+                rate = (most - first) / max(time.monotonic() - began, POLL_SECONDS)
+                report("downloading", most / max(total, 1), progress_text(most, total, rate))
             case _:
                 raise errors.DownloadError(f"The download of {order.repo_id} ended for no known reason. Try again.")
-        step(*shown)
 
 
 def _check_room(order: Order, missing: int) -> None:
@@ -244,7 +249,8 @@ def _check_room(order: Order, missing: int) -> None:
         raise hub_transfer.no_room(order, needed)
 
 
-def _progress(done: int, total: int, rate: float | None) -> str:
+def progress_text(done: int, total: int, rate: float | None) -> str:
+    """Bytes and bytes per second for people."""
     unit, name, digits = (GB, "GB", 1) if total >= GB else (MB, "MB", 0)
     speed = "" if rate is None else f", {rate / MB:.{0 if rate >= 10 * MB else 1}f} MB/s"
     return f"{done / unit:.{digits}f} of {total / unit:.{digits}f} {name}{speed}"

@@ -27,8 +27,8 @@ from filelock import FileLock, Timeout
 
 from granite_demo import errors
 
-ALLOWED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*")
-ALLOWED += ("special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "*.jinja")
+ALLOWED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
+ALLOWED += ["special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "*.jinja"]
 SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".jinja"}  # so that tokenizer* lets in no code and no pickle
 DUPLICATES = "consolidated*"  # the same weights once more, in another program's layout
 FILE_NAME = re.compile(r"[\w.-]+", re.ASCII)  # in the top folder
@@ -114,7 +114,7 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
             f"{order.endpoint} refuses access to {name} ({status}). Accept the licence on {page} if it asks for that, "
             "and set HF_TOKEN to a valid access token of the same account."
         )
-    if isinstance(error, hub.OfflineModeIsEnabled):
+    if False:
         return errors.DownloadError(f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to download it. Unset it.")
     if status is not None:
         return errors.DownloadError(f"{order.endpoint} answered {status} for {name}. Try again later.")
@@ -170,6 +170,12 @@ def main() -> None:
         os._exit(0)  # now, and not when all threads have finished their files
 
 
+def _folder_name(order: Order) -> str:
+    from huggingface_hub.file_download import repo_folder_name
+
+    return repo_folder_name(repo_id=order.repo_id, repo_type="model")
+
+
 def _transfer(order: Order, send: Send) -> None:
     from huggingface_hub import constants, snapshot_download
 
@@ -188,15 +194,16 @@ def _transfer(order: Order, send: Send) -> None:
         return
     if missing:
         _download(order, commit, list(missing.values()), tick)
-    names = list(places)
     folder = snapshot_download(
         order.repo_id,
         revision=order.revision,
         cache_dir=order.cache_dir,
         endpoint=order.endpoint,
-        allow_patterns=names,
+        allow_patterns=list(places),
         max_workers=WORKERS,
     )
+    if not all(Path(folder, name).exists() for name in places):  # the hub went away just now
+        raise errors.DownloadError(f"The copy of {order.repo_id} in the cache is not complete yet. Try again.")
     send({"folder": folder})
 
 
@@ -211,7 +218,7 @@ class _Place:
 
     @classmethod
     def of(cls, file: RemoteFile, order: Order, commit: str) -> "_Place":
-        repo = repo_folder(order)
+        repo = Path(order.cache_dir, _folder_name(order))
         blob = repo / "blobs" / file.etag
         return cls(file, repo / "snapshots" / commit / file.name, blob, blob.with_name(f"{file.etag}.incomplete"))
 
@@ -233,18 +240,16 @@ class _Place:
             self.part.unlink()
 
 
-def repo_folder(order: Order) -> Path:
-    """The model's folder in the cache."""
-    from huggingface_hub.file_download import repo_folder_name
-
-    return Path(order.cache_dir, repo_folder_name(repo_id=order.repo_id, repo_type="model"))
-
-
 def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..., None]) -> None:
     from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import are_symlinks_supported
 
-    places[0].blob.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(repo_folder(order) / ".granite-demo.lock")
+    linked = are_symlinks_supported(order.cache_dir)
+    lock = FileLock(Path(order.cache_dir, ".locks", _folder_name(order), "granite-demo.lock"))
+    for folder in {path.parent for place in places for path in (place.shown, place.blob)} | {
+        Path(lock.lock_file).parent
+    }:
+        folder.mkdir(parents=True, exist_ok=True)
     while not lock.is_locked:
         try:
             lock.acquire(timeout=0)
@@ -253,10 +258,10 @@ def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..
             time.sleep(TICK_SECONDS)
     try:
         pool = ThreadPoolExecutor(WORKERS)
-        urls = [
-            hf_hub_url(order.repo_id, place.file.name, revision=commit, endpoint=order.endpoint) for place in places
-        ]
-        running = {pool.submit(_get, place, url) for place, url in zip(places, urls, strict=True)}
+        running = set()
+        for place in places:
+            url = hf_hub_url(order.repo_id, place.file.name, revision=commit, endpoint=order.endpoint)
+            running.add(pool.submit(_get, place, url, place.blob if linked else place.shown))
         while running:
             ended, running = wait(running, TICK_SECONDS, FIRST_EXCEPTION)
             for future in ended:
@@ -266,11 +271,12 @@ def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..
         lock.release()
 
 
-def _get(place: _Place, url: str) -> None:
+def _get(place: _Place, url: str, target: Path) -> None:
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges are of the bytes as they are
+    fruitless = 0
     while not place.is_complete():  # another process may have been faster
         before = place.arrived()
         try:
@@ -279,7 +285,8 @@ def _get(place: _Place, url: str) -> None:
         except OSError:  # the disk, or the hub's answer
             raise
         except Exception:  # a lost connection of a kind that http_get does not take up again
-            if place.arrived() == before:
+            fruitless = 0 if place.arrived() > before else fruitless + 1
+            if fruitless > 1:
                 raise
         else:
-            os.replace(place.part, place.blob)
+            os.replace(place.part, target)

@@ -39,15 +39,14 @@ Loader = Callable[[LoadOptions, Report, threading.Event], ReadyModel]
 """Makes a model ready, reporting (stage, fraction, detail); raises LoadCancelledError when the event is set."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Entry:
-    """One key of the cache. ``leases`` and ``retired`` are guarded by the manager's lock."""
+    """One key of the cache. ``leases`` is guarded by the manager's lock."""
 
     status: ModelStatus
     future: Future[ReadyModel] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
     leases: int = 0
-    retired: bool = False
 
 
 class ModelManager:
@@ -58,6 +57,7 @@ class ModelManager:
         self._loader = loader
         self._listener = listener
         self._entries: dict[LoadOptions, _Entry] = {}
+        self._retired: list[_Entry] = []  # unloaded, but still in use
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._closed = False
@@ -89,7 +89,9 @@ class ModelManager:
         finally:
             with self._lock:
                 entry.leases -= 1
-                unused = entry.retired and not entry.leases
+                unused = entry in self._retired and not entry.leases
+                if unused:
+                    self._retired.remove(entry)
             if unused:
                 await asyncio.to_thread(_close, entry)
 
@@ -106,8 +108,9 @@ class ModelManager:
             if entry is None:
                 return
             entry.cancelled.set()
-            entry.retired = True
             unused = not entry.leases
+            if not unused:
+                self._retired.append(entry)
         if unused:
             _close(entry)
 
@@ -115,10 +118,11 @@ class ModelManager:
         """Cancel loads and close every engine; running requests end with an error. Waits for both."""
         with self._lock:
             self._closed = True
-            entries = list(self._entries.values())
+            entries = [*self._entries.values(), *self._retired]
             self._entries.clear()
-        for entry in entries:
-            entry.cancelled.set()
+            self._retired.clear()
+            for entry in entries:
+                entry.cancelled.set()
         self._executor.shutdown(wait=True)
         for entry in entries:
             _close(entry)
@@ -126,30 +130,48 @@ class ModelManager:
     def _run(self, options: LoadOptions, entry: _Entry) -> None:
         def report(stage: LoadStage, fraction: float | None = None, detail: str = "") -> None:
             entry.status = replace(entry.status, stage=stage, fraction=fraction, detail=detail)
-            self._listener(entry.status)
+            self._tell(entry.status)
 
         try:
             if entry.cancelled.is_set():
                 raise LoadCancelledError("The load was cancelled.")
             ready = self._loader(options, report, entry.cancelled)
+            with self._lock:
+                if not entry.cancelled.is_set():
+                    entry.status = _ready_status(entry.status, ready)
+                    entry.future.set_result(ready)
+            if not entry.future.done():
+                ready.engine.close()
+                raise LoadCancelledError("The load was cancelled.")
         except BaseException as error:
             known = isinstance(error, GraniteDemoError)
             if not known:
                 log.exception("Loading %s failed.", options.model)
             shown = error if known else ModelError(f"Loading {options.model} failed ({type(error).__name__}: {error}).")
-            report("failed", None, str(shown))
+            entry.status = replace(entry.status, stage="failed", fraction=None, detail=str(shown))
             entry.future.set_exception(shown)
-            return
-        loaded = ready.loaded
-        entry.status = replace(
-            entry.status,
-            title=loaded.spec.title,
-            about=loaded.spec.about,
-            facts=(("Model", loaded.spec.title, loaded.spec.about), *loaded.placement.facts),
-            context_length=loaded.context_length,
-        )
-        report("ready", 1.0)
-        entry.future.set_result(ready)
+        # Told last: whoever hears of the end finds the load ended.
+        self._tell(entry.status)
+
+    def _tell(self, status: ModelStatus) -> None:
+        try:
+            self._listener(status)
+        except Exception:
+            log.exception("The state of %s could not be shown.", status.model)
+
+
+def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
+    loaded = ready.loaded
+    return replace(
+        status,
+        stage="ready",
+        fraction=1.0,
+        detail="",
+        title=loaded.spec.title,
+        about=loaded.spec.about,
+        facts=(("Model", loaded.spec.title, loaded.spec.about), *loaded.placement.facts),
+        context_length=loaded.context_length,
+    )
 
 
 def _failed(entry: _Entry) -> bool:

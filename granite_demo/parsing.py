@@ -21,19 +21,25 @@ class StopStrings:
         if self.hit or not self._stop:
             return "" if self.hit else text
         text = self._held + text
-        found = [index for index in (text.find(stop) for stop in self._stop) if index >= 0]
-        if found:
+        first = self._first(text)
+        # Where a stop string may have begun that the end of the text cuts: it is waited for if it began first.
+        begun = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        if first is not None and first <= begun:
             self.hit = True
             self._held = ""
-            return text[: min(found)]
-        keep = max(_overlap(text, stop) for stop in self._stop)
-        self._held = text[len(text) - keep :]
-        return text[: len(text) - keep]
+            return text[:first]
+        self._held = text[begun:]
+        return text[:begun]
 
     def flush(self) -> str:
-        """The held-back text, which turned out not to be a stop string."""
+        """The held-back text, up to a stop string in it that waited for a longer one to be complete."""
         held, self._held = self._held, ""
-        return held
+        first = self._first(held)
+        self.hit = self.hit or first is not None
+        return held[:first]
+
+    def _first(self, text: str) -> int | None:
+        return min((index for index in (text.find(stop) for stop in self._stop) if index >= 0), default=None)
 
 
 def _overlap(text: str, stop: str) -> int:

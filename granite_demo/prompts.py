@@ -1,6 +1,7 @@
 """Messages or raw text to token ids, by the tokenizer's own chat template. Knows neither engine nor model weights."""
 
-import secrets
+import re
+from itertools import chain
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
@@ -10,33 +11,54 @@ from granite_demo.types import Message
 def render_chat(tokenizer: Any, messages: tuple[Message, ...]) -> list[int]:
     """The prompt of a conversation, with the opening of the answer. Raises InvalidRequestError.
 
-    What people write is never taken for control tokens: a message that contains the text of one is rendered as a
-    placeholder first, and its text is encoded by itself with the special tokens split up.
+    What people write is never taken for control tokens. Where the prompt has more of them than the template itself
+    wrote, each message is encoded by itself, with what spells a control token cut in two.
     """
     if not tokenizer.chat_template:
         raise InvalidRequestError(
             "This model has no chat template, so it cannot chat. Use the Completion tab, or load an instruct model."
         )
-    hidden: dict[str, str] = {}
+    controls = [text for text in tokenizer.added_tokens_encoder if len(text) > 1 and text.strip()]
+    ids = encode(tokenizer, _apply(tokenizer, messages))
+    # Private-use characters mark what people wrote: templates may repeat, reorder, trim or drop it, but leave these.
+    marked = tuple(Message(message.role, f"{BEGIN}{_unmark(message.content)}{END}") for message in messages)
+    pieces = re.split(f"{BEGIN}([^{END}]*){END}", _apply(tokenizer, marked))
+    template = [encode(tokenizer, piece) for piece in pieces[::2]]
+    if _count(tokenizer, ids, controls) == sum(_count(tokenizer, part, controls) for part in template):
+        return ids
+    written = [[encode(tokenizer, part) for part in _cut(piece, controls)] for piece in pieces[1::2]]
+    ids = template[0]
+    for message, following in zip(written, template[1:], strict=True):
+        ids = [*ids, *chain(*message), *following]
+    return ids
 
-    def shield(text: str) -> str:
-        if not any(token in text for token in tokenizer.added_tokens_encoder):
-            return text
-        placeholder = secrets.token_hex(16)
-        hidden[placeholder] = text
-        return placeholder
 
-    turns = [{"role": message.role, "content": shield(message.content)} for message in messages]
+BEGIN, END, CUT = "\ue000", "\ue001", "\ue002"
+
+
+def _apply(tokenizer: Any, messages: tuple[Message, ...]) -> str:
+    turns = [{"role": message.role, "content": message.content} for message in messages]
     try:
         rendered: str = tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
     except Exception as error:
         # Templates are code of the checkpoint's author and raise whatever Jinja does.
         raise InvalidRequestError(f"The model's chat template refuses this conversation: {error}") from error
-    ids: list[int] = []
-    for placeholder, text in hidden.items():
-        before, rendered = rendered.split(placeholder, 1)
-        ids += encode(tokenizer, before) + encode(tokenizer, text, split_special_tokens=True)
-    return ids + encode(tokenizer, rendered)
+    return rendered
+
+
+def _unmark(text: str) -> str:
+    return re.sub(f"[{BEGIN}{END}{CUT}]", "", text)
+
+
+def _cut(text: str, controls: list[str]) -> list[str]:
+    for control in controls:
+        text = text.replace(control, f"{control[0]}{CUT}{control[1:]}")
+    return text.split(CUT)
+
+
+def _count(tokenizer: Any, ids: list[int], controls: list[str]) -> int:
+    wanted = {tokenizer.added_tokens_encoder[control] for control in controls}
+    return sum(token in wanted for token in ids)
 
 
 def render_completion(tokenizer: Any, prompt: str) -> list[int]:
@@ -44,9 +66,9 @@ def render_completion(tokenizer: Any, prompt: str) -> list[int]:
     return encode(tokenizer, prompt)
 
 
-def encode(tokenizer: Any, text: str, *, split_special_tokens: bool = False) -> list[int]:
+def encode(tokenizer: Any, text: str) -> list[int]:
     """Token ids of ``text`` with nothing added at either end."""
     if not text:
         return []
-    ids: list[int] = tokenizer(text, add_special_tokens=False, split_special_tokens=split_special_tokens).input_ids
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
     return ids

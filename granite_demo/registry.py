@@ -24,7 +24,7 @@ LABELS = {
     "experts_per_token": "number of experts per token",
     "expert_size": "size of an expert",
     "shared_size": "size of the shared expert",
-    "mamba": "Mamba-2 layers",
+    "mamba": "shape of the Mamba-2 layers",
 }
 
 

@@ -70,7 +70,10 @@ def _cast(source: str, value: Any, kind: Any) -> Any:
             raise ConfigurationError(f"{source} must be one of {', '.join(get_args(kind))}, not {value!r}.")
         return value
     if kind is Path:
-        return Path(value).expanduser()
+        try:
+            return Path(value).expanduser()
+        except RuntimeError:
+            raise ConfigurationError(f"{source} names a home folder that does not exist: {value}.") from None
     if kind is int:
         try:
             number = int(value)

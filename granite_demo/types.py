@@ -4,8 +4,9 @@ A ``Backend`` takes a ``GenerationRequest`` and yields ``StreamEvent`` values: a
 ``Finish``. An ``Engine`` takes token ids and ``SamplingParams`` and yields token ids.
 """
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import inf
 from typing import Any, Literal, get_args
 
 from granite_demo.errors import InvalidRequestError
@@ -25,10 +26,10 @@ def scrub(text: str) -> str:
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (inf, -inf) or value != value:
         raise InvalidRequestError(f"{name} must be a number, not {value!r}.")
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be between {low:g} and {high:g}, not {value:g}.")
+        raise InvalidRequestError(f"{name} must be between {low:g} and {high:g}{_but(value)}.")
     return float(value)
 
 
@@ -36,8 +37,13 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value % 1:
         raise InvalidRequestError(f"{name} must be a whole number, not {value!r}.")
     if not low <= value <= high:
-        raise InvalidRequestError(f"{name} must be between {low} and {high}, not {value:g}.")
+        raise InvalidRequestError(f"{name} must be between {low} and {high}{_but(value)}.")
     return int(value)
+
+
+def _but(value: float) -> str:
+    # A longer number is no help to a reader, and Python refuses to write out very long ones.
+    return f", not {value:g}" if abs(value) < 1e15 else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +97,8 @@ class SamplingParams:
         coerce("stop", self._checked_stop())
 
     def _checked_stop(self) -> tuple[str, ...]:
+        if not isinstance(self.stop, (str, Sequence)):
+            raise InvalidRequestError("Stop strings must be given as a list of texts.")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"At most {MAX_STOP_STRINGS} stop strings are allowed, not {len(stop)}.")

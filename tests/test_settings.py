@@ -56,7 +56,6 @@ def test_mistakes_name_the_flag_or_the_variable(name: str, value: str, problem: 
     assert str(as_variable.value) == f"{variable_name(name)} {problem}."
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="expanduser raises RuntimeError")
 @pytest.mark.parametrize("value", [Path("~nobody-of-this-name/models"), "~nobody-of-this-name/models"])
 def test_an_unknown_home_is_a_mistake_too(value: Any) -> None:
     with pytest.raises(ConfigurationError, match="^--cache-dir "):

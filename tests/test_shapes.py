@@ -43,10 +43,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "mamba_conv_bias": False,
         **MAMBA,
     },
-    "hybrid of attention": {"model_type": "granitemoehybrid", "layer_types": ["attention"] * 3, **MOE},
+    "hybrid of attention": {"model_type": "granitemoehybrid", "layer_types": ["attention"] * 3, **MOE, **MAMBA},
     "hybrid of mamba": {"model_type": "granitemoehybrid", "mamba_d_head": 16, **MOE, **MAMBA},
 }
-REAL = ("granite-3.1-2b-base", "granite-3.3-8b-instruct", "granite-4.1-30b", "granite-4.0-h-small", "granite-4.0-micro")
+REAL = ("3.1-2b-base", "3.3-8b-instruct", "4.1-30b", "4.0-h-small", "4.0-micro")
+
+
+def shape_of(name: str) -> Shape:
+    """The shape of the Granite with this name."""
+    shape = MODELS[f"granite-{name}"].shape
+    assert shape
+    return shape
 
 
 def config_of(shape: Shape) -> dict[str, Any]:
@@ -120,12 +127,38 @@ def test_the_parts_are_those_of_transformers(kind: str) -> None:
 
 @pytest.mark.parametrize("name", REAL)
 def test_real_shapes_have_the_parameters_of_transformers(name: str) -> None:
-    shape = MODELS[name].shape
-    assert shape
+    shape = shape_of(name)
     model = empty_model(config_of(shape))
     assert count_parameters(shape) == parts_of(model)
     assert count_parameters(shape).total == model.num_parameters()
     assert Shape.from_config(model.config.to_dict()) == shape
+
+
+@pytest.mark.parametrize(
+    ("name", "total"),
+    [("4.1-3b", 3_402_836_480), ("4.2-8b", 8_380_551_168), ("4.1-30b", 28_865_728_512), ("4.2-30b", 28_865_728_512)],
+)
+def test_published_counts_are_met_exactly(name: str, total: int) -> None:
+    assert count_parameters(shape_of(name)).total == total
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("3.2-2b-instruct", 2.53),
+        ("3.1-8b-instruct", 8.17),
+        ("4.0-350m", 0.35),
+        ("4.0-h-350m", 0.34),
+        ("4.0-1b", 1.6),
+        ("4.0-h-1b", 1.5),
+        ("4.0-micro", 3.40),
+        ("4.0-h-micro", 3.2),
+        ("4.0-h-tiny", 7.0),
+        ("4.0-h-small", 32.0),
+    ],
+)
+def test_rounded_counts_are_met(name: str, billions: float) -> None:
+    assert count_parameters(shape_of(name)).total == pytest.approx(billions * 10**9, rel=0.03)
 
 
 def test_a_hybrid_is_read_field_by_field() -> None:
@@ -141,7 +174,7 @@ def test_a_hybrid_is_read_field_by_field() -> None:
 
 def test_attention_only_hybrids_have_no_mamba() -> None:
     # Their files carry mamba numbers all the same.
-    shape = Shape.from_config(SMALL | CONFIGS["hybrid of attention"] | MAMBA)
+    shape = Shape.from_config(SMALL | CONFIGS["hybrid of attention"])
     assert shape.mamba is None
     assert shape.mamba_layers == 0
 

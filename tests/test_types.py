@@ -85,7 +85,6 @@ def test_none_is_no_number(name: str) -> None:
         sampling(**{name: None})
 
 
-@pytest.mark.xfail(strict=True, raises=OverflowError, reason="huge integers raise OverflowError")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["huge", "huge negative"])
 def test_numbers_beyond_floats_are_refused(name: str, value: int) -> None:
@@ -126,7 +125,6 @@ def test_a_stop_string_has_1_to_64_characters(text: Any) -> None:
         sampling(stop=["ok", text])
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="tuple() of a non-sequence raises TypeError")
 @pytest.mark.parametrize("stop", [None, 5, 0.5])
 def test_stop_of_another_type_is_refused(stop: Any) -> None:
     with pytest.raises(InvalidRequestError):

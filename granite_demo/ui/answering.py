@@ -70,7 +70,7 @@ async def snapshots(
                 if stop.is_set():
                     break
                 yield answer.text, _progress(backend, answer, elapsed), "note"
-        if answer.finish is None:
+        if stop.is_set():
             yield answer.text, answer.stopped_note(elapsed), "note"
     except GraniteDemoError as error:
         yield answer.text, error.user_text, "error"

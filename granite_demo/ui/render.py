@@ -4,6 +4,7 @@ import html
 from dataclasses import dataclass
 from typing import Any
 
+from granite_demo.errors import InvalidRequestError
 from granite_demo.types import Finish, Message, ModelStatus, StreamEvent, TextDelta
 
 ChatHistory = list[dict[str, Any]]
@@ -48,6 +49,8 @@ class Answer:
 
     def stopped_note(self, elapsed: float) -> str:
         """The note under an answer that its reader stopped."""
+        if self.finish is not None:  # it ended by itself just then
+            return self.note(elapsed)
         return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
 
 
@@ -79,9 +82,10 @@ def assistant_turn(text: str, note: str, kind: str = "note") -> dict[str, Any]:
 
 def turn_text(turn: dict[str, Any]) -> str:
     """The text of a chatbot message, without the note under it."""
-    content = turn.get("content", "")
-    block = content[0] if isinstance(content, list) and content else content
-    return str(block.get("text", "")) if isinstance(block, dict) else str(block)
+    content = turn.get("content")
+    block = next(iter(content), None) if isinstance(content, list) else content
+    text = block.get("text") if isinstance(block, dict) else block
+    return "" if text is None else str(text)
 
 
 def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple[Message, ...]:
@@ -91,6 +95,8 @@ def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple
     """
     prompt = (system_prompt or "").strip()
     system = [Message("system", prompt)] if prompt else []
+    if not all(isinstance(turn, dict) for turn in history):
+        raise InvalidRequestError("The conversation from the browser is damaged. Clear it and start anew.")
     turns = [Message(turn.get("role", ""), turn_text(turn)) for turn in history]
     return (*system, *(turn for turn in turns if turn.role == "user" or turn.content))
 

@@ -1,6 +1,7 @@
 """The Settings tab: this visitor's sampling parameters, and what was chosen for the loaded model and why."""
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ def to_sampling(
 def _unescape(line: str) -> str:
     """``line`` with JSON's escapes, such as \\n, taken as the characters they stand for."""
     try:
-        text: str = json.loads('"' + line.replace('"', '\\"') + '"')
+        quoted = re.sub(r'\\.|"', lambda found: '\\"' if found[0] == '"' else found[0], line)
+        text: str = json.loads(f'"{quoted}"', strict=False)
     except ValueError:
         raise InvalidRequestError(f"The stop string {line!r} has a broken escape; write a backslash as \\\\.") from None
     return text

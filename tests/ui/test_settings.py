@@ -58,7 +58,6 @@ def test_a_broken_escape_is_told(line: str) -> None:
     assert "backslash as \\\\" in caught.value.user_text
 
 
-@pytest.mark.xfail(strict=True, reason="JSON refuses a tab as it is, and the escape of a quote is escaped again")
 @pytest.mark.parametrize(("line", "expected"), [("\tdef", "\tdef"), (r"\"", '"')], ids=["tab", "escaped quote"])
 def test_no_escape_is_broken_here(line: str, expected: str) -> None:
     assert stop(line) == (expected,)
