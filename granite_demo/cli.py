@@ -18,7 +18,6 @@ from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import ModelManager, open_model
 from granite_demo.settings import Settings, help_text
 from granite_demo.terminal import LoadReporter, print_bench, set_up_logging
-from granite_demo.types import LoadOptions
 
 
 def _flag(name: str) -> Any:
@@ -86,8 +85,7 @@ def local_backend(settings: Settings, console: Console) -> LocalBackend:
     """The backend over a model of this process. Raises UnknownModelError for a name that cannot be loaded."""
     registry.resolve(settings.model)
     loader = partial(open_model, settings.cache_dir, settings.threads)
-    options = LoadOptions(settings.model, settings.device, settings.dtype)
-    return LocalBackend(ModelManager(loader, LoadReporter(console)), options)
+    return LocalBackend(ModelManager(loader, LoadReporter(console)), settings.load_options())
 
 
 def run_server(settings: Settings, console: Console) -> None:

@@ -9,6 +9,7 @@
     │   ├── GatedModelError         403  the hub wants an accepted licence or a valid token
     │   ├── DownloadError           503  no network, or the source refused
     │   ├── ChecksumError           503  a downloaded file is not the expected one
+    │   ├── OutOfMemoryError        507  it does not fit into the memory of the device
     │   ├── DiskFullError           507
     │   ├── CorruptModelError       503  files on disk cannot be read as a model
     │   └── LoadCancelledError      503  somebody cancelled the load
@@ -77,6 +78,12 @@ class DownloadError(ModelError):
 
 class ChecksumError(ModelError):
     """A fetched file has another SHA-256 than the pinned one."""
+
+
+class OutOfMemoryError(ModelError):
+    """A model does not fit into the memory of its device."""
+
+    status = 507
 
 
 class DiskFullError(ModelError):

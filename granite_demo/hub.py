@@ -236,7 +236,7 @@ def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelle
             case {"note": note}:
                 report("downloading", None, note)
             case {"done": done}:
-                most = max(most, done)  # a part that the hub sends anew counts when it passes what was there
+                most = done  # a part that the hub sends anew counts when it passes what was there
                 rate = (most - first) / max(time.monotonic() - began, POLL_SECONDS)
                 report("downloading", most / max(total, 1), progress_text(most, total, rate))
             case _:

@@ -114,7 +114,7 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
             f"{order.endpoint} refuses access to {name} ({status}). Accept the licence on {page} if it asks for that, "
             "and set HF_TOKEN to a valid access token of the same account."
         )
-    if False:
+    if isinstance(error, hub.OfflineModeIsEnabled):
         return errors.DownloadError(f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to download it. Unset it.")
     if status is not None:
         return errors.DownloadError(f"{order.endpoint} answered {status} for {name}. Try again later.")

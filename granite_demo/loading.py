@@ -1,45 +1,25 @@
-"""Options in, a placed model out. Every automatic choice carries its reason.
+"""A folder and a placement in, a loaded model out. Safetensors only, never remote code. Imports torch."""
 
-Imports torch; the rest of the package imports this module only where a model is really loaded.
-"""
-
-import time
-from collections.abc import Callable
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
-from transformers.utils.logging import disable_progress_bar
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
-from granite_demo.errors import ConfigurationError, CorruptModelError
+from granite_demo import registry
+from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
+from granite_demo.placement import Placement, place
 from granite_demo.registry import ModelSpec
-from granite_demo.types import LoadOptions
+from granite_demo.shapes import Shape
+from granite_demo.types import Fact, LoadOptions, LoadStage
 
-Clock = Callable[[], float]
-
-
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where and how a model runs, each choice with its reason."""
-
-    device: str
-    device_reason: str
-    dtype: torch.dtype
-    dtype_reason: str
-    attention: str
-    attention_reason: str
-
-    @property
-    def facts(self) -> tuple[tuple[str, str, str], ...]:
-        """(name, value, reason) rows for the log and the Settings tab."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        return (
-            ("Device", self.device, self.device_reason),
-            ("Precision", dtype, self.dtype_reason),
-            ("Attention", self.attention, self.attention_reason),
-        )
+Report = Callable[[LoadStage, float | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,103 +34,151 @@ class LoadedModel:
     """Tokens, prompt and answer together."""
     eos_ids: frozenset[int]
     """Every id that ends an answer: the tokenizer's and those of generation_config.json."""
+    weight_bytes: int = 0
+    differences: tuple[str, ...] = ()
+    """What the registry claims against config.json."""
+    commit: str | None = None
+    """The commit of the hub's repository that was loaded."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """(name, value, reason) rows for the log and the Settings tab."""
+        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
+        if self.commit:
+            rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
+        rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
+        rows.append(("Weights", f"{self.weight_bytes / 1e9:.2f} GB", "bytes of all parameters and buffers"))
+        rows += [("Note", "differs", text) for text in self.differences]
+        return tuple(rows)
 
 
-def place(options: LoadOptions) -> Placement:
-    """Choose device, dtype and attention for ``options``. Raises ConfigurationError."""
-    device, device_reason = _choose_device(options.device)
-    dtype, dtype_reason = _choose_dtype(options.dtype, device)
-    return Placement(
-        device=device,
-        device_reason=device_reason,
-        dtype=dtype,
-        dtype_reason=dtype_reason,
-        attention="sdpa",
-        attention_reason="torch's own attention: it runs on every device and needs no extra package",
-    )
-
-
-def load_checkpoint(folder: Path, spec: ModelSpec, placement: Placement) -> LoadedModel:
-    """Load a safetensors checkpoint from ``folder``. Raises CorruptModelError."""
-    # The terminal has one bar for the whole load.
-    disable_progress_bar()
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises CorruptModelError."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder,
-            dtype=placement.dtype,
-            device_map={"": placement.device},
-            attn_implementation=placement.attention,
-            use_safetensors=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        ).eval()
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise CorruptModelError(f"{folder / 'config.json'} cannot be read: {error}. Remove the folder.") from error
+    if not isinstance(config, dict):
+        raise CorruptModelError(f"{folder / 'config.json'} does not hold an object. Remove the folder.")
+    return config
+
+
+def load_model(
+    folder: Path,
+    spec: ModelSpec,
+    options: LoadOptions,
+    report: Report = lambda stage, fraction, detail: None,
+    cancelled: threading.Event | None = None,
+    commit: str | None = None,
+) -> LoadedModel:
+    """Place and load the checkpoint in ``folder``, which is ``commit`` of its repository.
+
+    Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
+    """
+    config = read_config(folder)
+    placement = place(options, _shape(config))
+    try:
+        with _progress(report, cancelled or threading.Event()):
+            return _load(folder, spec, placement, config, commit)
+    except GraniteDemoError:
+        raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemoryError(
+            f"{spec.title} does not fit into the memory of {placement.device}. "
+            "Choose a smaller model or precision, or unload what is loaded."
+        ) from error.with_traceback(None)
     except Exception as error:
         # safetensors, json and transformers each have exceptions of their own for a broken file.
         raise CorruptModelError(
             f"The files of {spec.title} in {folder} cannot be loaded: {error}. Remove the folder and try again."
         ) from error
+
+
+def _shape(config: dict[str, Any]) -> Shape | None:
+    try:
+        return Shape.from_config(config)
+    except GraniteDemoError:
+        return None  # another architecture: nothing can be planned, loading may still work
+
+
+def _load(
+    folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any], commit: str | None
+) -> LoadedModel:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=placement.dtype,
+        device_map="auto" if placement.spread else {"": placement.device},
+        quantization_config=None if "quantization_config" in config else quantization_config(placement),
+        attn_implementation=placement.attention,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+    ).eval()
     end = model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [end]
+    limit = model.config.max_position_embeddings
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         spec=spec,
         placement=placement,
-        context_length=model.config.max_position_embeddings,
+        context_length=min(placement.context or limit, limit),
         eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
+        weight_bytes=model.get_memory_footprint(),
+        differences=tuple(registry.differences(spec, config)),
+        commit=commit,
     )
 
 
-def _choose_device(wanted: str) -> tuple[str, str]:
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted != "auto":
-        if not available[wanted]:
-            found = ", ".join(device for device, present in available.items() if present)
-            raise ConfigurationError(f"Device {wanted} was asked for, but torch finds only: {found}.")
-        return wanted, "asked for"
-    if available["cuda"]:
-        return "cuda", f"a GPU was found: {torch.cuda.get_device_name()}"
-    if available["mps"]:
-        return "mps", "Apple's GPU was found"
-    why = "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
-    return "cpu", why
+def quantization_config(placement: Placement) -> BitsAndBytesConfig | None:
+    """bitsandbytes' settings: 4-bit with double quantization and computing in the model's precision, or 8-bit."""
+    if placement.quantization == "none":
+        return None
+    if placement.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=placement.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=placement.dtype,
+    )
 
 
-def _choose_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
-    if wanted != "auto":
-        dtype: torch.dtype = getattr(torch, wanted)
-        return dtype, "asked for"
-    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return torch.float16, "this GPU has no bfloat16"
-    if device != "cpu":
-        return torch.bfloat16, "the precision Granite was trained in"
-    return _choose_cpu_dtype()
+@contextmanager
+def _progress(report: Report, cancelled: threading.Event) -> Iterator[None]:
+    """Turn transformers' own bar for the weights into reports, each of which is a place to stop."""
 
+    class Bar:
+        def __init__(self, iterable: Any = None, *_: Any, total: int | None = None, **__: Any) -> None:
+            self.iterable = iterable
+            self.total = total or (len(iterable) if hasattr(iterable, "__len__") else None)
+            self.done = 0
 
-def _choose_cpu_dtype() -> tuple[torch.dtype, str]:
-    """float32, unless bfloat16 is clearly faster for a typical message on this CPU."""
-    seconds = {dtype: _message_seconds(dtype, time.perf_counter) for dtype in (torch.float32, torch.bfloat16)}
-    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
-    reason = f"measured here: a typical message takes {ratio:.1f} times as long in bfloat16 as in float32"
-    return (torch.bfloat16 if ratio < 0.8 else torch.float32), reason
+        def update(self, count: int = 1) -> None:
+            if cancelled.is_set():
+                raise LoadCancelledError("The load was cancelled.")
+            self.done += count
+            detail = f"weights {self.done} of {self.total}" if self.total else f"weights {self.done}"
+            report("loading", self.done / self.total if self.total else None, detail)
 
+        def __iter__(self) -> Iterator[Any]:
+            for item in self.iterable or ():
+                yield item
+                self.update()
 
-def _message_seconds(dtype: torch.dtype, clock: Clock, prompt: int = 256, answer: int = 128) -> float:
-    """Seconds the matrix products of one message take: ``prompt`` rows at once, then ``answer`` single rows.
+        def __enter__(self) -> "Bar":
+            return self
 
-    The weights, 16 MB or more, do not fit a CPU's inner caches, so single rows are bound by memory as in a model.
-    """
-    weights = [torch.randn(2048, 512, dtype=dtype) for _ in range(8)]
+        def __exit__(self, *_: object) -> None:
+            pass
 
-    def seconds(rows: int, repeat: int) -> float:
-        x = torch.randn(rows, 512, dtype=dtype)
-        for weight in weights[:2]:
-            torch.nn.functional.linear(x, weight)
-        start = clock()
-        for _ in range(repeat):
-            for weight in weights:
-                torch.nn.functional.linear(x, weight)
-        return (clock() - start) / repeat
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *_, **__: None  # close, set_postfix and the like have nothing to show here
 
-    return seconds(prompt, 1) + answer * seconds(1, 8)
+    disable_progress_bar()
+    previous = set_tqdm_hook(lambda factory, arguments, options: Bar(*arguments, **options))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)

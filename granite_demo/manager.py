@@ -4,18 +4,20 @@ Knows no torch: what a load does is injected as a ``Loader``, and ``open_model``
 """
 
 import asyncio
+import gc
 import logging
+import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from granite_demo import registry, sample
+from granite_demo import hub, registry, sample
 from granite_demo.engine.base import Engine
-from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError
+from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError, OutOfMemoryError
 from granite_demo.types import LoadOptions, LoadStage, ModelStatus
 
 if TYPE_CHECKING:
@@ -114,6 +116,28 @@ class ModelManager:
         if unused:
             _close(entry)
 
+    def switch(self, old: LoadOptions, new: LoadOptions) -> ReadyModel:
+        """Load ``new`` and unload ``old``. If it fails, ``old`` answers as before. Raises what the load raises.
+
+        ``new`` is loaded beside ``old``. Only where both do not fit, ``old`` is unloaded first, and loaded again if
+        ``new`` then fails.
+        """
+        if old == new:
+            return self.load(new).result()
+        try:
+            ready = self.load(new).result()
+        except OutOfMemoryError:
+            if self.status(old).stage != "ready":
+                raise
+            self.unload(old)
+            try:
+                return self.load(new).result()
+            except ModelError:
+                self.load(old)
+                raise
+        self.unload(old)
+        return ready
+
     def close(self) -> None:
         """Cancel loads and close every engine; running requests end with an error. Waits for both."""
         with self._lock:
@@ -169,7 +193,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         detail="",
         title=loaded.spec.title,
         about=loaded.spec.about,
-        facts=(("Model", loaded.spec.title, loaded.spec.about), *loaded.placement.facts),
+        facts=loaded.facts,
         context_length=loaded.context_length,
     )
 
@@ -181,6 +205,8 @@ def _failed(entry: _Entry) -> bool:
 def _close(entry: _Entry) -> None:
     if entry.future.done() and entry.future.exception() is None:
         entry.future.result().engine.close()
+        entry.future = Future()  # lets go of the weights
+    release_memory()
 
 
 def open_model(
@@ -188,17 +214,23 @@ def open_model(
 ) -> ReadyModel:
     """The real ``Loader``: find or fetch the files, place and load the model, start and warm up its engine."""
     spec = registry.resolve(options.model)
-    folder = spec.path or sample.ensure_sample(cache_dir, report, cancelled)
+    commit = None
+    if spec.path:
+        folder = spec.path
+    elif spec.repo_id:
+        checkpoint = hub.fetch(spec.repo_id, options.revision, report, cancelled)
+        folder, commit = checkpoint.folder, checkpoint.commit
+    else:
+        folder = sample.ensure_sample(cache_dir, report, cancelled)
     report("loading", None, "")
     import torch
 
     from granite_demo.engine.single import SingleStreamEngine
-    from granite_demo.loading import load_checkpoint, place
+    from granite_demo.loading import load_model
 
     if threads:
         torch.set_num_threads(threads)
-    placement = place(options)
-    loaded = load_checkpoint(folder, spec, placement)
+    loaded = load_model(folder, spec, options, report, cancelled, commit=commit)
     engine = SingleStreamEngine(loaded)
     try:
         report("warming up", None, "")
@@ -209,3 +241,11 @@ def open_model(
         engine.close()
         raise
     return ReadyModel(loaded, engine)
+
+
+def release_memory() -> None:
+    """Give back what torch keeps of models that are gone. Does nothing where torch was never imported."""
+    gc.collect()
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()

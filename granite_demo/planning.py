@@ -157,7 +157,7 @@ def plan(
         mark = "tight"
         reason = f"It fits with a context of up to {longest:,} tokens, not the {context:,} wanted"
     else:
-        mark = "tight" if free < 0 else "fits"
+        mark = "tight" if free < FREE_SHARE * memory_bytes else "fits"
         only = "only " if mark == "tight" else ""
         parts = f"With weights of {gigabytes(weights)} and a context of {context:,} tokens"
         reason = f"{parts}, {only}{gigabytes(free)} of {gigabytes(memory_bytes)} stay free"

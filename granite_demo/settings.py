@@ -11,12 +11,12 @@ from typing import Any, Literal, get_args, get_origin
 import platformdirs
 
 from granite_demo.errors import ConfigurationError
+from granite_demo.types import Attention, Device, Dtype, LoadOptions, Quantization
 
-Device = Literal["auto", "cuda", "mps", "cpu"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "GRANITE_DEMO_"
+LIMITS = {"context": 10_000_000}
 
 
 def _option(default: Any, help_text: str, env: str | None = None) -> Any:
@@ -32,6 +32,10 @@ class Settings:
     port: int = _option(7860, "Port to listen on.")
     device: Device = _option("auto", "Where the model runs.")
     dtype: Dtype = _option("auto", "The precision of its weights.")
+    quantization: Quantization = _option("auto", "Quantize the weights with bitsandbytes.")
+    attention: Attention = _option("auto", "The attention implementation.")
+    context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
+    revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
     threads: int = _option(0, "CPU threads for the model; 0 leaves the choice to torch.")
     log_level: LogLevel = _option("info", "How much the terminal shows.")
     cache_dir: Path = _option(
@@ -50,8 +54,20 @@ class Settings:
                 source, value = variable, environ[variable]
             else:
                 continue
-            values[option.name] = _cast(source, value, option.type)
+            values[option.name] = _cast(option.name, source, value, option.type)
         return cls(**values)
+
+    def load_options(self) -> LoadOptions:
+        """The part that says which model to load and how."""
+        return LoadOptions(
+            model=self.model,
+            revision=self.revision or None,
+            device=self.device,
+            dtype=self.dtype,
+            quantization=self.quantization,
+            attention=self.attention,
+            context=self.context or None,
+        )
 
     def as_flags(self, *names: str) -> list[str]:
         """The command line that gives a new process the values of these fields."""
@@ -64,7 +80,7 @@ def variable_name(option_name: str) -> str:
     return PREFIX + (option.metadata["env"] or option_name.upper())
 
 
-def _cast(source: str, value: Any, kind: Any) -> Any:
+def _cast(option_name: str, source: str, value: Any, kind: Any) -> Any:
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             raise ConfigurationError(f"{source} must be one of {', '.join(get_args(kind))}, not {value!r}.")
@@ -79,8 +95,9 @@ def _cast(source: str, value: Any, kind: Any) -> Any:
             number = int(value)
         except ValueError:
             raise ConfigurationError(f"{source} must be a whole number, not {value!r}.") from None
-        if not 0 <= number <= 65535:
-            raise ConfigurationError(f"{source} must be between 0 and 65535, not {number}.")
+        limit = LIMITS.get(option_name, 65535)
+        if not 0 <= number <= limit:
+            raise ConfigurationError(f"{source} must be between 0 and {limit}, not {number}.")
         return number
     return value
 

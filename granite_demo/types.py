@@ -173,6 +173,10 @@ StreamEvent = TextDelta | Finish
 LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
 
 
+Fact = tuple[str, str, str]
+"""(name, value, reason) of a choice made for a model"""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
     """What the model manager is doing with one model, for every visitor to see."""
@@ -184,9 +188,15 @@ class ModelStatus:
     detail: str = ""
     title: str = ""
     about: str = ""
-    facts: tuple[tuple[str, str, str], ...] = ()
-    """(name, value, reason) of each choice made for a ready model, in display order."""
+    facts: tuple[Fact, ...] = ()
+    """Each choice made for a ready model, in display order."""
     context_length: int | None = None
+
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,5 +204,10 @@ class LoadOptions:
     """Which model to load and how: the key of the model cache."""
 
     model: str = "sample"
-    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    revision: str | None = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    quantization: Quantization = "auto"
+    attention: Attention = "auto"
+    context: int | None = None
+    """Tokens to limit the context to; None for as many as the model allows and fit."""

@@ -26,10 +26,10 @@ def sample_path() -> Path:
 def sample(sample_path: Path) -> "LoadedModel":
     """The sample model in float32 on the CPU."""
     from granite_demo import registry
-    from granite_demo.loading import load_checkpoint, place
+    from granite_demo.loading import load_model
     from granite_demo.types import LoadOptions
 
-    return load_checkpoint(sample_path, registry.SAMPLE, place(LoadOptions(device="cpu", dtype="float32")))
+    return load_model(sample_path, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="session")

@@ -14,6 +14,7 @@ import socket
 import struct
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -47,6 +48,7 @@ class Request:
     path: str
     range: str | None
     authorization: str | None
+    encoding: str | None
     status: int = 0
     sent: int = 0
     ended: bool = False
@@ -82,6 +84,8 @@ class FakeHub:
         """(status, X-Error-Code) that every file answers, while the listing is public: (403, "GatedRepo")."""
         self.refused: tuple[int, str | None] | None = None
         """(status, X-Error-Code) of every answer: (401, None), (404, "RepoNotFound"), (503, None)."""
+        self.hook: Callable[[Request], object] = lambda request: None
+        """Called with each request before it is answered; may turn switches."""
         self.closing = threading.Event()
         hub = self
 
@@ -140,10 +144,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        self.request_log = Request(
-            self.command, unquote(self.path), self.headers.get("Range"), self.headers.get("Authorization")
-        )
+        about = [self.headers.get(name) for name in ("Range", "Authorization", "Accept-Encoding")]
+        self.request_log = Request(self.command, unquote(self.path), *about)
         self.hub.requests.append(self.request_log)
+        self.hub.hook(self.request_log)
         with suppress(ConnectionError):
             self._route()
         self.request_log.ended = True

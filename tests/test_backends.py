@@ -150,7 +150,7 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         context_length=100,
         eos_ids=frozenset(),
         spec=SimpleNamespace(title="t", about="a"),
-        placement=SimpleNamespace(facts=()),
+        facts=(),
     )
     backend = backend_over(FakeEngine(ids), loaded)
     with pytest.raises(InvalidRequestError, match="Completion tab"):

@@ -30,7 +30,7 @@ from granite_demo.errors import (
     UnknownModelError,
 )
 from granite_demo.hub import Checkpoint, cached, download_size, fetch, find_flaw, progress_text
-from tests.fakehub import FakeHub, etag, model_files, safetensors
+from tests.fakehub import FakeHub, Request, etag, model_files, safetensors
 
 REPO = "ibm-granite/tiny"
 WEIGHTS = "model.safetensors"
@@ -249,9 +249,16 @@ def test_cancel_in_the_middle_of_a_file_then_resume(tiny: Setup) -> None:
 
 def test_a_hub_that_ignores_ranges_sends_the_file_anew(tiny: Setup) -> None:
     cancel_in_the_middle(tiny)
-    tiny.hub.ranges = False
+    tiny.hub.ranges, tiny.hub.rate = False, 3_000_000
+    tiny.calls.clear()
     tiny.assert_whole(tiny.fetch())
     assert tiny.hub.transfers(WEIGHTS)[-1].sent == len(tiny.files[WEIGHTS])
+    assert tiny.fractions() == sorted(tiny.fractions())
+
+
+def test_parts_are_asked_for_uncompressed(tiny: Setup) -> None:
+    tiny.fetch()
+    assert {request.encoding for name in tiny.files for request in tiny.hub.transfers(name)} == {"identity"}
 
 
 def test_a_part_that_is_too_long_is_dropped(tiny: Setup) -> None:
@@ -300,11 +307,20 @@ def test_two_programs_do_not_write_one_file(tiny: Setup) -> None:
     assert not lock.is_locked
 
 
+def test_modules_in_the_working_folder_are_not_run(
+    tiny: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text(f"open({str(tmp_path / 'canary')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    tiny.assert_whole(tiny.fetch())
+    assert not (tmp_path / "canary").exists()
+
+
 # The hub says no
 
 
-# Without a code huggingface_hub takes a 401 for an unknown model: strangers are not told which models there are.
-@pytest.mark.parametrize(("status", "code"), [(401, "GatedRepo"), (403, "GatedRepo"), (403, None)])
+@pytest.mark.parametrize("status", [401, 403])
+@pytest.mark.parametrize("code", ["GatedRepo", None])
 def test_a_gated_model_says_how_to_get_access(tiny: Setup, status: int, code: str | None) -> None:
     tiny.hub.gated = (status, code)
     with pytest.raises(GatedModelError) as caught:
@@ -312,9 +328,9 @@ def test_a_gated_model_says_how_to_get_access(tiny: Setup, status: int, code: st
     assert all(part in str(caught.value) for part in (f"{tiny.hub.url}/{REPO}", "licence", "HF_TOKEN", str(status)))
 
 
-@pytest.mark.parametrize(("status", "code"), [(401, None), (401, "RepoNotFound"), (404, "RepoNotFound")])
-def test_an_unknown_model(tiny: Setup, status: int, code: str | None) -> None:
-    tiny.hub.refused = (status, code)
+@pytest.mark.parametrize("status", [401, 404])  # strangers are not told whether there is such a model
+def test_an_unknown_model(tiny: Setup, status: int) -> None:
+    tiny.hub.refused = (status, "RepoNotFound")
     with pytest.raises(UnknownModelError, match=r"no model ibm-granite/tiny .*Check the spelling.*HF_TOKEN"):
         tiny.fetch()
 
@@ -355,6 +371,27 @@ def test_a_cached_copy_is_used_when_the_hub_is_not_available(tiny: Setup, closed
     fraction, detail = tiny.calls[-1]
     assert fraction == 1.0
     assert f"cached copy of commit {tiny.commit}" in detail
+
+
+def test_a_hub_that_goes_away_at_the_end_leaves_no_half_model(tiny: Setup) -> None:
+    repo = tiny.cache / "models--ibm-granite--tiny"  # as a program leaves it that needed the configuration only
+    for name, text in (
+        (f"snapshots/{tiny.commit}/config.json", '{"model_type": "granite"}'),
+        ("refs/main", tiny.commit),
+    ):
+        (repo / name).parent.mkdir(parents=True)
+        (repo / name).write_text(text)
+
+    def go_away(request: Request) -> None:
+        if request.path.endswith("/revision/main"):
+            tiny.hub.refused = (503, None)
+
+    tiny.hub.hook = go_away
+    with pytest.raises(DownloadError, match="not complete yet"):
+        tiny.fetch()
+    tiny.hub.refused, tiny.hub.hook = None, lambda request: None
+    tiny.assert_whole(tiny.fetch())
+    assert len(tiny.hub.transfers(WEIGHTS)) == 1
 
 
 BAD_IDS = [

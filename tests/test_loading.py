@@ -8,7 +8,8 @@ import torch
 
 from granite_demo import registry
 from granite_demo.errors import ConfigurationError, CorruptModelError
-from granite_demo.loading import LoadedModel, load_checkpoint, place
+from granite_demo.loading import LoadedModel, load_model
+from granite_demo.placement import place
 from granite_demo.types import LoadOptions
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -17,7 +18,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
 @no_gpu
 def test_every_automatic_choice_has_a_reason() -> None:
     facts = place(LoadOptions()).facts
-    assert [name for name, _, _ in facts] == ["Device", "Precision", "Attention"]
+    assert [name for name, _, _ in facts] == ["Device", "Precision", "Quantization", "Attention"]
     assert all(value and reason for _, value, reason in facts)
     assert facts[0][1] == "cpu"
     assert "measured here" in facts[1][2]
@@ -26,7 +27,7 @@ def test_every_automatic_choice_has_a_reason() -> None:
 def test_what_is_asked_for_is_taken() -> None:
     placement = place(LoadOptions(device="cpu", dtype="bfloat16"))
     assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
-    assert placement.device_reason == placement.dtype_reason == "asked for"
+    assert placement.reasons["device"] == placement.reasons["dtype"] == "asked for"
 
 
 @no_gpu
@@ -50,7 +51,7 @@ def test_a_broken_file_is_a_clear_error(sample_path: Path, tmp_path: Path, broke
     whole = (sample_path / broken).read_bytes()
     (tmp_path / broken).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptModelError, match="Remove the folder"):
-        load_checkpoint(tmp_path, registry.SAMPLE, place(LoadOptions(device="cpu", dtype="float32")))
+        load_model(tmp_path, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
 
 
 def test_pickled_weights_are_not_loaded(sample_path: Path, tmp_path: Path) -> None:
@@ -59,7 +60,7 @@ def test_pickled_weights_are_not_loaded(sample_path: Path, tmp_path: Path) -> No
     canary = tmp_path / "canary"
     torch.save({"evil": _Touch(str(canary))}, folder / "pytorch_model.bin")
     with pytest.raises(CorruptModelError):
-        load_checkpoint(folder, registry.SAMPLE, place(LoadOptions(device="cpu", dtype="float32")))
+        load_model(folder, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
     assert not canary.exists()
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from granite_demo.errors import ConfigurationError
 from granite_demo.settings import Settings, help_text, variable_name
+from granite_demo.types import LoadOptions
 
 NAMES = [option.name for option in fields(Settings)]
 
@@ -44,6 +45,14 @@ def test_variables_are_cast_to_their_fields_types(monkeypatch: pytest.MonkeyPatc
         ("threads", "1.5", "must be a whole number, not '1.5'"),
         ("device", "tpu", "must be one of auto, cuda, mps, cpu, not 'tpu'"),
         ("dtype", "int8", "must be one of auto, bfloat16, float16, float32, not 'int8'"),
+        ("quantization", "int4", "must be one of auto, none, int8, nf4, fp4, not 'int4'"),
+        (
+            "attention",
+            "xformers",
+            "must be one of auto, eager, sdpa, flash_attention_2, flash_attention_3, not 'xformers'",
+        ),
+        ("context", "10000001", "must be between 0 and 10000000, not 10000001"),
+        ("context", "many", "must be a whole number, not 'many'"),
         ("log_level", "loud", "must be one of debug, info, warning, error, not 'loud'"),
     ],
 )
@@ -75,6 +84,10 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         port=1,
         device="cpu",
         dtype="float16",
+        quantization="int8",
+        attention="eager",
+        context=131072,
+        revision="v1",
         threads=2,
         log_level="error",
         cache_dir=Path("/a b/c"),
@@ -83,7 +96,16 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
     names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
     assert names == NAMES
     assert Settings.resolve(dict(zip(names, flags[1::2], strict=True)), {}) == settings
+    assert settings == Settings.resolve({name: getattr(settings, name) for name in NAMES}, {})
+    assert all(getattr(settings, name) != getattr(Settings(), name) for name in NAMES), "each field is tried"
     assert settings.as_flags("log_level") == ["--log-level", "error"]
+
+
+def test_what_to_load_is_a_part_of_the_settings() -> None:
+    assert Settings().load_options() == LoadOptions()
+    given = {"model": "m", "revision": "v1", "device": "cpu", "dtype": "float16", "context": 4096}
+    given |= {"quantization": "int8", "attention": "eager"}
+    assert Settings.resolve(given, {}).load_options() == LoadOptions(**given)  # type: ignore[arg-type]
 
 
 def test_help_tells_the_default_and_the_variable() -> None:

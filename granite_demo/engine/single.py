@@ -26,7 +26,7 @@ class SingleStreamEngine:
     """
 
     def __init__(self, loaded: LoadedModel) -> None:
-        self._model = loaded.model
+        self._model: Any = loaded.model
         self._eos_ids = loaded.eos_ids
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
         self._lock = threading.Lock()
@@ -77,6 +77,7 @@ class SingleStreamEngine:
         self._executor.shutdown(wait=True)
         for hook in self._hooks:
             hook.remove()
+        self._model = None  # whoever still holds the engine does not hold the weights
 
     def _check_running(self, *_: Any) -> None:
         # Called before each layer, so that Stop also works inside a long prefill.

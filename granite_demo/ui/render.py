@@ -54,6 +54,7 @@ class Answer:
         return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
 
 
+HEADLINE = ("Device", "Precision", "Quantization", "Attention")
 _REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
 
 
@@ -105,7 +106,9 @@ def status_html(status: ModelStatus) -> str:
     """The model's state for the head of the page."""
     name = html.escape(status.title or status.model)
     if status.stage == "ready":
-        values = " · ".join(html.escape(value) for label, value, _ in status.facts if label != "Model")
+        values = " · ".join(
+            html.escape(value) for label, value, _ in status.facts if label in HEADLINE and value != "none"
+        )
         return f'<div class="status ready"><b>{name}</b> <span>{values}</span></div>'
     if status.stage == "failed":
         return f'<div class="status failed"><b>{name}</b> <span>{html.escape(status.detail)}</span></div>'
@@ -121,10 +124,9 @@ def facts_html(status: ModelStatus) -> str:
     """What was chosen for the model and why, as a table."""
     if not status.facts:
         return "<p>Shown when the model is ready.</p>"
-    context = (("Context", f"{status.context_length:,} tokens", "the checkpoint's own limit"),)
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td><td>{html.escape(reason)}</td></tr>"
-        for name, value, reason in (*status.facts, *context)
+        for name, value, reason in status.facts
     )
     head = "<tr><th></th><th>Chosen</th><th>Why</th></tr>"
     return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"

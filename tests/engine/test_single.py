@@ -13,7 +13,8 @@ from granite_demo import registry
 from granite_demo.engine.base import EngineStats
 from granite_demo.engine.single import SingleStreamEngine, decoder_layers
 from granite_demo.errors import EngineClosedError, EngineError
-from granite_demo.loading import LoadedModel, place
+from granite_demo.loading import LoadedModel
+from granite_demo.placement import place
 from granite_demo.prompts import encode, render_chat
 from granite_demo.types import LoadOptions, Message, SamplingParams
 

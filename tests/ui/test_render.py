@@ -140,8 +140,14 @@ def test_turns_that_are_no_dicts_are_refused(turn: Any) -> None:
 # The model's state
 
 
-def test_a_ready_model_shows_its_choices_but_not_its_name_twice() -> None:
-    facts = (("Model", "Sample", "small"), ("Device", "cpu", "no GPU"), ("Precision", "float32", "measured"))
+def test_a_ready_model_shows_its_main_choices() -> None:
+    facts = (
+        ("Model", "Sample", "small"),
+        ("Device", "cpu", "no GPU"),
+        ("Precision", "float32", "measured"),
+        ("Quantization", "none", "small enough"),
+        ("Context", "8,192 tokens", "the model's own"),
+    )
     status = ModelStatus("sample", "ready", 1.0, title="Sample", facts=facts)
     assert status_html(status) == '<div class="status ready"><b>Sample</b> <span>cpu · float32</span></div>'
 
@@ -167,11 +173,10 @@ def test_the_status_is_escaped(stage: Any) -> None:
     assert SAFE in status_html(ModelStatus(EVIL, stage))
 
 
-def test_facts_are_a_table_with_the_context() -> None:
-    html = facts_html(ModelStatus("m", "ready", facts=(("Device", "cpu", "no GPU"),), context_length=8192))
+def test_facts_are_a_table() -> None:
+    html = facts_html(ModelStatus("m", "ready", facts=(("Device", "cpu", "no GPU"), ("Context", "8,192", "a limit"))))
     assert html.count("<tr>") == 3
-    assert "<tr><th>Device</th><td>cpu</td><td>no GPU</td></tr>" in html
-    assert "<tr><th>Context</th><td>8,192 tokens</td>" in html
+    assert "<tr><th>Device</th><td>cpu</td><td>no GPU</td></tr><tr><th>Context</th><td>8,192</td>" in html
 
 
 def test_facts_are_escaped() -> None:

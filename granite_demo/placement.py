@@ -1,0 +1,203 @@
+"""Where and how a model is loaded: options and a shape in, a ``Placement`` out. Every choice carries its reason.
+
+Imports torch, like ``loading``.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import psutil
+import torch
+from transformers.utils.import_utils import (
+    is_bitsandbytes_available,
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+)
+
+from granite_demo import planning
+from granite_demo.errors import ConfigurationError, OutOfMemoryError
+from granite_demo.shapes import Shape
+from granite_demo.types import Fact, LoadOptions
+
+PRECISIONS: dict[torch.dtype, planning.Precision] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+}
+ASKED = "asked for"
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model runs. ``reasons`` has one for each field that was chosen, by the field's name."""
+
+    device: str
+    dtype: torch.dtype
+    quantization: str
+    """none, int8, nf4 or fp4"""
+    attention: str
+    context: int | None
+    """Tokens the context is limited to, or None for the checkpoint's own limit."""
+    spread: bool = False
+    """Over several GPUs, by accelerate's device map."""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """(name, value, reason) rows for the log and the Settings tab."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        device = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else self.device
+        values = (
+            ("Device", device, "device"),
+            ("Precision", dtype, "dtype"),
+            ("Quantization", self.quantization, "quantization"),
+            ("Attention", self.attention, "attention"),
+        )
+        return tuple((name, value, self.reasons[key]) for name, value, key in values)
+
+
+def place(options: LoadOptions, shape: Shape | None = None) -> Placement:
+    """Choose for ``options``; what is left to choose goes by ``shape`` and the memory that is free now.
+
+    Raises ConfigurationError for what this machine cannot do, OutOfMemoryError for what cannot fit.
+    """
+    reasons: dict[str, str] = {}
+    device, reasons["device"] = choose_device(options.device)
+    dtype, reasons["dtype"] = choose_dtype(options.dtype, device)
+    free, spread = free_memory(device), False
+    quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
+    attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
+    context, reasons["context"] = options.context, ASKED if options.context else "the checkpoint's own limit"
+    if shape is not None:
+        precision = precision_of(dtype, quantization)
+        plan = planning.plan(shape, precision, free, options.context)
+        if plan.mark == "does not fit" and device == "cuda" and torch.cuda.device_count() > 1:
+            free, spread = sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count())), True
+            plan = planning.plan(shape, precision, free, options.context)
+            reasons["device"] = "one GPU is too small: accelerate spreads the layers over all of them"
+        if plan.mark == "does not fit":
+            raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload what is loaded.")
+        if plan.longest_context < plan.context:
+            context = plan.longest_context
+            reasons["context"] = f"what fits beside the weights in {planning.gigabytes(free)}"
+    return Placement(device, dtype, quantization, attention, context, spread, reasons)
+
+
+def precision_of(dtype: torch.dtype, quantization: str) -> planning.Precision:
+    """The planner's word for a precision."""
+    if quantization == "none":
+        return PRECISIONS[dtype]
+    return "int8" if quantization == "int8" else "int4"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on ``device`` now."""
+    if device.startswith("cuda"):
+        # What torch holds back from earlier models is free, too.
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """The device and why. Raises ConfigurationError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted != "auto":
+        if not available[wanted]:
+            found = ", ".join(device for device, present in available.items() if present)
+            raise ConfigurationError(f"Device {wanted} was asked for, but torch finds only: {found}.")
+        return wanted, ASKED
+    if available["cuda"]:
+        return "cuda", f"a GPU was found: {torch.cuda.get_device_name()}"
+    if available["mps"]:
+        return "mps", "Apple's GPU was found"
+    return "cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
+
+
+def choose_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
+    """The precision of what is not quantized, and why."""
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype, ASKED
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16, "this GPU has no bfloat16"
+    if device != "cpu":
+        return torch.bfloat16, "the precision Granite was trained in"
+    seconds = {dtype: message_seconds(dtype, time.perf_counter) for dtype in (torch.float32, torch.bfloat16)}
+    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
+    reason = f"measured here: a typical message takes {ratio:.1f} times as long in bfloat16 as in float32"
+    return (torch.bfloat16 if ratio < 0.8 else torch.float32), reason
+
+
+def choose_quantization(
+    wanted: str, device: str, dtype: torch.dtype, shape: Shape | None, free: int
+) -> tuple[str, str]:
+    """none, int8, nf4 or fp4, and why. Raises ConfigurationError."""
+    if wanted in ("none", "auto") and (device != "cuda" or shape is None or wanted == "none"):
+        return (
+            "none",
+            ASKED
+            if wanted == "none"
+            else "bitsandbytes is slow without a CUDA GPU"
+            if device != "cuda"
+            else ("the shape of the model is not known"),
+        )
+    if wanted == "auto" and shape is not None:
+        exact = planning.plan(shape, PRECISIONS[dtype], free)
+        if exact.mark != "does not fit" and exact.longest_context >= min(8192, shape.context_length):
+            return "none", exact.reason
+        return "nf4", f"{exact.reason} 4-bit weights leave more room."
+    if not is_bitsandbytes_available():
+        raise ConfigurationError(f"{wanted} needs bitsandbytes. Run: pip install bitsandbytes")
+    if device == "mps":
+        raise ConfigurationError(f"{wanted} needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple's GPU here.")
+    if device == "cpu":
+        return wanted, "asked for; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
+    return wanted, f"asked for; bitsandbytes, computing in {str(dtype).removeprefix('torch.')}"
+
+
+def choose_attention(wanted: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The attention implementation by transformers' name, and why. Raises ConfigurationError."""
+    missing = {name: flash_problem(name, device, dtype) for name in ("flash_attention_3", "flash_attention_2")}
+    if wanted == "auto":
+        found = next((name for name, problem in missing.items() if not problem), None)
+        if found:
+            return found, "its package is installed and this GPU allows it"
+        return "sdpa", f"torch's own attention; flash_attention_2 is not used: {missing['flash_attention_2']}"
+    if problem := missing.get(wanted):
+        raise ConfigurationError(f"{wanted} was asked for, but {problem}. Choose sdpa.")
+    return wanted, ASKED
+
+
+def flash_problem(name: str, device: str, dtype: torch.dtype) -> str:
+    """Why a flash attention cannot be used, or nothing."""
+    if device != "cuda":
+        return "it needs a CUDA GPU"
+    if dtype == torch.float32:
+        return "it does not compute in float32"
+    needed = (9, 0) if name == "flash_attention_3" else (8, 0)
+    if torch.cuda.get_device_capability() < needed:
+        return f"it needs a GPU of compute capability {needed[0]}.{needed[1]} or newer"
+    installed = is_flash_attn_3_available() if name == "flash_attention_3" else is_flash_attn_2_available()
+    return "" if installed else "its package is not installed"
+
+
+def message_seconds(dtype: torch.dtype, clock: Callable[[], float], prompt: int = 256, answer: int = 128) -> float:
+    """Seconds the matrix products of one message take: ``prompt`` rows at once, then ``answer`` single rows.
+
+    The weights, 16 MB or more, do not fit a CPU's inner caches, so single rows are bound by memory as in a model.
+    """
+    weights = [torch.randn(2048, 512, dtype=dtype) for _ in range(8)]
+
+    def seconds(rows: int, repeat: int) -> float:
+        x = torch.randn(rows, 512, dtype=dtype)
+        for weight in weights[:2]:
+            torch.nn.functional.linear(x, weight)
+        start = clock()
+        for _ in range(repeat):
+            for weight in weights:
+                torch.nn.functional.linear(x, weight)
+        return (clock() - start) / repeat
+
+    return seconds(prompt, 1) + answer * seconds(1, 8)

@@ -1,0 +1,38 @@
+"""Checkpoints with the real shapes of Granite and random weights, for measuring where no hub can be reached."""
+
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerFast
+
+from granite_demo.shapes import Shape
+
+
+def write_checkpoint(folder: Path, shape: Shape) -> None:
+    """Save a Granite of ``shape`` in bfloat16 with random weights, and a tokenizer of single words."""
+    config = GraniteConfig(
+        vocab_size=shape.vocab_size,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.intermediate_size,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        max_position_embeddings=shape.context_length,
+        tie_word_embeddings=shape.tie_word_embeddings,
+        embedding_multiplier=shape.embedding_multiplier or 12.0,
+        attention_multiplier=shape.attention_multiplier or 1 / shape.head_dim,
+        residual_multiplier=shape.residual_multiplier or 0.22,
+        logits_scaling=shape.logits_scaling or shape.hidden_size / 256,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.device("cuda"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = GraniteForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.save_pretrained(folder)
+    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(1000)}, unk_token="w1"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)

@@ -1,0 +1,58 @@
+"""The engine on a GPU, on a small random Granite."""
+
+import pytest
+import torch
+from transformers import GraniteConfig, GraniteForCausalLM
+
+from granite_demo import registry
+from granite_demo.engine.single import SingleStreamEngine
+from granite_demo.loading import LoadedModel
+from granite_demo.placement import place
+from granite_demo.types import LoadOptions, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+
+def small_model() -> LoadedModel:
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=1000,
+        hidden_size=256,
+        intermediate_size=512,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=4096,
+    )
+    placement = place(LoadOptions(device="cuda", dtype="float32"))
+    model = GraniteForCausalLM(config).to("cuda").eval()
+    return LoadedModel(model, None, registry.SAMPLE, placement, 4096, frozenset())
+
+
+async def test_greedy_equals_generate() -> None:
+    loaded = small_model()
+    engine = SingleStreamEngine(loaded)
+    prompt = list(range(2, 200))
+    ours = [token async for token in engine.generate(prompt, SamplingParams(max_tokens=100))]
+    output = loaded.model.generate(torch.tensor([prompt], device="cuda"), max_new_tokens=100, do_sample=False)
+    assert ours == output[0, len(prompt) :].tolist()
+    engine.close()
+
+
+async def test_a_seed_repeats_a_sampled_answer() -> None:
+    engine = SingleStreamEngine(small_model())
+    sampling = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, seed=3, max_tokens=30)
+    first, again = [[token async for token in engine.generate([1, 2, 3], sampling)] for _ in range(2)]
+    assert first == again
+    engine.close()
+
+
+async def test_memory_is_back_after_close() -> None:
+    before = torch.cuda.memory_allocated()
+    loaded = small_model()
+    engine = SingleStreamEngine(loaded)
+    assert len([token async for token in engine.generate([1, 2, 3], SamplingParams(max_tokens=5))]) == 5
+    assert torch.cuda.memory_allocated() > before
+    engine.close()
+    del loaded
+    assert torch.cuda.memory_allocated() <= before * 1.01 + 20_000_000
