@@ -5,20 +5,25 @@ Knows neither pages nor wire formats. The page, the HTTP API and the command lin
 
 import asyncio
 import secrets
+import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
 
-from granite_demo.errors import ContextOverflowError
+from granite_demo import registry
+from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.parsing import StopStrings
+from granite_demo.registry import ModelSpec
+from granite_demo.shapes import count_parameters
 from granite_demo.types import (
     Finish,
     FinishReason,
     GenerationRequest,
     LoadOptions,
+    ModelChoice,
     ModelStatus,
     SamplingParams,
     StreamEvent,
@@ -43,6 +48,22 @@ class Backend(Protocol):
         """Begin to make the model ready; after a failure, try again. Returns at once."""
         ...
 
+    def choices(self) -> tuple[ModelChoice, ...]:
+        """The models that can be loaded here; empty where the backend's model cannot be changed."""
+        ...
+
+    def select(self, options: LoadOptions) -> None:
+        """Begin to load another model; until it is ready the present one answers. Raises GraniteDemoError."""
+        ...
+
+    def cancel_load(self) -> None:
+        """Give up the load that is going on, if there is one."""
+        ...
+
+    def unload(self) -> None:
+        """Give back the model's memory; the next request loads it again."""
+        ...
+
     def close(self) -> None:
         """End all requests and give back the model's memory."""
         ...
@@ -54,10 +75,54 @@ class LocalBackend:
     def __init__(self, manager: ModelManager, options: LoadOptions) -> None:
         self._manager = manager
         self._options = options
+        self._pending: LoadOptions | None = None
+        self._notice = ""
+        self._lock = threading.Lock()
 
     def status(self) -> ModelStatus:
-        """See ``Backend.status``."""
-        return self._manager.status(self._options)
+        """See ``Backend.status``. While another model is loaded, the status is that one's."""
+        with self._lock:
+            options, notice = self._pending or self._options, self._notice
+        return replace(self._manager.status(options), notice=notice)
+
+    def choices(self) -> tuple[ModelChoice, ...]:
+        """See ``Backend.choices``."""
+        return tuple(_choice(spec) for spec in registry.MODELS.values())
+
+    def select(self, options: LoadOptions) -> None:
+        """See ``Backend.select``."""
+        registry.resolve(options.model)
+        with self._lock:
+            if self._pending is not None:
+                raise InvalidRequestError("Another model is being loaded. Wait for it, or cancel it first.")
+            self._pending, self._notice = options, ""
+        threading.Thread(target=self._switch, args=(options,), name="switch", daemon=True).start()
+
+    def _switch(self, options: LoadOptions) -> None:
+        try:
+            self._manager.switch(self._options, options)
+        except GraniteDemoError as error:
+            with self._lock:
+                self._notice = f"{options.model}: {error.user_text}"
+        else:
+            with self._lock:
+                self._options = options
+        finally:
+            with self._lock:
+                self._pending = None
+
+    def cancel_load(self) -> None:
+        """See ``Backend.cancel_load``."""
+        with self._lock:
+            options = self._pending or self._options
+        if self._manager.status(options).stage not in ("ready", "failed", "idle"):
+            self._manager.cancel(options)
+
+    def unload(self) -> None:
+        """See ``Backend.unload``."""
+        with self._lock:
+            options = self._options
+        self._manager.unload(options)
 
     def start(self) -> None:
         """See ``Backend.start``."""
@@ -74,7 +139,9 @@ class LocalBackend:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``. Waits for the model to be ready first."""
         arrived = time.perf_counter()
-        async with self._manager.lease(self._options) as ready:
+        with self._lock:
+            options = self._options
+        async with self._manager.lease(options) as ready:
             # Tokenising a long text takes a second: off the event loop.
             prompt_ids = await asyncio.to_thread(_render, ready.loaded.tokenizer, request)
             sampling = fit_to_context(request.sampling, len(prompt_ids), ready.loaded.context_length)
@@ -102,6 +169,11 @@ def _render(tokenizer: Any, request: GenerationRequest) -> list[int]:
     if request.prompt is not None:
         return prompts.render_completion(tokenizer, request.prompt)
     return prompts.render_chat(tokenizer, request.messages)
+
+
+def _choice(spec: ModelSpec) -> ModelChoice:
+    size = f" · {count_parameters(spec.shape).total / 1e9:.2g}B" if spec.shape else ""
+    return ModelChoice(spec.name, f"{spec.family} · {spec.name}{size}")
 
 
 async def _events(

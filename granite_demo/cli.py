@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from granite_demo import registry
+from granite_demo import commands, registry
 from granite_demo.backends import LocalBackend
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import ModelManager, open_model
@@ -29,9 +29,15 @@ HostFlag = Annotated[str | None, _flag("host")]
 PortFlag = Annotated[int | None, _flag("port")]
 DeviceFlag = Annotated[str | None, _flag("device")]
 DtypeFlag = Annotated[str | None, _flag("dtype")]
+QuantizationFlag = Annotated[str | None, _flag("quantization")]
+AttentionFlag = Annotated[str | None, _flag("attention")]
+ContextFlag = Annotated[int | None, _flag("context")]
+RevisionFlag = Annotated[str | None, _flag("revision")]
+TokenFlag = Annotated[str | None, _flag("admin_token")]
 ThreadsFlag = Annotated[int | None, _flag("threads")]
 CacheFlag = Annotated[Path | None, _flag("cache_dir")]
 LogFlag = Annotated[str | None, _flag("log_level")]
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -57,8 +63,13 @@ def create_cli(console: Console) -> typer.Typer:
         port: PortFlag = None,
         device: DeviceFlag = None,
         dtype: DtypeFlag = None,
+        quantization: QuantizationFlag = None,
+        attention: AttentionFlag = None,
+        context: ContextFlag = None,
+        revision: RevisionFlag = None,
         threads: ThreadsFlag = None,
         cache_dir: CacheFlag = None,
+        admin_token: TokenFlag = None,
         log_level: LogFlag = None,
     ) -> None:
         """Serve the page."""
@@ -69,6 +80,8 @@ def create_cli(console: Console) -> typer.Typer:
         model: ModelFlag = None,
         device: DeviceFlag = None,
         dtype: DtypeFlag = None,
+        quantization: QuantizationFlag = None,
+        attention: AttentionFlag = None,
         threads: ThreadsFlag = None,
         cache_dir: CacheFlag = None,
         tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens of each answer.")] = 100,
@@ -78,7 +91,37 @@ def create_cli(console: Console) -> typer.Typer:
         flags = dict(locals())
         run_bench(Settings.resolve(flags, os.environ), tokens, rounds, console)
 
+    add_model_commands(cli, console)
     return cli
+
+
+def add_model_commands(cli: typer.Typer, console: Console) -> None:
+    """The commands that start nothing."""
+
+    @cli.command()
+    def models(context: ContextFlag = None, cache_dir: CacheFlag = None, as_json: JsonFlag = False) -> None:
+        """List the models: size, whether they are here already, and whether they fit this machine."""
+        commands.show_models(Settings.resolve(locals(), os.environ), as_json)
+
+    @cli.command()
+    def fits(
+        model: Annotated[str | None, typer.Argument(help="A model of the registry, or a folder. Default: all.")] = None,
+        memory: Annotated[str | None, typer.Option(help='Plan for this much, like "24GB", not this machine.')] = None,
+        context: ContextFlag = None,
+        as_json: JsonFlag = False,
+    ) -> None:
+        """Tell what a model needs in each precision, the longest context, and whether it fits."""
+        commands.show_fits(model, memory, Settings.resolve({"context": context}, os.environ), as_json)
+
+    @cli.command()
+    def pull(
+        model: Annotated[str, typer.Argument(help="A model of the registry.")],
+        revision: RevisionFlag = None,
+        cache_dir: CacheFlag = None,
+        as_json: JsonFlag = False,
+    ) -> None:
+        """Download a model, or go on with it; Ctrl-C keeps what has arrived."""
+        commands.pull(Settings.resolve(locals(), os.environ), as_json, console)
 
 
 def local_backend(settings: Settings, console: Console) -> LocalBackend:
@@ -98,11 +141,13 @@ def run_server(settings: Settings, console: Console) -> None:
     backend = local_backend(settings, console)
     console.print("granite-demo is starting.", highlight=False)
     from granite_demo.server.app import create_app
+    from granite_demo.ui.models import Access
 
     def announce() -> None:
         console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
 
-    serve(create_app(backend), backend, listener, announce)
+    access = Access(settings.public, settings.admin_token)
+    serve(create_app(backend, access), backend, listener, announce)
 
 
 def run_bench(settings: Settings, tokens: int, rounds: int, console: Console) -> None:
@@ -116,6 +161,8 @@ def run_bench(settings: Settings, tokens: int, rounds: int, console: Console) ->
         results = bench.compare(backend, ready, tokens, rounds)
     finally:
         backend.close()
-    startup = bench.measure_startup(settings.as_flags("model", "device", "dtype", "threads", "cache_dir"))
+    startup = bench.measure_startup(
+        settings.as_flags("model", "device", "dtype", "quantization", "attention", "threads", "cache_dir")
+    )
     title = f"{ready.loaded.spec.title}, greedy, {tokens} new tokens, medians of {rounds}"
     print_bench(results, startup, title, ready.loaded.placement.facts)

@@ -232,11 +232,11 @@ def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelle
             case {"total": total, "done": first}:
                 _check_room(order, total - first)
                 _say(child, "go")
-                began = time.monotonic()
+                began, most = time.monotonic(), first
             case {"note": note}:
                 report("downloading", None, note)
             case {"done": done}:
-                most = done  # a part that the hub sends anew counts when it passes what was there
+                most = max(most, done)  # a part that the hub sends anew counts when it passes what was there
                 rate = (most - first) / max(time.monotonic() - began, POLL_SECONDS)
                 report("downloading", most / max(total, 1), progress_text(most, total, rate))
             case _:

@@ -1,6 +1,7 @@
 """A folder and a placement in, a loaded model out. Safetensors only, never remote code. Imports torch."""
 
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,12 +13,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
-from granite_demo import registry
+from granite_demo import planning, registry
+from granite_demo.cards import card_of
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
-from granite_demo.placement import Placement, place
+from granite_demo.placement import Placement, free_memory, place, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
-from granite_demo.types import Fact, LoadOptions, LoadStage
+from granite_demo.types import Fact, LoadOptions, LoadStage, MemoryUse
 
 Report = Callable[[LoadStage, float | None, str], None]
 
@@ -40,6 +42,13 @@ class LoadedModel:
     commit: str | None = None
     """The commit of the hub's repository that was loaded."""
 
+    memory: MemoryUse | None = None
+
+    @property
+    def card(self) -> tuple[Fact, ...]:
+        """The model's configuration, with a sentence on each of Granite's multipliers."""
+        return card_of(self.spec.shape)
+
     @property
     def facts(self) -> tuple[Fact, ...]:
         """(name, value, reason) rows for the log and the Settings tab."""
@@ -47,7 +56,7 @@ class LoadedModel:
         if self.commit:
             rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
-        rows.append(("Weights", f"{self.weight_bytes / 1e9:.2f} GB", "bytes of all parameters and buffers"))
+        rows.append(("Weights", f"{self.weight_bytes / 1e9:.2f} GB", "bytes of all parameters, scales and buffers"))
         rows += [("Note", "differs", text) for text in self.differences]
         return tuple(rows)
 
@@ -56,7 +65,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """The folder's config.json. Raises CorruptModelError."""
     try:
         config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CorruptModelError(f"{folder / 'config.json'} cannot be read: {error}. Remove the folder.") from error
     if not isinstance(config, dict):
         raise CorruptModelError(f"{folder / 'config.json'} does not hold an object. Remove the folder.")
@@ -82,16 +91,22 @@ def load_model(
             return _load(folder, spec, placement, config, commit)
     except GraniteDemoError:
         raise
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemoryError(
-            f"{spec.title} does not fit into the memory of {placement.device}. "
-            "Choose a smaller model or precision, or unload what is loaded."
-        ) from error.with_traceback(None)
     except Exception as error:
+        if _is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"{spec.title} does not fit into the memory of {placement.device}. "
+                "Choose a smaller model or precision, or unload what is loaded."
+            ) from error.with_traceback(None)
         # safetensors, json and transformers each have exceptions of their own for a broken file.
         raise CorruptModelError(
             f"The files of {spec.title} in {folder} cannot be loaded: {error}. Remove the folder and try again."
         ) from error
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # On a CPU torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _shape(config: dict[str, Any]) -> Shape | None:
@@ -105,7 +120,9 @@ def _load(
     folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any], commit: str | None
 ) -> LoadedModel:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    model = AutoModelForCausalLM.from_pretrained(
+    # Of each matrix product in int8 this says that its input is cast to float16: thousands of lines an answer.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    model, found = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=placement.dtype,
         device_map="auto" if placement.spread else {"": placement.device},
@@ -114,21 +131,53 @@ def _load(
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
-    ).eval()
+        output_loading_info=True,
+    )
+    if missing := sorted(found["missing_keys"]):
+        # transformers only logs this, and fills what is missing with random numbers.
+        raise CorruptModelError(
+            f"The files of {spec.title} in {folder} lack {len(missing)} weights, such as {missing[0]}. "
+            "Remove the folder and try again."
+        )
+    model.eval()
     end = model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [end]
     limit = model.config.max_position_embeddings
+    context = min(placement.context or limit, limit)
+    shape = _shape(config)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         spec=spec,
         placement=placement,
-        context_length=min(placement.context or limit, limit),
+        context_length=context,
         eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
-        weight_bytes=model.get_memory_footprint(),
+        weight_bytes=weight_bytes(model),
         differences=tuple(registry.differences(spec, config)),
         commit=commit,
+        memory=_memory_use(model, placement, shape, context),
     )
+
+
+def _memory_use(model: Any, placement: Placement, shape: Shape | None, context: int) -> MemoryUse | None:
+    if shape is None:
+        return None
+    precision = precision_of(placement.dtype, placement.quantization)
+    cache = context * planning.kv_bytes_per_token(shape, precision) + planning.state_bytes(shape, precision)
+    return MemoryUse(placement.device, weight_bytes(model), cache, free_memory(placement.device))
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all parameters and buffers, and of the scales that bitsandbytes keeps beside its parameters."""
+    scales = []
+    for parameter in model.parameters():
+        scales.append(getattr(parameter, "SCB", None))
+        if state := getattr(parameter, "quant_state", None):
+            scales += [state.absmax, state.code]
+            if state.nested:
+                scales += [state.offset, state.state2.absmax, state.state2.code]
+    footprint: int = model.get_memory_footprint()
+    return footprint + sum(tensor.nbytes for tensor in scales if tensor is not None)
 
 
 def quantization_config(placement: Placement) -> BitsAndBytesConfig | None:

@@ -85,9 +85,10 @@ class ModelManager:
         with self._lock:
             entry = self._load(options)
             entry.leases += 1
+            future = entry.future
         try:
             # Shielded: a visitor who leaves must not cancel the load for the others.
-            yield await asyncio.shield(asyncio.wrap_future(entry.future))
+            yield await asyncio.shield(asyncio.wrap_future(future))
         finally:
             with self._lock:
                 entry.leases -= 1
@@ -115,6 +116,13 @@ class ModelManager:
                 self._retired.append(entry)
         if unused:
             _close(entry)
+
+    def cancel(self, options: LoadOptions) -> None:
+        """Give up a load that has not ended; whoever waits for it gets LoadCancelledError."""
+        with self._lock:
+            entry = self._entries.get(options)
+            if entry is not None and not entry.future.done():
+                entry.cancelled.set()
 
     def switch(self, old: LoadOptions, new: LoadOptions) -> ReadyModel:
         """Load ``new`` and unload ``old``. If it fails, ``old`` answers as before. Raises what the load raises.
@@ -195,6 +203,8 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         about=loaded.spec.about,
         facts=loaded.facts,
         context_length=loaded.context_length,
+        card=loaded.card,
+        memory=loaded.memory,
     )
 
 

@@ -57,18 +57,18 @@ class Placement:
         return tuple((name, value, self.reasons[key]) for name, value, key in values)
 
 
-def place(options: LoadOptions, shape: Shape | None = None) -> Placement:
-    """Choose for ``options``; what is left to choose goes by ``shape`` and the memory that is free now.
+def place(options: LoadOptions, shape: Shape | None = None, free: int | None = None) -> Placement:
+    """Choose for ``options``; what is left to choose goes by ``shape`` and the bytes that are ``free``, by default now.
 
     Raises ConfigurationError for what this machine cannot do, OutOfMemoryError for what cannot fit.
     """
     reasons: dict[str, str] = {}
     device, reasons["device"] = choose_device(options.device)
     dtype, reasons["dtype"] = choose_dtype(options.dtype, device)
-    free, spread = free_memory(device), False
+    free, spread = free_memory(device) if free is None else free, False
     quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
     attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
-    context, reasons["context"] = options.context, ASKED if options.context else "the checkpoint's own limit"
+    context, reasons["context"] = choose_context(options.context, shape)
     if shape is not None:
         precision = precision_of(dtype, quantization)
         plan = planning.plan(shape, precision, free, options.context)
@@ -128,6 +128,15 @@ def choose_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
     ratio = seconds[torch.bfloat16] / seconds[torch.float32]
     reason = f"measured here: a typical message takes {ratio:.1f} times as long in bfloat16 as in float32"
     return (torch.bfloat16 if ratio < 0.8 else torch.float32), reason
+
+
+def choose_context(wanted: int | None, shape: Shape | None) -> tuple[int | None, str]:
+    """The context before memory is looked at, None for the checkpoint's own, and why."""
+    if wanted is None:
+        return None, "the checkpoint's own limit"
+    if shape is not None and wanted > shape.context_length:
+        return None, f"the checkpoint's own limit; {wanted:,} were asked for"
+    return wanted, ASKED
 
 
 def choose_quantization(

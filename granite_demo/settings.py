@@ -16,6 +16,7 @@ from granite_demo.types import Attention, Device, Dtype, LoadOptions, Quantizati
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "GRANITE_DEMO_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIMITS = {"context": 10_000_000}
 
 
@@ -37,16 +38,27 @@ class Settings:
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
     threads: int = _option(0, "CPU threads for the model; 0 leaves the choice to torch.")
+    admin_token: str = _option("", "Who knows it may load other models on a public page; without it nobody may.")
     log_level: LogLevel = _option("info", "How much the terminal shows.")
     cache_dir: Path = _option(
         platformdirs.user_cache_path("granite-demo"), "Folder for downloaded and converted models.", "CACHE"
     )
 
+    space: bool = field(default=False, metadata={"help": "", "env": None, "flag": False})
+    """Whether this is a Hugging Face Space, which sets SPACE_ID."""
+
+    @property
+    def public(self) -> bool:
+        """Whether strangers can reach the page: on a Space, or on an address that is not this machine's own."""
+        return self.space or self.host not in LOOPBACK
+
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":
         """Merge ``flags`` (None means not given) over ``environ`` over the defaults. Raises ConfigurationError."""
-        values: dict[str, Any] = {}
+        values: dict[str, Any] = {"space": bool(environ.get("SPACE_ID"))}
         for option in fields(cls):
+            if not option.metadata.get("flag", True):
+                continue
             variable = variable_name(option.name)
             if flags.get(option.name) is not None:
                 source, value = f"--{option.name.replace('_', '-')}", flags[option.name]

@@ -178,6 +178,27 @@ Fact = tuple[str, str, str]
 
 
 @dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """How a loaded model uses its device, in bytes."""
+
+    device: str
+    weights: int
+    kv_cache: int
+    """The cache of one conversation that fills the context."""
+    free: int
+    """What was free when the model was ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelChoice:
+    """A model to pick: with its size, and whether it fits here."""
+
+    name: str
+    label: str
+    """Family, name, size and mark in one line."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """What the model manager is doing with one model, for every visitor to see."""
 
@@ -191,6 +212,11 @@ class ModelStatus:
     facts: tuple[Fact, ...] = ()
     """Each choice made for a ready model, in display order."""
     context_length: int | None = None
+    card: tuple[Fact, ...] = ()
+    """(name, value, what it does) of the model's configuration."""
+    memory: MemoryUse | None = None
+    notice: str = ""
+    """Why the last load failed, while another model still answers."""
 
 
 Device = Literal["auto", "cuda", "mps", "cpu"]

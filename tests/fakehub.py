@@ -144,8 +144,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._serve()
 
     def _serve(self) -> None:
-        about = [self.headers.get(name) for name in ("Range", "Authorization", "Accept-Encoding")]
-        self.request_log = Request(self.command, unquote(self.path), *about)
+        get = self.headers.get
+        asked = (get("Range"), get("Authorization"), get("Accept-Encoding"))
+        self.request_log = Request(self.command, unquote(self.path), *asked)
         self.hub.requests.append(self.request_log)
         self.hub.hook(self.request_log)
         with suppress(ConnectionError):

@@ -9,6 +9,8 @@ from granite_demo.types import (
     Finish,
     FinishReason,
     GenerationRequest,
+    LoadOptions,
+    ModelChoice,
     ModelStatus,
     SamplingParams,
     StreamEvent,
@@ -61,6 +63,9 @@ class FakeBackend:
         self.running = 0
         self.started = threading.Event()
         self.closed = threading.Event()
+        self.selected: list[LoadOptions] = []
+        self.cancelled = threading.Event()
+        self.unloaded = threading.Event()
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         self.requests.append(request)
@@ -84,6 +89,18 @@ class FakeBackend:
 
     def start(self) -> None:
         self.started.set()
+
+    def choices(self) -> tuple[ModelChoice, ...]:
+        return (ModelChoice("one", "Family · one"), ModelChoice("two", "Family · two"))
+
+    def select(self, options: LoadOptions) -> None:
+        self.selected.append(options)
+
+    def cancel_load(self) -> None:
+        self.cancelled.set()
+
+    def unload(self) -> None:
+        self.unloaded.set()
 
     def close(self) -> None:
         self.closed.set()

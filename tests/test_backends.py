@@ -12,7 +12,14 @@ import pytest
 from granite_demo.backends import LocalBackend, fit_to_context
 from granite_demo.engine.base import EngineStats
 from granite_demo.engine.single import SingleStreamEngine
-from granite_demo.errors import ContextOverflowError, EngineError, InvalidRequestError, ModelError
+from granite_demo.errors import (
+    ContextOverflowError,
+    EngineError,
+    InvalidRequestError,
+    LoadCancelledError,
+    ModelError,
+    UnknownModelError,
+)
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel, Report
 from granite_demo.types import Finish, GenerationRequest, LoadOptions, Message, SamplingParams, TextDelta
@@ -151,6 +158,8 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         eos_ids=frozenset(),
         spec=SimpleNamespace(title="t", about="a"),
         facts=(),
+        card=(),
+        memory=None,
     )
     backend = backend_over(FakeEngine(ids), loaded)
     with pytest.raises(InvalidRequestError, match="Completion tab"):
@@ -176,3 +185,97 @@ async def test_a_failed_load_is_raised_and_the_next_request_tries_again(sample: 
     text, _ = await answer(backend, chat("Hi"))
     assert text == "yes"
     assert backend.status().stage == "ready"
+
+
+def switching_backend(sample: LoadedModel, go: threading.Event, errors: list[ModelError]) -> LocalBackend:
+    """A backend whose second load waits for ``go`` and raises the next of ``errors``, if there is one."""
+    loads: list[LoadOptions] = []
+
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        loads.append(options)
+        if len(loads) > 1:
+            report("downloading", 0.5, "half")
+            while not go.wait(0.01):
+                if cancelled.is_set():
+                    raise LoadCancelledError("The load was cancelled.")
+            if errors:
+                raise errors.pop()
+        word = "new" if len(loads) > 1 else "old"
+        return ReadyModel(sample, FakeEngine(sample.tokenizer(word, add_special_tokens=False).input_ids))
+
+    backend = LocalBackend(ModelManager(load), LoadOptions("sample"))
+    backend.wait_until_ready()
+    return backend
+
+
+async def until(backend: LocalBackend, stage: str) -> None:
+    while backend.status().stage != stage:
+        await asyncio.sleep(0.01)
+
+
+NEW = LoadOptions("granite-3.3-2b-instruct")
+
+
+async def test_the_old_model_answers_until_the_new_one_is_ready(sample: LoadedModel) -> None:
+    go = threading.Event()
+    backend = switching_backend(sample, go, [])
+    backend.select(NEW)
+    await until(backend, "downloading")
+    assert backend.status().model == NEW.model
+    assert (await answer(backend, chat("Hi")))[0] == "old"
+    with pytest.raises(InvalidRequestError, match="cancel it first"):
+        backend.select(LoadOptions("granite-3.3-8b-instruct"))
+    go.set()
+    await until(backend, "ready")
+    while (await answer(backend, chat("Hi")))[0] != "new":
+        await asyncio.sleep(0.01)
+    backend.close()
+
+
+async def test_a_failed_switch_is_noticed_and_the_old_model_answers(sample: LoadedModel) -> None:
+    go = threading.Event()
+    go.set()
+    backend = switching_backend(sample, go, [ModelError("The hub cannot be reached.")])
+    backend.select(NEW)
+    while not backend.status().notice:
+        await asyncio.sleep(0.01)
+    assert backend.status().stage == "ready"
+    assert backend.status().notice == "granite-3.3-2b-instruct: The hub cannot be reached."
+    assert (await answer(backend, chat("Hi")))[0] == "old"
+    backend.close()
+
+
+async def test_a_switch_is_cancelled(sample: LoadedModel) -> None:
+    backend = switching_backend(sample, threading.Event(), [])
+    backend.select(NEW)
+    await until(backend, "downloading")
+    backend.cancel_load()
+    while not backend.status().notice:
+        await asyncio.sleep(0.01)
+    assert "cancelled" in backend.status().notice
+    assert backend.status().stage == "ready"
+    backend.close()
+
+
+async def test_an_unloaded_model_is_loaded_again_by_the_next_request(sample: LoadedModel) -> None:
+    go = threading.Event()
+    go.set()
+    backend = switching_backend(sample, go, [])
+    backend.unload()
+    assert backend.status().stage == "idle"
+    assert (await answer(backend, chat("Hi")))[0] == "new"
+    backend.close()
+
+
+def test_an_unknown_model_is_refused_at_once(sample: LoadedModel) -> None:
+    backend = switching_backend(sample, threading.Event(), [])
+    with pytest.raises(UnknownModelError):
+        backend.select(LoadOptions("no-such-model"))
+    assert backend.status().stage == "ready"
+    backend.close()
+
+
+def test_every_model_can_be_picked_with_its_size(sample: LoadedModel) -> None:
+    labels = {choice.name: choice.label for choice in switching_backend(sample, threading.Event(), []).choices()}
+    assert labels["granite-3.3-2b-instruct"] == "Granite 3.3 · granite-3.3-2b-instruct · 2.5B"
+    assert "sample" in labels

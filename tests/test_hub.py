@@ -196,6 +196,28 @@ def test_without_symlinks_nothing_is_stored_twice(tiny: Setup, monkeypatch: pyte
     assert cached(REPO, None, tiny.cache) == checkpoint
 
 
+def sharded_files() -> dict[str, bytes]:
+    shards = {f"model-0000{number}-of-00002.safetensors": safetensors(1000, number) for number in (1, 2)}
+    index = {"weight_map": {f"layer.{number}": name for number, name in enumerate(shards)}}
+    common = {name: data for name, data in model_files().items() if name != WEIGHTS}
+    return common | shards | {"model.safetensors.index.json": json.dumps(index).encode()}
+
+
+def test_files_are_fetched_side_by_side(tiny: Setup) -> None:
+    tiny.hub.add(REPO, sharded_files())
+    first, second = (f"model-0000{number}-of-00002.safetensors" for number in (1, 2))
+    tiny.hub.stall[first] = 0
+    began = time.monotonic()
+
+    def go_on(fraction: float | None, detail: str) -> None:
+        if any(request.ended for request in tiny.hub.transfers(second)):
+            tiny.hub.stall.clear()
+        assert time.monotonic() - began < 10, "the second file waits for the first"
+
+    tiny.act = go_on
+    tiny.fetch()
+
+
 # Interruptions
 
 
@@ -253,6 +275,7 @@ def test_a_hub_that_ignores_ranges_sends_the_file_anew(tiny: Setup) -> None:
     tiny.calls.clear()
     tiny.assert_whole(tiny.fetch())
     assert tiny.hub.transfers(WEIGHTS)[-1].sent == len(tiny.files[WEIGHTS])
+    assert tiny.fractions()[0] > 0.5
     assert tiny.fractions() == sorted(tiny.fractions())
 
 
@@ -490,6 +513,13 @@ def test_a_file_truncated_in_the_cache_is_fetched_again(tiny: Setup, name: str) 
     tiny.assert_whole(tiny.fetch())
 
 
+def test_a_damaged_file_in_the_cache_is_fetched_again(tiny: Setup) -> None:
+    tiny.fetch()
+    tiny.blob(WEIGHTS).write_bytes(bytes(len(tiny.files[WEIGHTS])))
+    assert cached(REPO, None, tiny.cache) is None
+    tiny.assert_whole(tiny.fetch())
+
+
 def test_a_model_without_safetensors_is_refused(tiny: Setup) -> None:
     del tiny.files[WEIGHTS]
     tiny.hub.add(REPO, tiny.files | {"pytorch_model.bin": b"pickle"})
@@ -532,13 +562,6 @@ def test_a_missing_safetensors_file_is_a_flaw(tmp_path: Path) -> None:
 
 
 # The cache of other programs
-
-
-def sharded_files() -> dict[str, bytes]:
-    shards = {f"model-0000{number}-of-00002.safetensors": safetensors(1000, number) for number in (1, 2)}
-    index = {"weight_map": {f"layer.{number}": name for number, name in enumerate(shards)}}
-    common = {name: data for name, data in model_files().items() if name != WEIGHTS}
-    return common | shards | {"model.safetensors.index.json": json.dumps(index).encode()}
 
 
 @pytest.mark.parametrize("files", [model_files(1000), sharded_files()], ids=["one file", "shards"])

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 import pytest
 
-from granite_demo.errors import DownloadError, LoadCancelledError, ModelError
+from granite_demo.errors import DownloadError, LoadCancelledError, ModelError, OutOfMemoryError
 from granite_demo.manager import ModelManager, ReadyModel, Report
 from granite_demo.types import LoadOptions, ModelStatus
 from tests.fakes import FakeEngine
@@ -19,6 +19,8 @@ LOADED: Any = SimpleNamespace(
     spec=SimpleNamespace(title="Title", about="About it."),
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
     context_length=4096,
+    card=(),
+    memory=None,
 )
 WAIT = 20.0
 """Seconds after which a test gives up; never waited for when the code works."""
@@ -204,15 +206,16 @@ def test_a_listener_may_try_a_failed_load_again(loader: FakeLoader) -> None:
         own.close()
 
 
-def test_a_broken_listener_does_not_hang_a_load(loader: FakeLoader) -> None:
+def test_a_broken_listener_does_not_harm_a_load(loader: FakeLoader) -> None:
     def broken(status: ModelStatus) -> None:
         raise BrokenPipeError("no terminal")
 
     loader.go.set()
     own = ModelManager(loader, broken)
-    future = own.load(ONE)
-    own.close()
-    assert future.done()
+    try:
+        assert isinstance(own.load(ONE).result(WAIT), ReadyModel)
+    finally:
+        own.close()
 
 
 # Leases
@@ -362,3 +365,55 @@ async def test_close_closes_unloaded_models_in_use(manager: ModelManager, loader
         manager.unload(ONE)
         await asyncio.to_thread(manager.close)
         assert engine_of(ready).closed
+
+
+# Switching
+
+
+def test_a_switch_loads_the_new_before_it_unloads_the_old(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    old = manager.load(ONE).result(WAIT)
+    new = manager.switch(ONE, TWO)
+    assert loader.calls == ["one", "two"]
+    assert engine_of(old).closed
+    assert not engine_of(new).closed
+    assert manager.status(ONE).stage == "idle"
+
+
+def test_a_failed_switch_leaves_the_old_model(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    old = manager.load(ONE).result(WAIT)
+    loader.errors = [DownloadError("No network.")]
+    with pytest.raises(DownloadError):
+        manager.switch(ONE, TWO)
+    assert manager.status(ONE).stage == "ready"
+    assert not engine_of(old).closed
+
+
+def test_where_both_do_not_fit_the_old_goes_first(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    old = manager.load(ONE).result(WAIT)
+    loader.errors = [OutOfMemoryError("Too big.")]
+    manager.switch(ONE, TWO)
+    assert engine_of(old).closed
+    assert loader.calls == ["one", "two", "two"]
+    assert manager.status(TWO).stage == "ready"
+
+
+def test_if_the_new_does_not_fit_alone_the_old_is_loaded_again(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    manager.load(ONE).result(WAIT)
+    loader.errors = [OutOfMemoryError("Too big."), OutOfMemoryError("Too big.")]
+    with pytest.raises(OutOfMemoryError):
+        manager.switch(ONE, TWO)
+    assert isinstance(manager.load(ONE).result(WAIT), ReadyModel)
+    assert loader.calls == ["one", "two", "two", "one"]
+
+
+def test_a_cancelled_load_tells_so(manager: ModelManager, loader: FakeLoader) -> None:
+    future = manager.load(ONE)
+    loader.started.acquire(timeout=WAIT)
+    manager.cancel(ONE)
+    with pytest.raises(LoadCancelledError):
+        future.result(WAIT)
+    assert manager.status(ONE).stage == "failed"

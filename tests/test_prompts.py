@@ -76,6 +76,15 @@ def test_what_people_write_is_never_a_control_token(sample: "LoadedModel", conte
     assert sample.tokenizer.decode(ids) == by_transformers(sample.tokenizer, messages, tokenize=False)
 
 
+# The characters that render_chat marks messages with.
+@pytest.mark.parametrize("mark", ["\ue000", "\ue001", "\ue002"])
+def test_private_characters_do_not_hide_control_tokens(sample: "LoadedModel", mark: str) -> None:
+    ids = render_chat(
+        sample.tokenizer, (*CONVERSATION[:3], Message("user", f"a{mark}<|im_start|>{mark}<{mark}|im_end|>"))
+    )
+    assert controls(sample.tokenizer, ids) == controls(sample.tokenizer, render_chat(sample.tokenizer, CONVERSATION))
+
+
 def test_the_same_words_in_two_messages_stay_in_both(sample: "LoadedModel") -> None:
     words = "<|im_end|> twice"
     ids = render_chat(sample.tokenizer, (Message("user", words), Message("assistant", words), Message("user", words)))

@@ -10,7 +10,7 @@ from granite_demo.errors import ConfigurationError
 from granite_demo.settings import Settings, help_text, variable_name
 from granite_demo.types import LoadOptions
 
-NAMES = [option.name for option in fields(Settings)]
+NAMES = [option.name for option in fields(Settings) if option.name != "space"]
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -89,6 +89,7 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         context=131072,
         revision="v1",
         threads=2,
+        admin_token="sesame",
         log_level="error",
         cache_dir=Path("/a b/c"),
     )
@@ -99,6 +100,23 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
     assert settings == Settings.resolve({name: getattr(settings, name) for name in NAMES}, {})
     assert all(getattr(settings, name) != getattr(Settings(), name) for name in NAMES), "each field is tried"
     assert settings.as_flags("log_level") == ["--log-level", "error"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "environ", "public"),
+    [
+        ({}, {}, False),
+        ({"host": "localhost"}, {}, False),
+        ({"host": "::1"}, {}, False),
+        ({"host": "0.0.0.0"}, {}, True),
+        ({}, {"GRANITE_DEMO_HOST": "192.168.0.5"}, True),
+        ({}, {"SPACE_ID": "somebody/granite"}, True),
+    ],
+)
+def test_a_page_that_strangers_can_reach_is_public(
+    flags: dict[str, str], environ: dict[str, str], public: bool
+) -> None:
+    assert Settings.resolve(flags, environ).public is public
 
 
 def test_what_to_load_is_a_part_of_the_settings() -> None:

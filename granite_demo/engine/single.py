@@ -64,7 +64,8 @@ class SingleStreamEngine:
 
         def forward() -> None:
             with torch.inference_mode():
-                self._forward(torch.zeros((1, 8), dtype=torch.long, device=self._model.device), DynamicCache())
+                cache = DynamicCache(config=self._model.config)
+                self._forward(torch.zeros((1, 8), dtype=torch.long, device=self._model.device), cache)
 
         self._executor.submit(forward).result()
 

@@ -11,11 +11,15 @@ from fastapi.responses import JSONResponse
 from granite_demo import __version__
 from granite_demo.backends import Backend
 from granite_demo.ui.blocks import build_ui
+from granite_demo.ui.models import Access
 from granite_demo.ui.theme import load_theme, logo_path, style_path
 
 
-def create_app(backend: Backend) -> FastAPI:
-    """An application over ``backend``: started with it, closed with it."""
+def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
+    """An application over ``backend``: started with it, closed with it.
+
+    ``access`` tells who may change the model; without it everybody may.
+    """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -32,7 +36,7 @@ def create_app(backend: Backend) -> FastAPI:
 
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        build_ui(backend),
+        build_ui(backend, access or Access()),
         path="/",
         theme=load_theme(),
         css_paths=[style_path()],

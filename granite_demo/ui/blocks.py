@@ -5,17 +5,18 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.backends import Backend
-from granite_demo.ui import chat, completion, settings
+from granite_demo.ui import chat, completion, models, settings
 from granite_demo.ui.events import DIRECT, MAX_STREAMS
-from granite_demo.ui.render import facts_html, status_html
+from granite_demo.ui.models import Access
+from granite_demo.ui.render import status_html
 from granite_demo.ui.theme import logo_svg
 
 MAX_WAITING = 32
 """Events that may wait in Gradio's queue; more are refused."""
 
 
-def build_ui(backend: Backend) -> gr.Blocks:
-    """The page over ``backend``, ready to be mounted."""
+def build_ui(backend: Backend, access: Access) -> gr.Blocks:
+    """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
     demo = gr.Blocks(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
         with gr.Row(elem_id="head"):
@@ -29,24 +30,22 @@ def build_ui(backend: Backend) -> gr.Blocks:
                 completion_tab = completion.layout()
             with gr.Tab("Settings", id="settings"):
                 preferences = settings.layout()
+                panel = models.layout(backend, access)
         timer = gr.Timer(1.0)
 
         def refresh() -> tuple[Any, ...]:
             state = backend.status()
-            ready = state.stage == "ready"
-            return (
-                status_html(state),
-                facts_html(state),
-                gr.Button(visible=state.stage == "failed"),
-                gr.Timer(active=not ready),
-            )
+            settled = state.stage in ("ready", "idle")
+            again_button = gr.Button(visible=state.stage == "failed")
+            return status_html(state), again_button, gr.Timer(active=not settled), *models.shown_values(state)
 
-        shown = [status, preferences.facts, again, timer]
+        shown = [status, again, timer, *panel.shown]
         demo.load(refresh, None, shown, **DIRECT)
         timer.tick(refresh, None, shown, **DIRECT)
         again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
         chat.wire(chat_tab, preferences, backend, demo)
         completion.wire(completion_tab, preferences, backend, demo)
         settings.wire(preferences, demo)
+        models.wire(panel, backend, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
     return demo

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Finish, Message, ModelStatus, StreamEvent, TextDelta
+from granite_demo.types import Fact, Finish, MemoryUse, Message, ModelStatus, StreamEvent, TextDelta
 
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
@@ -103,13 +103,20 @@ def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple
 
 
 def status_html(status: ModelStatus) -> str:
-    """The model's state for the head of the page."""
+    """The model's state for the head of the page, with why another model could not be loaded."""
+    notice = f'<div class="error">{html.escape(status.notice)}</div>' if status.notice else ""
+    return _state_html(status) + notice
+
+
+def _state_html(status: ModelStatus) -> str:
     name = html.escape(status.title or status.model)
     if status.stage == "ready":
         values = " · ".join(
             html.escape(value) for label, value, _ in status.facts if label in HEADLINE and value != "none"
         )
         return f'<div class="status ready"><b>{name}</b> <span>{values}</span></div>'
+    if status.stage == "idle":
+        return f'<div class="status"><b>{name}</b> <span>not loaded; the next message loads it</span></div>'
     if status.stage == "failed":
         return f'<div class="status failed"><b>{name}</b> <span>{html.escape(status.detail)}</span></div>'
     value = "" if status.fraction is None else f' value="{status.fraction:.3f}"'
@@ -120,13 +127,34 @@ def status_html(status: ModelStatus) -> str:
     )
 
 
-def facts_html(status: ModelStatus) -> str:
-    """What was chosen for the model and why, as a table."""
-    if not status.facts:
+def facts_html(facts: tuple[Fact, ...]) -> str:
+    """Names, values and reasons as a table."""
+    if not facts:
         return "<p>Shown when the model is ready.</p>"
     rows = "".join(
         f"<tr><th>{html.escape(name)}</th><td>{html.escape(value)}</td><td>{html.escape(reason)}</td></tr>"
-        for name, value, reason in status.facts
+        for name, value, reason in facts
     )
-    head = "<tr><th></th><th>Chosen</th><th>Why</th></tr>"
-    return f"<table><thead>{head}</thead><tbody>{rows}</tbody></table>"
+    return f"<table><tbody>{rows}</tbody></table>"
+
+
+def memory_html(memory: MemoryUse | None) -> str:
+    """A bar of the device's memory: weights, the cache of one full conversation, and what is free."""
+    if memory is None:
+        return ""
+    whole = max(memory.weights + memory.free, 1)
+    parts = (
+        ("weights", memory.weights, "weights"),
+        ("cache", min(memory.kv_cache, memory.free), "KV cache of one full context"),
+        ("free", max(memory.free - memory.kv_cache, 0), "free"),
+    )
+    bar = "".join(f'<i class="{kind}" style="width:{100 * size / whole:.1f}%"></i>' for kind, size, _ in parts)
+    words = " · ".join(
+        f'<span><i class="{kind}"></i>{text} {html.escape(gigabytes(size))}</span>' for kind, size, text in parts
+    )
+    return f'<div class="memory"><div class="bar" role="img" aria-label="memory">{bar}</div>{words}</div>'
+
+
+def gigabytes(size: int) -> str:
+    """``size`` in bytes as text: 6.8 GB."""
+    return f"{size / 1e9:.1f} GB"

@@ -1,4 +1,4 @@
-"""The Settings tab: this visitor's sampling parameters, and what was chosen for the loaded model and why."""
+"""The sampling part of the Settings tab: this visitor's own parameters, kept in the browser."""
 
 import json
 import re
@@ -23,7 +23,6 @@ class Preferences:
     components: list[Any]
     reset: gr.Button
     saved: gr.BrowserState
-    facts: gr.HTML
 
 
 def to_sampling(
@@ -86,10 +85,8 @@ def layout() -> Preferences:
         )
     )
     reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
-    gr.Markdown("### Model")
-    facts = gr.HTML(elem_id="facts")
     saved = gr.BrowserState(list(DEFAULTS), storage_key=STORAGE_KEY, secret=STORAGE_KEY)
-    return Preferences(components, reset, saved, facts)
+    return Preferences(components, reset, saved)
 
 
 def wire(preferences: Preferences, demo: gr.Blocks) -> None:

@@ -25,7 +25,8 @@ def small_model() -> LoadedModel:
         max_position_embeddings=4096,
     )
     placement = place(LoadOptions(device="cuda", dtype="float32"))
-    model = GraniteForCausalLM(config).to("cuda").eval()
+    with torch.device("cuda"):
+        model = GraniteForCausalLM(config).eval()
     return LoadedModel(model, None, registry.SAMPLE, placement, 4096, frozenset())
 
 

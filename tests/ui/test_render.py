@@ -6,11 +6,12 @@ from typing import Any
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Finish, FinishReason, Message, ModelStatus, TextDelta, Timings, Usage
+from granite_demo.types import Finish, FinishReason, MemoryUse, Message, ModelStatus, TextDelta, Timings, Usage
 from granite_demo.ui.render import (
     Answer,
     assistant_turn,
     facts_html,
+    memory_html,
     note_html,
     status_html,
     to_messages,
@@ -72,6 +73,8 @@ def test_the_note_of_a_stopped_answer() -> None:
     assert answer.stopped_note(7.0) == "stopped"
     answer.add([TextDelta("Hel", 1), TextDelta("lo", 2)], 0.5)
     assert answer.stopped_note(0.6) == "2 tokens · 0.50 s to first token · stopped"
+    answer.add([finish()], 0.7)
+    assert answer.stopped_note(0.7) == answer.note(0.7), "it ended before it was stopped"
 
 
 # Turns
@@ -174,16 +177,40 @@ def test_the_status_is_escaped(stage: Any) -> None:
 
 
 def test_facts_are_a_table() -> None:
-    html = facts_html(ModelStatus("m", "ready", facts=(("Device", "cpu", "no GPU"), ("Context", "8,192", "a limit"))))
-    assert html.count("<tr>") == 3
+    html = facts_html((("Device", "cpu", "no GPU"), ("Context", "8,192", "a limit")))
+    assert html.count("<tr>") == 2
     assert "<tr><th>Device</th><td>cpu</td><td>no GPU</td></tr><tr><th>Context</th><td>8,192</td>" in html
 
 
 def test_facts_are_escaped() -> None:
-    html = facts_html(ModelStatus("m", "ready", facts=((EVIL, EVIL, EVIL),), context_length=1))
+    html = facts_html(((EVIL, EVIL, EVIL),))
     assert "<script" not in html
     assert html.count(SAFE) == 3
 
 
 def test_facts_wait_for_the_model() -> None:
-    assert facts_html(ModelStatus("m", "loading")) == "<p>Shown when the model is ready.</p>"
+    assert facts_html(()) == "<p>Shown when the model is ready.</p>"
+
+
+def test_a_failed_switch_is_told_beside_the_model_that_answers() -> None:
+    html = status_html(ModelStatus("m", "ready", title="Old", notice=f"new: {EVIL}"))
+    assert "Old" in html
+    assert SAFE in html
+    assert "<script" not in html
+
+
+def test_an_unloaded_model_says_what_loads_it() -> None:
+    assert "the next message loads it" in status_html(ModelStatus("m", "idle"))
+
+
+def test_the_memory_bar_adds_up() -> None:
+    html = memory_html(MemoryUse("cuda", weights=25 * 10**8, kv_cache=5 * 10**8, free=75 * 10**8))
+    assert [part.split("%")[0] for part in html.split("width:")[1:]] == ["25.0", "5.0", "70.0"]
+    assert "weights 2.5 GB" in html
+    assert "free 7.0 GB" in html
+    assert memory_html(None) == ""
+
+
+def test_a_cache_larger_than_what_is_free_fills_the_bar() -> None:
+    html = memory_html(MemoryUse("cuda", weights=10**9, kv_cache=5 * 10**9, free=10**9))
+    assert [part.split("%")[0] for part in html.split("width:")[1:]] == ["50.0", "50.0", "0.0"]

@@ -1,0 +1,144 @@
+"""The model part of the Settings tab: pick, load, cancel, unload; what was chosen and why; memory; configuration.
+
+Loading another model changes it for everybody. Where strangers can reach the page it takes the admin token, and the
+handlers check it: hiding a button protects nothing, since every event can be called without the page.
+"""
+
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.backends import Backend
+from granite_demo.errors import GraniteDemoError, InvalidRequestError
+from granite_demo.types import LoadOptions, ModelStatus
+from granite_demo.ui.events import DIRECT
+from granite_demo.ui.render import facts_html, memory_html, note_html
+
+PRECISIONS: dict[str, dict[str, Any]] = {
+    "Automatic": {},
+    "bfloat16": {"dtype": "bfloat16", "quantization": "none"},
+    "float32": {"dtype": "float32", "quantization": "none"},
+    "int8 (bitsandbytes)": {"quantization": "int8"},
+    "int4 nf4 (bitsandbytes)": {"quantization": "nf4"},
+    "int4 fp4 (bitsandbytes)": {"quantization": "fp4"},
+}
+ATTENTIONS = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may change the server's model: everybody, or in public mode those who know the token."""
+
+    public: bool = False
+    token: str = ""
+
+    def check(self, token: str | None) -> None:
+        """Raise InvalidRequestError unless ``token`` allows to change the server."""
+        if not self.public:
+            return
+        if not self.token:
+            raise InvalidRequestError(
+                "Loading is off on this public page. To allow it, start the server with GRANITE_DEMO_ADMIN_TOKEN."
+            )
+        if not secrets.compare_digest((token or "").encode(), self.token.encode()):
+            raise InvalidRequestError("That is not the admin token, so the model stays as it is.")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelPanel:
+    """The panel's components."""
+
+    choice: gr.Dropdown
+    precision: gr.Dropdown
+    attention: gr.Dropdown
+    context: gr.Number
+    token: gr.Textbox
+    load: gr.Button
+    cancel: gr.Button
+    unload: gr.Button
+    message: gr.HTML
+    memory: gr.HTML
+    facts: gr.HTML
+    card: gr.HTML
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that ``shown_values`` fills."""
+        return [self.memory, self.facts, self.card, self.cancel]
+
+
+def shown_values(status: ModelStatus) -> tuple[Any, ...]:
+    """What ``status`` shows in the panel."""
+    busy = status.stage not in ("ready", "failed", "idle")
+    return memory_html(status.memory), facts_html(status.facts), facts_html(status.card), gr.Button(visible=busy)
+
+
+def layout(backend: Backend, access: Access) -> ModelPanel:
+    """Place the components. Call inside the tab."""
+    choices = [(choice.label, choice.name) for choice in backend.choices()]
+    gr.Markdown("### Model\nFor everybody who uses this server.")
+    with gr.Group(visible=bool(choices)):
+        with gr.Row():
+            choice = gr.Dropdown(choices, value=None, label="Model", elem_id="model-choice", info="Size in parameters.")
+            precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label="Precision", elem_id="precision")
+        with gr.Row():
+            attention = gr.Dropdown(ATTENTIONS, value="auto", label="Attention", elem_id="attention")
+            context = gr.Number(
+                0, label="Context limit", precision=0, minimum=0, info="Tokens; 0 is what the model allows and fits."
+            )
+            token = gr.Textbox(label="Admin token", type="password", visible=access.public, elem_id="admin-token")
+    with gr.Row():
+        load = gr.Button("Load", variant="primary", elem_id="load", visible=bool(choices))
+        cancel = gr.Button("Cancel the load", variant="stop", elem_id="cancel-load", visible=False)
+        unload = gr.Button("Unload", elem_id="unload", visible=bool(choices))
+    message = gr.HTML(elem_id="load-message")
+    memory = gr.HTML(elem_id="memory")
+    facts = gr.HTML(elem_id="facts")
+    with gr.Accordion("Configuration", open=False):
+        card = gr.HTML(elem_id="card")
+    return ModelPanel(choice, precision, attention, context, token, load, cancel, unload, message, memory, facts, card)
+
+
+def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -> None:
+    """Connect the events. ``timer`` is started when there is progress to show."""
+
+    def load(model: str | None, precision: str, attention: str, context: Any, token: str | None) -> tuple[Any, Any]:
+        def begin() -> None:
+            if not model:
+                raise InvalidRequestError("Choose a model first.")
+            backend.select(load_options(model, precision, attention, context))
+
+        return guarded(begin, token, f"Loading {model}. The present model answers until it is ready.")
+
+    def cancel(token: str | None) -> tuple[Any, Any]:
+        return guarded(backend.cancel_load, token, "Cancelling.")
+
+    def unload(token: str | None) -> tuple[Any, Any]:
+        return guarded(backend.unload, token, "Unloaded. The next message loads it again.")
+
+    def guarded(action: Callable[[], None], token: str | None, done: str) -> tuple[Any, Any]:
+        try:
+            access.check(token)
+            action()
+            return note_html(done), gr.Timer(active=True)
+        except GraniteDemoError as error:
+            return note_html(error.user_text, "error"), gr.skip()
+
+    inputs = [panel.choice, panel.precision, panel.attention, panel.context, panel.token]
+    panel.load.click(load, inputs, [panel.message, timer], **DIRECT)
+    panel.cancel.click(cancel, [panel.token], [panel.message, timer], **DIRECT)
+    panel.unload.click(unload, [panel.token], [panel.message, timer], **DIRECT)
+
+
+def load_options(model: str, precision: str, attention: str, context: Any) -> LoadOptions:
+    """The visitor's choice as load options. Raises InvalidRequestError for values the page does not offer."""
+    if precision not in PRECISIONS or attention not in ATTENTIONS:
+        raise InvalidRequestError("Choose a precision and an attention from the lists.")
+    limit = 0 if context in (None, "") else context
+    if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 <= limit <= 10_000_000:
+        raise InvalidRequestError("The context limit must be a number of tokens, 0 for none.")
+    options: dict[str, Any] = {"attention": attention, "context": int(limit) or None, **PRECISIONS[precision]}
+    return LoadOptions(model, **options)

@@ -1,0 +1,60 @@
+"""Who may change the model, and what a visitor's choice means."""
+
+from typing import Any
+
+import pytest
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types import LoadOptions
+from granite_demo.ui.models import PRECISIONS, Access, load_options
+
+
+def test_at_home_everybody_may_load() -> None:
+    Access(public=False, token="secret").check(None)
+
+
+def test_in_public_without_a_token_nobody_may() -> None:
+    for token in (None, "", "secret"):
+        with pytest.raises(InvalidRequestError, match="GRANITE_DEMO_ADMIN_TOKEN"):
+            Access(public=True).check(token)
+
+
+@pytest.mark.parametrize("token", [None, "", "wrong", "sécret", "secret "])
+def test_in_public_the_token_must_be_right(token: str | None) -> None:
+    access = Access(public=True, token="secret")
+    with pytest.raises(InvalidRequestError, match="not the admin token"):
+        access.check(token)
+    access.check("secret")
+
+
+@pytest.mark.parametrize(
+    ("precision", "expected"),
+    [
+        ("Automatic", LoadOptions("m")),
+        ("bfloat16", LoadOptions("m", dtype="bfloat16", quantization="none")),
+        ("float32", LoadOptions("m", dtype="float32", quantization="none")),
+        ("int8 (bitsandbytes)", LoadOptions("m", quantization="int8")),
+        ("int4 nf4 (bitsandbytes)", LoadOptions("m", quantization="nf4")),
+        ("int4 fp4 (bitsandbytes)", LoadOptions("m", quantization="fp4")),
+    ],
+)
+def test_each_precision_of_the_list(precision: str, expected: LoadOptions) -> None:
+    assert load_options("m", precision, "auto", 0) == expected
+
+
+def test_the_list_has_no_other_precision() -> None:
+    assert len(PRECISIONS) == 6
+
+
+def test_attention_and_context_are_taken() -> None:
+    assert load_options("m", "Automatic", "sdpa", 4096) == LoadOptions("m", attention="sdpa", context=4096)
+    assert load_options("m", "Automatic", "auto", None).context is None
+
+
+@pytest.mark.parametrize(
+    ("precision", "attention", "context"),
+    [("int2", "auto", 0), ("Automatic", "magic", 0), ("Automatic", "auto", -1), ("Automatic", "auto", "many")],
+)
+def test_values_the_page_does_not_offer_are_refused(precision: str, attention: str, context: Any) -> None:
+    with pytest.raises(InvalidRequestError):
+        load_options("m", precision, attention, context)
