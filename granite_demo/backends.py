@@ -7,7 +7,7 @@ import asyncio
 import secrets
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -16,6 +16,7 @@ from granite_demo import registry
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.parsing import StopStrings
+from granite_demo.planning import best_precision
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import count_parameters
 from granite_demo.types import (
@@ -31,6 +32,10 @@ from granite_demo.types import (
     Timings,
     Usage,
 )
+
+
+LEAST_COMFORT = 8192
+"""Tokens of context that a model must have room for to be marked as fitting."""
 
 
 class Backend(Protocol):
@@ -72,7 +77,11 @@ class Backend(Protocol):
 class LocalBackend:
     """Answers with a model of this process."""
 
-    def __init__(self, manager: ModelManager, options: LoadOptions) -> None:
+    def __init__(
+        self, manager: ModelManager, options: LoadOptions, remember: Callable[[str], None] = lambda name: None
+    ) -> None:
+        """``remember`` is told the name of each model that is chosen and ready."""
+        self._remember = remember
         self._manager = manager
         self._options = options
         self._pending: LoadOptions | None = None
@@ -87,7 +96,9 @@ class LocalBackend:
 
     def choices(self) -> tuple[ModelChoice, ...]:
         """See ``Backend.choices``."""
-        return tuple(_choice(spec) for spec in registry.MODELS.values())
+        memory = self.status().memory
+        room = memory.weights + memory.free if memory else None
+        return tuple(_choice(spec, room) for spec in registry.MODELS.values())
 
     def select(self, options: LoadOptions) -> None:
         """See ``Backend.select``."""
@@ -107,6 +118,7 @@ class LocalBackend:
         else:
             with self._lock:
                 self._options = options
+            self._remember(options.model)
         finally:
             with self._lock:
                 self._pending = None
@@ -171,9 +183,15 @@ def _render(tokenizer: Any, request: GenerationRequest) -> list[int]:
     return prompts.render_chat(tokenizer, request.messages)
 
 
-def _choice(spec: ModelSpec) -> ModelChoice:
-    size = f" · {count_parameters(spec.shape).total / 1e9:.2g}B" if spec.shape else ""
-    return ModelChoice(spec.name, f"{spec.family} · {spec.name}{size}")
+def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:
+    """``room``: bytes on the device of the present model, once that is known."""
+    parts = [spec.family, spec.name]
+    if spec.shape:
+        parts.append(f"{count_parameters(spec.shape).total / 1e9:.2g}B")
+    if spec.shape and room:
+        choice = best_precision(spec.shape, room, LEAST_COMFORT)
+        parts.append(f"{choice.plan.mark} in {choice.precision}" if choice.precision else "does not fit")
+    return ModelChoice(spec.name, " · ".join(parts))
 
 
 async def _events(

@@ -14,8 +14,10 @@ from rich.console import Console
 
 from granite_demo import commands, registry
 from granite_demo.backends import LocalBackend
+from granite_demo.choosing import remember_model
 from granite_demo.errors import ConfigurationError, GraniteDemoError
-from granite_demo.manager import ModelManager, open_model
+from granite_demo.manager import ModelManager
+from granite_demo.opening import open_model
 from granite_demo.settings import Settings, help_text
 from granite_demo.terminal import LoadReporter, print_bench, set_up_logging
 
@@ -34,6 +36,7 @@ AttentionFlag = Annotated[str | None, _flag("attention")]
 ContextFlag = Annotated[int | None, _flag("context")]
 RevisionFlag = Annotated[str | None, _flag("revision")]
 TokenFlag = Annotated[str | None, _flag("admin_token")]
+IdleFlag = Annotated[int | None, _flag("idle_minutes")]
 ThreadsFlag = Annotated[int | None, _flag("threads")]
 CacheFlag = Annotated[Path | None, _flag("cache_dir")]
 LogFlag = Annotated[str | None, _flag("log_level")]
@@ -67,6 +70,7 @@ def create_cli(console: Console) -> typer.Typer:
         attention: AttentionFlag = None,
         context: ContextFlag = None,
         revision: RevisionFlag = None,
+        idle_minutes: IdleFlag = None,
         threads: ThreadsFlag = None,
         cache_dir: CacheFlag = None,
         admin_token: TokenFlag = None,
@@ -126,9 +130,11 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
 
 def local_backend(settings: Settings, console: Console) -> LocalBackend:
     """The backend over a model of this process. Raises UnknownModelError for a name that cannot be loaded."""
-    registry.resolve(settings.model)
+    if settings.model != "auto":
+        registry.resolve(settings.model)
     loader = partial(open_model, settings.cache_dir, settings.threads)
-    return LocalBackend(ModelManager(loader, LoadReporter(console)), settings.load_options())
+    manager = ModelManager(loader, LoadReporter(console), idle_seconds=60.0 * settings.idle_minutes)
+    return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir))
 
 
 def run_server(settings: Settings, console: Console) -> None:

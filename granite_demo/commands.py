@@ -28,7 +28,7 @@ from granite_demo.types import LoadStage
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
-WIDE = 160  # columns where nobody looks, such as in a pipe
+WIDE = 1000  # columns where nobody looks, such as in a pipe: sentences stay whole
 
 Plans: TypeAlias = Sequence[tuple[Place, Sequence[Plan]]]
 """For each place, a plan in each precision."""

@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,8 @@ class LoadedModel:
     """What the registry claims against config.json."""
     commit: str | None = None
     """The commit of the hub's repository that was loaded."""
+    why: str = ""
+    """Why this model was chosen, where nobody named one."""
 
     memory: MemoryUse | None = None
 
@@ -53,6 +55,8 @@ class LoadedModel:
     def facts(self) -> tuple[Fact, ...]:
         """(name, value, reason) rows for the log and the Settings tab."""
         rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
+        if self.why:
+            rows.insert(1, ("Chosen", "automatically", self.why))
         if self.commit:
             rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
@@ -79,8 +83,9 @@ def load_model(
     report: Report = lambda stage, fraction, detail: None,
     cancelled: threading.Event | None = None,
     commit: str | None = None,
+    why: str = "",
 ) -> LoadedModel:
-    """Place and load the checkpoint in ``folder``, which is ``commit`` of its repository.
+    """Place and load the checkpoint in ``folder``: ``commit`` of its repository, chosen because of ``why``.
 
     Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
     """
@@ -88,7 +93,7 @@ def load_model(
     placement = place(options, _shape(config))
     try:
         with _progress(report, cancelled or threading.Event()):
-            return _load(folder, spec, placement, config, commit)
+            return replace(_load(folder, spec, placement, config), commit=commit, why=why)
     except GraniteDemoError:
         raise
     except Exception as error:
@@ -116,9 +121,7 @@ def _shape(config: dict[str, Any]) -> Shape | None:
         return None  # another architecture: nothing can be planned, loading may still work
 
 
-def _load(
-    folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any], commit: str | None
-) -> LoadedModel:
+def _load(folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any]) -> LoadedModel:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Of each matrix product in int8 this says that its input is cast to float16: thousands of lines an answer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
@@ -154,7 +157,6 @@ def _load(
         eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
         weight_bytes=weight_bytes(model),
         differences=tuple(registry.differences(spec, config)),
-        commit=commit,
         memory=_memory_use(model, placement, shape, context),
     )
 

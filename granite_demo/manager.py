@@ -1,6 +1,6 @@
 """The cached model manager: each model is loaded once, shared by all, and kept while anybody uses it.
 
-Knows no torch: what a load does is injected as a ``Loader``, and ``open_model`` is the real one.
+Knows no torch: what a load does is injected as a ``Loader``, of which ``opening.open_model`` is the real one.
 """
 
 import asyncio
@@ -12,10 +12,8 @@ from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from granite_demo import hub, registry, sample
 from granite_demo.engine.base import Engine
 from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError, OutOfMemoryError
 from granite_demo.types import LoadOptions, LoadStage, ModelStatus
@@ -49,13 +47,18 @@ class _Entry:
     future: Future[ReadyModel] = field(default_factory=Future)
     cancelled: threading.Event = field(default_factory=threading.Event)
     leases: int = 0
+    idle: threading.Timer | None = None
 
 
 class ModelManager:
     """Two loads of one key share one; loads of different keys queue; a lease keeps its model until it ends."""
 
-    def __init__(self, loader: Loader, listener: Listener = lambda status: None) -> None:
-        """``listener`` hears every change of status, from the loading thread."""
+    def __init__(self, loader: Loader, listener: Listener = lambda status: None, idle_seconds: float = 0.0) -> None:
+        """``listener`` hears every change of status, from the loading thread.
+
+        A model that had no lease for ``idle_seconds`` is unloaded; 0 keeps it.
+        """
+        self._idle_seconds = idle_seconds
         self._loader = loader
         self._listener = listener
         self._entries: dict[LoadOptions, _Entry] = {}
@@ -85,6 +88,8 @@ class ModelManager:
         with self._lock:
             entry = self._load(options)
             entry.leases += 1
+            if entry.idle:
+                entry.idle.cancel()
             future = entry.future
         try:
             # Shielded: a visitor who leaves must not cancel the load for the others.
@@ -95,8 +100,22 @@ class ModelManager:
                 unused = entry in self._retired and not entry.leases
                 if unused:
                     self._retired.remove(entry)
+                elif self._idle_seconds and not entry.leases:
+                    self._start_idle(options, entry)
             if unused:
                 await asyncio.to_thread(_close, entry)
+
+    def _start_idle(self, options: LoadOptions, entry: _Entry) -> None:
+        def unload_idle() -> None:
+            with self._lock:
+                unused = self._entries.get(options) is entry and not entry.leases
+            if unused:
+                log.info("%s was not used for a while and is unloaded.", options.model)
+                self.unload(options)
+
+        entry.idle = threading.Timer(self._idle_seconds, unload_idle)
+        entry.idle.daemon = True
+        entry.idle.start()
 
     def status(self, options: LoadOptions) -> ModelStatus:
         """What is happening to ``options`` now."""
@@ -155,6 +174,8 @@ class ModelManager:
             self._retired.clear()
             for entry in entries:
                 entry.cancelled.set()
+                if entry.idle:
+                    entry.idle.cancel()
         self._executor.shutdown(wait=True)
         for entry in entries:
             _close(entry)
@@ -217,40 +238,6 @@ def _close(entry: _Entry) -> None:
         entry.future.result().engine.close()
         entry.future = Future()  # lets go of the weights
     release_memory()
-
-
-def open_model(
-    cache_dir: Path, threads: int, options: LoadOptions, report: Report, cancelled: threading.Event
-) -> ReadyModel:
-    """The real ``Loader``: find or fetch the files, place and load the model, start and warm up its engine."""
-    spec = registry.resolve(options.model)
-    commit = None
-    if spec.path:
-        folder = spec.path
-    elif spec.repo_id:
-        checkpoint = hub.fetch(spec.repo_id, options.revision, report, cancelled)
-        folder, commit = checkpoint.folder, checkpoint.commit
-    else:
-        folder = sample.ensure_sample(cache_dir, report, cancelled)
-    report("loading", None, "")
-    import torch
-
-    from granite_demo.engine.single import SingleStreamEngine
-    from granite_demo.loading import load_model
-
-    if threads:
-        torch.set_num_threads(threads)
-    loaded = load_model(folder, spec, options, report, cancelled, commit=commit)
-    engine = SingleStreamEngine(loaded)
-    try:
-        report("warming up", None, "")
-        engine.warm_up()
-        if cancelled.is_set():
-            raise LoadCancelledError("The load was cancelled.")
-    except BaseException:
-        engine.close()
-        raise
-    return ReadyModel(loaded, engine)
 
 
 def release_memory() -> None:

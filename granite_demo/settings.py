@@ -28,7 +28,7 @@ def _option(default: Any, help_text: str, env: str | None = None) -> Any:
 class Settings:
     """What the process was started with. Each field has a flag and a ``GRANITE_DEMO_*`` variable of its name."""
 
-    model: str = _option("sample", "A model of the registry, or a folder with a checkpoint.")
+    model: str = _option("auto", "A model of the registry, a folder with a checkpoint, or auto.")
     host: str = _option("127.0.0.1", "Address to listen on.")
     port: int = _option(7860, "Port to listen on.")
     device: Device = _option("auto", "Where the model runs.")
@@ -37,6 +37,7 @@ class Settings:
     attention: Attention = _option("auto", "The attention implementation.")
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
+    idle_minutes: int = _option(0, "Unload a model that nobody used for so long; 0 never does.")
     threads: int = _option(0, "CPU threads for the model; 0 leaves the choice to torch.")
     admin_token: str = _option("", "Who knows it may load other models on a public page; without it nobody may.")
     log_level: LogLevel = _option("info", "How much the terminal shows.")

@@ -279,3 +279,10 @@ def test_every_model_can_be_picked_with_its_size(sample: LoadedModel) -> None:
     labels = {choice.name: choice.label for choice in switching_backend(sample, threading.Event(), []).choices()}
     assert labels["granite-3.3-2b-instruct"] == "Granite 3.3 · granite-3.3-2b-instruct · 2.5B"
     assert "sample" in labels
+
+
+async def test_what_fits_is_marked_once_the_device_is_known(real: LocalBackend) -> None:
+    real.wait_until_ready()
+    labels = {choice.name: choice.label for choice in real.choices()}
+    assert labels["sample"].endswith("fits in bf16")
+    assert labels["granite-4.2-30b"].endswith(("fits in bf16", "in int4", "does not fit", "tight in bf16"))

@@ -417,3 +417,17 @@ def test_a_cancelled_load_tells_so(manager: ModelManager, loader: FakeLoader) ->
     with pytest.raises(LoadCancelledError):
         future.result(WAIT)
     assert manager.status(ONE).stage == "failed"
+
+
+async def test_a_model_that_nobody_uses_is_unloaded(loader: FakeLoader) -> None:
+    loader.go.set()
+    own = ModelManager(loader, idle_seconds=0.2)
+    async with own.lease(ONE):
+        pass
+    async with own.lease(ONE) as ready:  # in time: the clock starts anew at its end
+        await asyncio.sleep(0.4)
+        assert own.status(ONE).stage == "ready"
+    await asyncio.sleep(1)
+    assert own.status(ONE).stage == "idle"
+    assert engine_of(ready).closed
+    own.close()

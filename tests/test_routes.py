@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from granite_demo import planning, registry
 from granite_demo.engine.single import SingleStreamEngine
 from granite_demo.loading import LoadedModel, load_model
-from granite_demo.manager import open_model
+from granite_demo.opening import open_model
 from granite_demo.placement import precision_of
 from granite_demo.prompts import render_completion
 from granite_demo.shapes import linears
@@ -23,7 +23,7 @@ from granite_demo.types import LoadOptions, LoadStage, SamplingParams
 from tests.tinymodels import KINDS, write_checkpoint
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11"
-TOKENS = 30
+TOKENS = 20
 HYBRIDS = [kind for kind in KINDS if kind != "granite"]
 
 
@@ -148,7 +148,7 @@ async def test_a_mixture_or_hybrid_equals_generate(folders: dict[str, Path], kin
     assert loaded.weight_bytes == pytest.approx(planned(loaded), rel=0.01)
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 16, 63, 64])
+@pytest.mark.parametrize("chunk", [1, 3, 63])
 async def test_a_hybrid_reads_a_long_prompt_in_chunks(folders: dict[str, Path], chunk: int) -> None:
     # The state of the Mamba layers goes from chunk to chunk, and those shorter than the convolution count, too.
     loaded = load(folders["hybrid"], dtype="float32")

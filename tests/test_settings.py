@@ -88,6 +88,7 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         attention="eager",
         context=131072,
         revision="v1",
+        idle_minutes=5,
         threads=2,
         admin_token="sesame",
         log_level="error",
@@ -120,7 +121,7 @@ def test_a_page_that_strangers_can_reach_is_public(
 
 
 def test_what_to_load_is_a_part_of_the_settings() -> None:
-    assert Settings().load_options() == LoadOptions()
+    assert Settings().load_options() == LoadOptions("auto")
     given = {"model": "m", "revision": "v1", "device": "cpu", "dtype": "float16", "context": 4096}
     given |= {"quantization": "int8", "attention": "eager"}
     assert Settings.resolve(given, {}).load_options() == LoadOptions(**given)  # type: ignore[arg-type]

@@ -55,7 +55,10 @@ def write_checkpoint(folder: Path, kind: str, dtype: torch.dtype = torch.bfloat1
     """Save a model of ``kind`` with random weights, the same each time, and a tokenizer of the words w0 to w63."""
     config = AutoConfig.for_model(**{**_SIZES, **KINDS[kind], **changes})
     torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config, dtype=dtype).save_pretrained(folder)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype)
+    with torch.no_grad():
+        model.get_output_embeddings().weight[0] = 0  # the end token: answers get as long as they may
+    model.save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(VOCABULARY)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)

@@ -37,7 +37,7 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             state = backend.status()
             settled = state.stage in ("ready", "idle")
             again_button = gr.Button(visible=state.stage == "failed")
-            return status_html(state), again_button, gr.Timer(active=not settled), *models.shown_values(state)
+            return status_html(state), again_button, gr.Timer(active=not settled), *models.shown_values(backend, state)
 
         shown = [status, again, timer, *panel.shown]
         demo.load(refresh, None, shown, **DIRECT)

@@ -67,22 +67,32 @@ class ModelPanel:
     @property
     def shown(self) -> list[Any]:
         """The components that ``shown_values`` fills."""
-        return [self.memory, self.facts, self.card, self.cancel]
+        return [self.memory, self.facts, self.card, self.cancel, self.choice]
 
 
-def shown_values(status: ModelStatus) -> tuple[Any, ...]:
+def shown_values(backend: Backend, status: ModelStatus) -> tuple[Any, ...]:
     """What ``status`` shows in the panel."""
     busy = status.stage not in ("ready", "failed", "idle")
-    return memory_html(status.memory), facts_html(status.facts), facts_html(status.card), gr.Button(visible=busy)
+    tables = memory_html(status.memory), facts_html(status.facts), facts_html(status.card)
+    # Once a model is ready its device is known, and with it what fits there.
+    choices = gr.Dropdown(choices=labelled(backend)) if status.stage == "ready" else gr.skip()
+    return *tables, gr.Button(visible=busy), choices
+
+
+def labelled(backend: Backend) -> list[tuple[str, str]]:
+    """The models to pick, as (label, name)."""
+    return [(choice.label, choice.name) for choice in backend.choices()]
 
 
 def layout(backend: Backend, access: Access) -> ModelPanel:
     """Place the components. Call inside the tab."""
-    choices = [(choice.label, choice.name) for choice in backend.choices()]
+    choices = labelled(backend)
     gr.Markdown("### Model\nFor everybody who uses this server.")
     with gr.Group(visible=bool(choices)):
         with gr.Row():
-            choice = gr.Dropdown(choices, value=None, label="Model", elem_id="model-choice", info="Size in parameters.")
+            choice = gr.Dropdown(
+                choices, value=None, label="Model", elem_id="model-choice", info="Size, and whether it fits here."
+            )
             precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label="Precision", elem_id="precision")
         with gr.Row():
             attention = gr.Dropdown(ATTENTIONS, value="auto", label="Attention", elem_id="attention")

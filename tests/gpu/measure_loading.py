@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 
 from granite_demo import planning, registry
-from granite_demo.manager import ModelManager, ReadyModel, open_model
+from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.opening import open_model
 from granite_demo.placement import precision_of
 from granite_demo.types import LoadOptions, SamplingParams
 from tests.gpu.checkpoints import write_checkpoint
