@@ -33,7 +33,6 @@ from granite_demo.types import (
     Usage,
 )
 
-
 LEAST_COMFORT = 8192
 """Tokens of context that a model must have room for to be marked as fitting."""
 

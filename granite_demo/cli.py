@@ -33,6 +33,7 @@ DeviceFlag = Annotated[str | None, _flag("device")]
 DtypeFlag = Annotated[str | None, _flag("dtype")]
 QuantizationFlag = Annotated[str | None, _flag("quantization")]
 AttentionFlag = Annotated[str | None, _flag("attention")]
+KeepFlag = Annotated[str | None, _flag("keep_quantized")]
 ContextFlag = Annotated[int | None, _flag("context")]
 RevisionFlag = Annotated[str | None, _flag("revision")]
 TokenFlag = Annotated[str | None, _flag("admin_token")]
@@ -40,6 +41,13 @@ IdleFlag = Annotated[int | None, _flag("idle_minutes")]
 ThreadsFlag = Annotated[int | None, _flag("threads")]
 CacheFlag = Annotated[Path | None, _flag("cache_dir")]
 LogFlag = Annotated[str | None, _flag("log_level")]
+FitsArgument = Annotated[
+    str | None, typer.Argument(metavar="[MODEL]", help="A model of the registry, or a folder. Default: all of them.")
+]
+PullArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the registry.")]
+MemoryFlag = Annotated[
+    str | None, typer.Option(help="Memory to plan for, like 24GB. Default: what is free on this machine.")
+]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
@@ -68,6 +76,7 @@ def create_cli(console: Console) -> typer.Typer:
         dtype: DtypeFlag = None,
         quantization: QuantizationFlag = None,
         attention: AttentionFlag = None,
+        keep_quantized: KeepFlag = None,
         context: ContextFlag = None,
         revision: RevisionFlag = None,
         idle_minutes: IdleFlag = None,
@@ -109,8 +118,8 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
 
     @cli.command()
     def fits(
-        model: Annotated[str | None, typer.Argument(help="A model of the registry, or a folder. Default: all.")] = None,
-        memory: Annotated[str | None, typer.Option(help='Plan for this much, like "24GB", not this machine.')] = None,
+        model: FitsArgument = None,
+        memory: MemoryFlag = None,
         context: ContextFlag = None,
         as_json: JsonFlag = False,
     ) -> None:
@@ -119,12 +128,12 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
 
     @cli.command()
     def pull(
-        model: Annotated[str, typer.Argument(help="A model of the registry.")],
+        model: PullArgument,
         revision: RevisionFlag = None,
         cache_dir: CacheFlag = None,
         as_json: JsonFlag = False,
     ) -> None:
-        """Download a model, or go on with it; Ctrl-C keeps what has arrived."""
+        """Download a model to huggingface_hub's cache, or prepare the sample. Ctrl-C keeps what was downloaded."""
         commands.pull(Settings.resolve(locals(), os.environ), as_json, console)
 
 

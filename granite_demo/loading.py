@@ -13,13 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
-from granite_demo import planning, registry
+from granite_demo import planning, quantized, registry
 from granite_demo.cards import card_of
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
 from granite_demo.placement import Placement, free_memory, place, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
 from granite_demo.types import Fact, LoadOptions, LoadStage, MemoryUse
+
+log = logging.getLogger(__name__)
 
 Report = Callable[[LoadStage, float | None, str], None]
 
@@ -84,16 +86,29 @@ def load_model(
     cancelled: threading.Event | None = None,
     commit: str | None = None,
     why: str = "",
+    copies: Path | None = None,
 ) -> LoadedModel:
     """Place and load the checkpoint in ``folder``: ``commit`` of its repository, chosen because of ``why``.
+
+    ``copies`` is the cache folder that may hold a quantized copy of it, which is taken instead.
 
     Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
     """
     config = read_config(folder)
     placement = place(options, _shape(config))
+    copy = None
+    if copies and placement.quantization != "none":
+        copy = quantized.copy_of(copies, spec, commit, placement.quantization)
+        if copy.is_dir():
+            folder, config = copy, read_config(copy)
+            placement = placement.with_reason("quantization", "a copy saved before; nothing to quantize")
     try:
         with _progress(report, cancelled or threading.Event()):
-            return replace(_load(folder, spec, placement, config), commit=commit, why=why)
+            loaded = replace(_load(folder, spec, placement, config), commit=commit, why=why)
+        if copy and options.keep_quantized and not copy.is_dir():
+            report("loading", None, "saving the quantized copy")
+            _keep(loaded, copy)
+        return loaded
     except GraniteDemoError:
         raise
     except Exception as error:
@@ -106,6 +121,13 @@ def load_model(
         raise CorruptModelError(
             f"The files of {spec.title} in {folder} cannot be loaded: {error}. Remove the folder and try again."
         ) from error
+
+
+def _keep(loaded: LoadedModel, copy: Path) -> None:
+    try:
+        quantized.save_copy(loaded.model, loaded.tokenizer, copy)
+    except OSError as error:  # the model is loaded all the same
+        log.warning("The quantized copy of %s could not be saved: %s", loaded.spec.name, error)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -123,19 +145,23 @@ def _shape(config: dict[str, Any]) -> Shape | None:
 
 def _load(folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any]) -> LoadedModel:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Left out, not None, where there is nothing to quantize: None switches a checkpoint's own quantization off.
+    wanted = None if "quantization_config" in config else quantization_config(placement)
+    quantization = {"quantization_config": wanted} if wanted else {}
     # Of each matrix product in int8 this says that its input is cast to float16: thousands of lines an answer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
-    model, found = AutoModelForCausalLM.from_pretrained(
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=placement.dtype,
         device_map="auto" if placement.spread else {"": placement.device},
-        quantization_config=None if "quantization_config" in config else quantization_config(placement),
+        **quantization,
         attn_implementation=placement.attention,
         use_safetensors=True,
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
     )
+    model, found = loaded
     if missing := sorted(found["missing_keys"]):
         # transformers only logs this, and fills what is missing with random numbers.
         raise CorruptModelError(
@@ -171,7 +197,7 @@ def _memory_use(model: Any, placement: Placement, shape: Shape | None, context: 
 
 def weight_bytes(model: Any) -> int:
     """Bytes of all parameters and buffers, and of the scales that bitsandbytes keeps beside its parameters."""
-    scales = []
+    scales: list[torch.Tensor | None] = []
     for parameter in model.parameters():
         scales.append(getattr(parameter, "SCB", None))
         if state := getattr(parameter, "quant_state", None):

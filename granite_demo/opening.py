@@ -38,7 +38,7 @@ def open_model(
 
     if threads:
         torch.set_num_threads(threads)
-    loaded = load_model(folder, spec, options, report, cancelled, commit=commit, why=why)
+    loaded = load_model(folder, spec, options, report, cancelled, commit=commit, why=why, copies=cache_dir)
     engine = SingleStreamEngine(loaded)
     try:
         report("warming up", None, "")

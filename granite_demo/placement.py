@@ -5,7 +5,7 @@ Imports torch, like ``loading``.
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import psutil
 import torch
@@ -13,6 +13,7 @@ from transformers.utils.import_utils import (
     is_bitsandbytes_available,
     is_flash_attn_2_available,
     is_flash_attn_3_available,
+    is_flash_attn_4_available,
 )
 
 from granite_demo import planning
@@ -42,6 +43,10 @@ class Placement:
     spread: bool = False
     """Over several GPUs, by accelerate's device map."""
     reasons: dict[str, str] = field(default_factory=dict)
+
+    def with_reason(self, name: str, reason: str) -> "Placement":
+        """The same placement with another reason for the field ``name``."""
+        return replace(self, reasons={**self.reasons, name: reason})
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -143,34 +148,44 @@ def choose_quantization(
     wanted: str, device: str, dtype: torch.dtype, shape: Shape | None, free: int
 ) -> tuple[str, str]:
     """none, int8, nf4 or fp4, and why. Raises ConfigurationError."""
-    if wanted in ("none", "auto") and (device != "cuda" or shape is None or wanted == "none"):
-        return (
-            "none",
-            ASKED
-            if wanted == "none"
-            else "bitsandbytes is slow without a CUDA GPU"
-            if device != "cuda"
-            else ("the shape of the model is not known"),
-        )
+    if wanted == "none":
+        return "none", ASKED
+    if wanted == "auto" and (device != "cuda" or shape is None):
+        why = "bitsandbytes is slow without a CUDA GPU" if device != "cuda" else "the shape of the model is not known"
+        return "none", why
+    experts = ""
+    if shape is not None and shape.experts:
+        experts = "; the experts are not quantized, since bitsandbytes quantizes linear layers only"
     if wanted == "auto" and shape is not None:
         exact = planning.plan(shape, PRECISIONS[dtype], free)
         if exact.mark != "does not fit" and exact.longest_context >= min(8192, shape.context_length):
             return "none", exact.reason
-        return "nf4", f"{exact.reason} 4-bit weights leave more room."
+        wanted, why = "nf4", f"{exact.reason} 4-bit weights leave more room"
+    else:
+        why = f"asked for; bitsandbytes, computing in {str(dtype).removeprefix('torch.')}"
     if not is_bitsandbytes_available():
         raise ConfigurationError(f"{wanted} needs bitsandbytes. Run: pip install bitsandbytes")
     if device == "mps":
         raise ConfigurationError(f"{wanted} needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple's GPU here.")
     if device == "cpu":
-        return wanted, "asked for; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
-    return wanted, f"asked for; bitsandbytes, computing in {str(dtype).removeprefix('torch.')}"
+        why = "asked for; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
+    return wanted, why + experts
+
+
+FLASH: dict[str, tuple[tuple[int, int], Callable[[], bool]]] = {
+    "flash_attention_4": ((9, 0), is_flash_attn_4_available),
+    "flash_attention_3": ((9, 0), is_flash_attn_3_available),
+    "flash_attention_2": ((8, 0), is_flash_attn_2_available),
+}
+"""The compute capability that each needs, and whether its package is installed."""
 
 
 def choose_attention(wanted: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
     """The attention implementation by transformers' name, and why. Raises ConfigurationError."""
-    missing = {name: flash_problem(name, device, dtype) for name in ("flash_attention_3", "flash_attention_2")}
+    missing = {name: flash_problem(name, device, dtype) for name in FLASH}
     if wanted == "auto":
-        found = next((name for name, problem in missing.items() if not problem), None)
+        # Version 4 is a beta, and has to be asked for.
+        found = next((name for name in ("flash_attention_3", "flash_attention_2") if not missing[name]), None)
         if found:
             return found, "its package is installed and this GPU allows it"
         return "sdpa", f"torch's own attention; flash_attention_2 is not used: {missing['flash_attention_2']}"
@@ -185,11 +200,10 @@ def flash_problem(name: str, device: str, dtype: torch.dtype) -> str:
         return "it needs a CUDA GPU"
     if dtype == torch.float32:
         return "it does not compute in float32"
-    needed = (9, 0) if name == "flash_attention_3" else (8, 0)
+    needed, is_installed = FLASH[name]
     if torch.cuda.get_device_capability() < needed:
         return f"it needs a GPU of compute capability {needed[0]}.{needed[1]} or newer"
-    installed = is_flash_attn_3_available() if name == "flash_attention_3" else is_flash_attn_2_available()
-    return "" if installed else "its package is not installed"
+    return "" if is_installed() else "its package is not installed"
 
 
 def message_seconds(dtype: torch.dtype, clock: Callable[[], float], prompt: int = 256, answer: int = 128) -> float:

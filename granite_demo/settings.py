@@ -35,6 +35,7 @@ class Settings:
     dtype: Dtype = _option("auto", "The precision of its weights.")
     quantization: Quantization = _option("auto", "Quantize the weights with bitsandbytes.")
     attention: Attention = _option("auto", "The attention implementation.")
+    keep_quantized: Literal["no", "yes"] = _option("no", "Save a copy of a model that was quantized, to load faster.")
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
     idle_minutes: int = _option(0, "Unload a model that nobody used for so long; 0 never does.")
@@ -80,6 +81,7 @@ class Settings:
             quantization=self.quantization,
             attention=self.attention,
             context=self.context or None,
+            keep_quantized=self.keep_quantized == "yes",
         )
 
     def as_flags(self, *names: str) -> list[str]:
@@ -118,4 +120,4 @@ def _cast(option_name: str, source: str, value: Any, kind: Any) -> Any:
 def help_text(option_name: str) -> str:
     """The help of a field's flag, with its default and variable."""
     option = next(option for option in fields(Settings) if option.name == option_name)
-    return f"{option.metadata['help']} Default: {option.default}. Variable: {variable_name(option_name)}."
+    return f"{option.metadata['help']} Default: {option.default or 'none'}. Variable: {variable_name(option_name)}."

@@ -222,7 +222,7 @@ class ModelStatus:
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,3 +237,5 @@ class LoadOptions:
     attention: Attention = "auto"
     context: int | None = None
     """Tokens to limit the context to; None for as many as the model allows and fit."""
+    keep_quantized: bool = False
+    """Save a quantized model in the cache folder, from which it loads faster the next time."""

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -239,7 +240,9 @@ def pull(hub: FakeHub, tmp_path: Path, as_json: bool = False, terminal: bool = F
     """What pull shows beside its answer."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
     chosen = settings(tmp_path, **{"model": NAME, **more})
+    before = signal.getsignal(signal.SIGINT)
     commands.pull(chosen, as_json, console, endpoint=hub.url, hub_cache=tmp_path / "hub")
+    assert signal.getsignal(signal.SIGINT) is before
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
@@ -303,6 +306,25 @@ def test_pull_of_the_sample(run: Run, sample_path: Path) -> None:
     assert answer == {"name": "sample", "repo_id": None, "folder": str(sample_path), "commit": None}
 
 
+def test_ctrl_c_counts_even_if_pip_fails_of_it_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(cache_dir: Path, report: object, cancelled: threading.Event) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        assert cancelled.is_set()
+        raise DownloadError("pip could not download it")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sample, "ensure_sample", interrupted)
+    console = Console(file=io.StringIO())
+    with pytest.raises(SystemExit) as end:
+        commands.pull(settings(tmp_path, model="sample"), False, console)
+    assert isinstance(console.file, io.StringIO)
+    assert (end.value.code, console.file.getvalue()) == (130, "sample was cancelled.\n")
+    assert capsys.readouterr().out == ""
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_ctrl_c_cancels_and_keeps_what_has_arrived(tmp_path: Path, hub: FakeHub) -> None:
     hub.add(REPO, model_files(2_000_000))
@@ -354,6 +376,8 @@ def test_several_gpus_are_also_planned_for_together(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(machine, "_gpus", lambda: [GPU, Place("cuda:1", "a GPU", 24 * GB)])
     assert [place.device for place in machine.machine()] == ["cuda:0", "cuda:1", "cuda", "cpu"]
     assert machine.machine()[2] == BOTH
+    monkeypatch.setattr(machine, "_gpus", lambda: [GPU])
+    assert [place.device for place in machine.machine()] == ["cuda:0", "cpu"]
     monkeypatch.setattr(machine, "_torch_has_cuda", lambda: False)
     assert [place.device for place in machine.machine()] == ["cpu"]
 

@@ -49,7 +49,7 @@ def test_variables_are_cast_to_their_fields_types(monkeypatch: pytest.MonkeyPatc
         (
             "attention",
             "xformers",
-            "must be one of auto, eager, sdpa, flash_attention_2, flash_attention_3, not 'xformers'",
+            "must be one of auto, eager, sdpa, flash_attention_2, flash_attention_3, flash_attention_4, not 'xformers'",
         ),
         ("context", "10000001", "must be between 0 and 10000000, not 10000001"),
         ("context", "many", "must be a whole number, not 'many'"),
@@ -86,6 +86,7 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         dtype="float16",
         quantization="int8",
         attention="eager",
+        keep_quantized="yes",
         context=131072,
         revision="v1",
         idle_minutes=5,

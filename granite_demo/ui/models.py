@@ -25,7 +25,7 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "int4 nf4 (bitsandbytes)": {"quantization": "nf4"},
     "int4 fp4 (bitsandbytes)": {"quantization": "fp4"},
 }
-ATTENTIONS = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3"]
+ATTENTIONS = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +55,7 @@ class ModelPanel:
     precision: gr.Dropdown
     attention: gr.Dropdown
     context: gr.Number
+    keep: gr.Checkbox
     token: gr.Textbox
     load: gr.Button
     cancel: gr.Button
@@ -99,6 +100,7 @@ def layout(backend: Backend, access: Access) -> ModelPanel:
             context = gr.Number(
                 0, label="Context limit", precision=0, minimum=0, info="Tokens; 0 is what the model allows and fits."
             )
+            keep = gr.Checkbox(False, label="Keep a quantized copy", info="It loads faster the next time.")
             token = gr.Textbox(label="Admin token", type="password", visible=access.public, elem_id="admin-token")
     with gr.Row():
         load = gr.Button("Load", variant="primary", elem_id="load", visible=bool(choices))
@@ -109,17 +111,21 @@ def layout(backend: Backend, access: Access) -> ModelPanel:
     facts = gr.HTML(elem_id="facts")
     with gr.Accordion("Configuration", open=False):
         card = gr.HTML(elem_id="card")
-    return ModelPanel(choice, precision, attention, context, token, load, cancel, unload, message, memory, facts, card)
+    return ModelPanel(
+        choice, precision, attention, context, keep, token, load, cancel, unload, message, memory, facts, card
+    )
 
 
 def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -> None:
     """Connect the events. ``timer`` is started when there is progress to show."""
 
-    def load(model: str | None, precision: str, attention: str, context: Any, token: str | None) -> tuple[Any, Any]:
+    def load(
+        model: str | None, precision: str, attention: str, context: Any, keep: Any, token: str | None
+    ) -> tuple[Any, Any]:
         def begin() -> None:
             if not model:
                 raise InvalidRequestError("Choose a model first.")
-            backend.select(load_options(model, precision, attention, context))
+            backend.select(load_options(model, precision, attention, context, keep))
 
         return guarded(begin, token, f"Loading {model}. The present model answers until it is ready.")
 
@@ -137,18 +143,23 @@ def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -
         except GraniteDemoError as error:
             return note_html(error.user_text, "error"), gr.skip()
 
-    inputs = [panel.choice, panel.precision, panel.attention, panel.context, panel.token]
+    inputs = [panel.choice, panel.precision, panel.attention, panel.context, panel.keep, panel.token]
     panel.load.click(load, inputs, [panel.message, timer], **DIRECT)
     panel.cancel.click(cancel, [panel.token], [panel.message, timer], **DIRECT)
     panel.unload.click(unload, [panel.token], [panel.message, timer], **DIRECT)
 
 
-def load_options(model: str, precision: str, attention: str, context: Any) -> LoadOptions:
+def load_options(model: str, precision: str, attention: str, context: Any, keep: Any = False) -> LoadOptions:
     """The visitor's choice as load options. Raises InvalidRequestError for values the page does not offer."""
     if precision not in PRECISIONS or attention not in ATTENTIONS:
         raise InvalidRequestError("Choose a precision and an attention from the lists.")
     limit = 0 if context in (None, "") else context
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 <= limit <= 10_000_000:
         raise InvalidRequestError("The context limit must be a number of tokens, 0 for none.")
-    options: dict[str, Any] = {"attention": attention, "context": int(limit) or None, **PRECISIONS[precision]}
+    options: dict[str, Any] = {
+        "attention": attention,
+        "context": int(limit) or None,
+        "keep_quantized": keep is True,
+        **PRECISIONS[precision],
+    }
     return LoadOptions(model, **options)

@@ -114,7 +114,10 @@ def _state_html(status: ModelStatus) -> str:
         values = " · ".join(
             html.escape(value) for label, value, _ in status.facts if label in HEADLINE and value != "none"
         )
-        return f'<div class="status ready"><b>{name}</b> <span>{values}</span></div>'
+        chosen = "".join(
+            f'<div class="note">{html.escape(why)}.</div>' for label, _, why in status.facts if label == "Chosen"
+        )
+        return f'<div class="status ready"><b>{name}</b> <span>{values}</span>{chosen}</div>'
     if status.stage == "idle":
         return f'<div class="status"><b>{name}</b> <span>not loaded; the next message loads it</span></div>'
     if status.stage == "failed":

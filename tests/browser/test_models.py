@@ -101,7 +101,7 @@ def test_in_public_no_route_of_gradio_changes_the_model(public: tuple[FakeBacken
     events = {event["id"]: event["api_name"] for event in config["dependencies"]}
     assert {"load", "cancel", "unload"} <= set(events.values())
     for number, name in events.items():
-        arguments = ["one", "Automatic", "auto", 0, "guess"] if name == "load" else ["guess"]
+        arguments = ["one", "Automatic", "auto", 0, False, "guess"] if name == "load" else ["guess"]
         if name not in ("load", "cancel", "unload"):
             continue
         body = {"data": arguments, "fn_index": number, "session_hash": "stranger"}
@@ -115,6 +115,6 @@ def test_in_public_no_route_of_gradio_changes_the_model(public: tuple[FakeBacken
     assert not backend.unloaded.is_set()
     # The same call with the token does something, so the calls above could have.
     load = next(number for number, name in events.items() if name == "load")
-    body = {"data": ["one", "Automatic", "auto", 0, "sesame"], "fn_index": load, "session_hash": "admin"}
+    body = {"data": ["one", "Automatic", "auto", 0, False, "sesame"], "fn_index": load, "session_hash": "admin"}
     httpx.post(f"{url}/gradio_api/run/predict", json=body)
     assert backend.selected == [LoadOptions("one")]

@@ -62,6 +62,17 @@ def measure(folder: Path, quantization: str) -> None:
     manager.close()
 
 
+def keep(folder: Path) -> None:
+    """Seconds to load in nf4, from bfloat16 and from the copy that the first load saved."""
+    options = LoadOptions(model=str(folder), device="cuda", quantization="nf4", keep_quantized=True)
+    for words in ("first, saving a copy", "from the copy"):
+        manager = ModelManager(partial(open_model, folder.parent, 0))
+        start = time.perf_counter()
+        reasons = manager.load(options).result().loaded.placement.reasons["quantization"]
+        print(f"{folder.name} nf4, {words}: {time.perf_counter() - start:.1f} s ({reasons})", flush=True)
+        manager.close()
+
+
 def rounds(folder: Path, quantization: str) -> None:
     """Ten times load, answer, unload: what stays allocated."""
     options = LoadOptions(model=str(folder), device="cuda", quantization=quantization)  # type: ignore[arg-type]
@@ -92,6 +103,7 @@ def main() -> None:
             torch.cuda.empty_cache()
         for quantization in ("none", "nf4", "int8"):
             measure(folder, quantization)
+    keep(root / "granite-3.3-8b-instruct")
     for quantization in ("none", "nf4"):
         rounds(root / "granite-3.3-2b-instruct", quantization)
 

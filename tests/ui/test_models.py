@@ -51,6 +51,11 @@ def test_attention_and_context_are_taken() -> None:
     assert load_options("m", "Automatic", "auto", None).context is None
 
 
+def test_a_copy_is_kept_only_for_a_true_tick() -> None:
+    assert load_options("m", "Automatic", "auto", 0, True).keep_quantized
+    assert not load_options("m", "Automatic", "auto", 0, "yes").keep_quantized
+
+
 @pytest.mark.parametrize(
     ("precision", "attention", "context"),
     [("int2", "auto", 0), ("Automatic", "magic", 0), ("Automatic", "auto", -1), ("Automatic", "auto", "many")],

@@ -214,3 +214,9 @@ def test_the_memory_bar_adds_up() -> None:
 def test_a_cache_larger_than_what_is_free_fills_the_bar() -> None:
     html = memory_html(MemoryUse("cuda", weights=10**9, kv_cache=5 * 10**9, free=10**9))
     assert [part.split("%")[0] for part in html.split("width:")[1:]] == ["50.0", "50.0", "0.0"]
+
+
+def test_an_automatic_choice_of_the_model_says_why() -> None:
+    facts = (("Model", "m", ""), ("Chosen", "automatically", "no IBM Granite is here yet"))
+    assert "no IBM Granite is here yet." in status_html(ModelStatus("auto", "ready", facts=facts))
+    assert "note" not in status_html(ModelStatus("m", "ready", facts=facts[:1]))

@@ -1,0 +1,67 @@
+"""A quantized copy is saved once, and loaded from then on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from granite_demo import registry
+from granite_demo.loading import LoadedModel, load_model
+from granite_demo.quantized import copy_of, save_copy
+from granite_demo.types import LoadOptions
+from tests.tinymodels import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "granite", "granite")
+
+
+def load(folder: Path, cache: Path, **options: Any) -> LoadedModel:
+    choice = LoadOptions(str(folder), device="cpu", dtype="bfloat16", quantization="nf4", **options)
+    return load_model(folder, registry.resolve(str(folder)), choice, copies=cache)
+
+
+def test_a_copy_is_kept_when_asked_for_and_taken_the_next_time(folder: Path, tmp_path: Path) -> None:
+    spec = registry.resolve(str(folder))
+    copy = copy_of(tmp_path, spec, None, "nf4")
+    load(folder, tmp_path)
+    assert not copy.exists()
+    first = load(folder, tmp_path, keep_quantized=True)
+    assert (copy / "model.safetensors").is_file()
+    again = load(folder, tmp_path)
+    assert again.placement.reasons["quantization"] == "a copy saved before; nothing to quantize"
+    assert again.weight_bytes == first.weight_bytes
+    for (name, mine), (_, theirs) in zip(
+        first.model.state_dict().items(), again.model.state_dict().items(), strict=True
+    ):
+        assert mine.dtype == theirs.dtype, name
+        assert mine.equal(theirs), name
+
+
+def test_copies_of_other_models_commits_and_quantizations_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    spec, other = registry.resolve(str(folder)), registry.MODELS["granite-3.3-2b-instruct"]
+    places = {
+        copy_of(tmp_path, spec, None, "nf4"),
+        copy_of(tmp_path, spec, None, "int8"),
+        copy_of(tmp_path, other, "a" * 40, "nf4"),
+        copy_of(tmp_path, other, "b" * 40, "nf4"),
+    }
+    assert len(places) == 4
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    class Full:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "half").write_text("")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_copy(Full(), Full(), tmp_path / "quantized" / "one")
+    assert list((tmp_path / "quantized").iterdir()) == []
+
+
+def test_a_full_disk_does_not_lose_the_model(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "quantized").write_text("a file where the folder should be")
+    assert load(folder, tmp_path, keep_quantized=True).weight_bytes > 0
+    assert "could not be saved" in caplog.text
