@@ -19,7 +19,7 @@ from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancell
 from granite_demo.placement import Placement, free_memory, place, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
-from granite_demo.types import Fact, LoadOptions, LoadStage, MemoryUse
+from granite_demo.types import Fact, LoadOptions, LoadStage, MemoryUse, Quantization
 
 log = logging.getLogger(__name__)
 
@@ -95,7 +95,10 @@ def load_model(
     Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
     """
     config = read_config(folder)
-    placement = place(options, _shape(config))
+    own = own_quantization(config)
+    placement = place(replace(options, quantization=own) if own else options, _shape(config))
+    if own:
+        placement = placement.with_reason("quantization", "the checkpoint's own")
     copy = None
     if copies and placement.quantization != "none":
         copy = quantized.copy_of(copies, spec, commit, placement.quantization)
@@ -206,6 +209,16 @@ def weight_bytes(model: Any) -> int:
                 scales += [state.offset, state.state2.absmax, state.state2.code]
     footprint: int = model.get_memory_footprint()
     return footprint + sum(tensor.nbytes for tensor in scales if tensor is not None)
+
+
+def own_quantization(config: dict[str, Any]) -> Quantization | None:
+    """How bitsandbytes quantized the checkpoint of this config.json, or None."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != "bitsandbytes":
+        return None
+    if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
+        return "int8"
+    return "fp4" if settings.get("bnb_4bit_quant_type") == "fp4" else "nf4"
 
 
 def quantization_config(placement: Placement) -> BitsAndBytesConfig | None:

@@ -72,6 +72,9 @@ def place(options: LoadOptions, shape: Shape | None = None, free: int | None = N
     dtype, reasons["dtype"] = choose_dtype(options.dtype, device)
     free, spread = free_memory(device) if free is None else free, False
     quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
+    if quantization != "none" and dtype == torch.float32 and options.dtype == "auto":
+        # In float32 what is not quantized, and the cache, would take twice what the planner counts for them.
+        dtype, reasons["dtype"] = torch.bfloat16, "half the size of float32, beside quantized weights"
     attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
     context, reasons["context"] = choose_context(options.context, shape)
     if shape is not None:

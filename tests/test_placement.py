@@ -67,6 +67,13 @@ def test_a_small_gpu_gets_4_bit_weights(free: int) -> None:
     assert planning.plan(EIGHT, "int4", free).longest_context > 8192
 
 
+@pytest.mark.parametrize("wanted", ["nf4", "fp4", "int8"])
+def test_that_experts_stay_as_they_are_is_told(wanted: str) -> None:
+    experts = MODELS["granite-4.0-h-tiny"].shape
+    reasons = [on_cpu(shape, 64 * GB, quantization=wanted).reasons["quantization"] for shape in (EIGHT, experts)]
+    assert ["the experts are not quantized" in reason for reason in reasons] == [False, True]
+
+
 def test_an_unknown_shape_is_not_quantized() -> None:
     choice = choose_quantization("auto", "cuda", BF16, None, 80 * GB)
     assert choice == ("none", "the shape of the model is not known")
@@ -81,7 +88,7 @@ def test_apples_gpu_refuses_bitsandbytes(wanted: str) -> None:
 # Attention
 
 
-@pytest.mark.parametrize("wanted", ["flash_attention_2", "flash_attention_3"])
+@pytest.mark.parametrize("wanted", [f"flash_attention_{version}" for version in (2, 3, 4)])
 def test_flash_attention_is_refused_on_a_cpu(wanted: str) -> None:
     message = f"{wanted} was asked for, but it needs a CUDA GPU. Choose sdpa."
     with pytest.raises(ConfigurationError) as caught:

@@ -39,6 +39,18 @@ def test_a_copy_is_kept_when_asked_for_and_taken_the_next_time(folder: Path, tmp
         assert mine.equal(theirs), name
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_a_checkpoint_that_was_saved_quantized_says_so(folder: Path, tmp_path: Path, quantization: Any) -> None:
+    spec, options = registry.resolve(str(folder)), LoadOptions(device="cpu", quantization=quantization)
+    made = load_model(folder, spec, options)
+    assert str(made.model.dtype) == "torch.bfloat16"
+    save_copy(made.model, made.tokenizer, tmp_path / "saved")
+    loaded = load_model(tmp_path / "saved", spec, LoadOptions(device="cpu"))
+    assert loaded.placement.quantization == quantization
+    assert loaded.placement.reasons["quantization"] == "the checkpoint's own"
+    assert loaded.weight_bytes == made.weight_bytes
+
+
 def test_copies_of_other_models_commits_and_quantizations_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
     spec, other = registry.resolve(str(folder)), registry.MODELS["granite-3.3-2b-instruct"]
     places = {
