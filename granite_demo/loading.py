@@ -63,8 +63,15 @@ class LoadedModel:
             rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
         rows.append(("Weights", f"{self.weight_bytes / 1e9:.2f} GB", "bytes of all parameters, scales and buffers"))
+        rows.append(("Sampling", _sampling_words(self.spec), "what the examples of its makers use; set above"))
         rows += [("Note", "differs", text) for text in self.differences]
         return tuple(rows)
+
+
+def _sampling_words(spec: ModelSpec) -> str:
+    if spec.sampling.temperature == 0:
+        return "greedy"
+    return f"temperature {spec.sampling.temperature:g}, top-p {spec.sampling.top_p:g}"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

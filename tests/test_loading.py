@@ -256,7 +256,7 @@ def test_what_the_registry_claims_wrongly_is_a_fact(tiny_path: Path) -> None:
 
 def test_every_fact_has_a_value_and_a_reason(tiny_path: Path) -> None:
     facts = load(tiny_path, context=100).facts
-    names = ["Model", "Device", "Precision", "Quantization", "Attention", "Context", "Weights"]
+    names = ["Model", "Device", "Precision", "Quantization", "Attention", "Context", "Weights", "Sampling"]
     assert [name for name, _, _ in facts] == names
     assert all(value and reason for _, value, reason in facts)
     assert ("Context", "100 tokens", "asked for") in facts

@@ -6,7 +6,7 @@ import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.ui import chat, completion, models, settings
-from granite_demo.ui.events import DIRECT, MAX_STREAMS
+from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.models import Access
 from granite_demo.ui.render import status_html
 from granite_demo.ui.theme import logo_svg
@@ -16,6 +16,10 @@ QUEUE_POLL_SECONDS = 0.02
 which costs a model on the same CPU several percent of its speed."""
 MAX_WAITING = 32
 """Events that may wait in Gradio's queue; more are refused."""
+
+
+SETTLED_SECONDS = 5.0
+"""Between two looks at the model's state, while nothing happens to it."""
 
 
 def build_ui(backend: Backend, access: Access) -> gr.Blocks:
@@ -34,13 +38,15 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             with gr.Tab("Settings", id="settings"):
                 preferences = settings.layout()
                 panel = models.layout(backend, access)
-        timer = gr.Timer(1.0)
+        timer = gr.Timer(BUSY_SECONDS)
 
         def refresh() -> tuple[Any, ...]:
             state = backend.status()
             settled = state.stage in ("ready", "idle")
             again_button = gr.Button(visible=state.stage == "failed")
-            return status_html(state), again_button, gr.Timer(active=not settled), *models.shown_values(backend, state)
+            # Never quite off: somebody else may load another model.
+            pace = gr.Timer(SETTLED_SECONDS if settled else BUSY_SECONDS)
+            return status_html(state), again_button, pace, *models.shown_values(backend, state)
 
         shown = [status, again, timer, *panel.shown]
         demo.load(refresh, None, shown, **DIRECT)

@@ -5,6 +5,9 @@ from typing import Any
 MAX_STREAMS = 32
 """Answers that may stream at once; the engine decides how many of them it serves at a time."""
 
+BUSY_SECONDS = 1.0
+"""Between two looks at the model's state, while it is loaded."""
+
 STREAMING: dict[str, Any] = {
     "concurrency_id": "generate",
     "concurrency_limit": MAX_STREAMS,

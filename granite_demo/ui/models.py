@@ -14,7 +14,7 @@ import gradio as gr
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types import LoadOptions, ModelStatus
-from granite_demo.ui.events import DIRECT
+from granite_demo.ui.events import BUSY_SECONDS, DIRECT
 from granite_demo.ui.render import facts_html, memory_html, note_html
 
 PRECISIONS: dict[str, dict[str, Any]] = {
@@ -117,7 +117,7 @@ def layout(backend: Backend, access: Access) -> ModelPanel:
 
 
 def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -> None:
-    """Connect the events. ``timer`` is started when there is progress to show."""
+    """Connect the events. ``timer`` is sped up when there is progress to show."""
 
     def load(
         model: str | None, precision: str, attention: str, context: Any, keep: Any, token: str | None
@@ -139,7 +139,7 @@ def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -
         try:
             access.check(token)
             action()
-            return note_html(done), gr.Timer(active=True)
+            return note_html(done), gr.Timer(BUSY_SECONDS)
         except GraniteDemoError as error:
             return note_html(error.user_text, "error"), gr.skip()
 

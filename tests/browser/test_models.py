@@ -43,6 +43,15 @@ def test_a_model_is_chosen_and_its_progress_moves(page: Page, fake: FakeBackend)
     expect(page.locator("#card")).to_contain_text("Layers")
 
 
+def test_a_load_by_somebody_else_is_seen(page: Page, fake: FakeBackend) -> None:
+    expect(page.locator("#model-status")).to_contain_text("Fake model")
+    page.wait_for_timeout(1500)
+    fake.state = ModelStatus("two", "downloading", 0.2, "1.0 of 5.1 GB")
+    expect(page.locator("#model-status")).to_contain_text("1.0 of 5.1 GB", timeout=8000)
+    fake.state = ModelStatus("two", "downloading", 0.4, "2.0 of 5.1 GB")
+    expect(page.locator("#model-status")).to_contain_text("2.0 of 5.1 GB", timeout=3000)
+
+
 def test_a_load_is_cancelled(page: Page, fake: FakeBackend) -> None:
     choose(page, "Family · one")
     fake.state = ModelStatus("one", "downloading", 0.2, "1.0 of 5.1 GB")
