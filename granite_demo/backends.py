@@ -110,17 +110,19 @@ class LocalBackend:
 
     def _switch(self, options: LoadOptions) -> None:
         try:
-            self._manager.switch(self._options, options)
+            self._manager.switch(self._options, options, self._answer_with)
         except GraniteDemoError as error:
             with self._lock:
                 self._notice = f"{options.model}: {error.user_text}"
         else:
-            with self._lock:
-                self._options = options
             self._remember(options.model)
         finally:
             with self._lock:
                 self._pending = None
+
+    def _answer_with(self, options: LoadOptions) -> None:
+        with self._lock:
+            self._options = options
 
     def cancel_load(self) -> None:
         """See ``Backend.cancel_load``."""

@@ -143,27 +143,32 @@ class ModelManager:
             if entry is not None and not entry.future.done():
                 entry.cancelled.set()
 
-    def switch(self, old: LoadOptions, new: LoadOptions) -> ReadyModel:
+    def switch(self, old: LoadOptions, new: LoadOptions, answer_with: Callable[[LoadOptions], None]) -> None:
         """Load ``new`` and unload ``old``. If it fails, ``old`` answers as before. Raises what the load raises.
 
         ``new`` is loaded beside ``old``. Only where both do not fit, ``old`` is unloaded first, and loaded again if
-        ``new`` then fails.
+        ``new`` then fails. ``answer_with`` is told which of them requests go to, always before the other is unloaded:
+        a request for an unloaded model would load it again.
         """
         if old == new:
-            return self.load(new).result()
+            self.load(new).result()
+            return
         try:
-            ready = self.load(new).result()
+            self.load(new).result()
         except OutOfMemoryError:
             if self.status(old).stage != "ready":
                 raise
+            answer_with(new)
             self.unload(old)
             try:
-                return self.load(new).result()
+                self.load(new).result()
             except ModelError:
+                answer_with(old)
                 self.load(old)
                 raise
-        self.unload(old)
-        return ready
+        else:
+            answer_with(new)
+            self.unload(old)
 
     def close(self) -> None:
         """Cancel loads and close every engine; running requests end with an error. Waits for both."""

@@ -277,7 +277,7 @@ def test_an_unknown_model_is_refused_at_once(sample: LoadedModel) -> None:
 
 def test_every_model_can_be_picked_with_its_size(sample: LoadedModel) -> None:
     labels = {choice.name: choice.label for choice in switching_backend(sample, threading.Event(), []).choices()}
-    assert labels["granite-3.3-2b-instruct"] == "Granite 3.3 · granite-3.3-2b-instruct · 2.5B"
+    assert labels["granite-3.3-2b-instruct"].startswith("Granite 3.3 · granite-3.3-2b-instruct · 2.5B")
     assert "sample" in labels
 
 

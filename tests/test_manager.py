@@ -373,10 +373,12 @@ async def test_close_closes_unloaded_models_in_use(manager: ModelManager, loader
 def test_a_switch_loads_the_new_before_it_unloads_the_old(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     old = manager.load(ONE).result(WAIT)
-    new = manager.switch(ONE, TWO)
+    told: list[tuple[LoadOptions, bool]] = []
+    manager.switch(ONE, TWO, lambda options: told.append((options, engine_of(old).closed)))
     assert loader.calls == ["one", "two"]
+    assert told == [(TWO, False)]
     assert engine_of(old).closed
-    assert not engine_of(new).closed
+    assert not loader.engines[1].closed
     assert manager.status(ONE).stage == "idle"
 
 
@@ -384,8 +386,10 @@ def test_a_failed_switch_leaves_the_old_model(manager: ModelManager, loader: Fak
     loader.go.set()
     old = manager.load(ONE).result(WAIT)
     loader.errors = [DownloadError("No network.")]
+    told: list[LoadOptions] = []
     with pytest.raises(DownloadError):
-        manager.switch(ONE, TWO)
+        manager.switch(ONE, TWO, told.append)
+    assert told == []
     assert manager.status(ONE).stage == "ready"
     assert not engine_of(old).closed
 
@@ -394,7 +398,9 @@ def test_where_both_do_not_fit_the_old_goes_first(manager: ModelManager, loader:
     loader.go.set()
     old = manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big.")]
-    manager.switch(ONE, TWO)
+    told: list[tuple[LoadOptions, bool]] = []
+    manager.switch(ONE, TWO, lambda options: told.append((options, engine_of(old).closed)))
+    assert told == [(TWO, False)]
     assert engine_of(old).closed
     assert loader.calls == ["one", "two", "two"]
     assert manager.status(TWO).stage == "ready"
@@ -404,8 +410,10 @@ def test_if_the_new_does_not_fit_alone_the_old_is_loaded_again(manager: ModelMan
     loader.go.set()
     manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big."), OutOfMemoryError("Too big.")]
+    told: list[LoadOptions] = []
     with pytest.raises(OutOfMemoryError):
-        manager.switch(ONE, TWO)
+        manager.switch(ONE, TWO, told.append)
+    assert told == [TWO, ONE]
     assert isinstance(manager.load(ONE).result(WAIT), ReadyModel)
     assert loader.calls == ["one", "two", "two", "one"]
 

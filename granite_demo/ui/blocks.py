@@ -16,8 +16,6 @@ QUEUE_POLL_SECONDS = 0.02
 which costs a model on the same CPU several percent of its speed."""
 MAX_WAITING = 32
 """Events that may wait in Gradio's queue; more are refused."""
-
-
 SETTLED_SECONDS = 5.0
 """Between two looks at the model's state, while nothing happens to it."""
 
