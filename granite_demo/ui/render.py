@@ -109,13 +109,15 @@ def status_html(status: ModelStatus) -> str:
 
 
 def _state_html(status: ModelStatus) -> str:
-    name = html.escape(status.title or status.model)
+    name = html.escape(status.title or ("The model" if status.model == "auto" else status.model))
     if status.stage == "ready":
         values = " · ".join(
             html.escape(value) for label, value, _ in status.facts if label in HEADLINE and value != "none"
         )
         chosen = "".join(
-            f'<div class="note">{html.escape(why)}.</div>' for label, _, why in status.facts if label == "Chosen"
+            f'<div class="note">{html.escape(why[:1].upper() + why[1:])}.</div>'
+            for label, _, why in status.facts
+            if label == "Chosen"
         )
         return f'<div class="status ready"><b>{name}</b> <span>{values}</span>{chosen}</div>'
     if status.stage == "idle":

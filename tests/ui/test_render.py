@@ -218,5 +218,5 @@ def test_a_cache_larger_than_what_is_free_fills_the_bar() -> None:
 
 def test_an_automatic_choice_of_the_model_says_why() -> None:
     facts = (("Model", "m", ""), ("Chosen", "automatically", "no IBM Granite is here yet"))
-    assert "no IBM Granite is here yet." in status_html(ModelStatus("auto", "ready", facts=facts))
+    assert "No IBM Granite is here yet." in status_html(ModelStatus("auto", "ready", facts=facts))
     assert "note" not in status_html(ModelStatus("m", "ready", facts=facts[:1]))
