@@ -69,7 +69,8 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
             assert time.monotonic() < deadline
             time.sleep(0.2)
         with httpx.stream("GET", f"{url}/gradio_api/heartbeat/tab", timeout=10) as heartbeat:
-            next(heartbeat.iter_bytes())
+            signs_of_life = heartbeat.iter_bytes()  # dropped, it would close the connection
+            next(signs_of_life)
             # An open page must not keep the process alive.
             process.send_signal(stop)
             assert process.wait(4) == 0
