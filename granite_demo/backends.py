@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Protocol
 
 from granite_demo import registry
@@ -96,8 +97,7 @@ class LocalBackend:
     def choices(self) -> tuple[ModelChoice, ...]:
         """See ``Backend.choices``."""
         memory = self.status().memory
-        room = memory.weights + memory.free if memory else None
-        return tuple(_choice(spec, room) for spec in registry.MODELS.values())
+        return _choices(memory.weights + memory.free if memory else None)
 
     def select(self, options: LoadOptions) -> None:
         """See ``Backend.select``."""
@@ -128,8 +128,7 @@ class LocalBackend:
         """See ``Backend.cancel_load``."""
         with self._lock:
             options = self._pending or self._options
-        if self._manager.status(options).stage not in ("ready", "failed", "idle"):
-            self._manager.cancel(options)
+        self._manager.cancel(options)
 
     def unload(self) -> None:
         """See ``Backend.unload``."""
@@ -182,6 +181,12 @@ def _render(tokenizer: Any, request: GenerationRequest) -> list[int]:
     if request.prompt is not None:
         return prompts.render_completion(tokenizer, request.prompt)
     return prompts.render_chat(tokenizer, request.messages)
+
+
+@lru_cache(maxsize=4)
+def _choices(room: int | None) -> tuple[ModelChoice, ...]:
+    # Every open page asks every few seconds, and what fits changes only with the model.
+    return tuple(_choice(spec, room) for spec in registry.MODELS.values())
 
 
 def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from granite_demo import hub, registry, sample
@@ -23,7 +22,8 @@ from granite_demo.planning import Choice, Plan, Precision, best_precision, gigab
 from granite_demo.registry import ModelSpec
 from granite_demo.settings import Settings
 from granite_demo.shapes import Shape, count_parameters
-from granite_demo.types import LoadStage
+from granite_demo.terminal import progress_bar
+from granite_demo.types import LoadStage, Report
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
@@ -243,11 +243,10 @@ def _interruptible() -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _progress(name: str, console: Console) -> Iterator[hub.Report]:
+def _progress(name: str, console: Console) -> Iterator[Report]:
     """A bar on a terminal, else a line for each stage; what was reported last stays on the screen."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
     last = ("", "")
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with progress_bar(console) as progress:
         task = progress.add_task("", total=None, detail="")
 
         def report(stage: LoadStage, fraction: float | None, detail: str) -> None:

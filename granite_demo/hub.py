@@ -14,7 +14,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,10 +21,7 @@ from typing import IO, TypeAlias
 
 from granite_demo import errors, hub_transfer
 from granite_demo.hub_transfer import GB, MB, Order, is_wanted
-from granite_demo.types import LoadStage
-
-Report = Callable[[LoadStage, float | None, str], None]
-"""Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
+from granite_demo.types import Report
 
 REPO_ID = re.compile(r"(?!.*--|.*\.\.|.*\.git$)\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.|.*//)\w([\w./-]{0,98}\w)?", re.ASCII)

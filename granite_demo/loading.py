@@ -19,11 +19,9 @@ from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancell
 from granite_demo.placement import Placement, free_memory, place, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
-from granite_demo.types import Fact, LoadOptions, LoadStage, MemoryUse, Quantization
+from granite_demo.types import Fact, LoadOptions, MemoryUse, Quantization, Report
 
 log = logging.getLogger(__name__)
-
-Report = Callable[[LoadStage, float | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,12 +44,14 @@ class LoadedModel:
     why: str = ""
     """Why this model was chosen, where nobody named one."""
 
+    shape: Shape | None = None
+    """What the loaded config.json says; None for an architecture that is not known here."""
     memory: MemoryUse | None = None
 
     @property
     def card(self) -> tuple[Fact, ...]:
         """The model's configuration, with a sentence on each of Granite's multipliers."""
-        return card_of(self.spec.shape)
+        return card_of(self.shape)
 
     @property
     def facts(self) -> tuple[Fact, ...]:
@@ -102,8 +102,8 @@ def load_model(
     Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
     """
     config = read_config(folder)
-    own = own_quantization(config)
-    placement = place(replace(options, quantization=own) if own else options, _shape(config))
+    own, shape = own_quantization(config), _shape(config)
+    placement = place(replace(options, quantization=own) if own else options, shape)
     if own:
         placement = placement.with_reason("quantization", "the checkpoint's own")
     copy = None
@@ -114,7 +114,7 @@ def load_model(
             placement = placement.with_reason("quantization", "a copy saved before; nothing to quantize")
     try:
         with _progress(report, cancelled or threading.Event()):
-            loaded = replace(_load(folder, spec, placement, config), commit=commit, why=why)
+            loaded = replace(_load(folder, spec, placement, config, shape), commit=commit, why=why)
         if copy and options.keep_quantized and not copy.is_dir():
             report("loading", None, "saving the quantized copy")
             _keep(loaded, copy)
@@ -153,7 +153,9 @@ def _shape(config: dict[str, Any]) -> Shape | None:
         return None  # another architecture: nothing can be planned, loading may still work
 
 
-def _load(folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any]) -> LoadedModel:
+def _load(
+    folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any], shape: Shape | None
+) -> LoadedModel:
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Left out, not None, where there is nothing to quantize: None switches a checkpoint's own quantization off.
     wanted = None if "quantization_config" in config else quantization_config(placement)
@@ -183,7 +185,7 @@ def _load(folder: Path, spec: ModelSpec, placement: Placement, config: dict[str,
     ends = end if isinstance(end, list) else [end]
     limit = model.config.max_position_embeddings
     context = min(placement.context or limit, limit)
-    shape = _shape(config)
+    size = weight_bytes(model)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
@@ -191,18 +193,19 @@ def _load(folder: Path, spec: ModelSpec, placement: Placement, config: dict[str,
         placement=placement,
         context_length=context,
         eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
-        weight_bytes=weight_bytes(model),
+        weight_bytes=size,
         differences=tuple(registry.differences(spec, config)),
-        memory=_memory_use(model, placement, shape, context),
+        shape=shape,
+        memory=_memory_use(size, placement, shape, context),
     )
 
 
-def _memory_use(model: Any, placement: Placement, shape: Shape | None, context: int) -> MemoryUse | None:
+def _memory_use(weights: int, placement: Placement, shape: Shape | None, context: int) -> MemoryUse | None:
     if shape is None:
         return None
     precision = precision_of(placement.dtype, placement.quantization)
     cache = context * planning.kv_bytes_per_token(shape, precision) + planning.state_bytes(shape, precision)
-    return MemoryUse(placement.device, weight_bytes(model), cache, free_memory(placement.device))
+    return MemoryUse(placement.device, weights, cache, free_memory(placement.device))
 
 
 def weight_bytes(model: Any) -> int:

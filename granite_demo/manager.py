@@ -16,14 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 from granite_demo.engine.base import Engine
 from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError, OutOfMemoryError
-from granite_demo.types import LoadOptions, LoadStage, ModelStatus
+from granite_demo.types import LoadOptions, LoadStage, ModelStatus, Report
 
 if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel
 
 log = logging.getLogger(__name__)
 
-Report = Callable[[LoadStage, float | None, str], None]
 Listener = Callable[[ModelStatus], None]
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from granite_demo import hub, registry, sample
 from granite_demo.errors import LoadCancelledError
-from granite_demo.manager import ReadyModel, Report
-from granite_demo.types import LoadOptions
+from granite_demo.manager import ReadyModel
+from granite_demo.types import LoadOptions, Report
 
 
 def open_model(

@@ -28,10 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from granite_demo import errors
-from granite_demo.types import LoadStage
-
-Report = Callable[[LoadStage, float | None, str], None]
-"""Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
+from granite_demo.types import LoadStage, Report
 
 FOLDER = "sample-1"
 """The checkpoint's folder in the cache. Raise the number when the converter's result changes."""

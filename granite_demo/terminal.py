@@ -23,6 +23,12 @@ def set_up_logging(level: str, console: Console) -> None:
     logging.getLogger("granite_demo").setLevel(level.upper())
 
 
+def progress_bar(console: Console) -> Progress:
+    """A bar with a description and a ``detail`` field, gone when it ends; nothing where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
 class LoadReporter:
     """Hears a model's states: a bar on a terminal, a log line for each stage."""
 

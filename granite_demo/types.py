@@ -4,7 +4,7 @@ A ``Backend`` takes a ``GenerationRequest`` and yields ``StreamEvent`` values: a
 ``Finish``. An ``Engine`` takes token ids and ``SamplingParams`` and yields token ids.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any, Literal, get_args
@@ -171,6 +171,8 @@ class Finish:
 StreamEvent = TextDelta | Finish
 
 LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
+Report = Callable[[LoadStage, float | None, str], None]
+"""Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
 
 
 Fact = tuple[str, str, str]

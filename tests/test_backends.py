@@ -21,8 +21,8 @@ from granite_demo.errors import (
     UnknownModelError,
 )
 from granite_demo.loading import LoadedModel
-from granite_demo.manager import ModelManager, ReadyModel, Report
-from granite_demo.types import Finish, GenerationRequest, LoadOptions, Message, SamplingParams, TextDelta
+from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.types import Finish, GenerationRequest, LoadOptions, Message, Report, SamplingParams, TextDelta
 from tests.fakes import FakeEngine
 
 OPTIONS = LoadOptions()

@@ -8,8 +8,8 @@ from granite_demo.backends import LocalBackend
 from granite_demo.bench import compare
 from granite_demo.engine.single import SingleStreamEngine
 from granite_demo.loading import LoadedModel
-from granite_demo.manager import ModelManager, ReadyModel, Report
-from granite_demo.types import LoadOptions
+from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.types import LoadOptions, Report
 
 
 @pytest.mark.slow

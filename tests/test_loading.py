@@ -252,6 +252,8 @@ def test_what_the_registry_claims_wrongly_is_a_fact(tiny_path: Path) -> None:
         ("Note", "differs", "The number of layers is 4 here, 3 in config.json."),
         ("Note", "differs", "The number of key/value heads is 4 here, 2 in config.json."),
     ]
+    assert loaded.card == load(tiny_path).card  # the card is config.json's
+    assert loaded.card[0][:2] == ("Layers", "3")
 
 
 def test_every_fact_has_a_value_and_a_reason(tiny_path: Path) -> None:

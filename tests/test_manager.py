@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 
 from granite_demo.errors import DownloadError, LoadCancelledError, ModelError, OutOfMemoryError
-from granite_demo.manager import ModelManager, ReadyModel, Report
-from granite_demo.types import LoadOptions, ModelStatus
+from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.types import LoadOptions, ModelStatus, Report
 from tests.fakes import FakeEngine
 
 ONE, TWO = LoadOptions("one"), LoadOptions("two")

