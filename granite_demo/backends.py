@@ -27,6 +27,7 @@ from granite_demo.types import (
     LoadOptions,
     ModelChoice,
     ModelStatus,
+    Queued,
     SamplingParams,
     StreamEvent,
     TextDelta,
@@ -212,13 +213,16 @@ async def _events(
     first = arrived
     async with aclosing(ready.engine.generate(prompt_ids, sampling)) as tokens:
         async for token in tokens:
+            if isinstance(token, Queued):
+                yield token
+                continue
             count += 1
             if count == 1:
                 first = time.perf_counter()
-            if token in ready.loaded.eos_ids:
+            if token.id in ready.loaded.eos_ids:
                 reason = "stop"
                 break
-            yield TextDelta(visible.feed(decoder.feed(token)), count)
+            yield TextDelta(visible.feed(decoder.feed(token.id)), count)
             if visible.hit:
                 reason = "stop"
                 break

@@ -14,7 +14,9 @@
     │   ├── CorruptModelError       503  files on disk cannot be read as a model
     │   └── LoadCancelledError      503  somebody cancelled the load
     └── EngineError                 500  the generation thread failed
-        └── EngineClosedError       503  the engine was closed while the request ran
+        ├── EngineBusyError         503  too many requests wait already
+        ├── EngineClosedError       503  the engine was closed while the request ran
+        └── UnsuitableEngineError   500  this engine cannot run this model; another one is taken
 
 Messages say what happened and what to do. They are converted to a toast, an HTTP body or an exit code only at
 the edge (``ui``, ``server``, ``cli``).
@@ -104,7 +106,21 @@ class EngineError(GraniteDemoError):
     """The generation thread failed; the request is lost, the engine lives on."""
 
 
+class EngineBusyError(EngineError):
+    """Too many requests wait already; this one was not taken."""
+
+    status = 503
+
+    def __init__(self, waiting: int) -> None:
+        super().__init__(f"The server is busy: {waiting} requests wait already. Try again in a minute.")
+        self.waiting = waiting
+
+
 class EngineClosedError(EngineError):
     """The engine was closed before the request ended."""
 
     status = 503
+
+
+class UnsuitableEngineError(EngineError):
+    """An engine cannot run the model it was made for. The message is the reason, as half a sentence."""

@@ -226,7 +226,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         detail="",
         title=loaded.spec.title,
         about=loaded.spec.about,
-        facts=loaded.facts,
+        facts=(*loaded.facts, *ready.engine.facts),
         context_length=loaded.context_length,
         card=loaded.card,
         memory=loaded.memory,

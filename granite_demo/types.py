@@ -1,7 +1,8 @@
 """The values that cross the two seams. Standard library only; knows neither models nor transports.
 
 A ``Backend`` takes a ``GenerationRequest`` and yields ``StreamEvent`` values: any number of ``TextDelta``, then one
-``Finish``. An ``Engine`` takes token ids and ``SamplingParams`` and yields token ids.
+``Finish``, with ``Queued`` before them while the request waits. An ``Engine`` takes token ids and ``SamplingParams``
+and yields ``Queued`` and ``Token`` values.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,6 +19,8 @@ FinishReason = Literal["stop", "length"]
 MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 64
 MAX_SEED = 2**63 - 1
+MAX_ALTERNATIVES = 20
+"""OpenAI's limit for top_logprobs."""
 
 
 def scrub(text: str) -> str:
@@ -67,8 +70,9 @@ class Message:
 class SamplingParams:
     """How the next token is chosen and when generation ends. Values are checked and coerced on construction.
 
-    ``temperature`` 0 is greedy; ``top_p`` 1 and ``top_k`` 0 are off; ``repetition_penalty`` 1 is off. ``max_tokens``
-    None means as many as the context leaves. ``seed`` None draws a new one. Raises InvalidRequestError.
+    ``temperature`` 0 is greedy; ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    ``max_tokens`` None means as many as the context leaves. ``seed`` None draws a new one. ``logprobs`` is the number
+    of alternatives to report with each token's log probability; None reports neither. Raises InvalidRequestError.
     """
 
     temperature: float = 0.0
@@ -78,6 +82,8 @@ class SamplingParams:
     max_tokens: int | None = None
     seed: int | None = None
     stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    logprobs: int | None = None
 
     def __post_init__(self) -> None:
         def coerce(name: str, value: Any) -> None:
@@ -95,6 +101,9 @@ class SamplingParams:
         if self.seed is not None:
             coerce("seed", _integer("Seed", self.seed, 0, MAX_SEED))
         coerce("stop", self._checked_stop())
+        coerce("min_p", _number("Min-p", self.min_p, 0.0, 1.0))
+        if self.logprobs is not None:
+            coerce("logprobs", _integer("Logprobs", self.logprobs, 0, MAX_ALTERNATIVES))
 
     def _checked_stop(self) -> tuple[str, ...]:
         if not isinstance(self.stop, (str, Sequence)):
@@ -125,6 +134,26 @@ class GenerationRequest:
             object.__setattr__(self, "prompt", scrub(self.prompt))
         elif self.messages[-1].role != "user" or not self.messages[-1].content.strip():
             raise InvalidRequestError("The last message must be a user's, and not empty.")
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One generated token. Log probabilities are natural logarithms under the model's own distribution.
+
+    That is the one before penalties, temperature and cuts. ``logprob`` is None unless ``SamplingParams.logprobs``
+    asked for it; ``alternatives`` are the likeliest (token id, log probability), in falling order.
+    """
+
+    id: int
+    logprob: float | None = None
+    alternatives: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Queued:
+    """The request waits; ``ahead`` others come before it. Sent again whenever that changes."""
+
+    ahead: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +197,7 @@ class Finish:
     """The seed the answer was sampled with; None for greedy."""
 
 
-StreamEvent = TextDelta | Finish
+StreamEvent = Queued | TextDelta | Finish
 
 LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
 Report = Callable[[LoadStage, float | None, str], None]
@@ -225,6 +254,7 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+EngineName = Literal["auto", "batching", "static", "dynamic"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,3 +271,6 @@ class LoadOptions:
     """Tokens to limit the context to; None for as many as the model allows and fit."""
     keep_quantized: bool = False
     """Save a quantized model in the cache folder, from which it loads faster the next time."""
+    engine: EngineName = "auto"
+    compile: bool = False
+    """Have torch compile the decode step while the model is made ready: faster, after a minute."""

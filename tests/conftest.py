@@ -12,7 +12,7 @@ from granite_demo.settings import Settings
 from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
-    from granite_demo.engine.single import SingleStreamEngine
+    from granite_demo.engine.base import Engine
     from granite_demo.loading import LoadedModel
 
 
@@ -33,11 +33,11 @@ def sample(sample_path: Path) -> "LoadedModel":
 
 
 @pytest.fixture(scope="session")
-def engine(sample: "LoadedModel") -> Iterator["SingleStreamEngine"]:
-    """The single-stream engine over the sample model."""
-    from granite_demo.engine.single import SingleStreamEngine
+def engine(sample: "LoadedModel") -> Iterator["Engine"]:
+    """The engine of this machine over the sample model."""
+    from granite_demo.engine.create import create_engine
 
-    engine = SingleStreamEngine(sample)
+    engine = create_engine(sample)
     yield engine
     engine.close()
 

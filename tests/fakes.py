@@ -4,18 +4,21 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
 
-from granite_demo.engine.base import EngineStats
+from granite_demo.engine.base import EngineStats, closed_error
 from granite_demo.types import (
+    Fact,
     Finish,
     FinishReason,
     GenerationRequest,
     LoadOptions,
     ModelChoice,
     ModelStatus,
+    Queued,
     SamplingParams,
     StreamEvent,
     TextDelta,
     Timings,
+    Token,
     Usage,
 )
 
@@ -23,41 +26,60 @@ READY = ModelStatus("fake", "ready", 1.0, title="Fake model", facts=(("Device", 
 
 
 class FakeEngine:
-    """Yields the given token ids, then raises ``error`` if there is one."""
+    """Yields ``queued``, then the given token ids up to one of ``eos_ids``, then raises ``error`` if there is one."""
 
-    def __init__(self, token_ids: Sequence[int], error: Exception | None = None) -> None:
+    FACTS: tuple[Fact, ...] = (("Engine", "fake", "a test"),)
+
+    def __init__(
+        self, token_ids: Sequence[int], error: Exception | None = None, eos_ids: frozenset[int] = frozenset()
+    ) -> None:
+        self.facts = self.FACTS
         self.token_ids = list(token_ids)
         self.error = error
+        self.queued: list[Queued] = []
         self.prompts: list[list[int]] = []
+        self.eos_ids = eos_ids
+        self.running = 0
         self.closed_streams = 0
         self.closed = False
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[int]:
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+        if sampling.max_tokens is None:
+            raise ValueError("An engine needs max_tokens.")
         self.prompts.append(list(prompt_ids))
+        self.running += 1
         try:
+            for place in self.queued:
+                yield place
             for token in self.token_ids[: sampling.max_tokens]:
                 await asyncio.sleep(0)
-                yield token
+                if self.closed:
+                    raise closed_error()
+                yield Token(token)
+                if token in self.eos_ids:
+                    return
             if self.error:
                 raise self.error
         finally:
+            self.running -= 1
             self.closed_streams += 1
 
     def stats(self) -> EngineStats:
-        return EngineStats(running=0, waiting=0)
+        return EngineStats(running=self.running, waiting=0)
 
     def close(self) -> None:
         self.closed = True
 
 
 class FakeBackend:
-    """Answers every request with ``words``, one every ``delay`` seconds, then raises ``error`` if there is one."""
+    """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one."""
 
     def __init__(self, words: Sequence[str] = ("Hello", " world", "!"), delay: float = 0.0) -> None:
         self.words = list(words)
         self.delay = delay
         self.first_delay = 0.0
         self.error: Exception | None = None
+        self.queued: list[Queued] = []
         self.state = READY
         self.requests: list[GenerationRequest] = []
         self.running = 0
@@ -71,6 +93,8 @@ class FakeBackend:
         self.requests.append(request)
         self.running += 1
         try:
+            for place in self.queued:
+                yield place
             await asyncio.sleep(self.first_delay)
             limit = request.sampling.max_tokens or len(self.words)
             for count, word in enumerate(self.words[:limit], 1):

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from granite_demo.backends import LocalBackend, fit_to_context
-from granite_demo.engine.base import EngineStats
-from granite_demo.engine.single import SingleStreamEngine
+from granite_demo.engine.base import Engine, EngineStats
 from granite_demo.errors import (
     ContextOverflowError,
     EngineError,
@@ -22,7 +21,16 @@ from granite_demo.errors import (
 )
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.types import Finish, GenerationRequest, LoadOptions, Message, Report, SamplingParams, TextDelta
+from granite_demo.types import (
+    Finish,
+    GenerationRequest,
+    LoadOptions,
+    Message,
+    Queued,
+    Report,
+    SamplingParams,
+    TextDelta,
+)
 from tests.fakes import FakeEngine
 
 OPTIONS = LoadOptions()
@@ -48,7 +56,7 @@ async def answer(backend: LocalBackend, request: GenerationRequest) -> tuple[str
 
 
 @pytest.fixture
-def real(engine: SingleStreamEngine, sample: LoadedModel) -> LocalBackend:
+def real(engine: Engine, sample: LoadedModel) -> LocalBackend:
     """A backend over the session's engine. Never closed: the engine is not its own."""
     return backend_over(engine, sample)
 
@@ -100,7 +108,7 @@ async def test_context_overflow_is_refused_with_both_numbers(real: LocalBackend,
     assert f"{caught.value.prompt_tokens:,}" in caught.value.user_text
 
 
-async def test_closing_the_stream_frees_the_engine(real: LocalBackend, engine: SingleStreamEngine) -> None:
+async def test_closing_the_stream_frees_the_engine(real: LocalBackend, engine: Engine) -> None:
     async with aclosing(real.stream(chat("Tell me a long story."))) as events:
         async for _ in events:
             break
@@ -129,6 +137,15 @@ async def test_an_engine_error_is_raised_after_the_text_before_it(sample: Loaded
             seen.append(event)
     assert "".join(event.text for event in seen if isinstance(event, TextDelta)) == "Hello there"
     assert engine.closed_streams == 1
+
+
+async def test_places_in_line_are_passed_on_and_are_no_tokens(sample: LoadedModel) -> None:
+    engine = FakeEngine(sample.tokenizer("Hello there", add_special_tokens=False).input_ids)
+    engine.queued = [Queued(1), Queued(0)]
+    events = [event async for event in backend_over(engine, sample).stream(chat("Hi"))]
+    assert events[:2] == engine.queued
+    assert isinstance(events[-1], Finish)
+    assert events[-1].usage.completion_tokens == len(engine.token_ids)
 
 
 async def test_a_stop_string_closes_the_engine_stream(sample: LoadedModel) -> None:

@@ -139,7 +139,7 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
             1.0,
             title="Title",
             about="About it.",
-            facts=LOADED.facts,
+            facts=(*LOADED.facts, *FakeEngine.FACTS),
             context_length=4096,
         ),
     ]

@@ -13,13 +13,14 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 
 from granite_demo import planning, registry
-from granite_demo.engine.single import SingleStreamEngine
+from granite_demo.engine.dynamic import DynamicRunner
+from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.opening import open_model
 from granite_demo.placement import precision_of
 from granite_demo.prompts import render_completion
 from granite_demo.shapes import linears
-from granite_demo.types import LoadOptions, LoadStage, SamplingParams
+from granite_demo.types import LoadOptions, LoadStage, SamplingParams, Token
 from tests.tinymodels import KINDS, write_checkpoint
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11"
@@ -41,10 +42,12 @@ def load(folder: Path, **options: Any) -> LoadedModel:
 async def answer(
     loaded: LoadedModel, text: str = PROMPT, tokens: int = TOKENS, chunk: int | None = None, **sampling: Any
 ) -> list[int]:
-    engine = SingleStreamEngine(loaded)
-    engine.prefill_chunk = chunk or engine.prefill_chunk
+    runner = DynamicRunner(loaded, 0)
+    runner.chunk = chunk or runner.chunk
+    engine = InterleavedEngine(runner, loaded.eos_ids)
     prompt = render_completion(loaded.tokenizer, text)
-    ids = [token async for token in engine.generate(prompt, SamplingParams(max_tokens=tokens, **sampling))]
+    items = [item async for item in engine.generate(prompt, SamplingParams(max_tokens=tokens, **sampling))]
+    ids = [item.id for item in items if isinstance(item, Token)]
     engine.close()
     return ids
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import MAX_SEED, GenerationRequest, Message, SamplingParams, Timings, scrub
+from granite_demo.types import MAX_ALTERNATIVES, MAX_SEED, GenerationRequest, Message, SamplingParams, Timings, scrub
 
 NAMES = {
     "temperature": "Temperature",
@@ -14,8 +14,10 @@ NAMES = {
     "repetition_penalty": "Repetition penalty",
     "max_tokens": "Max new tokens",
     "seed": "Seed",
+    "min_p": "Min-p",
+    "logprobs": "Logprobs",
 }
-WHOLE = ("top_k", "max_tokens", "seed")
+WHOLE = ("top_k", "max_tokens", "seed", "logprobs")
 NAN, INF = float("nan"), float("inf")
 
 
@@ -24,7 +26,7 @@ def sampling(**values: Any) -> SamplingParams:
 
 
 def test_the_defaults_are_greedy_with_everything_off() -> None:
-    assert sampling() == SamplingParams(0.0, 1.0, 0, 1.0, None, None, ())
+    assert sampling() == SamplingParams(0.0, 1.0, 0, 1.0, None, None, (), 0.0, None)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +38,8 @@ def test_the_defaults_are_greedy_with_everything_off() -> None:
         ("repetition_penalty", 0.1, 10),
         ("max_tokens", 1, 1_000_000),
         ("seed", 0, MAX_SEED),
+        ("min_p", 0, 1),
+        ("logprobs", 0, MAX_ALTERNATIVES),
     ],
 )
 def test_both_ends_of_a_range_are_allowed(name: str, low: Any, high: Any) -> None:
@@ -59,6 +63,10 @@ def test_both_ends_of_a_range_are_allowed(name: str, low: Any, high: Any) -> Non
         ("seed", -1),
         ("seed", MAX_SEED + 1),
         ("seed", 2.0**63),
+        ("min_p", -0.01),
+        ("min_p", 1.01),
+        ("logprobs", -1),
+        ("logprobs", MAX_ALTERNATIVES + 1),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
@@ -79,7 +87,7 @@ def test_what_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
         sampling(**{name: value})
 
 
-@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "repetition_penalty"])
+@pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"])
 def test_none_is_no_number(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{NAMES[name]} must be "):
         sampling(**{name: None})

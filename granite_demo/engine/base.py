@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from granite_demo.errors import EngineClosedError, EngineError, GraniteDemoError
-from granite_demo.types import SamplingParams
+from granite_demo.types import Fact, Queued, SamplingParams, Token
 
 log = logging.getLogger(__name__)
 
@@ -20,19 +20,24 @@ class Cancelled(BaseException):
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine right now."""
+    """Requests in the engine right now, and how often its loop had to be started again since it was made."""
 
     running: int
     waiting: int
+    restarts: int = 0
 
 
 class Engine(Protocol):
-    """Generates token ids from token ids."""
+    """Generates tokens from token ids."""
 
-    def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[int]:
-        """Yield the answer's token ids, an end token included, at most ``sampling.max_tokens`` of them.
+    facts: tuple[Fact, ...]
+    """(name, value, reason) of the engine's own choices, for the log and the Settings tab."""
 
-        Closing the generator cancels the request. Raises EngineError when the model's thread fails.
+    def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+        """Yield Queued while the request waits, then the answer: at most ``sampling.max_tokens`` tokens.
+
+        An end token is yielded, too, and is the last. Closing the generator cancels the request. Raises
+        EngineBusyError when too many wait, EngineClosedError, and EngineError when the model's thread fails.
         """
         ...
 
@@ -45,15 +50,19 @@ class Engine(Protocol):
         ...
 
 
+_Item = Token | Queued | GraniteDemoError | None
+"""What a stream carries: None is its end."""
+
+
 class TokenStream:
     """One request's way back: the model's thread puts tokens in, the event loop iterates over them.
 
-    The queue holds at most the request's ``max_tokens`` integers, so a slow reader never holds up the model.
+    The queue holds at most the request's ``max_tokens`` tokens, so a slow reader never holds up the model.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._queue: asyncio.Queue[int | GraniteDemoError | None] = asyncio.Queue()
+        self.loop = loop
+        self._queue: asyncio.Queue[_Item] = asyncio.Queue()
         self._end: GraniteDemoError | None = None
         self._cancelled = threading.Event()
 
@@ -67,28 +76,52 @@ class TokenStream:
         if self._cancelled.is_set():
             raise Cancelled
 
-    def put(self, token_id: int) -> None:
-        """Hand over one token. Called from the model's thread; raises Cancelled."""
+    @property
+    def cancelled(self) -> bool:
+        """Whether nobody wants the tokens any more."""
+        return self._cancelled.is_set()
+
+    def put(self, item: Token | Queued) -> None:
+        """Hand over one token or a place in the line. Called from the model's thread; raises Cancelled."""
         self.check()
-        self._send(token_id)
+        self._send(item)
 
     def finish(self, error: GraniteDemoError | None = None) -> None:
         """End the stream, with the error that ended it if there was one. Called from the model's thread."""
         with contextlib.suppress(Cancelled):
             self._send(error or self._end)
 
-    def _send(self, item: int | GraniteDemoError | None) -> None:
+    def _send(self, item: _Item) -> None:
         try:
-            self._loop.call_soon_threadsafe(self._queue.put_nowait, item)
+            self.loop.call_soon_threadsafe(self.accept, item)
         except RuntimeError:  # The event loop is closed: there is no reader left.
             raise Cancelled from None
 
-    async def read(self) -> AsyncGenerator[int]:
+    def accept(self, item: _Item) -> None:
+        """Take an item. Called from the event loop; see ``deliver``."""
+        self._queue.put_nowait(item)
+
+    async def read(self) -> AsyncGenerator[Token | Queued]:
         """Yield the tokens as they come. Raises the error that ended the request."""
         while (item := await self._queue.get()) is not None:
             if isinstance(item, GraniteDemoError):
                 raise item
             yield item
+
+
+def deliver(tokens: Sequence[tuple[TokenStream, Token]]) -> None:
+    """Hand over the tokens of one step, waking each event loop once. Called from the model's thread."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream, Token]]] = {}
+    for stream, token in tokens:
+        by_loop.setdefault(stream.loop, []).append((stream, token))
+    for loop, batch in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # The loop is closed: there is no reader left.
+            loop.call_soon_threadsafe(_accept, batch)
+
+
+def _accept(batch: list[tuple[TokenStream, Token]]) -> None:
+    for stream, token in batch:
+        stream.accept(token)
 
 
 def closed_error() -> EngineClosedError:

@@ -1,54 +1,186 @@
-"""How the next token is chosen: transformers' logits processors in the order of its ``generate``, then one draw."""
+"""How the next token is chosen, the same in every engine, for one request or a batch of them.
 
-from collections.abc import Sequence
-from typing import Any, cast
+In the order of transformers' ``generate``: repetition penalty, temperature, top-k, top-p, min-p, then one draw. The
+draw is an arg-max over the scores plus Gumbel noise (Gumbel 1954; Maddison et al., arXiv 1411.0030), which samples
+exactly from their softmax. The noise is a hash of (seed, position, token id), so a request's tokens do not depend on
+who else is served, on the engine, or on where it was interrupted. Everything here can be captured in a CUDA graph:
+cuts are found by bisection, not by sorting, and nothing waits for the GPU.
+"""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from transformers import (
-    LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
-    TemperatureLogitsWarper,
-    TopKLogitsWarper,
-    TopPLogitsWarper,
-)
 
 from granite_demo.errors import EngineError
-from granite_demo.types import SamplingParams
+from granite_demo.types import SamplingParams, Token
+
+BISECTIONS = 26
+"""Halvings of the range of scores: what is left is below float32's own resolution of them."""
+
+
+def not_a_number() -> EngineError:
+    """What a request gets whose logits are NaN."""
+    return EngineError("The model's output is not a number. Load it in another precision, such as bfloat16.")
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """The sampling parameters of B requests, each of shape (B,), on the device of the logits."""
+
+    temperature: torch.Tensor
+    top_k: torch.Tensor
+    """float32; 0 is off"""
+    top_p: torch.Tensor
+    min_p: torch.Tensor
+    penalty: torch.Tensor
+    seed: torch.Tensor
+    """int64"""
+    position: torch.Tensor
+    """int64: how many tokens the answer has already"""
+
+
+Chooser = Callable[[torch.Tensor, Rows, torch.Tensor, torch.Tensor], torch.Tensor]
+"""``penalise_and_choose``, or its like."""
+
+
+def chooser(device: torch.device) -> Chooser:
+    """The fastest way to choose on ``device``."""
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from granite_demo.engine.sampling_triton import penalise_and_choose as fused
+
+        return fused
+    return penalise_and_choose
+
+
+def compile_chooser(device: torch.device) -> None:
+    """Choose once, so that what ``chooser`` compiles (seconds, the first time on a machine) is compiled."""
+    one = torch.ones(1, device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    rows = Rows(one, one, one, one, one, zero, zero)
+    logits = torch.zeros((1, 8), device=device)
+    chooser(device)(logits, rows, logits > 0, zero)
+
+
+def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
+    """The chosen token ids, shape (B,), from logits of shape (B, V) in float32, which may be overwritten.
+
+    ``seen``: (slots, V) bool, the tokens that the repetition penalty is for; ``slot``: (B,) int64, the rows' lines
+    in it.
+    """
+    return choose(penalise(logits, seen[slot], rows.penalty), rows)
+
+
+def penalise(logits: torch.Tensor, seen: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
+    """Logits with the repetition penalty (CTRL, arXiv 1909.05858) on tokens that were ``seen``.
+
+    ``logits``: (B, V) float32; ``seen``: (B, V) bool; ``penalty``: (B,).
+    """
+    factor = penalty[:, None]
+    return torch.where(seen, torch.where(logits < 0, logits * factor, logits / factor), logits)
+
+
+def choose(scores: torch.Tensor, rows: Rows, cut_k: bool = True, cut_p: bool = True) -> torch.Tensor:
+    """The chosen token ids, shape (B,), from penalised logits of shape (B, V) in float32.
+
+    ``cut_k`` and ``cut_p`` may be False when no row uses top-k or top-p, which saves the search.
+    """
+    greedy = rows.temperature == 0
+    scores = scores / torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)[:, None]
+    scores = scores - scores.amax(dim=-1, keepdim=True)
+    threshold = cut_off(scores, rows, cut_k, cut_p)
+    noisy = torch.where(scores >= threshold[:, None], scores + gumbel(rows.seed, rows.position, scores.shape[1]), -1e9)
+    return torch.where(greedy[:, None], scores, noisy).argmax(dim=-1)
+
+
+def cut_off(scores: torch.Tensor, rows: Rows, cut_k: bool = True, cut_p: bool = True) -> torch.Tensor:
+    """The lowest score that may be drawn, shape (B,), where the highest is 0."""
+    lowest = scores.amin(dim=-1).clamp(min=-1e4)
+    threshold = lowest
+    if cut_k:
+        kept = _largest_threshold(scores, torch.ones_like(scores), rows.top_k, lowest)
+        threshold = torch.where(rows.top_k > 0, kept, threshold)
+    if cut_p:
+        weights = torch.where(scores >= threshold[:, None], scores.exp(), 0.0)
+        kept = _largest_threshold(scores, weights, rows.top_p * weights.sum(dim=-1), lowest)
+        threshold = torch.where(rows.top_p < 1, torch.maximum(threshold, kept), threshold)
+    # min-p: at least min_p times the highest probability, whose score is 0 here. log(0) = -inf keeps all.
+    return torch.maximum(threshold, rows.min_p.log())
+
+
+def _largest_threshold(
+    scores: torch.Tensor, weights: torch.Tensor, wanted: torch.Tensor, lowest: torch.Tensor
+) -> torch.Tensor:
+    """The largest t, shape (B,), for which the weights of the scores >= t add up to ``wanted``, or the lowest score."""
+    low, high = lowest, torch.zeros_like(lowest)
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        enough = torch.where(scores >= middle[:, None], weights, 0.0).sum(dim=-1) >= wanted
+        low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
+    # The highest score alone may be enough; a search from below never arrives at 0 itself.
+    top = torch.where(scores >= 0, weights, 0.0).sum(dim=-1) >= wanted
+    return torch.where(top, 0.0, low)
+
+
+def gumbel(seed: torch.Tensor, position: torch.Tensor, vocabulary: int) -> torch.Tensor:
+    """Gumbel noise of shape (B, vocabulary) from int64 ``seed`` and ``position`` of shape (B,)."""
+    index = torch.arange(vocabulary, dtype=torch.int64, device=seed.device)
+    bits = _mix(_mix(_mix(seed) + position)[:, None] + index)
+    # 24 bits, the precision of float32 in [0, 1), shifted by half a step so that neither 0 nor 1 comes up.
+    uniform = ((bits >> 40) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    return -(-uniform.log()).log()
+
+
+def _mix(x: torch.Tensor) -> torch.Tensor:
+    """The finalizer of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014). int64 multiplication wraps around as it must."""
+    x = x + -7046029254386353131  # 0x9E3779B97F4A7C15
+    x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
+    return x ^ ((x >> 31) & 0x1FFFFFFFF)
 
 
 class Sampler:
-    """Chooses the tokens of one request. The same seed, prompt and parameters choose the same tokens."""
+    """Chooses the tokens of one request, one after another."""
 
     def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], device: torch.device) -> None:
-        self._greedy = sampling.temperature == 0.0
-        self._ids: Any = torch.tensor([list(prompt_ids)], device=device)
-        self._needs_ids = sampling.repetition_penalty != 1.0
-        self._processors = LogitsProcessorList()
-        if self._needs_ids:
-            self._processors.append(RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty))
-        if not self._greedy:
-            self._processors.append(TemperatureLogitsWarper(sampling.temperature))
-            if sampling.top_k:
-                self._processors.append(TopKLogitsWarper(sampling.top_k))
-            if sampling.top_p < 1.0:
-                self._processors.append(TopPLogitsWarper(sampling.top_p))
-            self._generator = torch.Generator(device)
-            self._generator.manual_seed(sampling.seed or 0)
+        self._sampling = sampling
+        self._plain = sampling.temperature == 0 and sampling.repetition_penalty == 1
+        self._chooser = chooser(device)
+        self._prompt = torch.tensor(list(prompt_ids), device=device)
+        self._seen: torch.Tensor | None = None
+        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
+        floats = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty)
+        temperature, top_k, top_p, min_p, penalty = torch.tensor(floats, dtype=torch.float32, device=device)[:, None]
+        seed = torch.tensor([sampling.seed or 0], device=device)
+        self._rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, self._slot.clone())
 
-    def __call__(self, logits: torch.Tensor) -> int:
+    def __call__(self, logits: torch.Tensor) -> Token:
         """The next token from ``logits`` of shape (1, vocabulary). Raises EngineError on NaN."""
         # float32 as in generate: bf16 has too few digits for a softmax over a large vocabulary.
-        scores: torch.Tensor = self._processors(self._ids, cast(Any, logits.float()))
-        if self._greedy:
-            choice = scores.argmax(dim=-1)
-            valid = scores[0, choice[0]]
+        logits = logits.float()
+        total = logits.sum()  # NaN if any logit is
+        report = None if self._sampling.logprobs is None else torch.log_softmax(logits, dim=-1)
+        choice = logits.argmax(dim=-1) if self._plain else self._choose(logits.clone())
+        # One wait for the GPU, and no float64, which Apple's has not: a token id is exact in float32.
+        token, total = torch.stack((choice[0].float(), total)).tolist()
+        if total != total:
+            raise not_a_number()
+        if report is None:
+            return Token(int(token))
+        values, ids = report[0].topk(self._sampling.logprobs or 0)
+        return Token(int(token), report[0, int(token)].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
+
+    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._seen is None:
+            self._seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
+            self._seen[0, self._prompt] = True
+        if self._chooser is penalise_and_choose:
+            # Outside of a graph the searches that nobody asked for can be left out.
+            cuts = {"cut_k": self._sampling.top_k > 0, "cut_p": self._sampling.top_p < 1}
+            choice = choose(penalise(logits, self._seen, self._rows.penalty), self._rows, **cuts)
         else:
-            probabilities = torch.softmax(scores, dim=-1)
-            valid = probabilities.sum()
-            # NaN is replaced for the draw and found below: one wait for the GPU a token, not two.
-            choice = torch.multinomial(torch.nan_to_num(probabilities, nan=1.0), 1, generator=self._generator)[:, 0]
-        if not torch.isfinite(valid):
-            raise EngineError("The model's output is not a number. Load it in another precision, such as bfloat16.")
-        if self._needs_ids:
-            self._ids = torch.cat([self._ids, choice[None]], dim=1)
-        return int(choice)
+            choice = self._chooser(logits, self._rows, self._seen, self._slot)
+        self._seen[0, choice] = True
+        self._rows.position.add_(1)
+        return choice

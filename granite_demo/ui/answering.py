@@ -83,7 +83,7 @@ async def snapshots(
 
 def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:
     status = backend.status()
-    if answer.ttft is None and status.stage != "ready":
+    if answer.ttft is None and answer.ahead is None and status.stage != "ready":
         percent = "" if status.fraction is None else f" {status.fraction:.0%}"
         return f"Getting the model ready: {status.stage}{percent} {status.detail}".rstrip()
     return answer.note(elapsed)

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-MAX_STREAMS = 32
+MAX_STREAMS = 128
 """Answers that may stream at once; the engine decides how many of them it serves at a time."""
 
 BUSY_SECONDS = 1.0

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Fact, Finish, MemoryUse, Message, ModelStatus, StreamEvent, TextDelta
+from granite_demo.types import Fact, Finish, MemoryUse, Message, ModelStatus, Queued, StreamEvent, TextDelta
 
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
@@ -19,6 +19,8 @@ class Answer:
     tokens: int = 0
     ttft: float | None = None
     finish: Finish | None = None
+    ahead: int | None = None
+    """Requests before this one in the engine's line; None if it never had to wait."""
 
     def add(self, events: list[StreamEvent], elapsed: float) -> None:
         """Take in ``events``, ``elapsed`` seconds after the request was made."""
@@ -28,6 +30,8 @@ class Answer:
                 self.tokens = event.completion_tokens
                 if self.ttft is None:
                     self.ttft = elapsed
+            elif isinstance(event, Queued):
+                self.ahead = event.ahead
             else:
                 self.finish = event
                 self.tokens = event.usage.completion_tokens
@@ -36,7 +40,8 @@ class Answer:
     def note(self, elapsed: float) -> str:
         """Tokens, time to first token, speed and finish reason, as far as they are known."""
         if self.ttft is None:
-            return f"Waiting for the first token · {elapsed:.0f} s" if elapsed >= 1 else "Waiting for the first token"
+            words = _waiting_words(self.ahead)
+            return f"{words} · {elapsed:.0f} s" if elapsed >= 1 else words
         parts = [f"{self.tokens:,} token{'s' * (self.tokens != 1)}", f"{self.ttft:.2f} s to first token"]
         rate = _rate(self, elapsed)
         if rate is not None:
@@ -56,6 +61,12 @@ class Answer:
 
 HEADLINE = ("Device", "Precision", "Quantization", "Attention")
 _REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
+
+
+def _waiting_words(ahead: int | None) -> str:
+    if ahead is None:
+        return "Waiting for the first token"
+    return f"Waiting: {ahead:,} request{'s' * (ahead != 1)} ahead" if ahead else "Waiting: next in line"
 
 
 def _rate(answer: Answer, elapsed: float) -> float | None:

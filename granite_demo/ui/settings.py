@@ -12,7 +12,7 @@ from granite_demo.types import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
 from granite_demo.ui.events import DIRECT
 
 STORAGE_KEY = "granite-demo-settings"
-DEFAULTS = (0.0, 1.0, 0, 1.0, 512, None, "")
+DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, None, "")
 """The first values of ``Preferences.components``, in their order: greedy."""
 
 
@@ -26,13 +26,21 @@ class Preferences:
 
 
 def to_sampling(
-    temperature: Any, top_p: Any, top_k: Any, repetition_penalty: Any, max_tokens: Any, seed: Any, stop: Any
+    temperature: Any,
+    top_p: Any,
+    top_k: Any,
+    min_p: Any,
+    repetition_penalty: Any,
+    max_tokens: Any,
+    seed: Any,
+    stop: Any,
 ) -> SamplingParams:
     """The visitor's values as sampling parameters. Raises InvalidRequestError."""
     return SamplingParams(
         temperature=temperature,
         top_p=top_p,
         top_k=top_k,
+        min_p=min_p,
         repetition_penalty=repetition_penalty,
         max_tokens=max_tokens,
         seed=seed,
@@ -52,7 +60,7 @@ def _unescape(line: str) -> str:
 
 def layout() -> Preferences:
     """Place the components. Call inside the tab."""
-    temperature, top_p, top_k, penalty, max_tokens, seed, stop = DEFAULTS
+    temperature, top_p, top_k, min_p, penalty, max_tokens, seed, stop = DEFAULTS
     gr.Markdown("### Sampling\nFor your answers only, kept in this browser.")
     with gr.Row():
         components: list[Any] = [
@@ -61,6 +69,9 @@ def layout() -> Preferences:
             ),
             gr.Slider(0.01, 1, top_p, step=0.01, label="Top-p", info="Sample from the likeliest tokens of this total."),
             gr.Slider(0, 200, top_k, step=1, label="Top-k", info="Sample from this many tokens; 0 is all."),
+            gr.Slider(
+                0, 1, min_p, step=0.01, label="Min-p", info="Drop what is less likely than this share of the likeliest."
+            ),
         ]
     with gr.Row():
         components += [

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Browser, expect
 
 from granite_demo.backends import LocalBackend
-from granite_demo.engine.single import SingleStreamEngine
+from granite_demo.engine.create import create_engine
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.server.app import create_app
@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 def test_the_sample_answers_in_the_browser(sample: LoadedModel, chromium: Browser) -> None:
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
-        return ReadyModel(sample, SingleStreamEngine(sample))
+        return ReadyModel(sample, create_engine(sample))
 
     backend = LocalBackend(ModelManager(load), LoadOptions())
     with running(create_app(backend), backend) as url:

@@ -7,6 +7,7 @@ import pytest
 
 from granite_demo.engine.base import Cancelled, TokenStream, as_user_error
 from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.types import Token
 
 
 async def test_tokens_of_another_thread_arrive_in_order() -> None:
@@ -14,31 +15,31 @@ async def test_tokens_of_another_thread_arrive_in_order() -> None:
 
     def work() -> None:
         for token in range(100):
-            stream.put(token)
+            stream.put(Token(token))
         stream.finish()
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert [token async for token in stream.read()] == list(range(100))
+    assert [token async for token in stream.read()] == [Token(number) for number in range(100)]
     thread.join()
 
 
 async def test_an_error_is_raised_after_the_tokens_before_it() -> None:
     stream = TokenStream(asyncio.get_running_loop())
-    stream.put(1)
+    stream.put(Token(1))
     stream.finish(EngineError("broken"))
     seen = []
     with pytest.raises(EngineError, match="broken"):
         async for token in stream.read():
             seen.append(token)
-    assert seen == [1]
+    assert seen == [Token(1)]
 
 
 async def test_a_cancelled_stream_takes_no_more_tokens() -> None:
     stream = TokenStream(asyncio.get_running_loop())
     stream.cancel()
     with pytest.raises(Cancelled):
-        stream.put(1)
+        stream.put(Token(1))
     stream.finish()
     assert [token async for token in stream.read()] == []
 
@@ -48,7 +49,7 @@ def test_a_stream_whose_loop_is_closed_counts_as_cancelled() -> None:
     stream = TokenStream(loop)
     loop.close()
     with pytest.raises(Cancelled):
-        stream.put(1)
+        stream.put(Token(1))
     stream.finish()  # and ends without an exception
 
 

@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 import pytest
 
 from granite_demo.errors import EngineError, InvalidRequestError
-from granite_demo.types import GenerationRequest, ModelStatus
+from granite_demo.types import GenerationRequest, ModelStatus, Queued
 from granite_demo.ui.answering import Snapshot, Visitors, snapshots
 from tests.fakes import FakeBackend
 
@@ -62,6 +62,12 @@ async def test_the_wait_for_the_model_shows_its_progress(backend: FakeBackend) -
 async def test_the_wait_for_the_model_without_known_progress(backend: FakeBackend) -> None:
     backend.state = ModelStatus("fake", "loading")
     assert (await first_of_a_wait(backend))[1] == "Getting the model ready: loading"
+
+
+async def test_a_place_in_line_shows_whatever_the_model_does(backend: FakeBackend) -> None:
+    backend.queued = [Queued(2)]
+    backend.state = ModelStatus("fake", "loading")
+    assert (await first_of_a_wait(backend))[1] == "Waiting: 2 requests ahead"
 
 
 async def test_an_answer_shows_its_own_figures_whatever_the_model_does(backend: FakeBackend) -> None:

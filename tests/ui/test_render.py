@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Finish, FinishReason, MemoryUse, Message, ModelStatus, TextDelta, Timings, Usage
+from granite_demo.types import Finish, FinishReason, MemoryUse, Message, ModelStatus, Queued, TextDelta, Timings, Usage
 from granite_demo.ui.render import (
     Answer,
     assistant_turn,
@@ -35,6 +35,19 @@ def test_the_note_counts_the_seconds_of_waiting() -> None:
     assert answer.note(0.9) == "Waiting for the first token"
     answer.add([], 7.4)
     assert answer.note(7.4) == "Waiting for the first token · 7 s"
+
+
+@pytest.mark.parametrize(
+    ("ahead", "words"),
+    [(0, "Waiting: next in line"), (1, "Waiting: 1 request ahead"), (1200, "Waiting: 1,200 requests ahead")],
+)
+def test_the_note_tells_the_place_in_line(ahead: int, words: str) -> None:
+    answer = Answer()
+    answer.add([Queued(5), Queued(ahead)], 0.2)
+    assert (answer.note(0.2), answer.note(7.4)) == (words, f"{words} · 7 s")
+    assert answer.stopped_note(0.2) == "stopped"
+    answer.add([TextDelta("Hel", 1)], 3.0)
+    assert answer.note(3.0) == "1 token · 3.00 s to first token"
 
 
 def test_the_note_of_a_growing_answer() -> None:

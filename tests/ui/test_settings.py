@@ -18,8 +18,15 @@ def test_the_defaults_are_greedy_and_limited() -> None:
 
 
 def test_the_values_are_in_the_order_of_the_components() -> None:
-    assert to_sampling(0.7, 0.9, 40.0, 1.1, 100.0, 7.0, "END") == SamplingParams(
-        temperature=0.7, top_p=0.9, top_k=40, repetition_penalty=1.1, max_tokens=100, seed=7, stop=("END",)
+    assert to_sampling(0.7, 0.9, 40.0, 0.05, 1.1, 100.0, 7.0, "END") == SamplingParams(
+        temperature=0.7,
+        top_p=0.9,
+        top_k=40,
+        min_p=0.05,
+        repetition_penalty=1.1,
+        max_tokens=100,
+        seed=7,
+        stop=("END",),
     )
 
 
@@ -69,7 +76,7 @@ def test_too_many_stop_strings_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    "saved", [list(DEFAULTS), [0.5, 0.9, 40, 1.1, 100, 7, "END\n\\n"], [1, 1, 0, 1, 1, None, ""]], ids=repr
+    "saved", [list(DEFAULTS), [0.5, 0.9, 40, 0.1, 1.1, 100, 7, "END\n\\n"], [1, 1, 0, 1, 1, 1, None, ""]], ids=repr
 )
 def test_what_was_saved_comes_back(saved: list[Any]) -> None:
     assert restore(saved) == saved
@@ -89,7 +96,7 @@ def test_what_was_saved_comes_back(saved: list[Any]) -> None:
         [None, *DEFAULTS[1:]],
         [*DEFAULTS[:-1], "\\"],
         [*DEFAULTS[:-2], "seed", ""],
-        dict.fromkeys("abcdefg"),
+        dict.fromkeys("abcdefgh"),
     ],
     ids=repr,
 )

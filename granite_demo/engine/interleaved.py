@@ -1,0 +1,185 @@
+"""The interleaved engine: a few requests take turns on one thread, each with a KV cache of its own.
+
+Runs on every device. Knows no caches and no models: a ``Runner`` has both.
+"""
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from granite_demo.engine.base import Cancelled, EngineStats, TokenStream, as_user_error, closed_error
+from granite_demo.engine.pace import PrefillPace
+from granite_demo.engine.runner import Runner
+from granite_demo.engine.sampling import Sampler
+from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
+from granite_demo.errors import GraniteDemoError
+from granite_demo.types import Fact, Queued, SamplingParams, Token
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One request, from its arrival to its end. All but the stream is the engine thread's."""
+
+    stream: TokenStream
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    left: int
+    """Tokens that may still be generated."""
+    slot: Any = None
+    sample: Sampler | None = None
+    last: int = 0
+    """The newest token of the answer, which the model has not read yet."""
+
+    @property
+    def unread(self) -> list[int]:
+        """The rest of the prompt, or the newest token."""
+        return self.prompt_ids[len(self.slot.ids) :] or [self.last]
+
+
+class InterleavedEngine:
+    """Round robin over the running requests: each in turn gets a chunk of its prompt read, or one token.
+
+    So nobody's long prompt stops the others. Whoever finds no free slot waits in line.
+    """
+
+    def __init__(
+        self,
+        runner: Runner[Any],
+        eos_ids: frozenset[int],
+        facts: tuple[Fact, ...] = (),
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """``facts`` tell why this engine was chosen."""
+        self._chosen = facts
+        self.facts = (*facts, *runner.facts)
+        self._runner = runner
+        self._eos_ids = eos_ids
+        self._pace = PrefillPace()
+        self._line: WaitingLine[_Request] = WaitingLine(max_waiting)
+        self._running: list[_Request] = []
+        self._closed = False
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+        """See ``Engine.generate``."""
+        if sampling.max_tokens is None:
+            raise ValueError("An engine needs max_tokens: the backend fits it to the context.")
+        stream = TokenStream(asyncio.get_running_loop())
+        request = _Request(stream, list(prompt_ids), sampling, sampling.max_tokens)
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            self._line.join(request)
+            self._fill_slots()
+            self._executor.submit(self._work)
+        try:
+            async with aclosing(stream.read()) as items:
+                async for item in items:
+                    yield item
+        finally:
+            stream.cancel()
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait."""
+        with self._lock:
+            return EngineStats(running=len(self._running), waiting=len(self._line))
+
+    def warm_up(self) -> None:
+        """Do now, on the model's thread, what the first request would otherwise wait for."""
+
+        def warm_up() -> None:
+            with torch.inference_mode():
+                self._runner.warm_up()
+
+        self._executor.submit(warm_up).result()
+        self.facts = (*self._chosen, *self._runner.facts)  # a runner may know more now
+
+    def close(self) -> None:
+        """End all requests with EngineClosedError and wait for the model's thread to stop."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for request in self._line.clear():
+                    request.stream.finish(closed_error())
+                for request in self._running:
+                    request.stream.cancel(closed_error())
+                self._executor.submit(self._runner.release)
+        self._executor.shutdown(wait=True)
+
+    def _work(self) -> None:
+        """Serve until nobody is left. Every request starts this; when all are served, the rest finds nothing to do."""
+        with torch.inference_mode():
+            while self._admit():
+                for request in list(self._running):
+                    self._turn(request)
+
+    def _admit(self) -> bool:
+        with self._lock:
+            self._fill_slots()
+        self._line.announce()
+        return bool(self._running)
+
+    def _fill_slots(self) -> None:
+        # Under the lock: a request that is between line and slots could not be told that the engine closes.
+        while len(self._running) < self._runner.slots and (request := self._line.take()):
+            self._running.append(request)
+
+    def _turn(self, request: _Request) -> None:
+        outcome, keep, out_of_memory = None, True, False
+        try:
+            if not self._advance(request):
+                return
+        except BaseException as error:
+            outcome = as_user_error(error)
+            keep = isinstance(error, Cancelled)
+            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            if outcome:
+                outcome.with_traceback(None)  # its frames hold tensors
+        self._end(request, outcome, keep)
+        if out_of_memory:
+            torch.cuda.empty_cache()
+
+    def _advance(self, request: _Request) -> bool:
+        """One unit of work; whether the answer ended with it."""
+        request.stream.check()
+        if request.slot is None:
+            request.slot = self._runner.open(request.prompt_ids)
+        logits = self._read(request)
+        if len(request.slot.ids) < len(request.prompt_ids):
+            return False
+        if request.sample is None:
+            request.sample = Sampler(request.sampling, request.prompt_ids, logits.device)
+        token = request.sample(logits)
+        request.stream.put(token)
+        request.last = token.id
+        request.left -= 1
+        return token.id in self._eos_ids or not request.left
+
+    def _read(self, request: _Request) -> torch.Tensor:
+        """The logits after the next chunk of the prompt, or after the newest token."""
+        unread = request.unread
+        if len(unread) == 1:
+            return self._runner.forward(request.slot, unread, request.stream.check)
+        chunk = unread[: self._pace.size(self._runner.chunk, alone=len(self._running) == 1)]
+        start = time.perf_counter()
+        logits = self._runner.forward(request.slot, chunk, request.stream.check)
+        logits[0, 0].item()  # a GPU is behind; whoever reads a value waits for it
+        self._pace.measured(len(chunk), time.perf_counter() - start)
+        return logits
+
+    def _end(self, request: _Request, outcome: GraniteDemoError | None, keep: bool) -> None:
+        if request.slot is not None:
+            # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
+            (self._runner.close if keep else self._runner.discard)(request.slot)
+            request.slot = None
+        with self._lock:
+            self._running.remove(request)
+        request.stream.finish(outcome)

@@ -1,0 +1,379 @@
+"""What every engine does: a list of behaviours, and the ground that they need. ``test_contract`` has the engines."""
+
+import asyncio
+import itertools
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pytest
+import torch
+
+from granite_demo.engine.base import Engine
+from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
+from granite_demo.loading import LoadedModel
+from granite_demo.prompts import encode, render_chat
+from granite_demo.types import Message, Queued, SamplingParams, Token
+from tests.engine.running import answer, reference, tiny_model, tokens, until, wait_idle
+
+PROMPT = [5 + index * 7 % 50 for index in range(20)]
+COMPANY = [[40, 3, 9, 12], [33] * 7, list(range(2, 50))]
+POISON = 63
+"""A token that the tiny models are made to stumble over."""
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "max_tokens": 60}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One engine."""
+
+    name: str
+    make: Callable[[LoadedModel, int], Engine]
+    """The model and how many may wait; warmed up where that matters."""
+    slots: int = 4
+    """Requests that run at once, at least 4."""
+    skips: frozenset[str] = frozenset()
+    """The behaviours, by name, that it cannot have."""
+
+
+class Ground:
+    """An engine over the sample, and others over tiny models."""
+
+    def __init__(self, row: Row, sample: LoadedModel) -> None:
+        self.row = row
+        self.sample = sample
+
+    @cached_property
+    def engine(self) -> Engine:
+        """The engine over the sample, made once."""
+        return self.row.make(self.sample, 64)
+
+    @contextmanager
+    def tiny(self, loaded: LoadedModel | None = None, max_waiting: int = 64) -> Iterator[Engine]:
+        """An engine over a tiny model."""
+        engine = self.row.make(loaded or tiny_model(), max_waiting)
+        yield engine
+        engine.close()
+
+    def fill(self, engine: Engine, max_tokens: int = 400) -> list["asyncio.Task[list[int]]"]:
+        """Take every slot."""
+        return [
+            asyncio.create_task(answer(engine, [1 + index, 2, 3], max_tokens=max_tokens))
+            for index in range(self.row.slots)
+        ]
+
+    def close(self) -> None:
+        """Close the engine over the sample, if it was made."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+
+
+Behaviour = Callable[[Ground], Awaitable[None]]
+BEHAVIOURS: list[Behaviour] = []
+
+
+def behaviour(function: Behaviour) -> Behaviour:
+    """Add a function to the list."""
+    BEHAVIOURS.append(function)
+    return function
+
+
+# What is answered
+
+
+@behaviour
+async def greedy_equals_generate(ground: Ground) -> None:
+    for text in ("Write a story about a lighthouse.", "List the planets and say one thing each.", "def quicksort("):
+        prompt = render_chat(ground.sample.tokenizer, (Message("user", text),))
+        ours = await answer(ground.engine, prompt, max_tokens=100)
+        assert ours == reference(ground.sample, prompt, 100)
+        assert len(ours) == 100 or ours[-1] in ground.sample.eos_ids
+
+
+@behaviour
+async def company_does_not_change_a_sampled_answer(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        alone = await answer(engine, PROMPT, seed=1, **SAMPLED)
+        others = [answer(engine, prompt, seed=2, **SAMPLED) for prompt in COMPANY]
+        beside, *_ = await asyncio.gather(answer(engine, PROMPT, seed=1, **SAMPLED), *others)
+    assert beside == alone
+
+
+@behaviour
+async def a_seed_repeats_and_another_differs(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        first, again, other = [await answer(engine, PROMPT, seed=seed, **SAMPLED) for seed in (1, 1, 2)]
+    assert first == again
+    assert first != other
+
+
+@behaviour
+async def what_leaves_one_token_to_choose_is_greedy(ground: Ground) -> None:
+    loaded = tiny_model()
+    expected = reference(loaded, PROMPT, 60)
+    with ground.tiny(loaded) as engine:
+        assert await answer(engine, PROMPT, max_tokens=60, seed=5) == expected
+        assert await answer(engine, PROMPT, seed=5, **SAMPLED) != expected
+        for cut in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 0.001}):
+            assert await answer(engine, PROMPT, seed=5, **SAMPLED, **cut) == expected, cut
+
+
+@behaviour
+async def each_cut_changes_a_sampled_answer(ground: Ground) -> None:
+    wild: dict[str, Any] = {"max_tokens": 60, "temperature": 2.0, "seed": 3}
+    cuts: list[dict[str, Any]] = [{}, {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.3}, {"repetition_penalty": 1.5}]
+    with ground.tiny() as engine:
+        answers = [await answer(engine, PROMPT, **wild, **cut) for cut in cuts]
+    assert len(set(map(tuple, answers))) == len(cuts)
+
+
+@behaviour
+async def the_repetition_penalty_is_that_of_generate(ground: Ground) -> None:
+    loaded = tiny_model()
+    expected = reference(loaded, PROMPT, 60, repetition_penalty=1.3)
+    with ground.tiny(loaded) as engine:
+        assert await answer(engine, PROMPT, max_tokens=60, repetition_penalty=1.3) == expected
+    assert expected != reference(loaded, PROMPT, 60)
+
+
+@behaviour
+async def log_probabilities_equal_a_forward_pass(ground: Ground) -> None:
+    prompt = encode(ground.sample.tokenizer, "The capital of France is")
+    for sampling in ({}, {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.2, "seed": 4}):
+        got = await tokens(ground.engine, prompt, max_tokens=8, logprobs=5, **sampling)
+        ids = torch.tensor([prompt + [token.id for token in got]], device=ground.sample.model.device)
+        with torch.no_grad():
+            expected = torch.log_softmax(ground.sample.model(ids).logits[0, len(prompt) - 1 : -1].float(), dim=-1).cpu()
+        for token, row in zip(got, expected, strict=True):
+            assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-3)
+            alternatives, values = zip(*token.alternatives, strict=True)
+            assert list(values) == sorted(values, reverse=True)
+            assert values == pytest.approx(row.topk(5).values.tolist(), abs=1e-3)
+            assert [float(row[index]) for index in alternatives] == pytest.approx(list(values), abs=1e-3)
+
+
+@behaviour
+async def as_many_alternatives_as_asked_for(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        for wanted, (chosen, others) in {None: (False, 0), 0: (True, 0), 1: (True, 1), 20: (True, 20)}.items():
+            for token in await tokens(engine, PROMPT, max_tokens=3, logprobs=wanted):
+                assert ((token.logprob is not None), len(token.alternatives)) == (chosen, others)
+
+
+# What earlier requests leave
+
+
+@behaviour
+async def a_follow_up_equals_a_cold_answer(ground: Ground) -> None:
+    loaded = tiny_model()
+    with ground.tiny(loaded) as engine:
+        prompt = PROMPT
+        for turn in range(4):
+            said = await answer(engine, prompt, max_tokens=20)
+            assert said == reference(loaded, prompt, 20)
+            prompt = [*prompt, *said, 7 + turn, 8, 9]
+
+
+@behaviour
+async def an_edited_turn_equals_a_cold_answer(ground: Ground) -> None:
+    loaded = tiny_model()
+    with ground.tiny(loaded) as engine:
+        for kept in (20, 15, 1, 19, 12):
+            prompt = [*PROMPT[:kept], *range(30, 40)]
+            assert await answer(engine, prompt, max_tokens=20) == reference(loaded, prompt, 20)
+
+
+@behaviour
+async def a_retry_equals_a_cold_answer(ground: Ground) -> None:
+    loaded = tiny_model()
+    expected = reference(loaded, PROMPT, 20)
+    with ground.tiny(loaded) as engine:
+        # After one token the cache holds the prompt and no more, after 20 it goes on behind it.
+        for count in (1, 1, 20, 20):
+            assert await answer(engine, PROMPT, max_tokens=count) == expected[:count]
+        assert await answer(engine, PROMPT[:10], max_tokens=20) == reference(loaded, PROMPT[:10], 20)
+
+
+# How an answer ends
+
+
+@behaviour
+async def max_tokens_is_exact(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        for count in (1, 2, 7):
+            assert len(await answer(engine, PROMPT, max_tokens=count)) == count
+
+
+@behaviour
+async def max_tokens_is_needed(ground: Ground) -> None:
+    with ground.tiny() as engine, pytest.raises(ValueError, match="max_tokens"):
+        await answer(engine, PROMPT)
+
+
+@behaviour
+async def an_end_token_is_the_last(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        plain = await answer(engine, PROMPT, max_tokens=10)
+    end = plain[4]
+    with ground.tiny(tiny_model(eos_ids=frozenset({end}))) as engine:
+        assert await answer(engine, PROMPT, max_tokens=10) == plain[: plain.index(end) + 1]
+
+
+@behaviour
+async def cancelled_in_the_middle_it_is_idle_within_a_second(ground: Ground) -> None:
+    prompt = encode(ground.sample.tokenizer, "Once upon a time")
+    async with aclosing(ground.engine.generate(prompt, SamplingParams(max_tokens=1000))) as items:
+        async for _ in items:
+            break
+    assert await wait_idle(ground.engine) < 1
+
+
+@behaviour
+async def cancelled_before_the_first_token_it_is_idle_within_a_second(ground: Ground) -> None:
+    prompt = encode(ground.sample.tokenizer, "word " * 2500)
+    task = asyncio.create_task(answer(ground.engine, prompt, max_tokens=1000))
+    await until(ground.engine, running=1)
+    await asyncio.sleep(0.3)
+    task.cancel()
+    await asyncio.wait([task])
+    assert await wait_idle(ground.engine) < 1
+
+
+@behaviour
+async def closing_ends_all_with_an_error(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        tasks = ground.fill(engine) + ground.fill(engine)
+        while not engine.stats().running:
+            await asyncio.sleep(0)
+        await asyncio.to_thread(engine.close)
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert {type(result) for result in results} == {EngineClosedError}
+        with pytest.raises(EngineClosedError):
+            await answer(engine, PROMPT, max_tokens=5)
+
+
+# Waiting
+
+
+@behaviour
+async def places_fall_to_the_front(ground: Ground) -> None:
+    async def places(prompt: list[int]) -> list[int]:
+        items = [item async for item in engine.generate(prompt, SamplingParams(max_tokens=5))]
+        waits = [item.ahead for item in items if isinstance(item, Queued)]
+        assert all(isinstance(item, Token) for item in items[len(waits) :]), "a place after a token"
+        return waits
+
+    with ground.tiny() as engine:
+        running = [
+            asyncio.create_task(answer(engine, PROMPT, max_tokens=100 + 20 * index))
+            for index in range(ground.row.slots)
+        ]
+        await until(engine, ground.row.slots)
+        waiting = []
+        for index in range(3):
+            waiting.append(asyncio.create_task(places([9, 8, 7])))
+            await until(engine, ground.row.slots, index + 1)
+        for index, task in enumerate(waiting):
+            assert await task == list(range(index, -1, -1))
+        await asyncio.gather(*running)
+
+
+@behaviour
+async def a_full_line_refuses(ground: Ground) -> None:
+    with ground.tiny(max_waiting=2) as engine:
+        taken = ground.fill(engine, 100)
+        await until(engine, ground.row.slots)
+        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=100)) for _ in range(2)]
+        await until(engine, ground.row.slots, 2)
+        with pytest.raises(EngineBusyError, match="2 requests wait already"):
+            await answer(engine, PROMPT, max_tokens=5)
+        assert [len(ids) for ids in await asyncio.gather(*taken)] == [100] * (ground.row.slots + 2)
+
+
+@behaviour
+async def cancelled_while_waiting_it_is_gone_within_a_second(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        running = ground.fill(engine)
+        await until(engine, ground.row.slots)
+        first, second = (asyncio.create_task(answer(engine, PROMPT, max_tokens=400)) for _ in range(2))
+        await until(engine, ground.row.slots, 2)
+        first.cancel()
+        async with asyncio.timeout(1):
+            await until(engine, ground.row.slots, 1)
+        assert len(await second) == 400
+        await asyncio.gather(*running)
+
+
+@behaviour
+async def a_reader_who_vanished_does_not_hold_up_the_next(ground: Ground) -> None:
+    with ground.tiny() as engine:
+        slow = engine.generate(PROMPT, SamplingParams(max_tokens=20))
+        await anext(slow)
+        # Nobody reads it any more, and nobody closes it: its tokens wait in its own queue.
+        assert len(await answer(engine, PROMPT, max_tokens=5)) == 5
+        await wait_idle(engine)
+        await slow.aclose()
+
+
+# Failures
+
+
+@contextmanager
+def poisoned(loaded: LoadedModel, effect: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
+    """Let ``effect`` change the embeddings (second argument: which) wherever the poison token is in the input."""
+
+    def stumble(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        hit = arguments[0] == POISON
+        return effect(output, hit) if hit.any() else None
+
+    handle = loaded.model.get_input_embeddings().register_forward_hook(stumble)
+    yield
+    handle.remove()
+
+
+async def one_fails_beside_three(
+    ground: Ground, effect: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+) -> EngineError:
+    """The error of a poisoned request, whose company is not touched by it."""
+    loaded = tiny_model()
+    with torch.no_grad():
+        loaded.model.lm_head.weight[POISON] = 0  # so that no answer has it
+    expected = [reference(loaded, prompt, 200) for prompt in COMPANY]
+    assert POISON not in itertools.chain(*expected)
+    with poisoned(loaded, effect), ground.tiny(loaded) as engine:
+        beside = [asyncio.create_task(answer(engine, prompt, max_tokens=200)) for prompt in COMPANY]
+        await until(engine, running=3)
+        with pytest.raises(EngineError) as caught:
+            await asyncio.wait_for(answer(engine, [*PROMPT, POISON, 3], max_tokens=5), 5)
+        assert engine.stats().running == 3, "the others had ended before"
+        assert await asyncio.gather(*beside) == expected
+        assert await answer(engine, PROMPT, max_tokens=20) == reference(loaded, PROMPT, 20)
+        await wait_idle(engine)
+    return caught.value
+
+
+@behaviour
+async def an_exception_fails_one_request_only(ground: Ground) -> None:
+    def fail(output: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
+        raise ZeroDivisionError("secret")
+
+    error = await one_fails_beside_three(ground, fail)
+    assert "ZeroDivisionError" in error.user_text
+    assert "secret" not in error.user_text
+    assert error.__traceback__ is None or "forward" not in str(error.__traceback__.tb_frame)
+
+
+@behaviour
+async def out_of_memory_fails_one_request_only(ground: Ground) -> None:
+    def fail(output: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    assert "Use a shorter prompt" in (await one_fails_beside_three(ground, fail)).user_text
+
+
+@behaviour
+async def not_a_number_fails_one_request_only(ground: Ground) -> None:
+    error = await one_fails_beside_three(ground, lambda output, hit: output.masked_fill(hit[..., None], float("nan")))
+    assert "not a number" in error.user_text

@@ -1,0 +1,127 @@
+"""What the tests of engines share: a tiny model, and ways to run requests."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from transformers import GraniteConfig, GraniteForCausalLM
+
+from granite_demo import registry
+from granite_demo.engine.base import Engine
+from granite_demo.engine.batching import BatchingEngine
+from granite_demo.engine.dynamic import DynamicRunner
+from granite_demo.engine.interleaved import InterleavedEngine
+from granite_demo.engine.static import StaticRunner
+from granite_demo.engine.steps import Sizes
+from granite_demo.loading import LoadedModel
+from granite_demo.placement import place
+from granite_demo.types import LoadOptions, SamplingParams, Token
+
+
+async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:
+    """The whole answer."""
+    items = [item async for item in engine.generate(prompt, SamplingParams(**sampling))]
+    return [item for item in items if isinstance(item, Token)]
+
+
+async def answer(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[int]:
+    """The ids of the whole answer."""
+    return [token.id for token in await tokens(engine, prompt, **sampling)]
+
+
+async def wait_idle(engine: Engine) -> float:
+    """Seconds until the engine has nothing to do; fails after five."""
+    start = time.perf_counter()
+    while engine.stats().running or engine.stats().waiting:
+        await asyncio.sleep(0.01)
+        assert time.perf_counter() - start < 5, "the engine is still busy"
+    return time.perf_counter() - start
+
+
+async def until(engine: Engine, running: int, waiting: int = 0) -> None:
+    """Wait for so many requests; fails after twenty seconds."""
+    async with asyncio.timeout(20):
+        while (engine.stats().running, engine.stats().waiting) != (running, waiting):
+            await asyncio.sleep(0.002)
+
+
+def reference(loaded: LoadedModel, prompt: Sequence[int], count: int, **options: Any) -> list[int]:
+    """What transformers' ``generate`` answers greedily."""
+    inputs = torch.tensor([list(prompt)], device=loaded.model.device)
+    output = loaded.model.generate(
+        inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, do_sample=False, **options
+    )
+    ids: list[int] = output[0, len(prompt) :].tolist()
+    return ids
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Engines made inside compute on one thread: for a tiny model, several only wait for one another."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tiny_model(**changes: Any) -> LoadedModel:
+    """A random Granite of two layers, for what needs no sense in the answers."""
+    torch.manual_seed(0)
+    config = GraniteConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=512,
+        # Ten times the usual: with small weights every answer repeats one token.
+        initializer_range=0.2,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    model = GraniteForCausalLM(config).eval()
+    placement = place(LoadOptions(device="cpu", dtype="float32"))
+    values: dict[str, Any] = {
+        "model": model,
+        "tokenizer": None,
+        "spec": registry.SAMPLE,
+        "placement": placement,
+        "context_length": 512,
+        "eos_ids": frozenset(),
+    }
+    return LoadedModel(**{**values, **changes})
+
+
+def dynamic_engine(loaded: LoadedModel, **changes: Any) -> InterleavedEngine:
+    """The interleaved engine on growing caches, which keep up to a gigabyte."""
+    return InterleavedEngine(DynamicRunner(loaded, 10**9), loaded.eos_ids, **changes)
+
+
+def batching_engine(loaded: LoadedModel, **changes: Any) -> BatchingEngine:
+    """The batching engine, warm: four requests at once on a cache of 8192 tokens."""
+    options = {"cache_tokens": 8192, "requests": 4, "prefill": 512, **changes}
+    engine = BatchingEngine(loaded, **options)
+    engine.warm_up()
+    return engine
+
+
+def record(work: Callable[[], object]) -> Callable[[], None]:
+    """Does again what a CUDA graph would: the same work on the same tensors, with none of the arguments."""
+
+    def replay() -> None:
+        work()
+
+    return replay
+
+
+def static_engine(loaded: LoadedModel, **changes: Any) -> InterleavedEngine:
+    """The interleaved engine on a static cache of four slots, warm, with small recorded steps."""
+    runner = StaticRunner(loaded, 4, rows=True, record=record, sizes=Sizes(shortest=16, padded=(8, 32)))
+    engine = InterleavedEngine(runner, loaded.eos_ids, **changes)
+    engine.warm_up()
+    return engine
