@@ -14,9 +14,18 @@ from granite_demo.types import LoadOptions, Report
 
 
 def open_model(
-    cache_dir: Path, threads: int, options: LoadOptions, report: Report, cancelled: threading.Event
+    cache_dir: Path,
+    threads: int,
+    options: LoadOptions,
+    report: Report,
+    cancelled: threading.Event,
+    *,
+    ignore_ends: bool = False,
 ) -> ReadyModel:
-    """Make a model ready. Raises what fetching and loading raise, and LoadCancelledError once ``cancelled`` is set."""
+    """Make a model ready. Raises what fetching and loading raise, and LoadCancelledError once ``cancelled`` is set.
+
+    With ``ignore_ends`` no token ends an answer: to measure answers of one length.
+    """
     why = ""
     if options.model == "auto":
         name, why = _choose(cache_dir, options)
@@ -33,21 +42,24 @@ def open_model(
     report("loading", None, "")
     import torch
 
-    from granite_demo.engine.single import SingleStreamEngine
+    from granite_demo.engine.create import create_engine
+    from granite_demo.engine.sampling import compile_chooser
     from granite_demo.loading import load_model
 
     if threads:
         torch.set_num_threads(threads)
+    compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda"),), daemon=True)
+    if torch.cuda.is_available() and options.device in ("auto", "cuda"):
+        compiling.start()  # beside the loading, which mostly waits for the disk
     loaded = load_model(folder, spec, options, report, cancelled, commit=commit, why=why, copies=cache_dir)
-    engine = SingleStreamEngine(loaded)
-    try:
-        report("warming up", None, "")
-        engine.warm_up()
-        if cancelled.is_set():
-            raise LoadCancelledError("The load was cancelled.")
-    except BaseException:
+    if compiling.ident:
+        compiling.join()
+    if ignore_ends:
+        loaded = replace(loaded, eos_ids=frozenset())
+    engine = create_engine(loaded, options.engine, options.compile, report)
+    if cancelled.is_set():
         engine.close()
-        raise
+        raise LoadCancelledError("The load was cancelled.")
     return ReadyModel(loaded, engine)
 
 

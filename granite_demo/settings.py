@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 import platformdirs
 
 from granite_demo.errors import ConfigurationError
-from granite_demo.types import Attention, Device, Dtype, LoadOptions, Quantization
+from granite_demo.types import Attention, Device, Dtype, EngineName, LoadOptions, Quantization
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -36,6 +36,8 @@ class Settings:
     quantization: Quantization = _option("auto", "Quantize the weights with bitsandbytes.")
     attention: Attention = _option("auto", "The attention implementation.")
     keep_quantized: Literal["no", "yes"] = _option("no", "Save a copy of a model that was quantized, to load faster.")
+    engine: EngineName = _option("auto", "What runs the model: batching, static or dynamic.")
+    compile: Literal["no", "yes"] = _option("no", "Compile the decode step: faster, but a minute later ready.")
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
     idle_minutes: int = _option(0, "Unload a model that nobody used for so long; 0 never does.")
@@ -82,6 +84,8 @@ class Settings:
             attention=self.attention,
             context=self.context or None,
             keep_quantized=self.keep_quantized == "yes",
+            engine=self.engine,
+            compile=self.compile == "yes",
         )
 
     def as_flags(self, *names: str) -> list[str]:

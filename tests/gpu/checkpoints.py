@@ -1,11 +1,16 @@
-"""Checkpoints with the real shapes of Granite and random weights, for measuring where no hub can be reached."""
+"""Checkpoints with the real shapes of Granite and random weights, for measuring where no hub can be reached.
 
+``python -m tests.gpu.checkpoints granite-3.3-2b-instruct FOLDER`` writes one.
+"""
+
+import sys
 from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerFast
 
+from granite_demo import registry
 from granite_demo.shapes import Shape
 
 
@@ -36,3 +41,15 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(1000)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
+
+
+def main() -> None:
+    """Write the checkpoint of the model of the registry that the first argument names to the second."""
+    name, folder = sys.argv[1:]
+    shape = registry.MODELS[name].shape
+    assert shape is not None
+    write_checkpoint(Path(folder), shape)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,14 +1,17 @@
 """The engine on a GPU, on a small random Granite."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from granite_demo import registry
-from granite_demo.engine.single import SingleStreamEngine
+from granite_demo.engine.create import create_engine
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
-from granite_demo.types import LoadOptions, SamplingParams
+from granite_demo.types import LoadOptions
+from tests.engine.running import answer
 
 pytestmark = pytest.mark.gpu
 
@@ -32,18 +35,18 @@ def small_model() -> LoadedModel:
 
 async def test_greedy_equals_generate() -> None:
     loaded = small_model()
-    engine = SingleStreamEngine(loaded)
+    engine = create_engine(loaded)
     prompt = list(range(2, 200))
-    ours = [token async for token in engine.generate(prompt, SamplingParams(max_tokens=100))]
+    ours = await answer(engine, prompt, max_tokens=100)
     output = loaded.model.generate(torch.tensor([prompt], device="cuda"), max_new_tokens=100, do_sample=False)
     assert ours == output[0, len(prompt) :].tolist()
     engine.close()
 
 
 async def test_a_seed_repeats_a_sampled_answer() -> None:
-    engine = SingleStreamEngine(small_model())
-    sampling = SamplingParams(temperature=1.0, top_p=0.9, top_k=50, seed=3, max_tokens=30)
-    first, again = [[token async for token in engine.generate([1, 2, 3], sampling)] for _ in range(2)]
+    engine = create_engine(small_model())
+    sampling: dict[str, Any] = {"temperature": 1.0, "top_p": 0.9, "top_k": 50, "seed": 3, "max_tokens": 30}
+    first, again = [await answer(engine, [1, 2, 3], **sampling) for _ in range(2)]
     assert first == again
     engine.close()
 
@@ -51,8 +54,8 @@ async def test_a_seed_repeats_a_sampled_answer() -> None:
 async def test_memory_is_back_after_close() -> None:
     before = torch.cuda.memory_allocated()
     loaded = small_model()
-    engine = SingleStreamEngine(loaded)
-    assert len([token async for token in engine.generate([1, 2, 3], SamplingParams(max_tokens=5))]) == 5
+    engine = create_engine(loaded)
+    assert len(await answer(engine, [1, 2, 3], max_tokens=5)) == 5
     assert torch.cuda.memory_allocated() > before
     engine.close()
     del loaded

@@ -1,0 +1,290 @@
+"""The batching engine: many requests in each step, over transformers' continuous batching, guarded.
+
+The guard: a request is taken only when the cache has room for it, ends itself when it is cancelled, and cannot end
+another's. When a step fails, the loop is started again and its requests go on from their last token; one that fails
+the loop again, or was alone in it, is answered with the error (``engine/recovery.py``).
+"""
+
+import asyncio
+import itertools
+import logging
+import threading
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from granite_demo.engine.base import EngineStats, TokenStream, as_user_error, closed_error, deliver
+from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, Row, token_of
+from granite_demo.engine.continuous import PAGE, Loop
+from granite_demo.engine.recovery import Suspects
+from granite_demo.engine.sampling import not_a_number
+from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
+from granite_demo.errors import ContextOverflowError, EngineError, GraniteDemoError, UnsuitableEngineError
+from granite_demo.loading import LoadedModel
+from granite_demo.types import Fact, Queued, SamplingParams, Token
+
+log = logging.getLogger(__name__)
+
+LIKELY_ANSWER = 1024
+"""Tokens of the answer that a request is admitted with, if it may be longer: few answers are. Should the cache fill up
+all the same, continuous batching takes the blocks of the youngest and computes them again later."""
+WATCH_SECONDS = 0.5
+"""How often the watchdog looks after a loop that reported nothing."""
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One request from its arrival to its end."""
+
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    stream: TokenStream
+    answer: list[int] = field(default_factory=list)
+    """The tokens delivered so far."""
+    id: str = ""
+    """Its name in the loop; a new one each time it is submitted."""
+    row: Row | None = None
+    received: int = 0
+    """Tokens that the loop reported since the last submission."""
+
+    @property
+    def likely_tokens(self) -> int:
+        """Tokens of the cache that it will probably need."""
+        assert self.sampling.max_tokens is not None
+        return len(self.prompt_ids) + min(self.sampling.max_tokens, max(LIKELY_ANSWER, len(self.answer) + 1))
+
+
+class BatchingEngine:
+    """Serves up to ``requests`` at once on one model. For models whose layers are all full attention."""
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        *,
+        cache_tokens: int,
+        requests: int = 64,
+        prefill: int = 2048,
+        compile_level: int = 0,
+        facts: tuple[Fact, ...] = (),
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """``cache_tokens``: tokens in the KV cache of all requests together. Raises MemoryError if it does not fit."""
+        self.facts = facts
+        self._context = loaded.context_length
+        self._capacity = cache_tokens
+        self._ends = sorted(loaded.eos_ids)
+        self._limit = requests
+        self._sampler = BatchSampler(loaded.model.config.vocab_size, requests, loaded.model.device)
+        self._loop = Loop(
+            loaded.model,
+            self._sampler,
+            self._receive,
+            tokens=cache_tokens,
+            context=loaded.context_length,
+            requests=requests,
+            prefill=prefill,
+            compile_level=compile_level,
+        )
+        self._lock = threading.RLock()
+        self._waiting: WaitingLine[Request] = WaitingLine(max_waiting)
+        self._running: dict[str, Request] = {}
+        self._free_slots = list(range(requests))
+        self._names = itertools.count()
+        self._suspects: Suspects[Request] = Suspects()
+        self._restarts = 0
+        self._closed = False
+        self._recovering = False
+        self._dead: GraniteDemoError | None = None
+        self._wake = threading.Event()
+        self._watchdog = threading.Thread(target=self._watch, name="engine-watchdog", daemon=True)
+
+    def warm_up(self) -> int:
+        """Capture the graphs and start the loop. Returns the number of graphs."""
+        count = self._loop.warm_up()
+        if self._loop.wants_graphs and not count:
+            raise UnsuitableEngineError("its steps cannot be captured in CUDA graphs")
+        self._loop.start()
+        self._watchdog.start()
+        return count
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+        """See ``Engine.generate``. An answer ends where the cache does, which may hold less than the context.
+
+        Raises ContextOverflowError for a prompt that the cache cannot hold.
+        """
+        if sampling.max_tokens is None:
+            raise ValueError("An engine needs max_tokens: the backend fits it to the context.")
+        room = self._capacity - len(prompt_ids)
+        if room < 1:
+            raise ContextOverflowError(len(prompt_ids), self._capacity)
+        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        request = Request(list(prompt_ids), sampling, TokenStream(asyncio.get_running_loop()))
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            if self._dead:
+                raise self._dead
+            self._waiting.join(request)
+        self._admit()
+        try:
+            async with aclosing(request.stream.read()) as items:
+                async for item in items:
+                    yield item
+        finally:
+            self._cancel(request)
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait, and how often the loop was started again."""
+        with self._lock:
+            running = len(self._running) + len(self._suspects)
+            return EngineStats(running, len(self._waiting), self._restarts)
+
+    def close(self) -> None:
+        """End all requests with EngineClosedError, stop the loop and let go of the model."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            requests = [*self._running.values(), *self._suspects.clear(), *self._waiting.clear()]
+            self._running.clear()
+        for request in requests:
+            request.stream.finish(closed_error())
+        self._wake.set()
+        if self._watchdog.is_alive():
+            self._watchdog.join()
+        self._loop.stop()
+        del self._loop, self._sampler  # whoever still holds the engine does not hold the weights
+
+    def _admit(self) -> None:
+        """Submit whoever waits and fits."""
+        with self._lock:
+            while not (self._closed or self._dead or self._recovering) and self._free_slots:
+                request = self._suspects.take() if self._suspects else self._waiting.take(self._fits)
+                if request is None:
+                    break
+                if request.stream.cancelled:
+                    self._suspects.gone(request)
+                else:
+                    self._submit(request)
+            self._waiting.announce()
+
+    def _fits(self, request: Request) -> bool:
+        used = sum(running.likely_tokens + PAGE for running in self._running.values())
+        return not self._running or used + request.likely_tokens + PAGE <= self._capacity
+
+    def _submit(self, request: Request) -> None:
+        request.id = f"request-{next(self._names)}"
+        request.row = Row(request.sampling, self._free_slots.pop(), len(request.prompt_ids))
+        request.received = 0
+        self._running[request.id] = request
+        ids = request.prompt_ids + request.answer
+        self._loop.submit(request.id, ids, self._ends, request.row)
+
+    def _release(self, request: Request) -> bool:
+        """Take a request out of the running ones. False if it was not among them."""
+        if self._running.pop(request.id, None) is None:
+            return False
+        assert request.row is not None
+        self._free_slots.append(request.row.slot)
+        self._suspects.gone(request)
+        return True
+
+    def _cancel(self, request: Request) -> None:
+        request.stream.cancel()
+        with self._lock:
+            if self._release(request):
+                self._loop.cancel(request.id)
+        self._admit()
+
+    def _receive(self, outputs: list[Any]) -> None:
+        """Take a step's outputs. Called from the loop's thread."""
+        tokens: list[tuple[TokenStream, Token]] = []
+        ended: list[tuple[Request, GraniteDemoError | None]] = []
+        with self._lock:
+            suspects = bool(self._suspects)
+            asked = any(request.sampling.logprobs is not None for request in self._running.values())
+            logprobs = self._sampler.read() if asked else None
+            for output in outputs:
+                request = self._running.get(output.request_id)
+                if request is None:
+                    continue  # cancelled meanwhile
+                if output.error is not None:
+                    self._recovering = True
+                    continue  # the loop has died: see _recover
+                error = self._collect(request, output, logprobs, tokens)
+                if error or output.is_finished():
+                    self._release(request)
+                    ended.append((request, error))
+                    if error:
+                        self._loop.cancel(request.id)
+            if self._recovering:
+                self._wake.set()
+        deliver(tokens)
+        for request, error in ended:
+            request.stream.finish(error)
+        if ended or suspects:
+            self._admit()
+
+    def _collect(
+        self, request: Request, output: Any, logprobs: LogProbs | None, tokens: list[tuple[TokenStream, Token]]
+    ) -> GraniteDemoError | None:
+        assert request.row is not None
+        # After a restart the loop takes the answer so far for a part of the prompt, and reports only what is new.
+        new = output.generated_tokens[request.received :]
+        for token_id, logprob in zip(new, output.logprobs[request.received :], strict=True):
+            if logprob != logprob:
+                return not_a_number()
+            tokens.append((request.stream, token_of(token_id, request.row, len(request.answer), logprobs)))
+            request.answer.append(token_id)
+        request.received += len(new)
+        self._suspects.clear_if_passed(request, len(request.answer))
+        return None
+
+    def _watch(self) -> None:
+        """Start the loop again whenever it died. Runs on a thread of its own."""
+        while not self._closed:
+            self._wake.wait(WATCH_SECONDS)
+            self._wake.clear()
+            if not self._closed and not self._dead and (self._recovering or not self._loop.is_running()):
+                try:
+                    self._recover()
+                except Exception as error:  # nothing can be computed any more
+                    self._give_up(error)
+
+    def _recover(self) -> None:
+        with self._lock:
+            self._recovering = True  # nobody is submitted to a loop that has ended
+        cause = self._cause()
+        with self._lock:
+            failed = [request for request in self._running.values() if not request.stream.cancelled]
+            culprits, innocent = self._suspects.judge(failed)
+            for request in list(self._running.values()):
+                self._release(request)
+            self._suspects.add(innocent, alone=not culprits)
+            self._restarts += 1
+        self._loop.restart()
+        with self._lock:
+            self._recovering = False
+        log.warning("The loop was started again; %d requests go on, %d failed.", len(innocent), len(culprits))
+        for request in culprits:
+            request.stream.finish(cause)
+        self._admit()
+
+    def _cause(self) -> GraniteDemoError:
+        error = self._loop.ended_by()
+        if isinstance(error, torch.AcceleratorError):
+            raise error  # the CUDA context is lost
+        known = as_user_error(error) if error else None
+        return known or EngineError("The model's loop ended. Try again.")
+
+    def _give_up(self, error: BaseException) -> None:
+        log.error("The engine cannot go on.", exc_info=error)
+        with self._lock:
+            self._dead = EngineError("The GPU has failed and the model cannot answer any more. Restart the server.")
+            requests = [*self._running.values(), *self._suspects.clear(), *self._waiting.clear()]
+            self._running.clear()
+        for request in requests:
+            request.stream.finish(self._dead)

@@ -1,0 +1,160 @@
+"""Which engine runs a loaded model, and why. The one place that knows them all.
+
+- batching: a GPU with FlashAttention and a model of full-attention layers; many requests in each step.
+- static: any other GPU; requests take turns, a token is one CUDA graph.
+- dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
+"""
+
+import gc
+import logging
+
+import torch
+
+from granite_demo.engine.base import Engine
+from granite_demo.engine.batching import BatchingEngine
+from granite_demo.engine.continuous import PAGE
+from granite_demo.engine.dynamic import DynamicRunner
+from granite_demo.engine.interleaved import InterleavedEngine
+from granite_demo.engine.static import StaticRunner
+from granite_demo.errors import ConfigurationError, UnsuitableEngineError
+from granite_demo.loading import LoadedModel
+from granite_demo.placement import free_memory, precision_of
+from granite_demo.planning import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
+from granite_demo.types import EngineName, Fact, Report
+
+log = logging.getLogger(__name__)
+
+USERS = 64
+"""Requests in one step on a GPU."""
+USERS_ON_CPU = 8
+USUAL_CONTEXT = 4096
+"""Tokens of cache for each of them, should the GPU have that much room."""
+CACHE_SHARE = 0.8
+"""The part of the free memory that a cache may take; activations and graphs need the rest."""
+KEPT_SHARE = 0.25
+"""The part of the free memory that ended conversations may take on a CPU; running ones need the rest."""
+SLOTS = 4
+"""Conversations that a static cache has room for, where memory allows."""
+ASKED = "asked for"
+NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
+
+
+def create_engine(
+    loaded: LoadedModel,
+    wanted: EngineName = "auto",
+    compiled: bool = False,
+    report: Report = lambda stage, fraction, detail: None,
+) -> Engine:
+    """An engine that is warm and ready. Raises ConfigurationError for an engine that cannot run this model."""
+    problem = batching_problem(loaded)
+    if wanted == "batching" and problem:
+        raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
+    reasons: list[str] = [ASKED] if wanted != "auto" else []
+    on_gpu = loaded.placement.device == "cuda"
+    if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
+        try:
+            return _batching(loaded, compiled, report, reasons)
+        except (*NO_MEMORY, UnsuitableEngineError) as error:
+            problem = "its cache does not fit" if isinstance(error, NO_MEMORY) else str(error)
+            if wanted == "batching":
+                raise ConfigurationError(f"The batching engine was asked for, but {problem}.") from error
+            log.warning("The batching engine is not used: %s.", problem)
+        gc.collect()  # what it had allocated
+    if wanted == "static" or (wanted == "auto" and on_gpu and not loaded.placement.spread):
+        try:
+            return _static(loaded, report, reasons or [f"not batching: {problem}"])
+        except ValueError as error:
+            if wanted == "static":
+                raise ConfigurationError(f"The static engine was asked for, but {error}.") from error
+            problem = f"{problem}; not static: {error}"
+    why = f"not batching: {problem}" if on_gpu else f"on {loaded.placement.device} requests take turns"
+    return _dynamic(loaded, report, reasons or [why])
+
+
+def batching_problem(loaded: LoadedModel) -> str:
+    """Why continuous batching cannot run this model here, as half a sentence, or nothing."""
+    shape, placement = loaded.shape, loaded.placement
+    if shape is None:
+        return "the shape of the model is not known"
+    if shape.attention_layers < shape.layers:
+        return "it needs attention in every layer, and this model has Mamba layers"
+    if placement.spread:
+        return "the layers are spread over several GPUs"
+    if placement.device == "mps":
+        return "it does not run on Apple's GPU"
+    if placement.device == "cuda" and not placement.attention.startswith(("flash_attention_2", "flash_attention_3")):
+        return f"it needs FlashAttention 2 or 3 on a GPU, and the attention is {placement.attention}"
+    if placement.quantization == "int8":
+        return "LLM.int8 waits for the GPU within a step, which CUDA graphs do not allow"
+    return ""
+
+
+def cache_tokens(loaded: LoadedModel, free: int) -> int:
+    """Tokens for the cache that all requests share: what 64 usual conversations or two long ones need, if it fits."""
+    users = USERS if loaded.placement.device == "cuda" else USERS_ON_CPU
+    wanted = max(2 * loaded.context_length, users * USUAL_CONTEXT)
+    if loaded.placement.device != "cuda":
+        # Attention is computed with one mask over the whole cache there.
+        wanted = users * USUAL_CONTEXT
+    return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
+
+
+def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str]) -> Engine:
+    on_gpu = loaded.placement.device == "cuda"
+    tokens = cache_tokens(loaded, free_memory(loaded.placement.device))
+    users = USERS if on_gpu else USERS_ON_CPU
+    engine = BatchingEngine(
+        loaded,
+        cache_tokens=tokens,
+        requests=users,
+        prefill=PREFILL_TOKENS if on_gpu else PREFILL_TOKENS // 4,
+        compile_level=int(compiled and on_gpu),
+    )
+    try:
+        report("warming up", None, "compiling the decode step, about a minute" if compiled else "capturing CUDA graphs")
+        graphs = engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
+    why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
+    size = f"{tokens:,} tokens, {gigabytes(tokens * _token_bytes(loaded))}"
+    compiling = ASKED if compiled else "not asked for; about 1.5 times as fast for one user, after a minute"
+    engine.facts = (
+        ("Engine", f"batching, up to {users} requests in a step", why),
+        ("KV cache", size, "shared by all; a common beginning is kept once"),
+        ("Decoding", f"{graphs} CUDA graphs", "a step is one launch") if graphs else ("Decoding", "eager", "no GPU"),
+        ("Compiled", "yes" if compiled and on_gpu else "no", compiling if on_gpu else "only on a GPU"),
+    )
+    return engine
+
+
+def _token_bytes(loaded: LoadedModel) -> int:
+    assert loaded.shape is not None
+    return kv_bytes_per_token(loaded.shape, precision_of(loaded.placement.dtype, loaded.placement.quantization))
+
+
+def _static(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
+    slots = SLOTS
+    if loaded.memory is not None and loaded.memory.kv_cache:
+        fitting = int(CACHE_SHARE / 2 * free_memory(loaded.placement.device) / loaded.memory.kv_cache)
+        slots = max(1, min(SLOTS, fitting))
+    return _interleaved(loaded, StaticRunner(loaded, slots), "static", report, reasons)
+
+
+def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
+    runner = DynamicRunner(loaded, int(KEPT_SHARE * free_memory(loaded.placement.device)))
+    return _interleaved(loaded, runner, "dynamic", report, reasons)
+
+
+def _interleaved(
+    loaded: LoadedModel, runner: StaticRunner | DynamicRunner, name: str, report: Report, reasons: list[str]
+) -> Engine:
+    fact: Fact = ("Engine", f"{name}, up to {runner.slots} requests in turns", "; ".join(reasons))
+    engine = InterleavedEngine(runner, loaded.eos_ids, (fact,))
+    try:
+        report("warming up", None, "")
+        engine.warm_up()
+    except BaseException:
+        engine.close()
+        raise
+    return engine

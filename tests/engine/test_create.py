@@ -1,0 +1,243 @@
+"""Which engine is chosen, and the reasons that are given."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from granite_demo import registry
+from granite_demo.engine import create
+from granite_demo.engine.batching import BatchingEngine
+from granite_demo.engine.create import batching_problem, cache_tokens, create_engine
+from granite_demo.engine.interleaved import InterleavedEngine
+from granite_demo.errors import ConfigurationError, UnsuitableEngineError
+from granite_demo.loading import LoadedModel, load_model
+from granite_demo.placement import Placement
+from granite_demo.shapes import Shape
+from granite_demo.types import LoadOptions, MemoryUse
+from tests.engine.running import answer, tiny_model
+from tests.tinymodels import write_checkpoint
+
+SHAPE = Shape(
+    model_type="granite",
+    context_length=8192,
+    vocab_size=64,
+    hidden_size=32,
+    layers=2,
+    attention_layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+)
+HYBRID = replace(SHAPE, attention_layers=1)
+GPU = Placement("cuda", torch.bfloat16, "none", "flash_attention_3", None)
+CPU = Placement("cpu", torch.float32, "none", "sdpa", None)
+
+
+def loaded_on(placement: Placement, shape: Shape | None = SHAPE) -> LoadedModel:
+    return replace(tiny_model(), placement=placement, shape=shape, context_length=8192)
+
+
+class Engines:
+    """Stands in for the engines that need a GPU, and remembers which were made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        self.closed: list[str] = []
+        self.options: dict[str, Any] = {}
+        self.arguments: tuple[Any, ...] = ()
+        self.failures: dict[str, BaseException] = {}
+        """What making or warming up an engine raises, by its name."""
+        monkeypatch.setattr(create, "BatchingEngine", self._make("batching"))
+        monkeypatch.setattr(create, "StaticRunner", self._make("static"))
+        monkeypatch.setattr(create, "DynamicRunner", self._make("dynamic"))
+        monkeypatch.setattr(create, "InterleavedEngine", FakeInterleaved)
+        monkeypatch.setattr(create, "free_memory", lambda device: 10**9)
+
+    def _make(self, name: str) -> Any:
+        engines = self
+
+        class Fake:
+            slots = 4
+            facts = ()
+
+            def __init__(self, loaded: LoadedModel, *arguments: Any, **options: Any) -> None:
+                engines.made.append(name)
+                engines.options, engines.arguments = options, arguments
+                if isinstance(engines.failures.get(name), MemoryError | ValueError):
+                    raise engines.failures[name]
+
+            def warm_up(self) -> int:
+                if name in engines.failures:
+                    raise engines.failures[name]
+                return 12
+
+            def close(self) -> None:
+                engines.closed.append(name)
+
+        return Fake
+
+
+class FakeInterleaved:
+    def __init__(self, runner: Any, eos_ids: frozenset[int], facts: Any) -> None:
+        self.runner = runner
+        self.facts = facts
+
+    def warm_up(self) -> None:
+        self.runner.warm_up()
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    return Engines(monkeypatch)
+
+
+def chosen(engine: Any) -> tuple[str, str]:
+    """The engine's name and why it was chosen, as it tells."""
+    name, value, reason = engine.facts[0]
+    assert name == "Engine"
+    return value.split(",")[0], reason
+
+
+def test_a_gpu_with_flash_attention_gets_batching(engines: Engines) -> None:
+    engine = create_engine(loaded_on(GPU))
+    assert chosen(engine) == ("batching", "a GPU with flash_attention_3, and attention in every layer")
+    assert engines.made == ["batching"]
+    assert engines.options["requests"] == 64
+    assert engines.options["compile_level"] == 0
+    assert [fact[:2] for fact in engine.facts[1:]] == [
+        ("KV cache", "262,144 tokens, 0.0 GB"),
+        ("Decoding", "12 CUDA graphs"),
+        ("Compiled", "no"),
+    ]
+
+
+def test_compiling_is_asked_for(engines: Engines) -> None:
+    said: list[str] = []
+    engine = create_engine(loaded_on(GPU), "auto", True, lambda stage, fraction, detail: said.append(detail))
+    assert engines.options["compile_level"] == 1
+    assert engine.facts[-1] == ("Compiled", "yes", "asked for")
+    assert said == ["compiling the decode step, about a minute"]
+
+
+@pytest.mark.parametrize(
+    ("placement", "shape", "expected"),
+    [
+        (replace(GPU, attention="sdpa"), SHAPE, ("static", "not batching: it needs FlashAttention 2 or 3")),
+        (replace(GPU, attention="flash_attention_4"), SHAPE, ("static", "not batching: it needs FlashAttention 2")),
+        (replace(GPU, quantization="int8"), SHAPE, ("static", "not batching: LLM.int8 waits for the GPU")),
+        (GPU, HYBRID, ("static", "not batching: it needs attention in every layer")),
+        (GPU, None, ("static", "not batching: the shape of the model is not known")),
+        (replace(GPU, spread=True), SHAPE, ("dynamic", "not batching: the layers are spread over several GPUs")),
+        (CPU, SHAPE, ("dynamic", "on cpu requests take turns")),
+        (replace(CPU, device="mps"), SHAPE, ("dynamic", "on mps requests take turns")),
+    ],
+)
+def test_other_machines_and_models(
+    engines: Engines, placement: Placement, shape: Shape | None, expected: tuple[str, str]
+) -> None:
+    name, reason = chosen(create_engine(loaded_on(placement, shape)))
+    assert (name, reason[: len(expected[1])]) == expected
+    assert engines.made == [name]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("Memory footprint 7 is more"), "its cache does not fit"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "its cache does not fit"),
+        (UnsuitableEngineError("its steps cannot be captured"), "its steps cannot be captured"),
+    ],
+)
+def test_what_batching_cannot_run_falls_to_static_with_the_reason(
+    engines: Engines, error: BaseException, reason: str
+) -> None:
+    engines.failures["batching"] = error
+    assert chosen(create_engine(loaded_on(GPU))) == ("static", f"not batching: {reason}")
+    assert engines.made == ["batching", "static"]
+    if not isinstance(error, MemoryError):  # it was made
+        assert engines.closed == ["batching"]
+    with pytest.raises(ConfigurationError, match=f"The batching engine was asked for, but {reason}"):
+        create_engine(loaded_on(GPU), "batching")
+
+
+def test_what_static_cannot_run_falls_to_dynamic_with_both_reasons(engines: Engines) -> None:
+    engines.failures["static"] = ValueError("it has layers of another kind")
+    name, reason = chosen(create_engine(loaded_on(GPU, HYBRID)))
+    assert name == "dynamic"
+    assert reason.startswith("not batching: it needs attention in every layer")
+    assert reason.endswith("; not static: it has layers of another kind")
+    with pytest.raises(ConfigurationError, match="The static engine was asked for, but it has layers of another kind"):
+        create_engine(loaded_on(GPU, HYBRID), "static")
+
+
+@pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
+def test_what_was_asked_for_is_made(engines: Engines, name: Any) -> None:
+    assert chosen(create_engine(loaded_on(GPU), name)) == (name, "asked for")
+    assert engines.made == [name]
+
+
+@pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
+def test_an_engine_that_fails_for_another_reason_is_closed(engines: Engines, name: Any) -> None:
+    engines.failures[name] = ZeroDivisionError("broken")
+    with pytest.raises(ZeroDivisionError):
+        create_engine(loaded_on(GPU), name)
+    assert engines.closed == [name]
+
+
+def test_batching_that_was_asked_for_is_refused_with_what_to_do(engines: Engines) -> None:
+    with pytest.raises(ConfigurationError, match="Mamba layers. Choose another engine, or auto."):
+        create_engine(loaded_on(GPU, HYBRID), "batching")
+    assert engines.made == []
+
+
+def test_a_hybrid_checkpoint_is_refused(tmp_path: Any) -> None:
+    folder = write_checkpoint(tmp_path / "model", "hybrid", torch.float32)
+    hybrid = load_model(folder, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    with pytest.raises(ConfigurationError, match="Mamba layers"):
+        create_engine(hybrid, "batching")
+
+
+def test_which_models_of_the_registry_batch() -> None:
+    for spec in registry.MODELS.values():
+        assert bool(batching_problem(loaded_on(GPU, spec.shape))) == bool(spec.shape and spec.shape.mamba), spec.name
+
+
+@pytest.mark.parametrize(
+    ("placement", "free", "tokens"),
+    [
+        (GPU, 10**12, 64 * 4096),
+        (CPU, 10**12, 8 * 4096),
+        # 2 layers x 2 heads x 8 x 2 bytes, of keys and of values: 128 bytes a token.
+        (GPU, 128 * 10_000, 7936),
+        (GPU, 0, 256),
+    ],
+)
+def test_the_cache_is_what_users_need_within_the_memory(placement: Placement, free: int, tokens: int) -> None:
+    assert cache_tokens(loaded_on(placement), free) == tokens
+
+
+def test_a_long_context_has_room_twice() -> None:
+    assert cache_tokens(replace(loaded_on(GPU), context_length=200_000), 10**12) == 400_000 // 256 * 256
+
+
+@pytest.mark.parametrize(("size", "slots"), [(10**8, 4), (2 * 10**8, 2), (10**9, 1)])
+def test_static_caches_are_as_many_as_fit_into_half_of_it(engines: Engines, size: int, slots: int) -> None:
+    memory = MemoryUse("cuda", weights=1, kv_cache=size, free=10**9)
+    create_engine(replace(loaded_on(GPU), memory=memory), "static")
+    assert engines.arguments == (slots,)
+
+
+async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> None:
+    engines = {"auto": InterleavedEngine, "dynamic": InterleavedEngine, "batching": BatchingEngine}
+    answers = []
+    for name, kind in engines.items():
+        engine = create_engine(sample, name)  # type: ignore[arg-type]
+        assert isinstance(engine, kind)
+        answers.append(await answer(engine, [1, 2, 3], max_tokens=5))
+        engine.close()
+    assert answers[0] == answers[1] == answers[2]
