@@ -14,12 +14,13 @@ from rich.console import Console
 
 from granite_demo import commands, registry
 from granite_demo.backends import LocalBackend
+from granite_demo.bench.options import BenchOptions
 from granite_demo.choosing import remember_model
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import ModelManager
 from granite_demo.opening import open_model
 from granite_demo.settings import Settings, help_text
-from granite_demo.terminal import LoadReporter, print_bench, set_up_logging
+from granite_demo.terminal import LoadReporter, set_up_logging
 
 
 def _flag(name: str) -> Any:
@@ -33,6 +34,8 @@ DeviceFlag = Annotated[str | None, _flag("device")]
 DtypeFlag = Annotated[str | None, _flag("dtype")]
 QuantizationFlag = Annotated[str | None, _flag("quantization")]
 AttentionFlag = Annotated[str | None, _flag("attention")]
+EngineFlag = Annotated[str | None, _flag("engine")]
+CompileFlag = Annotated[str | None, _flag("compile")]
 KeepFlag = Annotated[str | None, _flag("keep_quantized")]
 ContextFlag = Annotated[int | None, _flag("context")]
 RevisionFlag = Annotated[str | None, _flag("revision")]
@@ -49,6 +52,30 @@ MemoryFlag = Annotated[
     str | None, typer.Option(help="Memory to plan for, like 24GB. Default: what is free on this machine.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+
+
+SuiteFlag = Annotated[
+    str | None,
+    typer.Option(help="load, decode, ttft, page, several with commas, or all. Default: all, without page if large."),
+]
+UsersFlag = Annotated[
+    str | None, typer.Option(help="Users at the same time. Default: 1,4,16,64 on a GPU, 1,4 on a CPU.")
+]
+PromptsFlag = Annotated[
+    str | None, typer.Option(help="Prompt lengths of ttft. Default: 128,1024,8192 on a GPU, 128,1024 on a CPU.")
+]
+TokensFlag = Annotated[
+    int | None,
+    typer.Option(min=2, max=4096, help="New tokens of each answer. Default: 256 on a GPU, 12 on a CPU."),
+]
+RoundsFlag = Annotated[int, typer.Option(min=1, max=20, help="Turns of each way; the medians are shown.")]
+JsonFileFlag = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE", help="Write every figure as JSON; - prints it instead of the tables."),
+]
+PlotFlag = Annotated[
+    Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture, such as bench.png. Needs matplotlib.")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -76,6 +103,8 @@ def create_cli(console: Console) -> typer.Typer:
         dtype: DtypeFlag = None,
         quantization: QuantizationFlag = None,
         attention: AttentionFlag = None,
+        engine: EngineFlag = None,
+        compile: CompileFlag = None,
         keep_quantized: KeepFlag = None,
         context: ContextFlag = None,
         revision: RevisionFlag = None,
@@ -88,24 +117,41 @@ def create_cli(console: Console) -> typer.Typer:
         """Serve the page."""
         run_server(Settings.resolve(locals(), os.environ), console)
 
+    add_bench_command(cli, console)
+    add_model_commands(cli, console)
+    return cli
+
+
+def add_bench_command(cli: typer.Typer, console: Console) -> None:
+    """The command that measures."""
+
     @cli.command()
     def bench(
         model: ModelFlag = None,
+        suite: SuiteFlag = None,
+        users: UsersFlag = None,
+        prompts: PromptsFlag = None,
+        tokens: TokensFlag = None,
+        rounds: RoundsFlag = 3,
+        json_file: JsonFileFlag = None,
+        plot_file: PlotFlag = None,
         device: DeviceFlag = None,
         dtype: DtypeFlag = None,
         quantization: QuantizationFlag = None,
         attention: AttentionFlag = None,
+        engine: EngineFlag = None,
+        compile: CompileFlag = None,
+        context: ContextFlag = None,
         threads: ThreadsFlag = None,
         cache_dir: CacheFlag = None,
-        tokens: Annotated[int, typer.Option(min=2, max=4096, help="New tokens of each answer.")] = 100,
-        rounds: Annotated[int, typer.Option(min=1, max=20, help="Answers of each way; the medians are shown.")] = 3,
     ) -> None:
-        """Measure this machine against transformers' own generate, and the time from start to first token."""
-        flags = dict(locals())
-        run_bench(Settings.resolve(flags, os.environ), tokens, rounds, console)
+        """Measure this machine beside transformers' documented ways and beside what its memory allows.
 
-    add_model_commands(cli, console)
-    return cli
+        With the sample model on two CPU cores it takes about three minutes.
+        """
+        settings = Settings.resolve(locals(), os.environ)
+        asked = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file)
+        run_bench(settings, asked, console)
 
 
 def add_model_commands(cli: typer.Typer, console: Console) -> None:
@@ -165,19 +211,33 @@ def run_server(settings: Settings, console: Console) -> None:
     serve(create_app(backend, access), backend, listener, announce)
 
 
-def run_bench(settings: Settings, tokens: int, rounds: int, console: Console) -> None:
-    """Print the measurements to standard output."""
+def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None:
+    """Measure, then print the report and write the files that were asked for."""
     set_up_logging("warning", console)
-    from granite_demo import bench
+    if settings.model != "auto":
+        registry.resolve(settings.model)
+    from granite_demo.bench import output, suites
+    from granite_demo.bench.load import StageClock
 
-    backend = local_backend(settings, console)
-    try:
-        ready = backend.wait_until_ready()
-        results = bench.compare(backend, ready, tokens, rounds)
-    finally:
-        backend.close()
-    startup = bench.measure_startup(
-        settings.as_flags("model", "device", "dtype", "quantization", "attention", "threads", "cache_dir")
+    def tell(text: str) -> None:
+        console.print(text, style="dim", markup=False, highlight=False)
+
+    clock = StageClock(LoadReporter(console))
+    manager = ModelManager(partial(open_model, settings.cache_dir, settings.threads, ignore_ends=True), clock)
+    serve = settings.as_flags(
+        "model",
+        "device",
+        "dtype",
+        "quantization",
+        "attention",
+        "engine",
+        "compile",
+        "context",
+        "threads",
+        "cache_dir",
     )
-    title = f"{ready.loaded.spec.title}, greedy, {tokens} new tokens, medians of {rounds}"
-    print_bench(results, startup, title, ready.loaded.placement.facts)
+    try:
+        report = suites.run(manager, settings.load_options(), clock, asked, serve, tell)
+    finally:
+        manager.close()
+    output.write(report, asked)

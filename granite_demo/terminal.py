@@ -1,17 +1,12 @@
 """What the terminal shows: log lines, and a bar while a model gets ready. Everything goes to standard error."""
 
 import logging
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
 from granite_demo.types import ModelStatus
-
-if TYPE_CHECKING:
-    from granite_demo.bench import Measurement, Startup
 
 log = logging.getLogger(__name__)
 
@@ -70,26 +65,3 @@ class LoadReporter:
         for name, value, reason in status.facts:
             log.info("%s: %s (%s)", name, value, reason)
         log.info("%s is ready.", status.title)
-
-
-def print_bench(
-    results: "list[Measurement]", startup: "Startup", title: str, facts: tuple[tuple[str, str, str], ...]
-) -> None:
-    """Write the measurements to standard output, the first result being what the others are compared with."""
-    console = Console()
-    table = Table(title=title, title_justify="left")
-    for column in ("way", "tokens/s", "ratio", "first token, s"):
-        table.add_column(column, justify="left" if column == "way" else "right")
-    for result in results:
-        ratio = result.tokens_per_second / results[0].tokens_per_second
-        table.add_row(result.name, f"{result.tokens_per_second:.2f}", f"{ratio:.3f}", f"{result.ttft:.2f}")
-    console.print(table)
-    for name, value, reason in facts:
-        console.print(f"{name}: {value} ({reason})", highlight=False)
-    engine, page = results[1].tokens_per_second, results[2].tokens_per_second
-    console.print(f"The page takes {max(0.0, 1 - page / engine):.1%} of the engine's speed.", highlight=False)
-    console.print(
-        f"Start: page after {startup.page:.1f} s, model ready after {startup.ready:.1f} s, "
-        f"first token in the page after {startup.first_token:.1f} s.",
-        highlight=False,
-    )

@@ -1,9 +1,14 @@
 """The command line's manners."""
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from granite_demo.cli import main
+from tests.tinymodels import write_checkpoint
 
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -29,6 +34,7 @@ def test_help_names_flags_defaults_and_variables() -> None:
     [
         ("models", ("--json", "--context", "--cache-dir", "List the models")),
         ("fits", ("--json", "--memory", "24GB", "--context", "[MODEL]")),
+        ("bench", ("--suite", "--users", "--prompts", "--json", "--plot", "--rounds", "three minutes")),
         ("pull", ("--json", "--revision", "GRANITE_DEMO_REVISION", "MODEL", "Ctrl-C")),
     ],
 )
@@ -42,3 +48,51 @@ def test_an_unknown_flag_is_exit_code_two() -> None:
     done = run("serve", "--no-such-flag")
     assert done.returncode == 2
     assert "No such option" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--suite", "speed"], "--suite must be all or some of load, decode, ttft, page"),
+        (["--users", "0"], "--users must be 1 or more"),
+        (["--model", "no-such-model"], "no-such-model"),
+        (["--plot", "out.png"], "pip install matplotlib"),
+    ],
+)
+def test_mistakes_in_bench_are_told_before_it_measures(
+    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(SystemExit) as end:
+        main(["bench", *arguments])
+    assert end.value.code in (1, 2)
+    printed = capsys.readouterr()
+    assert words in " ".join(printed.err.split())
+    assert printed.out == ""
+
+
+WITHOUT_SERVER = """
+import runpy, sys
+for name in ("gradio", "gradio_client", "fastapi", "uvicorn", "httpx"):
+    sys.modules[name] = None
+runpy.run_module("granite_demo", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.mark.slow
+def test_bench_of_a_folder_needs_no_server_and_prints_only_json(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    sizes = ("--users", "1,2", "--tokens", "4", "--prompts", "32,1024", "--rounds", "1", "--json", "-")
+    command = [sys.executable, "-c", WITHOUT_SERVER, "bench", "--model", str(folder), "--device", "cpu", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert {(row["users"], row["way"]) for row in found["decode"]["rows"] if not row["documented"]} == {
+        (1, "granite-demo"),
+        (2, "granite-demo"),
+    }
+    assert [row["prompt_tokens"] for row in found["ttft"]] == [32]
+    assert found["load"]["weights"] > 0
+    assert found["page"] == []
+    assert any("gradio" in note for note in found["notes"])
+    assert "decode, round 1 of 1" in done.stderr

@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "hub_transfer": BASE,
     "hub": BASE | {"hub_transfer"},
     "sample": BASE,
-    "terminal": BASE | {"bench"},
+    "terminal": BASE,
     "parsing": BASE,
     "decoding": BASE,
     "prompts": BASE | {"registry"},
@@ -32,14 +32,15 @@ MAY_IMPORT = {
     "cards": BASE | {"shapes"},
     "quantized": BASE | {"catalogue"},
     "loading": BASE | {"quantized", "shapes", "registry", "placement", "planning", "cards"},
-    "engine": BASE | {"registry", "planning", "loading", "engine"},
+    "engine": BASE | {"registry", "planning", "placement", "loading", "engine"},
     "manager": BASE | {"loading", "engine"},
     "choosing": BASE | {"catalogue", "shapes", "planning", "registry", "hub"},
     "opening": BASE | {"registry", "sample", "hub", "placement", "choosing", "loading", "engine", "manager"},
     "backends": BASE | {"shapes", "planning", "registry", "prompts", "parsing", "decoding", "manager"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
     "ui": BASE | {"settings", "backends", "ui"},
-    "bench": BASE | {"manager", "backends", "server"},
+    "bench": BASE
+    | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"},
     "server": BASE | {"settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}

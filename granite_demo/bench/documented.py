@@ -1,0 +1,126 @@
+"""The ways that the documentation of transformers shows: what granite-demo is compared with.
+
+They run on copies of the weights, loaded a second time. An engine owns the thread of its model and may change the
+model's attention or its weights in place, and both have to be there in every round. The copies come after the engine,
+so that they do not change what it chooses, and where memory lacks for them they are left out.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from granite_demo.bench.figures import Answer, Run
+from granite_demo.errors import OutOfMemoryError
+from granite_demo.loading import LoadedModel, load_model
+from granite_demo.manager import release_memory
+from granite_demo.types import Dtype, LoadOptions
+
+GENERATE = "generate + TextIteratorStreamer"
+GENERATE_BATCH = "generate_batch"
+PAGE = 256
+"""Tokens in a block of continuous batching's cache, by default."""
+
+
+def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedModel], list[str]]:
+    """``loaded`` again, on a CPU in float32 and in bfloat16, of which either may be faster; what was left out and why.
+
+    Their generation settings are transformers' defaults: no end token, and greedy unless asked otherwise.
+    """
+    own: Any = str(loaded.placement.dtype).removeprefix("torch.")
+    placement = loaded.placement
+    dtypes: list[Dtype] = [own]
+    if placement.device == "cpu" and placement.quantization == "none":
+        dtypes = ["float32", "bfloat16"]
+    copies, notes = [], []
+    for dtype in dtypes:
+        wanted: Any = {"device": placement.device, "quantization": placement.quantization}
+        try:
+            copy = load_model(Path(loaded.model.name_or_path), loaded.spec, replace(options, dtype=dtype, **wanted))
+        except OutOfMemoryError as error:
+            notes.append(f"The documented ways in {dtype} are left out: {error}")
+            continue
+        from transformers import GenerationConfig
+
+        copy.model.generation_config = GenerationConfig()
+        copies.append(copy)
+    return copies, notes
+
+
+def like(loaded: LoadedModel, copies: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
+    """The one of ``copies`` in the precision of ``loaded``, if it is there."""
+    return [copy for copy in copies if copy.placement.dtype == loaded.placement.dtype][:1]
+
+
+def way_for(users: int) -> str:
+    """The name of the documented way for so many users."""
+    return GENERATE if users == 1 else GENERATE_BATCH
+
+
+def answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """Answer ``prompts`` with ``tokens`` tokens each, in the way for so many users."""
+    return generate(loaded, prompts[0], tokens) if len(prompts) == 1 else generate_batch(loaded, prompts, tokens)
+
+
+def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int) -> Run:
+    """One user, greedily: ``generate`` in a thread, its text read from a ``TextIteratorStreamer``.
+
+    A token counts as come when ``generate`` hands it to the streamer, which may hold its text back for longer.
+    """
+    import torch
+    from transformers import TextIteratorStreamer
+
+    start = time.perf_counter()
+    stamps: list[float] = []
+    errors: list[BaseException] = []
+
+    class Timed(TextIteratorStreamer):
+        def put(self, value: Any) -> None:
+            stamps.append(time.perf_counter() - start)
+            super().put(value)  # type: ignore[no-untyped-call]
+
+    streamer = Timed(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    input_ids = torch.tensor([list(prompt_ids)], device=loaded.model.device)
+    arguments = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+
+    def work() -> None:
+        try:
+            loaded.model.generate(**arguments, streamer=streamer, max_new_tokens=tokens, do_sample=False)
+        except BaseException as error:
+            errors.append(error)
+            streamer.end()  # type: ignore[no-untyped-call]
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in streamer:
+        pass
+    thread.join()
+    if errors:
+        raise errors[0]
+    came = stamps[1:]  # the first thing put is the prompt
+    return Run((Answer(len(came), came[0], came[-1]),))
+
+
+def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """Many users, greedily: continuous batching. Its own time stamps leave out its set-up, a few seconds each time."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    settings = ContinuousBatchingConfig()
+    if loaded.placement.device == "cpu":
+        # By default it would take 60 % of the machine's memory.
+        blocks = -(-(len(prompts[0]) + tokens) // PAGE) + 1
+        settings = ContinuousBatchingConfig(num_blocks=len(prompts) * blocks, max_batch_tokens=2 * PAGE)
+    outputs = loaded.model.generate_batch(
+        [list(prompt) for prompt in prompts],
+        generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1),
+        continuous_batching_config=settings,
+        record_timestamps=True,
+    ).values()
+    release_memory()
+    if len(outputs) < len(prompts) or any(output.error for output in outputs):
+        raise RuntimeError(next((output.error for output in outputs if output.error), "requests were lost"))
+    start = min(output.created_time for output in outputs)
+    stamps = [[stamp - start for stamp in output.timestamps] for output in outputs]
+    return Run(tuple(Answer(len(came), came[0], came[-1]) for came in stamps))

@@ -1,0 +1,131 @@
+"""Measuring in turns, and what is made of the samples. Pure arithmetic: knows neither models nor clocks."""
+
+import logging
+import statistics
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from granite_demo.errors import EngineBusyError, EngineError
+
+log = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Samples of one figure. ``values`` are in the order in which they were measured."""
+
+    median: float
+    low: float
+    high: float
+    values: tuple[float, ...]
+
+    @classmethod
+    def of(cls, values: Iterable[float]) -> "Spread":
+        """Of at least one value."""
+        kept = tuple(values)
+        return cls(statistics.median(kept), min(kept), max(kept), kept)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one request got: how many tokens, and the seconds from the start until its first and its last."""
+
+    tokens: int
+    first: float
+    last: float
+    ids: tuple[int, ...] = ()
+    """The tokens, where they are known."""
+
+    def __post_init__(self) -> None:
+        if self.tokens < 1:
+            raise EngineError("A request came back without a token.")
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """The answers of requests that started together. ``queued`` is how many of them were told to wait."""
+
+    answers: tuple[Answer, ...]
+    queued: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Of all requests."""
+        return sum(answer.tokens for answer in self.answers)
+
+    @property
+    def ttft(self) -> float:
+        """Time to first token: the median over the requests."""
+        return statistics.median(answer.first for answer in self.answers)
+
+    @property
+    def decode_rate(self) -> float:
+        """Tokens per second of all requests, each one's first left out, from the first of all to the last.
+
+        The prompts of those who come later are read in that time: short prompts keep that small.
+        """
+        seconds = max(answer.last for answer in self.answers) - min(answer.first for answer in self.answers)
+        if seconds <= 0:
+            raise EngineError("The answers were too short to measure. Ask for more --tokens.")
+        return (self.tokens - len(self.answers)) / seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Way(Generic[R]):
+    """One way of doing a thing. ``may_fail``: it is not ours, and is left out where it does not work."""
+
+    label: str
+    run: Callable[[], R]
+    warm_up: Callable[[], object] = lambda: None
+    may_fail: bool = False
+
+
+@dataclass(slots=True)
+class Turns(Generic[R]):
+    """The samples of each way, in the order of the ways; none for a way that was left out, with the reason."""
+
+    samples: list[list[R]]
+    left_out: list[str]
+
+
+def in_turns(
+    ways: Sequence[Way[R]],
+    rounds: int,
+    tell: Callable[[str], None] = lambda text: None,
+    between: Callable[[], object] = lambda: None,
+) -> Turns[R]:
+    """Warm up each way, then run all of them once a round, so that a slow minute of the machine meets them all.
+
+    ``between`` is called before each round. Raises what a way raises that may not fail, but not EngineBusyError.
+    """
+    turns: Turns[R] = Turns([[] for _ in ways], [])
+    failed: set[int] = set()
+
+    def attempt(index: int, action: Callable[[], object]) -> None:
+        if index in failed:
+            return
+        try:
+            action()
+        except Exception as error:
+            if not ways[index].may_fail and not isinstance(error, EngineBusyError):
+                raise
+            log.debug("%s failed.", ways[index].label, exc_info=error)
+            failed.add(index)
+            turns.samples[index] = []
+            turns.left_out.append(f"{ways[index].label} is left out: {type(error).__name__}: {_first_line(error)}")
+
+    for index, way in enumerate(ways):
+        attempt(index, way.warm_up)
+    for number in range(1, rounds + 1):
+        tell(f"round {number} of {rounds}")
+        between()
+        for index, way in enumerate(ways):
+            attempt(index, lambda index=index, way=way: turns.samples[index].append(way.run()))  # type: ignore[misc]
+    return turns
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0]

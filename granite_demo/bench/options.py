@@ -1,0 +1,99 @@
+"""What to measure, as it was asked for, and how much of it where nobody said."""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+from granite_demo.errors import ConfigurationError
+
+SUITES = ("load", "decode", "ttft", "page")
+"""In the order in which they are measured: a load before anything else takes memory, the page last."""
+LEAST_PROMPT = 32
+"""Tokens that a follow-up needs: a beginning, an answer to it, and the next turn."""
+STANDARD_OUTPUT = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """How much is measured. ``tokens`` and ``prompt`` are of one answer of ``decode`` and ``page``."""
+
+    users: tuple[int, ...]
+    tokens: int
+    prompt: int
+    lengths: tuple[int, ...]
+    """The prompts of ``ttft``."""
+    rounds: int = 3
+
+
+ON_CPU = Sizes(users=(1, 4), tokens=12, prompt=16, lengths=(128, 1024))
+ON_GPU = Sizes(users=(1, 4, 16, 64), tokens=256, prompt=128, lengths=(128, 1024, 8192))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BenchOptions:
+    """The flags of the command. None and empty: the choice goes by device and model."""
+
+    suites: tuple[str, ...] = ()
+    users: tuple[int, ...] = ()
+    lengths: tuple[int, ...] = ()
+    tokens: int | None = None
+    rounds: int = 3
+    json_file: str | None = None
+    plot_file: Path | None = None
+
+    @classmethod
+    def parse(
+        cls,
+        suite: str | None,
+        users: str | None,
+        prompts: str | None,
+        tokens: int | None,
+        rounds: int,
+        json_file: str | None,
+        plot_file: Path | None,
+    ) -> "BenchOptions":
+        """Read the flags. Raises ConfigurationError now for what would otherwise fail after minutes of measuring."""
+        if plot_file is not None and find_spec("matplotlib") is None:
+            raise ConfigurationError("--plot needs matplotlib. Run: pip install matplotlib")
+        for flag, path in (("--json", json_file), ("--plot", plot_file)):
+            if path not in (None, STANDARD_OUTPUT) and not Path(path or "").absolute().parent.is_dir():
+                raise ConfigurationError(f"{flag} names a file in a folder that does not exist: {path}.")
+        return cls(
+            suites=_suites(suite),
+            users=_numbers("--users", users, 1),
+            lengths=_numbers("--prompts", prompts, LEAST_PROMPT),
+            tokens=tokens,
+            rounds=rounds,
+            json_file=json_file,
+            plot_file=plot_file,
+        )
+
+    def sizes(self, device: str) -> Sizes:
+        """How much to measure on ``device``."""
+        usual = ON_CPU if device == "cpu" else ON_GPU
+        return Sizes(
+            users=self.users or usual.users,
+            tokens=self.tokens or usual.tokens,
+            prompt=usual.prompt,
+            lengths=self.lengths or usual.lengths,
+            rounds=self.rounds,
+        )
+
+
+def _suites(text: str | None) -> tuple[str, ...]:
+    names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        if name not in (*SUITES, "all"):
+            raise ConfigurationError(f"--suite must be all or some of {', '.join(SUITES)}, not {name!r}.")
+    return tuple(suite for suite in SUITES if suite in names or "all" in names)
+
+
+def _numbers(flag: str, text: str | None, least: int) -> tuple[int, ...]:
+    """The different numbers in ``text``, in rising order."""
+    try:
+        numbers = {int(part) for part in (text or "").split(",") if part.strip()}
+    except ValueError:
+        raise ConfigurationError(f"{flag} must be whole numbers like 1,4,16, not {text!r}.") from None
+    if any(number < least for number in numbers):
+        raise ConfigurationError(f"{flag} must be {least} or more, not {min(numbers)}.")
+    return tuple(sorted(numbers))

@@ -1,0 +1,106 @@
+"""All that one run of the benchmark found, with the machine it was found on, and the same as JSON."""
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from granite_demo.bench.decode import Decode, precision_name
+from granite_demo.bench.load import Load
+from granite_demo.bench.options import Sizes
+from granite_demo.bench.ttft import TtftRow
+from granite_demo.manager import ReadyModel
+from granite_demo.types import Fact
+
+SCHEMA = 1
+"""Counted up when a field changes its meaning or goes away."""
+PACKAGES = ("granite-demo", "torch", "transformers", "flash-attn", "bitsandbytes", "gradio")
+
+
+@dataclass(slots=True)
+class Report:
+    """``seconds`` is how long each suite took. A suite that was not run is None or empty."""
+
+    model: dict[str, Any]
+    device: dict[str, Any]
+    versions: dict[str, str]
+    settings: dict[str, Any]
+    facts: tuple[Fact, ...]
+    started: str
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    load: Load | None = None
+    decode: Decode | None = None
+    ttft: tuple[TtftRow, ...] = ()
+    page: tuple[Any, ...] = ()
+    """PageRow values, whose module needs the packages of the server."""
+    startup: Any = None
+
+    def as_json(self) -> str:
+        """Every figure with its samples."""
+        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False)
+
+
+def describe(ready: ReadyModel, sizes: Sizes, suites: Sequence[str], started: str) -> Report:
+    """A report without figures yet."""
+    loaded = ready.loaded
+    return Report(
+        model={
+            "name": loaded.spec.name,
+            "title": loaded.spec.title,
+            "repo_id": loaded.spec.repo_id,
+            "commit": loaded.commit,
+            "precision": precision_name(loaded),
+            "attention": loaded.placement.attention,
+            "weight_bytes": loaded.weight_bytes,
+            "context": loaded.context_length,
+            "shape": asdict(loaded.shape) if loaded.shape else None,
+        },
+        device=_device(loaded.placement.device),
+        versions=_versions(),
+        settings={"suites": list(suites), **asdict(sizes)},
+        facts=(*loaded.facts, *ready.engine.facts),
+        started=started,
+    )
+
+
+def _device(device: str) -> dict[str, Any]:
+    import psutil
+    import torch
+
+    if device.startswith("cuda"):
+        properties = torch.cuda.get_device_properties(device)
+        name, memory = properties.name, properties.total_memory
+    else:
+        name, memory = _processor(), psutil.virtual_memory().total
+    return {
+        "device": device,
+        "name": name,
+        "memory": memory,
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return platform.processor() or platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found

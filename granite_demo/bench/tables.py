@@ -1,0 +1,142 @@
+"""A report as tables on a terminal."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+
+from granite_demo.bench.decode import Decode
+from granite_demo.bench.figures import Spread
+from granite_demo.bench.load import Load
+from granite_demo.bench.report import Report
+from granite_demo.bench.ttft import TtftRow
+from granite_demo.planning import gigabytes
+
+MISSING = "-"
+WIDE = 130  # columns where nobody looks, such as in a pipe: rows stay whole
+
+
+def show(report: Report, console: Console | None = None) -> None:
+    """Print ``report``, by default to standard output."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    facts = ", ".join(f"{name} {value}" for name, value in report.versions.items() if name != "platform")
+    lines = [
+        f"{report.model['title']} in {report.model['precision']} on {report.device['name']}, "
+        f"{report.device['threads']} threads; {facts}",
+        f"Medians of {report.settings['rounds']}; in brackets the lowest and the highest.",
+    ]
+    for line in lines:
+        console.print(line, highlight=False, markup=False)
+    for table in tables(report):
+        console.print()
+        console.print(table)
+    if start := report.startup:
+        console.print(
+            f"A server in a new process: page after {start.page:.1f} s, model ready after {start.ready:.1f} s, "
+            f"first token in the page after {start.first_token:.1f} s.",
+            highlight=False,
+        )
+    console.print()
+    for note in report.notes:
+        console.print(note, highlight=False, markup=False)
+    for name, value, reason in report.facts:
+        if name in ("Precision", "Attention", "Engine"):
+            console.print(f"{name}: {value} ({reason})", highlight=False, markup=False)
+    parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
+    console.print(f"Measured in {sum(report.seconds.values()):.0f} s: {parts}.", highlight=False)
+
+
+def tables(report: Report) -> Iterable[Table]:
+    """A table for each suite that was run."""
+    if report.load:
+        yield load_table(report.load)
+    if report.decode:
+        yield decode_table(report.decode)
+    if report.ttft:
+        yield ttft_table(report.ttft)
+    if report.page:
+        yield page_table(report)
+
+
+def load_table(load: Load) -> Table:
+    """Times and memory."""
+    table = _table("Load and memory", "what", "figure", left=("what",))
+    cache = MISSING if load.kv_cache is None else gigabytes_exactly(load.kv_cache)
+    for name, value in (
+        ("load", f"{spread(load.load, 1)} s"),
+        ("warm-up", f"{spread(load.warm_up, 1)} s"),
+        ("weights", gigabytes_exactly(load.weights)),
+        (f"in use ({load.counted})", gigabytes_exactly(load.in_use)),
+        ("at its peak", gigabytes_exactly(load.peak)),
+        (f"KV cache of {load.context:,} tokens", cache),
+    ):
+        table.add_row(name, value)
+    return table
+
+
+def decode_table(decode: Decode) -> Table:
+    """Speed by users, with the ratio to the fastest documented way and the share of the limit."""
+    title = (
+        f"Decoding, {decode.tokens} tokens after a prompt of {decode.prompt_tokens}; "
+        f"memory delivers {spread(decode.bandwidth, 1, 1e-9)} GB/s"
+    )
+    columns = ("users", "way", "precision", "sampling", "tokens/s", "ratio", "limit", "of limit", "first token")
+    table = _table(title, *columns, left=("way", "precision", "sampling"))
+    users = 0
+    for row in decode.rows:
+        if users and row.users != users:
+            table.add_section()
+        users = row.users
+        base = decode.baseline(users)
+        ratio = f"{row.rate.median / base.rate.median:.2f}" if base and row.choice == base.choice else MISSING
+        limit = MISSING if row.limit is None else f"{row.limit:,.0f}"
+        share = MISSING if row.share is None else f"{row.share:.0%}"
+        table.add_row(
+            str(users), row.way, row.precision, row.choice, spread(row.rate, 1), ratio, limit, share,
+            f"{row.ttft.median:.3f} s",
+        )  # fmt: skip
+    return table
+
+
+def ttft_table(rows: Iterable[TtftRow]) -> Table:
+    """Time to first token by length of the prompt."""
+    title = "Time to first token of an idle engine; a follow-up is the next turn of a chat"
+    table = _table(title, "tokens", "generate, new prompt", "granite-demo, new prompt", "granite-demo, follow-up")
+    for row in rows:
+        documented = f"{spread(row.documented, 3)} s" if row.documented else MISSING
+        table.add_row(f"{row.prompt_tokens:,}", documented, f"{spread(row.cold, 3)} s", f"{spread(row.follow_up, 3)} s")
+    return table
+
+
+def page_table(report: Report) -> Table:
+    """The page beside the engine, by visitors at the same time."""
+    title = f"The page, answers of {report.settings['tokens']} tokens"
+    table = _table(title, "visitors", "way", "tokens/s", "cost", "first token", left=("way",))
+    visitors = 0
+    for row in report.page:
+        if visitors and row.visitors != visitors:
+            table.add_section()
+        visitors = row.visitors
+        cost = MISSING if row.cost is None else f"{row.cost:.1%}"
+        table.add_row(str(visitors), row.way, spread(row.rate, 1), cost, f"{row.ttft.median:.2f} s")
+    return table
+
+
+def spread(values: Spread, digits: int, scale: float = 1.0) -> str:
+    """The median, and where there are several values the lowest and highest: 12.1 (11.9-12.4)."""
+    median, low, high = (f"{value * scale:,.{digits}f}" for value in (values.median, values.low, values.high))
+    return f"{median} ({low}-{high})" if len(values.values) > 1 else median
+
+
+def gigabytes_exactly(size: int) -> str:
+    """With the two digits that small models need."""
+    return f"{size / 1e9:.2f} GB" if size < 10**11 else gigabytes(size)
+
+
+def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
+    table = Table(title=title, title_justify="left")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)
+    return table

@@ -1,0 +1,57 @@
+"""Visitors of the page: clients that speak its own protocol, as a browser does."""
+
+import re
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from granite_demo.bench.figures import Answer, Run
+from granite_demo.errors import EngineError
+
+
+@contextmanager
+def client_of(url: str) -> Iterator[Any]:
+    """A visitor of the page at ``url``, who leaves at the end of the block."""
+    from gradio_client import Client
+
+    client = Client(url, verbose=False)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def visit(clients: Sequence[Any], tokens: int, questions: Sequence[str]) -> Run:
+    """As many of ``clients`` as there are ``questions`` ask one each, all at once."""
+    start = time.perf_counter()
+    jobs = [ask_page(client, tokens, question) for client, question in zip(clients, questions, strict=False)]
+    with ThreadPoolExecutor(len(jobs)) as followers:
+        return Run(tuple(followers.map(partial(follow, start), jobs)))
+
+
+def ask_page(client: Any, tokens: int, question: str) -> Any:
+    """Begin one chat: greedy, with all other settings as the page has them."""
+    history = [{"role": "user", "content": [{"type": "text", "text": question}], "metadata": None, "options": None}]
+    respond = next(event for event in client.config["dependencies"] if event["api_name"] == "respond")
+    shown = {component["id"]: component["props"] for component in client.config["components"]}
+    chosen = {"Max new tokens": tokens, "Temperature": 0.0}
+    inputs = [shown[number] for number in respond["inputs"][1:]]  # the first is the conversation
+    values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
+    return client.submit(history, *values, fn_index=respond["id"])
+
+
+def follow(start: float, job: Any) -> Answer:
+    """Wait for the answer, which tells its number of tokens. Raises EngineError where there is none."""
+    first = 0.0
+    note = ""
+    for update in job:
+        note = update[0][-1]["content"][-1]["text"]
+        if not first and " to first token" in note:
+            first = time.perf_counter() - start
+    found = re.search(r"([\d,]+) tokens? ·", note)
+    if not found:
+        raise EngineError(f"The page did not answer: {note}")
+    return Answer(int(found[1].replace(",", "")), first, time.perf_counter() - start)

@@ -1,0 +1,124 @@
+"""Made-up figures and models for the tests of the benchmark."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import torch
+
+from granite_demo import registry
+from granite_demo.bench.decode import Decode, DecodeRow
+from granite_demo.bench.figures import Answer, Run, Spread
+from granite_demo.bench.load import Load
+from granite_demo.bench.report import Report
+from granite_demo.bench.ttft import TtftRow
+from granite_demo.engine.base import EngineStats
+from granite_demo.loading import LoadedModel
+from granite_demo.placement import Placement
+from granite_demo.shapes import Shape
+from granite_demo.types import Fact, Queued, SamplingParams, Token
+
+SHAPE = Shape(
+    model_type="granite",
+    context_length=1000,
+    vocab_size=100,
+    hidden_size=8,
+    layers=2,
+    attention_layers=2,
+    heads=2,
+    kv_heads=1,
+    head_dim=4,
+    intermediate_size=16,
+)
+KV_BYTES = 2 * 2 * 1 * 4 * 4
+"""A key and a value in each of two layers, one head of four numbers, in float32."""
+
+
+class Model:
+    """A model of transformers, as far as the suites that only need its vocabulary know it."""
+
+    class config:
+        vocab_size = 1000
+
+
+def loaded(shape: Shape | None = SHAPE, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
+    """A model of 10,000 bytes without weights."""
+    reasons = dict.fromkeys(("device", "dtype", "quantization", "attention"), "a test")
+    placement = Placement(device, dtype, "none", "sdpa", None, reasons=reasons)
+    return LoadedModel(Model, None, registry.SAMPLE, placement, 1000, frozenset(), 10_000, shape=shape)
+
+
+class CountingEngine:
+    """Answers every request with the numbers from 1 on, after telling it to wait if ``queued``."""
+
+    facts: tuple[Fact, ...] = (("Engine", "counting", "a test"),)
+
+    def __init__(self, queued: bool = False) -> None:
+        self.queued = queued
+        self.requests: list[tuple[list[int], SamplingParams]] = []
+        self.running = self.most_running = 0
+
+    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+        self.requests.append((list(prompt_ids), sampling))
+        self.running += 1
+        self.most_running = max(self.most_running, self.running)
+        if self.queued:
+            yield Queued(0)
+        for number in range(1, (sampling.max_tokens or 0) + 1):
+            await asyncio.sleep(0.001)
+            yield Token(number)
+        self.running -= 1
+
+    def stats(self) -> EngineStats:
+        return EngineStats(self.running, 0)
+
+    def close(self) -> None:
+        pass
+
+
+def run_of(first: float, last: float, tokens: int = 11, users: int = 1) -> Run:
+    """``users`` answers that came alike."""
+    return Run((Answer(tokens, first, last),) * users)
+
+
+def spread(median: float) -> Spread:
+    """Three samples around ``median``."""
+    return Spread.of((median * 0.9, median, median * 1.1))
+
+
+def row(way: str, users: int, rate: float, **changes: Any) -> DecodeRow:
+    """A row of ``decode``: the engine's, greedy, at a quarter of its limit."""
+    values: dict[str, Any] = {
+        "choice": "greedy",
+        "precision": "float32",
+        "documented": False,
+        "rate": spread(rate),
+        "ttft": spread(0.5),
+        "queued": 0,
+        "limit": 4 * rate,
+        "share": 0.25,
+    }
+    return DecodeRow(way=way, users=users, **{**values, **changes})
+
+
+def report() -> Report:
+    """A report with figures in every suite but ``page``."""
+    rows = []
+    for users in (1, 16):
+        rows.append(row("documented way", users, 10.0 * users, documented=True))
+        rows.append(row("documented way", users, 20.0 * users, documented=True, precision="bfloat16"))
+        rows.append(row("granite-demo", users, 30.0 * users))
+        rows.append(row("granite-demo", users, 25.0 * users, choice="sampled"))
+    return Report(
+        model={"name": "made-up", "title": "Made-up Granite", "precision": "float32"},
+        device={"device": "cpu", "name": "Slow CPU", "threads": 2},
+        versions={"torch": "2.0", "platform": "Linux"},
+        settings={"rounds": 3, "tokens": 16, "suites": ["load", "decode", "ttft"]},
+        facts=(("Engine", "counting", "a test"), ("Model", "made-up", "not shown")),
+        started="2026-11-24T00:00:00+00:00",
+        seconds={"load": 3.0, "decode": 61.0},
+        notes=["Not measured: 64 users (at most 16 on a CPU)."],
+        load=Load(spread(2.0), spread(0.5), 540_000_000, 10**9, 2 * 10**9, "allocated by torch", None, 8192),
+        decode=Decode(tuple(rows), spread(20e9), 16, 16),
+        ttft=(TtftRow(128, spread(0.4), spread(0.1), spread(0.5)), TtftRow(1024, spread(3.0), spread(0.2), None)),
+    )

@@ -1,0 +1,62 @@
+"""What the terminal shows of a report."""
+
+import io
+
+from rich.console import Console
+
+from granite_demo.bench import tables
+from granite_demo.bench.figures import Spread
+from granite_demo.bench.page import ENGINE, PAGE, PageRow, Startup
+from tests.bench.made_up import report, spread
+
+
+def shown(with_page: bool = False) -> str:
+    found = report()
+    if with_page:
+        found.page = (
+            PageRow(ENGINE, 1, spread(20.0), spread(0.1), None),
+            PageRow(PAGE, 1, spread(19.0), spread(0.2), 0.05),
+        )
+        found.startup = Startup(1.0, 2.0, 3.0)
+    console = Console(file=io.StringIO(), width=80)
+    tables.show(found, console)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def cells(text: str, *words: str) -> list[str]:
+    """The cells of the first row that has all ``words``."""
+    row = next(line for line in text.splitlines() if all(word in line for word in words))
+    return [cell.strip() for cell in row.strip("│").split("│")]
+
+
+def test_a_row_of_decode() -> None:
+    assert cells(shown(), "16", "granite-demo", "greedy") == [
+        "16", "granite-demo", "float32", "greedy", "480.0 (432.0-528.0)", "1.50", "1,920", "25%", "0.500 s",
+    ]  # fmt: skip
+
+
+def test_only_equal_sampling_is_compared() -> None:
+    assert cells(shown(), "granite-demo", "sampled")[5] == "-"
+
+
+def test_the_other_tables_and_the_notes() -> None:
+    text = shown()
+    assert cells(text, "weights") == ["weights", "0.54 GB"]
+    assert cells(text, "8,192 tokens")[1] == "-"
+    assert cells(text, "1,024") == ["1,024", "-", "3.000 (2.700-3.300) s", "0.200 (0.180-0.220) s"]
+    assert "Not measured: 64 users" in text
+    assert "Engine: counting (a test)" in text
+    assert "made-up (not shown)" not in text
+    assert "Measured in 64 s: load 3 s, decode 61 s." in text
+
+
+def test_the_page() -> None:
+    text = shown(with_page=True)
+    assert cells(text, "page", "19.0") == ["1", PAGE, "19.0 (17.1-20.9)", "5.0%", "0.20 s"]
+    assert "page after 1.0 s, model ready after 2.0 s, first token in the page after 3.0 s" in text
+    assert "A server" not in shown()
+
+
+def test_one_sample_has_no_spread() -> None:
+    assert tables.spread(Spread.of([2.0]), 1) == "2.0"

@@ -1,0 +1,29 @@
+"""Visitors of a real page over a backend that answers at once."""
+
+from contextlib import ExitStack
+
+import pytest
+
+from granite_demo.bench import visitors
+from granite_demo.errors import EngineError
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
+from tests.fakes import FakeBackend
+
+
+@pytest.mark.slow
+def test_visitors_ask_at_once_and_greedily(backend: FakeBackend) -> None:
+    backend.delay = 0.05
+    with running(create_app(backend), backend) as url, ExitStack() as stack:
+        clients = [stack.enter_context(visitors.client_of(url)) for _ in range(3)]
+        run = visitors.visit(clients, 2, ["one?", "two?"])
+    assert [answer.tokens for answer in run.answers] == [2, 2]
+    assert all(0 < answer.first < answer.last for answer in run.answers)
+    assert sorted(request.messages[-1].content for request in backend.requests) == ["one?", "two?"]
+    assert {(request.sampling.max_tokens, request.sampling.temperature) for request in backend.requests} == {(2, 0)}
+
+
+def test_a_page_that_does_not_answer_is_an_error() -> None:
+    job = [([{"content": [{"text": "Something went wrong."}]}],)]
+    with pytest.raises(EngineError, match=r"Something went wrong\."):
+        visitors.follow(0.0, job)
