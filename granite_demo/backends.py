@@ -79,9 +79,17 @@ class LocalBackend:
     """Answers with a model of this process."""
 
     def __init__(
-        self, manager: ModelManager, options: LoadOptions, remember: Callable[[str], None] = lambda name: None
+        self,
+        manager: ModelManager,
+        options: LoadOptions,
+        remember: Callable[[str], None] = lambda name: None,
+        fixed: str = "",
     ) -> None:
-        """``remember`` is told the name of each model that is chosen and ready."""
+        """``remember`` is told the name of each model that is chosen and ready.
+
+        ``fixed`` is why the model can be neither changed nor unloaded, where it cannot.
+        """
+        self._fixed = fixed
         self._remember = remember
         self._manager = manager
         self._options = options
@@ -97,12 +105,17 @@ class LocalBackend:
 
     def choices(self) -> tuple[ModelChoice, ...]:
         """See ``Backend.choices``."""
+        if self._fixed:
+            return ()
         memory = self.status().memory
         return _choices(memory.weights + memory.free if memory else None)
 
     def select(self, options: LoadOptions) -> None:
-        """See ``Backend.select``."""
+        """See ``Backend.select``. Engine and compilation are those that the process was started with."""
+        if self._fixed:
+            raise InvalidRequestError(self._fixed)
         registry.resolve(options.model)
+        options = replace(options, engine=self._options.engine, compile=self._options.compile)
         with self._lock:
             if self._pending is not None:
                 raise InvalidRequestError("Another model is being loaded. Wait for it, or cancel it first.")
@@ -133,6 +146,8 @@ class LocalBackend:
 
     def unload(self) -> None:
         """See ``Backend.unload``."""
+        if self._fixed:
+            raise InvalidRequestError(self._fixed)
         with self._lock:
             options = self._options
         self._manager.unload(options)

@@ -18,8 +18,9 @@ from granite_demo.bench.options import BenchOptions
 from granite_demo.choosing import remember_model
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import ModelManager
-from granite_demo.opening import open_model
+from granite_demo.opening import follow, open_model
 from granite_demo.settings import Settings, help_text
+from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.terminal import LoadReporter, set_up_logging
 
 
@@ -183,24 +184,33 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
         commands.pull(Settings.resolve(locals(), os.environ), as_json, console)
 
 
-def local_backend(settings: Settings, console: Console) -> LocalBackend:
+def local_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend:
     """The backend over a model of this process. Raises UnknownModelError for a name that cannot be loaded."""
     if settings.model != "auto":
         registry.resolve(settings.model)
-    loader = partial(open_model, settings.cache_dir, settings.threads)
+    loader = partial(open_model, settings.cache_dir, settings.threads, group=group)
     manager = ModelManager(loader, LoadReporter(console), idle_seconds=60.0 * settings.idle_minutes)
-    return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir))
+    return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
 
 
 def run_server(settings: Settings, console: Console) -> None:
     """Serve the page until a signal."""
     set_up_logging(settings.log_level, console)
+    group = Group(settings.processes, settings.rank, settings.local_rank)
+    if group.size > 1:
+        # As continuous batching wants it, which asks for it too late: NCCL reads this when the processes meet.
+        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
+    if not group.leads:
+        return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
     from granite_demo.server.run import address, bind, serve
 
     # Before the imports of several seconds: a port in use is told at once.
     listener = bind(settings.host, settings.port)
-    backend = local_backend(settings, console)
+    backend = local_backend(settings, console, group)
     console.print("granite-demo is starting.", highlight=False)
+    if group.size > 1:
+        with group.together():
+            backend.wait_until_ready()
     from granite_demo.server.app import create_app
     from granite_demo.ui.models import Access
 
@@ -209,11 +219,14 @@ def run_server(settings: Settings, console: Console) -> None:
 
     access = Access(settings.public, settings.admin_token)
     serve(create_app(backend, access), backend, listener, announce)
+    group.leave()
 
 
 def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None:
     """Measure, then print the report and write the files that were asked for."""
     set_up_logging("warning", console)
+    if settings.processes > 1:
+        raise ConfigurationError("bench measures one process. Start it without torchrun.")
     if settings.model != "auto":
         registry.resolve(settings.model)
     from granite_demo.bench import output, suites

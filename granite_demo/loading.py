@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.distributed.configuration_utils import DistributedConfig
 from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
 from granite_demo import planning, quantized, registry
 from granite_demo.cards import card_of
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
-from granite_demo.placement import Placement, free_memory, place, precision_of
+from granite_demo.placement import Placement, free_memory, place_in, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
+from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.types import Fact, LoadOptions, MemoryUse, Quantization, Report
 
 log = logging.getLogger(__name__)
@@ -47,6 +49,8 @@ class LoadedModel:
     shape: Shape | None = None
     """What the loaded config.json says; None for an architecture that is not known here."""
     memory: MemoryUse | None = None
+    machine: tuple[Fact, ...] = ()
+    """What was chosen for the process as a whole."""
 
     @property
     def card(self) -> tuple[Fact, ...]:
@@ -56,7 +60,7 @@ class LoadedModel:
     @property
     def facts(self) -> tuple[Fact, ...]:
         """(name, value, reason) rows for the log and the Settings tab."""
-        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
+        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts, *self.machine]
         if self.why:
             rows.insert(1, ("Chosen", "automatically", self.why))
         if self.commit:
@@ -94,16 +98,18 @@ def load_model(
     commit: str | None = None,
     why: str = "",
     copies: Path | None = None,
+    group: Group = ALONE,
 ) -> LoadedModel:
     """Place and load the checkpoint in ``folder``: ``commit`` of its repository, chosen because of ``why``.
 
-    ``copies`` is the cache folder that may hold a quantized copy of it, which is taken instead.
+    ``copies`` is the cache folder that may hold a quantized copy of it, which is taken instead; ``group`` the processes
+    that share the model.
 
     Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
     """
     config = read_config(folder)
     own, shape = own_quantization(config), _shape(config)
-    placement = place(replace(options, quantization=own) if own else options, shape)
+    placement = place_in(group, replace(options, quantization=own) if own else options, shape)
     if own:
         placement = placement.with_reason("quantization", "the checkpoint's own")
     copy = None
@@ -162,10 +168,13 @@ def _load(
     quantization = {"quantization_config": wanted} if wanted else {}
     # Of each matrix product in int8 this says that its input is cast to float16: thousands of lines an answer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    where: Any = {"device_map": "auto" if placement.spread else {"": placement.device}}
+    if placement.processes > 1:
+        where = {"distributed_config": DistributedConfig(tp_size=placement.processes)}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=placement.dtype,
-        device_map="auto" if placement.spread else {"": placement.device},
+        **where,
         **quantization,
         attn_implementation=placement.attention,
         use_safetensors=True,
@@ -205,7 +214,8 @@ def _memory_use(weights: int, placement: Placement, shape: Shape | None, context
         return None
     precision = precision_of(placement.dtype, placement.quantization)
     cache = context * planning.kv_bytes_per_token(shape, precision) + planning.state_bytes(shape, precision)
-    return MemoryUse(placement.device, weights, cache, free_memory(placement.device))
+    parts = placement.processes
+    return MemoryUse(placement.device, weights // parts, cache // parts, free_memory(placement.device))
 
 
 def weight_bytes(model: Any) -> int:

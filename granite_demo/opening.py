@@ -4,13 +4,25 @@ The real ``Loader`` of the model manager. torch is imported here when the first 
 """
 
 import threading
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from granite_demo import hub, registry, sample
 from granite_demo.errors import LoadCancelledError
 from granite_demo.manager import ReadyModel
-from granite_demo.types import LoadOptions, Report
+from granite_demo.registry import ModelSpec
+from granite_demo.tensor_parallel import ALONE, Group
+from granite_demo.types import Fact, LoadOptions, LoadStage, Report
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint on this machine."""
+
+    spec: ModelSpec
+    folder: Path
+    commit: str | None
+    why: str
 
 
 def open_model(
@@ -21,11 +33,66 @@ def open_model(
     cancelled: threading.Event,
     *,
     ignore_ends: bool = False,
+    group: Group = ALONE,
 ) -> ReadyModel:
     """Make a model ready. Raises what fetching and loading raise, and LoadCancelledError once ``cancelled`` is set.
 
-    With ``ignore_ends`` no token ends an answer: to measure answers of one length.
+    With ``ignore_ends`` no token ends an answer: to measure answers of one length. The processes of ``group`` share
+    the model; only the first of them downloads.
     """
+    group.join()
+    found = group.from_first(lambda: _find(cache_dir, options, report, cancelled))
+    report("loading", None, "")
+    import torch
+
+    from granite_demo.engine.create import create_engine
+    from granite_demo.engine.sampling import compile_chooser
+    from granite_demo.loading import load_model
+
+    # torchrun has shared the cores among the processes.
+    machine = _set_threads(threads, options) if threads or group.size == 1 else ()
+    compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
+    if torch.cuda.is_available() and options.device in ("auto", "cuda"):
+        compiling.start()  # beside the loading, which mostly waits for the disk
+    loaded = load_model(
+        found.folder,
+        found.spec,
+        options,
+        report,
+        cancelled,
+        commit=found.commit,
+        why=found.why,
+        copies=cache_dir,
+        group=group,
+    )
+    loaded = replace(loaded, machine=machine)
+    if compiling.ident:
+        compiling.join()
+    if ignore_ends:
+        loaded = replace(loaded, eos_ids=frozenset())
+    engine = create_engine(loaded, options.engine, options.compile, report, group)
+    if cancelled.is_set():
+        engine.close()
+        raise LoadCancelledError("The load was cancelled.")
+    return ReadyModel(loaded, engine)
+
+
+def follow(cache_dir: Path, threads: int, options: LoadOptions, group: Group) -> None:
+    """Load this process's part of the model, and compute along with the first process until it stops."""
+    with group.together():
+        ready = open_model(cache_dir, threads, options, _silent, threading.Event(), group=group)
+    from granite_demo.engine.batching import BatchingEngine
+
+    assert isinstance(ready.engine, BatchingEngine)
+    ready.engine.follow()
+    group.leave()
+
+
+def _silent(stage: LoadStage, fraction: float | None, detail: str) -> None:
+    pass
+
+
+def _find(cache_dir: Path, options: LoadOptions, report: Report, cancelled: threading.Event) -> Found:
     why = ""
     if options.model == "auto":
         name, why = _choose(cache_dir, options)
@@ -39,28 +106,23 @@ def open_model(
         folder, commit = checkpoint.folder, checkpoint.commit
     else:
         folder = sample.ensure_sample(cache_dir, report, cancelled)
-    report("loading", None, "")
+    return Found(spec, folder, commit, why)
+
+
+def _set_threads(wanted: int, options: LoadOptions) -> tuple[Fact, ...]:
+    """Before the engine's thread is there: it computes on as many as torch has when it starts."""
     import torch
 
-    from granite_demo.engine.create import create_engine
-    from granite_demo.engine.sampling import compile_chooser
-    from granite_demo.loading import load_model
+    from granite_demo.placement import ASKED, choose_device
+    from granite_demo.probing import choose_threads
 
-    if threads:
-        torch.set_num_threads(threads)
-    compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda"),), daemon=True)
-    if torch.cuda.is_available() and options.device in ("auto", "cuda"):
-        compiling.start()  # beside the loading, which mostly waits for the disk
-    loaded = load_model(folder, spec, options, report, cancelled, commit=commit, why=why, copies=cache_dir)
-    if compiling.ident:
-        compiling.join()
-    if ignore_ends:
-        loaded = replace(loaded, eos_ids=frozenset())
-    engine = create_engine(loaded, options.engine, options.compile, report)
-    if cancelled.is_set():
-        engine.close()
-        raise LoadCancelledError("The load was cancelled.")
-    return ReadyModel(loaded, engine)
+    if wanted:
+        torch.set_num_threads(wanted)
+        return (("Threads", str(wanted), ASKED),)
+    if choose_device(options.device)[0] != "cpu":
+        return ()
+    count, why = choose_threads()
+    return (("Threads", str(count), why),)
 
 
 def _choose(cache_dir: Path, options: LoadOptions) -> tuple[str, str]:

@@ -3,7 +3,6 @@
 Imports torch, like ``loading``.
 """
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
@@ -16,9 +15,11 @@ from transformers.utils.import_utils import (
     is_flash_attn_4_available,
 )
 
-from granite_demo import planning
+from granite_demo import planning, tensor_parallel
 from granite_demo.errors import ConfigurationError, OutOfMemoryError
+from granite_demo.probing import PROMPT, Seconds, measured
 from granite_demo.shapes import Shape
+from granite_demo.tensor_parallel import Group
 from granite_demo.types import Fact, LoadOptions
 
 PRECISIONS: dict[torch.dtype, planning.Precision] = {
@@ -27,6 +28,8 @@ PRECISIONS: dict[torch.dtype, planning.Precision] = {
     torch.float32: "fp32",
 }
 ASKED = "asked for"
+WORTH_ROUNDING = 0.8
+"""The part of its time that a message has to take for the less exact way."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +43,12 @@ class Placement:
     attention: str
     context: int | None
     """Tokens the context is limited to, or None for the checkpoint's own limit."""
+    wide: bool = False
+    """Products of many rows in float32, though the weights are not (``wide``)."""
     spread: bool = False
     """Over several GPUs, by accelerate's device map."""
+    processes: int = 1
+    """Processes that have a part of every layer each."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def with_reason(self, name: str, reason: str) -> "Placement":
@@ -53,17 +60,24 @@ class Placement:
         """(name, value, reason) rows for the log and the Settings tab."""
         dtype = str(self.dtype).removeprefix("torch.")
         device = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else self.device
+        if self.processes > 1:
+            device = f"{self.device}, {self.processes} processes"
         values = (
             ("Device", device, "device"),
             ("Precision", dtype, "dtype"),
             ("Quantization", self.quantization, "quantization"),
             ("Attention", self.attention, "attention"),
         )
-        return tuple((name, value, self.reasons[key]) for name, value, key in values)
+        facts = [(name, value, self.reasons[key]) for name, value, key in values]
+        if self.wide:
+            facts.insert(2, ("Prompts", "computed in float32", self.reasons["wide"]))
+        return tuple(facts)
 
 
-def place(options: LoadOptions, shape: Shape | None = None, free: int | None = None) -> Placement:
+def place(options: LoadOptions, shape: Shape | None = None, free: int | None = None, processes: int = 1) -> Placement:
     """Choose for ``options``; what is left to choose goes by ``shape`` and the bytes that are ``free``, by default now.
+
+    ``processes`` share the model, and ``free`` is what all of them have.
 
     Raises ConfigurationError for what this machine cannot do, OutOfMemoryError for what cannot fit.
     """
@@ -75,12 +89,17 @@ def place(options: LoadOptions, shape: Shape | None = None, free: int | None = N
     if quantization != "none" and dtype == torch.float32 and options.dtype == "auto":
         # In float32 what is not quantized, and the cache, would take twice what the planner counts for them.
         dtype, reasons["dtype"] = torch.bfloat16, "half the size of float32, beside quantized weights"
+    wide, reasons["wide"] = choose_products(dtype, device)
     attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
     context, reasons["context"] = choose_context(options.context, shape)
+    if processes > 1:
+        tensor_parallel.check(processes, options, device, attention, shape)
+        quantization, reasons["quantization"] = "none", "only exact weights can be shared by processes"
+        reasons["device"] = f"tensor parallel over {processes} processes, which torchrun started"
     if shape is not None:
         precision = precision_of(dtype, quantization)
         plan = planning.plan(shape, precision, free, options.context)
-        if plan.mark == "does not fit" and device == "cuda" and torch.cuda.device_count() > 1:
+        if plan.mark == "does not fit" and device == "cuda" and processes == 1 and torch.cuda.device_count() > 1:
             free, spread = sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count())), True
             plan = planning.plan(shape, precision, free, options.context)
             reasons["device"] = "one GPU is too small: accelerate spreads the layers over all of them"
@@ -89,7 +108,16 @@ def place(options: LoadOptions, shape: Shape | None = None, free: int | None = N
         if plan.longest_context < plan.context:
             context = plan.longest_context
             reasons["context"] = f"what fits beside the weights in {planning.gigabytes(free)}"
-    return Placement(device, dtype, quantization, attention, context, spread, reasons)
+    return Placement(device, dtype, quantization, attention, context, wide, spread, processes, reasons)
+
+
+def place_in(group: Group, options: LoadOptions, shape: Shape | None) -> Placement:
+    """``place`` for the processes of ``group``: the first one's choice, since each would measure something else."""
+    if group.size == 1:
+        return place(options, shape)
+    device, _ = choose_device(options.device)
+    free = group.least(free_memory(device)) * (group.size if device == "cuda" else 1)
+    return group.from_first(lambda: place(options, shape, free, group.size))
 
 
 def precision_of(dtype: torch.dtype, quantization: str) -> planning.Precision:
@@ -132,12 +160,28 @@ def choose_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
         return torch.float16, "this GPU has no bfloat16"
     if device != "cpu":
         return torch.bfloat16, "the precision Granite was trained in"
-    seconds = {dtype: message_seconds(dtype, time.perf_counter) for dtype in (torch.float32, torch.bfloat16)}
-    ratio = seconds[torch.bfloat16] / seconds[torch.float32]
-    reason = f"measured here: a typical message takes {ratio:.1f} times as long in bfloat16 as in float32"
-    if ratio < 0.8:
+    exact = _seconds(torch.float32)
+    narrow = min(_seconds(torch.bfloat16), _seconds(torch.bfloat16, wide=True), key=lambda seconds: seconds.total)
+    reason = f"measured here: a typical message takes {narrow} in bfloat16 and {exact} in float32"
+    if narrow.total < WORTH_ROUNDING * exact.total:
         return torch.bfloat16, reason
-    return torch.float32, f"{reason}, which is exact; below 0.8 it would be bfloat16"
+    return torch.float32, f"{reason}, which is exact; below {WORTH_ROUNDING} of that it would be bfloat16"
+
+
+def choose_products(dtype: torch.dtype, device: str) -> tuple[bool, str]:
+    """Whether products of many rows are computed in float32, and why."""
+    if device != "cpu":
+        return False, "a GPU computes in 16 bits"
+    if dtype == torch.float32:
+        return False, "the weights are in float32 already"
+    narrow, wide = _seconds(dtype), _seconds(dtype, wide=True)
+    name = str(dtype).removeprefix("torch.")
+    reason = f"measured here: {PROMPT} tokens take {wide.prompt * 1000:.0f} ms so, {narrow.prompt * 1000:.0f} in {name}"
+    return wide.prompt < WORTH_ROUNDING * narrow.prompt, reason
+
+
+def _seconds(dtype: torch.dtype, wide: bool = False) -> Seconds:
+    return measured(dtype, wide, torch.get_num_threads())
 
 
 def choose_context(wanted: int | None, shape: Shape | None) -> tuple[int | None, str]:
@@ -209,23 +253,3 @@ def flash_problem(name: str, device: str, dtype: torch.dtype) -> str:
     if torch.cuda.get_device_capability() < needed:
         return f"it needs a GPU of compute capability {needed[0]}.{needed[1]} or newer"
     return "" if is_installed() else "its package is not installed"
-
-
-def message_seconds(dtype: torch.dtype, clock: Callable[[], float], prompt: int = 256, answer: int = 128) -> float:
-    """Seconds the matrix products of one message take: ``prompt`` rows at once, then ``answer`` single rows.
-
-    The weights, 16 MB or more, do not fit a CPU's inner caches, so single rows are bound by memory as in a model.
-    """
-    weights = [torch.randn(2048, 512, dtype=dtype) for _ in range(8)]
-
-    def seconds(rows: int, repeat: int) -> float:
-        x = torch.randn(rows, 512, dtype=dtype)
-        for weight in weights[:2]:
-            torch.nn.functional.linear(x, weight)
-        start = clock()
-        for _ in range(repeat):
-            for weight in weights:
-                torch.nn.functional.linear(x, weight)
-        return (clock() - start) / repeat
-
-    return seconds(prompt, 1) + answer * seconds(1, 8)

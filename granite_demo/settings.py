@@ -41,7 +41,7 @@ class Settings:
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
     idle_minutes: int = _option(0, "Unload a model that nobody used for so long; 0 never does.")
-    threads: int = _option(0, "CPU threads for the model; 0 leaves the choice to torch.")
+    threads: int = _option(0, "CPU threads for the model; 0 measures how many are fastest.")
     admin_token: str = _option("", "Who knows it may load other models on a public page; without it nobody may.")
     log_level: LogLevel = _option("info", "How much the terminal shows.")
     cache_dir: Path = _option(
@@ -50,6 +50,12 @@ class Settings:
 
     space: bool = field(default=False, metadata={"help": "", "env": None, "flag": False})
     """Whether this is a Hugging Face Space, which sets SPACE_ID."""
+    processes: int = field(default=1, metadata={"flag": False})
+    """Processes that share one model: torchrun starts them and sets WORLD_SIZE, RANK and LOCAL_RANK."""
+    rank: int = field(default=0, metadata={"flag": False})
+    """Which of them this is; 0 serves the page."""
+    local_rank: int = field(default=0, metadata={"flag": False})
+    """The same on this machine: the number of its GPU."""
 
     @property
     def public(self) -> bool:
@@ -59,7 +65,7 @@ class Settings:
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":
         """Merge ``flags`` (None means not given) over ``environ`` over the defaults. Raises ConfigurationError."""
-        values: dict[str, Any] = {"space": bool(environ.get("SPACE_ID"))}
+        values: dict[str, Any] = {"space": bool(environ.get("SPACE_ID")), **_place_in_group(environ)}
         for option in fields(cls):
             if not option.metadata.get("flag", True):
                 continue
@@ -71,6 +77,10 @@ class Settings:
             else:
                 continue
             values[option.name] = _cast(option.name, source, value, option.type)
+        if values.get("processes", 1) > 1 and values.get("idle_minutes"):
+            raise ConfigurationError(
+                "A model that several processes share cannot be unloaded. Leave --idle-minutes out."
+            )
         return cls(**values)
 
     def load_options(self) -> LoadOptions:
@@ -97,6 +107,19 @@ def variable_name(option_name: str) -> str:
     """The environment variable of a field, such as ``GRANITE_DEMO_PORT``."""
     option = next(option for option in fields(Settings) if option.name == option_name)
     return PREFIX + (option.metadata["env"] or option_name.upper())
+
+
+def _place_in_group(environ: Mapping[str, str]) -> dict[str, int]:
+    """The variables that torchrun sets. Raises ConfigurationError where some are missing."""
+    if environ.get("WORLD_SIZE", "1") == "1":
+        return {}
+    names = {"processes": "WORLD_SIZE", "rank": "RANK", "local_rank": "LOCAL_RANK"}
+    try:
+        return {name: int(environ[variable]) for name, variable in names.items()}
+    except (KeyError, ValueError):
+        raise ConfigurationError(
+            "WORLD_SIZE is set, but RANK and LOCAL_RANK are not numbers. Use torchrun to start several processes."
+        ) from None
 
 
 def _cast(option_name: str, source: str, value: Any, kind: Any) -> Any:

@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -288,6 +289,36 @@ def test_an_unknown_model_is_refused_at_once(sample: LoadedModel) -> None:
     backend = switching_backend(sample, threading.Event(), [])
     with pytest.raises(UnknownModelError):
         backend.select(LoadOptions("no-such-model"))
+    assert backend.status().stage == "ready"
+    backend.close()
+
+
+async def test_another_model_keeps_the_engine_that_the_process_was_started_with(sample: LoadedModel) -> None:
+    loads: list[LoadOptions] = []
+
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        loads.append(options)
+        return ReadyModel(sample, FakeEngine([]))
+
+    backend = LocalBackend(ModelManager(load), LoadOptions("sample", engine="dynamic", compile=True))
+    backend.wait_until_ready()
+    backend.select(replace(NEW, dtype="float32"))
+    while len(loads) < 2:
+        await asyncio.sleep(0.01)
+    backend.close()
+    assert loads[1] == replace(NEW, dtype="float32", engine="dynamic", compile=True)
+
+
+def test_a_model_that_is_fixed_is_neither_changed_nor_unloaded(sample: LoadedModel) -> None:
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        return ReadyModel(sample, FakeEngine([]))
+
+    backend = LocalBackend(ModelManager(load), OPTIONS, fixed="Several processes share this model.")
+    backend.wait_until_ready()
+    assert backend.choices() == ()
+    for change in (backend.unload, lambda: backend.select(NEW)):
+        with pytest.raises(InvalidRequestError, match="share this model"):
+            change()
     assert backend.status().stage == "ready"
     backend.close()
 

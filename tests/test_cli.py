@@ -71,6 +71,15 @@ def test_mistakes_in_bench_are_told_before_it_measures(
     assert printed.out == ""
 
 
+def test_bench_is_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit) as end:
+        main(["bench"])
+    assert end.value.code == 2
+    assert "without torchrun" in " ".join(capsys.readouterr().err.split())
+
+
 WITHOUT_SERVER = """
 import runpy, sys
 for name in ("gradio", "gradio_client", "fastapi", "uvicorn", "httpx"):

@@ -3,7 +3,12 @@
 import threading
 from pathlib import Path
 
+import pytest
+import torch
+
 from granite_demo.opening import open_model
+from granite_demo.placement import ASKED
+from granite_demo.probing import choose_threads
 from granite_demo.types import LoadOptions, SamplingParams
 from tests.tinymodels import write_checkpoint
 
@@ -20,3 +25,16 @@ async def test_no_token_ends_an_answer_that_is_measured(tmp_path: Path) -> None:
     # All logits are equal: the choice is token 0, the tokenizer's end.
     assert [getattr(token, "id", None) for token in answer] == [0, 0, 0, 0]
     ready.engine.close()
+
+
+@pytest.mark.parametrize("wanted", [0, 3])
+def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: int) -> None:
+    before = torch.get_num_threads()
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
+    ready = open_model(tmp_path, wanted, options, lambda stage, fraction, detail: None, threading.Event())
+    ready.engine.close()
+    expected = (3, ASKED) if wanted else choose_threads()
+    assert torch.get_num_threads() == expected[0]
+    assert ("Threads", str(expected[0]), expected[1]) in ready.loaded.facts
+    torch.set_num_threads(before)

@@ -1,11 +1,13 @@
 """Where and how a model is loaded: each choice, its reason, and what is refused. Needs no GPU."""
 
+import re
 from dataclasses import fields, replace
 from typing import Any, get_args
 
 import pytest
 import torch
 
+from granite_demo import placement as placement_module
 from granite_demo import planning
 from granite_demo.catalogue import MODELS
 from granite_demo.errors import ConfigurationError, OutOfMemoryError
@@ -15,12 +17,13 @@ from granite_demo.placement import (
     choose_attention,
     choose_context,
     choose_dtype,
+    choose_products,
     choose_quantization,
     free_memory,
-    message_seconds,
     place,
     precision_of,
 )
+from granite_demo.probing import Seconds
 from granite_demo.shapes import Shape
 from granite_demo.types import LoadOptions, Quantization
 
@@ -119,13 +122,65 @@ def test_left_to_choose_a_cpu_gets_sdpa_and_the_reason() -> None:
 def test_the_faster_precision_of_this_cpu_is_measured() -> None:
     dtype, reason = choose_dtype("auto", "cpu")
     assert dtype in (torch.float32, BF16)
-    assert "measured here" in reason
+    assert re.match(r"measured here: a typical message takes [\d,]+ ms in bfloat16 and [\d,]+ ms in float32", reason)
 
 
-def test_a_measurement_counts_one_prompt_and_each_token_of_the_answer() -> None:
-    clock = iter([0.0, 10.0, 0.0, 8.0])
-    # 10 for the prompt, and 8 rounds of one row in 8: one a token.
-    assert message_seconds(torch.float32, lambda: next(clock), prompt=2, answer=5) == 10 + 5 * 1
+def on_a_cpu_that_takes(
+    monkeypatch: pytest.MonkeyPatch, float32: float, narrow: tuple[float, float], wide: tuple[float, float]
+) -> None:
+    """Seconds of a message: in float32, and for prompt and answer in 16 bits, with or without products in float32."""
+
+    def measured(dtype: torch.dtype, is_wide: bool, threads: int) -> Seconds:
+        if dtype == torch.float32:
+            return Seconds(float32 / 2, float32 / 2)
+        return Seconds(*(wide if is_wide else narrow))
+
+    monkeypatch.setattr(placement_module, "measured", measured)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "expected"),
+    [
+        ((0.3, 0.4), (0.5, 0.4), (BF16, False)),  # a CPU with 16-bit products
+        ((4.0, 0.3), (0.4, 0.3), (BF16, True)),  # one without
+        ((4.0, 0.6), (0.4, 0.6), (torch.float32, False)),  # one where the answer is slow, too
+    ],
+)
+def test_the_way_that_is_clearly_faster_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    narrow: tuple[float, float],
+    wide: tuple[float, float],
+    expected: tuple[torch.dtype, bool],
+) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, narrow, wide)
+    placement = on_cpu(dtype="auto")
+    assert (placement.dtype, placement.wide) == expected
+    best = min(sum(narrow), sum(wide))
+    assert f"takes {best * 1000:.0f} ms in bfloat16 and 1000 ms in float32" in placement.reasons["dtype"]
+    assert ("which is exact" in placement.reasons["dtype"]) == (expected[0] == torch.float32)
+
+
+@pytest.mark.parametrize("wanted", ["bfloat16", "float16"])
+def test_prompts_are_widened_where_16_bits_were_asked_for(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.3), (0.4, 0.3))
+    placement = on_cpu(dtype=wanted)
+    assert placement.wide
+    reason = f"measured here: 256 tokens take 400 ms so, 4000 in {wanted}"
+    assert ("Prompts", "computed in float32", reason) in placement.facts
+    on_a_cpu_that_takes(monkeypatch, 1.0, (0.4, 0.3), (0.35, 0.3))
+    assert not on_cpu(dtype=wanted).wide
+    assert "Prompts" not in [name for name, _, _ in on_cpu(dtype=wanted).facts]
+
+
+def test_nothing_is_widened_on_a_gpu_or_in_float32() -> None:
+    assert not choose_products(BF16, "mps")[0]
+    assert not on_cpu(dtype="float32").wide
+
+
+def test_quantized_weights_on_a_cpu_are_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.9), (0.4, 0.9))
+    placement = on_cpu(EIGHT, 64 * GB, dtype="auto", quantization="nf4")
+    assert (placement.dtype, placement.wide) == (BF16, True)
 
 
 def test_apples_gpu_runs_in_bfloat16() -> None:
@@ -207,8 +262,9 @@ def test_memory_is_measured() -> None:
 @pytest.mark.parametrize(("shape", "context"), [(None, None), (EIGHT, None), (EIGHT, 4096), (EIGHT, 131072)])
 def test_every_choice_has_a_reason(quantization: str, shape: Shape | None, context: int | None) -> None:
     placement = on_cpu(shape, 24 * GB, quantization=quantization, context=context)
-    chosen = {field.name for field in fields(Placement)} - {"spread", "reasons"}
+    chosen = {field.name for field in fields(Placement)} - {"spread", "processes", "reasons"}
     assert set(placement.reasons) == chosen
     assert all(placement.reasons.values())
-    assert [name for name, _, _ in placement.facts] == ["Device", "Precision", "Quantization", "Attention"]
+    names = [name for name, _, _ in placement.facts if name != "Prompts"]
+    assert names == ["Device", "Precision", "Quantization", "Attention"]
     assert all(value and reason for _, value, reason in placement.facts)

@@ -5,6 +5,7 @@ Each answer is compared with what transformers' own ``generate`` gives for the s
 
 import logging
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **options: Any) -> LoadedModel:
-    return load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", **options))
+    loaded = load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", **options))
+    # Products in float32 round differently, which among random weights is another token at times.
+    return replace(loaded, placement=replace(loaded.placement, wide=False))
 
 
 async def answer(

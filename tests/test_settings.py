@@ -10,7 +10,7 @@ from granite_demo.errors import ConfigurationError
 from granite_demo.settings import Settings, help_text, variable_name
 from granite_demo.types import LoadOptions
 
-NAMES = [option.name for option in fields(Settings) if option.name != "space"]
+NAMES = [option.name for option in fields(Settings) if option.metadata.get("flag", True)]
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -87,6 +87,8 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         quantization="int8",
         attention="eager",
         keep_quantized="yes",
+        engine="static",
+        compile="yes",
         context=131072,
         revision="v1",
         idle_minutes=5,
@@ -130,3 +132,24 @@ def test_what_to_load_is_a_part_of_the_settings() -> None:
 
 def test_help_tells_the_default_and_the_variable() -> None:
     assert help_text("port") == "Port to listen on. Default: 7860. Variable: GRANITE_DEMO_PORT."
+
+
+TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
+
+
+def test_torchrun_tells_which_process_this_is() -> None:
+    alone, one_of_four = Settings.resolve({}, {"WORLD_SIZE": "1"}), Settings.resolve({}, TORCHRUN)
+    assert (alone.processes, alone.rank, alone.local_rank) == (1, 0, 0)
+    assert (one_of_four.processes, one_of_four.rank, one_of_four.local_rank) == (4, 3, 1)
+
+
+@pytest.mark.parametrize("environ", [{"WORLD_SIZE": "4"}, {**TORCHRUN, "RANK": "x"}, {**TORCHRUN, "WORLD_SIZE": "x"}])
+def test_a_part_of_torchruns_variables_is_a_mistake(environ: dict[str, str]) -> None:
+    with pytest.raises(ConfigurationError, match="Use torchrun"):
+        Settings.resolve({}, environ)
+
+
+def test_a_shared_model_cannot_be_idle() -> None:
+    with pytest.raises(ConfigurationError, match="Leave --idle-minutes out"):
+        Settings.resolve({"idle_minutes": 5}, TORCHRUN)
+    assert Settings.resolve({"idle_minutes": 0}, TORCHRUN).idle_minutes == 0

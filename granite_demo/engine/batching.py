@@ -9,9 +9,10 @@ import asyncio
 import itertools
 import logging
 import threading
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,41 +21,18 @@ from granite_demo.engine.base import EngineStats, TokenStream, as_user_error, cl
 from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, Row, token_of
 from granite_demo.engine.continuous import PAGE, Loop
 from granite_demo.engine.recovery import Suspects
+from granite_demo.engine.request import Request
 from granite_demo.engine.sampling import not_a_number
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
 from granite_demo.errors import ContextOverflowError, EngineError, GraniteDemoError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
+from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.types import Fact, Queued, SamplingParams, Token
 
 log = logging.getLogger(__name__)
 
-LIKELY_ANSWER = 1024
-"""Tokens of the answer that a request is admitted with, if it may be longer: few answers are. Should the cache fill up
-all the same, continuous batching takes the blocks of the youngest and computes them again later."""
 WATCH_SECONDS = 0.5
 """How often the watchdog looks after a loop that reported nothing."""
-
-
-@dataclass(slots=True, eq=False)
-class Request:
-    """One request from its arrival to its end."""
-
-    prompt_ids: list[int]
-    sampling: SamplingParams
-    stream: TokenStream
-    answer: list[int] = field(default_factory=list)
-    """The tokens delivered so far."""
-    id: str = ""
-    """Its name in the loop; a new one each time it is submitted."""
-    row: Row | None = None
-    received: int = 0
-    """Tokens that the loop reported since the last submission."""
-
-    @property
-    def likely_tokens(self) -> int:
-        """Tokens of the cache that it will probably need."""
-        assert self.sampling.max_tokens is not None
-        return len(self.prompt_ids) + min(self.sampling.max_tokens, max(LIKELY_ANSWER, len(self.answer) + 1))
 
 
 class BatchingEngine:
@@ -70,13 +48,13 @@ class BatchingEngine:
         compile_level: int = 0,
         facts: tuple[Fact, ...] = (),
         max_waiting: int = MAX_WAITING,
+        group: Group = ALONE,
     ) -> None:
         """``cache_tokens``: tokens in the KV cache of all requests together. Raises MemoryError if it does not fit."""
         self.facts = facts
-        self._context = loaded.context_length
+        self._group = group
         self._capacity = cache_tokens
         self._ends = sorted(loaded.eos_ids)
-        self._limit = requests
         self._sampler = BatchSampler(loaded.model.config.vocab_size, requests, loaded.model.device)
         self._loop = Loop(
             loaded.model,
@@ -107,7 +85,8 @@ class BatchingEngine:
         if self._loop.wants_graphs and not count:
             raise UnsuitableEngineError("its steps cannot be captured in CUDA graphs")
         self._loop.start()
-        self._watchdog.start()
+        if self._group.leads:
+            self._watchdog.start()
         return count
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
@@ -155,8 +134,18 @@ class BatchingEngine:
         self._wake.set()
         if self._watchdog.is_alive():
             self._watchdog.join()
-        self._loop.stop()
+        with self._group.deadline():
+            self._loop.stop()
         del self._loop, self._sampler  # whoever still holds the engine does not hold the weights
+
+    def follow(self) -> None:
+        """Compute along with the first process of the group, until it closes its engine."""
+        self._group.end_with_the_first()
+        while self._loop.is_running():
+            time.sleep(WATCH_SECONDS)
+        if error := self._loop.error:
+            self._group.abort(f"The model's loop has failed ({type(error).__name__}: {error}).")
+        self.close()
 
     def _admit(self) -> None:
         """Submit whoever waits and fits."""
@@ -255,6 +244,8 @@ class BatchingEngine:
                     self._give_up(error)
 
     def _recover(self) -> None:
+        if self._group.size > 1:
+            raise EngineError("The other processes may be in the middle of the step.") from self._loop.error
         with self._lock:
             self._recovering = True  # nobody is submitted to a loop that has ended
         cause = self._cause()
@@ -288,3 +279,6 @@ class BatchingEngine:
             self._running.clear()
         for request in requests:
             request.stream.finish(self._dead)
+        if self._group.size > 1:
+            time.sleep(1)  # the readers are told
+            self._group.abort("The model's loop has failed.")

@@ -122,6 +122,10 @@ class Loop:
         self._manager = make(model, generation, config)
         self._manager.output_router = Router(receive)
         self._manager.logit_processor = sampler
+        if not self._manager.is_tp_driver:
+            # The driver waits for requests; the others wait for the driver, or the first token would come later.
+            self._manager._wake_up_loop.set()
+            self._manager._wake_up_loop.clear = lambda: None
         self._build()
 
     def _rebuild(self) -> None:
@@ -173,8 +177,14 @@ class Loop:
         self._manager.start()
 
     def is_running(self) -> bool:
-        """Whether the thread lives."""
-        return bool(self._manager.is_running())
+        """Whether the thread lives and goes on."""
+        return bool(self._manager.is_running()) and self.error is None
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended the thread, or is about to: it may still wait for other processes."""
+        error: BaseException | None = self._manager.background_thread_status.fatal_error
+        return error
 
     def submit(self, request_id: str, ids: list[int], ends: list[int], row: Row) -> None:
         """Add a request, which yields an output after every token. ``ids`` may hold a part of the answer already."""
@@ -198,8 +208,7 @@ class Loop:
     def ended_by(self) -> BaseException | None:
         """Wait for a thread that is ending, and return the exception that ended it."""
         self._manager.join(time.perf_counter())
-        error: BaseException | None = self._manager.background_thread_status.fatal_error
-        return error
+        return self.error
 
     def restart(self) -> None:
         """Start a thread that has ended again, without requests, and with a new cache and new graphs.

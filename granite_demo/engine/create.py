@@ -20,6 +20,7 @@ from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import free_memory, precision_of
 from granite_demo.planning import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
+from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.types import EngineName, Fact, Report
 
 log = logging.getLogger(__name__)
@@ -44,16 +45,19 @@ def create_engine(
     wanted: EngineName = "auto",
     compiled: bool = False,
     report: Report = lambda stage, fraction, detail: None,
+    group: Group = ALONE,
 ) -> Engine:
     """An engine that is warm and ready. Raises ConfigurationError for an engine that cannot run this model."""
     problem = batching_problem(loaded)
     if wanted == "batching" and problem:
         raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
     reasons: list[str] = [ASKED] if wanted != "auto" else []
+    if group.size > 1:
+        wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
-            return _batching(loaded, compiled, report, reasons)
+            return _batching(loaded, compiled, report, reasons, group)
         except (*NO_MEMORY, UnsuitableEngineError) as error:
             problem = "its cache does not fit" if isinstance(error, NO_MEMORY) else str(error)
             if wanted == "batching":
@@ -99,9 +103,9 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
-def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str]) -> Engine:
+def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str], group: Group) -> Engine:
     on_gpu = loaded.placement.device == "cuda"
-    tokens = cache_tokens(loaded, free_memory(loaded.placement.device))
+    tokens = cache_tokens(loaded, group.least(free_memory(loaded.placement.device)))
     users = USERS if on_gpu else USERS_ON_CPU
     engine = BatchingEngine(
         loaded,
@@ -109,6 +113,7 @@ def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list
         requests=users,
         prefill=PREFILL_TOKENS if on_gpu else PREFILL_TOKENS // 4,
         compile_level=int(compiled and on_gpu),
+        group=group,
     )
     try:
         report("warming up", None, "compiling the decode step, about a minute" if compiled else "capturing CUDA graphs")
@@ -130,7 +135,9 @@ def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list
 
 def _token_bytes(loaded: LoadedModel) -> int:
     assert loaded.shape is not None
-    return kv_bytes_per_token(loaded.shape, precision_of(loaded.placement.dtype, loaded.placement.quantization))
+    whole = kv_bytes_per_token(loaded.shape, precision_of(loaded.placement.dtype, loaded.placement.quantization))
+    # On a CPU the parts of all processes are in the same memory.
+    return whole // loaded.placement.processes if loaded.placement.device == "cuda" else whole
 
 
 def _static(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:

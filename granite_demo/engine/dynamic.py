@@ -1,6 +1,7 @@
 """Runs a model on caches that grow: transformers' ``DynamicCache``, for every device and every architecture."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -14,6 +15,7 @@ from granite_demo.engine.prefixes import PrefixStore
 from granite_demo.loading import LoadedModel
 from granite_demo.planning import PREFILL_TOKENS, gigabytes
 from granite_demo.types import Fact
+from granite_demo.wide import ATTENTION, WideProducts, register_attention
 
 SLOTS = 4
 """Conversations that take turns: with more of them each would be slower than anybody reads."""
@@ -64,6 +66,13 @@ class DynamicRunner:
         self._model: Any = loaded.model
         self._kept: PrefixStore[DynamicSlot] = PrefixStore(budget_bytes)
         self._check: Callable[[], None] = _nothing
+        self._prompts: AbstractContextManager[Any] = nullcontext()
+        self._attention: str = self._model.config._attn_implementation
+        if loaded.placement.wide:
+            self._prompts = WideProducts()
+            if self._attention == "sdpa":
+                register_attention()
+                self._model.set_attn_implementation(ATTENTION)
         self._hooks = [
             layer.register_forward_pre_hook(lambda *_: self._check()) for layer in decoder_layers(self._model)
         ]
@@ -98,10 +107,11 @@ class DynamicRunner:
     def forward(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
         """See ``Runner.forward``. ``check`` is called before each layer, so that Stop works inside a long chunk."""
         input_ids = torch.tensor([list(ids)], device=self._model.device)
-        if len(ids) > 1:
-            self._check = check
+        one = len(ids) == 1
+        self._check = _nothing if one else check
         try:
-            output = self._model(input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=1)
+            with nullcontext() if one else self._prompts:
+                output = self._model(input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=1)
         except Cancelled:
             self._restore(slot)
             raise
@@ -139,6 +149,8 @@ class DynamicRunner:
         self._kept.clear()
         for hook in self._hooks:
             hook.remove()
+        if self._model is not None:
+            self._model.set_attn_implementation(self._attention)
         self._model = None
 
 

@@ -68,7 +68,9 @@ def layout() -> Preferences:
                 0, 2, temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token (greedy)."
             ),
             gr.Slider(0.01, 1, top_p, step=0.01, label="Top-p", info="Sample from the likeliest tokens of this total."),
-            gr.Slider(0, 200, top_k, step=1, label="Top-k", info="Sample from this many tokens; 0 is all."),
+            gr.Slider(
+                0, 200, top_k, step=1, label="Top-k", info="Sample from this many of the likeliest tokens; 0 is all."
+            ),
             gr.Slider(
                 0, 1, min_p, step=0.01, label="Min-p", info="Drop what is less likely than this share of the likeliest."
             ),

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 import torch
 
-from granite_demo.engine import batching
+from granite_demo.engine import request
 from granite_demo.engine.batching import BatchingEngine
 from granite_demo.engine.continuous import Loop
 from granite_demo.errors import ContextOverflowError, EngineClosedError, EngineError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
+from granite_demo.tensor_parallel import Group
 from granite_demo.types import SamplingParams
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
 from tests.engine.running import answer, batching_engine, tiny_model, until, wait_idle
@@ -134,6 +135,25 @@ async def test_an_engine_that_cannot_go_on_says_so_to_all(
         engine.close()
 
 
+async def test_a_loop_that_others_share_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = without_poison()
+    group = Group(2)
+    ended: list[str] = []
+    monkeypatch.setattr(group, "abort", ended.append)
+    engine = batching_engine(loaded, group=group)
+    monkeypatch.setattr(engine._loop, "restart", pytest.fail)
+    with poisoned(loaded, broken):
+        beside = ask(engine, COMPANY, max_tokens=400)
+        await until(engine, running=3)
+        with pytest.raises(EngineError, match="Restart the server"):
+            await answer(engine, [POISON], max_tokens=5)
+        assert [type(error) for error in await asyncio.gather(*beside, return_exceptions=True)] == [EngineError] * 3
+        async with asyncio.timeout(5):
+            while not ended:
+                await asyncio.sleep(0.01)
+    engine.close()
+
+
 async def test_closing_during_a_recovery_ends_all(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = without_poison()
     engine = batching_engine(loaded)
@@ -216,7 +236,7 @@ async def test_requests_wait_until_the_cache_has_room() -> None:
 
 
 async def test_when_the_cache_fills_up_all_the_same_the_answers_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(batching, "LIKELY_ANSWER", 8)
+    monkeypatch.setattr(request, "LIKELY_ANSWER", 8)
     loaded = tiny_model()
     prompts = [[3 + index] * 40 for index in range(3)]
     sampling: dict[str, Any] = {"max_tokens": 230, **SAMPLED}

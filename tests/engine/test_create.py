@@ -15,6 +15,7 @@ from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.placement import Placement
 from granite_demo.shapes import Shape
+from granite_demo.tensor_parallel import Group
 from granite_demo.types import LoadOptions, MemoryUse
 from tests.engine.running import answer, tiny_model
 from tests.tinymodels import write_checkpoint
@@ -230,6 +231,20 @@ def test_static_caches_are_as_many_as_fit_into_half_of_it(engines: Engines, size
     memory = MemoryUse("cuda", weights=1, kv_cache=size, free=10**9)
     create_engine(replace(loaded_on(GPU), memory=memory), "static")
     assert engines.arguments == (slots,)
+
+
+def test_several_processes_share_a_batching_engine(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(2)
+    monkeypatch.setattr(group, "least", lambda number: number // 4)
+    expected = {"cpu": 2.5e8 * 0.8 / 256, "cuda": 2.5e8 * 0.8 / 64}  # bytes of a token, in half precision on the GPU
+    for placement in (CPU, GPU):
+        loaded = loaded_on(replace(placement, processes=2))
+        loaded = replace(loaded, context_length=10**7)
+        engine = create_engine(loaded, group=group)
+        assert chosen(engine) == ("batching", "the only one that several processes can share")
+        assert engines.options["group"] is group
+        tokens = engines.options["cache_tokens"]
+        assert tokens == min(expected[placement.device] // 256 * 256, 2 * 10**7 if placement is GPU else 8 * 4096)
 
 
 async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> None:

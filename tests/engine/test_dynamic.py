@@ -4,6 +4,7 @@ import gc
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.layers import decoder_layers
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.types import LoadOptions
+from granite_demo.wide import ATTENTION
 from tests.engine.running import answer, one_thread, reference, tiny_model
+from tests.test_wide import Products
 from tests.tinymodels import write_checkpoint
 
 PROMPT = [5 + index * 7 % 50 for index in range(30)]
@@ -279,6 +282,45 @@ def test_stop_is_looked_for_before_each_layer_of_a_chunk_and_not_for_single_toke
     runner.forward(slot, [1], never)
     runner.warm_up()
     assert never.calls == 2
+
+
+# 16-bit weights on a CPU without 16-bit products
+
+
+@pytest.fixture
+def narrow() -> LoadedModel:
+    """A tiny model in bfloat16 whose prompts are to be computed in float32."""
+    loaded = tiny_model()
+    placement = replace(loaded.placement, dtype=torch.bfloat16, wide=True)
+    return replace(loaded, model=loaded.model.to(torch.bfloat16), placement=placement)
+
+
+def test_prompts_are_computed_in_float32_and_tokens_are_not(narrow: LoadedModel) -> None:
+    runner = DynamicRunner(narrow, 10**9)
+    with Products() as products:
+        slot, _ = read(runner, PROMPT)
+        runner.forward(slot, [1], nothing)
+    assert products.seen.count((30, torch.float32)) == 2 * 7
+    assert products.seen[2 * 7 :] == [(1, torch.bfloat16)] * (1 + 2 * 7 + 1)
+
+
+async def test_widened_answers_are_those_of_generate(narrow: LoadedModel) -> None:
+    expected = reference(narrow, PROMPT, 10)
+    engine = InterleavedEngine(DynamicRunner(narrow, 10**9), frozenset())
+    assert await answer(engine, PROMPT, max_tokens=10) == expected
+    engine.close()
+
+
+@pytest.mark.parametrize("own", ["sdpa", "eager"])
+def test_attention_is_changed_where_it_is_sdpa_and_changed_back(narrow: LoadedModel, own: str) -> None:
+    narrow.model.set_attn_implementation(own)
+    runner = DynamicRunner(narrow, 0)
+    assert narrow.model.config._attn_implementation == (ATTENTION if own == "sdpa" else "eager")
+    runner.release()
+    assert narrow.model.config._attn_implementation == own
+    plain = replace(narrow, placement=replace(narrow.placement, wide=False))
+    DynamicRunner(plain, 0)
+    assert narrow.model.config._attn_implementation == own
 
 
 # The model

@@ -1,0 +1,102 @@
+"""One process of a group over a tiny model: ``python -m tests.group_worker FOLDER TASK``, started by torchrun.
+
+The first process writes what it found to ``FOLDER/answers.json``, the second to ``FOLDER/follower.json``.
+"""
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from granite_demo.engine.batching import BatchingEngine
+from granite_demo.errors import EngineError
+from granite_demo.opening import open_model
+from granite_demo.settings import Settings
+from granite_demo.tensor_parallel import Group
+from granite_demo.types import LoadOptions, SamplingParams
+from tests.engine.running import answer
+
+PROMPTS = [[1 + index * 7 % 60 for index in range(300)], [5, 6, 7]]
+SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.2, "max_tokens": 40}
+
+
+def main(folder: Path, task: str) -> None:
+    """Open the model in ``folder/model`` and do the part of this process."""
+    logging.basicConfig()
+    settings = Settings.resolve({}, os.environ)
+    group = Group(settings.processes, settings.rank, settings.local_rank)
+    options = LoadOptions(str(folder / "model"), device="cpu", dtype="float32", engine="batching")
+    with group.together():
+        ready = open_model(folder, 1, options, lambda stage, fraction, detail: None, threading.Event(), group=group)
+    engine = ready.engine
+    assert isinstance(engine, BatchingEngine)
+    if not group.leads:
+        if task == "fail":
+            ready.loaded.model.model.layers[0].register_forward_pre_hook(fail_late())
+        threading.Thread(target=watch, args=(engine, folder), daemon=True).start()
+        engine.follow()
+    elif task == "fail":
+        with contextlib.suppress(EngineError):
+            asyncio.run(answer(engine, PROMPTS[1], max_tokens=400))
+        time.sleep(60)  # its end comes from elsewhere
+    else:
+        found = asyncio.run(answers(engine, folder)) | {"device": ready.loaded.placement.facts[0]}
+        (folder / "answers.json").write_text(json.dumps(found))
+        engine.close()
+    group.leave()
+
+
+async def answers(engine: BatchingEngine, folder: Path) -> dict[str, Any]:
+    """Greedy and sampled answers, and whether a cancelled request is gone from all processes."""
+    greedy = [await answer(engine, prompt, max_tokens=40) for prompt in PROMPTS]
+    sampled = await asyncio.gather(*(answer(engine, prompt, seed=2**40 + 1, **SAMPLED) for prompt in PROMPTS))
+    generator = engine.generate(PROMPTS[0], SamplingParams(max_tokens=5000))
+    async for _ in generator:
+        break
+    (folder / "started").touch()
+    await asyncio.sleep(1)
+    await generator.aclose()
+    (folder / "cancelled").touch()
+    async with asyncio.timeout(10):
+        while engine._loop.busy or not (folder / "follower.json").exists():
+            await asyncio.sleep(0.05)
+    return {"greedy": greedy, "sampled": sampled}
+
+
+def watch(engine: BatchingEngine, folder: Path) -> None:
+    """Tell whether this process computed for the request, and for how long after it was cancelled."""
+    wait_for(folder / "started")
+    computed = engine._loop.busy
+    wait_for(folder / "cancelled")
+    while engine._loop.busy:
+        time.sleep(0.02)
+    partial = folder / "follower.part"
+    partial.write_text(json.dumps({"computed": computed}))
+    partial.rename(folder / "follower.json")
+
+
+def wait_for(path: Path) -> None:
+    """Return once the file exists."""
+    while not path.exists():
+        time.sleep(0.02)
+
+
+def fail_late() -> Any:
+    """A hook that raises in the tenth step."""
+    steps = iter(range(10))
+
+    def hook(*_: Any) -> None:
+        if next(steps, None) is None:
+            raise ZeroDivisionError("broken")
+
+    return hook
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
