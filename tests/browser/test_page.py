@@ -58,6 +58,7 @@ def test_an_empty_prompt_says_so(page: Page, fake: FakeBackend) -> None:
 
 def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend) -> None:
     open_tab(page, "Settings")
+    page.wait_for_timeout(2000)  # first the page puts back what the browser kept, late on a busy machine
     page.get_by_label("number input for Temperature").fill("0.7")
     page.get_by_label("number input for Max new tokens").fill("2")
     page.get_by_label("Seed").fill("42")

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.generation.continuous_batching.distributed import DistributedHelper
 from transformers.generation.continuous_batching.requests import RequestState
 from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
@@ -190,3 +191,11 @@ def test_all_chunks_of_a_prompt_are_shared() -> None:
 def test_the_last_but_one_is_not_with_the_scheduler_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuous.Scheduler, "schedule_batch", FIFOScheduler.schedule_batch)
     assert shared_after_a_long_prompt() < 1280
+
+
+def test_who_follows_another_process_never_waits_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    for drives in (True, False):
+        monkeypatch.setattr(DistributedHelper, "infer_if_tp_driver", lambda self, drives=drives: drives)
+        with loop_over(tiny_model().model, []) as loop:
+            loop._manager._wake_up_loop.clear()
+            assert loop._manager._wake_up_loop.wait(0) is not drives
