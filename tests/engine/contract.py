@@ -84,18 +84,18 @@ def behaviour(function: Behaviour) -> Behaviour:
 
 
 EXPECTED: dict[str, list[int]] = {}
-"""What ``generate`` answers: half a minute of work, the same for every engine."""
+"""What ``generate`` answers: seconds of work, the same for every engine."""
 
 
 @behaviour
 async def greedy_equals_generate(ground: Ground) -> None:
     for text in ("Write a story about a lighthouse.", "List the planets and say one thing each.", "def quicksort("):
         prompt = render_chat(ground.sample.tokenizer, (Message("user", text),))
-        ours = await answer(ground.engine, prompt, max_tokens=100)
+        ours = await answer(ground.engine, prompt, max_tokens=60)
         if text not in EXPECTED:
-            EXPECTED[text] = reference(ground.sample, prompt, 100)
+            EXPECTED[text] = reference(ground.sample, prompt, 60)
         assert ours == EXPECTED[text]
-        assert len(ours) == 100 or ours[-1] in ground.sample.eos_ids
+        assert len(ours) == 60 or ours[-1] in ground.sample.eos_ids
 
 
 @behaviour
