@@ -17,7 +17,7 @@ from granite_demo.backends import LocalBackend
 from granite_demo.bench.options import BenchOptions
 from granite_demo.choosing import remember_model
 from granite_demo.errors import ConfigurationError, GraniteDemoError
-from granite_demo.manager import ModelManager
+from granite_demo.manager import Listener, ModelManager
 from granite_demo.opening import follow, open_model
 from granite_demo.settings import Settings, help_text
 from granite_demo.tensor_parallel import ALONE, Group
@@ -186,11 +186,16 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
 
 def local_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend:
     """The backend over a model of this process. Raises UnknownModelError for a name that cannot be loaded."""
+    manager = model_manager(settings, LoadReporter(console), 60.0 * settings.idle_minutes, group=group)
+    return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
+
+
+def model_manager(settings: Settings, listener: Listener, idle_seconds: float = 0.0, **opening: Any) -> ModelManager:
+    """The manager that loads as ``settings`` say. Raises UnknownModelError for a name that cannot be loaded."""
     if settings.model != "auto":
         registry.resolve(settings.model)
-    loader = partial(open_model, settings.cache_dir, settings.threads, group=group)
-    manager = ModelManager(loader, LoadReporter(console), idle_seconds=60.0 * settings.idle_minutes)
-    return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
+    loader = partial(open_model, settings.cache_dir, settings.threads, **opening)
+    return ModelManager(loader, listener, idle_seconds)
 
 
 def run_server(settings: Settings, console: Console) -> None:
@@ -227,8 +232,6 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
     set_up_logging("warning", console)
     if settings.processes > 1:
         raise ConfigurationError("bench measures one process. Start it without torchrun.")
-    if settings.model != "auto":
-        registry.resolve(settings.model)
     from granite_demo.bench import output, suites
     from granite_demo.bench.load import StageClock
 
@@ -236,7 +239,7 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
         console.print(text, style="dim", markup=False, highlight=False)
 
     clock = StageClock(LoadReporter(console))
-    manager = ModelManager(partial(open_model, settings.cache_dir, settings.threads, ignore_ends=True), clock)
+    manager = model_manager(settings, clock, ignore_ends=True)
     serve = settings.as_flags(
         "model",
         "device",

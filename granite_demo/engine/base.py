@@ -124,6 +124,13 @@ def _accept(batch: list[tuple[TokenStream, Token]]) -> None:
         stream.accept(token)
 
 
+def answer_limit(sampling: SamplingParams) -> int:
+    """``max_tokens``. Raises ValueError where it is missing."""
+    if sampling.max_tokens is None:
+        raise ValueError("An engine needs max_tokens: the backend fits it to the context.")
+    return sampling.max_tokens
+
+
 def closed_error() -> EngineClosedError:
     """The end of a request whose engine was closed."""
     return EngineClosedError("The model was unloaded or the server is stopping. What was written so far is kept.")

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from granite_demo.engine.sampling import Rows, chooser
+from granite_demo.engine.sampling import Rows, chooser, parameters
 from granite_demo.types import MAX_ALTERNATIVES, SamplingParams, Token
 
 STEPS_KEPT = 4
@@ -44,6 +44,7 @@ class BatchSampler:
         self._slots = slots
         self._owners: dict[int, str] = {}
         self._padding = Row(SamplingParams(), slots, 0)
+        self._blank = self._pack([self._padding] * slots, [0] * slots)
         # One line more than requests: rows that only pad a batch write there.
         self._seen = torch.zeros((slots + 1, vocabulary), dtype=torch.bool, device=device)
         self._chosen = torch.zeros((STEPS_KEPT, slots + 1), device=device)
@@ -70,14 +71,15 @@ class BatchSampler:
         # The offset counts the step that is being prepared, and so also one that is still in flight.
         positions = [state.position_offset - row.prompt_length for state, row in zip(states, rows, strict=True)]
         # Columns that only pad the batch must not keep a slot from an earlier one.
-        padding = self._slots - len(rows)
-        columns = self._pack(rows + [self._padding] * padding, positions + [0] * padding)
+        columns = self._blank.clone()
+        if rows:
+            columns[:, : len(rows)] = self._pack(rows, positions)
         arg_storage[:, : self._slots] = columns.to(arg_storage.device)
         return arg_storage
 
     def _pack(self, rows: list[Row], positions: list[int]) -> torch.Tensor:
         samplings = [row.sampling for row in rows]
-        floats = [[s.temperature, float(s.top_k), s.top_p, s.min_p, s.repetition_penalty] for s in samplings]
+        floats = [parameters(sampling) for sampling in samplings]
         seeds = torch.tensor([s.seed or 0 for s in samplings], dtype=torch.int64).view(torch.int32).view(-1, 2)
         integers = torch.tensor([[row.slot, at] for row, at in zip(rows, positions, strict=True)], dtype=torch.int32)
         return torch.cat((torch.tensor(floats).view(torch.int32), seeds, integers), dim=1).T.contiguous()

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from granite_demo.engine.base import EngineStats, TokenStream, as_user_error, closed_error, deliver
+from granite_demo.engine.base import EngineStats, TokenStream, answer_limit, as_user_error, closed_error, deliver
 from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, Row, token_of
 from granite_demo.engine.continuous import PAGE, Loop
 from granite_demo.engine.recovery import Suspects
@@ -94,12 +94,11 @@ class BatchingEngine:
 
         Raises ContextOverflowError for a prompt that the cache cannot hold.
         """
-        if sampling.max_tokens is None:
-            raise ValueError("An engine needs max_tokens: the backend fits it to the context.")
+        limit = answer_limit(sampling)
         room = self._capacity - len(prompt_ids)
         if room < 1:
             raise ContextOverflowError(len(prompt_ids), self._capacity)
-        sampling = replace(sampling, max_tokens=min(sampling.max_tokens, room))
+        sampling = replace(sampling, max_tokens=min(limit, room))
         request = Request(list(prompt_ids), sampling, TokenStream(asyncio.get_running_loop()))
         with self._lock:
             if self._closed:

@@ -7,6 +7,8 @@
 
 import gc
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 
@@ -115,12 +117,10 @@ def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list
         compile_level=int(compiled and on_gpu),
         group=group,
     )
-    try:
-        report("warming up", None, "compiling the decode step, about a minute" if compiled else "capturing CUDA graphs")
+    words = "compiling the decode step, about a minute" if compiled else "capturing CUDA graphs"
+    with _closed_if_it_fails(engine):
+        report("warming up", None, words)
         graphs = engine.warm_up()
-    except BaseException:
-        engine.close()
-        raise
     why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
     size = f"{tokens:,} tokens, {gigabytes(tokens * _token_bytes(loaded))}"
     compiling = ASKED if compiled else "not asked for; about 1.5 times as fast for one user, after a minute"
@@ -158,10 +158,16 @@ def _interleaved(
 ) -> Engine:
     fact: Fact = ("Engine", f"{name}, up to {runner.slots} requests in turns", "; ".join(reasons))
     engine = InterleavedEngine(runner, loaded.eos_ids, (fact,))
-    try:
+    with _closed_if_it_fails(engine):
         report("warming up", None, "")
         engine.warm_up()
+    return engine
+
+
+@contextmanager
+def _closed_if_it_fails(engine: Engine) -> Iterator[None]:
+    try:
+        yield
     except BaseException:
         engine.close()
         raise
-    return engine

@@ -10,7 +10,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from granite_demo.engine.base import Cancelled
-from granite_demo.engine.layers import decoder_layers
+from granite_demo.engine.layers import LayerChecks, nothing
 from granite_demo.engine.prefixes import PrefixStore
 from granite_demo.loading import LoadedModel
 from granite_demo.planning import PREFILL_TOKENS, gigabytes
@@ -65,7 +65,6 @@ class DynamicRunner:
     def __init__(self, loaded: LoadedModel, budget_bytes: int) -> None:
         self._model: Any = loaded.model
         self._kept: PrefixStore[DynamicSlot] = PrefixStore(budget_bytes)
-        self._check: Callable[[], None] = _nothing
         self._prompts: AbstractContextManager[Any] = nullcontext()
         self._attention: str = self._model.config._attn_implementation
         if loaded.placement.wide:
@@ -73,9 +72,7 @@ class DynamicRunner:
             if self._attention == "sdpa":
                 register_attention()
                 self._model.set_attn_implementation(ATTENTION)
-        self._hooks = [
-            layer.register_forward_pre_hook(lambda *_: self._check()) for layer in decoder_layers(self._model)
-        ]
+        self._checks = LayerChecks(self._model)
         self.chunk = PREFILL_TOKENS
         self.facts: tuple[Fact, ...] = (
             ("KV cache", f"{SLOTS} conversations at a time", "each as large as its text; more of them wait in line"),
@@ -108,9 +105,8 @@ class DynamicRunner:
         """See ``Runner.forward``. ``check`` is called before each layer, so that Stop works inside a long chunk."""
         input_ids = torch.tensor([list(ids)], device=self._model.device)
         one = len(ids) == 1
-        self._check = _nothing if one else check
         try:
-            with nullcontext() if one else self._prompts:
+            with self._checks.calling(nothing if one else check), nullcontext() if one else self._prompts:
                 output = self._model(input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=1)
         except Cancelled:
             self._restore(slot)
@@ -118,8 +114,6 @@ class DynamicRunner:
         except torch.OutOfMemoryError:
             self._kept.clear()  # the memory that can be given back
             raise
-        finally:
-            self._check = _nothing
         slot.ids += ids
         logits: torch.Tensor = output.logits[:, -1]
         return logits
@@ -141,18 +135,13 @@ class DynamicRunner:
     def warm_up(self) -> None:
         """See ``Runner.warm_up``: a short prompt and a token, which set up what torch sets up at first use."""
         slot = DynamicSlot(DynamicCache(config=self._model.config))
-        self.forward(slot, [0] * 8, _nothing)
-        self.forward(slot, [0], _nothing)
+        self.forward(slot, [0] * 8, nothing)
+        self.forward(slot, [0], nothing)
 
     def release(self) -> None:
         """See ``Runner.release``. Whoever still holds the runner does not hold the weights."""
         self._kept.clear()
-        for hook in self._hooks:
-            hook.remove()
+        self._checks.remove()
         if self._model is not None:
             self._model.set_attn_implementation(self._attention)
         self._model = None
-
-
-def _nothing() -> None:
-    pass

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from granite_demo.engine.base import Cancelled, EngineStats, TokenStream, as_user_error, closed_error
+from granite_demo.engine.base import Cancelled, EngineStats, TokenStream, answer_limit, as_user_error, closed_error
 from granite_demo.engine.pace import PrefillPace
 from granite_demo.engine.runner import Runner
 from granite_demo.engine.sampling import Sampler
@@ -70,10 +70,9 @@ class InterleavedEngine:
 
     async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
         """See ``Engine.generate``."""
-        if sampling.max_tokens is None:
-            raise ValueError("An engine needs max_tokens: the backend fits it to the context.")
+        limit = answer_limit(sampling)
         stream = TokenStream(asyncio.get_running_loop())
-        request = _Request(stream, list(prompt_ids), sampling, sampling.max_tokens)
+        request = _Request(stream, list(prompt_ids), sampling, limit)
         with self._lock:
             if self._closed:
                 raise closed_error()

@@ -69,5 +69,5 @@ class Suspects(Generic[R]):
     def clear(self) -> list[R]:
         """Remove and return all."""
         requests = [*self._cleared, *self._line]
-        self.__init__()  # type: ignore[misc]
+        self._line, self._cleared, self._on_trial = [], [], None
         return requests

@@ -41,6 +41,17 @@ class Rows:
     """int64: how many tokens the answer has already"""
 
 
+def parameters(sampling: SamplingParams) -> tuple[float, float, float, float, float]:
+    """The values of the first five fields of ``Rows``, in their order."""
+    return (
+        sampling.temperature,
+        float(sampling.top_k),
+        sampling.top_p,
+        sampling.min_p,
+        sampling.repetition_penalty,
+    )
+
+
 Chooser = Callable[[torch.Tensor, Rows, torch.Tensor, torch.Tensor], torch.Tensor]
 """``penalise_and_choose``, or its like."""
 
@@ -150,8 +161,7 @@ class Sampler:
         self._prompt = torch.tensor(list(prompt_ids), device=device)
         self._seen: torch.Tensor | None = None
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        floats = (sampling.temperature, sampling.top_k, sampling.top_p, sampling.min_p, sampling.repetition_penalty)
-        temperature, top_k, top_p, min_p, penalty = torch.tensor(floats, dtype=torch.float32, device=device)[:, None]
+        temperature, top_k, top_p, min_p, penalty = torch.tensor(parameters(sampling), device=device)[:, None]
         seed = torch.tensor([sampling.seed or 0], device=device)
         self._rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, self._slot.clone())
 

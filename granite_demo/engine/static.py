@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from granite_demo.engine.base import Cancelled
-from granite_demo.engine.layers import decoder_layers
+from granite_demo.engine.layers import LayerChecks, nothing
 from granite_demo.engine.prefixes import common
 from granite_demo.engine.recording import GraphRecorder, Record
 from granite_demo.engine.row_attention import rows_problem
@@ -67,10 +67,7 @@ class StaticRunner:
         # Less is read in one recorded step, about as fast as it is copied. States are not copied.
         self._worth_copying = min(self._steps.sizes.padded) if self._steps.rewinds else self._steps.length + 1
         self._clock = 0
-        self._check: Callable[[], None] = _nothing
-        self._hooks = [
-            layer.register_forward_pre_hook(lambda *_: self._check()) for layer in decoder_layers(self._model)
-        ]
+        self._checks = LayerChecks(self._model)
         self.slots = slots
         self.chunk = PREFILL_TOKENS
         self.facts = self._facts()
@@ -130,21 +127,16 @@ class StaticRunner:
         before, rest = len(slot.ids), list(ids)
         if not rest or before + len(rest) > self._steps.length:
             raise ValueError(f"{before} and {len(rest)} tokens do not fit a slot of {self._steps.length}.")
-        self._check = check
         try:
-            for count, size in self._steps.cut(before, len(rest)):
-                check()
-                logits = self._steps.run(slot.place, len(slot.ids), rest[:count], size)
-                slot.ids += rest[:count]
-                del rest[:count]
+            with self._checks.calling(check):
+                for count, size in self._steps.cut(before, len(rest)):
+                    check()
+                    logits = self._steps.run(slot.place, len(slot.ids), rest[:count], size)
+                    slot.ids += rest[:count]
+                    del rest[:count]
         except Cancelled:
             self._rewind(slot, before if self._steps.rewinds else 0)
             raise
-        finally:
-            self._check = _nothing
-        if len(ids) > 1 and logits.is_cuda:
-            # The engine measures how fast prompts are read, and others wait for this one.
-            torch.cuda.current_stream().synchronize()
         return logits
 
     def close(self, slot: StaticSlot) -> None:
@@ -160,8 +152,8 @@ class StaticRunner:
     def warm_up(self) -> None:
         """See ``Runner.warm_up``: allocate the caches and record the steps, or find out that they cannot be."""
         for slot in self._slots:
-            self.forward(slot, [0] * 8, _nothing)
-            self.forward(slot, [0], _nothing)
+            self.forward(slot, [0] * 8, nothing)
+            self.forward(slot, [0], nothing)
         if self._record is not None:
             self._try_to_record(self._record)
         for slot in self._slots:
@@ -186,8 +178,7 @@ class StaticRunner:
         self._steps.release()
         self._record = None
         self._slots.clear()
-        for hook in self._hooks:
-            hook.remove()
+        self._checks.remove()
         self._model = None
 
 
@@ -214,7 +205,3 @@ def _cannot(what: str, error: RuntimeError) -> str:
     reason = f"{what} cannot be recorded: {(str(cause) or type(cause).__name__).splitlines()[0]}"
     log.warning("No CUDA graph: %s", reason)
     return reason
-
-
-def _nothing() -> None:
-    pass

@@ -57,6 +57,7 @@ class Steps:
         self.rewinds = not state_layers(caches[0])
         """Whether a slot can go back to an earlier token."""
         self._one_for_all = rows and self.rewinds
+        self._lengths = self._doubling()
         self._offsets = torch.arange(self.length + 1, device=model.device)
         self._no_mask = torch.zeros((1, 1, 1, 1), device=model.device)
         self._inputs: dict[int, torch.Tensor] = {}
@@ -81,6 +82,9 @@ class Steps:
 
     def lengths(self) -> list[int]:
         """The lengths of cache that one token is recorded for, rising."""
+        return self._lengths
+
+    def _doubling(self) -> list[int]:
         # A view costs its whole length, but is recorded for each slot; rows cost what is used, or not much more.
         factor = 2 if self._one_for_all else 4
         lengths = [self.sizes.shortest]
