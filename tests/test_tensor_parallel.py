@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,22 +24,12 @@ from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.types import LoadOptions
 from tests.engine.running import answer, batching_engine
 from tests.group_worker import PROMPTS, SAMPLED
-from tests.tinymodels import write_checkpoint
+from tests.tinymodels import SHAPE, write_checkpoint
 
 ROOT = Path(__file__).parent.parent
 SECONDS = 120
 """More than anything here takes; what takes longer hangs."""
-SHAPE = Shape(
-    model_type="granite",
-    context_length=8192,
-    vocab_size=64,
-    hidden_size=32,
-    layers=2,
-    attention_layers=2,
-    heads=8,
-    kv_heads=4,
-    head_dim=8,
-)
+FOUR_HEADS = replace(SHAPE, heads=8, kv_heads=4)
 
 
 # Before there are any
@@ -76,7 +67,7 @@ def test_the_first_process_takes_part_in_everything() -> None:
     assert "Stop them" in Group(2, 0).fixed
 
 
-def shared(processes: int = 2, shape: Shape | None = SHAPE, **options: Any) -> Any:
+def shared(processes: int = 2, shape: Shape | None = FOUR_HEADS, **options: Any) -> Any:
     return place(LoadOptions(dtype="float32", **options), shape, 10**10, processes)
 
 
@@ -86,13 +77,13 @@ def test_the_placement_tells_of_the_processes() -> None:
     name, value, reason = placement.facts[0]
     assert (name, value) == ("Device", "cpu, 4 processes")
     assert reason.startswith("tensor parallel over 4 processes")
-    assert place(LoadOptions(dtype="float32"), SHAPE, 10**10).processes == 1
-    assert place_in(ALONE, LoadOptions(dtype="float32"), SHAPE).processes == 1
+    assert place(LoadOptions(dtype="float32"), FOUR_HEADS, 10**10).processes == 1
+    assert place_in(ALONE, LoadOptions(dtype="float32"), FOUR_HEADS).processes == 1
 
 
 def test_every_refusal_tells_what_to_do(sample_path: Path) -> None:
     sample = Shape.from_config(json.loads((sample_path / "config.json").read_text()))
-    hybrid = Shape(**{**vars_of(SHAPE), "model_type": "granitemoehybrid", "attention_layers": 1})
+    hybrid = Shape(**{**vars_of(FOUR_HEADS), "model_type": "granitemoehybrid", "attention_layers": 1})
     cases: list[tuple[dict[str, Any], str]] = [
         ({"processes": 3}, "4 key-value heads need --nproc-per-node 1 or 2 or 4"),
         ({"shape": sample}, "3 key-value heads need --nproc-per-node 1 or 3"),
@@ -122,15 +113,15 @@ def vars_of(shape: Shape) -> dict[str, Any]:
 def test_machines_that_cannot(device: str, attention: str, message: str) -> None:
     if message:
         with pytest.raises(ConfigurationError, match=message):
-            tensor_parallel.check(2, LoadOptions(), device, attention, SHAPE)
+            tensor_parallel.check(2, LoadOptions(), device, attention, FOUR_HEADS)
     else:
-        tensor_parallel.check(2, LoadOptions(), device, attention, SHAPE)
+        tensor_parallel.check(2, LoadOptions(), device, attention, FOUR_HEADS)
 
 
 def test_a_cpu_is_not_taken_beside_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with pytest.raises(ConfigurationError, match="Leave --device out"):
-        tensor_parallel.check(2, LoadOptions(), "cpu", "sdpa", SHAPE)
+        tensor_parallel.check(2, LoadOptions(), "cpu", "sdpa", FOUR_HEADS)
 
 
 def test_a_process_without_a_gpu_of_its_own_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:

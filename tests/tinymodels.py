@@ -7,7 +7,21 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
+from granite_demo.shapes import Shape
+
 VOCABULARY = 64
+SHAPE = Shape(
+    model_type="granite",
+    context_length=8192,
+    vocab_size=VOCABULARY,
+    hidden_size=32,
+    layers=2,
+    attention_layers=2,
+    heads=4,
+    kv_heads=2,
+    head_dim=8,
+)
+"""Of no checkpoint here: for what only looks at shapes."""
 _SIZES = {
     "vocab_size": VOCABULARY,
     "hidden_size": 64,

@@ -54,8 +54,10 @@ class Ground:
     def tiny(self, loaded: LoadedModel | None = None, max_waiting: int = 64) -> Iterator[Engine]:
         """An engine over a tiny model."""
         engine = self.row.make(loaded or tiny_model(), max_waiting)
-        yield engine
-        engine.close()
+        try:
+            yield engine
+        finally:
+            engine.close()
 
     def fill(self, engine: Engine, max_tokens: int = 400) -> list["asyncio.Task[list[int]]"]:
         """Take every slot."""
@@ -187,6 +189,8 @@ async def an_edited_turn_equals_a_cold_answer(ground: Ground) -> None:
     loaded = tiny_model()
     with ground.tiny(loaded) as engine:
         for kept in (20, 15, 1, 19, 12):
+            # Left behind is the prompt alone, of which more than half or less is of use.
+            assert await answer(engine, PROMPT, max_tokens=1) == reference(loaded, PROMPT, 1)
             prompt = [*PROMPT[:kept], *range(30, 40)]
             assert await answer(engine, prompt, max_tokens=20) == reference(loaded, prompt, 20)
 

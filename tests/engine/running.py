@@ -22,8 +22,9 @@ from granite_demo.types import LoadOptions, SamplingParams, Token
 
 
 async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:
-    """The whole answer."""
-    items = [item async for item in engine.generate(prompt, SamplingParams(**sampling))]
+    """The whole answer; fails after two minutes."""
+    async with asyncio.timeout(120):
+        items = [item async for item in engine.generate(prompt, SamplingParams(**sampling))]
     return [item for item in items if isinstance(item, Token)]
 
 

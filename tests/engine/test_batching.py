@@ -7,6 +7,7 @@ import asyncio
 import gc
 import random
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -23,6 +24,23 @@ from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
 from tests.engine.running import answer, batching_engine, tiny_model, until, wait_idle
 
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.1}
+
+
+@pytest.fixture(autouse=True)
+def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Close the engines of a test that failed: their threads would keep the whole run from ending."""
+    made: list[weakref.ref[BatchingEngine]] = []
+    warm_up = BatchingEngine.warm_up
+
+    def remember(self: BatchingEngine) -> int:
+        made.append(weakref.ref(self))
+        return warm_up(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BatchingEngine, "warm_up", remember)
+        yield
+    for engine in filter(None, (reference() for reference in made)):
+        engine.close()
 
 
 def broken(output: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:

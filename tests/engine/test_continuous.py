@@ -28,8 +28,10 @@ def loop_over(model: Any, received: list[Any]) -> Iterator[Loop]:
     """A loop whose thread is not started yet."""
     sampler = BatchSampler(64, 4, CPU)
     loop = Loop(model, sampler, received.extend, tokens=4096, context=512, requests=4, prefill=512)
-    yield loop
-    loop.stop()
+    try:
+        yield loop
+    finally:
+        loop.stop()
 
 
 def submit(loop: Loop, name: str, prompt: list[int], max_tokens: int) -> None:
@@ -78,7 +80,9 @@ def test_the_router_hands_over_steps_and_failures() -> None:
 
 def run(loop: Loop, received: list[Any], name: str) -> list[int]:
     """The tokens of a finished request."""
-    while not any(output.request_id == name and output.is_finished() for output in list(received)):
+    for _ in range(4000):
+        if any(output.request_id == name and output.is_finished() for output in list(received)):
+            break
         assert loop.is_running()
         time.sleep(0.005)
     tokens: list[int] = received[-1].generated_tokens

@@ -18,19 +18,8 @@ from granite_demo.shapes import Shape
 from granite_demo.tensor_parallel import Group
 from granite_demo.types import LoadOptions, MemoryUse
 from tests.engine.running import answer, tiny_model
-from tests.tinymodels import write_checkpoint
+from tests.tinymodels import SHAPE, write_checkpoint
 
-SHAPE = Shape(
-    model_type="granite",
-    context_length=8192,
-    vocab_size=64,
-    hidden_size=32,
-    layers=2,
-    attention_layers=2,
-    heads=4,
-    kv_heads=2,
-    head_dim=8,
-)
 HYBRID = replace(SHAPE, attention_layers=1)
 GPU = Placement("cuda", torch.bfloat16, "none", "flash_attention_3", None)
 CPU = Placement("cpu", torch.float32, "none", "sdpa", None)
@@ -256,3 +245,15 @@ async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> N
         answers.append(await answer(engine, [1, 2, 3], max_tokens=5))
         engine.close()
     assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize(
+    ("placement", "reason"),
+    [
+        (replace(CPU, device="mps"), "it does not run on Apple's GPU"),
+        (replace(GPU, spread=True), "the layers are spread over several GPUs"),
+    ],
+)
+def test_batching_is_refused_where_it_cannot_run(engines: Engines, placement: Placement, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        create_engine(loaded_on(placement), "batching")

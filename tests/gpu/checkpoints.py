@@ -5,6 +5,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -14,8 +15,8 @@ from granite_demo import registry
 from granite_demo.shapes import Shape
 
 
-def write_checkpoint(folder: Path, shape: Shape) -> None:
-    """Save a Granite of ``shape`` in bfloat16 with random weights, and a tokenizer of single words."""
+def random_model(shape: Shape, attention: str | None = None) -> Any:
+    """A Granite of ``shape`` on the GPU in bfloat16, with random weights."""
     config = GraniteConfig(
         vocab_size=shape.vocab_size,
         hidden_size=shape.hidden_size,
@@ -34,10 +35,12 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
         pad_token_id=0,
     )
     with torch.device("cuda"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = GraniteForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    model.save_pretrained(folder)
+        return GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.bfloat16).eval()
+
+
+def write_checkpoint(folder: Path, shape: Shape) -> None:
+    """Save a ``random_model``, and a tokenizer of single words."""
+    random_model(shape).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(1000)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
