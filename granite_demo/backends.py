@@ -16,23 +16,16 @@ from typing import Any, Protocol
 from granite_demo import registry
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.parsing import StopStrings
 from granite_demo.planning import best_precision
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import count_parameters
+from granite_demo.status import LoadOptions, ModelChoice, ModelStatus
+from granite_demo.streams import answer_events
 from granite_demo.types import (
-    Finish,
-    FinishReason,
     GenerationRequest,
-    LoadOptions,
-    ModelChoice,
-    ModelStatus,
-    Queued,
+    PromptView,
     SamplingParams,
     StreamEvent,
-    TextDelta,
-    Timings,
-    Usage,
 )
 
 LEAST_COMFORT = 8192
@@ -44,6 +37,13 @@ class Backend(Protocol):
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """Yield the answer's events, a Finish last. Raises GraniteDemoError."""
+        ...
+
+    async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
+        """The prompt that ``request`` would send, with its ``parts`` if asked for; raises GraniteDemoError.
+
+        None where the backend cannot know it: another server renders it, or no model is ready.
+        """
         ...
 
     def status(self) -> ModelStatus:
@@ -164,16 +164,33 @@ class LocalBackend:
         """See ``Backend.close``."""
         self._manager.close()
 
+    async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
+        """See ``Backend.inspect``."""
+        options = self._wanted(request)
+        if self._manager.status(options).stage != "ready":
+            return None
+        async with self._manager.lease(options) as ready:
+            prompt_ids = await asyncio.to_thread(_render, ready.loaded.tokenizer, request)
+            return PromptView((), len(prompt_ids), 0, ready.loaded.context_length)
+
+    def _wanted(self, request: GenerationRequest) -> LoadOptions:
+        with self._lock:
+            options = self._options
+        if request.model is None or request.model == options:
+            return options
+        if self._fixed:
+            raise InvalidRequestError(self._fixed)
+        registry.resolve(request.model.model)
+        return request.model
+
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``. Waits for the model to be ready first."""
         arrived = time.perf_counter()
-        with self._lock:
-            options = self._options
-        async with self._manager.lease(options) as ready:
+        async with self._manager.lease(self._wanted(request)) as ready:
             # Tokenising a long text takes a second: off the event loop.
             prompt_ids = await asyncio.to_thread(_render, ready.loaded.tokenizer, request)
             sampling = fit_to_context(request.sampling, len(prompt_ids), ready.loaded.context_length)
-            async with aclosing(_events(ready, prompt_ids, sampling, arrived)) as events:
+            async with aclosing(answer_events(ready, prompt_ids, sampling, arrived)) as events:
                 async for event in events:
                     yield event
 
@@ -214,37 +231,3 @@ def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:
         choice = best_precision(spec.shape, room, LEAST_COMFORT)
         parts.append(f"{choice.plan.mark} in {choice.precision}" if choice.precision else "does not fit")
     return ModelChoice(spec.name, " · ".join(parts))
-
-
-async def _events(
-    ready: ReadyModel, prompt_ids: list[int], sampling: SamplingParams, arrived: float
-) -> AsyncGenerator[StreamEvent]:
-    from granite_demo.decoding import IncrementalDecoder
-
-    decoder = IncrementalDecoder(ready.loaded.tokenizer)
-    visible = StopStrings(sampling.stop)
-    reason: FinishReason = "length"
-    count = 0
-    first = arrived
-    async with aclosing(ready.engine.generate(prompt_ids, sampling)) as tokens:
-        async for token in tokens:
-            if isinstance(token, Queued):
-                yield token
-                continue
-            count += 1
-            if count == 1:
-                first = time.perf_counter()
-            if token.id in ready.loaded.eos_ids:
-                reason = "stop"
-                break
-            yield TextDelta(visible.feed(decoder.feed(token.id)), count)
-            if visible.hit:
-                reason = "stop"
-                break
-    if not visible.hit:
-        rest = visible.feed(decoder.flush()) + visible.flush()
-        if rest:
-            yield TextDelta(rest, count)
-    timings = Timings(ttft=first - arrived, total=time.perf_counter() - arrived)
-    seed = sampling.seed if sampling.temperature > 0 else None
-    yield Finish(reason, Usage(len(prompt_ids), count), timings, seed)

@@ -1,7 +1,7 @@
 """A model's configuration in words, for the Settings tab."""
 
 from granite_demo.shapes import Shape
-from granite_demo.types import Fact
+from granite_demo.status import Fact
 
 SOURCE = (
     "Granite was trained with the Power scheduler and muP, which make the best learning rate the same for small and "

@@ -22,8 +22,8 @@ from granite_demo.planning import Choice, Plan, Precision, best_precision, gigab
 from granite_demo.registry import ModelSpec
 from granite_demo.settings import Settings
 from granite_demo.shapes import Shape, count_parameters
+from granite_demo.status import LoadStage, Report
 from granite_demo.terminal import progress_bar
-from granite_demo.types import LoadStage, Report
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}

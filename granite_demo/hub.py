@@ -21,7 +21,7 @@ from typing import IO, TypeAlias
 
 from granite_demo import errors, hub_transfer
 from granite_demo.hub_transfer import GB, MB, Order, is_wanted
-from granite_demo.types import Report
+from granite_demo.status import Report
 
 REPO_ID = re.compile(r"(?!.*--|.*\.\.|.*\.git$)\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.|.*//)\w([\w./-]{0,98}\w)?", re.ASCII)

@@ -20,8 +20,8 @@ from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancell
 from granite_demo.placement import Placement, free_memory, place_in, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
+from granite_demo.status import Fact, LoadOptions, MemoryUse, Quantization, Report
 from granite_demo.tensor_parallel import ALONE, Group
-from granite_demo.types import Fact, LoadOptions, MemoryUse, Quantization, Report
 
 log = logging.getLogger(__name__)
 

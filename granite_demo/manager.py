@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from granite_demo.engine.base import Engine
 from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError, OutOfMemoryError
-from granite_demo.types import LoadOptions, LoadStage, ModelStatus, Report
+from granite_demo.status import LoadOptions, LoadStage, ModelStatus, Report
 
 if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel

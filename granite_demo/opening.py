@@ -11,8 +11,8 @@ from granite_demo import hub, registry, sample
 from granite_demo.errors import LoadCancelledError
 from granite_demo.manager import ReadyModel
 from granite_demo.registry import ModelSpec
+from granite_demo.status import Fact, LoadOptions, LoadStage, Report
 from granite_demo.tensor_parallel import ALONE, Group
-from granite_demo.types import Fact, LoadOptions, LoadStage, Report
 
 
 @dataclass(frozen=True, slots=True)

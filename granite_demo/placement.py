@@ -19,8 +19,8 @@ from granite_demo import planning, tensor_parallel
 from granite_demo.errors import ConfigurationError, OutOfMemoryError
 from granite_demo.probing import PROMPT, Seconds, measured
 from granite_demo.shapes import Shape
+from granite_demo.status import Fact, LoadOptions
 from granite_demo.tensor_parallel import Group
-from granite_demo.types import Fact, LoadOptions
 
 PRECISIONS: dict[torch.dtype, planning.Precision] = {
     torch.bfloat16: "bf16",

@@ -5,7 +5,7 @@ from itertools import chain
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Message
+from granite_demo.messages import Message
 
 
 def render_chat(tokenizer: Any, messages: tuple[Message, ...]) -> list[int]:

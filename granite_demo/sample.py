@@ -28,7 +28,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from granite_demo import errors
-from granite_demo.types import LoadStage, Report
+from granite_demo.status import LoadStage, Report
 
 FOLDER = "sample-1"
 """The checkpoint's folder in the cache. Raise the number when the converter's result changes."""

@@ -15,7 +15,7 @@ from typing import Any, NoReturn, TypeVar
 
 from granite_demo.errors import ConfigurationError, GraniteDemoError, ModelError
 from granite_demo.shapes import Shape
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from granite_demo.types import ModelStatus
+from granite_demo.status import ModelStatus
 
 log = logging.getLogger(__name__)
 

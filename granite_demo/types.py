@@ -1,19 +1,20 @@
 """The values that cross the two seams. Standard library only; knows neither models nor transports.
 
-A ``Backend`` takes a ``GenerationRequest`` and yields ``StreamEvent`` values: any number of ``TextDelta``, then one
-``Finish``, with ``Queued`` before them while the request waits. An ``Engine`` takes token ids and ``SamplingParams``
-and yields ``Queued`` and ``Token`` values.
+A ``Backend`` takes a ``GenerationRequest`` and yields ``StreamEvent`` values: ``Dropped`` and ``Queued`` while it
+waits, then the answer's parts in the order in which the model wrote them, and one ``Finish``. An ``Engine`` takes
+token ids and ``SamplingParams`` and yields ``Queued`` and ``Token`` values.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 from granite_demo.errors import InvalidRequestError
+from granite_demo.messages import Controls, Document, Message, ToolCall, ToolSpec, scrub
+from granite_demo.status import LoadOptions
 
-Role = Literal["system", "user", "assistant"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
 """OpenAI's words: ``stop`` for an end token or a stop string, ``length`` for the token limit."""
 
 MAX_STOP_STRINGS = 4
@@ -21,11 +22,6 @@ MAX_STOP_LENGTH = 64
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 20
 """OpenAI's limit for top_logprobs."""
-
-
-def scrub(text: str) -> str:
-    """Replace lone surrogates, which neither tokenizers nor JSON writers accept, by U+FFFD."""
-    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _number(name: str, value: Any, low: float, high: float) -> float:
@@ -47,23 +43,6 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
 def _but(value: float) -> str:
     # A longer number is no help to a reader, and Python refuses to write out very long ones.
     return f", not {value:g}" if abs(value) < 1e15 else ""
-
-
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One turn of a conversation."""
-
-    role: Role
-    content: str
-
-    def __post_init__(self) -> None:
-        if self.role not in get_args(Role):
-            raise InvalidRequestError(
-                f"A message's role must be one of {', '.join(get_args(Role))}, not {self.role!r}."
-            )
-        if not isinstance(self.content, str):
-            raise InvalidRequestError("A message's content must be text.")
-        object.__setattr__(self, "content", scrub(self.content))
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +96,10 @@ class SamplingParams:
         return tuple(scrub(text) for text in stop)
 
 
+Overflow = Literal["refuse", "drop"]
+"""When a conversation does not fit the context: an error, or the oldest turns are left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
     """What to generate from: a conversation (``messages``) or raw text (``prompt``), never both."""
@@ -124,16 +107,26 @@ class GenerationRequest:
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    tools: tuple[ToolSpec, ...] = ()
+    documents: tuple[Document, ...] = ()
+    controls: Controls = field(default_factory=Controls)
+    overflow: Overflow = "refuse"
+    model: LoadOptions | None = None
+    """Answer with this model rather than the one that is chosen; it takes the other's place in memory meanwhile."""
 
     def __post_init__(self) -> None:
         if (self.prompt is None) == (not self.messages):
             raise InvalidRequestError("A request needs either messages or a prompt.")
+        if self.overflow not in ("refuse", "drop"):
+            raise InvalidRequestError(f"overflow must be refuse or drop, not {self.overflow!r}.")
         if self.prompt is not None:
             if not self.prompt:
                 raise InvalidRequestError("The prompt is empty. Write something to continue from.")
             object.__setattr__(self, "prompt", scrub(self.prompt))
-        elif self.messages[-1].role != "user" or not self.messages[-1].content.strip():
-            raise InvalidRequestError("The last message must be a user's, and not empty.")
+            return
+        last = self.messages[-1]
+        if last.role != "tool" and (last.role != "user" or not last.content.strip()):
+            raise InvalidRequestError("The last message must be a user's, and not empty, or a tool's.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +155,8 @@ class Usage:
 
     prompt_tokens: int
     completion_tokens: int
+    reasoning_tokens: int = 0
+    """Those of the completion tokens that are thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +166,8 @@ class Timings:
     ttft: float
     """Time to first token: template, queue and prefill."""
     total: float
+    reasoning: float = 0.0
+    """Of these, spent on thinking."""
 
     def decode_rate(self, completion_tokens: int) -> float | None:
         """Tokens per second after the first one, or None when there was only one."""
@@ -187,6 +184,59 @@ class TextDelta:
 
 
 @dataclass(frozen=True, slots=True)
+class ReasoningDelta:
+    """More of the thinking before the answer; ``completion_tokens`` as in ``TextDelta``."""
+
+    text: str
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCalled:
+    """A call of a tool, whole; one that cannot be read has its ``error`` set."""
+
+    call: ToolCall
+
+
+@dataclass(frozen=True, slots=True)
+class Citation:
+    """What the answer's text from ``start`` to ``end`` rests on; both are the same where the model marks one place."""
+
+    document: str
+    """The number of the document, or the mark that the model gave its source."""
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Appendix:
+    """A list that the model adds after its answer: of its citations, or of what it may have made up."""
+
+    kind: Literal["citations", "hallucinations"]
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dropped:
+    """The oldest ``messages`` of the conversation were left out, since it does not fit the context."""
+
+    messages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """What made an answer, as far as it is known: enough to make it again."""
+
+    model: str = ""
+    revision: str = ""
+    template_sha256: str = ""
+    prompt_sha256: str = ""
+    """Of the prompt's token ids, as decimal numbers with commas."""
+    choices: tuple[tuple[str, str], ...] = ()
+    """(name, value) of device, precision, quantization, attention and engine."""
+
+
+@dataclass(frozen=True, slots=True)
 class Finish:
     """The last event of a stream that was not cancelled."""
 
@@ -195,82 +245,34 @@ class Finish:
     timings: Timings
     seed: int | None = None
     """The seed the answer was sampled with; None for greedy."""
+    token_ids: tuple[int, ...] = ()
+    """Every generated token, the end token included; empty where the backend does not know them."""
+    provenance: Provenance | None = None
 
 
-StreamEvent = Queued | TextDelta | Finish
+StreamEvent = Dropped | Queued | ReasoningDelta | TextDelta | ToolCalled | Citation | Appendix | Finish
 
-LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
-Report = Callable[[LoadStage, float | None, str], None]
-"""Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
-
-
-Fact = tuple[str, str, str]
-"""(name, value, reason) of a choice made for a model"""
-
-
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """How a loaded model uses its device, in bytes."""
-
-    device: str
-    weights: int
-    kv_cache: int
-    """The cache of one conversation that fills the context."""
-    free: int
-    """What was free when the model was ready."""
+Origin = Literal["template", "control", "system", "user", "assistant", "document", "tool"]
+"""Who wrote a part of a prompt: the chat template, as text or as control tokens, or one of the request's parts."""
 
 
 @dataclass(frozen=True, slots=True)
-class ModelChoice:
-    """A model to pick: with its size, and whether it fits here."""
+class PromptPart:
+    """A stretch of a prompt with one origin."""
 
-    name: str
-    label: str
-    """Family, name, size and mark in one line."""
-
-
-@dataclass(frozen=True, slots=True)
-class ModelStatus:
-    """What the model manager is doing with one model, for every visitor to see."""
-
-    model: str
-    stage: LoadStage
-    fraction: float | None = None
-    """Progress of this stage from 0 to 1, or None where it cannot be known."""
-    detail: str = ""
-    title: str = ""
-    about: str = ""
-    facts: tuple[Fact, ...] = ()
-    """Each choice made for a ready model, in display order."""
-    context_length: int | None = None
-    card: tuple[Fact, ...] = ()
-    """(name, value, what it does) of the model's configuration."""
-    memory: MemoryUse | None = None
-    notice: str = ""
-    """Why the last load failed, while another model still answers."""
-
-
-Device = Literal["auto", "cuda", "mps", "cpu"]
-Dtype = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
-Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
-EngineName = Literal["auto", "batching", "static", "dynamic"]
+    origin: Origin
+    text: str
+    tokens: tuple[tuple[int, str], ...]
+    """(token id, its text) of each."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoadOptions:
-    """Which model to load and how: the key of the model cache."""
+class PromptView:
+    """The exact prompt of a request, before it is sent."""
 
-    model: str = "sample"
-    revision: str | None = None
-    device: Device = "auto"
-    dtype: Dtype = "auto"
-    quantization: Quantization = "auto"
-    attention: Attention = "auto"
-    context: int | None = None
-    """Tokens to limit the context to; None for as many as the model allows and fit."""
-    keep_quantized: bool = False
-    """Save a quantized model in the cache folder, from which it loads faster the next time."""
-    engine: EngineName = "auto"
-    compile: bool = False
-    """Have torch compile the decode step while the model is made ready: faster, after a minute."""
+    parts: tuple[PromptPart, ...]
+    """Empty unless they were asked for."""
+    tokens: int
+    dropped: int
+    """Messages that are left out to make room; see ``GenerationRequest.overflow``."""
+    context_length: int

@@ -27,7 +27,7 @@ def sample(sample_path: Path) -> "LoadedModel":
     """The sample model in float32 on the CPU."""
     from granite_demo import registry
     from granite_demo.loading import load_model
-    from granite_demo.types import LoadOptions
+    from granite_demo.status import LoadOptions
 
     return load_model(sample_path, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
 

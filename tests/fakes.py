@@ -3,16 +3,15 @@
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 
 from granite_demo.engine.base import EngineStats, closed_error
+from granite_demo.status import Fact, LoadOptions, ModelChoice, ModelStatus
 from granite_demo.types import (
-    Fact,
     Finish,
     FinishReason,
     GenerationRequest,
-    LoadOptions,
-    ModelChoice,
-    ModelStatus,
+    PromptView,
     Queued,
     SamplingParams,
     StreamEvent,
@@ -72,7 +71,10 @@ class FakeEngine:
 
 
 class FakeBackend:
-    """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one."""
+    """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one.
+
+    ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers.
+    """
 
     def __init__(self, words: Sequence[str] = ("Hello", " world", "!"), delay: float = 0.0) -> None:
         self.words = list(words)
@@ -85,6 +87,10 @@ class FakeBackend:
         self.running = 0
         self.started = threading.Event()
         self.closed = threading.Event()
+        self.script: list[StreamEvent] | None = None
+        self.view: PromptView | None = None
+        self.view_error: Exception | None = None
+        self.inspected: list[GenerationRequest] = []
         self.selected: list[LoadOptions] = []
         self.cancelled = threading.Event()
         self.unloaded = threading.Event()
@@ -96,6 +102,11 @@ class FakeBackend:
             for place in self.queued:
                 yield place
             await asyncio.sleep(self.first_delay)
+            for event in self.script or ():
+                yield event
+                await asyncio.sleep(self.delay)
+            if self.script is not None:
+                return
             limit = request.sampling.max_tokens or len(self.words)
             for count, word in enumerate(self.words[:limit], 1):
                 yield TextDelta(word, count)
@@ -107,6 +118,12 @@ class FakeBackend:
             yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
         finally:
             self.running -= 1
+
+    async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
+        self.inspected.append(request)
+        if self.view_error:
+            raise self.view_error
+        return self.view if parts or self.view is None else replace(self.view, parts=())
 
     def status(self) -> ModelStatus:
         return self.state

@@ -22,16 +22,9 @@ from granite_demo.errors import (
 )
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.types import (
-    Finish,
-    GenerationRequest,
-    LoadOptions,
-    Message,
-    Queued,
-    Report,
-    SamplingParams,
-    TextDelta,
-)
+from granite_demo.messages import Message
+from granite_demo.status import LoadOptions, Report
+from granite_demo.types import Finish, GenerationRequest, Queued, SamplingParams, TextDelta
 from tests.fakes import FakeEngine
 
 OPTIONS = LoadOptions()

@@ -11,10 +11,12 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "granite_demo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"errors", "types"}
+BASE = {"errors", "messages", "status", "types"}
 MAY_IMPORT = {
     "errors": set[str](),
-    "types": {"errors"},
+    "messages": {"errors"},
+    "status": {"messages"},
+    "types": {"errors", "messages", "status"},
     "settings": BASE,
     "shapes": BASE,
     "catalogue": BASE | {"shapes"},
@@ -51,7 +53,8 @@ MAY_IMPORT = {
         "manager",
         "tensor_parallel",
     },
-    "backends": BASE | {"shapes", "planning", "registry", "prompts", "parsing", "decoding", "manager"},
+    "backends": BASE | {"shapes", "planning", "registry", "prompts", "streams", "manager"},
+    "streams": BASE | {"parsing", "decoding", "manager"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
     "ui": BASE | {"settings", "backends", "ui"},
     "bench": BASE

@@ -17,7 +17,7 @@ from granite_demo import registry
 from granite_demo.errors import ConfigurationError, CorruptModelError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.placement import place
-from granite_demo.types import LoadOptions, LoadStage
+from granite_demo.status import LoadOptions, LoadStage
 from tests.tinymodels import write_checkpoint
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

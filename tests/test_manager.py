@@ -11,7 +11,7 @@ import pytest
 
 from granite_demo.errors import DownloadError, LoadCancelledError, ModelError, OutOfMemoryError
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.types import LoadOptions, ModelStatus, Report
+from granite_demo.status import LoadOptions, ModelStatus, Report
 from tests.fakes import FakeEngine
 
 ONE, TWO = LoadOptions("one"), LoadOptions("two")

@@ -25,7 +25,7 @@ from granite_demo.placement import (
 )
 from granite_demo.probing import Seconds
 from granite_demo.shapes import Shape
-from granite_demo.types import LoadOptions, Quantization
+from granite_demo.status import LoadOptions, Quantization
 
 GB = 10**9
 BF16 = torch.bfloat16

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo.errors import InvalidRequestError
+from granite_demo.messages import Message, Role
 from granite_demo.prompts import render_chat, render_completion
-from granite_demo.types import Message, Role
 
 if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel

@@ -8,7 +8,7 @@ import pytest
 from granite_demo import registry
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.quantized import copy_of, save_copy
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 from tests.tinymodels import write_checkpoint
 
 

@@ -21,7 +21,8 @@ from granite_demo.opening import open_model
 from granite_demo.placement import precision_of
 from granite_demo.prompts import render_completion
 from granite_demo.shapes import linears
-from granite_demo.types import LoadOptions, LoadStage, SamplingParams, Token
+from granite_demo.status import LoadOptions, LoadStage
+from granite_demo.types import SamplingParams, Token
 from tests.tinymodels import KINDS, write_checkpoint
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11"

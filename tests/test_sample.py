@@ -34,7 +34,7 @@ from granite_demo.errors import (
     LoadCancelledError,
 )
 from granite_demo.sample import SampleSource, convert_to_granite, ensure_sample, fetch_gguf
-from granite_demo.types import Report
+from granite_demo.status import Report
 
 WHEEL = "tiny_sample-1.0-py3-none-any.whl"
 GGUF = b"not really a GGUF file" * 1000

@@ -20,8 +20,8 @@ from granite_demo import tensor_parallel
 from granite_demo.errors import ConfigurationError
 from granite_demo.placement import place, place_in
 from granite_demo.shapes import Shape
+from granite_demo.status import LoadOptions
 from granite_demo.tensor_parallel import ALONE, Group
-from granite_demo.types import LoadOptions
 from tests.engine.running import answer, batching_engine
 from tests.group_worker import PROMPTS, SAMPLED
 from tests.tinymodels import SHAPE, write_checkpoint

@@ -6,8 +6,8 @@ import logging
 import pytest
 from rich.console import Console
 
+from granite_demo.status import ModelStatus
 from granite_demo.terminal import LoadReporter
-from granite_demo.types import ModelStatus
 from tests.fakes import READY
 
 

@@ -16,7 +16,7 @@ from granite_demo.bench.figures import Answer, Run
 from granite_demo.errors import OutOfMemoryError
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.manager import release_memory
-from granite_demo.types import Dtype, LoadOptions
+from granite_demo.status import Dtype, LoadOptions
 
 GENERATE = "generate + TextIteratorStreamer"
 GENERATE_BATCH = "generate_batch"

@@ -12,7 +12,7 @@ import torch
 from granite_demo.bench.asking import GREEDY, Prompts, ask
 from granite_demo.bench.figures import Spread
 from granite_demo.manager import Listener, ModelManager, ReadyModel
-from granite_demo.types import LoadOptions, LoadStage, ModelStatus
+from granite_demo.status import LoadOptions, LoadStage, ModelStatus
 
 PROMPT, ANSWER = 64, 8
 """Tokens of the one request that is answered before memory is looked at."""

@@ -25,8 +25,9 @@ from granite_demo.bench.options import Sizes
 from granite_demo.errors import EngineError
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ReadyModel
+from granite_demo.messages import Message
 from granite_demo.prompts import render_chat
-from granite_demo.types import Finish, GenerationRequest, Message, TextDelta
+from granite_demo.types import Finish, GenerationRequest, TextDelta
 
 QUESTION = "Story {}: write a long story about a ship and its crew."
 """With a number, so that nothing of one answer helps with another."""

@@ -14,7 +14,7 @@ from granite_demo.bench.load import Load
 from granite_demo.bench.options import Sizes
 from granite_demo.bench.ttft import TtftRow
 from granite_demo.manager import ReadyModel
-from granite_demo.types import Fact
+from granite_demo.status import Fact
 
 SCHEMA = 1
 """Counted up when a field changes its meaning or goes away."""

@@ -14,7 +14,7 @@ from granite_demo.bench.report import Report, describe
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 
 SMALL_BYTES = 4_000_000_000
 """Weights up to which everything is measured by default. The page starts a second process with the model again."""

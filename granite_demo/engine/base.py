@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from granite_demo.errors import EngineClosedError, EngineError, GraniteDemoError
-from granite_demo.types import Fact, Queued, SamplingParams, Token
+from granite_demo.status import Fact
+from granite_demo.types import Queued, SamplingParams, Token
 
 log = logging.getLogger(__name__)
 

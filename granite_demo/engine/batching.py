@@ -26,8 +26,9 @@ from granite_demo.engine.sampling import not_a_number
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
 from granite_demo.errors import ContextOverflowError, EngineError, GraniteDemoError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
+from granite_demo.status import Fact
 from granite_demo.tensor_parallel import ALONE, Group
-from granite_demo.types import Fact, Queued, SamplingParams, Token
+from granite_demo.types import Queued, SamplingParams, Token
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import free_memory, precision_of
 from granite_demo.planning import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
+from granite_demo.status import EngineName, Fact, Report
 from granite_demo.tensor_parallel import ALONE, Group
-from granite_demo.types import EngineName, Fact, Report
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from granite_demo.engine.layers import LayerChecks, nothing
 from granite_demo.engine.prefixes import PrefixStore
 from granite_demo.loading import LoadedModel
 from granite_demo.planning import PREFILL_TOKENS, gigabytes
-from granite_demo.types import Fact
+from granite_demo.status import Fact
 from granite_demo.wide import ATTENTION, WideProducts, register_attention
 
 SLOTS = 4

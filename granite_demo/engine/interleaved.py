@@ -20,7 +20,8 @@ from granite_demo.engine.runner import Runner
 from granite_demo.engine.sampling import Sampler
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
 from granite_demo.errors import GraniteDemoError
-from granite_demo.types import Fact, Queued, SamplingParams, Token
+from granite_demo.status import Fact
+from granite_demo.types import Queued, SamplingParams, Token
 
 
 @dataclass(slots=True, eq=False)

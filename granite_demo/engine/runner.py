@@ -5,7 +5,7 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from granite_demo.types import Fact
+from granite_demo.status import Fact
 
 
 class Slot(Protocol):

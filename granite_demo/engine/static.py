@@ -20,7 +20,7 @@ from granite_demo.engine.static_cache import forget_states
 from granite_demo.engine.steps import Place, Sizes, Steps
 from granite_demo.loading import LoadedModel
 from granite_demo.planning import PREFILL_TOKENS, gigabytes
-from granite_demo.types import Fact
+from granite_demo.status import Fact
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
-from granite_demo.types import LoadOptions, ModelStatus
+from granite_demo.status import LoadOptions, ModelStatus
 from granite_demo.ui.events import BUSY_SECONDS, DIRECT
 from granite_demo.ui.render import facts_html, memory_html, note_html
 

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Fact, Finish, MemoryUse, Message, ModelStatus, Queued, StreamEvent, TextDelta
+from granite_demo.messages import Message
+from granite_demo.status import Fact, MemoryUse, ModelStatus
+from granite_demo.types import Finish, Queued, StreamEvent, TextDelta
 
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
@@ -32,7 +34,7 @@ class Answer:
                     self.ttft = elapsed
             elif isinstance(event, Queued):
                 self.ahead = event.ahead
-            else:
+            elif isinstance(event, Finish):
                 self.finish = event
                 self.tokens = event.usage.completion_tokens
                 self.ttft = event.timings.ttft
@@ -60,7 +62,7 @@ class Answer:
 
 
 HEADLINE = ("Device", "Precision", "Quantization", "Attention")
-_REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)"}
+_REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)", "tool_calls": "calls a tool"}
 
 
 def _waiting_words(ahead: int | None) -> str:

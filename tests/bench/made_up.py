@@ -16,7 +16,8 @@ from granite_demo.engine.base import EngineStats
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import Placement
 from granite_demo.shapes import Shape
-from granite_demo.types import Fact, Queued, SamplingParams, Token
+from granite_demo.status import Fact
+from granite_demo.types import Queued, SamplingParams, Token
 
 SHAPE = Shape(
     model_type="granite",

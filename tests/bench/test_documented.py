@@ -10,7 +10,7 @@ import torch
 from granite_demo.bench import documented
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.registry import resolve
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 from tests.bench.made_up import loaded
 from tests.tinymodels import VOCABULARY, write_checkpoint
 

@@ -4,7 +4,7 @@ import threading
 
 from granite_demo.bench import load
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.types import LoadOptions, LoadStage, ModelStatus, Report
+from granite_demo.status import LoadOptions, LoadStage, ModelStatus, Report
 from tests.bench.made_up import CountingEngine, loaded
 
 

@@ -13,7 +13,7 @@ from granite_demo.bench.report import Report
 from granite_demo.errors import ConfigurationError
 from granite_demo.manager import ModelManager
 from granite_demo.opening import open_model
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 
 SMALL, LARGE = 10**9, 10**10
 

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from granite_demo.errors import EngineError
-from granite_demo.types import Message
+from granite_demo.messages import Message
 from tests.browser.conftest import OpenPage
 from tests.fakes import FakeBackend
 

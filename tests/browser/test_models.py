@@ -8,7 +8,7 @@ from playwright.sync_api import Browser, Page, expect
 
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
-from granite_demo.types import LoadOptions, MemoryUse, ModelStatus
+from granite_demo.status import LoadOptions, MemoryUse, ModelStatus
 from granite_demo.ui.models import Access
 from tests.fakes import READY, FakeBackend
 

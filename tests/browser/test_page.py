@@ -6,7 +6,7 @@ import time
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo.types import ModelStatus
+from granite_demo.status import ModelStatus
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import answers, send, wait_idle
 from tests.fakes import READY, FakeBackend

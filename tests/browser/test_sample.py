@@ -11,7 +11,7 @@ from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
-from granite_demo.types import LoadOptions, Report
+from granite_demo.status import LoadOptions, Report
 from tests.browser.test_chat import answers, send
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

@@ -14,8 +14,9 @@ import torch
 from granite_demo.engine.base import Engine
 from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
 from granite_demo.loading import LoadedModel
+from granite_demo.messages import Message
 from granite_demo.prompts import encode, render_chat
-from granite_demo.types import Message, Queued, SamplingParams, Token
+from granite_demo.types import Queued, SamplingParams, Token
 from tests.engine.running import answer, reference, tiny_model, tokens, until, wait_idle
 
 PROMPT = [5 + index * 7 % 50 for index in range(20)]

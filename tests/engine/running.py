@@ -18,7 +18,8 @@ from granite_demo.engine.static import StaticRunner
 from granite_demo.engine.steps import Sizes
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
-from granite_demo.types import LoadOptions, SamplingParams, Token
+from granite_demo.status import LoadOptions
+from granite_demo.types import SamplingParams, Token
 
 
 async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:

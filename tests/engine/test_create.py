@@ -15,8 +15,8 @@ from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.placement import Placement
 from granite_demo.shapes import Shape
+from granite_demo.status import LoadOptions, MemoryUse
 from granite_demo.tensor_parallel import Group
-from granite_demo.types import LoadOptions, MemoryUse
 from tests.engine.running import answer, tiny_model
 from tests.tinymodels import SHAPE, write_checkpoint
 

@@ -17,7 +17,7 @@ from granite_demo.engine.dynamic import SLOTS, DynamicRunner, DynamicSlot
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.layers import decoder_layers
 from granite_demo.loading import LoadedModel, load_model
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 from granite_demo.wide import ATTENTION
 from tests.engine.running import answer, one_thread, reference, tiny_model
 from tests.test_wide import Products

@@ -17,7 +17,8 @@ import torch
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.pace import FIRST
 from granite_demo.errors import EngineError
-from granite_demo.types import Fact, SamplingParams
+from granite_demo.status import Fact
+from granite_demo.types import SamplingParams
 from tests.engine.running import answer, until, wait_idle
 
 VOCABULARY = 1000

@@ -19,7 +19,7 @@ from granite_demo.engine.static import StaticRunner, StaticSlot
 from granite_demo.engine.static_cache import rows_layers
 from granite_demo.engine.steps import Sizes
 from granite_demo.loading import LoadedModel, load_model
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 from tests.engine.running import answer, record, tiny_model
 from tests.tinymodels import write_checkpoint
 

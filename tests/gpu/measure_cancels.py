@@ -15,7 +15,8 @@ from granite_demo import registry
 from granite_demo.engine.batching import BatchingEngine
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
-from granite_demo.types import LoadOptions, SamplingParams, Token
+from granite_demo.status import LoadOptions
+from granite_demo.types import SamplingParams, Token
 from tests.gpu.checkpoints import random_model
 
 CONTEXT = 32768

@@ -19,7 +19,8 @@ from granite_demo.engine.create import create_engine
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.static import StaticRunner
 from granite_demo.loading import load_model
-from granite_demo.types import LoadOptions, SamplingParams, Token
+from granite_demo.status import LoadOptions
+from granite_demo.types import SamplingParams, Token
 from tests.gpu.checkpoints import write_checkpoint
 
 CONTEXT = 9216

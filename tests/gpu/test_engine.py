@@ -10,7 +10,7 @@ from granite_demo import registry
 from granite_demo.engine.create import create_engine
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 from tests.engine.running import answer
 
 pytestmark = pytest.mark.gpu

@@ -13,7 +13,7 @@ from granite_demo.engine.row_attention import rows_problem
 from granite_demo.engine.static import StaticRunner, StaticSlot
 from granite_demo.engine.steps import Sizes
 from granite_demo.loading import LoadedModel, load_model
-from granite_demo.types import LoadOptions
+from granite_demo.status import LoadOptions
 from tests.tinymodels import write_checkpoint
 
 pytestmark = pytest.mark.gpu

@@ -9,7 +9,8 @@ from contextlib import aclosing, suppress
 import pytest
 
 from granite_demo.errors import EngineError, InvalidRequestError
-from granite_demo.types import GenerationRequest, ModelStatus, Queued
+from granite_demo.status import ModelStatus
+from granite_demo.types import GenerationRequest, Queued
 from granite_demo.ui.answering import Snapshot, Visitors, snapshots
 from tests.fakes import FakeBackend
 

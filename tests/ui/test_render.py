@@ -6,7 +6,9 @@ from typing import Any
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import Finish, FinishReason, MemoryUse, Message, ModelStatus, Queued, TextDelta, Timings, Usage
+from granite_demo.messages import Message
+from granite_demo.status import MemoryUse, ModelStatus
+from granite_demo.types import Finish, FinishReason, Queued, TextDelta, Timings, Usage
 from granite_demo.ui.render import (
     Answer,
     assistant_turn,
@@ -141,7 +143,7 @@ def test_an_empty_message_of_the_user_is_kept_for_the_check() -> None:
     assert to_messages([user_turn("")]) == (Message("user", ""),)
 
 
-@pytest.mark.parametrize("turn", [{"role": "tool", "content": "x"}, {"content": "x"}, {"role": ["user"]}])
+@pytest.mark.parametrize("turn", [{"role": "robot", "content": "x"}, {"content": "x"}, {"role": ["user"]}])
 def test_roles_from_the_browser_are_checked(turn: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequestError, match="role"):
         to_messages([turn])
