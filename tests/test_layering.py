@@ -17,6 +17,12 @@ MAY_IMPORT = {
     "messages": {"errors"},
     "status": {"messages"},
     "types": {"errors", "messages", "status"},
+    "conversations": BASE,
+    "exchange": BASE | {"conversations"},
+    "documents": BASE,
+    "grounding": BASE,
+    "tools": BASE,
+    "bundle": BASE | {"conversations"},
     "settings": BASE,
     "shapes": BASE,
     "catalogue": BASE | {"shapes"},
@@ -56,7 +62,9 @@ MAY_IMPORT = {
     "backends": BASE | {"shapes", "planning", "registry", "prompts", "streams", "manager"},
     "streams": BASE | {"parsing", "decoding", "manager"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
-    "ui": BASE | {"settings", "backends", "ui"},
+    "ui": BASE
+    | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
+    | {"ui"},
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"},
     "server": BASE | {"settings", "backends", "ui", "server"},

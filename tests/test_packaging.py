@@ -18,7 +18,7 @@ RUN_LINE = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt &
 TEST_LINE = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest"
 OPTIONAL = {"matplotlib", "triton"}
 USED_BY_TRANSFORMERS = {"accelerate", "bitsandbytes"}
-SHIPPED = (".css", ".json", ".svg")
+SHIPPED = (".css", ".js", ".json", ".svg")
 
 
 @pytest.mark.parametrize("line", [RUN_LINE, TEST_LINE])

@@ -6,19 +6,30 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError
 from granite_demo.types import GenerationRequest
-from granite_demo.ui.render import Answer
+from granite_demo.ui.answer import Answer
 from granite_demo.ui.streaming import paced
 
 log = logging.getLogger(__name__)
 
-Snapshot = tuple[str, str, str]
-"""(text so far, note under it, kind of the note: note or error)"""
+Kind = Literal["note", "error"]
+
+
+class Snapshot(NamedTuple):
+    """One state of an answer, with the note under it; ``kind`` is note or error."""
+
+    answer: Answer
+    note: str
+    kind: Kind
+    elapsed: float
+    """Seconds since the request was made."""
 
 
 class Visitors:
@@ -69,16 +80,17 @@ async def snapshots(
                 answer.add(batch, elapsed)
                 if stop.is_set():
                     break
-                yield answer.text, _progress(backend, answer, elapsed), "note"
+                yield Snapshot(replace(answer), _progress(backend, answer, elapsed), "note", elapsed)
         if stop.is_set():
-            yield answer.text, answer.stopped_note(elapsed), "note"
+            yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)
     except GraniteDemoError as error:
-        yield answer.text, error.user_text, "error"
+        yield Snapshot(replace(answer), error.user_text, "error", elapsed)
     except Exception:
         # An unforeseen error may hold secrets: the visitor gets a number that the log explains.
         number = secrets.token_hex(4)
         log.exception("Request failed (%s).", number)
-        yield answer.text, f"Something went wrong on the server. Try again; the log knows this as {number}.", "error"
+        text = f"Something went wrong on the server. Try again; the log knows this as {number}."
+        yield Snapshot(replace(answer), text, "error", elapsed)
 
 
 def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:

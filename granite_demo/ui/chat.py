@@ -168,8 +168,8 @@ async def answer(
     yield [*history, render.assistant_turn("", "Waiting for the first token")], _box(busy=True)
     turn = history[-1]
     async with aclosing(snapshots(backend, build, stop)) as updates:
-        async for text, note, kind in updates:
-            turn = render.assistant_turn(text, note, kind)
+        async for answer, note, kind, _ in updates:
+            turn = render.assistant_turn(answer.text, note, kind)
             yield [*history, turn], gr.skip()
     yield [*history, turn], _box(busy=False)
 

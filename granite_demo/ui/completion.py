@@ -67,8 +67,8 @@ def wire(tab: CompletionTab, preferences: Preferences, backend: Backend, demo: g
         yield "", note_html("Waiting for the first token"), gr.Button(visible=False), gr.Button(visible=True)
         with visitors.answering(session(visit)) as stop:
             async with aclosing(snapshots(backend, build, stop)) as updates:
-                async for text, note, kind in updates:
-                    yield text, note_html(note, kind), gr.skip(), gr.skip()
+                async for answer, note, kind, _ in updates:
+                    yield answer.text, note_html(note, kind), gr.skip(), gr.skip()
         yield gr.skip(), gr.skip(), gr.Button(visible=True), gr.Button(visible=False)
 
     async def stop(visit: gr.Request) -> Any:

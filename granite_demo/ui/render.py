@@ -1,81 +1,17 @@
 """Events and states to what the page shows: pure functions, tested without a page."""
 
 import html
-from dataclasses import dataclass
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Message
 from granite_demo.status import Fact, MemoryUse, ModelStatus
-from granite_demo.types import Finish, Queued, StreamEvent, TextDelta
 
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
 
 
-@dataclass(slots=True)
-class Answer:
-    """One answer as far as it has come."""
-
-    text: str = ""
-    tokens: int = 0
-    ttft: float | None = None
-    finish: Finish | None = None
-    ahead: int | None = None
-    """Requests before this one in the engine's line; None if it never had to wait."""
-
-    def add(self, events: list[StreamEvent], elapsed: float) -> None:
-        """Take in ``events``, ``elapsed`` seconds after the request was made."""
-        for event in events:
-            if isinstance(event, TextDelta):
-                self.text += event.text
-                self.tokens = event.completion_tokens
-                if self.ttft is None:
-                    self.ttft = elapsed
-            elif isinstance(event, Queued):
-                self.ahead = event.ahead
-            elif isinstance(event, Finish):
-                self.finish = event
-                self.tokens = event.usage.completion_tokens
-                self.ttft = event.timings.ttft
-
-    def note(self, elapsed: float) -> str:
-        """Tokens, time to first token, speed and finish reason, as far as they are known."""
-        if self.ttft is None:
-            words = _waiting_words(self.ahead)
-            return f"{words} · {elapsed:.0f} s" if elapsed >= 1 else words
-        parts = [f"{self.tokens:,} token{'s' * (self.tokens != 1)}", f"{self.ttft:.2f} s to first token"]
-        rate = _rate(self, elapsed)
-        if rate is not None:
-            parts.append(f"{rate:.1f} tokens/s")
-        if self.finish is not None:
-            parts.append(_REASONS[self.finish.reason])
-            if self.finish.seed is not None:
-                parts.append(f"seed {self.finish.seed}")
-        return " · ".join(parts)
-
-    def stopped_note(self, elapsed: float) -> str:
-        """The note under an answer that its reader stopped."""
-        if self.finish is not None:  # it ended by itself just then
-            return self.note(elapsed)
-        return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
-
-
 HEADLINE = ("Device", "Precision", "Quantization", "Attention")
-_REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)", "tool_calls": "calls a tool"}
-
-
-def _waiting_words(ahead: int | None) -> str:
-    if ahead is None:
-        return "Waiting for the first token"
-    return f"Waiting: {ahead:,} request{'s' * (ahead != 1)} ahead" if ahead else "Waiting: next in line"
-
-
-def _rate(answer: Answer, elapsed: float) -> float | None:
-    if answer.finish is not None:
-        return answer.finish.timings.decode_rate(answer.tokens)
-    seconds = elapsed - (answer.ttft or 0.0)
-    return (answer.tokens - 1) / seconds if answer.tokens > 1 and seconds > 0.2 else None
 
 
 def note_html(text: str, kind: str = "note") -> str:

@@ -15,25 +15,32 @@ from granite_demo.ui.answering import Snapshot, Visitors, snapshots
 from tests.fakes import FakeBackend
 
 REQUEST = GenerationRequest(prompt="Once")
+Shot = tuple[str, str, str]
+"""(text, note, kind of the note) of a snapshot"""
+
 CANARY = "hf_secret-canary"
 
 
-async def collect(backend: FakeBackend, stop_at: str | None = None) -> list[Snapshot]:
+def seen(shot: Snapshot) -> Shot:
+    return shot.answer.text, shot.note, shot.kind
+
+
+async def collect(backend: FakeBackend, stop_at: str | None = None) -> list[Shot]:
     """All snapshots; the reader stops the answer on seeing the text ``stop_at``."""
     stop = threading.Event()
-    shots: list[Snapshot] = []
+    shots: list[Shot] = []
     async for shot in snapshots(backend, lambda: REQUEST, stop):
-        shots.append(shot)
-        if shot[0] == stop_at:
+        shots.append(seen(shot))
+        if shots[-1][0] == stop_at:
             stop.set()
     return shots
 
 
-async def first_of_a_wait(backend: FakeBackend) -> Snapshot:
+async def first_of_a_wait(backend: FakeBackend) -> Shot:
     """What shows while nothing comes."""
     backend.first_delay = 60
     async with aclosing(snapshots(backend, lambda: REQUEST, threading.Event())) as shots:
-        return await anext(shots)
+        return seen(await anext(shots))
 
 
 async def test_snapshots_grow_and_end_with_the_figures(backend: FakeBackend) -> None:
@@ -110,7 +117,7 @@ async def test_a_request_that_cannot_be_made_is_told(backend: FakeBackend) -> No
     def build() -> GenerationRequest:
         raise InvalidRequestError("Seed must be a whole number.")
 
-    shots = [shot async for shot in snapshots(backend, build, threading.Event())]
+    shots = [seen(shot) async for shot in snapshots(backend, build, threading.Event())]
     assert shots == [("", "Seed must be a whole number.", "error")]
     assert backend.requests == []
 
@@ -118,7 +125,7 @@ async def test_a_request_that_cannot_be_made_is_told(backend: FakeBackend) -> No
 async def test_closing_cancels_the_request(backend: FakeBackend) -> None:
     backend.delay = 60
     async with aclosing(snapshots(backend, lambda: REQUEST, threading.Event())) as shots:
-        assert (await anext(shots))[0] == "Hello"
+        assert seen(await anext(shots))[0] == "Hello"
         assert backend.running == 1
     assert backend.running == 0
 
@@ -142,9 +149,9 @@ async def test_stop_before_the_first_token(backend: FakeBackend) -> None:
 async def test_stop_at_the_very_end_shows_the_end(backend: FakeBackend) -> None:
     backend.delay = 0.05
     stop = threading.Event()
-    shots: list[Snapshot] = []
+    shots: list[Shot] = []
     async for shot in snapshots(backend, lambda: REQUEST, stop):
-        shots.append(shot)
+        shots.append(seen(shot))
         stop.set()
         await asyncio.sleep(0.5)  # a slow page: meanwhile the rest arrives
     assert shots[0][0] == "Hello"
