@@ -10,23 +10,29 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, Protocol
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Protocol
 
-from granite_demo import registry
+from granite_demo import prompts, registry
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
+from granite_demo.fitting import Fitted, fit
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.planning import best_precision
+from granite_demo.provenance import provenance_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import count_parameters
 from granite_demo.status import LoadOptions, ModelChoice, ModelStatus
 from granite_demo.streams import answer_events
 from granite_demo.types import (
+    Dropped,
     GenerationRequest,
     PromptView,
     SamplingParams,
     StreamEvent,
 )
+
+if TYPE_CHECKING:
+    from granite_demo.loading import LoadedModel
 
 LEAST_COMFORT = 8192
 """Tokens of context that a model must have room for to be marked as fitting."""
@@ -170,8 +176,10 @@ class LocalBackend:
         if self._manager.status(options).stage != "ready":
             return None
         async with self._manager.lease(options) as ready:
-            prompt_ids = await asyncio.to_thread(_render, ready.loaded.tokenizer, request)
-            return PromptView((), len(prompt_ids), 0, ready.loaded.context_length)
+            loaded = ready.loaded
+            fitted = await asyncio.to_thread(_fit, loaded, request)
+            told = await asyncio.to_thread(prompts.render_parts, loaded.tokenizer, fitted.request) if parts else ()
+            return PromptView(told, len(fitted.prompt_ids), fitted.dropped, loaded.context_length)
 
     def _wanted(self, request: GenerationRequest) -> LoadOptions:
         with self._lock:
@@ -188,9 +196,15 @@ class LocalBackend:
         arrived = time.perf_counter()
         async with self._manager.lease(self._wanted(request)) as ready:
             # Tokenising a long text takes a second: off the event loop.
-            prompt_ids = await asyncio.to_thread(_render, ready.loaded.tokenizer, request)
+            fitted = await asyncio.to_thread(_fit, ready.loaded, request)
+            prompt_ids, raw = fitted.prompt_ids, request.prompt is not None
             sampling = fit_to_context(request.sampling, len(prompt_ids), ready.loaded.context_length)
-            async with aclosing(answer_events(ready, prompt_ids, sampling, arrived)) as events:
+            if fitted.dropped:
+                yield Dropped(fitted.dropped)
+            facts = (*ready.loaded.facts, *ready.engine.facts)
+            made_by = provenance_of(ready.loaded, facts, prompt_ids, raw, tools=bool(request.tools))
+            events = answer_events(ready, prompt_ids, sampling, arrived, provenance=made_by, raw=raw)
+            async with aclosing(events):
                 async for event in events:
                     yield event
 
@@ -208,12 +222,8 @@ def fit_to_context(sampling: SamplingParams, prompt_tokens: int, context_length:
     return replace(sampling, max_tokens=min(sampling.max_tokens or room, room))
 
 
-def _render(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    from granite_demo import prompts
-
-    if request.prompt is not None:
-        return prompts.render_completion(tokenizer, request.prompt)
-    return prompts.render_chat(tokenizer, request.messages)
+def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:
+    return fit(request, partial(prompts.render, loaded.tokenizer), loaded.context_length)
 
 
 @lru_cache(maxsize=4)

@@ -3,8 +3,10 @@
 Heavy packages are imported inside the commands, so that ``--help`` and mistakes in flags answer at once.
 """
 
+import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,7 @@ import typer
 from rich.console import Console
 
 from granite_demo import commands, registry
-from granite_demo.backends import LocalBackend
+from granite_demo.backends import Backend, LocalBackend
 from granite_demo.bench.options import BenchOptions
 from granite_demo.choosing import remember_model
 from granite_demo.errors import ConfigurationError, GraniteDemoError
@@ -53,8 +55,6 @@ MemoryFlag = Annotated[
     str | None, typer.Option(help="Memory to plan for, like 24GB. Default: what is free on this machine.")
 ]
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-
-
 SuiteFlag = Annotated[
     str | None,
     typer.Option(help="load, decode, ttft, page, several with commas, or all. Default: all, without page if large."),
@@ -76,6 +76,9 @@ JsonFileFlag = Annotated[
 ]
 PlotFlag = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture, such as bench.png. Needs matplotlib.")
+]
+BundleArgument = Annotated[
+    str, typer.Argument(metavar="FILE", help="An answer saved from the page; - is standard input.")
 ]
 
 
@@ -119,6 +122,7 @@ def create_cli(console: Console) -> typer.Typer:
         run_server(Settings.resolve(locals(), os.environ), console)
 
     add_bench_command(cli, console)
+    add_replay_command(cli, console)
     add_model_commands(cli, console)
     return cli
 
@@ -153,6 +157,27 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
         settings = Settings.resolve(locals(), os.environ)
         asked = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file)
         run_bench(settings, asked, console)
+
+
+def add_replay_command(cli: typer.Typer, console: Console) -> None:
+    """The command that makes an answer again."""
+
+    @cli.command()
+    def replay(
+        file: BundleArgument,
+        model: ModelFlag = None,
+        revision: RevisionFlag = None,
+        device: DeviceFlag = None,
+        dtype: DtypeFlag = None,
+        quantization: QuantizationFlag = None,
+        attention: AttentionFlag = None,
+        engine: EngineFlag = None,
+        threads: ThreadsFlag = None,
+        cache_dir: CacheFlag = None,
+    ) -> None:
+        """Make a saved answer again and tell where it first differs. The exit code is 0 if it does not, else 1."""
+        settings = Settings.resolve(locals(), os.environ)
+        raise typer.Exit(0 if run_replay(file, settings, model is not None, console) else 1)
 
 
 def add_model_commands(cli: typer.Typer, console: Console) -> None:
@@ -257,3 +282,17 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
     finally:
         manager.close()
     output.write(report, asked)
+
+
+def run_replay(
+    file: str, settings: Settings, chosen: bool, console: Console, opened: Callable[..., Backend] = local_backend
+) -> bool:
+    """Make the answer in ``file`` again, with its own model unless one was ``chosen``; whether it is the same."""
+    set_up_logging("warning", console)
+    from granite_demo import bundle, replay
+
+    answer = bundle.read_file(file)
+    with closing(opened(settings if chosen else replay.settings_for(answer, settings), console)) as backend:
+        outcome = asyncio.run(replay.replay(backend, answer))
+    replay.show(outcome)
+    return outcome.equal

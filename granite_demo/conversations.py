@@ -6,7 +6,7 @@ visitor's browser keeps conversations as the JSON of ``dump``; what comes back i
 
 import secrets
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -18,6 +18,9 @@ MAX_TURNS = 4000
 MAX_TEXT = 2_000_000
 """Characters of one text."""
 TITLE_LENGTH = 60
+
+
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 
 
 class _Part(BaseModel):
@@ -50,7 +53,7 @@ class Listed(_Part):
 class Turn(_Part):
     """One message in the tree: a question, an answer with all that belongs to it, or a tool's result."""
 
-    id: str = Field(min_length=1, max_length=40)
+    id: Id
     parent: str | None = None
     role: Literal["user", "assistant", "tool"]
     content: str = ""
@@ -91,7 +94,7 @@ class Conversation(_Part):
     """All turns, which branch is shown, and what every request of the conversation carries."""
 
     version: Literal[1] = 1
-    id: str = Field(min_length=1, max_length=40)
+    id: Id = Field(default_factory=lambda: new_id())
     title: str = Field(default="", max_length=200)
     """Given by the visitor; empty: taken from the first question."""
     created: float = 0.0
@@ -134,17 +137,23 @@ def start(**values: Any) -> Conversation:
 
 
 def load(value: Any) -> Conversation:
-    """The conversation that the browser sent. Raises InvalidRequestError for what is none."""
-    if not value:
-        return start()
+    """The conversation that the browser sent. Raises InvalidRequestError for what is none.
+
+    One that was only just begun may lack everything, its id too.
+    """
     try:
-        return Conversation.model_validate(value)
+        conversation = Conversation.model_validate(value or {})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise InvalidRequestError(
-            f"This is not a conversation that granite-demo can read ({where + ': ' if where else ''}{first['msg']})."
+            f"This is not a conversation that granite-demo can read ({_reason(error)})."
         ) from None
+    return conversation if conversation.created else conversation.model_copy(update={"created": time.time()})
+
+
+def _reason(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return f"{where}: {first['msg']}" if where else first["msg"]
 
 
 def dump(conversation: Conversation) -> dict[str, Any]:
@@ -166,15 +175,35 @@ def path(conversation: Conversation) -> list[Turn]:
 def add(conversation: Conversation, role: Literal["user", "assistant", "tool"], **values: Any) -> Conversation:
     """Append a turn to the branch that is shown. ``parent`` in ``values`` puts it elsewhere: a version of another."""
     values.setdefault("parent", conversation.head)
-    turn = Turn(id=new_id(), role=role, **values)
+    turn = _turn({"id": new_id(), "role": role, **values})
+    if turn.parent is not None:
+        find(conversation, turn.parent)
     turns = {**conversation.turns, turn.id: turn}
     return _checked(conversation, turns=turns, head=turn.id, updated=time.time())
 
 
+def put(conversation: Conversation, turn: Turn) -> Conversation:
+    """Give a turn that was made elsewhere its place, or a newer state of itself; it is shown if its parent is.
+
+    Raises InvalidRequestError if its parent is gone.
+    """
+    if turn.parent is not None:
+        find(conversation, turn.parent)
+    head = turn.id if conversation.head == turn.parent else conversation.head
+    return _checked(conversation, turns={**conversation.turns, turn.id: turn}, head=head, updated=time.time())
+
+
 def change(conversation: Conversation, turn_id: str, **values: Any) -> Conversation:
     """Give fields of one turn other values."""
-    turn = Turn.model_validate({**find(conversation, turn_id).model_dump(), **values})
+    turn = _turn({**find(conversation, turn_id).model_dump(), **values})
     return _checked(conversation, turns={**conversation.turns, turn_id: turn}, updated=time.time())
+
+
+def _turn(values: dict[str, Any]) -> Turn:
+    try:
+        return Turn.model_validate(values)
+    except ValidationError as error:
+        raise InvalidRequestError(f"This message cannot be kept ({_reason(error)}).") from None
 
 
 def _checked(conversation: Conversation, **values: Any) -> Conversation:
@@ -239,7 +268,9 @@ def to_messages(conversation: Conversation) -> tuple[Message, ...]:
 
 def _to_message(turn: Turn) -> Message:
     calls = tuple(ToolCall(call.name, call.arguments) for call in turn.calls if not call.error)
-    return Message(turn.role, turn.content, turn.thinking, calls, turn.name)
+    # What could not be read as a call is text: the model sees what it wrote.
+    broken = [call.arguments for call in turn.calls if call.error]
+    return Message(turn.role, "\n".join(filter(None, [turn.content, *broken])), turn.thinking, calls, turn.name)
 
 
 def documents_of(conversation: Conversation) -> tuple[Document, ...]:

@@ -1,5 +1,6 @@
 """Token ids to text, one at a time, without ever showing half a character. Knows nothing of markers or stop strings."""
 
+from collections.abc import Collection
 from typing import Any
 
 from tokenizers import Tokenizer
@@ -15,15 +16,23 @@ class IncrementalDecoder:
     character are dropped, for U+FFFD tells a reader nothing.
     """
 
-    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True) -> None:
-        """``tokenizer`` is transformers' fast tokenizer."""
+    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True, keep: Collection[str] = ()) -> None:
+        """``tokenizer`` is transformers' fast tokenizer; ``keep`` are special tokens that are not skipped."""
         self._backend: Tokenizer = tokenizer.backend_tokenizer
+        self._skipped: frozenset[int] = frozenset()
+        if skip_special_tokens and keep:
+            # The backend skips all or none, so those that are not kept never get to it.
+            added = self._backend.get_added_tokens_decoder().items()
+            self._skipped = frozenset(index for index, token in added if token.special and token.content not in keep)
+            skip_special_tokens = False
         self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
         self._skip_special_tokens = skip_special_tokens
         self._held: list[int] = []
 
     def feed(self, token_id: int) -> str:
         """The text that became certain with ``token_id``: often a word, at times nothing."""
+        if token_id in self._skipped:
+            return ""
         text = self._stream.step(self._backend, token_id)
         if text is None:
             self._held.append(token_id)

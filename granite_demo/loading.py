@@ -5,7 +5,7 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,12 @@ from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 from granite_demo import planning, quantized, registry
 from granite_demo.cards import card_of
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
+from granite_demo.messages import Switches
 from granite_demo.placement import Placement, free_memory, place_in, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
 from granite_demo.status import Fact, LoadOptions, MemoryUse, Quantization, Report
+from granite_demo.switches import find_switches
 from granite_demo.tensor_parallel import ALONE, Group
 
 log = logging.getLogger(__name__)
@@ -51,6 +53,8 @@ class LoadedModel:
     memory: MemoryUse | None = None
     machine: tuple[Fact, ...] = ()
     """What was chosen for the process as a whole."""
+    switches: Switches = field(default_factory=Switches)
+    """What the chat template reads."""
 
     @property
     def card(self) -> tuple[Fact, ...]:
@@ -206,6 +210,7 @@ def _load(
         differences=tuple(registry.differences(spec, config)),
         shape=shape,
         memory=_memory_use(size, placement, shape, context),
+        switches=find_switches(tokenizer),
     )
 
 

@@ -230,6 +230,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         context_length=loaded.context_length,
         card=loaded.card,
         memory=loaded.memory,
+        switches=loaded.switches,
     )
 
 

@@ -23,7 +23,7 @@ class StopStrings:
         text = self._held + text
         first = self._first(text)
         # Where a stop string may have begun that the end of the text cuts: it is waited for if it began first.
-        begun = len(text) - max(_overlap(text, stop) for stop in self._stop)
+        begun = len(text) - max(overlap(text, stop) for stop in self._stop)
         if first is not None and first <= begun:
             self.hit = True
             self._held = ""
@@ -42,6 +42,6 @@ class StopStrings:
         return min((index for index in (text.find(stop) for stop in self._stop) if index >= 0), default=None)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """The length of the longest end of ``text`` that begins ``stop``."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

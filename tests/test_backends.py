@@ -1,10 +1,12 @@
 """Messages in, events out: on fakes for the edges, on the sample model for the whole."""
 
 import asyncio
+import copy
 import threading
 import time
 from contextlib import aclosing
 from dataclasses import replace
+from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +24,9 @@ from granite_demo.errors import (
 )
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.messages import Message
+from granite_demo.messages import Message, Switches
 from granite_demo.status import LoadOptions, Report
-from granite_demo.types import Finish, GenerationRequest, Queued, SamplingParams, TextDelta
+from granite_demo.types import Dropped, Finish, GenerationRequest, Queued, SamplingParams, TextDelta
 from tests.fakes import FakeEngine
 
 OPTIONS = LoadOptions()
@@ -122,6 +124,94 @@ def test_fit_to_context() -> None:
         fit_to_context(SamplingParams(), 100, 100)
 
 
+def long_chat(overflow: Any = "drop", turns: int = 200) -> GenerationRequest:
+    """Of some thousand tokens more than the sample's context holds, or ``turns`` exchanges."""
+    talk = [Message("user", "word " * 30), Message("assistant", "word " * 30)] * turns
+    return GenerationRequest(
+        (Message("system", "Be brief."), *talk, Message("user", "Hi")),
+        overflow=overflow,
+        sampling=SamplingParams(max_tokens=3),
+    )
+
+
+async def test_the_oldest_turns_are_dropped_and_told_first(sample: LoadedModel) -> None:
+    engine = FakeEngine(sample.tokenizer("yes", add_special_tokens=False).input_ids)
+    backend = backend_over(engine, sample)
+    request = long_chat()
+    events = [event async for event in backend.stream(request)]
+    dropped = events[0]
+    assert isinstance(dropped, Dropped)
+    assert 0 < dropped.messages < 400
+    assert dropped.messages % 2 == 0
+    [prompt] = engine.prompts
+    assert sample.context_length - 100 < len(prompt) <= sample.context_length - 3
+    assert "Be brief." in sample.tokenizer.decode(prompt)
+    view = await backend.inspect(request, parts=True)
+    assert view is not None
+    assert (view.dropped, view.tokens) == (dropped.messages, len(prompt))
+    assert [token for part in view.parts for token, _ in part.tokens] == prompt
+
+
+async def test_overflow_is_refused_unless_it_may_drop(sample: LoadedModel) -> None:
+    backend = backend_over(FakeEngine([]), sample)
+    with pytest.raises(ContextOverflowError):
+        await answer(backend, long_chat("refuse"))
+    view = await backend.inspect(long_chat("refuse"))
+    assert view is not None
+    assert view.tokens > view.context_length
+    assert (view.dropped, view.parts) == (0, ())
+    huge = GenerationRequest((Message("user", "word " * 9000),), overflow="drop")
+    with pytest.raises(ContextOverflowError):
+        await answer(backend, huge)
+
+
+async def test_what_fits_is_not_dropped(sample: LoadedModel) -> None:
+    engine = FakeEngine(sample.tokenizer("yes", add_special_tokens=False).input_ids)
+    events = [event async for event in backend_over(engine, sample).stream(long_chat(turns=2))]
+    assert not any(isinstance(event, Dropped) for event in events)
+
+
+async def test_a_prompt_is_inspected_as_it_is_sent(sample: LoadedModel) -> None:
+    engine = FakeEngine([])
+    backend = backend_over(engine, sample)
+    assert await backend.inspect(chat("Hi")) is None  # nothing is loaded yet
+    backend.wait_until_ready()
+    for request in (chat("Hi"), GenerationRequest(prompt="The capital of France is")):
+        view = await backend.inspect(request, parts=True)
+        await answer(backend, request)
+        assert view is not None
+        assert [token for part in view.parts for token, _ in part.tokens] == engine.prompts[-1]
+        assert (view.tokens, view.context_length) == (len(engine.prompts[-1]), sample.context_length)
+        assert {part.origin for part in view.parts} >= {"user"}
+
+
+async def test_a_finish_tells_what_made_the_answer(sample: LoadedModel) -> None:
+    engine = FakeEngine([])
+    backend = backend_over(engine, replace(sample, commit="abc"))
+    _, chatted = await answer(backend, chat("Hi"))
+    assert chatted.provenance is not None
+    assert (chatted.provenance.model, chatted.provenance.revision) == ("sample", "abc")
+    assert chatted.provenance.template_sha256 == sha256(sample.tokenizer.chat_template.encode()).hexdigest()
+    ids = ",".join(str(token) for token in engine.prompts[0])
+    assert chatted.provenance.prompt_sha256 == sha256(ids.encode()).hexdigest()
+    assert dict(chatted.provenance.choices)["Engine"] == "fake"
+    assert dict(chatted.provenance.choices)["Device"] == "cpu"
+    _, completed = await answer(backend, GenerationRequest(prompt="Hi"))
+    assert completed.provenance is not None
+    assert completed.provenance.template_sha256 == ""
+
+
+async def test_a_completion_is_raw_text(sample: LoadedModel) -> None:
+    tokenizer = copy.deepcopy(sample.tokenizer)
+    tokenizer.chat_template = f"{tokenizer.chat_template}{{# <think> <response> #}}"  # Granite 3.3's signs
+    text = "<think>hm</think><response>yes"
+    engine = FakeEngine(tokenizer(text, add_special_tokens=False).input_ids)
+    backend = backend_over(engine, replace(sample, tokenizer=tokenizer))
+    assert (await answer(backend, GenerationRequest(prompt="Hi")))[0] == text
+    events = [event async for event in backend.stream(chat("Hi"))]
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "yes"
+
+
 async def test_an_engine_error_is_raised_after_the_text_before_it(sample: LoadedModel) -> None:
     ids = sample.tokenizer("Hello there", add_special_tokens=False).input_ids
     engine = FakeEngine(ids, EngineError("broken"))
@@ -167,10 +257,12 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         tokenizer=tokenizer,
         context_length=100,
         eos_ids=frozenset(),
-        spec=SimpleNamespace(title="t", about="a"),
+        spec=SimpleNamespace(name="n", title="t", about="a"),
         facts=(),
         card=(),
         memory=None,
+        switches=Switches(),
+        commit=None,
     )
     backend = backend_over(FakeEngine(ids), loaded)
     with pytest.raises(InvalidRequestError, match="Completion tab"):

@@ -94,3 +94,26 @@ def test_special_tokens_show_only_when_asked_for(sample: "LoadedModel") -> None:
     ids = sample.tokenizer("<|im_start|>hi<|im_end|>", add_special_tokens=False).input_ids
     assert "".join(deltas(sample.tokenizer, ids)) == "hi"
     assert "".join(deltas(sample.tokenizer, ids, skip=False)) == "<|im_start|>hi<|im_end|>"
+
+
+def test_special_tokens_that_are_kept_show_and_the_others_do_not(sample: "LoadedModel") -> None:
+    ids = sample.tokenizer("<|im_start|>h\U0001f642i<|im_end|>!<|endoftext|>", add_special_tokens=False).input_ids
+    decoder = IncrementalDecoder(sample.tokenizer, keep=("<|im_end|>", "no token"))
+    shown = [decoder.feed(index) for index in ids] + [decoder.flush()]
+    assert "".join(shown) == "h\U0001f642i<|im_end|>!"
+
+
+@settings(deadline=None)
+@given(picks=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**16)), max_size=24))
+def test_any_ids_decode_to_the_whole_without_what_is_not_kept(
+    sample: "LoadedModel", picks: list[tuple[int, int]]
+) -> None:
+    specials = [index for index, token in sample.tokenizer.added_tokens_decoder.items() if token.special]
+    sources = [*pools(sample.tokenizer), specials]
+    ids = [sources[pool][index % len(sources[pool])] for pool, index in picks]
+    keep = sample.tokenizer.convert_ids_to_tokens(specials[:2])
+    decoder = IncrementalDecoder(sample.tokenizer, keep=keep)
+    parts = [decoder.feed(index) for index in ids] + [decoder.flush()]
+    kept = [index for index in ids if index not in specials[2:]]
+    assert "".join(parts) == whole(sample.tokenizer, kept, skip=False)
+    assert "\ufffd" not in "".join(parts)

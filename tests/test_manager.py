@@ -11,6 +11,7 @@ import pytest
 
 from granite_demo.errors import DownloadError, LoadCancelledError, ModelError, OutOfMemoryError
 from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.messages import Switches
 from granite_demo.status import LoadOptions, ModelStatus, Report
 from tests.fakes import FakeEngine
 
@@ -21,6 +22,7 @@ LOADED: Any = SimpleNamespace(
     context_length=4096,
     card=(),
     memory=None,
+    switches=Switches(tools=True),
 )
 WAIT = 20.0
 """Seconds after which a test gives up; never waited for when the code works."""
@@ -141,6 +143,7 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
             about="About it.",
             facts=(*LOADED.facts, *FakeEngine.FACTS),
             context_length=4096,
+            switches=LOADED.switches,
         ),
     ]
     assert last == heard[-1]

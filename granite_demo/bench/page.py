@@ -101,7 +101,7 @@ def rows_of(kinds: Sequence[tuple[str, int]], samples: Sequence[Sequence[Run]]) 
 
 
 def _prompt(loaded: LoadedModel, question: str) -> list[int]:
-    return render_chat(loaded.tokenizer, (Message("user", question),))
+    return render_chat(loaded.tokenizer, GenerationRequest((Message("user", question),)))
 
 
 def _documented(copy: LoadedModel, tokens: int, questions: list[str]) -> Run:

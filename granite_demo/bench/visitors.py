@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+from granite_demo import conversations
 from granite_demo.bench.figures import Answer, Run
 from granite_demo.errors import EngineError
 
@@ -34,21 +35,23 @@ def visit(clients: Sequence[Any], tokens: int, questions: Sequence[str]) -> Run:
 
 def ask_page(client: Any, tokens: int, question: str) -> Any:
     """Begin one chat: greedy, with all other settings as the page has them."""
-    history = [{"role": "user", "content": [{"type": "text", "text": question}], "metadata": None, "options": None}]
-    respond = next(event for event in client.config["dependencies"] if event["api_name"] == "respond")
+    conversation = conversations.dump(conversations.add(conversations.start(), "user", content=question))
+    answer = next(event for event in client.config["dependencies"] if event["api_name"] == "answer")
     shown = {component["id"]: component["props"] for component in client.config["components"]}
     chosen = {"Max new tokens": tokens, "Temperature": 0.0}
-    inputs = [shown[number] for number in respond["inputs"][1:]]  # the first is the conversation
+    inputs = [shown[number] for number in answer["inputs"][2:]]  # after the conversation, and whether to answer it
     values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
-    return client.submit(history, *values, fn_index=respond["id"])
+    return client.submit(conversation, True, *values, fn_index=answer["id"])
 
 
 def follow(start: float, job: Any) -> Answer:
     """Wait for the answer, which tells its number of tokens. Raises EngineError where there is none."""
     first = 0.0
     note = ""
-    for update in job:
-        note = update[0][-1]["content"][-1]["text"]
+    for history, *_ in job:
+        if not isinstance(history, list):  # only the message box changed
+            continue
+        note = history[-1]["content"][-1]["text"]
         if not first and " to first token" in note:
             first = time.perf_counter() - start
     found = re.search(r"([\d,]+) tokens? ·", note)

@@ -12,7 +12,7 @@ from granite_demo import __version__
 from granite_demo.backends import Backend
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.models import Access
-from granite_demo.ui.theme import load_theme, logo_path, style_path
+from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
 
 def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
@@ -39,7 +39,7 @@ def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
         build_ui(backend, access or Access()),
         path="/",
         theme=load_theme(),
-        css_paths=[style_path()],
+        css_paths=style_paths(),
         favicon_path=str(logo_path()),
         footer_links=[],
         run_history=False,
@@ -48,7 +48,7 @@ def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
-        max_file_size="1mb",
+        max_file_size="10mb",
         allowed_paths=[],
     )
     # The page's own application, mounted last, whose open connections end with its stop_event.

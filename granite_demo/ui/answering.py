@@ -1,5 +1,6 @@
 """One request from the page to the backend, as a series of snapshots. Shared by the Chat and Completion tabs."""
 
+import asyncio
 import logging
 import secrets
 import threading
@@ -20,6 +21,9 @@ from granite_demo.ui.streaming import paced
 log = logging.getLogger(__name__)
 
 Kind = Literal["note", "error"]
+
+SETTLE_SECONDS = 0.2
+"""For the last update of an ended answer to reach the browser."""
 
 
 class Snapshot(NamedTuple):
@@ -52,6 +56,19 @@ class Visitors:
             self._stops[visitor].remove(stop)
             if not self._stops[visitor]:
                 del self._stops[visitor]
+
+    def busy(self, visitor: str) -> bool:
+        """Whether ``visitor`` is being answered."""
+        return visitor in self._stops
+
+    async def stopped(self, visitor: str, seconds: float) -> None:
+        """Stop what ``visitor`` asked for, and wait up to ``seconds`` until it has ended and shows nothing more."""
+        if not self.stop(visitor):
+            return
+        deadline = time.monotonic() + seconds
+        while self.busy(visitor) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(SETTLE_SECONDS)
 
     def stop(self, visitor: str) -> bool:
         """Stop what ``visitor`` asked for. False if there is nothing to stop."""

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.backends import Backend
-from granite_demo.ui import chat, completion, models, settings
+from granite_demo.ui import chat, compare, completion, library, models, settings, talking
 from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.models import Access
 from granite_demo.ui.render import status_html
@@ -24,19 +24,21 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
     """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
     demo = gr.Blocks(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
+        conversations = library.layout()
         with gr.Row(elem_id="head"):
             gr.HTML(f"<h1>{logo_svg()}<span>granite-demo</span></h1>", elem_id="brand")
             status = gr.HTML(elem_id="model-status")
             again = gr.Button("Try again", visible=False, size="sm", elem_id="again", scale=0)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", scale=1):
-                chat_tab = chat.layout()
+                chat_tab = chat.layout(backend, access)
             with gr.Tab("Completion", id="completion"):
                 completion_tab = completion.layout()
             with gr.Tab("Settings", id="settings"):
                 preferences = settings.layout()
                 panel = models.layout(backend, access)
         timer = gr.Timer(BUSY_SECONDS)
+        answering = gr.Textbox(visible=False)
 
         def refresh() -> tuple[Any, ...]:
             state = backend.status()
@@ -44,13 +46,16 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             again_button = gr.Button(visible=state.stage == "failed")
             # Never quite off: somebody else may load another model.
             pace = gr.Timer(SETTLED_SECONDS if settled else BUSY_SECONDS)
-            return status_html(state), again_button, pace, *models.shown_values(backend, state)
+            which = f"{state.model} {state.stage}"
+            compared = compare.shown_values(backend, state)
+            return status_html(state), again_button, pace, which, *compared, *models.shown_values(backend, state)
 
-        shown = [status, again, timer, *panel.shown]
+        shown = [status, again, timer, answering, *chat_tab.comparison.shown, *panel.shown]
         demo.load(refresh, None, shown, **DIRECT)
         timer.tick(refresh, None, shown, **DIRECT)
         again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
-        chat.wire(chat_tab, preferences, backend, demo)
+        library.wire(conversations, chat_tab.holder)
+        talking.wire(chat_tab, conversations, preferences, backend, access, demo, [answering.change])
         completion.wire(completion_tab, preferences, backend, demo)
         settings.wire(preferences, demo)
         models.wire(panel, backend, access, timer)

@@ -1,29 +1,24 @@
-"""The Chat tab: the conversation lives in the visitor's browser, and each request carries all of it."""
+"""The Chat tab's layout. The conversation lives in the visitor's browser, and each request carries all of it."""
 
-import threading
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from granite_demo.backends import Backend
-from granite_demo.types import GenerationRequest
-from granite_demo.ui import render
-from granite_demo.ui.answering import Visitors, session, snapshots
-from granite_demo.ui.events import DIRECT, STREAMING
-from granite_demo.ui.render import ChatHistory
-from granite_demo.ui.settings import Preferences, to_sampling
-
-STORAGE_KEY = "granite-demo-chat"
-
-LATEX: list[dict[str, str | bool]] = [
-    {"left": "$$", "right": "$$", "display": True},
-    {"left": "\\[", "right": "\\]", "display": True},
-    {"left": "\\(", "right": "\\)", "display": False},
-]
-"""A single dollar sign is left out: it is a price more often than a formula."""
+from granite_demo.conversations import Conversation
+from granite_demo.messages import Switches
+from granite_demo.ui import compare, documents, meter, switches, tools, xray
+from granite_demo.ui.compare import Comparison
+from granite_demo.ui.documents import DocumentsPanel
+from granite_demo.ui.latex import DELIMITERS
+from granite_demo.ui.meter import Meter
+from granite_demo.ui.models import Access
+from granite_demo.ui.switches import SwitchPanel
+from granite_demo.ui.theme import script
+from granite_demo.ui.tools import ResultsPanel, ToolsPanel
+from granite_demo.ui.turns import chat_messages
+from granite_demo.ui.xray import Xray
 
 SEND, STOP = "Send", "Stop"
 
@@ -36,31 +31,78 @@ EXAMPLES = [
 
 
 @dataclass(frozen=True, slots=True)
+class Editor:
+    """Where a message that was sent is written anew."""
+
+    group: gr.Group
+    box: gr.Textbox
+    save: gr.Button
+    cancel: gr.Button
+    target: gr.Textbox
+    """The id of the turn."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChatTab:
     """The tab's components."""
 
+    holder: gr.JSON
+    """The open conversation, as ``conversations.dump`` writes it."""
+    pending: gr.JSON
+    """The answer that is being written; see ``responding``."""
+    ask: gr.Checkbox
+    """Whether the model is to answer now."""
+    acts: gr.HTML
+    """Tells of the buttons under the messages."""
+    download: gr.JSON
+    earlier: gr.Button
     chatbot: gr.Chatbot
+    editor: Editor
+    sources: gr.Accordion
+    grounding: gr.HTML
+    """What in the documents supports an answer."""
+    results: ResultsPanel
+    message: gr.HTML
+    """Why something was not done."""
     textbox: gr.Textbox
+    switches: SwitchPanel
     system_prompt: gr.Textbox
-    saved: gr.BrowserState
+    documents: DocumentsPanel
+    tools: ToolsPanel
+    meter: Meter
+    xray: Xray
+    comparison: Comparison
+
+    @property
+    def screen(self) -> list[Any]:
+        """What ``screen_values`` fills."""
+        return [self.chatbot, self.earlier, self.sources, *self.results.shown]
+
+    @property
+    def panels(self) -> list[Any]:
+        """What ``panel_values`` fills."""
+        return [self.system_prompt, *self.documents.shown, *self.tools.shown, *self.switches.shown]
 
 
-def layout() -> ChatTab:
+def layout(backend: Backend, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
-    chatbot = gr.Chatbot(
-        show_label=False,
-        elem_id="chatbot",
-        height="100%",
-        layout="bubble",
-        editable="user",
-        buttons=["copy", "copy_all"],
-        latex_delimiters=LATEX,
-        allow_tags=False,
-        placeholder="### Ask something\nThe answer streams in below. Stop it at any time; nothing you wrote is lost.",
-        examples=[{"text": text} for text in EXAMPLES],
-    )
+    holder, pending, download = gr.JSON({}, visible=False), gr.JSON(visible=False), gr.JSON(visible=False)
+    ask, target = gr.Checkbox(visible=False), gr.Textbox(visible=False)
+    acts = gr.HTML(js_on_load=script("page.js") + script("chat.js"), elem_id="acts")
+    earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
+    chatbot = _chatbot()
+    with gr.Group(visible=False, elem_id="editor") as group:
+        box = gr.Textbox(label="Edit the message", lines=3, max_lines=16, elem_id="editor-box")
+        with gr.Row():
+            save = gr.Button("Save", variant="primary", elem_id="editor-save")
+            cancel = gr.Button("Cancel", elem_id="editor-cancel")
+    with gr.Accordion("Sources of the answer", visible=False, elem_id="sources") as sources:
+        grounding = gr.HTML()
+    results = tools.results_layout()
+    message = gr.HTML(elem_id="chat-message")
     textbox = gr.Textbox(
         elem_id="message",
+        label="Message",
         show_label=False,
         placeholder="Message (Enter sends, Shift+Enter starts a new line)",
         lines=1,
@@ -69,118 +111,74 @@ def layout() -> ChatTab:
         submit_btn=SEND,
         stop_btn=False,
     )
+    context = meter.layout()
+    switch_panel = switches.layout()
     with gr.Accordion("System prompt", open=False, elem_id="system"):
         system_prompt = gr.Textbox(
+            label="System prompt",
             show_label=False,
             elem_id="system-prompt",
             lines=2,
             max_lines=8,
             placeholder="Who the model should be and how it should answer. Empty: the model's own default.",
         )
-    saved = gr.BrowserState([], storage_key=STORAGE_KEY, secret=STORAGE_KEY)
-    return ChatTab(chatbot, textbox, system_prompt, saved)
+    return ChatTab(
+        holder,
+        pending,
+        ask,
+        acts,
+        download,
+        earlier,
+        chatbot,
+        Editor(group, box, save, cancel, target),
+        sources,
+        grounding,
+        results,
+        message,
+        textbox,
+        switch_panel,
+        system_prompt,
+        documents.layout(),
+        tools.layout(),
+        context,
+        xray.layout(),
+        compare.layout(backend, access),
+    )
 
 
-def wire(tab: ChatTab, preferences: Preferences, backend: Backend, demo: gr.Blocks) -> None:
-    """Connect the events. Call after all tabs are laid out.
-
-    Each way to ask first puts the question into the conversation, then the one ``respond`` answers it.
-    """
-    screen = [tab.chatbot, tab.textbox]
-    visitors = Visitors()
-
-    async def respond(
-        visit: gr.Request, history: ChatHistory, system_prompt: str | None, *values: Any
-    ) -> AsyncGenerator[Any]:
-        with visitors.answering(session(visit)) as stop:
-            async with aclosing(answer(backend, history, system_prompt, values, stop)) as updates:
-                async for update in updates:
-                    yield update
-
-    async def stop(visit: gr.Request) -> Any:
-        # The stream itself tells that it was stopped; without one, as after a restart, the box is set free here.
-        return gr.skip() if visitors.stop(session(visit)) else _box(busy=False)
-
-    def leave(visit: gr.Request) -> None:
-        visitors.stop(session(visit))
-
-    asked = [
-        tab.textbox.submit(ask, [tab.textbox, tab.chatbot], screen, **DIRECT),
-        tab.chatbot.retry(retry, [tab.chatbot], screen, **DIRECT),
-        tab.chatbot.edit(edit, [tab.chatbot], screen, **DIRECT),
-        tab.chatbot.example_select(ask_example, [tab.chatbot], screen, **DIRECT),
-    ]
-    inputs = [tab.chatbot, tab.system_prompt, *preferences.components]
-    answered = [event.then(respond, inputs, screen, **STREAMING) for event in asked]
-    tab.textbox.stop(stop, None, [tab.textbox], **DIRECT)
-    demo.unload(leave)
-    undone = tab.chatbot.undo(undo, [tab.chatbot], screen, **DIRECT)
-    # Saved when asked, too: a reload in the middle of an answer keeps the question.
-    for event in (*asked, *answered, undone):
-        event.then(_keep, [tab.chatbot], [tab.saved], **DIRECT)
-    tab.chatbot.clear(list, None, [tab.saved], **DIRECT)
-    demo.load(_keep, [tab.saved], [tab.chatbot], **DIRECT)
+def _chatbot() -> gr.Chatbot:
+    return gr.Chatbot(
+        show_label=False,
+        label="Conversation",
+        elem_id="chatbot",
+        height="100%",
+        layout="bubble",
+        buttons=[],
+        latex_delimiters=DELIMITERS,
+        allow_tags=False,
+        placeholder="### Ask something\nThe answer streams in below. Stop it at any time; nothing you wrote is lost.",
+        examples=[{"text": text} for text in EXAMPLES],
+    )
 
 
-def ask(text: str | None, history: ChatHistory) -> tuple[Any, Any]:
-    """Put what was written into the conversation."""
-    if not text or not text.strip():
-        return gr.skip(), gr.skip()
-    return [*history, render.user_turn(text)], gr.Textbox(value="")
+def screen_values(conversation: Conversation, *, everything: bool = False, busy: bool = False) -> tuple[Any, ...]:
+    """The messages, and what stands beside them; ``busy``: an answer is about to be written."""
+    history, hidden = chat_messages(conversation, everything=everything, busy=busy)
+    label = f"Show {hidden:,} earlier message{'s' * (hidden != 1)}"
+    earlier = gr.Button(label, visible=hidden > 0)
+    return history, earlier, gr.Accordion(visible=False), *tools.results_shown_values(conversation)
 
 
-def ask_example(data: gr.SelectData, history: ChatHistory) -> tuple[Any, Any]:
-    """Put a chosen example into the conversation."""
-    return [*history, render.user_turn(str(data.value["text"]))], gr.skip()
+def panel_values(conversation: Conversation, model: Switches) -> tuple[Any, ...]:
+    """What belongs to the conversation as a whole, for a model with these switches."""
+    return (
+        conversation.system,
+        *documents.shown_values(conversation),
+        *tools.shown_values(conversation),
+        *switches.shown_values(model, conversation),
+    )
 
 
-def retry(data: gr.RetryData, history: ChatHistory) -> tuple[Any, Any]:
-    """Drop the answer to be made again."""
-    return history[: _index(data) + 1], gr.skip()
-
-
-def edit(data: gr.EditData, history: ChatHistory) -> tuple[Any, Any]:
-    """Replace a question and drop what followed it."""
-    return [*history[: _index(data)], render.user_turn(str(data.value))], gr.skip()
-
-
-def undo(data: gr.UndoData, history: ChatHistory) -> tuple[Any, Any]:
-    """Take back the last question and put it into the box again."""
-    index = _index(data)
-    return history[:index], gr.Textbox(value=render.turn_text(history[index]))
-
-
-async def answer(
-    backend: Backend,
-    history: ChatHistory,
-    system_prompt: str | None,
-    values: tuple[Any, ...],
-    stop: threading.Event,
-) -> AsyncGenerator[tuple[Any, Any]]:
-    """Yield (history, message box) while the answer to the last turn grows."""
-    if not history or history[-1].get("role") != "user":
-        yield gr.skip(), gr.skip()
-        return
-
-    def build() -> GenerationRequest:
-        return GenerationRequest(render.to_messages(history, system_prompt), sampling=to_sampling(*values))
-
-    yield [*history, render.assistant_turn("", "Waiting for the first token")], _box(busy=True)
-    turn = history[-1]
-    async with aclosing(snapshots(backend, build, stop)) as updates:
-        async for answer, note, kind, _ in updates:
-            turn = render.assistant_turn(answer.text, note, kind)
-            yield [*history, turn], gr.skip()
-    yield [*history, turn], _box(busy=False)
-
-
-def _box(*, busy: bool) -> Any:
-    return gr.Textbox(submit_btn=False if busy else SEND, stop_btn=STOP if busy else False)
-
-
-def _index(data: gr.RetryData | gr.EditData | gr.UndoData) -> int:
-    return data.index if isinstance(data.index, int) else data.index[0]
-
-
-def _keep(value: Any) -> Any:
-    return value
+def message_box(*, busy: bool, **values: Any) -> Any:
+    """The message box with its button: Stop while an answer is written, else Send."""
+    return gr.Textbox(submit_btn=False if busy else SEND, stop_btn=STOP if busy else False, **values)

@@ -1,15 +1,8 @@
 """Events and states to what the page shows: pure functions, tested without a page."""
 
 import html
-from typing import Any
 
-from granite_demo.errors import InvalidRequestError
-from granite_demo.messages import Message
 from granite_demo.status import Fact, MemoryUse, ModelStatus
-
-ChatHistory = list[dict[str, Any]]
-"""``gr.Chatbot``'s value. A message's content is a list of text blocks: the text, then perhaps a note under it."""
-
 
 HEADLINE = ("Device", "Precision", "Quantization", "Attention")
 
@@ -17,38 +10,6 @@ HEADLINE = ("Device", "Precision", "Quantization", "Attention")
 def note_html(text: str, kind: str = "note") -> str:
     """A line under an answer; ``kind`` is its class in the style sheet (note or error)."""
     return f'<div class="{kind}">{html.escape(text)}</div>'
-
-
-def user_turn(text: str) -> dict[str, Any]:
-    """A user's message for the chatbot."""
-    return {"role": "user", "content": [{"type": "text", "text": text}]}
-
-
-def assistant_turn(text: str, note: str, kind: str = "note") -> dict[str, Any]:
-    """An answer for the chatbot, with the note under it."""
-    blocks = [{"type": "text", "text": text}, {"type": "text", "text": note_html(note, kind)}]
-    return {"role": "assistant", "content": blocks}
-
-
-def turn_text(turn: dict[str, Any]) -> str:
-    """The text of a chatbot message, without the note under it."""
-    content = turn.get("content")
-    block = next(iter(content), None) if isinstance(content, list) else content
-    text = block.get("text") if isinstance(block, dict) else block
-    return "" if text is None else str(text)
-
-
-def to_messages(history: ChatHistory, system_prompt: str | None = None) -> tuple[Message, ...]:
-    """The conversation to send. Answers without text, which an error left behind, are skipped.
-
-    The history comes from the visitor's browser. Raises InvalidRequestError for what is not a conversation.
-    """
-    prompt = (system_prompt or "").strip()
-    system = [Message("system", prompt)] if prompt else []
-    if not all(isinstance(turn, dict) for turn in history):
-        raise InvalidRequestError("The conversation from the browser is damaged. Clear it and start anew.")
-    turns = [Message(turn.get("role", ""), turn_text(turn)) for turn in history]
-    return (*system, *(turn for turn in turns if turn.role == "user" or turn.content))
 
 
 def status_html(status: ModelStatus) -> str:

@@ -12,7 +12,7 @@ from granite_demo.types import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
 from granite_demo.ui.events import DIRECT
 
 STORAGE_KEY = "granite-demo-settings"
-DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, None, "")
+DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, "", "")
 """The first values of ``Preferences.components``, in their order: greedy."""
 
 
@@ -43,9 +43,21 @@ def to_sampling(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
         max_tokens=max_tokens,
-        seed=seed,
+        seed=to_seed(seed),
         stop=tuple(_unescape(line) for line in str(stop or "").splitlines() if line),
     )
+
+
+def to_seed(value: Any) -> Any:
+    """What was typed as a seed, None for nothing; the request checks numbers. Raises InvalidRequestError."""
+    if not isinstance(value, str):
+        return value
+    words = value.strip()
+    if not words:
+        return None
+    if not (words.isascii() and words.isdigit() and len(words) < 20):
+        raise InvalidRequestError("The seed must be a whole number, or empty for a random one.")
+    return int(words)
 
 
 def _unescape(line: str) -> str:
@@ -79,13 +91,8 @@ def layout() -> Preferences:
         components += [
             gr.Slider(0.8, 2, penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less; 1 is off."),
             gr.Slider(1, 8192, max_tokens, step=1, label="Max new tokens", info="An answer ends here at the latest."),
-            gr.Number(
-                seed,
-                label="Seed",
-                precision=0,
-                minimum=0,
-                info="The same seed repeats a sampled answer; empty is random.",
-            ),
+            # No gr.Number: an empty one becomes 0 as soon as it is shown.
+            gr.Textbox(seed, label="Seed", info="The same seed repeats a sampled answer; empty is random."),
         ]
     components.append(
         gr.Textbox(

@@ -28,9 +28,15 @@ def load_theme() -> gr.Theme:
     return theme.set(**look["values"])
 
 
-def style_path() -> Path:
-    """The style sheet beside the theme."""
-    return assets_dir() / "style.css"
+def style_paths() -> list[Path]:
+    """The style sheets beside the theme, the page's own first."""
+    own = assets_dir() / "style.css"
+    return [own, *sorted(set(assets_dir().glob("*.css")) - {own})]
+
+
+def script(name: str) -> str:
+    """The text of a script in the assets."""
+    return (assets_dir() / name).read_text(encoding="utf-8")
 
 
 def logo_svg() -> str:

@@ -15,7 +15,12 @@ pytestmark = pytest.mark.browser
 
 def send(page: Page, text: str) -> None:
     page.locator("#message textarea").fill(text)
-    page.get_by_role("button", name="Send").click()
+    page.get_by_role("button", name="Send", exact=True).click()
+
+
+def act(page: Page, action: str, index: int = -1) -> None:
+    """Click a button under one of the messages that have it, by default the last one."""
+    page.locator(f"#chatbot .act.{action}").nth(index).click()
 
 
 def answers(page: Page) -> Locator:
@@ -87,37 +92,45 @@ def test_retry_makes_the_answer_again(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
     fake.words = ["Another"]
-    page.get_by_role("button", name="Retry").click()
+    act(page, "retry")
     expect(answers(page)).to_contain_text("Another")
     expect(answers(page)).to_have_count(1)
     assert fake.requests[-1].messages == (Message("user", "Hello"),)
 
 
-def test_undo_puts_the_question_back_into_the_box(page: Page) -> None:
-    send(page, "Hello")
-    expect(answers(page)).to_contain_text("finished")
-    page.get_by_role("button", name="Undo").click()
-    expect(page.locator("#message textarea")).to_have_value("Hello")
-    expect(answers(page)).to_have_count(0)
-
-
 def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
-    for text in ("First", "Second"):
+    for count, text in enumerate(("First", "Second"), 1):
         send(page, text)
-        expect(answers(page).last).to_contain_text("finished")
-        expect(page.get_by_role("button", name="Send")).to_be_visible()
-    page.get_by_role("button", name="Edit").first.click()
-    page.locator("#chatbot textarea").fill("Changed")
-    page.get_by_role("button", name="Submit").click()
+        expect(page.locator("#chatbot .act.retry")).to_have_count(count)
+    act(page, "edit", 0)
+    expect(page.locator("#editor-box textarea")).to_have_value("First")
+    expect(page.locator("#editor-box textarea")).to_be_focused()
+    page.locator("#editor-box textarea").fill("Changed")
+    page.locator("#editor-save").click()
     expect(answers(page)).to_have_count(1)
     expect(answers(page)).to_contain_text("finished")
     assert fake.requests[-1].messages == (Message("user", "Changed"),)
+    expect(page.locator("#editor")).to_be_hidden()
 
 
-def test_clear_empties_the_conversation_for_good(page: Page) -> None:
+def test_a_new_chat_begins_empty_and_the_old_one_is_kept(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
-    page.get_by_role("button", name="Clear").click()
+    page.get_by_role("button", name="New chat").click()
+    expect(answers(page)).to_have_count(0)
+    send(page, "Fresh")
+    expect(answers(page)).to_contain_text("finished")
+    assert fake.requests[-1].messages == (Message("user", "Fresh"),)
+    page.locator("#library").get_by_text("Hello").click()
+    expect(page.locator("#chatbot .user.message")).to_contain_text("Hello")
+
+
+def test_a_deleted_conversation_is_gone_for_good(page: Page) -> None:
+    send(page, "Hello")
+    expect(page.locator("#chatbot .act.retry")).to_be_visible()
+    page.locator("#library").get_by_role("button", name="More").click()
+    page.locator("#library").get_by_role("button", name="Delete").click()
+    page.locator("#library").get_by_role("button", name="Delete").last.click()
     expect(answers(page)).to_have_count(0)
     page.reload()
     page.locator("#message textarea").wait_for()
@@ -141,8 +154,7 @@ def test_the_system_prompt_is_sent(page: Page, fake: FakeBackend) -> None:
 
 def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
-    expect(answers(page)).to_contain_text("finished")
-    page.wait_for_timeout(300)
+    expect(page.locator("#chatbot .act.retry")).to_be_visible()
     page.reload()
     expect(answers(page)).to_contain_text("Hello world!")
     send(page, "More")
@@ -151,13 +163,16 @@ def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
     assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "More"]
 
 
-def test_a_reload_in_the_middle_stops_the_request_and_keeps_the_question(page: Page, fake: FakeBackend) -> None:
+def test_a_reload_in_the_middle_stops_the_request_and_keeps_what_was_said(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello there")
     expect(answers(page)).to_contain_text("word word")
+    page.wait_for_timeout(2500)  # the browser keeps a growing answer every two seconds
     page.reload()
     wait_idle(fake, 2.0)
     expect(page.locator("#chatbot .user.message")).to_contain_text("Hello there")
+    expect(answers(page)).to_contain_text("word word")
+    expect(answers(page)).to_contain_text("interrupted")
     fake.words, fake.delay = ["fine"], 0.0
     send(page, "And now")
     expect(answers(page).last).to_contain_text("fine")

@@ -16,7 +16,7 @@ from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
 from granite_demo.loading import LoadedModel
 from granite_demo.messages import Message
 from granite_demo.prompts import encode, render_chat
-from granite_demo.types import Queued, SamplingParams, Token
+from granite_demo.types import GenerationRequest, Queued, SamplingParams, Token
 from tests.engine.running import answer, reference, tiny_model, tokens, until, wait_idle
 
 PROMPT = [5 + index * 7 % 50 for index in range(20)]
@@ -93,7 +93,7 @@ EXPECTED: dict[str, list[int]] = {}
 @behaviour
 async def greedy_equals_generate(ground: Ground) -> None:
     for text in ("Write a story about a lighthouse.", "List the planets and say one thing each.", "def quicksort("):
-        prompt = render_chat(ground.sample.tokenizer, (Message("user", text),))
+        prompt = render_chat(ground.sample.tokenizer, GenerationRequest((Message("user", text),)))
         ours = await answer(ground.engine, prompt, max_tokens=60)
         if text not in EXPECTED:
             EXPECTED[text] = reference(ground.sample, prompt, 60)

@@ -5,85 +5,21 @@ from typing import Any
 
 import pytest
 
-from granite_demo.errors import InvalidRequestError
-from granite_demo.messages import Message
 from granite_demo.status import MemoryUse, ModelStatus
 from granite_demo.ui.render import (
-    assistant_turn,
     facts_html,
     memory_html,
     note_html,
     status_html,
-    to_messages,
-    turn_text,
-    user_turn,
 )
 
 EVIL = "<script>alert(\"1\" & '2')</script>"
 SAFE = "&lt;script&gt;alert(&quot;1&quot; &amp; &#x27;2&#x27;)&lt;/script&gt;"
 
 
-# Turns
-
-
 def test_notes_are_escaped() -> None:
     assert note_html(EVIL) == f'<div class="note">{SAFE}</div>'
-    assert assistant_turn("text", EVIL, "error")["content"][1]["text"] == f'<div class="error">{SAFE}</div>'
-
-
-@pytest.mark.parametrize(
-    ("content", "text"),
-    [
-        ("plain", "plain"),
-        ([{"type": "text", "text": "block"}, {"type": "text", "text": "note"}], "block"),
-        (["first", "second"], "first"),
-        ({"type": "text", "text": "dict"}, "dict"),
-        ({"type": "file"}, ""),
-        ("", ""),
-    ],
-)
-def test_the_text_of_a_turn_in_every_shape(content: Any, text: str) -> None:
-    assert turn_text({"content": content}) == text
-
-
-@pytest.mark.parametrize("content", [[], None, {"text": None}], ids=repr)
-def test_a_turn_without_content_has_no_text(content: Any) -> None:
-    assert turn_text({"content": content}) == ""
-
-
-def test_the_text_of_our_own_turns() -> None:
-    assert turn_text(user_turn("hi")) == "hi"
-    assert turn_text(assistant_turn("Hello.", "1 token")) == "Hello."
-    assert turn_text({}) == ""
-
-
-def test_history_becomes_a_conversation() -> None:
-    history = [
-        user_turn("one"),
-        assistant_turn("", "broken", "error"),
-        user_turn("two"),
-        assistant_turn("2", "1 token"),
-    ]
-    expected = (Message("user", "one"), Message("user", "two"), Message("assistant", "2"))
-    assert to_messages(history) == to_messages(history, " \n") == expected
-    assert to_messages(history, "  Be brief.\n") == (Message("system", "Be brief."), *expected)
-    assert to_messages([]) == ()
-
-
-def test_an_empty_message_of_the_user_is_kept_for_the_check() -> None:
-    assert to_messages([user_turn("")]) == (Message("user", ""),)
-
-
-@pytest.mark.parametrize("turn", [{"role": "robot", "content": "x"}, {"content": "x"}, {"role": ["user"]}])
-def test_roles_from_the_browser_are_checked(turn: dict[str, Any]) -> None:
-    with pytest.raises(InvalidRequestError, match="role"):
-        to_messages([turn])
-
-
-@pytest.mark.parametrize("turn", ["hi", None, ["user", "hi"]])
-def test_turns_that_are_no_dicts_are_refused(turn: Any) -> None:
-    with pytest.raises(InvalidRequestError):
-        to_messages([turn])
+    assert note_html(EVIL, "error") == f'<div class="error">{SAFE}</div>'
 
 
 # The model's state

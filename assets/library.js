@@ -1,0 +1,159 @@
+/* The list of conversations that is shown; library_store.js, which comes before it, keeps them.
+   Titles and texts become text nodes only: they are a visitor's or a model's, never markup. */
+
+/* What is shown ------------------------------------------------------------------------------------------------------ */
+
+function h(tag, properties, ...children) {
+  const made = document.createElement(tag);
+  for (const [name, value] of Object.entries(properties ?? {})) {
+    if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
+    else if (name in made && !name.includes("-")) made[name] = value;
+    else if (value !== null) made.setAttribute(name, value);
+  }
+  made.append(...children);
+  return made;
+}
+
+const search = h("input", { type: "search", placeholder: "Search", "aria-label": "Search conversations", oninput: () => render() });
+const list = h("div", { className: "list" });
+const message = h("p", { className: "message", role: "status" });
+const chooser = h("input", {
+  type: "file", multiple: true, hidden: true, accept: ".json,.md,.markdown", "aria-label": "Files to import",
+  onchange: async () => { await importFiles([...chooser.files]); chooser.value = ""; },
+});
+const CLOSED = Object.freeze({ id: null, mode: "" });
+let menu = CLOSED;  // whose buttons are shown, and which: menu, rename, delete; `draft`: the name as written so far
+
+function say(text, kind = "note") {
+  message.textContent = text;
+  message.classList.toggle("error", kind === "error");
+}
+
+async function refresh() {
+  try {
+    records = (await inStore("readonly", (store) => store.getAll())).sort((a, b) => b.updated - a.updated);
+  } catch {
+    say(NO_STORAGE, "error");
+  }
+  render();
+}
+
+function matches(item, wanted) {
+  item.text ??= [item.title, ...Object.values(item.conversation.turns ?? {}).map((turn) => turn.content ?? "")]
+    .join("\n").toLocaleLowerCase();
+  return item.text.includes(wanted);
+}
+
+function ageOf({ updated }) {
+  const days = Math.round((new Date().setHours(0, 0, 0, 0) - new Date(updated * 1000).setHours(0, 0, 0, 0)) / 864e5);
+  return days < 1 ? "Today" : days < 2 ? "Yesterday" : days < 8 ? "Last 7 days" : days < 31 ? "Last 30 days" : "Older";
+}
+
+/* Builds the list anew; the focus stays on the control it was on, or goes to `focus`. */
+function render(focus = list.contains(document.activeElement) ? document.activeElement.dataset.key : null) {
+  const wanted = search.value.trim().toLocaleLowerCase();
+  const shown = wanted ? records.filter((item) => matches(item, wanted)) : records;
+  const groups = new Map();
+  for (const item of shown) groups.set(ageOf(item), [...(groups.get(ageOf(item)) ?? []), item]);
+  list.replaceChildren(...[...groups].flatMap(([age, items]) => [h("h2", {}, age), h("ul", {}, ...items.map(row))]));
+  if (!shown.length) {
+    list.append(h("p", { className: "none" }, wanted ? "No conversation matches." : "Conversations are kept here, in this browser only."));
+  }
+  if (focus) list.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
+}
+
+function row(item) {
+  const expanded = menu.id === item.id;
+  const [field, ending] = expanded && menu.mode === "rename" ? renameField(item) : [];
+  const title = field ?? h("button", {
+    className: "title", title: item.title, "data-key": `open-${item.id}`, onclick: () => { open(item.id); narrowClose(); },
+    "aria-current": item.id === current ? "true" : null,
+  }, item.title);
+  const more = h("button", {
+    className: "more", "aria-label": `More for ${item.title}`, "aria-expanded": String(expanded), "data-key": `more-${item.id}`,
+    onclick: () => show(expanded ? null : item.id, "menu", `more-${item.id}`),
+  }, "⋯");
+  const made = h("li", { onkeydown: (event) => expanded && event.key === "Escape" && show(null, "", `more-${item.id}`) },
+    h("div", { className: "row" }, title, more));
+  if (ending) made.append(ending);
+  if (expanded && menu.mode === "menu") made.append(choices(item));
+  if (expanded && menu.mode === "delete") made.append(question(item));
+  return made;
+}
+
+function show(id, mode, focus) {
+  menu = { id, mode };
+  render(focus);
+}
+
+function button(text, key, onclick, className = "") {
+  return h("button", { className, "data-key": key, onclick }, text);
+}
+
+function choices(item) {
+  const after = (work) => () => { show(null, "", `more-${item.id}`); work(item); };
+  return h("div", { className: "choices", role: "group", "aria-label": `Actions for ${item.title}` },
+    button("Rename", "rename", () => show(item.id, "rename", "name")),
+    button("Export JSON", "json", after(exportJson)),
+    button("Export Markdown", "markdown", after(exportMarkdown)),
+    button("Delete", "delete", () => show(item.id, "delete", "no"), "danger"));
+}
+
+function question(item) {
+  const yes = async () => { menu = CLOSED; await remove(item.id); begun.focus(); };
+  return h("div", { className: "choices", role: "group", "aria-label": `Delete ${item.title}?` },
+    h("span", {}, "Delete for good?"), button("Delete", "yes", yes, "danger"),
+    button("Cancel", "no", () => show(null, "", `more-${item.id}`)));
+}
+
+function renameField(item) {
+  const end = async (title) => {
+    menu = CLOSED;
+    if (title && title !== item.title) await rename(item.id, title);
+    render(`more-${item.id}`);
+  };
+  const field = h("input", {
+    className: "name", value: menu.draft ?? item.title, maxLength: 200, "aria-label": "New name", "data-key": "name",
+    onfocus: () => menu.draft ?? field.select(),
+    oninput: () => { menu.draft = field.value; },
+    onkeydown: (event) => event.key === "Enter" && !event.isComposing && end(field.value.trim()),
+  });
+  const save = button("Save", "save", () => end(field.value.trim()));
+  return [field, h("div", { className: "choices" }, save, button("Cancel", "cancel", () => end("")))];
+}
+
+/* The sidebar ------------------------------------------------------------------------------------------------------- */
+
+const sidebar = element.closest(".sidebar");
+const toggle = sidebar?.querySelector(".toggle-button");
+
+function narrowClose() {
+  if (matchMedia("(max-width: 768px)").matches && sidebar?.classList.contains("open")) toggle?.click();
+}
+
+function openSidebar() {
+  let wanted = null;
+  try { wanted = localStorage.getItem(SIDEBAR); } catch { /* then the width decides */ }
+  if (matchMedia("(min-width: 1024px)").matches && wanted !== "closed" && !sidebar?.classList.contains("open")) toggle?.click();
+  toggle?.addEventListener("click", (event) => {
+    if (!event.isTrusted) return;
+    try { localStorage.setItem(SIDEBAR, sidebar.classList.contains("open") ? "closed" : "open"); } catch { /* not kept */ }
+  });
+}
+
+async function restore() {
+  const id = lastOpen();
+  await refresh();
+  // Somebody who writes at once is not interrupted.
+  if (id && !current) await open(id);
+}
+
+const begun = h("button", { className: "new", onclick: () => { begin(); narrowClose(); } }, "New chat");
+element.replaceChildren(h("nav", { "aria-label": "Conversations" },
+  begun, search, list, message, chooser,
+  h("div", { className: "files" },
+    h("button", { onclick: () => chooser.click() }, "Import"), h("button", { onclick: exportAll }, "Export all"))));
+channel.onmessage = () => refresh();
+window.graniteDemo = { save, keep, open, refresh, download, current: () => held };
+openSidebar();
+restore();

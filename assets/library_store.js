@@ -1,0 +1,224 @@
+/* Where conversations are kept: this browser's IndexedDB, shared by its tabs, never the server. And their files.
+   First half of one script with library.js, run by a gr.HTML, which gives it `element`, `trigger` and `server`. */
+
+const STORE = "conversations", OPEN = "granite-demo-open", SIDEBAR = "granite-demo-sidebar";
+const MAX_FILE = 20e6;
+const TITLE_LENGTH = 60;  // as conversations.TITLE_LENGTH
+const NO_STORAGE = "This browser keeps nothing for this page (a private window?). Export what you want to keep.";
+const FULL = "The browser's storage is full. Export and delete some conversations.";
+
+/* Storage ------------------------------------------------------------------------------------------------------- */
+
+let opening = null;
+function database() {
+  opening ??= new Promise((resolve, reject) => {
+    const request = indexedDB.open("granite-demo", 1);
+    request.onupgradeneeded = () => request.result.createObjectStore(STORE, { keyPath: "id" });
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => { opening = null; reject(request.error); };
+  });
+  return opening;
+}
+
+/* One transaction: all of `work` is kept, or nothing. Resolves with the result of the request that `work` returns. */
+async function inStore(mode, work) {
+  const transaction = (await database()).transaction(STORE, mode);
+  const done = new Promise((resolve, reject) => {
+    transaction.oncomplete = () => resolve(request?.result);
+    transaction.onabort = () => reject(transaction.error);
+  });
+  const request = work(transaction.objectStore(STORE));
+  return done;
+}
+
+const channel = new BroadcastChannel("granite-demo");
+async function write(work) {
+  try {
+    await inStore("readwrite", work);
+  } catch (error) {
+    console.error(error);
+    say(error?.name === "QuotaExceededError" ? FULL : NO_STORAGE, "error");
+    return false;
+  }
+  channel.postMessage("changed");
+  await refresh();
+  return true;
+}
+
+function titleOf(conversation) {  // as conversations.title_of
+  if (conversation.title) return conversation.title;
+  const question = Object.values(conversation.turns ?? {}).find((turn) => turn.role === "user");
+  const letters = [...(question?.content ?? "").trim().replace(/\s+/g, " ")];
+  if (letters.length > TITLE_LENGTH) letters.splice(TITLE_LENGTH - 1, Infinity, "…");
+  return letters.join("") || "Untitled";
+}
+
+function record(conversation) {
+  return { id: conversation.id, title: titleOf(conversation), updated: conversation.updated ?? 0, conversation };
+}
+
+function withTitle(conversation, title) {
+  const { title: _, ...rest } = conversation;
+  return title ? { ...rest, title } : rest;
+}
+
+/* The open conversation ------------------------------------------------------------------------------------------- */
+
+let current = null, held = null, records = [];  // `held`: what the page holds, kept already or not
+const deleted = new Set();
+
+function setCurrent(id) {
+  current = id;
+  try {
+    sessionStorage.setItem(OPEN, id ?? "");  // this tab, after a reload
+    localStorage.setItem(OPEN, id ?? "");  // the next new tab
+  } catch { /* Blocked storage: the list still works, only the last one is not opened again. */ }
+}
+
+function lastOpen() {
+  try {
+    return sessionStorage.getItem(OPEN) ?? localStorage.getItem(OPEN);
+  } catch {
+    return null;
+  }
+}
+
+/* Keeps what the chat shows now. An empty new conversation is not kept, and a deleted one does not come back. */
+async function save(conversation) {
+  if (!conversation?.id || deleted.has(conversation.id)) return;
+  conversation = JSON.parse(JSON.stringify(conversation));  // Gradio hands out a Proxy, which no database takes
+  held = conversation;
+  const { version, id, created, updated, title, ...content } = conversation;
+  if (!Object.keys(content).length) return;
+  if (current !== id) setCurrent(id);
+  await write((store) => {
+    store.get(id).onsuccess = (event) => {
+      const kept = event.target.result?.conversation;
+      // The same conversation in two tabs: neither loses a turn. Names are given in the list, so the kept one holds.
+      const turns = { ...kept?.turns, ...conversation.turns };
+      store.put(record(withTitle({ ...conversation, turns }, kept ? kept.title : title)));
+    };
+  });
+}
+
+/* Keeps an answer that is still being written, in the conversation that it belongs to. */
+async function keep(pending) {
+  if (!pending?.turn || deleted.has(pending.conversation)) return;
+  const turn = JSON.parse(JSON.stringify(pending.turn));
+  await write((store) => {
+    store.get(pending.conversation).onsuccess = (event) => {
+      const kept = event.target.result?.conversation;
+      if (!kept) return;
+      const head = kept.head === turn.parent ? turn.id : kept.head;
+      store.put(record({ ...kept, head, turns: { ...kept.turns, [turn.id]: turn } }));
+    };
+  });
+}
+
+async function open(id) {
+  const found = await inStore("readonly", (store) => store.get(id)).catch(() => null);
+  if (!found) return;
+  setCurrent(id);
+  deleted.delete(id);
+  menu = CLOSED;
+  trigger("select", { conversation: found.conversation });
+  render();
+}
+
+function begin() {
+  setCurrent(null);
+  menu = CLOSED;
+  trigger("clear", {});
+  render();
+}
+
+async function rename(id, title) {
+  title = title.replace(/\s+/g, " ").trim().slice(0, 200);
+  title = title.toWellFormed?.() ?? title;  // a lone surrogate cannot be sent
+  let changed = null;
+  const kept = await write((store) => {
+    store.get(id).onsuccess = (event) => {
+      if (!event.target.result) return;
+      changed = withTitle(event.target.result.conversation, title);
+      store.put(record(changed));
+    };
+  });
+  if (kept && changed && id === current) trigger("edit", { conversation: changed });
+}
+
+async function remove(id) {
+  if (id === current) deleted.add(id);
+  const gone = await write((store) => store.delete(id));
+  if (!gone) deleted.delete(id);
+  else if (id === current) begin();
+}
+
+/* Files ------------------------------------------------------------------------------------------------------------ */
+
+function download(text, name, type) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 60_000);
+}
+
+function fileName(title, ending) {
+  return `${title.replace(/[^\p{L}\p{N}]+/gu, "-").replace(/^-|-$/g, "").slice(0, 50) || "conversation"}.${ending}`;
+}
+
+function exportJson({ title, conversation }) {
+  download(JSON.stringify(conversation, null, 1), fileName(title, "json"), "application/json");
+}
+
+function exportAll() {
+  if (!records.length) return say("There is nothing to export yet.");
+  const all = { format: "granite-demo", conversations: records.map(({ conversation }) => conversation) };
+  download(JSON.stringify(all), `granite-demo-${new Date().toISOString().slice(0, 10)}.json`, "application/json");
+}
+
+async function exportMarkdown({ title, conversation }) {
+  const made = await ask("to_markdown", conversation);
+  if (made.error) return say(made.error, "error");
+  download(made.text, fileName(title, "md"), "text/markdown");
+}
+
+/* The server checks and converts files; it keeps nothing. */
+function ask(name, data) {
+  return server[name](data).then(
+    (answer) => answer ?? { error: "The server did not answer." },
+    () => ({ error: "The server did not answer. Try again." }),
+  );
+}
+
+async function importFiles(files) {
+  const errors = [], added = [];
+  for (const file of files) {
+    const read = file.size > MAX_FILE
+      ? { error: `The file is larger than ${MAX_FILE / 1e6} MB.` }
+      : await ask("read_file", [await file.text(), file.name]);
+    const fresh = (read.conversations ?? []).map(record);
+    if (read.error) errors.push(`${file.name}: ${read.error}`);
+    else if (await addNew(fresh)) added.push(...fresh);
+    else return;
+  }
+  if (added.length === 1) await open(added[0].id);
+  const count = `${added.length} conversation${added.length === 1 ? "" : "s"}`;
+  if (errors.length) say([...errors, added.length ? `Imported ${count}.` : "Nothing was changed."].join(" "), "error");
+  else say(`Imported ${count}.`);
+}
+
+/* Adds records; one whose id is taken gets another, so that an import never overwrites. */
+function addNew(fresh) {
+  return write((store) => {
+    store.getAllKeys().onsuccess = (event) => {
+      const taken = new Set(event.target.result);
+      for (const item of fresh) {
+        if (taken.has(item.id)) {
+          item.id = [...crypto.getRandomValues(new Uint8Array(8))].map((n) => n.toString(16).padStart(2, "0")).join("");
+          item.conversation = { ...item.conversation, id: item.id };
+        }
+        taken.add(item.id);
+        store.add(item);
+      }
+    };
+  });
+}

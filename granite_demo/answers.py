@@ -1,0 +1,234 @@
+"""The decoded text of one answer to its parts: thinking, text, tool calls, citations, appendices.
+
+Knows markers only by their ``Dialect``. ``feed`` text in any cuts: the joined parts are the same. Then either
+``flush``, which gives what was held back, or ``discard``.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from granite_demo.dialects import Dialect
+from granite_demo.messages import ToolCall
+from granite_demo.parsing import overlap
+from granite_demo.toolcalls import CUT_OFF, read_calls, unreadable
+from granite_demo.types import Appendix, Citation
+
+
+@dataclass(frozen=True, slots=True)
+class Reasoning:
+    """More of the thinking."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """More of the answer's text."""
+
+    text: str
+
+
+Part = Reasoning | Text | ToolCall | Citation | Appendix
+
+Mode = Literal["lead", "thinking", "answer", "tool", "mark", "appendix", "ended"]
+"""Where the text stands: ``lead`` is white space that a marker may follow, ``mark`` the name of a cited document."""
+
+SPACE = " \t\r\n"
+MARK = re.compile(r' *(?:\{ *"?document_id"? *: *)?"?([^"{}<>\n]+?)"? *')
+MAX_MARK = 64
+"""Characters after which a document's mark is taken for ordinary text."""
+
+
+class AnswerParser:
+    """Parts the text of one answer. Text that may be the beginning of a marker is held back until that is decided.
+
+    White space around the thinking, and before tool calls and appendices, belongs to the markers and is not shown.
+    """
+
+    def __init__(self, dialect: Dialect, *, thinking_open: bool = False) -> None:
+        """``thinking_open`` is whether the prompt itself has already opened the thinking."""
+        self._dialect = dialect
+        self._mode: Mode = "thinking" if thinking_open else "lead"
+        # What a marker may be beside tools and appendices, and whether white space before none of them is shown.
+        self._leads = (*dialect.think_open, *dialect.think_close, *filter(None, (dialect.response_open,)))
+        self._beginning = True
+        self._kinds = {marker.strip(): kind for marker, kind in dialect.appendices}
+        self._kind: Literal["citations", "hallucinations"] = "citations"
+        self._in_response = False
+        self._held = ""
+        self._body: list[str] = []
+        self._thought = False
+        self._shown = 0
+        self._cited: tuple[str, int] | None = None
+
+    @property
+    def thinking(self) -> bool:
+        """Whether the text stands within the thinking."""
+        return self._mode == "thinking"
+
+    def feed(self, text: str) -> list[Part]:
+        """The parts that became certain with ``text``."""
+        parts: list[Part] = []
+        if self._mode != "ended":
+            self._held += text
+            self._advance(parts)
+        return parts
+
+    def flush(self) -> list[Part]:
+        """What is held back, at the end of the answer: by an end token or by the limit."""
+        parts: list[Part] = []
+        if self._mode == "ended":
+            return parts
+        if self._mode == "mark":
+            if self._dialect.mark_open and self._held.strip(" "):
+                self._held = ""  # half a mark, which tells a reader nothing
+            self._give_up_mark(parts)
+            self._advance(parts)
+        held, self._held = self._held, ""
+        if self._mode == "lead":
+            held = self._lead_text(held) if self._beginning or held.strip(SPACE) else ""
+            self._mode = "answer"
+        elif self._mode == "thinking":
+            held = held.rstrip(SPACE)
+        self._take(held, parts)
+        self._end_part(parts, closed=not self._dialect.tool_close)
+        self._mode = "ended"
+        return parts
+
+    def discard(self) -> None:
+        """Drop what is held back: a stop string or the reader has ended the answer."""
+        self._held = ""
+        self._mode = "ended"
+
+    def _advance(self, parts: list[Part]) -> None:
+        steps = {"lead": self._lead, "mark": self._read_mark}
+        while steps.get(self._mode, self._scan)(parts):
+            pass
+
+    def _lead(self, parts: list[Part]) -> bool:
+        """Pass by white space to a marker, or to the text. False while that is undecided."""
+        text = self._held.lstrip(SPACE)
+        markers = (*self._leads, *self._dialect.tool_open, *self._kinds)
+        for marker in markers:
+            if text.startswith(marker):
+                self._held = text[len(marker) :]
+                self._switch(marker)
+                return True
+        if any(marker.startswith(text) for marker in markers):
+            return False
+        self._held = self._lead_text(self._held)
+        self._mode = "answer"
+        return True
+
+    def _lead_text(self, held: str) -> str:
+        # White space after a marker goes, unless it parts two pieces of text.
+        return held if self._beginning or self._shown else held.lstrip(SPACE)
+
+    def _scan(self, parts: list[Part]) -> bool:
+        """Take the text up to the next marker. False where there is none yet."""
+        held, markers = self._held, self._ends()
+        found = [(at, marker) for marker in markers if (at := held.find(marker)) >= 0]
+        if not found:
+            begun = len(held) - max((overlap(held, marker) for marker in markers), default=0)
+            # White space waits, for a marker that follows takes it away.
+            begun = len(held[:begun].rstrip(SPACE)) if markers else begun
+            self._held = held[begun:]
+            self._take(held[:begun], parts)
+            return False
+        at, marker = min(found)
+        inline = marker in (self._dialect.cite_open, self._dialect.cite_close)
+        self._held = held[at + len(marker) :]
+        self._take(held[:at] if inline else held[:at].rstrip(SPACE), parts)
+        self._end_part(parts)
+        self._switch(marker)
+        return True
+
+    def _ends(self) -> tuple[str, ...]:
+        """The markers that can end the present part."""
+        dialect = self._dialect
+        appendices = tuple(marker for marker, _ in dialect.appendices)
+        if self._mode == "thinking":
+            return dialect.think_close
+        if self._mode == "appendix":
+            return appendices
+        if self._mode == "tool":
+            return tuple(filter(None, (*dialect.tool_open, dialect.tool_close)))
+        response_close = dialect.response_close if self._in_response else ""
+        singles = filter(None, (response_close, dialect.cite_open, dialect.cite_close))
+        return (*dialect.tool_open, *appendices, *singles)
+
+    def _take(self, text: str, parts: list[Part]) -> None:
+        """Give ``text``, which is certain, to the present part."""
+        if self._mode in ("tool", "appendix"):
+            self._body.append(text)
+            return
+        if self._mode == "thinking" and not self._thought:
+            text = text.lstrip(SPACE)
+        if not text:
+            return
+        if self._mode == "thinking":
+            self._thought = True
+            parts.append(Reasoning(text))
+        else:
+            self._shown += len(text)
+            parts.append(Text(text))
+
+    def _end_part(self, parts: list[Part], closed: bool = True) -> None:
+        body = "".join(self._body).strip()
+        self._body.clear()
+        if self._mode == "tool":
+            calls, rest = read_calls(body) if closed else ([unreadable(body, CUT_OFF)], "")
+            parts.extend(calls)
+            self._mode = "answer"
+            self._take(f"\n{rest}" if rest and self._shown else rest, parts)
+        elif self._mode == "appendix" and body:
+            parts.append(Appendix(self._kind, body))
+        elif self._cited is not None:
+            parts.append(Citation(*self._cited, self._shown))
+            self._cited = None
+
+    def _switch(self, marker: str) -> None:
+        """Enter the part that ``marker`` opens, or leave the one that it closes."""
+        dialect = self._dialect
+        self._beginning = False
+        self._leads = ()
+        if marker in dialect.think_open:
+            self._mode = "thinking"
+        elif marker in dialect.tool_open:
+            self._mode = "tool"
+        elif marker == dialect.cite_open:
+            self._mode = "mark"
+        elif marker == dialect.cite_close:
+            self._mode = "answer"
+        elif marker.strip() in self._kinds:
+            self._mode, self._kind = "appendix", self._kinds[marker.strip()]
+        else:
+            self._mode = "lead"
+            if marker in dialect.think_close:
+                self._leads = (dialect.response_open,) if dialect.response_open else ()
+            self._in_response = self._in_response or marker != dialect.tool_close
+
+    def _read_mark(self, parts: list[Part]) -> bool:
+        """Read the mark of a cited document. False while it is incomplete."""
+        dialect = self._dialect
+        mark, close, rest = self._held.partition(dialect.mark_close)
+        begins = mark.lstrip(" ").startswith(dialect.mark_open) or not mark.strip(" ")
+        match = MARK.fullmatch(mark) if begins and close and len(mark) <= MAX_MARK else None
+        if match:
+            self._held = rest
+            self._mode = "answer"
+            self._cited = (match[1], self._shown)
+            if not dialect.cite_close:
+                self._end_part(parts)
+            return True
+        if begins and not close and "\n" not in mark and len(mark) <= MAX_MARK + len(dialect.mark_close):
+            return False
+        self._give_up_mark(parts)
+        return True
+
+    def _give_up_mark(self, parts: list[Part]) -> None:
+        self._mode = "answer"
+        if not self._dialect.cite_close:
+            # Ordinary text then, unlike the control tokens of a citation that goes round its text.
+            self._take(self._dialect.cite_open, parts)

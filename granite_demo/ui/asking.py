@@ -1,0 +1,51 @@
+"""What each way to ask, and each button under a message, does to the conversation. Pure functions."""
+
+from dataclasses import dataclass
+
+from granite_demo import conversations
+from granite_demo.conversations import Conversation
+from granite_demo.errors import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A changed conversation; ``ask`` is whether the model is to answer now."""
+
+    conversation: Conversation
+    ask: bool = False
+
+
+def send(conversation: Conversation, text: str | None) -> Asked:
+    """Ask what was written; nothing is asked where nothing was."""
+    if not text or not text.strip():
+        return Asked(conversation)
+    return Asked(conversations.add(conversation, "user", content=text), ask=True)
+
+
+def edit(conversation: Conversation, turn_id: str, text: str | None) -> Asked:
+    """Put another version beside a message. A question is asked anew, an answer stands as it was written."""
+    turn = conversations.find(conversation, turn_id)
+    if not text or not text.strip():
+        raise InvalidRequestError("The message is empty. Write something, or cancel.")
+    if turn.content == text and turn.role != "user":
+        return Asked(conversations.show(conversation, turn_id))
+    if turn.role == "user":
+        return Asked(conversations.add(conversation, "user", content=text, parent=turn.parent), ask=True)
+    values = {"content": text, "thinking": turn.thinking, "note": "edited", "parent": turn.parent}
+    return Asked(conversations.add(conversation, turn.role, **values))
+
+
+def act(conversation: Conversation, action: str, turn_id: str) -> Asked:
+    """What a button under a message does: retry, show, branch, up or down. Raises InvalidRequestError."""
+    turn = conversations.find(conversation, turn_id)
+    if action == "retry":
+        question = turn.parent if turn.role == "assistant" else turn.id
+        return Asked(conversations.rewind(conversation, question), ask=question is not None)
+    if action == "show":
+        return Asked(conversations.show(conversation, turn_id))
+    if action == "branch":
+        return Asked(conversations.branch(conversation, turn_id))
+    if action in ("up", "down"):
+        vote = "" if turn.vote == action else action
+        return Asked(conversations.change(conversation, turn_id, vote=vote))
+    raise InvalidRequestError(f"There is no action {action!r}.")

@@ -1,0 +1,94 @@
+r"""Makes inline ``$...$`` work in the page without eating "$5". Pure; knows no page.
+
+Gradio's Markdown renders ``\(...\)``, ``\[...\]`` and ``$$...$$``, and keeps Markdown out of them. A single dollar
+sign is a price more often than a formula, so it is no delimiter there: here it is rewritten where it is one.
+"""
+
+import re
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Iterator
+
+DELIMITERS: list[dict[str, str | bool]] = [
+    {"left": "$$", "right": "$$", "display": True},
+    {"left": "\\[", "right": "\\]", "display": True},
+    {"left": "\\(", "right": "\\)", "display": False},
+]
+"""For ``gr.Chatbot`` and ``gr.Markdown``."""
+
+_FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})([^\n]*)")
+_BLANK = re.compile(r"[ \t>]*\n?")
+_MARK = re.compile(r"\\[\s\S]|`+|\$\$|\$")
+_CLOSERS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
+
+
+def prepare(text: str) -> str:
+    r"""``text`` with each ``$...$`` that is math written as ``\(...\)``; code is left alone.
+
+    Pandoc's rule: no space after the first dollar sign, none before the second one and no digit after it, no blank
+    line and no dollar sign between them. What is not closed stays as it is, so that a growing answer does not flicker.
+    """
+    if "$" not in text:
+        return text
+    blocks = list(_blocks(text))
+    last = len(blocks) - 1
+    return "".join(
+        _paragraph(block, grows=place == last) if prose else block for place, (block, prose) in enumerate(blocks)
+    )
+
+
+def _blocks(text: str) -> Iterator[tuple[str, bool]]:
+    """Cut ``text`` into paragraphs (True) and what is between them: fenced code and blank lines (False)."""
+    prose: list[str] = []
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        found = _FENCE.match(line)
+        if fence:
+            yield line, False
+            # The closing fence is at least as long as the opening one, with nothing after it.
+            if found and found[1].startswith(fence) and not found[2].strip():
+                fence = ""
+            continue
+        opens = found is not None and not (found[1][0] == "`" and "`" in found[2])
+        if not opens and not _BLANK.fullmatch(line):
+            prose.append(line)
+            continue
+        yield "".join(prose), True
+        prose.clear()
+        yield line, False
+        if opens and found:
+            fence = found[1]
+    yield "".join(prose), True
+
+
+def _paragraph(text: str, grows: bool) -> str:
+    if "$" not in text:
+        return text
+    marks = [(found.start(), found[0]) for found in _MARK.finditer(text)]
+    places: dict[str, list[int]] = defaultdict(list)
+    for number, (_, mark) in enumerate(marks):
+        places[mark].append(number)
+    parts: list[str] = []
+    done = number = 0
+    while number < len(marks):
+        start, mark = marks[number]
+        if mark == "$" and number + 1 < len(marks) and _is_math(text, start, *(last := marks[number + 1])):
+            parts += [text[done:start], "\\(", text[start + 1 : last[0]], "\\)"]
+            done = last[0] + 1
+            number += 2
+            continue
+        # Code and other math run to the next mark of their kind, and nothing in them counts.
+        closer = mark if mark[0] == "`" else _CLOSERS.get(mark)
+        ends = places.get(closer, []) if closer else []
+        place = bisect_right(ends, number)
+        if closer and place == len(ends) and grows:
+            break  # what comes next may close it
+        number = (ends[place] if place < len(ends) else number) + 1
+    return "".join([*parts, text[done:]])
+
+
+def _is_math(text: str, start: int, end: int, mark: str) -> bool:
+    if mark != "$" or end == start + 1:
+        return False
+    after = text[end + 1 : end + 2]
+    return not (text[start + 1].isspace() or text[end - 1].isspace() or after.isdigit())

@@ -1,0 +1,124 @@
+"""The context meter: how much of the context the next request takes, before it is sent."""
+
+import asyncio
+import html
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from granite_demo import conversations
+from granite_demo.backends import Backend
+from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
+from granite_demo.types import PromptView, SamplingParams
+from granite_demo.ui.events import DIRECT
+from granite_demo.ui.requests import build_request
+from granite_demo.ui.settings import to_sampling
+
+PAUSE_SECONDS = 0.5
+"""Each measurement begins with this rest, and Gradio runs one at a time: two a second for each visitor."""
+
+LATEST: dict[str, Any] = {**DIRECT, "trigger_mode": "always_last"}
+
+CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
+
+
+@dataclass(frozen=True, slots=True)
+class Meter:
+    """The panel's components."""
+
+    bar: gr.HTML
+    overflow: gr.Radio
+
+
+def reserve(view: PromptView, max_tokens: int | None) -> int:
+    """The tokens that the answer may take: ``max_tokens``, or all that is left."""
+    room = max(view.context_length - view.tokens, 0)
+    return min(max_tokens or room, room)
+
+
+def meter_html(view: PromptView | None, reserved: int) -> str:
+    """A bar of what is used, reserved for the answer and free, with the same in words; empty without a view."""
+    if view is None:
+        return ""
+    whole = max(view.context_length, 1)
+    free = max(view.context_length - view.tokens - reserved, 0)
+    over = view.tokens >= view.context_length
+    words = (
+        f"{view.tokens:,} used · {reserved:,} reserved for the answer · {free:,} free of {view.context_length:,}"
+        if not over
+        else f"{view.tokens:,} used of {view.context_length:,}"
+    )
+    shares = (("used", min(view.tokens, whole)), ("reserved", reserved), ("free", free))
+    bar = "".join(f'<i class="{kind}" style="width:{100 * size / whole:.2f}%"></i>' for kind, size in shares if size)
+    return (
+        f'<div class="meter{" over" if over or view.dropped else ""}"><div class="meter-bar" aria-hidden="true">'
+        f'{bar}</div><div class="meter-words">{html.escape(words)}{_warning(view, over)}</div></div>'
+    )
+
+
+def _warning(view: PromptView, over: bool) -> str:
+    if over:
+        text = "This does not fit the context and will be refused. Shorten it, or start a new conversation."
+    elif view.dropped:
+        oldest = "oldest message" if view.dropped == 1 else f"oldest {view.dropped:,} messages"
+        text = f"To fit the context, the {oldest} will be left out."
+    else:
+        return ""
+    return f' <strong class="meter-warning">{text}</strong>'
+
+
+async def measure(backend: Backend, value: Any, text: str | None, sampling: SamplingParams) -> str:
+    """The meter for the conversation ``value`` with ``text`` as its next question."""
+    try:
+        request = build_request(conversations.load(value), sampling, text or "")
+        view = await backend.inspect(request)
+    except ContextOverflowError as error:
+        view = PromptView((), error.prompt_tokens, 0, error.context_length)
+    except GraniteDemoError:
+        # Nothing is written yet, or sending will say what is wrong.
+        return ""
+    return meter_html(view, reserve(view, sampling.max_tokens) if view else 0)
+
+
+def choose(value: Any, overflow: str | None) -> dict[str, Any]:
+    """The conversation with the choice of what happens when it does not fit."""
+    conversation = conversations.load(value)
+    kept = "drop" if overflow == "drop" else "refuse"
+    return conversations.dump(conversation.model_copy(update={"overflow": kept}))
+
+
+def chosen(value: Any) -> str:
+    """What happens when the conversation does not fit."""
+    return conversations.load(value).overflow
+
+
+def layout() -> Meter:
+    """Place the components, near the message box."""
+    with gr.Column(elem_id="meter", min_width=0):
+        bar = gr.HTML(elem_id="meter-bar")
+        overflow = gr.Radio(
+            CHOICES,
+            value="refuse",
+            label="When the conversation does not fit the context",
+            elem_id="overflow",
+            container=False,
+        )
+    return Meter(bar, overflow)
+
+
+def wire(panel: Meter, backend: Backend, holder: gr.JSON, message: gr.Textbox, components: Sequence[Any]) -> None:
+    """Connect the events. ``components`` are those of ``Preferences``."""
+
+    async def update(value: Any, text: str | None, *values: Any) -> Any:
+        await asyncio.sleep(PAUSE_SECONDS)
+        try:
+            return await measure(backend, value, text, to_sampling(*values))
+        except InvalidRequestError:  # a setting out of range
+            return ""
+
+    changes = [holder.change, message.change, *(part.change for part in components)]
+    gr.on(changes, update, [holder, message, *components], [panel.bar], **LATEST)
+    panel.overflow.input(choose, [holder, panel.overflow], [holder], **DIRECT)
+    holder.change(chosen, [holder], [panel.overflow], **DIRECT)

@@ -1,0 +1,85 @@
+"""The answer to the last turn of a conversation: streamed into the chatbot, then put into the conversation.
+
+The visitor may change the conversation while the answer grows, so the answer is a turn of its own until it ends. The
+browser keeps it meanwhile: a page that is closed or reloaded loses nothing.
+"""
+
+import threading
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+from granite_demo import conversations
+from granite_demo.backends import Backend
+from granite_demo.bundle import made
+from granite_demo.conversations import Conversation, Turn
+from granite_demo.types import GenerationRequest
+from granite_demo.ui.answer import Answer
+from granite_demo.ui.answering import Snapshot, snapshots
+from granite_demo.ui.requests import build_request
+from granite_demo.ui.settings import to_sampling
+from granite_demo.ui.turns import ChatHistory, chat_messages, growing_turn, turn_messages
+
+KEEP_SECONDS = 2.0
+"""Between two states of a growing answer that the browser keeps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What to show of a growing answer, and now and then what to keep of it."""
+
+    history: ChatHistory
+    pending: dict[str, Any] | None = None
+
+
+def waits_for_answer(conversation: Conversation) -> bool:
+    """Whether the last turn that is shown is one to answer."""
+    turn = conversations.path(conversation)[-1:]
+    return bool(turn) and turn[0].role != "assistant"
+
+
+async def respond(
+    backend: Backend, conversation: Conversation, values: tuple[Any, ...], stop: threading.Event
+) -> AsyncGenerator[Update]:
+    """Yield the growing answer; ``values`` are those of the Settings tab. The last update is kept."""
+    request: GenerationRequest | None = None
+
+    def build() -> GenerationRequest:
+        nonlocal request
+        request = build_request(conversation, to_sampling(*values))
+        return request
+
+    past, _ = chat_messages(conversation, busy=True)
+    turn_id = conversations.new_id()
+    shot = Snapshot(Answer(), "Waiting for the first token", "note", 0.0)
+    yield Update([*past, *turn_messages(conversation, growing_turn(turn_id, conversation.head, shot), busy=True)])
+    kept = time.monotonic()
+    async with aclosing(snapshots(backend, build, stop)) as shots:
+        async for shot in shots:
+            turn = growing_turn(turn_id, conversation.head, shot)
+            history = [*past, *turn_messages(conversation, turn, busy=True)]
+            if time.monotonic() - kept < KEEP_SECONDS or not (turn.content or turn.thinking):
+                yield Update(history)
+                continue
+            kept = time.monotonic()
+            interrupted = turn.model_copy(update={"note": f"{turn.note} · interrupted"})
+            yield Update(history, pending(conversation, interrupted))
+    turn = growing_turn(turn_id, conversation.head, shot)
+    if request is not None and shot.answer.finish is not None:
+        turn = turn.model_copy(update={"made": made(request, shot.answer.finish)})
+    yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))
+
+
+def pending(conversation: Conversation, turn: Turn) -> dict[str, Any]:
+    """An answer on its way into its conversation."""
+    return {"conversation": conversation.id, "turn": turn.model_dump(mode="json", exclude_defaults=True)}
+
+
+def settle(value: Any, answer: Any) -> Conversation | None:
+    """The open conversation with the answer in it; None if another is open by now."""
+    conversation = conversations.load(value)
+    if not answer or answer.get("conversation") != conversation.id:
+        return None
+    return conversations.put(conversation, Turn.model_validate(answer["turn"]))

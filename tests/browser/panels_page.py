@@ -1,0 +1,89 @@
+"""A small page with the panels, over a fake backend."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Any
+
+import gradio as gr
+
+from granite_demo import conversations
+from granite_demo.messages import Switches
+from granite_demo.types import Finish, PromptPart, PromptView, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
+from granite_demo.ui import compare, latex, meter, settings, xray
+from granite_demo.ui.models import Access
+from granite_demo.ui.theme import assets_dir
+from tests.fakes import READY, FakeBackend
+
+THINKS = replace(READY, switches=Switches(thinking=("off", "full")))
+VIEW = PromptView(
+    (
+        PromptPart("control", "<|role|>", ((7, "<|role|>"),)),
+        PromptPart("system", "Be kind.", ((8, "Be"), (9, " kind."))),
+        PromptPart("user", "Hi <b>\n", ((10, "Hi"), (11, " <b>\n"))),
+        PromptPart("document", "Doc", ((12, "Doc"),)),
+        PromptPart("tool", "Tool", ((13, "Tool"),)),
+        PromptPart("assistant", "Yes", ((14, "Yes"),)),
+        PromptPart("template", "\n", ((15, "\n"),)),
+    ),
+    9,
+    0,
+    1000,
+)
+QUESTION: list[Any] = [{"role": "user", "content": "First"}, {"role": "assistant", "content": "One"}]
+MATH = "So $x^2$ costs $5, not $6, in `$y$`."
+NOTE = 'See <a href="#note-1">[1]</a>\n\n<details id="note-1"><summary>Note</summary>The passage</details>'
+
+
+def script(words: int, thoughts: int = 0) -> list[StreamEvent]:
+    thinking: list[StreamEvent] = [ReasoningDelta("Hmm", thoughts)] if thoughts else []
+    usage = Usage(5, words + thoughts, thoughts)
+    timings = Timings(0.1, 0.1 + words / 10)
+    text = [TextDelta(f"word{n} ", thoughts + n + 1) for n in range(words)]
+    return [*thinking, *text, Finish("stop", usage, timings)]
+
+
+async def write(lines: int) -> AsyncGenerator[Any]:
+    """An answer of so many lines, as fast as the chat's."""
+    question = [*QUESTION, {"role": "user", "content": "Second"}]
+    busy, idle = gr.Textbox(submit_btn=False, stop_btn="Stop"), gr.Textbox("", submit_btn="Send", stop_btn=False)
+    for count in range(lines):
+        text = "\n\n".join(f"Line {n}" for n in range(count + 1))
+        yield [*question, {"role": "assistant", "content": text}], busy
+        await asyncio.sleep(0.08)
+    yield gr.skip(), idle
+
+
+def build(backend: FakeBackend) -> gr.Blocks:
+    """A page with the panels, as the real one places them."""
+    demo = gr.Blocks(title="Panels", analytics_enabled=False)
+    with demo:
+        gr.HTML(js_on_load=(assets_dir() / "page.js").read_text(encoding="utf-8"))
+        holder = gr.JSON(conversations.dump(conversations.start()), visible=False)
+        chatbot = gr.Chatbot(
+            QUESTION,
+            elem_id="chatbot",
+            height=360,
+            show_label=False,
+            editable="user",
+            latex_delimiters=latex.DELIMITERS,
+            allow_tags=False,
+        )
+        chatbot.edit(lambda: None, None, None)
+        box = gr.Textbox(elem_id="message", show_label=False, submit_btn="Send", stop_btn=False)
+        count = gr.Number(60, label="Lines")
+        stream = box.submit(write, [count], [chatbot, box])
+        box.stop(lambda: gr.Textbox(submit_btn="Send", stop_btn=False), None, [box], cancels=[stream])
+        math = [{"role": "assistant", "content": latex.prepare(MATH)}]
+        gr.Button("Math").click(lambda: math, None, [chatbot])
+        gr.Button("Footnote").click(lambda: [{"role": "assistant", "content": NOTE}], None, [chatbot])
+        gauge, rays = meter.layout(), xray.layout()
+        pair = compare.layout(backend, Access())
+        with gr.Accordion("Settings", open=False):
+            preferences = settings.layout()
+        meter.wire(gauge, backend, holder, box, preferences.components)
+        xray.wire(rays, backend, holder, box, preferences.components)
+        compare.wire(pair, backend, Access(), demo)
+        demo.load(lambda: compare.shown_values(backend, backend.status()), None, pair.shown)
+    demo.queue(default_concurrency_limit=16)
+    return demo

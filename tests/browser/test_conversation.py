@@ -1,0 +1,225 @@
+"""What a conversation can hold, in a real browser: thinking, versions, branches, tools, documents, switches."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from granite_demo.messages import Message, Switches, ToolCall
+from granite_demo.types import Citation, Dropped, Finish, ReasoningDelta, TextDelta, Timings, ToolCalled, Usage
+from tests.browser.conftest import OpenPage
+from tests.browser.test_chat import act, answers, send
+from tests.fakes import READY, FakeBackend
+
+pytestmark = pytest.mark.browser
+
+END = Finish("stop", Usage(5, 9, 4), Timings(0.1, 0.5, 0.2), token_ids=(1, 2, 3))
+
+
+def settled(page: Page, count: int = 1) -> None:
+    """The last answer has ended and stands in the conversation."""
+    expect(page.locator("#chatbot .act.retry")).to_have_count(count)
+
+
+def test_thinking_has_its_own_part_with_time_and_tokens(page: Page, fake: FakeBackend) -> None:
+    fake.script = [ReasoningDelta("Let me think.", 4), *[ReasoningDelta("", 4)] * 8, TextDelta("Blue.", 9), END]
+    fake.delay = 0.1
+    send(page, "Which colour?")
+    expect(page.locator("#chatbot .thought-group")).to_contain_text("Let me think.")  # open while it grows
+    expect(answers(page)).to_contain_text("Blue.")
+    expect(page.locator("#chatbot .thought-group")).to_contain_text("4 tokens (0.2s)")
+    settled(page)
+    fake.script = None
+    send(page, "And?")
+    settled(page, 2)
+    assert fake.requests[-1].messages[1] == Message("assistant", "Blue.", thinking="Let me think.")
+
+
+def test_versions_of_an_answer_have_arrows(page: Page, fake: FakeBackend) -> None:
+    send(page, "Hello")
+    settled(page)
+    fake.words = ["Another"]
+    act(page, "retry")
+    expect(page.locator("#chatbot .versions")).to_have_text("2/2")
+    expect(answers(page)).to_contain_text("Another")
+    act(page, "older")
+    expect(page.locator("#chatbot .versions")).to_have_text("1/2")
+    expect(answers(page)).to_contain_text("Hello world!")
+    page.reload()
+    expect(page.locator("#chatbot .versions")).to_have_text("1/2")
+    act(page, "newer")
+    expect(answers(page)).to_contain_text("Another")
+
+
+def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> None:
+    send(page, "Hello")
+    settled(page)
+    act(page, "edit", 0)
+    page.locator("#editor-box textarea").fill("Goodbye")
+    page.locator("#editor-save").click()
+    expect(page.locator("#chatbot .user.message")).to_contain_text("2/2")
+    settled(page)
+    act(page, "older", 0)
+    expect(page.locator("#chatbot .user.message")).to_contain_text("Hello")
+    expect(page.locator("#chatbot .user.message")).to_contain_text("1/2")
+
+
+def test_an_answer_can_be_edited_and_the_model_goes_on_from_it(page: Page, fake: FakeBackend) -> None:
+    send(page, "Hello")
+    settled(page)
+    act(page, "edit")
+    page.locator("#editor-box textarea").fill("Bonjour")
+    page.locator("#editor-save").click()
+    expect(answers(page)).to_contain_text("Bonjour")
+    expect(answers(page)).to_contain_text("edited")
+    send(page, "More")
+    settled(page, 2)
+    assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Bonjour", "More"]
+
+
+def test_editing_can_be_cancelled(page: Page, fake: FakeBackend) -> None:
+    send(page, "Hello")
+    settled(page)
+    act(page, "edit", 0)
+    page.locator("#editor-box textarea").fill("Other")
+    page.locator("#editor-cancel").click()
+    expect(page.locator("#editor")).to_be_hidden()
+    assert len(fake.requests) == 1
+
+
+def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) -> None:
+    for count, text in enumerate(("One", "Two"), 1):
+        send(page, text)
+        settled(page, count)
+    act(page, "branch", 0)
+    expect(answers(page)).to_have_count(1)
+    expect(page.locator("#library li")).to_have_count(2)
+    expect(page.locator("#library [aria-current=true]")).to_contain_text("One (branch)")
+    send(page, "Three")
+    settled(page, 2)
+    assert [message.content for message in fake.requests[-1].messages] == ["One", "Hello world!", "Three"]
+
+
+def test_a_vote_is_kept(page: Page) -> None:
+    send(page, "Hello")
+    settled(page)
+    act(page, "up")
+    expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
+    page.reload()
+    expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
+
+
+def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> None:
+    page = open_page(permissions=["clipboard-read", "clipboard-write"])
+    fake.words = ["**bold** and $x$"]
+    send(page, "Hello")
+    settled(page)
+    act(page, "clip")
+    expect(page.locator("#chatbot .act.clip").last).to_have_text("Copied")
+    assert page.evaluate("navigator.clipboard.readText()") == "**bold** and $x$"
+
+
+def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
+    fake.script = [TextDelta("Blue.", 3), END]
+    send(page, "Which colour?")
+    settled(page)
+    with page.expect_download() as waiting:
+        act(page, "bundle")
+    saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
+    assert saved["format"] == "granite-demo-answer"
+    assert "Which colour?" in json.dumps(saved)
+
+
+def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
+    page.get_by_role("button", name="Tools").click()
+    page.get_by_role("button", name="Use the examples").click()
+    call = ToolCalled(ToolCall("calculator", '{"expression": "6*7"}'))
+    fake.script = [call, replace(END, reason="tool_calls")]
+    send(page, "What is 6 times 7?")
+    expect(answers(page)).to_contain_text("calculator")
+    settled(page)
+    assert [tool.name for tool in fake.requests[-1].tools] == ["calculator", "current_time"]
+    fake.script = None
+    page.get_by_role("button", name="Run", exact=True).click()
+    expect(page.get_by_label("Result 1")).to_have_value("42")
+    page.get_by_role("button", name="Send results").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert [message.role for message in fake.requests[-1].messages] == ["user", "assistant", "tool"]
+    assert fake.requests[-1].messages[-1] == Message("tool", "42", name="calculator")
+    expect(page.get_by_role("button", name="Send results")).to_be_hidden()
+
+
+def test_a_malformed_call_is_shown_as_one(page: Page, fake: FakeBackend) -> None:
+    broken = ToolCalled(ToolCall("", '{"name": "calc', "it was cut off"))
+    fake.script = [broken, replace(END, reason="length")]
+    send(page, "What is 6 times 7?")
+    expect(answers(page)).to_contain_text("it was cut off")
+    settled(page)
+
+
+def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake: FakeBackend) -> None:
+    page.get_by_role("button", name="Documents").click()
+    file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"Grass is green. The sky is blue at noon."}
+    page.locator("input[type=file]:not(#library *)").first.set_input_files(file)  # type: ignore[arg-type]
+    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    fake.script = [TextDelta("The sky is blue at noon.", 6), Citation("1", 0, 24), END]
+    send(page, "Which colour is the sky?")
+    settled(page)
+    assert [document.title for document in fake.requests[-1].documents] == ["sky.txt"]
+    note = page.locator("#chatbot details").filter(has_text="sky.txt").first
+    expect(note).not_to_have_attribute("open", "")
+    answers(page).locator("sup a").click()
+    expect(note).to_have_attribute("open", "")
+    expect(note).to_contain_text("The sky is blue at noon.")
+
+
+def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
+    switches = Switches(thinking=("off", "full"), citations=True, conflicts=(("thinking", "system"),))
+    fake.state = replace(READY, switches=switches)
+    page = open_page()
+    expect(page.locator("#switches")).to_contain_text("Thinking")
+    expect(page.locator("#switches")).not_to_contain_text("Originality")
+    page.locator("#thinking").get_by_text("Full").click()
+    page.wait_for_timeout(300)
+    send(page, "Hello")
+    settled(page)
+    assert fake.requests[-1].controls.thinking == "full"
+    page.locator("#system button").first.click()
+    page.locator("#system-prompt textarea").press_sequentially("Be brief.")
+    expect(page.locator("#thinking")).to_contain_text("ignores thinking when a system prompt is set")
+    expect(page.locator("#thinking input").first).to_be_disabled()
+
+
+def test_what_was_left_out_is_told(page: Page, fake: FakeBackend) -> None:
+    fake.script = [Dropped(4), TextDelta("Blue.", 3), END]
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("left out to fit the context: the oldest 4 messages")
+
+
+def test_another_question_waits_for_the_answer(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("word word")
+    page.locator("#message textarea").fill("Too early")
+    page.locator("#message textarea").press("Enter")
+    expect(page.locator("#chat-message")).to_contain_text("still being written")
+    expect(page.locator("#message textarea")).to_have_value("Too early")
+    page.get_by_role("button", name="Stop").click()
+    settled(page)
+    assert len(fake.requests) == 1
+
+
+def test_another_conversation_stops_the_answer_and_keeps_it(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("word word")
+    page.get_by_role("button", name="New chat").click()
+    expect(answers(page)).to_have_count(0)
+    page.wait_for_timeout(800)
+    expect(answers(page)).to_have_count(0)
+    assert fake.running == 0
+    page.locator("#library").get_by_text("Hello").click()
+    expect(answers(page)).to_contain_text("word word")
+    expect(answers(page)).to_contain_text("stopped")

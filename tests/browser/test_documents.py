@@ -1,0 +1,97 @@
+"""The Documents panel and the grounding view in a real browser, on a page of their own."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import gradio as gr
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from granite_demo.conversations import documents_of, load
+from granite_demo.ui import documents
+from granite_demo.ui.grounding import grounding_html
+from granite_demo.ui.theme import assets_dir
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    """A page with the panel, what its conversation holds, and a view of it."""
+    with gr.Blocks(analytics_enabled=False) as demo:
+        holder = gr.JSON(elem_id="holder")
+        panel = documents.layout()
+        documents.wire(panel, holder)
+        view = gr.HTML(elem_id="view")
+        answer = "The zebra ran away. Nobody knows more."
+        holder.change(lambda value: grounding_html(answer, documents_of(load(value)), ()), [holder], [view])
+    _, address, _ = demo.launch(
+        prevent_thread_lock=True,
+        quiet=True,
+        ssr_mode=False,
+        share=False,
+        max_file_size="10mb",
+        css_paths=[assets_dir() / "grounding.css"],
+        server_name="127.0.0.1",
+    )
+    yield address
+    demo.close()
+
+
+@pytest.fixture
+def page(chromium: Browser, url: str) -> Iterator[Page]:
+    """The page, at the width of a telephone, with the panel open."""
+    context = chromium.new_context(viewport={"width": 390, "height": 844})
+    page = context.new_page()
+    page.goto(url)
+    page.get_by_role("button", name="Documents").click()
+    yield page
+    context.close()
+
+
+def upload(page: Page, *paths: Path) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.locator("#documents-upload").click()
+    chooser.value.set_files(paths)
+
+
+def test_files_and_text_are_added_and_one_is_removed(page: Page, tmp_path: Path) -> None:
+    for name, text in (("zebra.txt", "Lions sleep. The zebra ran away."), ("ages.csv", "name,age\nAnna,30\n")):
+        (tmp_path / name).write_text(text)
+    upload(page, tmp_path / "zebra.txt", tmp_path / "ages.csv")
+    expect(page.locator("#documents-message")).to_contain_text("Added 2 documents.")
+    expect(page.get_by_role("button", name="Documents (2)")).to_be_visible()
+    page.get_by_label("Title").fill("Notes")
+    page.get_by_label("Text", exact=True).fill("Pasted words.")
+    page.get_by_role("button", name="Add the text").click()
+    expect(page.get_by_role("button", name="Documents (3)")).to_be_visible()
+    expect(page.get_by_label("Text", exact=True)).to_have_value("")
+    page.get_by_label("2. ages.csv · 21 characters").check()
+    page.get_by_role("button", name="Remove the ticked ones").click()
+    expect(page.get_by_role("button", name="Documents (2)")).to_be_visible()
+    expect(page.locator("#documents-list")).not_to_contain_text("ages.csv")
+    expect(page.get_by_label("2. Notes · 13 characters")).not_to_be_checked()
+    expect(page.locator("#holder")).to_contain_text("Pasted words.")
+    expect(page.locator("#view mark.lexical")).to_have_text("The zebra ran away.[1]")
+    expect(page.locator("#view .source mark.g0")).to_have_text("The zebra ran away.")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_a_bad_file_is_told_and_the_good_one_beside_it_is_added(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "bad.pdf").write_text("no pdf")
+    (tmp_path / "good.md").write_text("fine")
+    upload(page, tmp_path / "bad.pdf", tmp_path / "good.md")
+    expect(page.locator("#documents-message .error")).to_contain_text("bad.pdf is not a PDF")
+    expect(page.locator("#documents-message .note")).to_contain_text("Added 1 document.")
+    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    # The same file once more: the browser tells of it although its name has not changed.
+    upload(page, tmp_path / "good.md")
+    expect(page.get_by_label("2. good.md (2) · 4 characters")).to_be_visible()
+
+
+def test_uploaded_files_do_not_stay_on_the_server(page: Page, tmp_path: Path) -> None:
+    (tmp_path / "canary-file.txt").write_text("canary 5713")
+    upload(page, tmp_path / "canary-file.txt")
+    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    cache = Path(gr.utils.get_upload_folder())
+    assert list(cache.rglob("canary-file.txt")) == []

@@ -1,0 +1,104 @@
+"""Tool calls as models write them, well and badly: nothing raises, nothing is lost."""
+
+import json
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from granite_demo.messages import ToolCall
+from granite_demo.toolcalls import CUT_OFF, read_calls
+
+READABLE = [
+    ('{"name": "f", "arguments": {"city": "Zürich"}}', [("f", '{"city": "Zürich"}')]),
+    (
+        '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"x": [1, 2.5]}}]',
+        [("f", "{}"), ("g", '{"x": [1, 2.5]}')],
+    ),
+    ('{"name": "f", "arguments": "{\\"x\\": 1}"}', [("f", '{"x": 1}')]),
+    ('{"name": "f", "arguments": ""}', [("f", "{}")]),
+    ('{"name": "f", "arguments": null}', [("f", "{}")]),
+    ('{"name": "f"}', [("f", "{}")]),
+    ('{"name": "f", "parameters": {"x": 1}}', [("f", '{"x": 1}')]),
+    ('{"name": "f"}\n{"name": "g"}', [("f", "{}"), ("g", "{}")]),
+    ("[]", []),
+    ("<function=f>\n</function>", [("f", "{}")]),
+    ("<function=f>\n<parameter=city>\nZürich\n</parameter>\n</function>", [("f", '{"city": "Zürich"}')]),
+    (
+        "<function=f><parameter=n>12</parameter><parameter=b>true</parameter></function>",
+        [("f", '{"n": 12, "b": true}')],
+    ),
+    ("<function=f><parameter=l>[1, {}]</parameter></function>", [("f", '{"l": [1, {}]}')]),
+    ("<function=f><parameter=n>\n\n x \n\n</parameter></function>", [("f", '{"n": "\\n x \\n"}')]),
+    ("<function=f><parameter=n>NaN</parameter></function>", [("f", '{"n": "NaN"}')]),
+    ("<function=f><parameter=n>1e999</parameter></function>", [("f", '{"n": "1e999"}')]),
+    ("<function=f><parameter=a>x </parameter> y</parameter></function>", [("f", '{"a": "x </parameter> y"}')]),
+    ("<function=f><parameter=a>x</function> y</parameter></function>", [("f", '{"a": "x</function> y"}')]),
+    ("<function=f></function>\n<function=g></function>", [("f", "{}"), ("g", "{}")]),
+]
+MALFORMED = [
+    ("", "", CUT_OFF),
+    ('{"name": "f", "arguments": {"x": "a', "f", CUT_OFF),
+    ('[{"name": "f", "arguments": {}}', "f", CUT_OFF),
+    ("get_weather(city)", "", "cannot be read as JSON"),
+    ("{'name': 'f'}", "", "cannot be read as JSON"),
+    ('{"name": "f", "arguments": {"x": NaN}}', "f", "NaN is no JSON"),
+    ('{"name": "f", "arguments": {"x": 1e999}}', "f", "1e999 is no JSON"),
+    ('{"arguments": {"x": 1}}', "", "no name"),
+    ('{"name": 5}', "", "no name"),
+    ('"f"', "", "no name"),
+    ('{"name": "f", "arguments": [1]}', "f", "not a JSON object"),
+    ('{"name": "f", "arguments": "x = 1"}', "f", "arguments cannot be read"),
+    ("<function=f><parameter=x>1</parameter>", "f", "</function>"),
+    ("<function=f>x = 1</function>", "f", "outside of its parameters"),
+    ("[" * 100_000, "", "nested too deeply"),
+    ('{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}", "f", "cannot be read as JSON"),
+]
+
+
+@pytest.mark.parametrize(("raw", "calls"), READABLE)
+def test_calls_are_read(raw: str, calls: list[tuple[str, str]]) -> None:
+    assert read_calls(raw) == ([ToolCall(*call) for call in calls], "")
+    assert read_calls(f"\n{raw}\n") == read_calls(raw)
+
+
+@pytest.mark.parametrize(("raw", "name", "error"), MALFORMED, ids=lambda text: text[:40])
+def test_what_cannot_be_read_says_why(raw: str, name: str, error: str) -> None:
+    [call], rest = read_calls(raw)
+    assert (call.name, rest) == (name, "")
+    assert error in call.error
+    assert call.arguments in raw or json.loads(call.arguments) in (json.loads(raw), [1])
+
+
+def test_text_after_a_call_is_given_back() -> None:
+    assert read_calls('[{"name": "f"}]\nThere you are.') == ([ToolCall("f", "{}")], "There you are.")
+
+
+def test_a_bad_call_does_not_hide_the_good_ones() -> None:
+    calls, _ = read_calls('[{"name": "f"}, {"nom": "g"}] {"name": "h", ')
+    assert [(call.name, bool(call.error)) for call in calls] == [("f", False), ("", True), ("h", True)]
+
+
+PIECES = [
+    '{"name": "f"',
+    "<function=f>",
+    "</function>",
+    "<parameter=x>",
+    "</parameter>",
+    '"',
+    "{",
+    "}",
+    "[",
+    ",",
+    "\\",
+    "é\ud800",
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join))
+@example('{"name": "\ud800"}')
+def test_nothing_raises_and_arguments_are_objects(raw: str) -> None:
+    calls, _ = read_calls(raw)
+    for call in calls:
+        assert call.error or isinstance(json.loads(call.arguments), dict)

@@ -1,0 +1,106 @@
+"""What each way to ask, and each button, does to a conversation."""
+
+import pytest
+
+from granite_demo import conversations
+from granite_demo.conversations import Conversation
+from granite_demo.errors import InvalidRequestError
+from granite_demo.ui import asking
+
+
+def texts(conversation: Conversation) -> list[str]:
+    return [turn.content for turn in conversations.path(conversation)]
+
+
+@pytest.fixture
+def talk() -> Conversation:
+    """Two questions with their answers."""
+    conversation = conversations.start()
+    for text in ("one", "two"):
+        conversation = conversations.add(conversation, "user", content=text)
+        conversation = conversations.add(conversation, "assistant", content=text.upper(), thinking="hm")
+    return conversation
+
+
+def turn_id(conversation: Conversation, text: str) -> str:
+    [found] = [turn.id for turn in conversation.turns.values() if turn.content == text]
+    return found
+
+
+def test_what_was_written_is_asked(talk: Conversation) -> None:
+    asked = asking.send(talk, " three\n")
+    assert texts(asked.conversation) == ["one", "ONE", "two", "TWO", " three\n"]
+    assert asked.ask
+
+
+@pytest.mark.parametrize("text", [None, "", " \n\t"])
+def test_nothing_is_asked_where_nothing_was_written(talk: Conversation, text: str | None) -> None:
+    assert asking.send(talk, text) == asking.Asked(talk, ask=False)
+
+
+def test_an_edited_question_is_asked_beside_the_old_one(talk: Conversation) -> None:
+    asked = asking.edit(talk, turn_id(talk, "two"), "second")
+    assert texts(asked.conversation) == ["one", "ONE", "second"]
+    assert asked.ask
+    back = conversations.show(asked.conversation, turn_id(talk, "two"))
+    assert texts(back) == ["one", "ONE", "two", "TWO"]
+
+
+def test_an_edited_answer_stands_as_written(talk: Conversation) -> None:
+    asked = asking.edit(talk, turn_id(talk, "TWO"), "2")
+    assert texts(asked.conversation) == ["one", "ONE", "two", "2"]
+    assert not asked.ask
+    last = conversations.path(asked.conversation)[-1]
+    assert (last.role, last.thinking, last.note) == ("assistant", "hm", "edited")
+    assert len(conversations.versions(asked.conversation, last.id)) == 2
+
+
+def test_an_answer_that_was_not_changed_has_no_new_version(talk: Conversation) -> None:
+    assert asking.edit(talk, turn_id(talk, "TWO"), "TWO") == asking.Asked(talk)
+
+
+@pytest.mark.parametrize("text", [None, "", "  "])
+def test_a_message_cannot_be_emptied(talk: Conversation, text: str | None) -> None:
+    with pytest.raises(InvalidRequestError, match="empty"):
+        asking.edit(talk, turn_id(talk, "two"), text)
+
+
+def test_retry_answers_again_and_keeps_the_answer(talk: Conversation) -> None:
+    asked = asking.act(talk, "retry", turn_id(talk, "ONE"))
+    assert texts(asked.conversation) == ["one"]
+    assert asked.ask
+    assert asked.conversation.turns == talk.turns
+
+
+def test_a_question_without_an_answer_is_asked_again(talk: Conversation) -> None:
+    waiting = conversations.add(talk, "user", content="three")
+    assert asking.act(waiting, "retry", turn_id(waiting, "three")) == asking.Asked(waiting, ask=True)
+
+
+def test_another_version_is_shown_with_what_followed_it(talk: Conversation) -> None:
+    edited = asking.edit(talk, turn_id(talk, "one"), "first").conversation
+    asked = asking.act(edited, "show", turn_id(talk, "one"))
+    assert texts(asked.conversation) == ["one", "ONE", "two", "TWO"]
+    assert not asked.ask
+
+
+def test_a_branch_is_a_conversation_of_its_own(talk: Conversation) -> None:
+    asked = asking.act(talk, "branch", turn_id(talk, "ONE"))
+    assert texts(asked.conversation) == ["one", "ONE"]
+    assert asked.conversation.id != talk.id
+    assert not asked.ask
+
+
+def test_a_vote_is_given_changed_and_taken_back(talk: Conversation) -> None:
+    answer = turn_id(talk, "ONE")
+    votes = []
+    for action in ("up", "down", "down"):
+        talk = asking.act(talk, action, answer).conversation
+        votes.append(talk.turns[answer].vote)
+    assert votes == ["up", "down", ""]
+
+
+@pytest.mark.parametrize(("action", "turn"), [("retry", "gone"), ("fly", None)])
+def test_what_is_not_there_is_refused(talk: Conversation, action: str, turn: str | None) -> None:
+    with pytest.raises(InvalidRequestError):
+        asking.act(talk, action, turn or turn_id(talk, "ONE"))

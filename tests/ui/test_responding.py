@@ -1,0 +1,113 @@
+"""The answer to the last turn: streamed, kept on its way, and put into the conversation."""
+
+import threading
+from typing import Any
+
+from granite_demo import conversations
+from granite_demo.conversations import Conversation, Turn
+from granite_demo.errors import EngineError
+from granite_demo.messages import Message
+from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.ui import responding
+from granite_demo.ui.responding import Update, respond, settle
+from granite_demo.ui.settings import DEFAULTS
+from tests.fakes import FakeBackend
+
+
+def question(text: str = "Why?") -> Conversation:
+    return conversations.add(conversations.start(), "user", content=text)
+
+
+async def updates(
+    backend: FakeBackend, conversation: Conversation, values: tuple[Any, ...] = DEFAULTS, stop_after: int | None = None
+) -> list[Update]:
+    stop = threading.Event()
+    seen: list[Update] = []
+    async for update in respond(backend, conversation, values, stop):
+        seen.append(update)
+        if stop_after is not None and len(seen) > stop_after:
+            stop.set()
+    return seen
+
+
+def text_of(update: Update) -> str:
+    return str(update.history[-1]["content"][0]["text"])
+
+
+async def test_the_answer_grows_under_the_question(backend: FakeBackend) -> None:
+    backend.delay = 0.15
+    seen = await updates(backend, question())
+    assert len({text_of(update) for update in seen}) > 2
+    assert {update.history[0]["content"][0]["text"] for update in seen} == {"Why?"}
+    assert [request.messages for request in backend.requests] == [(Message("user", "Why?"),)]
+
+
+async def test_the_last_update_is_the_answer_to_keep(backend: FakeBackend) -> None:
+    conversation = question()
+    last = (await updates(backend, conversation))[-1]
+    assert last.pending is not None
+    done = settle(conversations.dump(conversation), last.pending)
+    assert done is not None
+    turn = conversations.path(done)[-1]
+    assert (turn.role, turn.content, turn.parent) == ("assistant", "Hello world!", conversation.head)
+    assert "finished (stop)" in turn.note
+    assert turn.made["sampling"]["max_tokens"] == 512
+
+
+async def test_a_page_that_is_closed_finds_what_was_written_so_far(backend: FakeBackend, monkeypatch: Any) -> None:
+    monkeypatch.setattr(responding, "KEEP_SECONDS", 0.0)
+    backend.delay = 0.15
+    seen = [update.pending for update in await updates(backend, question()) if update.pending]
+    assert len(seen) > 2
+    assert "interrupted" in seen[0]["turn"]["note"]
+    assert "interrupted" not in seen[-1]["turn"]["note"]
+    assert len({pending["turn"]["id"] for pending in seen}) == 1
+
+
+async def test_thinking_is_shown_before_the_answer(backend: FakeBackend) -> None:
+    finish = Finish("stop", Usage(5, 3, 1), Timings(0.1, 0.3))
+    backend.script, backend.delay = [ReasoningDelta("Hm", 1), TextDelta("Yes", 2), finish], 0.2
+    seen = await updates(backend, question())
+    titles = [[message.get("metadata", {}).get("status") for message in update.history] for update in seen]
+    assert [None, "pending", None] in titles
+    assert titles[-1] == [None, "done", None]
+
+
+async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> None:
+    backend.error = EngineError("The model ran out of memory.")
+    conversation = question()
+    last = (await updates(backend, conversation))[-1]
+    done = settle(conversations.dump(conversation), last.pending)
+    assert done is not None
+    turn = conversations.path(done)[-1]
+    assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
+    assert turn.made == {}
+
+
+async def test_values_out_of_range_are_told_under_the_question(backend: FakeBackend) -> None:
+    seen = await updates(backend, question(), (9.0, *DEFAULTS[1:]))
+    assert "Temperature must be between" in seen[-1].history[-1]["content"][1]["text"]
+    assert backend.requests == []
+
+
+async def test_a_stopped_answer_keeps_its_text(backend: FakeBackend) -> None:
+    backend.delay = 0.3
+    seen = await updates(backend, question(), stop_after=1)
+    assert seen[-1].pending is not None
+    assert "stopped" in seen[-1].pending["turn"]["note"]
+    assert backend.running == 0
+
+
+async def test_an_answer_for_another_conversation_is_not_put_into_this_one(backend: FakeBackend) -> None:
+    last = (await updates(backend, question()))[-1]
+    assert settle(conversations.dump(question("Other?")), last.pending) is None
+    assert settle(conversations.dump(question("Other?")), None) is None
+
+
+def test_what_was_changed_meanwhile_stays_changed() -> None:
+    conversation = question()
+    answer = responding.pending(conversation, Turn(id="a", parent=conversation.head, role="assistant", content="Yes"))
+    changed = conversation.model_copy(update={"system": "Be brief."})
+    done = settle(conversations.dump(changed), answer)
+    assert done is not None
+    assert (done.system, conversations.path(done)[-1].content) == ("Be brief.", "Yes")
