@@ -141,6 +141,13 @@
         if (!element.hasAttribute("aria-label")) element.setAttribute("aria-label", name);
       }
     }
+    // The arrow of a thought stands in a title that is a button itself.
+    for (const arrow of document.querySelectorAll("#chatbot .thought-group .title button")) {
+      arrow.setAttribute("aria-hidden", "true");
+      arrow.disabled = true;
+    }
+    // Gradio calls its examples a list, but they are plain buttons.
+    one('#chatbot .examples[role="list"]')?.removeAttribute("role");
   }
 
   function tellProgress() {

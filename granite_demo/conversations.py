@@ -241,6 +241,12 @@ def rewind(conversation: Conversation, turn_id: str | None) -> Conversation:
     return conversation.model_copy(update={"head": turn_id})
 
 
+def unanswered(conversation: Conversation) -> Conversation:
+    """The branch that is shown up to the last turn that asks for an answer."""
+    asking = [turn.id for turn in path(conversation) if turn.role != "assistant"]
+    return rewind(conversation, asking[-1] if asking else None)
+
+
 def branch(conversation: Conversation, turn_id: str) -> Conversation:
     """A new conversation with a copy of all that led to this turn."""
     turns = {turn.id: turn for turn in path(rewind(conversation, turn_id))}

@@ -306,3 +306,11 @@ def test_no_value_breaks_the_reader(value: Any) -> None:
     for field in ("turns", "head", "title", "system", "documents", "controls", "version", "updated"):
         with suppress(InvalidRequestError):
             load({"id": "c", field: value})
+
+
+def test_the_last_question_is_found_behind_its_answer() -> None:
+    conversation = talk("one", "two")
+    question = conversations.unanswered(conversation)
+    assert [turn.role for turn in path(question)][-1] == "user"
+    assert conversations.unanswered(question) == question
+    assert conversations.unanswered(start()).head is None

@@ -193,7 +193,7 @@ def test_a_list_of_messages_is_read() -> None:
         (to_markdown(sample()).partition("sunny")[0], "x.md", "code block"),
         (to_markdown(sample()).partition("code")[0], "x.md", "code block"),
     ],
-    ids=lambda value: repr(value)[:30],
+    ids=lambda value: repr(value)[:12],
 )
 def test_a_corrupt_file_is_told(text: str, name: str, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=re.escape(message)):

@@ -72,11 +72,14 @@ def _paragraph(text: str, grows: bool) -> str:
     done = number = 0
     while number < len(marks):
         start, mark = marks[number]
-        if mark == "$" and number + 1 < len(marks) and _is_math(text, start, *(last := marks[number + 1])):
-            parts += [text[done:start], "\\(", text[start + 1 : last[0]], "\\)"]
-            done = last[0] + 1
-            number += 2
-            continue
+        if mark == "$":
+            # A command of the formula may stand in between, or a hidden dollar sign, but no other math.
+            end = next((at for at in range(number + 1, len(marks)) if not _is_command(marks[at][1])), len(marks))
+            if end < len(marks) and _is_math(text, start, *marks[end]):
+                parts += [text[done:start], "\\(", text[start + 1 : marks[end][0]], "\\)"]
+                done = marks[end][0] + 1
+                number = end + 1
+                continue
         # Code and other math run to the next mark of their kind, and nothing in them counts.
         closer = mark if mark[0] == "`" else _CLOSERS.get(mark)
         ends = places.get(closer, []) if closer else []
@@ -85,6 +88,10 @@ def _paragraph(text: str, grows: bool) -> str:
             break  # what comes next may close it
         number = (ends[place] if place < len(ends) else number) + 1
     return "".join([*parts, text[done:]])
+
+
+def _is_command(mark: str) -> bool:
+    return mark[0] == "\\" and mark[1] not in "()[]"
 
 
 def _is_math(text: str, start: int, end: int, mark: str) -> bool:

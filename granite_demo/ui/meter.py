@@ -23,6 +23,9 @@ LATEST: dict[str, Any] = {**DIRECT, "trigger_mode": "always_last"}
 
 CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
 
+NOTHING = "?"
+"""Stands for the next question while nothing is written: about a token."""
+
 
 @dataclass(frozen=True, slots=True)
 class Meter:
@@ -72,12 +75,12 @@ def _warning(view: PromptView, over: bool) -> str:
 async def measure(backend: Backend, value: Any, text: str | None, sampling: SamplingParams) -> str:
     """The meter for the conversation ``value`` with ``text`` as its next question."""
     try:
-        request = build_request(conversations.load(value), sampling, text or "")
+        request = build_request(conversations.load(value), sampling, text if text and text.strip() else NOTHING)
         view = await backend.inspect(request)
     except ContextOverflowError as error:
         view = PromptView((), error.prompt_tokens, 0, error.context_length)
     except GraniteDemoError:
-        # Nothing is written yet, or sending will say what is wrong.
+        # Sending will say what is wrong.
         return ""
     return meter_html(view, reserve(view, sampling.max_tokens) if view else 0)
 

@@ -192,7 +192,7 @@ class Xray:
 def layout() -> Xray:
     """Place the components."""
     with gr.Accordion("Prompt X-ray", open=False, elem_id="xray"):
-        gr.Markdown("The exact prompt of your next message, with all that the chat template adds.")
+        gr.Markdown("The exact prompt of what you are writing, or of your last message, with all that the chat template adds.")
         show = gr.Button("Show the prompt", size="sm", elem_id="xray-show")
         view = gr.HTML(elem_id="xray-view")
         difference = gr.HTML(elem_id="xray-difference")
@@ -214,7 +214,10 @@ def wire(panel: Xray, backend: Backend, holder: Any, message: gr.Textbox, compon
 
     async def show(value: Any, text: str | None, last: Any, *values: Any) -> tuple[Any, ...]:
         try:
-            request = build_request(conversations.load(value), to_sampling(*values), text or "")
+            conversation = conversations.load(value)
+            if not (text or "").strip():
+                conversation = conversations.unanswered(conversation)
+            request = build_request(conversation, to_sampling(*values), text or "")
             view = await backend.inspect(request, parts=True)
         except GraniteDemoError as error:
             return note_html(error.user_text, "error"), "", gr.Textbox(visible=False), gr.skip()

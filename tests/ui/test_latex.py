@@ -23,6 +23,8 @@ from granite_demo.ui.latex import prepare
         ("~~~\n```\n$a$\n~~~\n$b$", "~~~\n```\n$a$\n~~~\n\\(b\\)"),
         ("````\n```\n$a$\n````\n$b$", "````\n```\n$a$\n````\n\\(b\\)"),
         ("```not``` a fence\n$b$", "```not``` a fence\n\\(b\\)"),
+        (r"$I \propto 1/\lambda^4$, $5", r"\(I \propto 1/\lambda^4\), $5"),
+        (r"$a \$ b$ c", r"\(a \$ b\) c"),
         ("$$a$$ and $b$", r"$$a$$ and \(b\)"),
         (r"\(a\) and $b$ and \[c\]", r"\(a\) and \(b\) and \[c\]"),
         ("\\(unclosed and $b$\n\nend", "\\(unclosed and \\(b\\)\n\nend"),

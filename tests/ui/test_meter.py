@@ -77,11 +77,17 @@ async def test_an_overflow_shows_its_numbers(backend: FakeBackend) -> None:
     assert words(await measure(backend, {}, "Hi", SamplingParams())).startswith("1,200 used of 1,000")
 
 
+@pytest.mark.parametrize("text", [None, "", "  "])
+async def test_before_anything_is_written_it_shows_what_the_conversation_takes(
+    backend: FakeBackend, text: str | None
+) -> None:
+    backend.view = view(5)
+    assert words(await measure(backend, {}, text, SamplingParams())).startswith("5 used")
+
+
 async def test_nothing_is_shown_where_nothing_can_be_known(backend: FakeBackend) -> None:
     assert await measure(backend, {}, "Hi", SamplingParams()) == ""
     backend.view = view(5)
-    for text in (None, "", "  "):
-        assert await measure(backend, {}, text, SamplingParams()) == ""
     assert await measure(backend, {"turns": 3}, "Hi", SamplingParams()) == ""
     backend.view_error = EngineError("broken")
     assert await measure(backend, {}, "Hi", SamplingParams()) == ""

@@ -1,0 +1,138 @@
+"""Keyboard, deep link, panels and accessibility of the whole page, in a real browser over a fake backend."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
+from playwright.sync_api import Page, expect
+
+from granite_demo.messages import Switches, ToolCall
+from granite_demo.types import PromptPart, PromptView, ReasoningDelta, TextDelta, ToolCalled
+from tests.browser.conftest import OpenPage
+from tests.browser.test_chat import answers, send, wait_idle
+from tests.browser.test_conversation import END, settled
+from tests.fakes import READY, FakeBackend
+
+pytestmark = pytest.mark.browser
+
+VIEW = PromptView(
+    (
+        PromptPart("control", "<|start|>", ((1, "<|start|>"),)),
+        PromptPart("user", "Why blue?", ((5, "Why"), (6, " blue?"))),
+    ),
+    512,
+    0,
+    8192,
+)
+
+
+def faults(page: Page) -> list[tuple[str, str]]:
+    """What axe-core calls serious or critical: (rule, the first element)."""
+    # A transition in the middle has colours of its own, and the pointer makes others.
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(400)
+    found: list[dict[str, Any]] = Axe().run(page).response["violations"]
+    return [
+        (fault["id"], fault["nodes"][0]["html"][:200]) for fault in found if fault["impact"] in ("serious", "critical")
+    ]
+
+
+def test_escape_stops_the_answer(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("word word")
+    page.keyboard.press("Escape")
+    wait_idle(fake)
+    expect(answers(page)).to_contain_text("stopped")
+
+
+def test_the_up_arrow_edits_the_last_question(page: Page, fake: FakeBackend) -> None:
+    for count, text in enumerate(("First", "Second"), 1):
+        send(page, text)
+        settled(page, count)
+    page.locator("#message textarea").press("ArrowUp")
+    box = page.locator("#editor-box textarea")
+    expect(box).to_have_value("Second")
+    expect(box).to_be_focused()
+
+
+def test_shift_and_enter_begin_a_new_line(page: Page, fake: FakeBackend) -> None:
+    box = page.locator("#message textarea")
+    box.fill("one")
+    box.press("Shift+Enter")
+    box.press_sequentially("two")
+    box.press("Enter")
+    settled(page)
+    assert fake.requests[-1].messages[0].content == "one\ntwo"
+
+
+def test_a_link_may_carry_a_prompt(page: Page, fake: FakeBackend) -> None:
+    page.goto(page.url.split("?")[0] + "?q=Why%20is%20the%20sky%20blue%3F")
+    expect(page.locator("#message textarea")).to_have_value("Why is the sky blue?")
+    expect(page).not_to_have_url("q=")
+    assert fake.requests == []
+    page.locator("#message textarea").press("Enter")
+    settled(page)
+    assert fake.requests[-1].messages[0].content == "Why is the sky blue?"
+
+
+def test_formulas_prices_and_diagrams(page: Page, fake: FakeBackend) -> None:
+    fake.words = [r"$E = mc^2$ and \[x_1\] cost $5 to $6." + "\n\n```mermaid\ngraph TD; A-->B;\n```\n"]
+    send(page, "Hello")
+    settled(page)
+    expect(answers(page).locator(".katex")).to_have_count(2)
+    expect(answers(page)).to_contain_text("cost $5 to $6.")
+    expect(answers(page).locator("svg[id^=mermaid], .mermaid svg").first).to_be_visible()
+
+
+def test_the_meter_shows_what_the_conversation_takes(page: Page, fake: FakeBackend) -> None:
+    fake.view = VIEW
+    page.locator("#message textarea").press_sequentially("Hi")
+    expect(page.locator(".meter")).to_contain_text("512 used")
+    expect(page.locator(".meter")).to_contain_text("of 8,192")
+    page.get_by_text("Leave out the oldest messages to fit").click()
+    page.wait_for_timeout(300)
+    page.locator("#message textarea").press("Enter")
+    settled(page)
+    assert fake.requests[-1].overflow == "drop"
+
+
+def test_the_prompt_is_shown_by_who_wrote_it(page: Page, fake: FakeBackend) -> None:
+    fake.view = VIEW
+    send(page, "Why blue?")
+    settled(page)
+    page.get_by_role("button", name="Prompt X-ray").click()
+    page.get_by_role("button", name="Show the prompt").click()
+    expect(page.locator(".xray").first).to_contain_text("Why blue?")
+
+
+def test_two_settings_answer_side_by_side(page: Page, fake: FakeBackend) -> None:
+    page.get_by_role("button", name="Side by side").click()
+    page.locator("#compare-question textarea").fill("Why?")
+    page.locator("#compare-run").click()
+    expect(page.locator("#compare")).to_contain_text("Hello world!")
+    expect(page.locator("#compare").get_by_text("Hello world!")).to_have_count(2)
+    assert [request.messages[-1].content for request in fake.requests] == ["Why?", "Why?"]
+
+
+@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+def test_axe_finds_no_serious_fault(open_page: OpenPage, fake: FakeBackend, theme: str, width: int) -> None:
+    fake.state = replace(READY, switches=Switches(thinking=("off", "full"), citations=True, documents=True, tools=True))
+    fake.view = VIEW
+    page = open_page(viewport={"width": width, "height": 900})
+    page.goto(page.url.split("?")[0] + f"?__theme={theme}")
+    page.locator("#message textarea").wait_for()
+    expect(page.locator("#switches")).to_be_visible()
+    assert faults(page) == [], "empty"
+    call = ToolCalled(ToolCall("calculator", '{"expression": "1+1"}'))
+    fake.script = [ReasoningDelta("Hm.", 2), TextDelta("**Blue**, `x`.\n\n```python\nx = 1\n```\n", 5), call, END]
+    send(page, "Which colour?")
+    settled(page)
+    assert faults(page) == [], "a conversation"
+    for name in ("System prompt", "Documents", "Tools", "Prompt X-ray", "Side by side"):
+        page.get_by_role("button", name=name).first.click()
+    assert faults(page) == [], "panels"
+    for tab in ("Completion", "Settings"):
+        page.get_by_role("tab", name=tab).click()
+        assert faults(page) == [], tab
