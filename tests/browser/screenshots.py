@@ -1,0 +1,137 @@
+"""Makes the pictures of README: ``python -m tests.browser.screenshots``.
+
+X-ray and side by side are the sample model's. Thinking and citations, which the sample cannot, are a written answer in
+the manner of Granite 3.3, and the page says so.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from rich.console import Console
+
+from granite_demo.cli import local_backend
+from granite_demo.messages import Switches
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
+from granite_demo.settings import Settings
+from granite_demo.types import Citation, Finish, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
+from tests.browser.chromium import launch_args
+from tests.browser.test_chat import send
+from tests.browser.test_conversation import settled
+from tests.fakes import READY, FakeBackend
+
+ASSETS = Path(__file__).parents[2] / "assets"
+SCRIPTED = replace(
+    READY,
+    title="Scripted answers (no model)",
+    switches=Switches(
+        thinking=("off", "full"), length=True, citations=True, hallucinations=True, tools=True, documents=True
+    ),
+)
+THOUGHTS = (
+    "The question is how far the train goes. It leaves at 14:10 and arrives at 16:40, so it runs for two and a half "
+    "hours. At 120 km an hour that makes 120 times 2.5.\n\nI check: 120 times 2 is 240, and half of 120 is 60."
+)
+SOLVED = (
+    "The train runs for $2.5$ hours at $120$ km an hour:\n\n$$120 \\times 2.5 = 300$$\n\nSo the distance is **300 km**."
+)
+FACTS = (
+    "Granite is a coarse-grained igneous rock. It is composed mostly of quartz, alkali feldspar and plagioclase. "
+    "It forms from magma that cools slowly underground. Its density is between 2.65 and 2.75 g/cm3."
+)
+CITED = "Granite is made mostly of quartz, alkali feldspar and plagioclase. It forms from magma that cools slowly."
+
+
+def words(kind: Any, text: str, start: int) -> list[StreamEvent]:
+    pieces = text.split(" ")
+    return [kind(piece + " " * (number < len(pieces)), start + number) for number, piece in enumerate(pieces, 1)]
+
+
+def new_page(browser: Browser, url: str, height: int = 800) -> Page:
+    page = browser.new_context(viewport={"width": 1280, "height": height}).new_page()
+    page.goto(url)
+    page.locator("#message textarea").wait_for()
+    page.wait_for_timeout(1500)
+    return page
+
+
+def take(page: Page, name: str, *, whole: bool = False) -> None:
+    page.mouse.move(0, 0)
+    page.wait_for_timeout(1200)
+    page.screenshot(path=ASSETS / f"screenshot-{name}.png", full_page=whole)
+    page.context.close()
+
+
+def scripted(browser: Browser) -> None:
+    backend = FakeBackend()
+    backend.state = SCRIPTED
+    with running(create_app(backend), backend) as url:
+        thoughts = words(ReasoningDelta, THOUGHTS, 0)
+        answer = words(TextDelta, SOLVED, len(thoughts))
+        total = len(thoughts) + len(answer)
+        end = Finish("stop", Usage(80, total, len(thoughts)), Timings(0.02, total / 60, len(thoughts) / 60))
+        backend.script = [*thoughts, *answer, end]
+        page = new_page(browser, url)
+        send(page, "A train leaves at 14:10 and arrives at 16:40. It runs at 120 km an hour. How far does it go?")
+        settled(page)
+        page.locator("#chatbot .thought-group .title").click()
+        take(page, "thinking")
+        page = new_page(browser, url, 640)
+        page.get_by_role("button", name="Documents").click()
+        file = {"name": "granite.txt", "mimeType": "text/plain", "buffer": FACTS.encode()}
+        page.locator("#documents input[type=file], input[type=file]:not(#library *)").first.set_input_files(
+            file  # type: ignore[arg-type]
+        )
+        expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+        page.get_by_role("button", name="Documents (1)").click()
+        first = CITED.index(" It forms")
+        cited = [Citation("1", 0, first), Citation("1", first + 1, len(CITED))]
+        backend.script = [*words(TextDelta, CITED, 0), *cited, replace(end, usage=Usage(140, 18))]
+        send(page, "What is granite made of, and how does it form?")
+        settled(page)
+        page.locator("#chatbot sup a").first.click()
+        page.locator("#chatbot .act.ground").click()
+        expect(page.locator("#sources")).to_be_visible()
+        take(page, "citations", whole=True)
+
+
+def with_the_sample(browser: Browser) -> None:
+    backend = local_backend(Settings.resolve({"model": "sample"}, {}), Console(stderr=True))
+    with running(create_app(backend), backend) as url:
+        backend.wait_until_ready()
+        page = new_page(browser, url)
+        send(page, "What is the capital of France?")
+        expect(page.locator("#chatbot .act.retry")).to_be_visible(timeout=60_000)
+        take(page, "chat")
+        page = new_page(browser, url, 600)
+        page.locator("#system button").first.click()
+        page.locator("#system-prompt textarea").press_sequentially("You are a geographer. Answer in one sentence.")
+        send(page, "What is the capital of France?")
+        expect(page.locator("#chatbot .act.retry")).to_be_visible(timeout=60_000)
+        page.get_by_role("button", name="Prompt X-ray").click()
+        page.get_by_role("button", name="Show the prompt").click()
+        page.locator("#xray-text").wait_for()
+        take(page, "xray", whole=True)
+        page = new_page(browser, url, 560)
+        page.get_by_role("button", name="Side by side").click()
+        page.locator("#compare-question textarea").fill("Give me three words that rhyme with stone.")
+        hottest = page.locator("#compare input[type=number][aria-label*=Temperature]").last
+        hottest.fill("1.2")
+        hottest.press("Enter")
+        page.locator("#compare-run").click()
+        expect(page.locator("#compare-difference")).not_to_be_empty(timeout=120_000)
+        take(page, "side-by-side", whole=True)
+
+
+def main() -> None:
+    """Overwrite the pictures in the assets."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(**launch_args(playwright))
+        scripted(browser)
+        with_the_sample(browser)
+
+
+if __name__ == "__main__":
+    main()
