@@ -35,13 +35,13 @@ def visit(clients: Sequence[Any], tokens: int, questions: Sequence[str]) -> Run:
 
 def ask_page(client: Any, tokens: int, question: str) -> Any:
     """Begin one chat: greedy, with all other settings as the page has them."""
-    conversation = conversations.dump(conversations.add(conversations.start(), "user", content=question))
+    conversation = conversations.add(conversations.start(), "user", content=question)
     answer = next(event for event in client.config["dependencies"] if event["api_name"] == "answer")
     shown = {component["id"]: component["props"] for component in client.config["components"]}
     chosen = {"Max new tokens": tokens, "Temperature": 0.0}
     inputs = [shown[number] for number in answer["inputs"][2:]]  # after the conversation, and whether to answer it
     values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
-    return client.submit(conversation, True, *values, fn_index=answer["id"])
+    return client.submit(conversations.dump(conversation), conversation.head, *values, fn_index=answer["id"])
 
 
 def follow(start: float, job: Any) -> Answer:

@@ -1,6 +1,7 @@
 """What each way to ask, and each button under a message, does to the conversation. Pure functions."""
 
 from dataclasses import dataclass
+from itertools import takewhile
 
 from granite_demo import conversations
 from granite_demo.conversations import Conversation
@@ -23,14 +24,24 @@ def send(conversation: Conversation, text: str | None) -> Asked:
 
 
 def edit(conversation: Conversation, turn_id: str, text: str | None) -> Asked:
-    """Put another version beside a message. A question is asked anew, an answer stands as it was written."""
+    """Put another version beside a message.
+
+    A question or a tool's result is asked anew, the results of the other tools with it; an answer stands as written.
+    """
     turn = conversations.find(conversation, turn_id)
     if not text or not text.strip():
         raise InvalidRequestError("The message is empty. Write something, or cancel.")
-    if turn.content == text and turn.role != "user":
+    if turn.content == text and turn.role == "assistant":
         return Asked(conversations.show(conversation, turn_id))
     if turn.role == "user":
         return Asked(conversations.add(conversation, "user", content=text, parent=turn.parent), ask=True)
+    if turn.role == "tool":
+        shown = conversations.path(conversation)
+        after = shown[shown.index(turn) + 1 :] if turn in shown else []
+        edited = conversations.add(conversation, "tool", content=text, name=turn.name, parent=turn.parent)
+        for other in takewhile(lambda other: other.role == "tool", after):
+            edited = conversations.add(edited, "tool", content=other.content, name=other.name)
+        return Asked(edited, ask=True)
     values = {"content": text, "thinking": turn.thinking, "note": "edited", "parent": turn.parent}
     return Asked(conversations.add(conversation, turn.role, **values))
 

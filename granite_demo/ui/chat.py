@@ -7,7 +7,7 @@ import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.conversations import Conversation
-from granite_demo.messages import Switches
+from granite_demo.status import ModelStatus
 from granite_demo.ui import compare, documents, meter, switches, tools, xray
 from granite_demo.ui.compare import Comparison
 from granite_demo.ui.documents import DocumentsPanel
@@ -21,6 +21,7 @@ from granite_demo.ui.turns import chat_messages
 from granite_demo.ui.xray import Xray
 
 SEND, STOP = "Send", "Stop"
+IGNORED = "The loaded model's chat template has no place for {0}: it would not see them."
 
 EXAMPLES = [
     "What is the capital of France?",
@@ -50,8 +51,8 @@ class ChatTab:
     """The open conversation, as ``conversations.dump`` writes it."""
     pending: gr.JSON
     """The answer that is being written; see ``responding``."""
-    ask: gr.Checkbox
-    """Whether the model is to answer now."""
+    ask: gr.Textbox
+    """The id of the turn that the model is to answer."""
     acts: gr.HTML
     """Tells of the buttons under the messages."""
     download: gr.JSON
@@ -87,7 +88,7 @@ class ChatTab:
 def layout(backend: Backend, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
     holder, pending, download = gr.JSON({}, visible=False), gr.JSON(visible=False), gr.JSON(visible=False)
-    ask, target = gr.Checkbox(visible=False), gr.Textbox(visible=False)
+    ask, target = gr.Textbox(visible=False), gr.Textbox(visible=False)
     acts = gr.HTML(js_on_load=script("page.js") + script("chat.js"), elem_id="acts")
     earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
     chatbot = _chatbot()
@@ -169,14 +170,21 @@ def screen_values(conversation: Conversation, *, everything: bool = False, busy:
     return history, earlier, gr.Accordion(visible=False), *tools.results_shown_values(conversation)
 
 
-def panel_values(conversation: Conversation, model: Switches) -> tuple[Any, ...]:
-    """What belongs to the conversation as a whole, for a model with these switches."""
+def panel_values(conversation: Conversation, status: ModelStatus) -> tuple[Any, ...]:
+    """What belongs to the conversation as a whole, for the model of ``status``."""
     return (
         conversation.system,
-        *documents.shown_values(conversation),
-        *tools.shown_values(conversation),
-        *switches.shown_values(model, conversation),
+        *attachments(conversation, status),
+        *switches.shown_values(status.switches, conversation),
     )
+
+
+def attachments(conversation: Conversation, status: ModelStatus) -> tuple[Any, ...]:
+    """Documents and tools, with the reason where the model would not see them."""
+    ready, model = status.stage == "ready", status.switches
+    texts = "" if model.documents or not ready else IGNORED.format("documents")
+    calls = "" if model.tools or not ready else IGNORED.format("tools")
+    return *documents.shown_values(conversation, texts), *tools.shown_values(conversation, calls)
 
 
 def message_box(*, busy: bool, **values: Any) -> Any:

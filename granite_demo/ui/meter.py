@@ -111,8 +111,15 @@ def layout() -> Meter:
     return Meter(bar, overflow)
 
 
-def wire(panel: Meter, backend: Backend, holder: gr.JSON, message: gr.Textbox, components: Sequence[Any]) -> None:
-    """Connect the events. ``components`` are those of ``Preferences``."""
+def wire(
+    panel: Meter,
+    backend: Backend,
+    holder: gr.JSON,
+    message: gr.Textbox,
+    components: Sequence[Any],
+    ready: Sequence[Any] = (),
+) -> None:
+    """Connect the events. ``components`` are those of ``Preferences``; after ``ready`` another model may answer."""
 
     async def update(value: Any, text: str | None, *values: Any) -> Any:
         await asyncio.sleep(PAUSE_SECONDS)
@@ -121,7 +128,7 @@ def wire(panel: Meter, backend: Backend, holder: gr.JSON, message: gr.Textbox, c
         except InvalidRequestError:  # a setting out of range
             return ""
 
-    changes = [holder.change, message.change, *(part.change for part in components)]
+    changes = [holder.change, message.change, *(part.change for part in components), *ready]
     gr.on(changes, update, [holder, message, *components], [panel.bar], **LATEST)
     panel.overflow.input(choose, [holder, panel.overflow], [holder], **DIRECT)
     holder.change(chosen, [holder], [panel.overflow], **DIRECT)

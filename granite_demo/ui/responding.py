@@ -34,7 +34,7 @@ class Update:
     pending: dict[str, Any] | None = None
 
 
-def waits_for_answer(conversation: Conversation) -> bool:
+def unanswered(conversation: Conversation) -> bool:
     """Whether the last turn that is shown is one to answer."""
     turn = conversations.path(conversation)[-1:]
     return bool(turn) and turn[0].role != "assistant"
@@ -78,8 +78,9 @@ def pending(conversation: Conversation, turn: Turn) -> dict[str, Any]:
 
 
 def settle(value: Any, answer: Any) -> Conversation | None:
-    """The open conversation with the answer in it; None if another is open by now."""
+    """The open conversation with the answer in it; None if another is open by now, or the answer is in it already."""
     conversation = conversations.load(value)
     if not answer or answer.get("conversation") != conversation.id:
         return None
-    return conversations.put(conversation, Turn.model_validate(answer["turn"]))
+    turn = Turn.model_validate(answer["turn"])
+    return None if turn.id in conversation.turns else conversations.put(conversation, turn)

@@ -15,12 +15,12 @@ from granite_demo.types import Citation
 from granite_demo.ui import asking, compare, documents, meter, switches, tools, xray
 from granite_demo.ui.answering import Visitors, session
 from granite_demo.ui.asking import Asked
-from granite_demo.ui.chat import ChatTab, message_box, panel_values, screen_values
+from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.events import DIRECT, STREAMING
 from granite_demo.ui.grounding import grounding_html, listed_of
 from granite_demo.ui.models import Access
 from granite_demo.ui.render import note_html
-from granite_demo.ui.responding import respond, settle
+from granite_demo.ui.responding import respond, settle, unanswered
 from granite_demo.ui.settings import Preferences
 
 SYSTEM_JS = "(value, system) => [{ ...value, system }]"
@@ -50,11 +50,15 @@ def wire(
     documents.wire(tab.documents, tab.holder)
     tools.wire(tab.tools, tab.holder)
     tools.wire_results(tab.results, tab.holder)
-    meter.wire(tab.meter, backend, tab.holder, tab.textbox, preferences.components)
+    meter.wire(tab.meter, backend, tab.holder, tab.textbox, preferences.components, ready)
     xray.wire(tab.xray, backend, tab.holder, tab.textbox, preferences.components)
     compare.wire(tab.comparison, backend, access, demo)
     changed = [tab.holder.change, *ready]
     switches.wire(tab.switches, tab.holder, backend, changed)
+    attached = [*tab.documents.shown, *tab.tools.shown]
+    gr.on(
+        ready, lambda value: attachments(conversations.load(value), backend.status()), [tab.holder], attached, **DIRECT
+    )
     # In the browser alone, at every letter.
     tab.system_prompt.input(None, [tab.holder, tab.system_prompt], [tab.holder], js=SYSTEM_JS, **DIRECT)
     tab.pending.change(None, [tab.pending], None, js=KEEP_JS, **DIRECT)
@@ -87,7 +91,9 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
             kept = [gr.skip()] * (1 + len(tab.screen))
             return *kept, gr.skip(), note_html(error.user_text, "error"), gr.skip(), gr.skip()
         shown = screen_values(done.conversation, busy=done.ask)
-        return conversations.dump(done.conversation), *shown, done.ask, "", gr.Textbox(**box), gr.Group(visible=False)
+        # Two events may overlap: a turn's id tells which of them is answered, where a yes or no could not.
+        ask = done.conversation.head if done.ask else gr.skip()
+        return conversations.dump(done.conversation), *shown, ask, "", gr.Textbox(**box), gr.Group(visible=False)
 
     def send(visit: gr.Request, held: Any, system: Any, text: str | None) -> tuple[Any, ...]:
         return changed(visit, held, system, lambda conversation: asking.send(conversation, text), value="")
@@ -122,39 +128,40 @@ def wire_answering(
     """The one ``answer`` to all ways to ask."""
 
     async def answer(visit: gr.Request, value: Any, ask: Any, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
-        if ask is not True or visitors.busy(session(visit)):
+        conversation = conversations.load(value)
+        if visitors.busy(session(visit)) or not ask or ask != conversation.head or not unanswered(conversation):
             yield gr.skip(), gr.skip(), gr.skip()
             return
         yield gr.skip(), message_box(busy=True), None
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(respond(backend, conversations.load(value), values, stop)) as updates:
+            async with aclosing(respond(backend, conversation, values, stop)) as updates:
                 async for update in updates:
                     yield update.history, gr.skip(), update.pending or gr.skip()
 
-    def finish(visit: gr.Request, value: Any, ask: Any, pending: Any) -> tuple[Any, ...]:
-        if visitors.busy(session(visit)):  # what was asked too early; the answer goes on
-            return (gr.skip(),) * len(settled)
-        box = message_box(busy=False)
-        conversation = settle(value, pending) if ask is True else None
+    def finish(visit: gr.Request, value: Any, pending: Any) -> tuple[Any, ...]:
+        kept = (gr.skip(),) * (len(settled) - 1)
+        if visitors.busy(session(visit)) or not pending:  # asked too early, or nothing was
+            return *kept, gr.skip()
+        conversation = settle(value, pending)
         if conversation is None:
-            return gr.skip(), *[gr.skip()] * len(tab.screen), False, box
-        return conversations.dump(conversation), *screen_values(conversation), False, box
+            return *kept, message_box(busy=False)
+        return conversations.dump(conversation), *screen_values(conversation), message_box(busy=False)
 
     async def stop(visit: gr.Request) -> Any:
         # The stream itself tells that it was stopped; without one, as after a restart, the box is set free here.
         return gr.skip() if visitors.stop(session(visit)) else message_box(busy=False)
 
     inputs = [tab.holder, tab.ask, *preferences.components]
-    settled = [tab.holder, *tab.screen, tab.ask, tab.textbox]
+    settled = [tab.holder, *tab.screen, tab.textbox]
     for event in asked:
         answered = event.then(answer, inputs, [tab.chatbot, tab.textbox, tab.pending], **STREAMING)
-        answered.then(finish, [tab.holder, tab.ask, tab.pending], settled, **DIRECT)
+        answered.then(finish, [tab.holder, tab.pending], settled, **DIRECT)
     tab.textbox.stop(stop, None, [tab.textbox], **DIRECT)
 
 
 def wire_opening(tab: ChatTab, library: gr.HTML, backend: Backend, visitors: Visitors) -> None:
     """Another conversation is opened, a new one begun, or the open one renamed."""
-    outputs = [tab.holder, *tab.screen, *tab.panels, tab.message, tab.editor.group]
+    outputs = [tab.holder, *tab.screen, *tab.panels, tab.message, tab.editor.group, tab.textbox]
 
     async def opened(visit: gr.Request, value: Any) -> tuple[Any, ...]:
         # What the running answer still shows must not come after the other conversation.
@@ -162,10 +169,11 @@ def wire_opening(tab: ChatTab, library: gr.HTML, backend: Backend, visitors: Vis
         try:
             conversation = conversations.load(value)
         except InvalidRequestError as error:
-            kept = [gr.skip()] * (len(outputs) - 2)
-            return *kept, note_html(error.user_text, "error"), gr.skip()
-        shown = *screen_values(conversation), *panel_values(conversation, backend.status().switches)
-        return (conversations.dump(conversation) if value else {}), *shown, "", gr.Group(visible=False)
+            kept = [gr.skip()] * (len(outputs) - 3)
+            return *kept, note_html(error.user_text, "error"), gr.skip(), gr.skip()
+        shown = *screen_values(conversation), *panel_values(conversation, backend.status())
+        held = conversations.dump(conversation) if value else {}
+        return held, *shown, "", gr.Group(visible=False), message_box(busy=False)
 
     async def chosen(visit: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
         return await opened(visit, event.conversation)

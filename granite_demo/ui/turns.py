@@ -62,7 +62,7 @@ def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False)
     if turn.role == "user":
         return [_message("user", turn.content, _acts(conversation, turn, _USER_ACTS))]
     if turn.role == "tool":
-        return [_message("assistant", "", result_card(turn))]
+        return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
     # Finding the passages takes time: once, at the end.
     cites = turn.citations and not busy
     text, foot = footnotes(turn, conversations.documents_of(conversation)) if cites else (turn.content, "")

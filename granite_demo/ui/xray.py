@@ -192,7 +192,9 @@ class Xray:
 def layout() -> Xray:
     """Place the components."""
     with gr.Accordion("Prompt X-ray", open=False, elem_id="xray"):
-        gr.Markdown("The exact prompt of what you are writing, or of your last message, with all that the chat template adds.")
+        gr.Markdown(
+            "The exact prompt of what you are writing, or of your last message, with all that the chat template adds."
+        )
         show = gr.Button("Show the prompt", size="sm", elem_id="xray-show")
         view = gr.HTML(elem_id="xray-view")
         difference = gr.HTML(elem_id="xray-difference")

@@ -59,6 +59,7 @@ def new_page(browser: Browser, url: str, height: int = 800) -> Page:
 
 def take(page: Page, name: str, *, whole: bool = False) -> None:
     page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(1200)
     page.screenshot(path=ASSETS / f"screenshot-{name}.png", full_page=whole)
     page.context.close()
@@ -121,7 +122,8 @@ def with_the_sample(browser: Browser) -> None:
         hottest.fill("1.2")
         hottest.press("Enter")
         page.locator("#compare-run").click()
-        expect(page.locator("#compare-difference")).not_to_be_empty(timeout=120_000)
+        expect(page.locator("#compare-stop")).to_be_visible()
+        expect(page.locator("#compare-run")).to_be_visible(timeout=120_000)
         take(page, "side-by-side", whole=True)
 
 

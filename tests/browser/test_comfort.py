@@ -86,8 +86,10 @@ def test_formulas_prices_and_diagrams(page: Page, fake: FakeBackend) -> None:
     expect(answers(page).locator("svg[id^=mermaid], .mermaid svg").first).to_be_visible()
 
 
-def test_the_meter_shows_what_the_conversation_takes(page: Page, fake: FakeBackend) -> None:
+def test_the_meter_shows_what_the_conversation_takes(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.view = VIEW
+    page = open_page()
+    expect(page.locator(".meter")).to_contain_text("512 used")  # before anything is written
     page.locator("#message textarea").press_sequentially("Hi")
     expect(page.locator(".meter")).to_contain_text("512 used")
     expect(page.locator(".meter")).to_contain_text("of 8,192")

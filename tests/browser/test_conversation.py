@@ -173,6 +173,9 @@ def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake:
     answers(page).locator("sup a").click()
     expect(note).to_have_attribute("open", "")
     expect(note).to_contain_text("The sky is blue at noon.")
+    act(page, "ground")
+    expect(page.locator("#sources")).to_contain_text("the model's own citations")
+    expect(page.locator("#sources mark, #sources .g0").first).to_be_visible()
 
 
 def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
@@ -190,6 +193,15 @@ def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: 
     page.locator("#system-prompt textarea").press_sequentially("Be brief.")
     expect(page.locator("#thinking")).to_contain_text("ignores thinking when a system prompt is set")
     expect(page.locator("#thinking input").first).to_be_disabled()
+
+
+def test_what_the_model_would_not_see_is_told(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.state = replace(READY, switches=Switches(tools=True))
+    page = open_page()
+    page.get_by_role("button", name="Documents").click()
+    expect(page.get_by_text("has no place for documents")).to_be_visible()
+    page.get_by_role("button", name="Tools").click()
+    expect(page.get_by_text("has no place for tools")).to_have_count(0)
 
 
 def test_what_was_left_out_is_told(page: Page, fake: FakeBackend) -> None:

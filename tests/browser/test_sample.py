@@ -1,9 +1,12 @@
 """The whole product: the sample model answers in a real browser."""
 
+import json
 import threading
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Page, expect
 
 from granite_demo.backends import LocalBackend
 from granite_demo.engine.create import create_engine
@@ -12,24 +15,64 @@ from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.status import LoadOptions, Report
-from tests.browser.test_chat import answers, send
+from tests.browser.test_chat import act, answers, send
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
-def test_the_sample_answers_in_the_browser(sample: LoadedModel, chromium: Browser) -> None:
+@pytest.fixture(scope="module")
+def url(sample: LoadedModel) -> Iterator[str]:
+    """The page over the sample."""
+
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(sample, create_engine(sample))
 
     backend = LocalBackend(ModelManager(load), LoadOptions())
     with running(create_app(backend), backend) as url:
-        page = chromium.new_page()
-        page.goto(url)
-        expect(page.locator("#model-status")).to_contain_text("SmolLM2 135M sample (not an IBM model)", timeout=20_000)
-        send(page, "What is the capital of France?")
-        expect(answers(page)).to_contain_text("Paris", timeout=20_000)
-        expect(answers(page)).to_contain_text("finished (stop)", timeout=20_000)
-        page.get_by_role("tab", name="Settings").click()
-        expect(page.locator("#facts")).to_contain_text("SmolLM2-135M-Instruct in the Granite architecture")
-        expect(page.locator("#facts")).to_contain_text("float32")
-        page.close()
+        yield url
+
+
+@pytest.fixture
+def page(url: str, chromium: Browser) -> Iterator[Page]:
+    page = chromium.new_page()
+    page.goto(url)
+    expect(page.locator("#model-status")).to_contain_text("SmolLM2 135M sample (not an IBM model)", timeout=20_000)
+    yield page
+    page.close()
+
+
+def settled(page: Page, count: int = 1) -> None:
+    expect(page.locator("#chatbot .act.retry")).to_have_count(count, timeout=30_000)
+
+
+def test_the_sample_answers_in_the_browser(page: Page) -> None:
+    send(page, "What is the capital of France?")
+    expect(answers(page)).to_contain_text("Paris", timeout=20_000)
+    expect(answers(page)).to_contain_text("finished (stop)", timeout=20_000)
+    page.get_by_role("tab", name="Settings").click()
+    expect(page.locator("#facts")).to_contain_text("SmolLM2-135M-Instruct in the Granite architecture")
+    expect(page.locator("#facts")).to_contain_text("float32")
+
+
+def test_a_whole_conversation_with_the_sample(page: Page) -> None:
+    send(page, "What is the capital of France?")
+    settled(page)
+    expect(page.locator(".meter")).to_contain_text("used")
+    act(page, "retry")
+    expect(page.locator("#chatbot .versions")).to_have_text("2/2", timeout=20_000)
+    settled(page)
+    act(page, "edit", 0)
+    page.locator("#editor-box textarea").fill("What is the capital of Italy?")
+    page.locator("#editor-save").click()
+    expect(answers(page)).to_contain_text("Italy", timeout=20_000)
+    settled(page)
+    page.get_by_role("button", name="Prompt X-ray").click()
+    page.get_by_role("button", name="Show the prompt").click()
+    expect(page.locator("#xray-view")).to_contain_text("<|im_start|>")
+    expect(page.locator("#xray-view")).to_contain_text("Italy")
+    page.reload()
+    expect(answers(page)).to_contain_text("Italy")
+    with page.expect_download() as waiting:
+        act(page, "bundle")
+    saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
+    assert saved["format"] == "granite-demo-answer"

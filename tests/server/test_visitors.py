@@ -31,14 +31,16 @@ class Echo(FakeBackend):
 
 async def visit(http: httpx.AsyncClient, config: dict[str, Any], number: int) -> str:
     """All that one visitor's browser hears of the answer to one question."""
-    await asyncio.sleep(number / 50)  # Gradio's queue takes one at a time
     answer = next(event for event in config["dependencies"] if event["api_name"] == "answer")
     shown = {component["id"]: component["props"] for component in config["components"]}
     conversation = conversations.add(conversations.start(), "user", content=f"canary-{number}-")
     values = [shown[component].get("value") for component in answer["inputs"][2:]]
-    data = [conversations.dump(conversation), True, *values]
+    data = [conversations.dump(conversation), conversation.head, *values]
     session = {"session_hash": f"visitor{number}"}
-    joined = await http.post("/gradio_api/queue/join", json={"data": data, "fn_index": answer["id"], **session})
+    asked = {"data": data, "fn_index": answer["id"], **session}
+    # Those who come when the page's queue is full are told so, and come again.
+    while (joined := await http.post("/gradio_api/queue/join", json=asked)).status_code == 503:
+        await asyncio.sleep(0.2)
     joined.raise_for_status()
     heard = []
     async with http.stream("GET", "/gradio_api/queue/data", params=session) as stream:

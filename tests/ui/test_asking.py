@@ -55,6 +55,16 @@ def test_an_edited_answer_stands_as_written(talk: Conversation) -> None:
     assert len(conversations.versions(asked.conversation, last.id)) == 2
 
 
+def test_an_edited_result_is_told_with_the_other_results(talk: Conversation) -> None:
+    for name in ("add", "clock", "dice"):
+        talk = conversations.add(talk, "tool", name=name, content=f"{name}: 1")
+    answered = conversations.add(talk, "assistant", content="All is 1.")
+    asked = asking.edit(answered, turn_id(answered, "clock: 1"), "noon")
+    assert texts(asked.conversation)[4:] == ["add: 1", "noon", "dice: 1"]
+    assert [turn.name for turn in conversations.path(asked.conversation)[4:]] == ["add", "clock", "dice"]
+    assert asked.ask
+
+
 def test_an_answer_that_was_not_changed_has_no_new_version(talk: Conversation) -> None:
     assert asking.edit(talk, turn_id(talk, "TWO"), "TWO") == asking.Asked(talk)
 

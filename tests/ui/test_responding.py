@@ -111,3 +111,19 @@ def test_what_was_changed_meanwhile_stays_changed() -> None:
     done = settle(conversations.dump(changed), answer)
     assert done is not None
     assert (done.system, conversations.path(done)[-1].content) == ("Be brief.", "Yes")
+
+
+def test_an_answer_is_put_in_once() -> None:
+    conversation = question()
+    answer = responding.pending(conversation, Turn(id="a", parent=conversation.head, role="assistant", content="Yes"))
+    done = settle(conversations.dump(conversation), answer)
+    assert done is not None
+    voted = conversations.change(done, "a", vote="up")
+    assert settle(conversations.dump(voted), answer) is None
+
+
+def test_only_a_question_or_a_result_is_to_be_answered() -> None:
+    conversation = question()
+    assert responding.unanswered(conversation)
+    assert not responding.unanswered(conversations.add(conversation, "assistant", content="Yes"))
+    assert not responding.unanswered(conversations.start())
