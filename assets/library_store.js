@@ -85,7 +85,11 @@ function lastOpen() {
 
 /* Keeps what the chat shows now. An empty new conversation is not kept, and a deleted one does not come back. */
 async function save(conversation) {
-  if (!conversation?.id || deleted.has(conversation.id)) return;
+  if (!conversation?.id) {
+    if (held?.id) forgetOpen();
+    return;
+  }
+  if (deleted.has(conversation.id)) return;
   conversation = JSON.parse(JSON.stringify(conversation));  // Gradio hands out a Proxy, which no database takes
   held = conversation;
   const { version, id, created, updated, title, ...content } = conversation;
@@ -99,6 +103,13 @@ async function save(conversation) {
       store.put(record(withTitle({ ...conversation, turns }, kept ? kept.title : title)));
     };
   });
+}
+
+/* The chat has begun a new conversation: what it held before is not the open one any more. */
+function forgetOpen() {
+  held = null;
+  setCurrent(null);
+  render();
 }
 
 /* Keeps an answer that is still being written, in the conversation that it belongs to. */

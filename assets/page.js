@@ -43,7 +43,9 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "Escape" && visible(stopButton()) && !isEditing()) {
+    if (event.key === "Escape" && event.target.closest?.("#editor")) {
+      one("#editor-cancel")?.click();
+    } else if (event.key === "Escape" && visible(stopButton()) && !isEditing()) {
       stopButton().click();
     } else if (event.key === "ArrowUp" && !event.shiftKey && event.target === box() && !box().value) {
       if (editLast()) event.preventDefault();
@@ -180,6 +182,28 @@
     field.focus();
   }
 
+  document.addEventListener("click", (event) => {
+    if (event.target.closest?.("#editor-cancel, #editor-save")) box()?.focus(); // the editor goes away with its focus
+  });
+
+  // A draft outlives a reload, as after a restart of the server. Kept by this tab alone.
+
+  const DRAFT = "granite-demo-draft";
+
+  function draft(text) {
+    try {
+      if (text === undefined) return sessionStorage.getItem(DRAFT);
+      sessionStorage.setItem(DRAFT, text);
+    } catch {
+      // Blocked storage: no draft.
+    }
+    return null;
+  }
+
+  document.addEventListener("input", (event) => {
+    if (event.target === box()) draft(box().value);
+  });
+
   // What Gradio draws again is looked at again, at most once a frame.
 
   const watched = new WeakSet();
@@ -189,6 +213,7 @@
     planned = false;
     nameControls();
     tellProgress();
+    if (answering) draft(box()?.value ?? ""); // it was sent
     const element = log();
     if (element && !watched.has(element)) {
       watched.add(element);
@@ -203,6 +228,7 @@
   }
 
   takeQuestion();
+  asked = asked || draft();
   look();
   new MutationObserver(plan).observe(document.body, { childList: true, subtree: true });
   if (asked) whenThere(box, (field) => setTimeout(() => fillQuestion(field), 200));

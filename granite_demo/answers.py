@@ -31,11 +31,16 @@ class Text:
 
 Part = Reasoning | Text | ToolCall | Citation | Appendix
 
-Mode = Literal["lead", "thinking", "answer", "tool", "mark", "appendix", "ended"]
-"""Where the text stands: ``lead`` is white space that a marker may follow, ``mark`` the name of a cited document."""
+Mode = Literal["lead", "thinking", "call", "answer", "tool", "mark", "appendix", "ended"]
+"""Where the text stands: ``lead`` is white space that a marker may follow, ``mark`` the name of a cited document.
+
+``call`` is within the thinking, after a tool call's marker: what follows tells whether it is a call.
+"""
 
 SPACE = " \t\r\n"
 MARK = re.compile(r' *(?:\{ *"?document_id"? *: *)?"?([^"{}<>\n]+?)"? *')
+CALLS = ("{", "[", "<function=")
+"""What a call begins with. Other text after its marker within the thinking only speaks of calls."""
 MAX_MARK = 64
 """Characters after which a document's mark is taken for ordinary text."""
 
@@ -44,6 +49,7 @@ class AnswerParser:
     """Parts the text of one answer. Text that may be the beginning of a marker is held back until that is decided.
 
     White space around the thinking, and before tool calls and appendices, belongs to the markers and is not shown.
+    A tool call within the thinking ends it: models forget to close the thinking before they call.
     """
 
     def __init__(self, dialect: Dialect, *, thinking_open: bool = False) -> None:
@@ -57,6 +63,10 @@ class AnswerParser:
         self._kind: Literal["citations", "hallucinations"] = "citations"
         self._in_response = False
         self._held = ""
+        # What waits before that, for what follows to decide: white space, and a call's marker within the thinking.
+        # It is no beginning of a marker, so it isn't looked through again, however long it gets.
+        self._waiting: list[str] = []
+        self._unclosed = False  # a call has ended the thinking, so its own end marker may still come
         self._body: list[str] = []
         self._thought = False
         self._shown = 0
@@ -65,7 +75,7 @@ class AnswerParser:
     @property
     def thinking(self) -> bool:
         """Whether the text stands within the thinking."""
-        return self._mode == "thinking"
+        return self._mode in ("thinking", "call")
 
     def feed(self, text: str) -> list[Part]:
         """The parts that became certain with ``text``."""
@@ -85,7 +95,10 @@ class AnswerParser:
                 self._held = ""  # half a mark, which tells a reader nothing
             self._give_up_mark(parts)
             self._advance(parts)
-        held, self._held = self._held, ""
+        if self._mode == "call":
+            self._waiting.clear()
+            self._mode = "tool"  # one that was cut off before it began
+        held, self._held = self._waited() + self._held, ""
         if self._mode == "lead":
             held = self._lead_text(held) if self._beginning or held.strip(SPACE) else ""
             self._mode = "answer"
@@ -99,27 +112,58 @@ class AnswerParser:
     def discard(self) -> None:
         """Drop what is held back: a stop string or the reader has ended the answer."""
         self._held = ""
+        self._waiting.clear()
         self._mode = "ended"
 
+    def _waited(self) -> str:
+        waited = "".join(self._waiting)
+        self._waiting.clear()
+        return waited
+
     def _advance(self, parts: list[Part]) -> None:
-        steps = {"lead": self._lead, "mark": self._read_mark}
+        steps = {"lead": self._lead, "call": self._begin_call, "mark": self._read_mark}
         while steps.get(self._mode, self._scan)(parts):
             pass
 
     def _lead(self, parts: list[Part]) -> bool:
         """Pass by white space to a marker, or to the text. False while that is undecided."""
-        text = self._held.lstrip(SPACE)
+        text = self._pass_space()
         markers = (*self._leads, *self._dialect.tool_open, *self._kinds)
         for marker in markers:
             if text.startswith(marker):
+                self._waiting.clear()
                 self._held = text[len(marker) :]
                 self._switch(marker)
                 return True
         if any(marker.startswith(text) for marker in markers):
             return False
-        self._held = self._lead_text(self._held)
+        self._held = self._lead_text(self._waited() + text)
         self._mode = "answer"
         return True
+
+    def _begin_call(self, parts: list[Part]) -> bool:
+        """Tell a call within the thinking from a marker that it only speaks of. False while that is undecided."""
+        text = self._pass_space()
+        if text.startswith(CALLS):
+            self._waiting.clear()
+            self._switch(self._dialect.tool_open[0])
+            self._unclosed = True
+        elif any(begun.startswith(text) for begun in CALLS):
+            return False
+        else:
+            self._mode = "thinking"
+            waited = self._waited()
+            shown = waited.rstrip(SPACE)
+            self._take(shown, parts)
+            self._waiting.append(waited[len(shown) :])
+        return True
+
+    def _pass_space(self) -> str:
+        """What is held from the first character on that is no white space, which waits."""
+        text = self._held.lstrip(SPACE)
+        self._waiting.append(self._held[: len(self._held) - len(text)])
+        self._held = text
+        return text
 
     def _lead_text(self, held: str) -> str:
         # White space after a marker goes, unless it parts two pieces of text.
@@ -132,14 +176,23 @@ class AnswerParser:
         if not found:
             begun = len(held) - max((overlap(held, marker) for marker in markers), default=0)
             # White space waits, for a marker that follows takes it away.
-            begun = len(held[:begun].rstrip(SPACE)) if markers else begun
+            shown = held[:begun].rstrip(SPACE) if markers else held[:begun]
+            if shown:
+                self._take(self._waited() + shown, parts)
+            self._waiting.append(held[len(shown) : begun])
             self._held = held[begun:]
-            self._take(held[:begun], parts)
             return False
         at, marker = min(found)
         inline = marker in (self._dialect.cite_open, self._dialect.cite_close)
         self._held = held[at + len(marker) :]
-        self._take(held[:at] if inline else held[:at].rstrip(SPACE), parts)
+        shown = held[:at] if inline else held[:at].rstrip(SPACE)
+        if shown or inline:
+            self._take(self._waited() + shown, parts)
+        if self._mode == "thinking" and marker in self._dialect.tool_open:
+            self._waiting.append(held[len(shown) : at + len(marker)])
+            self._mode = "call"
+            return True
+        self._waiting.clear()
         self._end_part(parts)
         self._switch(marker)
         return True
@@ -149,14 +202,15 @@ class AnswerParser:
         dialect = self._dialect
         appendices = tuple(marker for marker, _ in dialect.appendices)
         if self._mode == "thinking":
-            return dialect.think_close
+            return (*dialect.think_close, *dialect.tool_open)
         if self._mode == "appendix":
             return appendices
+        think_close = dialect.think_close if self._unclosed else ()
         if self._mode == "tool":
-            return tuple(filter(None, (*dialect.tool_open, dialect.tool_close)))
+            return (*think_close, *dialect.tool_open, *filter(None, (dialect.tool_close,)))
         response_close = dialect.response_close if self._in_response else ""
         singles = filter(None, (response_close, dialect.cite_open, dialect.cite_close))
-        return (*dialect.tool_open, *appendices, *singles)
+        return (*think_close, *dialect.tool_open, *appendices, *singles)
 
     def _take(self, text: str, parts: list[Part]) -> None:
         """Give ``text``, which is certain, to the present part."""
@@ -206,7 +260,10 @@ class AnswerParser:
         else:
             self._mode = "lead"
             if marker in dialect.think_close:
+                self._unclosed = False
                 self._leads = (dialect.response_open,) if dialect.response_open else ()
+            elif self._unclosed:
+                self._leads = dialect.think_close
             self._in_response = self._in_response or marker != dialect.tool_close
 
     def _read_mark(self, parts: list[Part]) -> bool:

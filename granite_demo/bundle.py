@@ -1,16 +1,17 @@
 """All that is needed to make an answer again, as one JSON file. Knows neither backends nor pages.
 
 ``made`` is kept with each answer, and small; ``bundle`` adds the conversation that led to it. The system prompt, tools
-and documents are those that the conversation has now: where they were changed since, the prompt's hash tells.
+and documents are those that the conversation has now, with a note where they were changed since.
 """
 
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import cache
+from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal
 
@@ -19,13 +20,20 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from granite_demo import __version__, conversations
 from granite_demo.conversations import Call, Conversation, Switched, Text
 from granite_demo.errors import ConfigurationError, InvalidRequestError
-from granite_demo.messages import Controls, Document, Message, Role, ToolCall, ToolSpec
+from granite_demo.messages import Controls, Document, Message, Role, ToolCall, ToolSpec, canonical_json
 from granite_demo.tools import parse_tools
 from granite_demo.types import Finish, FinishReason, GenerationRequest, Overflow, SamplingParams
 
 FORMAT = "granite-demo-answer"
 MAX_BYTES = 32_000_000
 STANDARD_INPUT = "-"
+STOPPED = "stopped"
+"""The reason of an answer without a Finish: the reader has stopped it, or an error has ended it."""
+CHANGED = (
+    "The system prompt, the tools or the documents were changed after this answer. The file has them as they were when "
+    "it was saved, so it asks for something else than what was answered."
+)
+UNREADABLE = "The conversation's tools cannot be read, so they are not in the file."
 PACKAGES = ("transformers", "torch", "tokenizers", "gradio")
 
 
@@ -91,7 +99,9 @@ class Made(_Part):
     """How the answer came to be, apart from what was asked for."""
 
     time: str = ""
-    finish_reason: FinishReason = "stop"
+    carried: str = ""
+    """The hash of the system prompt, tools and documents that were sent."""
+    finish_reason: FinishReason | Literal["stopped"] = "stop"
     usage: dict[str, int] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
@@ -107,6 +117,8 @@ class Bundle(_Part):
     request: Asked
     answer: Answered
     made: Made
+    note: str = ""
+    """What the request is not as it was, in plain words."""
 
 
 @cache
@@ -121,28 +133,45 @@ def versions() -> Mapping[str, str]:
     return {**found, "python": platform.python_version()}
 
 
-def made(request: GenerationRequest, finish: Finish) -> dict[str, Any]:
-    """What to keep with an answer: JSON for ``conversations.Turn.made``."""
+def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
+    """What to keep with an answer: JSON for ``conversations.Turn.made``.
+
+    Without ``finish`` the answer was stopped, or ended by an error: no token ids, and no seed that was drawn.
+    """
     sampling = _changed(asdict(request.sampling), asdict(SamplingParams()))
-    if finish.seed is not None:
+    if finish and finish.seed is not None:
         sampling["seed"] = finish.seed
     if "stop" in sampling:
         sampling["stop"] = list(sampling["stop"])
-    traced: dict[str, Any] = asdict(finish.provenance) if finish.provenance else {}
-    if traced:
-        traced["choices"] = dict(traced["choices"])
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "sampling": sampling,
         "controls": _changed(asdict(request.controls), asdict(Controls())),
         "overflow": request.overflow,
+        "carried": _carried(request.messages, request.tools, request.documents),
+        **(_ended(finish) if finish else {"finish_reason": STOPPED}),
+        "versions": dict(versions()),
+    }
+
+
+def _ended(finish: Finish) -> dict[str, Any]:
+    traced: dict[str, Any] = asdict(finish.provenance) if finish.provenance else {}
+    if traced:
+        traced["choices"] = dict(traced["choices"])
+    return {
         "finish_reason": finish.reason,
         "usage": asdict(finish.usage),
         "timings": {name: round(seconds, 4) for name, seconds in asdict(finish.timings).items()},
         "token_ids": list(finish.token_ids),
         "provenance": traced,
-        "versions": dict(versions()),
     }
+
+
+def _carried(messages: Sequence[Message], tools: Sequence[ToolSpec], documents: Sequence[Document]) -> str:
+    system = "\n".join(message.content for message in messages if message.role == "system")
+    parts = [system, [spec.as_function() for spec in tools], [asdict(document) for document in documents]]
+    # A tool that was not read from text may hold what UTF-8 has no bytes for.
+    return sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,30 +182,34 @@ def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
     """The answer ``turn_id`` as JSON to save. Raises InvalidRequestError where it is none that can be made again."""
     turn = conversations.find(conversation, turn_id)
     if turn.role != "assistant" or not turn.made:
-        raise InvalidRequestError("How this message was made is not known: only a whole answer can be made again.")
-    before = conversations.rewind(conversation, turn.parent)
+        raise InvalidRequestError("How this message was made is not known, so it cannot be made again.")
+    messages = conversations.to_messages(conversations.rewind(conversation, turn.parent))
+    documents = conversations.documents_of(conversation)
     kept = dict(turn.made)
+    note = ""
+    try:
+        tools = parse_tools(conversation.tools)
+    except InvalidRequestError:  # the text may have been edited since, or be one that was never sent
+        tools, note = (), UNREADABLE
+    if "carried" in kept:  # not kept with the answers of earlier versions
+        note = "" if kept["carried"] == _carried(messages, tools, documents) else f"{CHANGED} {note}".strip()
     request = {
-        "messages": [_said(message) for message in conversations.to_messages(before)],
+        "messages": [_said(message) for message in messages],
         "sampling": kept.pop("sampling", {}),
-        "tools": [spec.as_function() for spec in parse_tools(conversation.tools)],
-        "documents": [asdict(document) for document in conversations.documents_of(conversation)],
+        "tools": [spec.as_function() for spec in tools],
+        "documents": [asdict(document) for document in documents],
         "controls": kept.pop("controls", {}),
         "overflow": kept.pop("overflow", conversation.overflow),
     }
     calls = [call.model_dump() for call in turn.calls]
     answer = {"text": turn.content, "thinking": turn.thinking, "calls": calls}
-    return {"format": FORMAT, "version": 1, "request": request, "answer": answer, "made": kept}
+    noted = {"note": note} if note else {}
+    return {"format": FORMAT, "version": 1, **noted, "request": request, "answer": answer, "made": kept}
 
 
 def _said(message: Message) -> dict[str, Any]:
     values = asdict(message)
     return {name: value for name, value in values.items() if value or name in ("role", "content")}
-
-
-def to_text(value: Mapping[str, Any]) -> str:
-    """A bundle as the text of its file."""
-    return json.dumps(value, ensure_ascii=False, indent=1)
 
 
 def read_bundle(text: str | bytes) -> Bundle:

@@ -7,6 +7,8 @@ import ast
 import math
 import operator
 import re
+import threading
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,7 @@ MAX_DIGITS = 20
 """To round to."""
 
 Number = int | float
+_lock = threading.Lock()
 
 WRITTEN = re.compile(r"[0-9A-Za-z_.+\-*/%(), ]*")
 SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "^": "**", "\n": " ", "\t": " "})
@@ -37,7 +40,7 @@ def calculate(expression: str) -> str:
     if not WRITTEN.fullmatch(text):
         raise CalculationError(f"{_KNOWN} It has characters that are none of these.")
     try:
-        value = _checked(_value(ast.parse(text, mode="eval").body))
+        value = _checked(_value(_parsed(text)))
     except CalculationError:
         raise
     except ZeroDivisionError:
@@ -50,6 +53,13 @@ def calculate(expression: str) -> str:
         raise CalculationError(f"This has no result: {error}.") from None
     # 15 digits hide what binary fractions add to 0.1 + 0.2.
     return str(value) if isinstance(value, int) else f"{value:.15g}"
+
+
+def _parsed(text: str) -> ast.expr:
+    # Python warns the log of what looks odd, such as 1(2) or 1if. The filters are the whole process's.
+    with _lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return ast.parse(text, mode="eval").body
 
 
 def _value(node: ast.expr) -> Number:

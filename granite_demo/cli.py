@@ -8,78 +8,23 @@ import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 from rich.console import Console
 
-from granite_demo import commands, registry
+from granite_demo import commands, flags, registry
 from granite_demo.backends import Backend, LocalBackend
 from granite_demo.bench.options import BenchOptions
+from granite_demo.chatting import add_chat_command
 from granite_demo.choosing import remember_model
+from granite_demo.completing import add_complete_command
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import Listener, ModelManager
 from granite_demo.opening import follow, open_model
-from granite_demo.settings import Settings, help_text
+from granite_demo.settings import Settings
 from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.terminal import LoadReporter, set_up_logging
-
-
-def _flag(name: str) -> Any:
-    return typer.Option(help=help_text(name), show_default=False)
-
-
-ModelFlag = Annotated[str | None, _flag("model")]
-HostFlag = Annotated[str | None, _flag("host")]
-PortFlag = Annotated[int | None, _flag("port")]
-DeviceFlag = Annotated[str | None, _flag("device")]
-DtypeFlag = Annotated[str | None, _flag("dtype")]
-QuantizationFlag = Annotated[str | None, _flag("quantization")]
-AttentionFlag = Annotated[str | None, _flag("attention")]
-EngineFlag = Annotated[str | None, _flag("engine")]
-CompileFlag = Annotated[str | None, _flag("compile")]
-KeepFlag = Annotated[str | None, _flag("keep_quantized")]
-ContextFlag = Annotated[int | None, _flag("context")]
-RevisionFlag = Annotated[str | None, _flag("revision")]
-TokenFlag = Annotated[str | None, _flag("admin_token")]
-IdleFlag = Annotated[int | None, _flag("idle_minutes")]
-ThreadsFlag = Annotated[int | None, _flag("threads")]
-CacheFlag = Annotated[Path | None, _flag("cache_dir")]
-LogFlag = Annotated[str | None, _flag("log_level")]
-FitsArgument = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="A model of the registry, or a folder. Default: all of them.")
-]
-PullArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the registry.")]
-MemoryFlag = Annotated[
-    str | None, typer.Option(help="Memory to plan for, like 24GB. Default: what is free on this machine.")
-]
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-SuiteFlag = Annotated[
-    str | None,
-    typer.Option(help="load, decode, ttft, page, several with commas, or all. Default: all, without page if large."),
-]
-UsersFlag = Annotated[
-    str | None, typer.Option(help="Users at the same time. Default: 1,4,16,64 on a GPU, 1,4 on a CPU.")
-]
-PromptsFlag = Annotated[
-    str | None, typer.Option(help="Prompt lengths of ttft. Default: 128,1024,8192 on a GPU, 128,1024 on a CPU.")
-]
-TokensFlag = Annotated[
-    int | None,
-    typer.Option(min=2, max=4096, help="New tokens of each answer. Default: 256 on a GPU, 12 on a CPU."),
-]
-RoundsFlag = Annotated[int, typer.Option(min=1, max=20, help="Turns of each way; the medians are shown.")]
-JsonFileFlag = Annotated[
-    str | None,
-    typer.Option("--json", metavar="FILE", help="Write every figure as JSON; - prints it instead of the tables."),
-]
-PlotFlag = Annotated[
-    Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture, such as bench.png. Needs matplotlib.")
-]
-BundleArgument = Annotated[
-    str, typer.Argument(metavar="FILE", help="An answer saved from the page; - is standard input.")
-]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -95,32 +40,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def create_cli(console: Console) -> typer.Typer:
     """The commands. ``console`` is where logs and progress go."""
     cli = typer.Typer(
-        no_args_is_help=True, pretty_exceptions_enable=False, help="Try IBM Granite language models in the browser."
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        help="Try IBM Granite language models in the browser and in the terminal.",
     )
 
     @cli.command()
     def serve(
-        model: ModelFlag = None,
-        host: HostFlag = None,
-        port: PortFlag = None,
-        device: DeviceFlag = None,
-        dtype: DtypeFlag = None,
-        quantization: QuantizationFlag = None,
-        attention: AttentionFlag = None,
-        engine: EngineFlag = None,
-        compile: CompileFlag = None,
-        keep_quantized: KeepFlag = None,
-        context: ContextFlag = None,
-        revision: RevisionFlag = None,
-        idle_minutes: IdleFlag = None,
-        threads: ThreadsFlag = None,
-        cache_dir: CacheFlag = None,
-        admin_token: TokenFlag = None,
-        log_level: LogFlag = None,
+        model: flags.Model = None,
+        host: flags.Host = None,
+        port: flags.Port = None,
+        device: flags.Device = None,
+        dtype: flags.Dtype = None,
+        quantization: flags.Quantization = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        compile: flags.Compile = None,
+        keep_quantized: flags.KeepQuantized = None,
+        context: flags.Context = None,
+        revision: flags.Revision = None,
+        idle_minutes: flags.IdleMinutes = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
+        admin_token: flags.AdminToken = None,
+        log_level: flags.LogLevel = None,
     ) -> None:
         """Serve the page."""
         run_server(Settings.resolve(locals(), os.environ), console)
 
+    add_complete_command(cli, console, os.environ, ready_backend)
+    add_chat_command(cli, console, os.environ, ready_backend)
     add_bench_command(cli, console)
     add_replay_command(cli, console)
     add_model_commands(cli, console)
@@ -132,23 +81,23 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
 
     @cli.command()
     def bench(
-        model: ModelFlag = None,
-        suite: SuiteFlag = None,
-        users: UsersFlag = None,
-        prompts: PromptsFlag = None,
-        tokens: TokensFlag = None,
-        rounds: RoundsFlag = 3,
-        json_file: JsonFileFlag = None,
-        plot_file: PlotFlag = None,
-        device: DeviceFlag = None,
-        dtype: DtypeFlag = None,
-        quantization: QuantizationFlag = None,
-        attention: AttentionFlag = None,
-        engine: EngineFlag = None,
-        compile: CompileFlag = None,
-        context: ContextFlag = None,
-        threads: ThreadsFlag = None,
-        cache_dir: CacheFlag = None,
+        model: flags.Model = None,
+        suite: flags.Suite = None,
+        users: flags.Users = None,
+        prompts: flags.Prompts = None,
+        tokens: flags.Tokens = None,
+        rounds: flags.Rounds = 3,
+        json_file: flags.JsonFile = None,
+        plot_file: flags.Plot = None,
+        device: flags.Device = None,
+        dtype: flags.Dtype = None,
+        quantization: flags.Quantization = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        compile: flags.Compile = None,
+        context: flags.Context = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
     ) -> None:
         """Measure this machine beside transformers' documented ways and beside what its memory allows.
 
@@ -164,16 +113,16 @@ def add_replay_command(cli: typer.Typer, console: Console) -> None:
 
     @cli.command()
     def replay(
-        file: BundleArgument,
-        model: ModelFlag = None,
-        revision: RevisionFlag = None,
-        device: DeviceFlag = None,
-        dtype: DtypeFlag = None,
-        quantization: QuantizationFlag = None,
-        attention: AttentionFlag = None,
-        engine: EngineFlag = None,
-        threads: ThreadsFlag = None,
-        cache_dir: CacheFlag = None,
+        file: flags.AnswerFile,
+        model: flags.Model = None,
+        revision: flags.Revision = None,
+        device: flags.Device = None,
+        dtype: flags.Dtype = None,
+        quantization: flags.Quantization = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
     ) -> None:
         """Make a saved answer again and tell where it first differs. The exit code is 0 if it does not, else 1."""
         settings = Settings.resolve(locals(), os.environ)
@@ -184,26 +133,26 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
     """The commands that start nothing."""
 
     @cli.command()
-    def models(context: ContextFlag = None, cache_dir: CacheFlag = None, as_json: JsonFlag = False) -> None:
+    def models(context: flags.Context = None, cache_dir: flags.CacheDir = None, as_json: flags.AsJson = False) -> None:
         """List the models: size, whether they are here already, and whether they fit this machine."""
         commands.show_models(Settings.resolve(locals(), os.environ), as_json)
 
     @cli.command()
     def fits(
-        model: FitsArgument = None,
-        memory: MemoryFlag = None,
-        context: ContextFlag = None,
-        as_json: JsonFlag = False,
+        model: flags.ModelToFit = None,
+        memory: flags.Memory = None,
+        context: flags.Context = None,
+        as_json: flags.AsJson = False,
     ) -> None:
         """Tell what a model needs in each precision, the longest context, and whether it fits."""
         commands.show_fits(model, memory, Settings.resolve({"context": context}, os.environ), as_json)
 
     @cli.command()
     def pull(
-        model: PullArgument,
-        revision: RevisionFlag = None,
-        cache_dir: CacheFlag = None,
-        as_json: JsonFlag = False,
+        model: flags.ModelToPull,
+        revision: flags.Revision = None,
+        cache_dir: flags.CacheDir = None,
+        as_json: flags.AsJson = False,
     ) -> None:
         """Download a model to huggingface_hub's cache, or prepare the sample. Ctrl-C keeps what was downloaded."""
         commands.pull(Settings.resolve(locals(), os.environ), as_json, console)
@@ -213,6 +162,18 @@ def local_backend(settings: Settings, console: Console, group: Group = ALONE) ->
     """The backend over a model of this process. Raises UnknownModelError for a name that cannot be loaded."""
     manager = model_manager(settings, LoadReporter(console), 60.0 * settings.idle_minutes, group=group)
     return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
+
+
+def ready_backend(settings: Settings, console: Console) -> LocalBackend:
+    """The same, its model ready. Waits for it here, where Ctrl-C ends the wait; raises what the load raises."""
+    set_up_logging("warning", console)
+    backend = local_backend(settings, console)
+    try:
+        backend.wait_until_ready()
+    except BaseException:
+        backend.close()
+        raise
+    return backend
 
 
 def model_manager(settings: Settings, listener: Listener, idle_seconds: float = 0.0, **opening: Any) -> ModelManager:

@@ -15,6 +15,9 @@ from granite_demo.messages import Controls, Document, Message, ToolCall
 from granite_demo.types import Overflow
 
 MAX_TURNS = 4000
+READABLE_TURNS = 2 * MAX_TURNS
+"""Two tabs may each have filled a conversation; what is stored can always be opened."""
+MAX_CITATIONS = 500
 MAX_TEXT = 2_000_000
 """Characters of one text."""
 TITLE_LENGTH = 60
@@ -63,7 +66,7 @@ class Turn(_Part):
     calls: tuple[Call, ...] = ()
     name: str = ""
     """The tool whose result this is."""
-    citations: tuple[Cited, ...] = ()
+    citations: tuple[Cited, ...] = Field(default=(), max_length=MAX_CITATIONS)
     appendices: tuple[Listed, ...] = ()
     note: str = ""
     """The line under an answer: its figures, or the error that ended it."""
@@ -112,8 +115,8 @@ class Conversation(_Part):
 
     @model_validator(mode="after")
     def _is_a_tree(self) -> "Conversation":
-        if len(self.turns) > MAX_TURNS:
-            raise ValueError(f"it has {len(self.turns)} turns, more than {MAX_TURNS}")
+        if len(self.turns) > READABLE_TURNS:
+            raise ValueError(f"it has {len(self.turns)} turns, more than {READABLE_TURNS}")
         seen: set[str | None] = {None}
         for name, turn in self.turns.items():
             # A parent always comes before its children, so there can be no circle.
@@ -222,7 +225,7 @@ def find(conversation: Conversation, turn_id: str) -> Turn:
 def versions(conversation: Conversation, turn_id: str) -> list[str]:
     """The ids of the turns that stand in the same place, this one among them, oldest first."""
     turn = find(conversation, turn_id)
-    return [other.id for other in conversation.turns.values() if other.parent == turn.parent]
+    return [other.id for other in conversation.turns.values() if (other.parent, other.role) == (turn.parent, turn.role)]
 
 
 def show(conversation: Conversation, turn_id: str) -> Conversation:

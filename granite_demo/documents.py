@@ -1,17 +1,20 @@
 """Files and pasted text to documents that a model answers from. Knows neither models nor pages.
 
-Every file is a stranger's: its size, its unpacked size, its pages and the time to read it are limited, and whatever a
-reader stumbles over becomes an InvalidRequestError that says what to do.
+Every file is a stranger's: its size, its unpacked size, its parts and the time to read it are limited, each before it
+takes memory, and whatever a reader stumbles over becomes an InvalidRequestError that says what to do.
 """
 
 import codecs
+import contextvars
 import csv
 import io
 import logging
 import re
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -28,36 +31,62 @@ MAX_TOTAL_CHARACTERS = 400_000
 """Of all documents of a conversation together."""
 MAX_TITLE = 120
 MAX_PAGES = 500
+MAX_PAGE_BYTES, MAX_PDF_BYTES = 1_000_000, 20_000_000
+"""Of what draws one page of a PDF, and all of them, unpacked; a page of plain text takes some 10 kB."""
+MAX_PAGE_PARTS = 200_000
+"""Numbers, words and commands that draw a page: a byte or two can become an object of 500."""
 MAX_UNPACKED_BYTES = 30_000_000
 """Of a Word file, which is a ZIP archive: a small one can unpack to gigabytes."""
-READ_SECONDS = 20.0
-"""Time to read one file."""
+MAX_TAGS = 500_000
+"""In a Word file, and attributes in it; each takes some 140 bytes when it is read."""
+READ_SECONDS, WAIT_SECONDS = 20.0, 5.0
+"""Time to read one file, and before that to wait for others."""
 
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_ENCODED = re.compile(rb"""[^<]{0,4}<\?xml[^>]*encoding\s*=\s*["'](?!utf-?8|utf-?16|us-ascii)""", re.IGNORECASE)
+"""XML in another encoding than Word may use. Some, such as UTF-7, hide tags."""
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _MAX_CONTROL = 0.01
 """The share of control characters that a text may have; other files have more when they are read as text."""
+_turns = threading.BoundedSemaphore(2)
+"""For the files that are read at a time: each may take 150 MB of memory."""
 
 
 def read_document(path: Path, name: str) -> Document:
     """The text of the file at ``path``, which its owner calls ``name``. Raises InvalidRequestError."""
     title = _title(re.split(r"[/\\]", name)[-1]) or "Document"
-    reader = READERS.get(Path(title).suffix.lower())
-    if reader is None:
-        raise InvalidRequestError(f"{title} cannot be read. Choose a file that ends in {_kinds()}, or paste its text.")
+    suffix = Path(title).suffix.lower()
+    if suffix not in READERS:
+        *most, last = READERS
+        kinds = f"{', '.join(most)} or {last}"
+        raise InvalidRequestError(f"{title} cannot be read. Choose a file that ends in {kinds}, or paste its text.")
+    if not _turns.acquire(timeout=WAIT_SECONDS):
+        raise InvalidRequestError(f"{title} was not read: the server is busy with other files. Try again in a moment.")
+    try:
+        return Document(title, _gather(title, READERS[suffix](title, _bytes(title, path))))
+    except InvalidRequestError:
+        raise
+    except Exception as error:  # whatever goes wrong within the libraries is the file's fault
+        log.info("A %s file could not be read: %s.", suffix, type(error).__name__)
+        raise InvalidRequestError(f"{title} is damaged or no {suffix} file. Save it anew and add it again.") from None
+    finally:
+        _turns.release()
+
+
+def _bytes(title: str, path: Path) -> bytes:
     try:
         size = path.stat().st_size
-        if size > MAX_FILE_BYTES:
-            raise InvalidRequestError(
-                f"{title} has {size / 1e6:.1f} MB; at most {MAX_FILE_BYTES // 1_000_000} MB can be read. "
-                "Split it, or paste the part that matters."
-            )
-        data = path.read_bytes()
+        data = path.read_bytes() if size <= MAX_FILE_BYTES else b""
     except OSError:
         raise InvalidRequestError(f"{title} is no longer on the server. Add it again.") from None
+    if size > MAX_FILE_BYTES:
+        raise InvalidRequestError(
+            f"{title} has {size / 1e6:.1f} MB; at most {MAX_FILE_BYTES // 1_000_000} MB can be read. "
+            "Split it, or paste the part that matters."
+        )
     if not data:
         raise InvalidRequestError(f"{title} is empty. Choose a file with text in it.")
-    return Document(title, _gather(title, reader(title, data)))
+    return data
 
 
 def paste(title: str | None, text: str | None) -> Document:
@@ -136,7 +165,8 @@ def _decode(title: str, data: bytes) -> str:
             text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
-        if "\0" not in text and len(_CONTROL.findall(text)) <= _MAX_CONTROL * len(text):
+        too_many = islice(_CONTROL.finditer(text), int(_MAX_CONTROL * len(text)), None)  # a list could be long
+        if "\0" not in text and next(too_many, None) is None:
             return _newlines(text)
     raise InvalidRequestError(f"{title} is not text, whatever its name says. Save it as a text file and add it again.")
 
@@ -150,12 +180,18 @@ def _read_text(title: str, data: bytes) -> Iterator[str]:
 def _read_csv(title: str, data: bytes) -> Iterator[str]:
     """Each row as a list item, with the names of its columns where the first row has them."""
     text = _decode(title, data)
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    _check_length(title, len(text) // 5)  # a row alone can be millions of empty cells
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
     table = csv.reader(io.StringIO(text), delimiter=max(",;\t|", key=first.count))
-    rows = [[" ".join(cell.split()) for cell in row] for row in table]
-    rows = [row for row in rows if any(row)]
-    names = rows[0] if rows and _are_names(rows[0]) and len(rows) > 1 else []
-    yield "\n".join(_row(names, row) for row in rows[bool(names) :])
+    rows = (cells for row in table if any(cells := [" ".join(cell.split()) for cell in row]))
+    start = list(islice(rows, 2))
+    names = start.pop(0) if len(start) == 2 and _are_names(start[0]) else []
+    kept, length = [], 0
+    for row in chain(start, rows):
+        kept.append(_row(names, row))
+        length += len(kept[-1]) + (length > 0)
+        _check_length(title, length)
+    yield "\n".join(kept)
 
 
 def _are_names(row: list[str]) -> bool:
@@ -170,11 +206,17 @@ def _row(names: list[str], row: list[str]) -> str:
 def _read_pdf(title: str, data: bytes) -> Iterator[str]:
     if b"%PDF-" not in data[:1024]:
         raise InvalidRequestError(f"{title} is not a PDF, whatever its name says. Save it as PDF or text.")
-    from pypdf import PdfReader
-    from pypdf.errors import DependencyError, FileNotDecryptedError
+    from pypdf import PdfReader, overwrite_configuration
+    from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError
 
     # It tells the log of every flaw in a file, which is nothing that the server's owner could mend.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
+    # Its limits are this context's; a generator's context is that of whoever asks for the next page.
+    context = contextvars.copy_context()
+    packings = ("zlib", "lzw", "run_length", "brotli")
+    limits: dict[str, Any] = {f"{packing}_maximum_output_length": MAX_UNPACKED_BYTES for packing in packings}
+    limits |= {"array_based_stream_maximum_output_length": MAX_PAGE_BYTES}
+    context.run(overwrite_configuration, stream_parsing_work_maximum_count=MAX_PAGE_PARTS, **limits)
     deadline = time.monotonic() + READ_SECONDS
 
     def in_time(*_: Any) -> None:
@@ -183,19 +225,24 @@ def _read_pdf(title: str, data: bytes) -> Iterator[str]:
             raise TimeoutError
 
     try:
-        reader = PdfReader(io.BytesIO(data))
-        count = len(reader.pages)
+        reader = context.run(PdfReader, io.BytesIO(data))
+        count, total = context.run(len, reader.pages), 0
         if count > MAX_PAGES:
             raise InvalidRequestError(f"{title} has {count:,} pages; at most {MAX_PAGES} can be read. Split it first.")
-        for page in reader.pages:
-            yield _newlines(page.extract_text(visitor_operand_before=in_time))
+        for number in range(count):
+            page = context.run(reader.get_page, number)
+            contents = context.run(page.get_contents)
+            total += (size := len(contents.get_data()) if contents is not None else 0)
+            if size > MAX_PAGE_BYTES or total > MAX_PDF_BYTES:
+                raise LimitReachedError
+            yield _newlines(context.run(page.extract_text, visitor_operand_before=in_time))
+    except LimitReachedError:
+        raise InvalidRequestError(f"{title} has pages of too many parts to be read. Paste their text.") from None
     except TimeoutError:
         yield ""
     except (DependencyError, FileNotDecryptedError):
         # The first is about a cipher that only protected files use.
-        raise InvalidRequestError(
-            f"{title} is protected by a password. Save it without one and add it again."
-        ) from None
+        raise InvalidRequestError(f"{title} is protected by a password. Save it without one first.") from None
 
 
 def _read_docx(title: str, data: bytes) -> Iterator[str]:
@@ -204,14 +251,22 @@ def _read_docx(title: str, data: bytes) -> Iterator[str]:
         if data.startswith(b"\xd0\xcf\x11\xe0"):
             raise InvalidRequestError(f"{title} is protected, or an old Word file. Save it as plain .docx.")
         raise InvalidRequestError(f"{title} is not a Word file, whatever its name says. Save it as .docx or text.")
+    tags = 0
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        names = {entry.filename: entry.file_size for entry in archive.infolist()}
-        if sum(entry.file_size for entry in archive.infolist()) > MAX_UNPACKED_BYTES:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
             raise InvalidRequestError(
                 f"{title} unpacks to more than {MAX_UNPACKED_BYTES // 1_000_000} MB. "
                 "Remove its pictures, or paste its text."
             )
-    if "word/document.xml" not in names:
+        # In all members: which ones are XML, and which is the text, is up to the file.
+        for member in map(archive.read, entries):
+            if _ENCODED.match(member.replace(b"\0", b"")):
+                raise ValueError("a strange encoding")
+            tags += max(member.count(b"<"), member.count(b"="))
+    if tags > MAX_TAGS:
+        raise InvalidRequestError(f"{title} is made of too many parts to be read. Split it, or paste its text.")
+    if "word/document.xml" not in {entry.filename for entry in entries}:
         raise InvalidRequestError(f"{title} is not a Word file, whatever its name says. Save it as .docx or text.")
     import docx
 
@@ -222,7 +277,7 @@ def _blocks(parent: Any) -> Iterator[str]:
     """Paragraphs, and the rows of tables. Walks the XML: python-docx's rows repeat a cell as often as it spans."""
     for element in parent.iterchildren():
         if element.tag == f"{_WORD}p":
-            yield element.text
+            yield element.text if len(element) else ""
         elif element.tag == f"{_WORD}tbl":
             rows = ([_cell(cell) for cell in row.iterchildren(f"{_WORD}tc")] for row in element.iter(f"{_WORD}tr"))
             yield "\n".join(f"- {' | '.join(filter(None, row))}" for row in rows if any(row))
@@ -232,36 +287,14 @@ def _blocks(parent: Any) -> Iterator[str]:
 
 def _cell(cell: Any) -> str:
     # A table within a table comes in rows of its own.
-    return " ".join(" ".join(text.text.split()) for text in cell.iterchildren(f"{_WORD}p")).strip()
-
-
-def _guarded(kind: str, read: Callable[[str, bytes], Iterator[str]]) -> Callable[[str, bytes], Iterator[str]]:
-    """``read``, where whatever goes wrong within the libraries is the file's fault."""
-
-    def guarded(title: str, data: bytes) -> Iterator[str]:
-        try:
-            yield from read(title, data)
-        except InvalidRequestError:
-            raise
-        except Exception as error:
-            log.info("A %s file could not be read: %s.", kind, type(error).__name__)
-            raise InvalidRequestError(
-                f"{title} is damaged or not a {kind} file. Open it in its program, save it anew and add it again."
-            ) from None
-
-    return guarded
+    return " ".join(" ".join(text.text.split()) for text in cell.iterchildren(f"{_WORD}p") if len(text)).strip()
 
 
 READERS: dict[str, Callable[[str, bytes], Iterator[str]]] = {
     ".txt": _read_text,
     ".md": _read_text,
-    ".csv": _guarded("CSV", _read_csv),
-    ".pdf": _guarded("PDF", _read_pdf),
-    ".docx": _guarded("Word", _read_docx),
+    ".csv": _read_csv,
+    ".pdf": _read_pdf,
+    ".docx": _read_docx,
 }
 """By the ending of a file's name: its text in parts, which may end early."""
-
-
-def _kinds() -> str:
-    *most, last = READERS
-    return f"{', '.join(most)} or {last}"

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from granite_demo import conversations
 from granite_demo.conversations import Call, Conversation, Turn
@@ -43,8 +43,9 @@ def _from_json(text: str) -> list[Conversation]:
     try:
         # Unlike json's, this one bounds the depth and refuses lone surrogates.
         value = TypeAdapter(Any).validate_json(text)
-    except ValueError as error:
-        raise InvalidRequestError(f"The file is not JSON, or it is cut short ({error}).") from None
+    except ValidationError as error:
+        [first] = error.errors(include_url=False, include_input=False)
+        raise InvalidRequestError(f"The file is not JSON, or it is cut short ({first['msg']}).") from None
     if isinstance(value, dict) and value.get("format") == FORMAT:
         found = value.get("conversations")
         if not isinstance(found, list) or not 0 < len(found) <= MAX_CONVERSATIONS:

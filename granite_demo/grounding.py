@@ -18,6 +18,7 @@ here understands what it reads: "is" and "is not" differ by one common word.
 """
 
 import re
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,11 @@ from granite_demo.types import Citation
 
 THRESHOLD = 0.5
 MAX_ANSWER = 500
-"""Sentences of an answer, and citations in it, that are looked at: the browser may send any number of them."""
+"""Sentences of an answer that are looked at: the browser may send any number of them."""
+MAX_CITATIONS, MAX_CITED = 100, 8
+"""Citations that are looked at, in all and of one sentence."""
+MAX_WORK = 1_000_000
+"""Places of words that are compared: some 0.1 s. What is left of a longer answer has no support."""
 MAX_SENTENCE = 600
 """Characters. What goes on for longer is cut at a space, so that a passage can be shown."""
 
@@ -144,8 +149,8 @@ def support(
     cites = _resolved(answer, len(documents), citations, listed)
     found: dict[tuple[int, int, int, int], Support] = {}
     for start, end in spans:
-        own = [cite for cite in cites if _overlap((start, end), cite.span)]
-        ones = [sources.cited(answer, replace(cite, span=(start, end))) for cite in own]
+        own = dict.fromkeys(replace(cite, span=(start, end)) for cite in cites if _overlap((start, end), cite.span))
+        ones = [sources.cited(answer, cite) for cite in list(own)[:MAX_CITED]]
         if not any(ones):
             ones = [sources.matching(answer, (start, end))]
         for one in filter(None, ones):
@@ -180,7 +185,7 @@ def _resolved(answer: str, count: int, citations: Sequence[Citation], listed: st
     quotes = {match[1]: (match[2], match[3].strip(' \t"')) for match in _LISTED.finditer(listed)}
     spans = _prose(answer)
     found = []
-    for cite in citations[:MAX_ANSWER]:
+    for cite in citations[:MAX_CITATIONS]:
         start, end = min(cite.start, len(answer)), min(cite.end, len(answer))
         if cite.start < cite.end:
             number = int(cite.document) if re.fullmatch(r"\s*[0-9]{1,9}\s*", cite.document) else 0
@@ -217,21 +222,26 @@ class _Sources:
         wanted = {_fold(word) for word in _WORD.findall(text)}
         folds: dict[str, str] = {}
         self._spans: list[tuple[int, int, int]] = []
-        self._places: defaultdict[str, set[int]] = defaultdict(set)
+        self._places: defaultdict[str, list[int]] = defaultdict(list)
+        self._bounds: dict[int, Span] = {}
+        self._left = MAX_WORK
         self._capital: set[str] = set()
         self._lower: set[str] = set()
         for number, document in enumerate(documents, start=1):
+            first = len(self._spans)
             for start, end in sentences(document.text):
                 at = len(self._spans)
                 self._spans.append((number, start, end))
                 for place, word in enumerate(_WORD.findall(document.text, start, end)):
                     folded = folds.get(word) or folds.setdefault(word, _fold(word))
                     if folded in wanted:
-                        self._places[folded].add(at)
+                        if (places := self._places[folded])[-1:] != [at]:
+                            places.append(at)
                         if word[0].islower():
                             self._lower.add(folded)
                         elif place:
                             self._capital.add(folded)
+            self._bounds[number] = first, len(self._spans)
 
     def matching(self, answer: str, span: Span) -> Support | None:
         """The sentence that supports this one of the answer, found by its words alone."""
@@ -261,22 +271,22 @@ class _Sources:
 
     def _best(self, words: set[str], required: set[str], document: int | None) -> tuple[int, float] | None:
         """(number of the sentence, score) with the ``required`` words, within one document or all of them."""
-        weights = {word: log((len(self._spans) + 1) / (len(self._places.get(word, ())) + 0.5)) for word in words}
-        allowed: set[int] | None = None
-        for word in required:
-            places = self._places.get(word, set())
-            allowed = places if allowed is None else allowed & places
-        scores: defaultdict[int, float] = defaultdict(float)
-        for word, weight in weights.items():
-            places = self._places.get(word, set())
-            for at in places if allowed is None else places & allowed:
-                scores[at] += weight
+        found = {word: self._places.get(word, []) for word in words}
+        weights = {word: log((len(self._spans) + 1) / (len(places) + 0.5)) for word, places in found.items()}
         if document is not None:
-            scores = defaultdict(float, {at: score for at, score in scores.items() if self._spans[at][0] == document})
+            ends = self._bounds[document]
+            found = {word: places[slice(*(bisect_left(places, end) for end in ends))] for word, places in found.items()}
+        self._left -= sum(map(len, found.values()))
+        if required:
+            allowed = set.intersection(*(set(found[word]) for word in required))
+            found = {word: list(allowed.intersection(places)) for word, places in found.items()}
+        scores: defaultdict[int, float] = defaultdict(float)
+        for word, places in found.items() if self._left >= 0 else ():
+            for at in places:
+                scores[at] += weights[word]
         if not scores:
             return None
-        # Sums of the same weights in another order differ in their last digits.
-        top = max(scores.values()) - 1e-9
+        top = max(scores.values()) - 1e-9  # sums of the same weights in another order differ in their last digits
         equals = [at for at, score in scores.items() if score >= top]
         best = min(equals, key=lambda at: (self._spans[at][2] - self._spans[at][1], at))
         return best, min(1.0, round(scores[best] / sum(weights.values()), 6))

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from granite_demo import registry
 from granite_demo.backends import Backend
-from granite_demo.bundle import Answered, Bundle, Traced, to_request, versions
+from granite_demo.bundle import STOPPED, Answered, Bundle, Traced, to_request, versions
 from granite_demo.conversations import Call
 from granite_demo.errors import EngineError, UnknownModelError
 from granite_demo.settings import Settings
@@ -58,8 +58,10 @@ def settings_for(bundle: Bundle, settings: Settings) -> Settings:
 
 
 async def replay(backend: Backend, bundle: Bundle) -> Outcome:
-    """Ask again and compare. Raises GraniteDemoError."""
+    """Ask again and compare: an answer that was stopped as far as it went. Raises GraniteDemoError."""
     answer, finish = await _answer_again(backend, bundle)
+    if bundle.made.finish_reason == STOPPED and not bundle.made.token_ids:
+        answer = _as_far(answer, bundle.answer)
     before, after = _whole(bundle.answer), _whole(answer)
     differences = tuple(_differences(bundle, finish))
     part = _first_difference(before, after)
@@ -94,6 +96,15 @@ async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[Answered, Fin
     return Answered(text=text, thinking=thinking, calls=tuple(calls)), finish
 
 
+def _as_far(answer: Answered, stopped: Answered) -> Answered:
+    """The beginning of ``answer`` that is as long as the ``stopped`` one."""
+    text, calls = answer.text[: len(stopped.text)], answer.calls[: len(stopped.calls)]
+    # Where text or calls had begun, the thinking had ended.
+    begun = bool(stopped.text or stopped.calls)
+    thinking = answer.thinking if begun else answer.thinking[: len(stopped.thinking)]
+    return Answered(text=text, thinking=thinking, calls=calls)
+
+
 def _whole(answer: Answered) -> str:
     calls = [f"{call.name} {call.arguments}" for call in answer.calls]
     return "\n".join(part for part in (answer.thinking, answer.text, *calls) if part)
@@ -113,6 +124,12 @@ def _around(text: str, index: int) -> str:
 
 
 def _differences(bundle: Bundle, finish: Finish) -> Iterable[str]:
+    if bundle.note:
+        yield bundle.note
+    if bundle.made.finish_reason == STOPPED:
+        yield "The saved answer was stopped, or ended by an error: what comes after its end is not compared."
+    if bundle.request.sampling.temperature > 0 and bundle.request.sampling.seed is None:
+        yield "The seed of the saved answer is not known, so the new one was drawn with another."
     before = bundle.made.provenance
     after = _traced(finish.provenance or Provenance())
     if _both_differ(before.prompt_sha256, after.prompt_sha256):
@@ -129,7 +146,7 @@ def _differences(bundle: Bundle, finish: Finish) -> Iterable[str]:
     for name, old, new in named:
         if _both_differ(old, new):
             yield f"{name[:1].upper() + name[1:]}: {old} then, {new} now."
-    if bundle.made.finish_reason != finish.reason:
+    if bundle.made.finish_reason not in (STOPPED, finish.reason):
         yield f"The answer ended by {bundle.made.finish_reason} then, by {finish.reason} now."
 
 
@@ -158,7 +175,7 @@ def report(outcome: Outcome) -> list[str]:
         lines = [f"The answer differs from {unit} {outcome.first + 1:,} on; {known}."]
     if outcome.recorded or outcome.now:
         lines += [f"Then: {_one_line(outcome.recorded)}", f"Now:  {_one_line(outcome.now)}"]
-    return [*lines, *outcome.differences]
+    return [*lines, *map(_one_line, outcome.differences)]
 
 
 def show(outcome: Outcome) -> None:
@@ -169,5 +186,5 @@ def show(outcome: Outcome) -> None:
 
 
 def _one_line(text: str) -> str:
-    # Answers may hold escape sequences that a terminal would obey.
+    # Answers and files may hold escape sequences that a terminal would obey.
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)

@@ -44,6 +44,8 @@ async def answer_events(
     """Yield the events of the answer to ``prompt_ids``; ``arrived`` is when the request came, by perf_counter.
 
     The answer is read by ``dialect``, else by the one of the model's chat template, or with ``raw`` by none at all.
+    Where the consumer closes it, which is how a reader stops, what is held back is dropped: text that may be half a
+    marker, half a stop string or half a character, white space at the end, and a call that is not whole.
     """
     from granite_demo.decoding import IncrementalDecoder
 

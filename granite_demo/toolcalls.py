@@ -12,11 +12,14 @@ from granite_demo.messages import ToolCall
 
 CUT_OFF = "The call was cut off before its end."
 
-STRING = re.compile(r'"(?:[^"\\]|\\.)*"', re.DOTALL)
+# Answers can be long: nothing here looks twice at what it has passed. The group is empty in a string without an end.
+STRING = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"|<function=([^<>\n]+)>')
 # Values may hold the closing tags themselves: only one that the next tag or the end follows counts.
-FUNCTION = re.compile(r"<function=([^<>\n]+)>(.*?)</function>(?=\s*(?:<function=|\Z))", re.DOTALL)
-PARAMETER = re.compile(r"<parameter=([^<>\n]+)>(.*?)</parameter>(?=\s*(?:<parameter=|\Z))", re.DOTALL)
+TAGS = {
+    tag: (re.compile(rf"<{tag}=([^<>\n]+)>"), re.compile(rf"</{tag}>(?=\s*+(?:<{tag}=|\Z))"))
+    for tag in ("function", "parameter")
+}
 
 
 def read_calls(raw: str) -> tuple[list[ToolCall], str]:
@@ -36,24 +39,30 @@ def unreadable(raw: str, error: str) -> ToolCall:
 
 def _read_json(raw: str) -> tuple[list[ToolCall], str]:
     calls: list[ToolCall] = []
-    rest = raw
-    while not calls or rest.startswith(("{", "[")):
+    at = 0
+    while not calls or raw.startswith(("{", "["), at):
         try:
-            value, end = DECODER.raw_decode(rest)
+            value, at = DECODER.raw_decode(raw, at)
         except ValueError as error:
+            rest = raw[at:]
+            if isinstance(error, json.JSONDecodeError):  # with the place in what is told of the call
+                error = json.JSONDecodeError(error.msg, rest, error.pos - at)
             why = CUT_OFF if _is_open(rest) else f"The call cannot be read as JSON: {error}."
             return [*calls, unreadable(rest, why)], ""
-        rest = rest[end:].lstrip()
+        while raw[at : at + 1].isspace():
+            at += 1
         if value == []:
             break
         calls += [_call(item) for item in (value if isinstance(value, list) else [value])]
-    return calls, rest
+    return calls, raw[at:]
 
 
 def _is_open(raw: str) -> bool:
     """Whether a string or a bracket of ``raw`` is never closed."""
+    if not raw or not all(match[1] for match in STRING.finditer(raw)):
+        return True
     bare = STRING.sub("", raw)
-    return not raw or '"' in bare or bare.count("{") + bare.count("[") > bare.count("}") + bare.count("]")
+    return bare.count("{") + bare.count("[") > bare.count("}") + bare.count("]")
 
 
 def _call(item: Any) -> ToolCall:
@@ -74,16 +83,31 @@ def _call(item: Any) -> ToolCall:
 
 
 def _read_xml(raw: str) -> list[ToolCall]:
-    if FUNCTION.sub("", raw).strip():
+    functions, outside = _elements(raw, "function")
+    if outside:
         return [unreadable(raw, "The call is not one of <function=name> to </function>.")]
     calls = []
-    for name, body in FUNCTION.findall(raw):
-        if PARAMETER.sub("", body).strip():
-            calls.append(ToolCall(name.strip(), body.strip(), "The call has text outside of its parameters."))
+    for name, body in functions:
+        parameters, outside = _elements(body, "parameter")
+        if outside:
+            calls.append(ToolCall(name, body.strip(), "The call has text outside of its parameters."))
         else:
-            arguments = {key.strip(): _value(value) for key, value in PARAMETER.findall(body)}
-            calls.append(ToolCall(name.strip(), _dumps(arguments)))
+            calls.append(ToolCall(name, _dumps({key: _value(value) for key, value in parameters})))
     return calls
+
+
+def _elements(text: str, tag: str) -> tuple[list[tuple[str, str]], bool]:
+    """The (name, body) of each ``<tag=name>body</tag>``, and whether there is text outside of them."""
+    opening, closing = TAGS[tag]
+    found = []
+    outside = False
+    at = 0
+    # Where one tag is not closed, none after it is.
+    while (begin := opening.search(text, at)) and (end := closing.search(text, begin.end())):
+        found.append((begin[1].strip(), text[begin.end() : end.start()]))
+        outside = outside or bool(text[at : begin.start()].strip())
+        at = end.end()
+    return found, outside or bool(text[at:].strip())
 
 
 def _value(text: str) -> Any:

@@ -3,6 +3,7 @@
 What the scripts say is in capitals that no marker has, so that it can be told from the markers.
 """
 
+import time
 from dataclasses import dataclass
 
 import pytest
@@ -142,6 +143,60 @@ SCRIPTS = (
         f"I\n</think>\n\nA\n<tool_call>\n{XML}\n</tool_call>\n<tool_call>\n{XML}\n</tool_call>",
         (Reasoning("I"), Text("A"), CALLED, CALLED),
         thinking_open=True,
+    ),
+    Script(
+        "4.2 call in the thinking",
+        "4.2",
+        f"\nWE \n\n<tool_call>\n{XML}\n</tool_call>\n<tool_call>{XML}</tool_call>\n</think>\n\nSO </think> IT",
+        (Reasoning("WE"), CALLED, CALLED, Text("SO </think> IT")),
+        thinking_open=True,
+    ),
+    Script("4.2 only a call in the thinking", "4.2", f" <tool_call>{XML}</tool_call>\n", (CALLED,), thinking_open=True),
+    Script(
+        "4.2 call that the thinking's end closes",
+        "4.2",
+        f"<think>WE<tool_call> {XML}\n</think>\nSO <tool_call>{XML}</tool_call>",
+        (Reasoning("WE"), CALLED, Text("SO"), CALLED),
+    ),
+    Script(
+        "4.2 text between a call and the thinking's end",
+        "4.2",
+        f"WE<tool_call>{XML}</tool_call> A\n</think> B",
+        (Reasoning("WE"), CALLED, Text("A B")),
+        thinking_open=True,
+    ),
+    Script(
+        "4.2 thinking about calls",
+        "4.2",
+        f"WE <tool_call></tool_call> I <tool_call> <fun <tool_call> \n</think>SO <tool_call>{XML}</tool_call>",
+        (Reasoning("WE <tool_call></tool_call> I <tool_call> <fun <tool_call>"), Text("SO"), CALLED),
+        thinking_open=True,
+    ),
+    Script(
+        "4.2 cut off in the thinking",
+        "4.2",
+        "WE <tool_call>\n<func",
+        (Reasoning("WE"), ToolCall("", "<func", CUT_OFF)),
+        thinking_open=True,
+    ),
+    Script(
+        "4.2 malformed in the thinking",
+        "4.2",
+        "WE <tool_call><function=f>É</function></tool_call>",
+        (Reasoning("WE"), ToolCall("f", "É", "The call has text outside of its parameters.")),
+        thinking_open=True,
+    ),
+    Script(
+        "3.3 call in the thinking",
+        "3.3",
+        f"<think>WE <|tool_call|>[{CALL}]</think>\n<response>SO</response>",
+        (Reasoning("WE"), CALLED, Text("SO")),
+    ),
+    Script(
+        "3.2 call in the thinking",
+        "3.2",
+        f"Here is my thought process: WE\n<tool_call>[{CALL}]\nHere is my response: SO",
+        (Reasoning("WE"), CALLED, Text("SO")),
     ),
     Script(
         "4.2 malformed",
@@ -285,6 +340,43 @@ def test_thinking_is_known_while_it_goes_on() -> None:
         seen.append(parser.thinking)
     assert seen == [False, True, True, True, False, False, False]
     assert AnswerParser(DIALECTS["4.2"], thinking_open=True).thinking
+
+
+def test_thinking_is_over_once_a_call_begins() -> None:
+    parser = AnswerParser(DIALECTS["4.2"], thinking_open=True)
+    seen = []
+    for piece in ("A ", "<tool_call>", "\n", "tags ", "<tool_call>", "\n<function", "=", "f></function>"):
+        parser.feed(piece)
+        seen.append(parser.thinking)
+    assert seen == [True] * 6 + [False] * 2
+
+
+SPACES = " \n" * 20_000
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [
+        ("4.2", ""),
+        ("4.2", "<think>"),
+        ("4.2", "<think>A<tool_call>"),
+        ("4.0", "A<tool_call>"),
+        ("3.3", "A"),
+        ("3.2", "A\n# Ci"),
+    ],
+)
+def test_long_white_space_is_looked_through_once(name: str, before: str) -> None:
+    script = Script("", name, before + SPACES, ())
+    started = time.process_time()
+    parts = run(script, list(script.text))
+    # About 0.4; were all of it searched at each character, more than ten times that.
+    assert time.process_time() - started < 2
+    assert parts == run(script, [script.text])
+
+
+def test_long_white_space_is_shown_with_the_text_that_follows_it() -> None:
+    gap = " " * 10_000
+    assert run(Script("", "4.0", "", ()), ["A", gap, "B", gap, "<tool_call>[]</tool_call>"]) == (Text(f"A{gap}B"),)
 
 
 def test_half_a_mark_of_a_citation_is_not_shown() -> None:

@@ -81,7 +81,7 @@ def test_greedy_answers_of_unknown_models_are_kept_too() -> None:
 
 def test_a_file_comes_back_as_the_request_with_the_seed_that_was_drawn() -> None:
     conversation, request = answered()
-    text = bundle.to_text(bundle.bundle(conversation, str(conversation.head)))
+    text = json.dumps(bundle.bundle(conversation, str(conversation.head)))
     found = bundle.to_request(bundle.read_bundle(text))
     assert found.sampling.seed == 77
     assert request.sampling.seed is None
@@ -106,17 +106,89 @@ def test_only_what_led_to_the_answer_is_in_the_file() -> None:
     conversation, _ = answered()
     answer = str(conversation.head)
     later = conversations.add(conversation, "user", content="And 7 times 8?")
-    assert "7 times 8" not in bundle.to_text(bundle.bundle(later, answer))
+    assert "7 times 8" not in json.dumps(bundle.bundle(later, answer))
     assert bundle.bundle(later, answer) == bundle.bundle(conversation, answer)
 
 
-def test_an_answer_that_was_stopped_or_a_question_has_no_file() -> None:
+def test_a_question_or_an_answer_of_which_nothing_was_kept_has_no_file() -> None:
     conversation, _ = answered()
     question = conversations.path(conversation)[0].id
-    stopped = conversations.add(conversations.rewind(conversation, question), "assistant", content="It")
-    for turn in (question, str(stopped.head), "gone"):
+    unknown = conversations.add(conversations.rewind(conversation, question), "assistant", content="It")
+    for turn in (question, str(unknown.head), "gone"):
         with pytest.raises(InvalidRequestError):
-            bundle.bundle(stopped, turn)
+            bundle.bundle(unknown, turn)
+
+
+def test_an_answer_that_was_stopped_has_a_file() -> None:
+    conversation, request = conversation_and_request()
+    kept = bundle.made(request, None)
+    assert json.loads(json.dumps(kept)) == kept
+    whole = bundle.made(request, FINISH)
+    assert kept["sampling"] == {"temperature": 0.7, "top_p": 0.9, "stop": ["\n\n"], "max_tokens": 50}
+    assert set(whole) - set(kept) == {"usage", "timings", "token_ids", "provenance"}
+    for name in ("controls", "overflow", "carried", "versions"):
+        assert kept[name] == whole[name]
+    conversation = conversations.add(conversation, "assistant", content="It", made=kept)
+    value = bundle.bundle(conversation, str(conversation.head))
+    found = read(value)
+    assert "note" not in value
+    assert (found.answer.text, found.made.finish_reason, found.made.token_ids) == ("It", "stopped", ())
+    assert bundle.to_request(found) == request
+
+
+CHANGES: list[dict[str, Any]] = [
+    {"system": "Be long."},
+    {"system": ""},
+    {"tools": ""},
+    {"tools": example_json().replace("expression", "formula")},
+    {"documents": ()},
+    {"documents": (Text(title="A", text="a c"),)},
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=str)
+def test_what_was_changed_after_the_answer_is_noted(change: dict[str, Any]) -> None:
+    conversation, _ = answered()
+    assert "note" not in bundle.bundle(conversation, str(conversation.head))
+    value = bundle.bundle(conversation.model_copy(update=change), str(conversation.head))
+    assert value["note"] == read(value).note == bundle.CHANGED
+
+
+def test_what_says_the_same_is_no_change() -> None:
+    conversation, _ = answered()
+    same = {"system": " Be brief.\n", "tools": json.dumps(json.loads(example_json()), indent=7)}
+    assert "note" not in bundle.bundle(conversation.model_copy(update=same), str(conversation.head))
+
+
+BROKEN = {"tools": "[{"}
+
+
+def test_tools_that_cannot_be_read_any_more_are_left_out_with_a_note() -> None:
+    conversation, _ = answered()
+    value = bundle.bundle(conversation.model_copy(update=BROKEN), str(conversation.head))
+    assert value["request"]["tools"] == []
+    assert value["note"] == f"{bundle.CHANGED} {bundle.UNREADABLE}"
+    read(value)
+
+
+def test_tools_that_were_never_sent_need_not_be_readable() -> None:
+    conversation = conversations.add(conversations.start(), "user", content="Hi")
+    request = GenerationRequest(conversations.to_messages(conversation))
+    conversation = conversations.add(conversation, "assistant", content="Hi", made=bundle.made(request, FINISH))
+    value = bundle.bundle(conversation.model_copy(update=BROKEN), str(conversation.head))
+    assert "note" not in value
+    assert bundle.to_request(read(value)).messages == request.messages
+
+
+def test_answers_and_files_of_earlier_versions_are_read() -> None:
+    conversation, request = answered()
+    kept = {name: value for name, value in bundle.made(request, FINISH).items() if name != "carried"}
+    older = conversations.change(conversation, str(conversation.head), made=kept)
+    value = bundle.bundle(older.model_copy(update={"system": "Be long."}), str(older.head))
+    # What it carried is not known, so no change of it is.
+    assert "note" not in value
+    assert (read(value).note, read(value).made.carried) == ("", "")
+    assert bundle.bundle(older.model_copy(update=BROKEN), str(older.head))["note"] == bundle.UNREADABLE
 
 
 def test_a_prompt_without_messages_can_be_read() -> None:
@@ -154,6 +226,8 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
         (changed("request", "controls", to={"thinking": "deep"}), "controls.thinking"),
         (changed("made", "token_ids", to=["1"]), "token_ids"),
         (changed("made", "provenance", to=[]), "provenance"),
+        (changed("made", "finish_reason", to="asleep"), "finish_reason"),
+        (changed("note", to=3), "note"),
     ],
 )
 def test_a_damaged_file_is_told(value: Any, words: str) -> None:
@@ -177,14 +251,14 @@ def test_a_file_that_is_too_large_is_told() -> None:
 @settings(deadline=None)
 @given(st.data())
 def test_a_file_cut_short_is_never_taken(data: st.DataObject) -> None:
-    text = bundle.to_text(saved())
+    text = json.dumps(saved())
     with pytest.raises(InvalidRequestError):
         bundle.read_bundle(text[: data.draw(st.integers(0, len(text) - 1))])
 
 
 def test_a_file_is_found_by_its_name(tmp_path: Path) -> None:
     path = tmp_path / "answer.json"
-    path.write_text(bundle.to_text(saved()), encoding="utf-8")
+    path.write_text(json.dumps(saved()), encoding="utf-8")
     assert bundle.read_file(str(path)).answer.text == "It is 42."
 
 

@@ -1,6 +1,7 @@
 """Arithmetic of strangers: right results, and a plain word for all that is none."""
 
 import time
+import warnings
 from contextlib import suppress
 
 import pytest
@@ -76,6 +77,15 @@ def test_large_numbers_end_at_once(expression: str) -> None:
     with pytest.raises(CalculationError, match="too large"):
         calculate(expression)
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize("expression", ["1(2)", "(1)(2)", "1if 1else 2"])
+def test_what_python_warns_of_is_not_logged(expression: str) -> None:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(CalculationError, match="Only numbers"):
+            calculate(expression)
+    assert caught == []
 
 
 def test_long_but_plain_expressions_are_worked_out() -> None:

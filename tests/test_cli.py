@@ -1,13 +1,21 @@
 """The command line's manners."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
+from threading import Event
 
 import pytest
 
+from granite_demo import cli
 from granite_demo.cli import main
+from granite_demo.errors import ConfigurationError, LoadCancelledError
+from granite_demo.manager import ReadyModel
+from granite_demo.status import LoadOptions, Report
 from tests.tinymodels import write_checkpoint
 
 
@@ -19,7 +27,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    assert {"serve", "bench", "models", "fits", "pull"} <= set(done.stdout.split())
+    assert {"serve", "complete", "chat", "bench", "models", "fits", "pull"} <= set(done.stdout.split())
 
 
 def test_help_names_flags_defaults_and_variables() -> None:
@@ -32,13 +40,15 @@ def test_help_names_flags_defaults_and_variables() -> None:
 @pytest.mark.parametrize(
     ("command", "words"),
     [
+        ("complete", ("[TEXT]", "--raw", "--chat", "--stop", "--thinking", "--json", "--model", "GRANITE_DEMO_DEVICE")),
+        ("chat", ("--system", "--temperature", "--model", "--context", "Ctrl-C", "/help")),
         ("models", ("--json", "--context", "--cache-dir", "List the models")),
         ("fits", ("--json", "--memory", "24GB", "--context", "[MODEL]")),
         ("bench", ("--suite", "--users", "--prompts", "--json", "--plot", "--rounds", "three minutes")),
         ("pull", ("--json", "--revision", "GRANITE_DEMO_REVISION", "MODEL", "Ctrl-C")),
     ],
 )
-def test_help_of_the_commands_about_models(command: str, words: tuple[str, ...]) -> None:
+def test_help_of_each_command(command: str, words: tuple[str, ...]) -> None:
     done = run(command, "--help")
     assert done.returncode == 0
     assert [word for word in words if word not in done.stdout] == []
@@ -78,6 +88,42 @@ def test_bench_is_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytes
         main(["bench"])
     assert end.value.code == 2
     assert "without torchrun" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_load_that_fails_keeps_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cache_dir: Path, threads: int, options: LoadOptions, *more: object, group: object) -> ReadyModel:
+        raise ConfigurationError(f"No {options.device} here.")
+
+    monkeypatch.setattr(cli, "open_model", fail)
+    with pytest.raises(SystemExit) as end:
+        main(["complete", "Why?", "--model", "sample", "--device", "cuda"])
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert "granite-demo: No cuda here." in err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("command", [["complete", "Why?"], ["chat"]])
+def test_ctrl_c_ends_a_load(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    heard: list[bool] = []
+
+    def load(
+        cache_dir: Path, threads: int, options: LoadOptions, report: Report, cancelled: Event, group: object
+    ) -> ReadyModel:
+        time.sleep(0.2)  # until the main thread waits
+        os.kill(os.getpid(), signal.SIGINT)
+        heard.append(cancelled.wait(5))
+        raise LoadCancelledError("The load was cancelled.")
+
+    monkeypatch.setattr(cli, "open_model", load)
+    with pytest.raises(SystemExit) as end:
+        main([*command, "--model", "sample"])
+    assert (end.value.code, heard) == (130, [True])
+    assert "Traceback" not in capsys.readouterr().err
 
 
 WITHOUT_SERVER = """

@@ -12,6 +12,7 @@ from granite_demo import conversations
 from granite_demo.conversations import (
     MAX_TEXT,
     MAX_TURNS,
+    READABLE_TURNS,
     TITLE_LENGTH,
     Call,
     Conversation,
@@ -198,7 +199,7 @@ def turn(name: str, parent: str | None = None, **values: Any) -> dict[str, Any]:
         {"id": "c", "turns": {"a": turn("a", content="x" * (MAX_TEXT + 1))}},
         {"id": "c", "turns": {"a": turn("a", thinking_seconds=float("nan"))}},
         {"id": "c", "turns": {"a": turn("a", citations=[{"document": "1", "start": -1, "end": 0}])}},
-        {"id": "c", "turns": {str(n): turn(str(n)) for n in range(MAX_TURNS + 1)}},
+        {"id": "c", "turns": {str(n): turn(str(n)) for n in range(READABLE_TURNS + 1)}},
         {"id": "c", "title": "x" * 201},
         {"id": "c", "documents": [{"title": "t", "text": ""}] * 65},
         {"id": "c", "controls": {"thinking": "much"}},
@@ -314,3 +315,17 @@ def test_the_last_question_is_found_behind_its_answer() -> None:
     assert [turn.role for turn in path(question)][-1] == "user"
     assert conversations.unanswered(question) == question
     assert conversations.unanswered(start()).head is None
+
+
+def test_a_version_is_of_the_same_kind() -> None:
+    """An answer and a question may follow the same turn."""
+    conversation = talk("one")
+    first = str(conversation.head)
+    conversation = add(conversation, "assistant", content="ONE")
+    conversation = add(conversation, "user", content="two", parent=first)
+    assert conversations.versions(conversation, str(conversation.head)) == [conversation.head]
+
+
+def test_what_two_tabs_filled_can_be_opened() -> None:
+    turns = {str(number): Turn(id=str(number), role="user") for number in range(MAX_TURNS + 1)}
+    assert len(load({"id": "c", "turns": {name: turn.model_dump() for name, turn in turns.items()}}).turns) > MAX_TURNS

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo import documents
@@ -130,7 +130,7 @@ def test_a_csv_row_names_its_columns(read: Read, data: bytes, expected: str) -> 
 
 
 def test_a_csv_that_cannot_be_read_is_told(read: Read) -> None:
-    with pytest.raises(InvalidRequestError, match="damaged or not a CSV file"):
+    with pytest.raises(InvalidRequestError, match="damaged or no .csv file"):
         read("table.csv", b'a,"' + b"x" * 200_000 + b'"')
 
 
@@ -171,14 +171,14 @@ BOMB = archive({"word/document.xml": b"0" * (documents.MAX_UNPACKED_BYTES + 1)})
         ("a.csv", b"a,\x00b\n", "is not text"),
         ("a.csv", b",,\n,,\n", "has no text"),
         ("a.pdf", b"plain text", "is not a PDF"),
-        ("a.pdf", b"%PDF-1.7 and nothing", "damaged or not a PDF"),
+        ("a.pdf", b"%PDF-1.7 and nothing", r"damaged or no .pdf"),
         ("a.pdf", pdf("", ""), "scan"),
         ("a.pdf", pdf("secret", password="sesame"), "protected by a password"),
         ("a.docx", b"plain text", "is not a Word file"),
         ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1", "protected, or an old Word file"),
-        ("a.docx", b"PK\x03\x04 torn", "damaged or not a Word"),
+        ("a.docx", b"PK\x03\x04 torn", r"damaged or no .docx"),
         ("a.docx", archive({"a.txt": b"text"}), "is not a Word file"),
-        ("a.docx", archive({"word/document.xml": b"<a/>"}), "damaged or not a Word"),
+        ("a.docx", archive({"word/document.xml": b"<a/>"}), r"damaged or no .docx"),
         ("a.docx", BOMB, "unpacks to more than 30 MB"),
         ("a.docx", word(), "has no text"),
         ("a.exe", b"text", "ends in .txt, .md, .csv, .pdf or .docx"),
@@ -235,6 +235,7 @@ def test_flaws_of_a_pdf_are_not_logged(read: Read, caplog: pytest.LogCaptureFixt
     assert [record for record in caplog.records if record.name.startswith("pypdf")] == []
 
 
+@settings(deadline=None)  # the first of a kind loads its library
 @given(st.sampled_from(sorted(documents.READERS)), st.binary(max_size=300))
 def test_no_bytes_raise_anything_else(tmp_path_factory: pytest.TempPathFactory, suffix: str, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "upload"

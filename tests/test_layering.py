@@ -75,6 +75,11 @@ MAY_IMPORT = {
     | {"shapes", "planning", "registry", "prompts", "fitting", "provenance", "streams", "manager", "loading"},
     "streams": BASE | {"answers", "dialects", "parsing", "template_inputs", "decoding", "manager"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
+    "flags": BASE | {"settings"},
+    "printing": BASE | {"backends", "switches", "ui"},
+    "session": BASE | {"conversations", "exchange", "bundle", "backends", "printing"},
+    "completing": BASE | {"settings", "flags", "bundle", "backends", "printing", "ui"},
+    "chatting": BASE | {"settings", "flags", "conversations", "backends", "printing", "session"},
     "ui": BASE
     | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
     | {"ui"},

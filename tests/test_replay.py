@@ -51,12 +51,15 @@ def script(text: str = "It is 42.", **changes: Any) -> list[StreamEvent]:
     return [ReasoningDelta("So.", 1), *deltas, ToolCalled(CALL), replace(FINISH, **changes)]
 
 
-def saved(finish: Finish = FINISH, text: str = "It is 42.") -> dict[str, Any]:
+def saved(
+    finish: Finish | None = FINISH, text: str = "It is 42.", thinking: str = "So.", called: bool = True
+) -> dict[str, Any]:
     """An answer of ``script`` as its file."""
     conversation = conversations.add(conversations.start(), "user", content="6 times 7?")
     request = GenerationRequest(conversations.to_messages(conversation), sampling=SamplingParams(temperature=0.5))
-    calls = (conversations.Call(name=CALL.name, arguments=CALL.arguments),)
-    values: dict[str, Any] = {"content": text, "thinking": "So.", "calls": calls, "made": bundle.made(request, finish)}
+    calls = (conversations.Call(name=CALL.name, arguments=CALL.arguments),) if called else ()
+    made = bundle.made(request, finish)
+    values: dict[str, Any] = {"content": text, "thinking": thinking, "calls": calls, "made": made}
     conversation = conversations.add(conversation, "assistant", **values)
     return bundle.bundle(conversation, str(conversation.head))
 
@@ -145,9 +148,44 @@ async def test_an_answer_that_breaks_off_is_no_answer(backend: FakeBackend) -> N
         await again(backend, script()[:-1])
 
 
+HALVES = [("", "", False), ("", "S", False), ("", "So.", False), ("It is", "So.", False), ("It is 42.", "So.", True)]
+
+
+@pytest.mark.parametrize(("text", "thinking", "called"), HALVES)
+async def test_a_stopped_answer_is_compared_as_far_as_it_went(
+    backend: FakeBackend, text: str, thinking: str, called: bool
+) -> None:
+    backend.script = script("It is 42. Or so.")
+    outcome = await replay(backend, read(saved(None, text, thinking, called)))
+    assert (outcome.compared, outcome.equal) == ("characters", True)
+    stopped, seed = outcome.differences
+    assert stopped == "The saved answer was stopped, or ended by an error: what comes after its end is not compared."
+    assert seed == "The seed of the saved answer is not known, so the new one was drawn with another."
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "called", "first"),
+    [("", "Sa", False, 1), ("It was", "So.", False, 7), ("It is", "", False, 0), ("It is 42.", "So.", True, None)],
+)
+async def test_a_stopped_answer_can_differ(
+    backend: FakeBackend, text: str, thinking: str, called: bool, first: int | None
+) -> None:
+    # Where all of the text came again, the call didn't.
+    backend.script = [event for event in script() if first is not None or type(event) is not ToolCalled]
+    outcome = await replay(backend, read(saved(None, text, thinking, called)))
+    assert not outcome.equal
+    assert outcome.first == (first if first is not None else len("So.\nIt is 42."))
+
+
+async def test_what_was_changed_before_the_file_was_saved_is_told_first(backend: FakeBackend) -> None:
+    backend.script = script(reason="length")
+    outcome = await replay(backend, read({**saved(), "note": "Changed\x1b[2J."}))
+    assert report(outcome)[1:] == ["Changed\\x1b[2J.", "The answer ended by stop then, by length now."]
+
+
 def test_a_terminal_obeys_nothing_in_an_answer() -> None:
-    lines = report(Outcome("tokens", 2, 0, "\x1b[2J[bold]é", "\n"))
-    assert lines[1:] == ["Then: \\x1b[2J[bold]é", "Now:  \\n"]
+    lines = report(Outcome("tokens", 2, 0, "\x1b[2J[bold]é", "\n", ("Model: \x1b[2J then",)))
+    assert lines[1:] == ["Then: \\x1b[2J[bold]é", "Now:  \\n", "Model: \\x1b[2J then"]
 
 
 # The command
@@ -186,7 +224,7 @@ def test_the_command_prints_and_tells_by_its_result(
 ) -> None:
     backend.script = script(text, token_ids=())
     path = tmp_path / "answer.json"
-    path.write_text(bundle.to_text(saved()), encoding="utf-8")
+    path.write_text(json.dumps(saved()), encoding="utf-8")
     opened: list[str] = []
 
     def open_fake(settings: Settings, console: Console) -> FakeBackend:
@@ -248,7 +286,7 @@ def test_the_sample_says_the_same_again(
     value = bundle.bundle(conversation, str(conversation.head))
     path = tmp_path / "answer.json"
     for code, words in ((0, "is the same: 6 tokens"), (1, "differs from token 2 on")):
-        path.write_text(bundle.to_text(value), encoding="utf-8")
+        path.write_text(json.dumps(value), encoding="utf-8")
         with pytest.raises(SystemExit) as end:
             main(["replay", str(path), "--device", "cpu", "--dtype", "float32"])
         assert (end.value.code, words in capsys.readouterr().out) == (code, True)

@@ -124,6 +124,13 @@ SCRIPTS = [
         [("thinking", "A"), CALLED],
         "tool_calls",
     ),
+    (
+        "4.2",
+        "<think>\n",
+        "A\n<tool_call>\n<function=f>\n<parameter=x>\né\n</parameter>\n</function>\n</tool_call>\n</think>\nB",
+        [("thinking", "A"), CALLED, ("text", "B")],
+        "tool_calls",
+    ),
 ]
 
 
@@ -284,6 +291,17 @@ async def test_a_reader_may_leave_at_any_event(tokenizer: Any) -> None:
             await anext(stream)
         await stream.aclose()
         assert answering.engine.running == 0
+
+
+async def test_what_is_held_back_is_dropped_when_the_reader_leaves(tokenizer: Any) -> None:
+    answering = Answering(tokenizer, "4.0", "AB <tool_callers")
+    stream = answer_events(answering.ready, answering.prompt_ids, SamplingParams(max_tokens=99), 0.0)
+    seen = []
+    async for event in stream:
+        seen.append(event)
+        if isinstance(event, TextDelta) and event.completion_tokens == len("AB <tool"):
+            await stream.aclose()
+    assert shown(seen) == [("text", "AB")]
 
 
 async def test_a_model_without_template_has_no_dialect(tokenizer: Any) -> None:

@@ -1,6 +1,7 @@
 """Tool calls as models write them, well and badly: nothing raises, nothing is lost."""
 
 import json
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -77,6 +78,41 @@ def test_text_after_a_call_is_given_back() -> None:
 def test_a_bad_call_does_not_hide_the_good_ones() -> None:
     calls, _ = read_calls('[{"name": "f"}, {"nom": "g"}] {"name": "h", ')
     assert [(call.name, bool(call.error)) for call in calls] == [("f", False), ("", True), ("h", True)]
+
+
+LENGTH = 200_000
+LONG = {
+    "escapes in a string": '{"a":"' + '\\"' * (LENGTH // 2),
+    "strings": '{"a":' + '"\\' * (LENGTH // 2),
+    "parameters": "<function=a>" + "<parameter=a>" * (LENGTH // 13) + "</function>",
+    "functions": "<function=a>" * (LENGTH // 12),
+    "halves of tags": "<function=" * (LENGTH // 10),
+    "ends": "<function=a><parameter=a>" + "</parameter> x" * (LENGTH // 14) + "</function>",
+    "space": "<function=a></function>" + " " * LENGTH + "x",
+    "names": '"name" ' * (LENGTH // 7),
+}
+
+
+@pytest.mark.parametrize("raw", LONG.values(), ids=LONG.keys())
+def test_long_calls_are_looked_through_once(raw: str) -> None:
+    started = time.process_time()
+    [call], _ = read_calls(raw)
+    # What looks again from each tag or quotation mark takes minutes.
+    assert time.process_time() - started < 2
+    assert call.error
+
+
+def test_many_calls_take_as_long_as_their_text() -> None:
+    started = time.process_time()
+    calls, _ = read_calls("{} " * (LENGTH // 3) + "x")
+    assert len(calls) == LENGTH // 3
+    assert time.process_time() - started < 8
+
+
+def test_the_place_of_a_mistake_counts_from_its_own_call() -> None:
+    _, call = read_calls('{"name": "f"} {"name": g}')[0]
+    assert call.arguments == '{"name": g}'
+    assert call.error.endswith("line 1 column 10 (char 9).")
 
 
 PIECES = [

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from granite_demo import tools
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import ToolCall, ToolSpec
 from granite_demo.tools import EXAMPLES, check_call, example_json, parse_tools, run, runs_here, to_json
@@ -151,6 +152,25 @@ def test_checks_of_hostile_schemas_end_soon(schema: dict[str, Any]) -> None:
     start = time.perf_counter()
     check_call([spec(**schema)], ToolCall("t", json.dumps({"x": items})))
     assert time.perf_counter() - start < 5
+
+
+@pytest.mark.parametrize(("kinds", "count"), [(48, 95), (48, 1000), (4, 800)])
+def test_no_check_takes_long(kinds: int, count: int) -> None:
+    # Each item is compared with each kind: the slowest that there is. It takes 0.1 s on a busy core.
+    items = {"not": {"anyOf": [{"type": "string", "const": str(number)} for number in range(kinds)]}}
+    specs = parse_tools(defined(properties={"x": {"items": items}}))
+    start = time.thread_time()
+    fault = check_call(specs, ToolCall("t", json.dumps({"x": [1] * count})))
+    assert time.thread_time() - start < 0.4
+    assert fault == ("The arguments are too many to be checked." if count == 1000 else "")
+
+
+def test_the_same_definitions_are_read_once_and_shared_with_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = defined(properties={"only": {"type": "string"}}, title="read once")
+    (first,) = parse_tools(text)
+    monkeypatch.setattr(tools, "_read", lambda *_: pytest.fail("read again"))
+    first.parameters["properties"]["only"]["type"] = "number"
+    assert parse_tools(text)[0].parameters["properties"] == {"only": {"type": "string"}}
 
 
 def test_a_definition_that_was_never_checked_is_no_crash() -> None:

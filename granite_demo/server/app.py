@@ -10,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from granite_demo import __version__
 from granite_demo.backends import Backend
+from granite_demo.server.guards import Guard, guard_files
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.models import Access
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
@@ -34,9 +35,12 @@ def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
         """Alive: the event loop answers. The model's state is told, but does not matter."""
         return JSONResponse({"status": "ok", "model": backend.status().stage})
 
+    app.add_middleware(Guard)
+    page = build_ui(backend, access or Access())
+    guard_files(page)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
-        build_ui(backend, access or Access()),
+        page,
         path="/",
         theme=load_theme(),
         css_paths=style_paths(),

@@ -22,6 +22,8 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["note", "error"]
 
+SETTLING_SECONDS = 5.0
+"""For the browser to come back with an ended answer; after that it never will."""
 SETTLE_SECONDS = 0.2
 """For the last update of an ended answer to reach the browser."""
 
@@ -44,6 +46,7 @@ class Visitors:
 
     def __init__(self) -> None:
         self._stops: dict[str, list[threading.Event]] = {}
+        self._settling: dict[str, float] = {}
 
     @contextmanager
     def answering(self, visitor: str) -> Iterator[threading.Event]:
@@ -57,14 +60,27 @@ class Visitors:
             if not self._stops[visitor]:
                 del self._stops[visitor]
 
-    def busy(self, visitor: str) -> bool:
+    def streaming(self, visitor: str) -> bool:
         """Whether ``visitor`` is being answered."""
         return visitor in self._stops
 
+    def settling(self, visitor: str) -> None:
+        """The answer has ended, and the browser is about to put it into the conversation; until then it is busy."""
+        self._settling[visitor] = time.monotonic() + SETTLING_SECONDS
+
+    def settled(self, visitor: str) -> None:
+        """The answer is in the conversation, or never will be."""
+        self._settling.pop(visitor, None)
+
+    def busy(self, visitor: str) -> bool:
+        """Whether an answer of ``visitor`` is not in its conversation yet."""
+        return self.streaming(visitor) or self._settling.get(visitor, 0.0) > time.monotonic()
+
     async def stopped(self, visitor: str, seconds: float) -> None:
         """Stop what ``visitor`` asked for, and wait up to ``seconds`` until it has ended and shows nothing more."""
-        if not self.stop(visitor):
+        if not self.busy(visitor):
             return
+        self.stop(visitor)
         deadline = time.monotonic() + seconds
         while self.busy(visitor) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -90,7 +106,7 @@ async def snapshots(
     start = time.perf_counter()
     elapsed = 0.0
     try:
-        request = build()
+        request = await asyncio.to_thread(build)
         async with aclosing(paced(backend.stream(request))) as batches:
             async for batch in batches:
                 elapsed = time.perf_counter() - start

@@ -17,6 +17,7 @@ from granite_demo.ui import latex
 from granite_demo.ui.answering import Snapshot, Visitors, session, snapshots
 from granite_demo.ui.events import DIRECT, STREAMING
 from granite_demo.ui.models import PRECISIONS, Access, labelled, load_options
+from granite_demo.ui.plain import plain
 from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import to_seed
 from granite_demo.ui.sides import Latest, costs_html, difference_words, side_by_side
@@ -215,7 +216,11 @@ def _shown(shot: Snapshot | None, waiting: str) -> tuple[Any, ...]:
         return gr.Accordion(label=NO_THOUGHTS), "", "", note_html(waiting)
     answer = shot.answer
     title = f"Thinking · {answer.thinking_tokens:,} tokens" if answer.thinking else NO_THOUGHTS
-    return gr.Accordion(label=title), latex.prepare(answer.thinking), latex.prepare(answer.text), costs_html(shot)
+    return gr.Accordion(label=title), _text(answer.thinking), _text(answer.text), costs_html(shot)
+
+
+def _text(text: str) -> str:
+    return plain(latex.prepare(text))
 
 
 def _buttons(*, busy: bool) -> tuple[Any, Any]:

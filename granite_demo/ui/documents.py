@@ -29,6 +29,13 @@ from granite_demo.ui.render import note_html
 MAX_REASONS = 4
 """Errors of one upload that are shown; the others are counted."""
 
+MERGE_JS = """(held, patch) => {
+  if (!patch || (held?.id && held.id !== patch.id)) return [held];
+  const { id, created, documents = [], updated } = patch;
+  return [{ created, ...held, version: 1, id, documents, updated }];
+}"""
+"""Reading a file takes a while, in which the conversation may have grown: only its documents are new."""
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentsPanel:
@@ -43,6 +50,8 @@ class DocumentsPanel:
     remove: gr.Button
     message: gr.HTML
     reason: gr.HTML
+    patch: gr.JSON
+    """The conversation with its new documents, as it was when they were asked for."""
 
     @property
     def shown(self) -> list[Any]:
@@ -93,15 +102,19 @@ def layout() -> DocumentsPanel:
         )
         add_button = gr.Button("Add the text", size="sm", elem_id="documents-add")
         message = gr.HTML(elem_id="documents-message")
-    return DocumentsPanel(accordion, upload, title, text, add_button, listing, remove, message, reason)
+    patch = gr.JSON(visible=False)
+    return DocumentsPanel(accordion, upload, title, text, add_button, listing, remove, message, reason, patch)
 
 
 def wire(panel: DocumentsPanel, holder: gr.JSON) -> None:
     """Connect the events. ``holder`` keeps the conversation, as ``conversations.dump`` gives it."""
-    changed = [holder, *panel.shown]
-    panel.upload.upload(add_files, [holder, panel.upload], [*changed, panel.upload], **DIRECT)
-    panel.add.click(add_text, [holder, panel.title, panel.text], [*changed, panel.title, panel.text], **DIRECT)
-    panel.remove.click(remove, [holder, panel.listing], changed, **DIRECT)
+    changed = [panel.patch, *panel.shown]
+    for event in (
+        panel.upload.upload(add_files, [holder, panel.upload], [*changed, panel.upload], **DIRECT),
+        panel.add.click(add_text, [holder, panel.title, panel.text], [*changed, panel.title, panel.text], **DIRECT),
+        panel.remove.click(remove, [holder, panel.listing], changed, **DIRECT),
+    ):
+        event.then(None, [holder, panel.patch], [holder], js=MERGE_JS, **DIRECT)
 
 
 def add_files(value: Any, paths: Sequence[str] | None) -> tuple[Any, ...]:

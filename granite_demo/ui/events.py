@@ -1,6 +1,17 @@
 """How the page's events run: long ones in the queue, short ones at once, none in the public API list."""
 
+import logging
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
+
+import gradio as gr
+from pydantic import ValidationError
+
+from granite_demo.errors import GraniteDemoError
+from granite_demo.ui.render import note_html
+
+log = logging.getLogger(__name__)
 
 MAX_STREAMS = 128
 """Answers that may stream at once; the engine decides how many of them it serves at a time."""
@@ -15,3 +26,24 @@ STREAMING: dict[str, Any] = {
     "api_visibility": "undocumented",
 }
 DIRECT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+
+DAMAGED = "What the browser sent is damaged. Reload the page."
+
+
+def told(error: Exception) -> str:
+    """What a visitor is told of what their browser sent."""
+    return error.user_text if isinstance(error, GraniteDemoError) else DAMAGED
+
+
+def forgiving(handler: Callable[..., tuple[Any, ...]], outputs: int) -> Callable[..., tuple[Any, ...]]:
+    """``handler``, with one output more: why it changed nothing, where its input is not what our page would send."""
+
+    @wraps(handler)
+    def safe(*args: Any) -> tuple[Any, ...]:
+        try:
+            return *handler(*args), ""
+        except (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError, ValueError) as error:
+            log.info("An event was refused: %r", error)
+            return *(gr.skip(),) * outputs, note_html(told(error), "error")
+
+    return safe

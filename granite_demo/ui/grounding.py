@@ -1,8 +1,13 @@
-"""Footnotes to an answer, and the view of what supports it: pure functions that return markup, all of it escaped."""
+"""Footnotes to an answer, and the view of what supports it: pure functions that return markup, all of it escaped.
 
+Footnotes are kept for a while: finding them takes time, and the page shows the same answers again at each question.
+"""
+
+import hashlib
 import html
 import re
-from collections import defaultdict
+import threading
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 
 from granite_demo.conversations import Turn
@@ -14,6 +19,8 @@ CONTEXT = 160
 """Characters of a document that are shown before and after a passage."""
 COLORS = 6
 """Classes g0 to g5 in the style sheet."""
+KEPT = 64
+"""Answers whose footnotes are kept."""
 
 # Nothing may be put into these: inline code, formulas, links, tags.
 _WHOLE = re.compile(
@@ -28,8 +35,39 @@ _Place = tuple[int, int, int]
 """(document, start, end)"""
 
 
+# By a digest: lru_cache would keep the documents themselves, which may have a megabyte each time.
+_kept: OrderedDict[bytes, tuple[str, str]] = OrderedDict()
+_lock = threading.Lock()
+
+
 def footnotes(turn: Turn, documents: Sequence[Document]) -> tuple[str, str]:
     """The answer's Markdown with a mark behind all that the model cites, and the notes that these open."""
+    key = _digest(turn, documents)
+    with _lock:
+        if key in _kept:
+            _kept.move_to_end(key)
+            return _kept[key]
+    made = _footnotes(turn, documents)
+    with _lock:
+        _kept[key] = made
+        if len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return made
+
+
+def _digest(turn: Turn, documents: Sequence[Document]) -> bytes:
+    """Of all that the footnotes are made of; each text with its length before it, so that none runs into the next."""
+    texts = [turn.id, turn.content, listed_of(turn)]
+    texts += [text for one in turn.citations for text in (one.document, f"{one.start} {one.end}")]
+    digest = hashlib.sha256(f"{len(turn.citations)}".encode())
+    for text in [*texts, *(text for one in documents for text in (one.title, one.text))]:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(f" {len(data)} ".encode())
+        digest.update(data)
+    return digest.digest()
+
+
+def _footnotes(turn: Turn, documents: Sequence[Document]) -> tuple[str, str]:
     name = f"note-{turn.id}"
     found = cited(turn.content, documents, _citations(turn), listed_of(turn))
     numbers = _numbers(found)
@@ -96,8 +134,10 @@ def _about(found: Sequence[Support]) -> str:
 def _marked(answer: str, found: Sequence[Support], numbers: dict[_Place, int], documents: Sequence[Document]) -> str:
     parts = []
     at = 0
-    for start, end in dict.fromkeys((one.start, one.end) for one in found):
-        ones = [one for one in found if one.start == start]
+    groups: defaultdict[tuple[int, int], list[Support]] = defaultdict(list)
+    for one in found:
+        groups[one.start, one.end].append(one)
+    for (start, end), ones in groups.items():
         many = [numbers[_place(one)] for one in ones]
         kind = "native" if ones[0].native else "lexical"
         titles = ", ".join(f"[{numbers[_place(one)]}] {documents[one.document - 1].title}" for one in ones)

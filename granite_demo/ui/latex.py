@@ -30,14 +30,14 @@ def prepare(text: str) -> str:
     """
     if "$" not in text:
         return text
-    blocks = list(_blocks(text))
-    last = len(blocks) - 1
+    cut = list(blocks(text))
+    last = len(cut) - 1
     return "".join(
-        _paragraph(block, grows=place == last) if prose else block for place, (block, prose) in enumerate(blocks)
+        _paragraph(block, grows=place == last) if prose else block for place, (block, prose) in enumerate(cut)
     )
 
 
-def _blocks(text: str) -> Iterator[tuple[str, bool]]:
+def blocks(text: str) -> Iterator[tuple[str, bool]]:
     """Cut ``text`` into paragraphs (True) and what is between them: fenced code and blank lines (False)."""
     prose: list[str] = []
     fence = ""

@@ -75,7 +75,8 @@ def _warning(view: PromptView, over: bool) -> str:
 async def measure(backend: Backend, value: Any, text: str | None, sampling: SamplingParams) -> str:
     """The meter for the conversation ``value`` with ``text`` as its next question."""
     try:
-        request = build_request(conversations.load(value), sampling, text if text and text.strip() else NOTHING)
+        question = text if text and text.strip() else NOTHING
+        request = await asyncio.to_thread(lambda: build_request(conversations.load(value), sampling, question))
         view = await backend.inspect(request)
     except ContextOverflowError as error:
         view = PromptView((), error.prompt_tokens, 0, error.context_length)

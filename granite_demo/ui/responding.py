@@ -4,6 +4,7 @@ The visitor may change the conversation while the answer grows, so the answer is
 browser keeps it meanwhile: a page that is closed or reloaded loses nothing.
 """
 
+import asyncio
 import threading
 import time
 from collections.abc import AsyncGenerator
@@ -34,7 +35,7 @@ class Update:
     pending: dict[str, Any] | None = None
 
 
-def unanswered(conversation: Conversation) -> bool:
+def waits_for_answer(conversation: Conversation) -> bool:
     """Whether the last turn that is shown is one to answer."""
     turn = conversations.path(conversation)[-1:]
     return bool(turn) and turn[0].role != "assistant"
@@ -51,7 +52,8 @@ async def respond(
         request = build_request(conversation, to_sampling(*values))
         return request
 
-    past, _ = chat_messages(conversation, busy=True)
+    # Off the event loop: the footnotes of cited answers take time to find.
+    past, _ = await asyncio.to_thread(chat_messages, conversation, busy=True)
     turn_id = conversations.new_id()
     shot = Snapshot(Answer(), "Waiting for the first token", "note", 0.0)
     yield Update([*past, *turn_messages(conversation, growing_turn(turn_id, conversation.head, shot), busy=True)])
@@ -67,7 +69,7 @@ async def respond(
             interrupted = turn.model_copy(update={"note": f"{turn.note} · interrupted"})
             yield Update(history, pending(conversation, interrupted))
     turn = growing_turn(turn_id, conversation.head, shot)
-    if request is not None and shot.answer.finish is not None:
+    if request is not None:
         turn = turn.model_copy(update={"made": made(request, shot.answer.finish)})
     yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))
 

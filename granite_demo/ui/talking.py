@@ -5,6 +5,7 @@ from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
+from pydantic import ValidationError
 
 from granite_demo import conversations
 from granite_demo.backends import Backend
@@ -16,11 +17,11 @@ from granite_demo.ui import asking, compare, documents, meter, switches, tools, 
 from granite_demo.ui.answering import Visitors, session
 from granite_demo.ui.asking import Asked
 from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
-from granite_demo.ui.events import DIRECT, STREAMING
+from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
 from granite_demo.ui.grounding import grounding_html, listed_of
 from granite_demo.ui.models import Access
 from granite_demo.ui.render import note_html
-from granite_demo.ui.responding import respond, settle, unanswered
+from granite_demo.ui.responding import respond, settle, waits_for_answer
 from granite_demo.ui.settings import Preferences
 
 SYSTEM_JS = "(value, system) => [{ ...value, system }]"
@@ -55,25 +56,45 @@ def wire(
     compare.wire(tab.comparison, backend, access, demo)
     changed = [tab.holder.change, *ready]
     switches.wire(tab.switches, tab.holder, backend, changed)
-    attached = [*tab.documents.shown, *tab.tools.shown]
-    gr.on(
-        ready, lambda value: attachments(conversations.load(value), backend.status()), [tab.holder], attached, **DIRECT
-    )
     # In the browser alone, at every letter.
     tab.system_prompt.input(None, [tab.holder, tab.system_prompt], [tab.holder], js=SYSTEM_JS, **DIRECT)
     tab.pending.change(None, [tab.pending], None, js=KEEP_JS, **DIRECT)
-    tab.earlier.click(
-        lambda value: screen_values(conversations.load(value), everything=True), [tab.holder], tab.screen, **DIRECT
-    )
-    tab.acts.expand(_sources, [tab.holder], [tab.sources, tab.grounding], **DIRECT)
-    tab.acts.download(_bundle, [tab.holder], [tab.download], **DIRECT).then(
-        None, [tab.download], [tab.download], js=DOWNLOAD_JS, **DIRECT
-    )
+    wire_showing(tab, backend, ready)
 
     def leave(visit: gr.Request) -> None:
         visitors.stop(session(visit))
+        visitors.settled(session(visit))
 
     demo.unload(leave)
+
+
+def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
+    """What only shows something of the conversation."""
+
+    def attached(value: Any) -> tuple[Any, ...]:
+        return attachments(conversations.load(value), backend.status())
+
+    def earlier(value: Any) -> tuple[Any, ...]:
+        return screen_values(conversations.load(value), everything=True)
+
+    def sources(event: gr.EventData, value: Any) -> tuple[Any, ...]:
+        conversation = conversations.load(value)
+        turn = conversations.find(conversation, str(event.id))
+        citations = [Citation(cited.document, cited.start, cited.end) for cited in turn.citations]
+        texts = conversations.documents_of(conversation)
+        view = grounding_html(turn.content, texts, citations, listed_of(turn))
+        return gr.Accordion(visible=True, open=True), view
+
+    def download(event: gr.EventData, value: Any) -> tuple[Any, ...]:
+        return (bundle(conversations.load(value), str(event.id)),)
+
+    panels = [*tab.documents.shown, *tab.tools.shown]
+    holder = [tab.holder]
+    gr.on(ready, forgiving(attached, len(panels)), holder, [*panels, tab.message], **DIRECT)
+    tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], **DIRECT)
+    tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], **DIRECT)
+    asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], **DIRECT)
+    asked.then(None, [tab.download], [tab.download], js=DOWNLOAD_JS, **DIRECT)
 
 
 def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
@@ -86,11 +107,18 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         try:
             if visitors.busy(session(visit)):
                 raise InvalidRequestError("The answer is still being written. Stop it first.")
-            done = change(conversations.load({**(held or {}), "system": system or ""}))
-        except GraniteDemoError as error:
+            before = conversations.load(held)
+            given = {**held, "system": system or ""} if isinstance(held, dict) else held
+            done = change(conversations.load(given))
+            if done.ask and len(done.conversation.turns) >= conversations.MAX_TURNS:
+                raise InvalidRequestError(f"This conversation has {conversations.MAX_TURNS:,} turns. Start a new one.")
+        except (GraniteDemoError, ValidationError, TypeError, AttributeError) as error:
             kept = [gr.skip()] * (1 + len(tab.screen))
-            return *kept, gr.skip(), note_html(error.user_text, "error"), gr.skip(), gr.skip()
+            return *kept, gr.skip(), note_html(told(error), "error"), gr.skip(), gr.skip()
         shown = screen_values(done.conversation, busy=done.ask)
+        if tools.pending(done.conversation) == tools.pending(before):  # what was typed as a result stays
+            kept_results = len(tab.results.shown)
+            shown = *shown[:-kept_results], *(gr.skip(),) * kept_results
         # Two events may overlap: a turn's id tells which of them is answered, where a yes or no could not.
         ask = done.conversation.head if done.ask else gr.skip()
         return conversations.dump(done.conversation), *shown, ask, "", gr.Textbox(**box), gr.Group(visible=False)
@@ -102,14 +130,17 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         return changed(visit, held, system, lambda conversation: asking.send(conversation, str(data.value["text"])))
 
     def act(visit: gr.Request, event: gr.EventData, held: Any, system: Any) -> tuple[Any, ...]:
-        action, turn_id = str(event.action), str(event.id)
-        return changed(visit, held, system, lambda conversation: asking.act(conversation, action, turn_id))
+        return changed(visit, held, system, lambda talk: asking.act(talk, str(event.action), str(event.id)))
 
     def edit(visit: gr.Request, held: Any, system: Any, target: Any, text: str | None) -> tuple[Any, ...]:
         return changed(visit, held, system, lambda conversation: asking.edit(conversation, str(target), text))
 
     def results(visit: gr.Request, held: Any, system: Any, *texts: str | None) -> tuple[Any, ...]:
-        return changed(visit, held, system, lambda talk: Asked(tools.with_results(talk, texts), ask=True))
+        def answered(conversation: Conversation) -> Asked:
+            done = tools.with_results(conversation, texts)
+            return Asked(done, ask=not tools.pending(done))  # there are more calls than boxes at times
+
+        return changed(visit, held, system, answered)
 
     # The system prompt comes as it is written: what ``SYSTEM_JS`` keeps of it may lag behind.
     inputs = [tab.holder, tab.system_prompt]
@@ -128,8 +159,13 @@ def wire_answering(
     """The one ``answer`` to all ways to ask."""
 
     async def answer(visit: gr.Request, value: Any, ask: Any, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
-        conversation = conversations.load(value)
-        if visitors.busy(session(visit)) or not ask or ask != conversation.head or not unanswered(conversation):
+        conversation = _readable(value)
+        if (
+            visitors.streaming(session(visit))
+            or not ask
+            or ask != conversation.head
+            or not waits_for_answer(conversation)
+        ):
             yield gr.skip(), gr.skip(), gr.skip()
             return
         yield gr.skip(), message_box(busy=True), None
@@ -137,12 +173,17 @@ def wire_answering(
             async with aclosing(respond(backend, conversation, values, stop)) as updates:
                 async for update in updates:
                     yield update.history, gr.skip(), update.pending or gr.skip()
+            visitors.settling(session(visit))
 
     def finish(visit: gr.Request, value: Any, pending: Any) -> tuple[Any, ...]:
         kept = (gr.skip(),) * (len(settled) - 1)
-        if visitors.busy(session(visit)) or not pending:  # asked too early, or nothing was
+        if visitors.streaming(session(visit)) or not pending:  # asked too early, or nothing was
             return *kept, gr.skip()
-        conversation = settle(value, pending)
+        visitors.settled(session(visit))
+        try:
+            conversation = settle(value, pending)
+        except (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError):
+            conversation = None  # it was removed meanwhile, in another tab
         if conversation is None:
             return *kept, message_box(busy=False)
         return conversations.dump(conversation), *screen_values(conversation), message_box(busy=False)
@@ -176,17 +217,17 @@ def wire_opening(tab: ChatTab, library: gr.HTML, backend: Backend, visitors: Vis
         return held, *shown, "", gr.Group(visible=False), message_box(busy=False)
 
     async def chosen(visit: gr.Request, event: gr.EventData) -> tuple[Any, ...]:
-        return await opened(visit, event.conversation)
+        return await opened(visit, getattr(event, "conversation", "damaged"))
 
     async def cleared(visit: gr.Request) -> tuple[Any, ...]:
         return await opened(visit, None)
 
-    def renamed(value: Any, event: gr.EventData) -> Any:
-        return {**value, "title": conversations.load(event.conversation).title}
+    def renamed(value: Any, event: gr.EventData) -> tuple[Any, ...]:
+        return ({**value, "title": conversations.load(event.conversation).title},)
 
     library.select(chosen, None, outputs, **DIRECT)
     library.clear(cleared, None, outputs, **DIRECT)
-    library.edit(renamed, [tab.holder], [tab.holder], **DIRECT)
+    library.edit(forgiving(renamed, 1), [tab.holder], [tab.holder, tab.message], **DIRECT)
 
 
 def wire_editor(tab: ChatTab) -> None:
@@ -194,27 +235,19 @@ def wire_editor(tab: ChatTab) -> None:
     editor = tab.editor
 
     def begin(event: gr.EventData, value: Any) -> tuple[Any, ...]:
-        try:
-            turn = conversations.find(conversations.load(value), str(event.id))
-        except InvalidRequestError as error:
-            return gr.skip(), gr.skip(), gr.skip(), gr.skip(), note_html(error.user_text, "error")
-        save = "Save and ask" if turn.role == "user" else "Save"
-        return gr.Group(visible=True), gr.Textbox(value=turn.content), gr.Button(save), turn.id, ""
+        turn = conversations.find(conversations.load(value), str(event.id))
+        save = "Save and ask" if turn.role in ("user", "tool") else "Save"
+        return gr.Group(visible=True), gr.Textbox(value=turn.content), gr.Button(save), turn.id
 
-    tab.acts.edit(
-        begin, [tab.holder], [editor.group, editor.box, editor.save, editor.target, tab.message], **DIRECT
-    ).then(None, None, None, js="() => document.querySelector('#editor-box textarea')?.focus()", **DIRECT)
+    shown = [editor.group, editor.box, editor.save, editor.target]
+    begun = tab.acts.edit(forgiving(begin, len(shown)), [tab.holder], [*shown, tab.message], **DIRECT)
+    begun.then(None, None, None, js="() => document.querySelector('#editor-box textarea')?.focus()", **DIRECT)
     editor.cancel.click(lambda: gr.Group(visible=False), None, [editor.group], **DIRECT)
 
 
-def _sources(event: gr.EventData, value: Any) -> tuple[Any, ...]:
-    conversation = conversations.load(value)
-    turn = conversations.find(conversation, str(event.id))
-    citations = [Citation(cited.document, cited.start, cited.end) for cited in turn.citations]
-    texts = conversations.documents_of(conversation)
-    view = grounding_html(turn.content, texts, citations, listed_of(turn))
-    return gr.Accordion(visible=True, open=True), view
-
-
-def _bundle(event: gr.EventData, value: Any) -> Any:
-    return bundle(conversations.load(value), str(event.id))
+def _readable(value: Any) -> Conversation:
+    """The open conversation, or an empty one in place of what is none."""
+    try:
+        return conversations.load(value)
+    except InvalidRequestError:
+        return conversations.start()

@@ -12,6 +12,7 @@ from granite_demo.conversations import Conversation, Turn
 from granite_demo.ui.answering import Snapshot
 from granite_demo.ui.grounding import footnotes
 from granite_demo.ui.latex import prepare
+from granite_demo.ui.plain import plain
 from granite_demo.ui.render import note_html
 from granite_demo.ui.tools import call_card, result_card
 
@@ -60,7 +61,7 @@ def chat_messages(
 def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False) -> ChatHistory:
     """One turn; while it is ``busy`` it grows and cannot be acted on."""
     if turn.role == "user":
-        return [_message("user", turn.content, _acts(conversation, turn, _USER_ACTS))]
+        return [_message("user", plain(turn.content), _acts(conversation, turn, _USER_ACTS))]
     if turn.role == "tool":
         return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
     # Finding the passages takes time: once, at the end.
@@ -73,7 +74,7 @@ def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False)
     )
     acts = "" if busy else _acts(conversation, turn, _ANSWER_ACTS)
     below = cards + foot + lists + (note_html(turn.note, turn.kind) if turn.note else "") + acts
-    return [*_thinking(turn, busy), _message("assistant", prepare(text), below)]
+    return [*_thinking(turn, busy), _message("assistant", plain(prepare(text)), below)]
 
 
 def _thinking(turn: Turn, busy: bool) -> ChatHistory:
@@ -86,7 +87,7 @@ def _thinking(turn: Turn, busy: bool) -> ChatHistory:
         "duration": round(turn.thinking_seconds, 1),
         "status": "pending" if growing else "done",
     }
-    return [{"role": "assistant", "content": turn.thinking, "metadata": metadata}]
+    return [{"role": "assistant", "content": plain(turn.thinking), "metadata": metadata}]
 
 
 def _message(role: str, text: str, below: str) -> dict[str, Any]:
@@ -135,7 +136,8 @@ def growing_turn(turn_id: str, parent: str | None, shot: Snapshot) -> Turn:
             conversations.Call(name=call.name, arguments=call.arguments, error=call.error) for call in answer.calls
         ),
         citations=tuple(
-            conversations.Cited(document=cited.document, start=cited.start, end=cited.end) for cited in answer.citations
+            conversations.Cited(document=cited.document, start=cited.start, end=cited.end)
+            for cited in answer.citations[: conversations.MAX_CITATIONS]
         ),
         appendices=tuple(conversations.Listed(kind=listed.kind, text=listed.text) for listed in answer.appendices),
         note=shot.note,

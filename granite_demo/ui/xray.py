@@ -219,7 +219,8 @@ def wire(panel: Xray, backend: Backend, holder: Any, message: gr.Textbox, compon
             conversation = conversations.load(value)
             if not (text or "").strip():
                 conversation = conversations.unanswered(conversation)
-            request = build_request(conversation, to_sampling(*values), text or "")
+            sampling = to_sampling(*values)
+            request = await asyncio.to_thread(build_request, conversation, sampling, text or "")
             view = await backend.inspect(request, parts=True)
         except GraniteDemoError as error:
             return note_html(error.user_text, "error"), "", gr.Textbox(visible=False), gr.skip()

@@ -110,7 +110,7 @@ def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
     expect(answers(page)).to_have_count(1)
     expect(answers(page)).to_contain_text("finished")
     assert fake.requests[-1].messages == (Message("user", "Changed"),)
-    expect(page.locator("#editor")).to_be_hidden()
+    expect(page.locator("#editor-box")).to_be_hidden()
 
 
 def test_a_new_chat_begins_empty_and_the_old_one_is_kept(page: Page, fake: FakeBackend) -> None:
@@ -215,22 +215,40 @@ def test_markdown_code_and_latex(page: Page, fake: FakeBackend) -> None:
     expect(answer.locator(".katex-display")).to_have_count(1)
 
 
+def test_every_character_is_shown_and_none_is_markup(page: Page, fake: FakeBackend) -> None:
+    fake.words = ["Use vector<int> and <div> or <T>, a<b. ", "`x<y>`"]
+    send(page, "What is <b>this</b> in vector<int>?")
+    expect(answers(page)).to_contain_text("Use vector<int> and <div> or <T>, a<b. x<y>")
+    expect(page.locator("#chatbot .user.message")).to_contain_text("What is <b>this</b> in vector<int>?")
+
+
 def test_markup_of_the_model_does_nothing(page: Page, fake: FakeBackend) -> None:
     outside: list[str] = []
-    page.on("request", lambda request: outside.append(request.url) if "127.0.0.1" not in request.url else None)
+    page.on("response", lambda response: outside.append(response.url) if "127.0.0.1" not in response.url else None)
     fake.words = [
         "<img src=x onerror='window.pwned=1'>",
         "<scr",
         "ipt>window.pwned=1</script>",
-        "[a](javascript:alert(1))",
+        "[a](javascript:alert(1)) ![p](http://192.0.2.1/p.png) <form action='http://192.0.2.1/'><input></form>",
+        "<div style='position:fixed;inset:0'>cover</div>",
     ]
     fake.error = EngineError("<img src=x onerror='window.pwned=1'>")
     send(page, "<img src=x onerror='window.pwned=1'>")
     expect(page.locator("#chatbot .error")).to_contain_text("<img src=x")
     page.wait_for_timeout(300)
     assert page.evaluate("window.pwned") is None
-    assert page.locator("#chatbot a[href^='javascript']").count() == 0
+    assert page.locator("#chatbot a[href^='javascript'], #chatbot form, #chatbot [style*=fixed]").count() == 0
     assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
+
+
+def test_a_picture_is_not_fetched_from_elsewhere(page: Page, fake: FakeBackend) -> None:
+    refused: list[str] = []
+    page.on("console", lambda message: refused.append(message.text) if "Content Security" in message.text else None)
+    fake.words = ["![p](http://192.0.2.1/p.png)"]
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    page.wait_for_timeout(500)
+    assert any("192.0.2.1" in text for text in refused)
 
 
 def test_two_visitors_do_not_see_each_other(open_page: OpenPage, fake: FakeBackend) -> None:

@@ -57,6 +57,26 @@ def test_the_up_arrow_edits_the_last_question(page: Page, fake: FakeBackend) -> 
     expect(box).to_be_focused()
 
 
+def test_escape_closes_the_editor_and_gives_the_focus_back(page: Page) -> None:
+    send(page, "First")
+    settled(page)
+    page.locator("#message textarea").press("ArrowUp")
+    page.locator("#editor-box textarea").press("Escape")
+    expect(page.locator("#editor-box")).to_be_hidden()
+    expect(page.locator("#message textarea")).to_be_focused()
+
+
+def test_a_draft_outlives_a_reload(page: Page) -> None:
+    page.locator("#message textarea").press_sequentially("Not yet")
+    page.reload()
+    expect(page.locator("#message textarea")).to_have_value("Not yet")
+    page.locator("#message textarea").press("Enter")
+    settled(page)
+    page.reload()
+    expect(answers(page)).to_contain_text("Hello world!")
+    expect(page.locator("#message textarea")).to_have_value("")
+
+
 def test_shift_and_enter_begin_a_new_line(page: Page, fake: FakeBackend) -> None:
     box = page.locator("#message textarea")
     box.fill("one")

@@ -1,13 +1,15 @@
 """What a conversation can hold, in a real browser: thinking, versions, branches, tools, documents, switches."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo.messages import Message, Switches, ToolCall
+from granite_demo.documents import read_document
+from granite_demo.messages import Document, Message, Switches, ToolCall
 from granite_demo.types import Citation, Dropped, Finish, ReasoningDelta, TextDelta, Timings, ToolCalled, Usage
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import act, answers, send
@@ -85,7 +87,7 @@ def test_editing_can_be_cancelled(page: Page, fake: FakeBackend) -> None:
     act(page, "edit", 0)
     page.locator("#editor-box textarea").fill("Other")
     page.locator("#editor-cancel").click()
-    expect(page.locator("#editor")).to_be_hidden()
+    expect(page.locator("#editor-box")).to_be_hidden()
     assert len(fake.requests) == 1
 
 
@@ -235,3 +237,77 @@ def test_another_conversation_stops_the_answer_and_keeps_it(page: Page, fake: Fa
     page.locator("#library").get_by_text("Hello").click()
     expect(answers(page)).to_contain_text("word word")
     expect(answers(page)).to_contain_text("stopped")
+
+
+def test_a_new_chat_in_the_middle_is_the_open_one(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("word word")
+    page.get_by_role("button", name="New chat").click()
+    expect(answers(page)).to_have_count(0)
+    expect(page.locator("#library [aria-current=true]")).to_have_count(0)
+    fake.words, fake.delay = ["fine"], 0.0
+    send(page, "Fresh")
+    settled(page)
+    expect(page.locator("#library [aria-current=true]")).to_contain_text("Fresh")
+    assert fake.requests[-1].messages == (Message("user", "Fresh"),)
+
+
+def test_a_conversation_deleted_in_the_middle_is_gone_and_the_next_is_kept(page: Page, fake: FakeBackend) -> None:
+    fake.words, fake.delay = ["word "] * 1000, 0.05
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("word word")
+    page.locator("#library").get_by_role("button", name="More").click()
+    page.locator("#library").get_by_role("button", name="Delete").click()
+    page.locator("#library").get_by_role("button", name="Delete").last.click()
+    expect(answers(page)).to_have_count(0)
+    fake.words, fake.delay = ["fine"], 0.0
+    send(page, "Kept?")
+    settled(page)
+    page.reload()
+    expect(answers(page)).to_contain_text("fine")
+    expect(page.locator("#library li")).to_have_count(1)
+
+
+def test_six_calls_are_answered_before_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
+    calls = [ToolCalled(ToolCall("dice", f'{{"number": {number}}}')) for number in range(6)]
+    fake.script = [*calls, replace(END, reason="tool_calls")]
+    send(page, "Roll six times.")
+    settled(page)
+    for number in range(4):
+        page.get_by_label(f"Result {number + 1}").fill(str(number))
+    act(page, "up")  # what was typed stays
+    expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
+    expect(page.get_by_label("Result 1")).to_have_value("0")
+    page.get_by_role("button", name="Send results").click()
+    expect(page.get_by_label("Result 3")).to_be_hidden()
+    assert len(fake.requests) == 1
+    fake.script = None
+    for number in range(2):
+        page.get_by_label(f"Result {number + 1}").fill(str(number + 4))
+    page.get_by_role("button", name="Send results").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert [message.content for message in fake.requests[-1].messages[2:]] == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_a_file_that_is_read_slowly_does_not_undo_what_was_said(
+    page: Page, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(path: Path, name: str) -> Document:
+        time.sleep(1.5)
+        return read_document(path, name)
+
+    monkeypatch.setattr("granite_demo.ui.documents.read_document", slowly)
+    send(page, "First")
+    settled(page)
+    page.get_by_role("button", name="Documents").click()
+    file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"The sky is blue."}
+    page.locator("input[type=file]:not(#library *)").first.set_input_files(file)  # type: ignore[arg-type]
+    send(page, "Second")
+    settled(page, 2)
+    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible(timeout=15_000)
+    send(page, "Third")
+    settled(page, 3)
+    contents = [message.content for message in fake.requests[-1].messages]
+    assert contents == ["First", "Hello world!", "Second", "Hello world!", "Third"]
+    assert [document.title for document in fake.requests[-1].documents] == ["sky.txt"]

@@ -1,14 +1,18 @@
 """Footnotes and the grounding view, as markup."""
 
 import re
+from collections import OrderedDict
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from granite_demo.conversations import Cited, Listed, Turn
+from granite_demo.grounding import Support, cited
 from granite_demo.messages import Document
 from granite_demo.types import Citation
+from granite_demo.ui import grounding
 from granite_demo.ui.grounding import BOTH, CONTEXT, OWN, WORDS, footnotes, grounding_html
 
 CITIES = Document("cities <b>", "Paris is the capital of France. Berlin is the capital of Germany.")
@@ -107,6 +111,44 @@ def test_only_marks_and_blank_lines_are_added(text: str, citations: list[tuple[s
     shown, _ = footnotes(turn(text, *citations), DOCUMENTS)
     without = re.sub(r'(<sup><a href="#note-t1-\d+">\[\d+\]</a></sup>)+(\n\n(?= {0,3}(```|~~~)))?', "", shown)
     assert without.replace("\n", "") == text.replace("\n", "")
+
+
+def test_footnotes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(grounding, "_kept", OrderedDict())
+    monkeypatch.setattr(grounding, "KEPT", 2)
+    asked: list[str] = []
+
+    def counted(answer: str, *rest: Any) -> tuple[Support, ...]:
+        asked.append(answer)
+        return cited(answer, *rest)
+
+    monkeypatch.setattr(grounding, "cited", counted)
+    first = footnotes(turn("Berlin", ("1", 0, 6)), DOCUMENTS)
+    # The page sends texts anew at each question.
+    again = footnotes(turn("Berlin", ("1", 0, 6)), [Document(one.title, f"{one.text} "[:-1]) for one in DOCUMENTS])
+    assert (again, asked) == (first, ["Berlin"])
+    for name in ("Paris", "Water", "Berlin"):
+        footnotes(turn(name, ("1", 0, 6)), DOCUMENTS)
+    assert asked == ["Berlin", "Paris", "Water", "Berlin"]
+    assert len(grounding._kept) == 2
+
+
+def test_nothing_that_footnotes_show_is_mixed_up() -> None:
+    listed = '<co>0</co> Document 1: "Water boils"'
+    answers = {
+        footnotes(asked, documents)
+        for asked, documents in (
+            (turn("Berlin freezes", ("1", 0, 6)), DOCUMENTS),
+            (turn("Berlin freezes", ("1", 0, 6)).model_copy(update={"id": "t2"}), DOCUMENTS),
+            (turn("Berlin freezes", ("2", 0, 6)), DOCUMENTS),
+            (turn("Berlin freezes", ("2", 0, 14)), DOCUMENTS),
+            (turn("Berlin freezes", ("0", 14, 14), listed='<co>0</co> Document 0: "Berlin"'), DOCUMENTS),
+            (turn("Berlin freezes", ("0", 14, 14), listed=listed), DOCUMENTS),
+            (turn("Berlin freezes", ("1", 0, 6)), [Document("other", CITIES.text)]),
+            (turn("Berlin freezes", ("1", 0, 6)), [Document(CITIES.title, "Berlin")]),
+        )
+    }
+    assert len(answers) == 8
 
 
 def test_a_note_has_no_blank_line_that_would_end_it() -> None:

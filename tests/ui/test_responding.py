@@ -81,7 +81,7 @@ async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> No
     assert done is not None
     turn = conversations.path(done)[-1]
     assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
-    assert turn.made == {}
+    assert turn.made["finish_reason"] == "stopped"
 
 
 async def test_values_out_of_range_are_told_under_the_question(backend: FakeBackend) -> None:
@@ -124,6 +124,6 @@ def test_an_answer_is_put_in_once() -> None:
 
 def test_only_a_question_or_a_result_is_to_be_answered() -> None:
     conversation = question()
-    assert responding.unanswered(conversation)
-    assert not responding.unanswered(conversations.add(conversation, "assistant", content="Yes"))
-    assert not responding.unanswered(conversations.start())
+    assert responding.waits_for_answer(conversation)
+    assert not responding.waits_for_answer(conversations.add(conversation, "assistant", content="Yes"))
+    assert not responding.waits_for_answer(conversations.start())

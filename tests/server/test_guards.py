@@ -1,0 +1,83 @@
+"""What a stranger may not send to the page, tried as a stranger would: without the page."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from granite_demo import conversations
+from granite_demo.server.app import create_app
+from granite_demo.server.guards import MAX_BODY
+from tests.fakes import FakeBackend
+
+EMPTY = conversations.dump(conversations.start())
+
+
+@pytest.fixture
+def client(backend: FakeBackend) -> Iterator[TestClient]:
+    with TestClient(create_app(backend), raise_server_exceptions=False) as client:
+        yield client
+
+
+def call(client: TestClient, name: str, data: list[Any]) -> Any:
+    """Call one of the page's handlers."""
+    events = client.get("/config").json()["dependencies"]
+    number = next(event["id"] for event in events if event["api_name"] == name)
+    body = {"data": data, "fn_index": number, "session_hash": "stranger"}
+    return client.post("/gradio_api/run/predict", json=body)
+
+
+def file(path: str) -> dict[str, Any]:
+    return {"path": path, "meta": {"_type": "gradio.FileData"}}
+
+
+def carrying(path: str) -> dict[str, Any]:
+    """A conversation with a file hidden in it."""
+    conversation = conversations.add(conversations.start(), "user", content="Hi")
+    conversation = conversations.add(conversation, "assistant", content="Ho", made={"file": file(path)})
+    return conversations.dump(conversation)
+
+
+def test_a_file_that_was_uploaded_becomes_a_document(client: TestClient) -> None:
+    [path] = client.post("/gradio_api/upload", files={"files": ("mine.txt", b"my own words")}).json()
+    response = call(client, "add_files", [EMPTY, [file(path)]])
+    assert response.status_code == 200
+    assert "my own words" in response.text
+
+
+def test_no_other_file_of_the_machine_is_read(client: TestClient, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.txt"
+    secret.write_text("canary-of-the-server")
+    answers = [
+        call(client, "add_files", [EMPTY, [file(str(secret))]]),
+        call(client, "choose", [carrying(str(secret)), "drop"]),
+        call(client, "choose", [carrying("/proc/self/environ"), "drop"]),
+    ]
+    for response in answers:
+        assert response.status_code == 500
+        assert "canary" not in response.text
+
+
+@pytest.mark.parametrize("address", ["http://192.0.2.1/x.txt", "https://example.org/x.txt", "ftp://192.0.2.1/x"])
+def test_nothing_is_fetched_from_elsewhere(client: TestClient, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    fetched: list[str] = []
+
+    async def fetch(url: str, cache_dir: str) -> str:
+        fetched.append(url)
+        raise OSError
+
+    monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
+    assert call(client, "add_files", [EMPTY, [file(address)]]).status_code == 500
+    assert call(client, "choose", [carrying(address), "drop"]).status_code == 500
+    assert fetched == []
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_body_without_an_end_is_refused(client: TestClient, chunked: bool) -> None:
+    piece = b" " * 2**20
+    content = iter([piece] * (MAX_BODY // 2**20 + 1)) if chunked else piece * (MAX_BODY // 2**20 + 1)
+    response = client.post("/gradio_api/run/predict", content=content, headers={"content-type": "application/json"})
+    assert response.status_code == 413
+    assert client.get("/health").status_code == 200
