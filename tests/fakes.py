@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
 from granite_demo.engine.base import EngineStats, closed_error
+from granite_demo.messages import Switches
 from granite_demo.status import Fact, LoadOptions, ModelChoice, ModelStatus
 from granite_demo.types import (
     Finish,
@@ -21,7 +22,15 @@ from granite_demo.types import (
     Usage,
 )
 
-READY = ModelStatus("fake", "ready", 1.0, title="Fake model", facts=(("Device", "cpu", "a test"),), context_length=1000)
+READY = ModelStatus(
+    "fake",
+    "ready",
+    1.0,
+    title="Fake model",
+    facts=(("Device", "cpu", "a test"),),
+    context_length=1000,
+    switches=Switches(tools=True, documents=True),
+)
 
 
 class FakeEngine:

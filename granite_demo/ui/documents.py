@@ -62,12 +62,15 @@ class DocumentsPanel:
 def shown_values(conversation: Conversation, reason: str | None = "", message: str = "") -> tuple[Any, ...]:
     """What the panel shows of ``conversation``.
 
-    ``reason`` tells why the model would ignore the documents, if it would; None leaves what is shown of it.
+    ``reason`` tells why the model would ignore the documents, if it would: then only those that are there are shown.
+    None leaves that as it is.
     """
     documents = conversation.documents
     listing = gr.CheckboxGroup(choices=_choices(documents), value=[], visible=bool(documents))
     ignored = gr.skip() if reason is None else note_html(reason) if reason else ""
-    return gr.Accordion(label=_label(len(documents))), listing, gr.Button(visible=bool(documents)), message, ignored
+    seen: dict[str, Any] = {} if reason is None else {"visible": bool(documents) or not reason}
+    accordion = gr.Accordion(label=_label(len(documents)), **seen)
+    return accordion, listing, gr.Button(visible=bool(documents)), message, ignored
 
 
 def layout() -> DocumentsPanel:

@@ -61,8 +61,9 @@ def layout() -> ToolsPanel:
 
 
 def shown_values(conversation: Conversation, reason: str = "") -> tuple[Any, ...]:
-    """What the definitions show. ``reason`` is why the model would not see them, if it would not."""
-    return _label(conversation.tools), conversation.tools, note_html(reason) if reason else _told(conversation.tools)
+    """What the definitions show. ``reason`` is why the model would not see any: then only those that are there show."""
+    accordion = _label(conversation.tools, visible=bool(conversation.tools.strip()) or not reason)
+    return accordion, conversation.tools, note_html(reason) if reason else _told(conversation.tools)
 
 
 def wire(panel: ToolsPanel, holder: gr.JSON) -> None:
@@ -98,9 +99,9 @@ def with_examples(text: str | None) -> tuple[Any, Any]:
     return both, ""
 
 
-def _label(text: str) -> Any:
+def _label(text: str, **more: Any) -> Any:
     count = len(_specs(text))
-    return gr.Accordion(label=f"Tools ({count})" if count else "Tools")
+    return gr.Accordion(label=f"Tools ({count})" if count else "Tools", **more)
 
 
 def _told(text: str) -> str:

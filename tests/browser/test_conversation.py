@@ -197,13 +197,17 @@ def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: 
     expect(page.locator("#thinking input").first).to_be_disabled()
 
 
-def test_what_the_model_would_not_see_is_told(open_page: OpenPage, fake: FakeBackend) -> None:
-    fake.state = replace(READY, switches=Switches(tools=True))
+def test_what_the_model_would_not_see_is_hidden_or_told(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page()
     page.get_by_role("button", name="Documents").click()
-    expect(page.get_by_text("has no place for documents")).to_be_visible()
-    page.get_by_role("button", name="Tools").click()
-    expect(page.get_by_text("has no place for tools")).to_have_count(0)
+    file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"The sky is blue."}
+    page.locator("input[type=file]:not(#library *)").first.set_input_files(file)  # type: ignore[arg-type]
+    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    fake.state = replace(READY, model="another", switches=Switches())
+    expect(page.get_by_text("has no place for documents")).to_be_visible(timeout=15_000)
+    expect(page.get_by_role("button", name="Tools")).to_be_hidden()
+    page.get_by_role("button", name="New chat").click()
+    expect(page.locator("#documents .label-wrap")).to_be_hidden()
 
 
 def test_what_was_left_out_is_told(page: Page, fake: FakeBackend) -> None:
