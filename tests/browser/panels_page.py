@@ -49,7 +49,8 @@ async def write(lines: int) -> AsyncGenerator[Any]:
     busy, idle = gr.Textbox(submit_btn=False, stop_btn="Stop"), gr.Textbox("", submit_btn="Send", stop_btn=False)
     for count in range(lines):
         text = "\n\n".join(f"Line {n}" for n in range(count + 1))
-        yield [*question, {"role": "assistant", "content": text}], busy
+        # Not each time: an update on its way when the answer is cancelled would bring Stop back.
+        yield [*question, {"role": "assistant", "content": text}], busy if count < 3 else gr.skip()
         await asyncio.sleep(0.08)
     yield gr.skip(), idle
 
