@@ -12,6 +12,10 @@ from granite_demo.types import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
 from granite_demo.ui.events import DIRECT
 
 STORAGE_KEY = "granite-demo-settings"
+KEEP_JS = f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"
+KEPT_JS = (
+    f"() => {{ try {{ return [JSON.parse(localStorage.getItem('{STORAGE_KEY}'))]; }} catch {{ return [null]; }} }}"
+)
 DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, "", "")
 """The first values of ``Preferences.components``, in their order: greedy."""
 
@@ -22,7 +26,7 @@ class Preferences:
 
     components: list[Any]
     reset: gr.Button
-    saved: gr.BrowserState
+    saved: gr.JSON
 
 
 def to_sampling(
@@ -105,7 +109,7 @@ def layout() -> Preferences:
         )
     )
     reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
-    saved = gr.BrowserState(list(DEFAULTS), storage_key=STORAGE_KEY, secret=STORAGE_KEY)
+    saved = gr.JSON(visible=False)
     return Preferences(components, reset, saved)
 
 
@@ -113,9 +117,10 @@ def wire(preferences: Preferences, demo: gr.Blocks) -> None:
     """Connect the events: values are kept in the browser and come back with the page."""
     values = preferences.components
     # input, not change: a page that opens changes values, too, and would overwrite what was kept.
-    gr.on([value.input for value in values], _as_list, values, [preferences.saved], **DIRECT)
-    preferences.reset.click(lambda: [*DEFAULTS, list(DEFAULTS)], None, [*values, preferences.saved], **DIRECT)
-    demo.load(restore, [preferences.saved], values, **DIRECT)
+    gr.on([value.input for value in values], None, values, None, js=KEEP_JS, **DIRECT)
+    reset = preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT)
+    reset.then(None, values, None, js=KEEP_JS, **DIRECT)
+    demo.load(restore, [preferences.saved], values, js=KEPT_JS, **DIRECT)
 
 
 def restore(saved: Any) -> list[Any]:
@@ -125,7 +130,3 @@ def restore(saved: Any) -> list[Any]:
     except (InvalidRequestError, TypeError):
         return list(DEFAULTS)
     return list(saved)
-
-
-def _as_list(*values: Any) -> list[Any]:
-    return list(values)

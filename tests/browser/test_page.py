@@ -61,21 +61,22 @@ def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend
     page.wait_for_timeout(2000)  # first the page puts back what the browser kept, late on a busy machine
     page.get_by_label("number input for Temperature").fill("0.7")
     page.get_by_label("number input for Max new tokens").fill("2")
-    page.get_by_label("Seed").fill("42")
-    page.locator("#stop-strings textarea").fill("END\n\\n\\n")
+    page.get_by_label("Seed").press_sequentially("42")
+    page.locator("#stop-strings textarea").press_sequentially("END\n\\n\\n")
     page.locator("#stop-strings textarea").blur()
     page.wait_for_timeout(500)
-    for _ in range(2):
+    for count in (1, 2):
         open_tab(page, "Chat")
         send(page, "Hello")
+        expect(answers(page)).to_have_count(count)
         expect(answers(page).last).to_contain_text("cut at the token limit (length) · seed 42")
         sampling = fake.requests[-1].sampling
         assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.7, 2, 42)
         assert sampling.stop == ("END", "\n\n")
         page.reload()
         page.locator("#message textarea").wait_for()
-        page.wait_for_timeout(500)
-    open_tab(page, "Settings")
+        open_tab(page, "Settings")
+        expect(page.get_by_label("number input for Temperature")).to_have_value("0.7")
     page.get_by_role("button", name="Reset to defaults").click()
     expect(page.get_by_label("number input for Temperature")).to_have_value("0")
 
