@@ -14,8 +14,10 @@ from granite_demo.ui.events import DIRECT
 STORAGE_KEY = "granite-demo-settings"
 KEEP_JS = f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"
 KEPT_JS = (
-    f"() => {{ try {{ return [JSON.parse(localStorage.getItem('{STORAGE_KEY}'))]; }} catch {{ return [null]; }} }}"
+    f"(...values) => {{ try {{ const kept = JSON.parse(localStorage.getItem('{STORAGE_KEY}')); "
+    "if (Array.isArray(kept) && kept.length === values.length) return kept; } catch {} return values; }"
 )
+"""Without a round trip, after which a slow page would overwrite what was typed meanwhile."""
 DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, "", "")
 """The first values of ``Preferences.components``, in their order: greedy."""
 
@@ -26,7 +28,6 @@ class Preferences:
 
     components: list[Any]
     reset: gr.Button
-    saved: gr.JSON
 
 
 def to_sampling(
@@ -109,8 +110,7 @@ def layout() -> Preferences:
         )
     )
     reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
-    saved = gr.JSON(visible=False)
-    return Preferences(components, reset, saved)
+    return Preferences(components, reset)
 
 
 def wire(preferences: Preferences, demo: gr.Blocks) -> None:
@@ -120,13 +120,4 @@ def wire(preferences: Preferences, demo: gr.Blocks) -> None:
     gr.on([value.input for value in values], None, values, None, js=KEEP_JS, **DIRECT)
     reset = preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT)
     reset.then(None, values, None, js=KEEP_JS, **DIRECT)
-    demo.load(restore, [preferences.saved], values, js=KEPT_JS, **DIRECT)
-
-
-def restore(saved: Any) -> list[Any]:
-    """What was kept, or the defaults where it is from another version or out of range."""
-    try:
-        to_sampling(*saved)
-    except (InvalidRequestError, TypeError):
-        return list(DEFAULTS)
-    return list(saved)
+    demo.load(None, values, values, js=KEPT_JS, **DIRECT)

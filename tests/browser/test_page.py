@@ -58,7 +58,6 @@ def test_an_empty_prompt_says_so(page: Page, fake: FakeBackend) -> None:
 
 def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend) -> None:
     open_tab(page, "Settings")
-    page.wait_for_timeout(2000)  # first the page puts back what the browser kept, late on a busy machine
     page.get_by_label("number input for Temperature").fill("0.7")
     page.get_by_label("number input for Max new tokens").fill("2")
     page.get_by_label("Seed").press_sequentially("42")
@@ -90,6 +89,16 @@ def test_settings_are_each_visitors_own(open_page: OpenPage, fake: FakeBackend) 
     send(two, "Hello")
     expect(answers(two)).to_contain_text("finished")
     assert fake.requests[-1].sampling.temperature == 0
+
+
+@pytest.mark.parametrize("kept", ["garbage", "[1, 2]", "{}", "null"])
+def test_kept_settings_of_another_kind_are_left_out(page: Page, fake: FakeBackend, kept: str) -> None:
+    page.evaluate("kept => localStorage.setItem('granite-demo-settings', kept)", kept)
+    page.reload()
+    page.locator("#message textarea").wait_for()
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    assert fake.requests[-1].sampling.max_tokens == 512
 
 
 def test_a_bad_stop_string_is_told_in_the_chat(page: Page, fake: FakeBackend) -> None:

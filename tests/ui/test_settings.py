@@ -6,7 +6,7 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types import SamplingParams
-from granite_demo.ui.settings import DEFAULTS, restore, to_sampling
+from granite_demo.ui.settings import DEFAULTS, to_sampling
 
 
 def stop(text: Any) -> tuple[str, ...]:
@@ -73,32 +73,3 @@ def test_no_escape_is_broken_here(line: str, expected: str) -> None:
 def test_too_many_stop_strings_are_told() -> None:
     with pytest.raises(InvalidRequestError, match="At most 4 stop strings"):
         stop("a\nb\nc\nd\ne")
-
-
-@pytest.mark.parametrize(
-    "saved", [list(DEFAULTS), [0.5, 0.9, 40, 0.1, 1.1, 100, 7, "END\n\\n"], [1, 1, 0, 1, 1, 1, None, ""]], ids=repr
-)
-def test_what_was_saved_comes_back(saved: list[Any]) -> None:
-    assert restore(saved) == saved
-
-
-@pytest.mark.parametrize(
-    "saved",
-    [
-        None,
-        5,
-        [],
-        "garbage",
-        {},
-        list(DEFAULTS[:-1]),
-        [*DEFAULTS, 1],
-        [9.0, *DEFAULTS[1:]],
-        [None, *DEFAULTS[1:]],
-        [*DEFAULTS[:-1], "\\"],
-        [*DEFAULTS[:-2], "seed", ""],
-        dict.fromkeys("abcdefgh"),
-    ],
-    ids=repr,
-)
-def test_garbage_becomes_the_defaults(saved: Any) -> None:
-    assert restore(saved) == list(DEFAULTS)
