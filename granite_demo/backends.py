@@ -13,23 +13,22 @@ from dataclasses import replace
 from functools import lru_cache, partial
 from typing import TYPE_CHECKING, Protocol
 
-from granite_demo import prompts, registry
+from granite_demo import comparing, prompts, registry, scoring
+from granite_demo.constraints import Matcher, compile_in_time
+from granite_demo.dialects import find_dialect
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.fitting import Fitted, fit
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.planning import best_precision
 from granite_demo.provenance import provenance_of
 from granite_demo.registry import ModelSpec
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.scores import CompareRequest, Comparing, Comparison, ScoredToken, ScoreRequest, ScoreSummary
 from granite_demo.shapes import count_parameters
 from granite_demo.status import LoadOptions, ModelChoice, ModelStatus
-from granite_demo.streams import answer_events
-from granite_demo.types import (
-    Dropped,
-    GenerationRequest,
-    PromptView,
-    SamplingParams,
-    StreamEvent,
-)
+from granite_demo.streams import answer_events, opens_thinking
+from granite_demo.template_inputs import template_of
+from granite_demo.types import Dropped, GenerationRequest, PromptView, Queued, StreamEvent
 
 if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel
@@ -43,6 +42,14 @@ class Backend(Protocol):
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """Yield the answer's events, a Finish last. Raises GraniteDemoError."""
+        ...
+
+    def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
+        """Yield each token of a text with its log probability, a ScoreSummary last. Raises GraniteDemoError."""
+        ...
+
+    def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
+        """Yield progress, then how two ways to load a model differ on a text. Raises GraniteDemoError."""
         ...
 
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
@@ -107,7 +114,9 @@ class LocalBackend:
         """See ``Backend.status``. While another model is loaded, the status is that one's."""
         with self._lock:
             options, notice = self._pending or self._options, self._notice
-        return replace(self._manager.status(options), notice=notice)
+        status = self._manager.status(options)
+        unable = (*status.unable, ("comparing precisions", self._fixed)) if self._fixed else status.unable
+        return replace(status, notice=notice, unable=unable)
 
     def choices(self) -> tuple[ModelChoice, ...]:
         """See ``Backend.choices``."""
@@ -172,7 +181,7 @@ class LocalBackend:
 
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
         """See ``Backend.inspect``."""
-        options = self._wanted(request)
+        options = self._wanted(request.model)
         if self._manager.status(options).stage != "ready":
             return None
         async with self._manager.lease(options) as ready:
@@ -181,29 +190,57 @@ class LocalBackend:
             told = await asyncio.to_thread(prompts.render_parts, loaded.tokenizer, fitted.request) if parts else ()
             return PromptView(told, len(fitted.prompt_ids), fitted.dropped, loaded.context_length)
 
-    def _wanted(self, request: GenerationRequest) -> LoadOptions:
+    def _wanted(self, model: LoadOptions | None) -> LoadOptions:
         with self._lock:
             options = self._options
-        if request.model is None or request.model == options:
+        if model is None or model == options:
             return options
         if self._fixed:
             raise InvalidRequestError(self._fixed)
-        registry.resolve(request.model.model)
-        return request.model
+        registry.resolve(model.model)
+        return model
+
+    async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
+        """See ``Backend.score``."""
+        async with (
+            self._manager.lease(self._wanted(request.model)) as ready,
+            aclosing(scoring.score(ready, request)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    async def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
+        """See ``Backend.compare``. Engine and compilation are those that the process was started with."""
+        home = self._wanted(None)
+        reference, other = (self._side(side, home) for side in (request.reference, request.other))
+        lease = partial(self._manager.borrow, home=home)
+        async with aclosing(comparing.compare(lease, replace(request, reference=reference, other=other))) as events:
+            async for event in events:
+                yield event
+
+    def _side(self, side: LoadOptions, home: LoadOptions) -> LoadOptions:
+        """``side`` as it is to be loaded: the model that is there, where that has its precision already."""
+        status = self._manager.status(home)
+        there = status.stage == "ready" and comparing.asked_label(side) == comparing.label_of(status.facts)
+        side = replace(side, engine=home.engine, compile=home.compile)
+        model = home.model if side.model == status.name else side.model
+        same = replace(side, model=model, dtype=home.dtype, quantization=home.quantization) == home
+        return home if there and same else self._wanted(side)
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``. Waits for the model to be ready first."""
         arrived = time.perf_counter()
-        async with self._manager.lease(self._wanted(request)) as ready:
+        async with self._manager.lease(self._wanted(request.model)) as ready:
             # Tokenising a long text takes a second: off the event loop.
             fitted = await asyncio.to_thread(_fit, ready.loaded, request)
-            prompt_ids, raw = fitted.prompt_ids, request.prompt is not None
+            prompt_ids, raw = fitted.prompt_ids, request.raw
             sampling = fit_to_context(request.sampling, len(prompt_ids), ready.loaded.context_length)
             if fitted.dropped:
                 yield Dropped(fitted.dropped)
             facts = (*ready.loaded.facts, *ready.engine.facts)
             made_by = provenance_of(ready.loaded, facts, prompt_ids, raw, tools=bool(request.tools))
-            events = answer_events(ready, prompt_ids, sampling, arrived, provenance=made_by, raw=raw)
+            matcher = await _matcher(ready.loaded, sampling, prompt_ids)
+            events = answer_events(ready, prompt_ids, sampling, arrived, provenance=made_by, raw=raw, matcher=matcher)
             async with aclosing(events):
                 async for event in events:
                     yield event
@@ -220,6 +257,18 @@ def fit_to_context(sampling: SamplingParams, prompt_tokens: int, context_length:
     if sampling.temperature > 0 and sampling.seed is None:
         sampling = replace(sampling, seed=secrets.randbelow(2**31))
     return replace(sampling, max_tokens=min(sampling.max_tokens or room, room))
+
+
+async def _matcher(loaded: "LoadedModel", sampling: SamplingParams, prompt_ids: list[int]) -> Matcher | None:
+    """The constraint of an answer, compiled. Raises InvalidRequestError."""
+    if sampling.constraint is None:
+        return None
+    dialect = find_dialect(template_of(loaded.tokenizer))
+    if opens_thinking(loaded.tokenizer, prompt_ids, dialect):
+        raise InvalidRequestError(
+            "An answer that has to be of one form cannot begin with thinking. Switch thinking off."
+        )
+    return await compile_in_time(loaded.tokenizer, sampling.constraint, loaded.model.config.vocab_size, loaded.eos_ids)
 
 
 def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:

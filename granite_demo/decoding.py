@@ -6,6 +6,9 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
+from granite_demo.scores import ScoredToken, TokenAlternative
+from granite_demo.types import Token
+
 REPLACEMENT = "\ufffd"
 
 
@@ -45,3 +48,16 @@ class IncrementalDecoder:
         text: str = self._backend.decode(self._held, skip_special_tokens=self._skip_special_tokens)
         self._held.clear()
         return text.replace(REPLACEMENT, "")
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """The text of one token by itself; U+FFFD stands for a part of a character."""
+    text: str = tokenizer.backend_tokenizer.decode([token_id], skip_special_tokens=False)
+    return text
+
+
+def scored_token(tokenizer: Any, token: Token) -> ScoredToken:
+    """``token`` with texts."""
+    others = [TokenAlternative(index, token_text(tokenizer, index), *values) for index, *values in token.alternatives]
+    text = token_text(tokenizer, token.id)
+    return ScoredToken(token.id, text, token.logprob, token.sampled, token.entropy, tuple(others))

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from granite_demo.errors import ContextOverflowError
-from granite_demo.types import GenerationRequest, SamplingParams
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import GenerationRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +33,10 @@ def fit(request: GenerationRequest, render: Callable[[GenerationRequest], list[i
     Raises ContextOverflowError when the last turn alone does not fit.
     """
     whole = Fitted(request, render(request))
-    if request.overflow == "refuse" or request.prompt is not None:
+    if request.overflow == "refuse" or request.raw:
         return whole
     room = context - reserve(request.sampling, context)
-    shorter = _shorter(request)
+    shorter = shortened(request)
     if len(whole.prompt_ids) <= room:
         return whole
     best = _rendered(request, shorter[-1], render) if shorter else whole
@@ -52,7 +53,7 @@ def fit(request: GenerationRequest, render: Callable[[GenerationRequest], list[i
     return best
 
 
-def _shorter(request: GenerationRequest) -> list[GenerationRequest]:
+def shortened(request: GenerationRequest) -> list[GenerationRequest]:
     """The request with one exchange less, two less and so on, down to the last one."""
     messages = request.messages
     first = 1 if messages[0].role == "system" else 0

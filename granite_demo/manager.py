@@ -10,12 +10,13 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from granite_demo.engine.base import Engine
 from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError, OutOfMemoryError
+from granite_demo.fim import cannot_fill
 from granite_demo.status import LoadOptions, LoadStage, ModelStatus, Report
 
 if TYPE_CHECKING:
@@ -104,6 +105,44 @@ class ModelManager:
             if unused:
                 await asyncio.to_thread(_close, entry)
 
+    @asynccontextmanager
+    async def borrow(self, options: LoadOptions, home: LoadOptions) -> AsyncGenerator[ReadyModel]:
+        """Lease ``options`` for once: it is unloaded after the block, unless it was there before.
+
+        Where it does not fit beside ``home``, that is unloaded first, once it has answered, and loaded again after the
+        block. Whoever asks for ``home`` meanwhile waits for it.
+        """
+        with self._lock:
+            stays = options in self._entries and not _failed(self._entries[options])
+        place = None
+        try:
+            async with AsyncExitStack() as stack:
+                if not stays:
+                    stack.push_async_callback(asyncio.to_thread, self.unload, options)
+                try:
+                    ready = await stack.enter_async_context(self.lease(options))
+                except OutOfMemoryError:
+                    if options == home or self.status(home).stage != "ready":
+                        raise
+                    place = _Entry(ModelStatus(home.model, "loading", detail="another model is in its place"))
+                    with self._lock:
+                        old, self._entries[home] = self._entries[home], place
+                    await asyncio.to_thread(self._retire, old)
+                    while old.future.done():  # it still answers
+                        await asyncio.sleep(0.02)
+                    ready = await stack.enter_async_context(self.lease(options))
+                yield ready
+        finally:
+            if place:
+                self._take_back(home, place)
+
+    def _take_back(self, home: LoadOptions, place: _Entry) -> None:
+        with self._lock:
+            if not self._closed:
+                self._executor.submit(self._run, home, place)
+                return
+        place.future.set_exception(ModelError("The server is stopping."))
+
     def _start_idle(self, options: LoadOptions, entry: _Entry) -> None:
         def unload_idle() -> None:
             with self._lock:
@@ -120,7 +159,9 @@ class ModelManager:
         """What is happening to ``options`` now."""
         with self._lock:
             entry = self._entries.get(options)
-            return entry.status if entry else ModelStatus(options.model, "idle")
+            status = entry.status if entry else ModelStatus(options.model, "idle")
+            ready = entry.future.result() if entry and status.stage == "ready" and entry.future.done() else None
+        return replace(status, engine=ready.engine.stats()) if ready else status
 
     def unload(self, options: LoadOptions) -> None:
         """Forget the model: a load is cancelled; a model in use is closed when its last lease ends."""
@@ -128,6 +169,10 @@ class ModelManager:
             entry = self._entries.pop(options, None)
             if entry is None:
                 return
+        self._retire(entry)
+
+    def _retire(self, entry: _Entry) -> None:
+        with self._lock:
             entry.cancelled.set()
             unused = not entry.leases
             if not unused:
@@ -224,6 +269,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         stage="ready",
         fraction=1.0,
         detail="",
+        name=loaded.spec.name,
         title=loaded.spec.title,
         about=loaded.spec.about,
         facts=(*loaded.facts, *ready.engine.facts),
@@ -231,6 +277,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         card=loaded.card,
         memory=loaded.memory,
         switches=loaded.switches,
+        unable=(*ready.engine.unable, *cannot_fill(loaded.tokenizer, loaded.spec.dialect)),
     )
 
 

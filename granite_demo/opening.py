@@ -4,11 +4,13 @@ The real ``Loader`` of the model manager. torch is imported here when the first 
 """
 
 import threading
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from granite_demo import hub, registry, sample
-from granite_demo.errors import LoadCancelledError
+from granite_demo.constraints import prepare
+from granite_demo.errors import InvalidRequestError, LoadCancelledError
 from granite_demo.manager import ReadyModel
 from granite_demo.registry import ModelSpec
 from granite_demo.status import Fact, LoadOptions, LoadStage, Report
@@ -70,6 +72,10 @@ def open_model(
         compiling.join()
     if ignore_ends:
         loaded = replace(loaded, eos_ids=frozenset())
+    else:
+        # Up to a second in which nothing else runs: better now than in somebody's answer.
+        with suppress(InvalidRequestError):
+            prepare(loaded.tokenizer, loaded.eos_ids)
     engine = create_engine(loaded, options.engine, options.compile, report, group)
     if cancelled.is_set():
         engine.close()

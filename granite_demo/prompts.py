@@ -4,11 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from granite_demo.decoding import token_text
+from granite_demo.encoding import controls_of, encode, encode_each, without_controls
 from granite_demo.errors import InvalidRequestError
+from granite_demo.fim import fim_stretches, in_a_turn
 from granite_demo.marks import Marker, Stretch
+from granite_demo.messages import Message
 from granite_demo.origins import locate, parts_of
 from granite_demo.template_inputs import Write, template_inputs, template_of
 from granite_demo.types import GenerationRequest, PromptPart
+
+__all__ = ["encode", "render", "render_chat", "render_completion", "render_parts", "render_text"]
+
+_GAP = "\x7fgap\x7f"
+"""Where a prompt goes in a chat template: no text of the template's own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +31,10 @@ class _Piece:
 
 def render(tokenizer: Any, request: GenerationRequest) -> list[int]:
     """The prompt of any request. Raises InvalidRequestError."""
+    if request.prompt_ids is not None:
+        return _checked_ids(tokenizer, request.prompt_ids)
     if request.prompt is not None:
-        return render_completion(tokenizer, request.prompt)
+        return _encoded(tokenizer, _raw_stretches(tokenizer, request))
     return render_chat(tokenizer, request)
 
 
@@ -39,28 +50,57 @@ def render_chat(tokenizer: Any, request: GenerationRequest) -> list[int]:
 
 def render_parts(tokenizer: Any, request: GenerationRequest) -> tuple[PromptPart, ...]:
     """The prompt of any request, told apart by who wrote it; its ids are those that are sent."""
+    if request.prompt_ids is not None:
+        ids = _checked_ids(tokenizer, request.prompt_ids)
+        tokens = tuple((index, token_text(tokenizer, index)) for index in ids)
+        return (PromptPart("user", "".join(text for _, text in tokens), tokens),)
     if request.prompt is not None:
-        return parts_of(tokenizer, [(request.prompt, (Stretch("user", request.prompt),))])
+        stretches = _raw_stretches(tokenizer, request)
+        return parts_of(tokenizer, [(stretch.text, (stretch,)) for stretch in stretches])
     pieces = _pieces(tokenizer, request, located=True)
     return parts_of(tokenizer, [(piece.text, piece.stretches) for piece in pieces])
 
 
-def render_completion(tokenizer: Any, prompt: str) -> list[int]:
-    """The token ids of raw text, which may spell control tokens on purpose."""
-    return encode(tokenizer, prompt)
+def render_completion(tokenizer: Any, prompt: str, special_tokens: bool = False) -> list[int]:
+    """The token ids of raw text; control tokens that it spells are such only where ``special_tokens`` says so."""
+    return _encoded(tokenizer, _written(tokenizer, prompt, special_tokens))
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of ``text`` with nothing added at either end."""
-    if not text:
-        return []
-    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
-    return ids
+def _written(tokenizer: Any, text: str, special_tokens: bool) -> list[Stretch]:
+    pieces = [text] if special_tokens else without_controls(tokenizer, text)
+    return [Stretch("user", piece) for piece in pieces]
+
+
+def _raw_stretches(tokenizer: Any, request: GenerationRequest) -> list[Stretch]:
+    """The prompt of a request without messages, in stretches to be encoded each by itself."""
+    prompt = request.prompt or ""
+    if request.suffix is None:
+        return _written(tokenizer, prompt, request.special_tokens)
+    gap = fim_stretches(tokenizer, prompt, request.suffix)
+    if not in_a_turn(tokenizer):
+        return gap
+    turn = render_text(tokenizer, GenerationRequest((Message("user", _GAP),)))
+    before, found, after = turn.partition(_GAP)
+    return [Stretch("template", before), *gap, Stretch("template", after)] if found else gap
+
+
+def _encoded(tokenizer: Any, stretches: Sequence[Stretch]) -> list[int]:
+    texts = [stretch.text for stretch in stretches if stretch.text]
+    return [token for ids in encode_each(tokenizer, texts) for token in ids]
+
+
+def _checked_ids(tokenizer: Any, prompt_ids: Sequence[int]) -> list[int]:
+    """``prompt_ids`` as they are. Raises InvalidRequestError for one that is no token's."""
+    size = len(tokenizer)
+    for index in prompt_ids:
+        if not 0 <= index < size:
+            raise InvalidRequestError(f"{index} is not the id of a token; this model has those from 0 to {size - 1}.")
+    return list(prompt_ids)
 
 
 def _pieces(tokenizer: Any, request: GenerationRequest, located: bool = False) -> list[_Piece]:
     """``located``: with the stretches of a prompt that is encoded as one piece, too."""
-    controls = [text for text in tokenizer.added_tokens_encoder if len(text) > 1 and text.strip()]
+    controls = controls_of(tokenizer)
     marker = Marker(controls)
     plain = render_text(tokenizer, request)
     stretches = _marked(tokenizer, request, marker)
@@ -82,8 +122,7 @@ def _pieces(tokenizer: Any, request: GenerationRequest, located: bool = False) -
         for text in (marker.cut(stretch.text) if stretch.foreign else [stretch.text])
     ]
     texts = [stretch for stretch in texts if stretch.text]
-    # In one call: somebody may spell thousands of them.
-    encoded = tokenizer([stretch.text for stretch in texts], add_special_tokens=False).input_ids if texts else []
+    encoded = encode_each(tokenizer, [stretch.text for stretch in texts])
     return [_Piece(stretch.text, ids, (stretch,)) for stretch, ids in zip(texts, encoded, strict=True)]
 
 

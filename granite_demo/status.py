@@ -11,6 +11,20 @@ Report = Callable[[LoadStage, float | None, str], None]
 """Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
 
 
+Feature = Literal[
+    "completion",
+    "fill in the middle",
+    "special tokens",
+    "token ids",
+    "log probabilities",
+    "scoring",
+    "constraints",
+    "comparing precisions",
+    "logit bias",
+    "replay",
+]
+"""What a model, its engine or another server may be unable to do."""
+
 Fact = tuple[str, str, str]
 """(name, value, reason) of a choice made for a model"""
 
@@ -37,6 +51,19 @@ class ModelChoice:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Requests in the engine right now, and how often its loop had to be started again since it was made."""
+
+    running: int
+    waiting: int
+    restarts: int = 0
+    cache_used: float | None = None
+    """The share of the KV cache that is taken, where all requests have one together."""
+    failure: str = ""
+    """Why the engine cannot answer any more, if it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelStatus:
     """What the model manager is doing with one model, for every visitor to see."""
 
@@ -57,6 +84,16 @@ class ModelStatus:
     """Why the last load failed, while another model still answers."""
     switches: Switches = field(default_factory=Switches)
     """What the model's chat template reads."""
+    unable: tuple[tuple[Feature, str], ...] = ()
+    """(feature, why it is not to be had here)."""
+    name: str = ""
+    """What a ready model is called, where ``model`` is how it was asked for."""
+    engine: EngineStats | None = field(default=None, compare=False)
+    """The requests of a ready model, as they are this moment."""
+
+    def unable_to(self, feature: Feature) -> str:
+        """Why ``feature`` is not to be had here; empty where it is."""
+        return dict(self.unable).get(feature, "")
 
 
 Device = Literal["auto", "cuda", "mps", "cpu"]

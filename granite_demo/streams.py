@@ -4,13 +4,14 @@ import time
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from granite_demo.answers import AnswerParser, Part, Reasoning, Text
 from granite_demo.dialects import PLAIN, Dialect, find_dialect
 from granite_demo.manager import ReadyModel
 from granite_demo.messages import ToolCall
 from granite_demo.parsing import StopStrings
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.template_inputs import template_of
 from granite_demo.types import (
     Citation,
@@ -19,13 +20,16 @@ from granite_demo.types import (
     Provenance,
     Queued,
     ReasoningDelta,
-    SamplingParams,
     StreamEvent,
     TextDelta,
     Timings,
+    TokenScored,
     ToolCalled,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from granite_demo.constraints import Matcher
 
 TAIL = 16
 """Tokens at the prompt's end that may hold the opening of the thinking."""
@@ -40,25 +44,27 @@ async def answer_events(
     dialect: Dialect | None = None,
     provenance: Provenance | None = None,
     raw: bool = False,
+    matcher: "Matcher | None" = None,
 ) -> AsyncGenerator[StreamEvent]:
     """Yield the events of the answer to ``prompt_ids``; ``arrived`` is when the request came, by perf_counter.
 
     The answer is read by ``dialect``, else by the one of the model's chat template, or with ``raw`` by none at all.
-    Where the consumer closes it, which is how a reader stops, what is held back is dropped: text that may be half a
-    marker, half a stop string or half a character, white space at the end, and a call that is not whole.
+    ``matcher`` says which tokens may come. Where the consumer closes it, which is how a reader stops, what is held back
+    is dropped: text that may be half a marker, half a stop string or half a character, white space at the end, and a
+    call that is not whole.
     """
-    from granite_demo.decoding import IncrementalDecoder
+    from granite_demo.decoding import IncrementalDecoder, scored_token
 
     tokenizer = ready.loaded.tokenizer
     dialect = PLAIN if raw else dialect or find_dialect(template_of(tokenizer))
     decoder = IncrementalDecoder(tokenizer, keep=dialect.markers)
     parser = AnswerParser(dialect, thinking_open=opens_thinking(tokenizer, prompt_ids, dialect))
-    visible = _Visible(sampling.stop)
+    visible = Visible(sampling.stop)
     reason: FinishReason = "length"
     ids: list[int] = []
     first = thought = arrived
     reasoning_tokens = 0
-    async with aclosing(ready.engine.generate(prompt_ids, sampling)) as tokens:
+    async with aclosing(ready.engine.generate(prompt_ids, sampling, matcher)) as tokens:
         async for token in tokens:
             if isinstance(token, Queued):
                 yield token
@@ -66,6 +72,8 @@ async def answer_events(
             ids.append(token.id)
             if len(ids) == 1:
                 first = thought = time.perf_counter()
+            if token.logprob is not None:
+                yield TokenScored(scored_token(tokenizer, token))
             if token.id in ready.loaded.eos_ids:
                 reason = "stop"
                 break
@@ -81,14 +89,10 @@ async def answer_events(
                 break
     for event in visible.end(parser.feed(decoder.flush()) + parser.flush(), len(ids)):
         yield event
-    if visible.hit:
-        reason = "stop"
-    elif reason == "stop" and visible.called:
-        reason = "tool_calls"
+    reason = visible.reason(reason)
     timings = Timings(first - arrived, time.perf_counter() - arrived, thought - first)
     seed = sampling.seed if sampling.temperature > 0 else None
-    usage = Usage(len(prompt_ids), len(ids), reasoning_tokens)
-    yield Finish(reason, usage, timings, seed, tuple(ids), provenance)
+    yield Finish(reason, Usage(len(prompt_ids), len(ids), reasoning_tokens), timings, seed, tuple(ids), provenance)
 
 
 def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:
@@ -97,7 +101,7 @@ def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) 
     return tail.rstrip().endswith(dialect.think_open)
 
 
-class _Visible:
+class Visible:
     """The parts of an answer to its events, up to the first stop string in its text."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
@@ -111,6 +115,12 @@ class _Visible:
     def hit(self) -> bool:
         """Whether a stop string has ended the answer."""
         return self._stop.hit
+
+    def reason(self, ended: FinishReason) -> FinishReason:
+        """Why the answer ended, where its tokens ended by ``ended``."""
+        if self.hit:
+            return "stop"
+        return "tool_calls" if ended == "stop" and self.called else ended
 
     def events(self, parts: Iterable[Part], count: int, thinking: bool) -> Iterator[StreamEvent]:
         """The events of one token, the ``count``-th. One at least is a delta, for that tells the count."""

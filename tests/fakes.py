@@ -5,16 +5,18 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
-from granite_demo.engine.base import EngineStats, closed_error
+from granite_demo.constraints import Matcher
+from granite_demo.engine.base import Measure, T, closed_error
 from granite_demo.messages import Switches
-from granite_demo.status import Fact, LoadOptions, ModelChoice, ModelStatus
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.scores import CompareRequest, Comparing, Comparison, ScoredToken, ScoreRequest, ScoreSummary
+from granite_demo.status import EngineStats, Fact, Feature, LoadOptions, ModelChoice, ModelStatus
 from granite_demo.types import (
     Finish,
     FinishReason,
     GenerationRequest,
     PromptView,
     Queued,
-    SamplingParams,
     StreamEvent,
     TextDelta,
     Timings,
@@ -37,6 +39,7 @@ class FakeEngine:
     """Yields ``queued``, then the given token ids up to one of ``eos_ids``, then raises ``error`` if there is one."""
 
     FACTS: tuple[Fact, ...] = (("Engine", "fake", "a test"),)
+    unable: tuple[tuple[Feature, str], ...] = ()
 
     def __init__(
         self, token_ids: Sequence[int], error: Exception | None = None, eos_ids: frozenset[int] = frozenset()
@@ -51,7 +54,9 @@ class FakeEngine:
         self.closed_streams = 0
         self.closed = False
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
         if sampling.max_tokens is None:
             raise ValueError("An engine needs max_tokens.")
         self.prompts.append(list(prompt_ids))
@@ -72,6 +77,26 @@ class FakeEngine:
             self.running -= 1
             self.closed_streams += 1
 
+    async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
+        """Chunks of three tokens. Row i of the made-up logits is the same wherever the text is cut."""
+        import torch
+
+        self.running += 1
+        try:
+            for place in self.queued:
+                yield place
+            logits = torch.randn((len(token_ids), max(token_ids) + 30), generator=torch.Generator().manual_seed(0))
+            for start in range(0, len(token_ids), 3):
+                await asyncio.sleep(0)
+                if self.closed:
+                    raise closed_error()
+                yield measure(start, logits[start : start + 3])
+            if self.error:
+                raise self.error
+        finally:
+            self.running -= 1
+            self.closed_streams += 1
+
     def stats(self) -> EngineStats:
         return EngineStats(running=self.running, waiting=0)
 
@@ -82,7 +107,8 @@ class FakeEngine:
 class FakeBackend:
     """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one.
 
-    ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers.
+    ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers,
+    ``scores`` and ``comparison`` are the events of those two.
     """
 
     def __init__(self, words: Sequence[str] = ("Hello", " world", "!"), delay: float = 0.0) -> None:
@@ -100,6 +126,10 @@ class FakeBackend:
         self.view: PromptView | None = None
         self.view_error: Exception | None = None
         self.inspected: list[GenerationRequest] = []
+        self.scores: list[Queued | ScoredToken | ScoreSummary] = []
+        self.scored: list[ScoreRequest] = []
+        self.comparison: list[Comparing | Comparison] = []
+        self.compared: list[CompareRequest] = []
         self.selected: list[LoadOptions] = []
         self.cancelled = threading.Event()
         self.unloaded = threading.Event()
@@ -127,6 +157,22 @@ class FakeBackend:
             yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
         finally:
             self.running -= 1
+
+    async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
+        self.scored.append(request)
+        for event in self.scores:
+            yield event
+            await asyncio.sleep(self.delay)
+        if self.error:
+            raise self.error
+
+    async def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
+        self.compared.append(request)
+        for event in self.comparison:
+            yield event
+            await asyncio.sleep(self.delay)
+        if self.error:
+            raise self.error
 
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
         self.inspected.append(request)

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import json
 import threading
 import time
 from contextlib import aclosing
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from granite_demo.backends import LocalBackend, fit_to_context
-from granite_demo.engine.base import Engine, EngineStats
+from granite_demo.constraints import Constraint
+from granite_demo.engine.base import Engine
 from granite_demo.errors import (
     ContextOverflowError,
     EngineError,
@@ -25,8 +27,10 @@ from granite_demo.errors import (
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.messages import Message, Switches
-from granite_demo.status import LoadOptions, Report
-from granite_demo.types import Dropped, Finish, GenerationRequest, Queued, SamplingParams, TextDelta
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.scores import CompareRequest, Comparing
+from granite_demo.status import EngineStats, LoadOptions, ModelStatus, Report
+from granite_demo.types import Dropped, Finish, GenerationRequest, Queued, TextDelta
 from tests.fakes import FakeEngine
 
 OPTIONS = LoadOptions()
@@ -257,7 +261,7 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         tokenizer=tokenizer,
         context_length=100,
         eos_ids=frozenset(),
-        spec=SimpleNamespace(name="n", title="t", about="a"),
+        spec=SimpleNamespace(name="n", title="t", about="a", dialect=None),
         facts=(),
         card=(),
         memory=None,
@@ -419,3 +423,46 @@ async def test_what_fits_is_marked_once_the_device_is_known(real: LocalBackend) 
     labels = {choice.name: choice.label for choice in real.choices()}
     assert labels["sample"].endswith("fits in bf16")
     assert labels["granite-4.2-30b"].endswith(("fits in bf16", "in int4", "does not fit", "tight in bf16"))
+
+
+async def test_a_constrained_answer_is_of_its_form(real: LocalBackend) -> None:
+    schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
+    constraint = Constraint.from_schema(schema)
+    text, finish = await answer(real, chat("Give me an age as JSON.", constraint=constraint, max_tokens=40))
+    assert finish.reason == "stop"
+    assert isinstance(json.loads(text)["age"], int)
+
+
+async def test_a_constraint_is_refused_while_the_model_thinks(real: LocalBackend, monkeypatch: Any) -> None:
+    monkeypatch.setattr("granite_demo.backends.opens_thinking", lambda *arguments: True)
+    with pytest.raises(InvalidRequestError, match="Switch thinking off"):
+        await answer(real, chat("Hello", constraint=Constraint("choice", choices=("yes", "no"))))
+
+
+@pytest.mark.parametrize(
+    ("side", "is_home"),
+    [
+        (LoadOptions(dtype="float32", quantization="none"), True),
+        (LoadOptions("told", dtype="float32", quantization="none"), True),
+        (LoadOptions(dtype="bfloat16", quantization="none"), False),
+        (LoadOptions(dtype="float32", quantization="none", context=100), False),
+    ],
+)
+async def test_a_side_that_is_loaded_already_is_not_loaded_again(
+    side: LoadOptions, is_home: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[CompareRequest] = []
+
+    async def compare(lease: Any, request: CompareRequest) -> Any:
+        compared.append(request)
+        yield Comparing("done")
+
+    status = ModelStatus("sample", "ready", name="told", facts=(("Precision", "float32", ""),))
+    monkeypatch.setattr("granite_demo.backends.comparing.compare", compare)
+    monkeypatch.setattr(ModelManager, "status", lambda self, options: status)
+    monkeypatch.setattr("granite_demo.backends.registry.resolve", lambda name: None)
+    backend = backend_over(FakeEngine([]), None)
+    other = LoadOptions(dtype="float16", quantization="none")
+    assert [event async for event in backend.compare(CompareRequest("text", side, other))] == [Comparing("done")]
+    assert (compared[0].reference == OPTIONS) is is_home
+    assert compared[0].other == other

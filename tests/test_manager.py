@@ -10,6 +10,7 @@ from typing import Any, cast
 import pytest
 
 from granite_demo.errors import DownloadError, LoadCancelledError, ModelError, OutOfMemoryError
+from granite_demo.fim import NO_TOKENS
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.messages import Switches
 from granite_demo.status import LoadOptions, ModelStatus, Report
@@ -17,7 +18,8 @@ from tests.fakes import FakeEngine
 
 ONE, TWO = LoadOptions("one"), LoadOptions("two")
 LOADED: Any = SimpleNamespace(
-    spec=SimpleNamespace(title="Title", about="About it."),
+    tokenizer=SimpleNamespace(added_tokens_encoder={}, chat_template=None),
+    spec=SimpleNamespace(name="name", title="Title", about="About it.", dialect=None),
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
     context_length=4096,
     card=(),
@@ -55,6 +57,7 @@ class FakeLoader:
         if self.errors:
             raise self.errors.pop(0)
         self.engines.append(FakeEngine([]))
+        self.engines[-1].unable = (("scoring", "a test"),)
         return ReadyModel(LOADED, self.engines[-1])
 
 
@@ -139,11 +142,13 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
             "one",
             "ready",
             1.0,
+            name="name",
             title="Title",
             about="About it.",
             facts=(*LOADED.facts, *FakeEngine.FACTS),
             context_length=4096,
             switches=LOADED.switches,
+            unable=(("scoring", "a test"), ("fill in the middle", NO_TOKENS)),
         ),
     ]
     assert last == heard[-1]
@@ -442,3 +447,88 @@ async def test_a_model_that_nobody_uses_is_unloaded(loader: FakeLoader) -> None:
     assert own.status(ONE).stage == "idle"
     assert engine_of(ready).closed
     own.close()
+
+
+async def test_what_is_borrowed_goes_again_unless_it_was_there(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    async with manager.borrow(TWO, home=ONE) as ready:
+        assert manager.status(TWO).stage == "ready"
+    assert engine_of(ready).closed
+    assert manager.status(TWO).stage == "idle"
+    manager.load(ONE).result(WAIT)
+    async with manager.borrow(ONE, home=ONE) as ready:
+        pass
+    assert manager.status(ONE).stage == "ready"
+    assert not engine_of(ready).closed
+
+
+async def test_where_both_do_not_fit_the_borrowed_one_waits_and_home_comes_back(
+    manager: ModelManager, loader: FakeLoader
+) -> None:
+    loader.go.set()
+    answering, finished = await begin_lease(manager, ONE), asyncio.Event()
+    home = await answering
+
+    async def answer() -> None:
+        async with manager.lease(ONE):
+            await finished.wait()
+
+    visitor = asyncio.create_task(answer())
+    await asyncio.sleep(0.01)
+    loader.errors = [OutOfMemoryError("Too big.")]
+    borrowing = manager.borrow(TWO, home=ONE)
+    entering = asyncio.create_task(borrowing.__aenter__())
+    await asyncio.sleep(0.1)
+    assert not engine_of(home).closed, "somebody is being answered"
+    assert not entering.done()
+    finished.set()
+    ready = await entering
+    await visitor
+    assert engine_of(home).closed
+    assert manager.status(ONE).stage == "loading"
+    assert "in its place" in manager.status(ONE).detail
+    late = await begin_lease(manager, ONE)
+    await asyncio.sleep(0.05)
+    assert not late.done(), "it waits its turn"
+    await borrowing.__aexit__(None, None, None)
+    assert (await late) is not home
+    assert engine_of(ready).closed
+    assert loader.calls == ["one", "two", "two", "one"]
+
+
+async def test_home_comes_back_if_the_borrowed_one_never_fits(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    manager.load(ONE).result(WAIT)
+    loader.errors = [OutOfMemoryError("Too big."), OutOfMemoryError("Too big.")]
+    with pytest.raises(OutOfMemoryError):
+        async with manager.borrow(TWO, home=ONE):
+            pass
+    assert manager.load(ONE).result(WAIT)
+    loader.errors = [OutOfMemoryError("Too big.")]
+    manager.unload(ONE)
+    with pytest.raises(OutOfMemoryError):  # there is nothing that could make room
+        async with manager.borrow(TWO, home=ONE):
+            pass
+    assert loader.calls == ["one", "two", "two", "one", "two"]
+
+
+async def test_a_borrower_who_leaves_cancels_the_load(manager: ModelManager, loader: FakeLoader) -> None:
+    entering = asyncio.create_task(manager.borrow(TWO, home=ONE).__aenter__())
+    await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
+    entering.cancel()
+    await asyncio.wait([entering])
+    assert manager.status(TWO).stage == "idle"
+    async with asyncio.timeout(WAIT):
+        while loader.running:
+            await asyncio.sleep(0.01)
+
+
+async def test_closing_ends_those_who_wait_for_home(manager: ModelManager, loader: FakeLoader) -> None:
+    loader.go.set()
+    manager.load(ONE).result(WAIT)
+    loader.errors = [OutOfMemoryError("Too big.")]
+    async with manager.borrow(TWO, home=ONE):
+        late = await begin_lease(manager, ONE)
+        await asyncio.to_thread(manager.close)
+    with pytest.raises(ModelError):
+        await late

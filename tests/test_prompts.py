@@ -239,7 +239,7 @@ def test_parts_where_a_template_trims(templated: Callable[[str | None], Any]) ->
 
 
 def test_parts_of_a_completion(sample: "LoadedModel") -> None:
-    told = parts(sample.tokenizer, GenerationRequest(prompt="<|im_start|>user\nhi"))
+    told = parts(sample.tokenizer, GenerationRequest(prompt="<|im_start|>user\nhi", special_tokens=True))
     assert told == [("control", "<|im_start|>"), ("user", "user\nhi")]
 
 
@@ -319,11 +319,65 @@ def test_added_tokens_that_are_not_special_are_controls_too(sample_path: Path) -
     assert tokenizer.convert_tokens_to_ids("<tool_call>") not in ids
 
 
-def test_a_completion_is_raw_text_and_may_spell_control_tokens(sample: "LoadedModel") -> None:
-    ids = render_completion(sample.tokenizer, "<|im_start|>user\nhi")
-    assert ids[0] == sample.tokenizer.convert_tokens_to_ids("<|im_start|>")
-    assert sample.tokenizer.decode(ids) == "<|im_start|>user\nhi"
-    assert len(controls(sample.tokenizer, ids)) == 1
+@pytest.mark.parametrize("special", [False, True])
+def test_raw_text_spells_control_tokens_only_where_it_is_told_to(special: bool) -> None:
+    tokenizer = byte_tokenizer()
+    text = "<|im_start|>user\nhi</think><|im_<|im_end|>"
+    ids = render_completion(tokenizer, text, special)
+    assert tokenizer.decode(ids) == text
+    names = ["<|im_start|>", "</think>", "<|im_end|>"]
+    assert controls(tokenizer, ids) == (tokenizer.convert_tokens_to_ids(names) if special else [])
+    request = GenerationRequest(prompt=text, special_tokens=special)
+    assert prompts.render(tokenizer, request) == ids
+    expected = [("control", names[0]), ("user", "user\nhi"), ("control", names[1]), ("user", "<|im_")]
+    assert parts(tokenizer, request) == ([*expected, ("control", names[2])] if special else [("user", text)])
+
+
+def test_plain_raw_text_is_what_the_tokenizer_makes_of_it(sample: "LoadedModel") -> None:
+    text = "Once upon a time,\n\n in  a <place>"
+    assert render_completion(sample.tokenizer, text) == sample.tokenizer(text).input_ids
+
+
+FILLS = ["<fim_prefix>", "<fim_suffix>", "<fim_middle>"]
+FILLS_4 = ["<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>"]
+
+
+def filling(names: list[str], template: str | None = None) -> Any:
+    tokenizer = byte_tokenizer(template)
+    tokenizer.add_tokens(names, special_tokens=True)
+    return tokenizer
+
+
+def test_a_gap_is_asked_for_with_the_models_own_tokens() -> None:
+    tokenizer = filling(FILLS, THINKS)
+    request = GenerationRequest(prompt="a<fim_middle>", suffix="</think>b")
+    ids = prompts.render(tokenizer, request)
+    assert tokenizer.decode(ids) == "<fim_prefix>a<fim_middle><fim_suffix></think>b<fim_middle>"
+    assert controls(tokenizer, ids) == tokenizer.convert_tokens_to_ids(FILLS)
+    assert parts(tokenizer, request) == [
+        ("control", FILLS[0]),
+        ("user", "a<fim_middle>"),
+        ("control", FILLS[1]),
+        ("user", "</think>b"),
+        ("control", FILLS[2]),
+    ]
+
+
+def test_an_instruct_model_of_granite_4_is_asked_in_a_turn() -> None:
+    base, instruct = filling(FILLS_4), filling(FILLS_4, THINKS)
+    request = GenerationRequest(prompt="  a", suffix="")
+    gap = "<|fim_prefix|>  a<|fim_suffix|><|fim_middle|>"
+    assert base.decode(prompts.render(base, request)) == gap
+    ids = prompts.render(instruct, request)
+    assert instruct.decode(ids) == instruct.decode(render_chat(instruct, (Message("user", gap),)))
+    turn = ["<|im_start|>", *FILLS_4, "<|im_end|>", "<|im_start|>", "<think>"]
+    assert controls(instruct, ids) == instruct.convert_tokens_to_ids(turn)
+    assert ("user", "  a") in parts(instruct, request)
+
+
+def test_a_model_without_tokens_for_it_cannot_fill_a_gap() -> None:
+    with pytest.raises(InvalidRequestError, match="no fill-in-the-middle tokens"):
+        prompts.render(byte_tokenizer(), GenerationRequest(prompt="a", suffix="b"))
 
 
 def test_nothing_is_added_at_either_end(

@@ -12,25 +12,28 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
-
-from granite_demo.engine.base import EngineStats, TokenStream, answer_limit, as_user_error, closed_error, deliver
-from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, Row, token_of
+from granite_demo.constraints import Matcher
+from granite_demo.engine import constrained
+from granite_demo.engine.base import Measure, TokenStream, closed_error, deliver
+from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, token_of
+from granite_demo.engine.batch_scoring import BatchScorer
 from granite_demo.engine.continuous import PAGE, Loop
-from granite_demo.engine.recovery import Suspects
-from granite_demo.engine.request import Request
+from granite_demo.engine.recovery import Suspects, cause_of
+from granite_demo.engine.request import Request, fitted
 from granite_demo.engine.sampling import not_a_number
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
-from granite_demo.errors import ContextOverflowError, EngineError, GraniteDemoError, UnsuitableEngineError
+from granite_demo.errors import EngineError, GraniteDemoError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
-from granite_demo.status import Fact
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.status import EngineStats, Fact, Feature
 from granite_demo.tensor_parallel import ALONE, Group
-from granite_demo.types import Queued, SamplingParams, Token
+from granite_demo.types import Queued, Token
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 WATCH_SECONDS = 0.5
 """How often the watchdog looks after a loop that reported nothing."""
@@ -56,7 +59,8 @@ class BatchingEngine:
         self._group = group
         self._capacity = cache_tokens
         self._ends = sorted(loaded.eos_ids)
-        self._sampler = BatchSampler(loaded.model.config.vocab_size, requests, loaded.model.device)
+        self._vocabulary: int = loaded.model.config.vocab_size
+        self._sampler = BatchSampler(self._vocabulary, requests, loaded.model.device)
         self._loop = Loop(
             loaded.model,
             self._sampler,
@@ -66,7 +70,10 @@ class BatchingEngine:
             requests=requests,
             prefill=prefill,
             compile_level=compile_level,
+            between=lambda: self._scorer.advance(),
         )
+        self._scorer = BatchScorer(loaded, self._loop.wake, max_waiting, group)
+        self.unable: tuple[tuple[Feature, str], ...] = self._scorer.unable
         self._lock = threading.RLock()
         self._waiting: WaitingLine[Request] = WaitingLine(max_waiting)
         self._running: dict[str, Request] = {}
@@ -90,17 +97,16 @@ class BatchingEngine:
             self._watchdog.start()
         return count
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
         """See ``Engine.generate``. An answer ends where the cache does, which may hold less than the context.
 
         Raises ContextOverflowError for a prompt that the cache cannot hold.
         """
-        limit = answer_limit(sampling)
-        room = self._capacity - len(prompt_ids)
-        if room < 1:
-            raise ContextOverflowError(len(prompt_ids), self._capacity)
-        sampling = replace(sampling, max_tokens=min(limit, room))
-        request = Request(list(prompt_ids), sampling, TokenStream(asyncio.get_running_loop()))
+        sampling = fitted(sampling, len(prompt_ids), self._capacity)
+        request = Request(list(prompt_ids), sampling, TokenStream(asyncio.get_running_loop()), matcher=matcher)
+        await constrained.prepare(request, self._vocabulary)
         with self._lock:
             if self._closed:
                 raise closed_error()
@@ -115,11 +121,19 @@ class BatchingEngine:
         finally:
             self._cancel(request)
 
+    def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
+        """See ``BatchScorer.score``."""
+        return self._scorer.score(token_ids, measure)
+
     def stats(self) -> EngineStats:
         """How many requests run and wait, and how often the loop was started again."""
         with self._lock:
-            running = len(self._running) + len(self._suspects)
-            return EngineStats(running, len(self._waiting), self._restarts)
+            scored, unscored = self._scorer.counts()
+            running = len(self._running) + len(self._suspects) + scored
+            used = sum(len(request.prompt_ids) + len(request.answer) for request in self._running.values())
+            failure = self._dead.user_text if self._dead else ""
+            waiting = len(self._waiting) + unscored
+            return EngineStats(running, waiting, self._restarts, used / self._capacity, failure)
 
     def close(self) -> None:
         """End all requests with EngineClosedError, stop the loop and let go of the model."""
@@ -131,11 +145,13 @@ class BatchingEngine:
             self._running.clear()
         for request in requests:
             request.stream.finish(closed_error())
+        self._scorer.end()
         self._wake.set()
         if self._watchdog.is_alive():
             self._watchdog.join()
         with self._group.deadline():
             self._loop.stop()
+        self._scorer.release()
         del self._loop, self._sampler  # whoever still holds the engine does not hold the weights
 
     def follow(self) -> None:
@@ -166,7 +182,7 @@ class BatchingEngine:
 
     def _submit(self, request: Request) -> None:
         request.id = f"request-{next(self._names)}"
-        request.row = Row(request.sampling, self._free_slots.pop(), len(request.prompt_ids))
+        request.row = constrained.row_of(request, self._free_slots.pop())
         request.received = 0
         self._running[request.id] = request
         ids = request.prompt_ids + request.answer
@@ -190,7 +206,7 @@ class BatchingEngine:
 
     def _receive(self, outputs: list[Any]) -> None:
         """Take a step's outputs. Called from the loop's thread."""
-        tokens: list[tuple[TokenStream, Token]] = []
+        tokens: list[tuple[TokenStream[Token], Token]] = []
         ended: list[tuple[Request, GraniteDemoError | None]] = []
         with self._lock:
             suspects = bool(self._suspects)
@@ -206,9 +222,13 @@ class BatchingEngine:
                 error = self._collect(request, output, logprobs, tokens)
                 if error or output.is_finished():
                     self._release(request)
-                    ended.append((request, error))
                     if error:
                         self._loop.cancel(request.id)
+                    again, error = constrained.goes_on(request, error, self._ends, self._vocabulary)
+                    if again:
+                        self._submit(request)
+                    else:
+                        ended.append((request, error))
             if self._recovering:
                 self._wake.set()
         deliver(tokens)
@@ -218,7 +238,7 @@ class BatchingEngine:
             self._admit()
 
     def _collect(
-        self, request: Request, output: Any, logprobs: LogProbs | None, tokens: list[tuple[TokenStream, Token]]
+        self, request: Request, output: Any, logprobs: LogProbs | None, tokens: list[tuple[TokenStream[Token], Token]]
     ) -> GraniteDemoError | None:
         assert request.row is not None
         # After a restart the loop takes the answer so far for a part of the prompt, and reports only what is new.
@@ -248,7 +268,7 @@ class BatchingEngine:
             raise EngineError("The other processes may be in the middle of the step.") from self._loop.error
         with self._lock:
             self._recovering = True  # nobody is submitted to a loop that has ended
-        cause = self._cause()
+        cause = cause_of(self._loop.ended_by())
         with self._lock:
             failed = [request for request in self._running.values() if not request.stream.cancelled]
             culprits, innocent = self._suspects.judge(failed)
@@ -264,13 +284,6 @@ class BatchingEngine:
             request.stream.finish(cause)
         self._admit()
 
-    def _cause(self) -> GraniteDemoError:
-        error = self._loop.ended_by()
-        if isinstance(error, torch.AcceleratorError):
-            raise error  # the CUDA context is lost
-        known = as_user_error(error) if error else None
-        return known or EngineError("The model's loop ended. Try again.")
-
     def _give_up(self, error: BaseException) -> None:
         log.error("The engine cannot go on.", exc_info=error)
         with self._lock:
@@ -279,6 +292,7 @@ class BatchingEngine:
             self._running.clear()
         for request in requests:
             request.stream.finish(self._dead)
+        self._scorer.end(self._dead)
         if self._group.size > 1:
             time.sleep(1)  # the readers are told
             self._group.abort("The model's loop has failed.")

@@ -37,10 +37,13 @@ class Scheduler(FIFOScheduler):
         self.asynchronous = False
         """Whether a step is scheduled before the one before it is over."""
         self._in_flight: dict[str, dict[str, int]] = {}
+        self.between: Callable[[], None] = lambda: None
+        """Called before each step, or ten times a second where there are none, on the loop's thread."""
         super().__init__(*args, **kwargs)
 
     def clear_cancelled_requests(self) -> list[RequestState]:
-        """See the base class."""
+        """See the base class. It is the first that is called for a step."""
+        self.between()
         cancelled: list[RequestState] = super().clear_cancelled_requests()
         for state in cancelled:
             state.status = RequestStatus.FINISHED
@@ -91,10 +94,13 @@ class Loop:
         requests: int,
         prefill: int,
         compile_level: int = 0,
+        between: Callable[[], bool] = lambda: False,
     ) -> None:
         """Allocate a cache of ``tokens`` tokens for ``requests`` requests at once; the thread is not started yet.
 
-        ``receive`` is called with the outputs of each step, on the loop's thread. ``context``: the longest request in
+        ``receive`` is called with the outputs of each step, on the loop's thread; so is ``between``, before each step
+        and after each ``wake``, in the order of the steps' own work. It returns whether it wants to be called again
+        even if there is no step, and raises nothing. ``context``: the longest request in
         tokens; ``prefill``: the most tokens of one step. ``compile_level`` is that of
         ``ContinuousBatchingConfig.default_compile_level``. Raises MemoryError when the cache does not fit.
         """
@@ -116,6 +122,7 @@ class Loop:
             seed=0,  # not used: nothing is drawn
         )
         self._context = context
+        self._between = between
         self._sampler = sampler
         generation = GenerationConfig(do_sample=False, eos_token_id=-1)
         make: Any = ContinuousBatchingManager
@@ -140,8 +147,19 @@ class Loop:
         self._manager.batch_processor = processor
         self._sampler.stream = processor.inputs_and_outputs.compute_stream
         processor.scheduler.asynchronous = processor.use_async_batching
+        processor.scheduler.between = self._run_between
         for io in self._device_ios():
             io.graphs = Graphs(self._sampler)
+
+    def _run_between(self) -> None:
+        with torch.cuda.stream(self._sampler.stream):
+            again = self._between()
+        if again:
+            self.wake()
+
+    def wake(self) -> None:
+        """Have ``between`` called soon, though the thread may sleep."""
+        self._manager._wake_up_loop.set()
 
     def _device_ios(self) -> list[Any]:
         return device_ios(self._manager.batch_processor.inputs_and_outputs)
@@ -199,7 +217,7 @@ class Loop:
             logit_processor_kwargs={"row": row},
         )
         self._manager.input_queue.put(state)
-        self._manager._wake_up_loop.set()
+        self.wake()
 
     def cancel(self, request_id: str) -> None:
         """Stop computing for a request. It yields nothing more."""

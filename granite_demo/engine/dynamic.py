@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from granite_demo.engine.base import Cancelled
+from granite_demo.engine.base import Cancelled, score_chunk
 from granite_demo.engine.layers import LayerChecks, nothing
 from granite_demo.engine.prefixes import PrefixStore
 from granite_demo.loading import LoadedModel
@@ -74,6 +74,7 @@ class DynamicRunner:
                 self._model.set_attn_implementation(ATTENTION)
         self._checks = LayerChecks(self._model)
         self.chunk = PREFILL_TOKENS
+        self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
         self.facts: tuple[Fact, ...] = (
             ("KV cache", f"{SLOTS} conversations at a time", "each as large as its text; more of them wait in line"),
             ("Kept", f"up to {gigabytes(budget_bytes)}", "earlier conversations: a follow-up reads only what is new"),
@@ -103,11 +104,20 @@ class DynamicRunner:
 
     def forward(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
         """See ``Runner.forward``. ``check`` is called before each layer, so that Stop works inside a long chunk."""
+        return self._pass(slot, ids, check, keep=1)
+
+    def forward_all(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
+        """See ``Runner.forward_all``."""
+        return self._pass(slot, ids, check, keep=len(ids))
+
+    def _pass(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None], keep: int) -> torch.Tensor:
         input_ids = torch.tensor([list(ids)], device=self._model.device)
         one = len(ids) == 1
         try:
             with self._checks.calling(nothing if one else check), nullcontext() if one else self._prompts:
-                output = self._model(input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=1)
+                output = self._model(
+                    input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=keep
+                )
         except Cancelled:
             self._restore(slot)
             raise
@@ -115,7 +125,7 @@ class DynamicRunner:
             self._kept.clear()  # the memory that can be given back
             raise
         slot.ids += ids
-        logits: torch.Tensor = output.logits[:, -1]
+        logits: torch.Tensor = output.logits[0, -keep:]
         return logits
 
     def _restore(self, slot: DynamicSlot) -> None:

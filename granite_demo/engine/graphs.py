@@ -36,14 +36,14 @@ class Graphs(CudaGraphBuffer):
 
     def get_graph(self, key: tuple[int, ...]) -> Any:
         """See the base class."""
-        return super().get_graph((*key, self._sampler.with_logprobs))
+        return super().get_graph((*key, self._sampler.with_logprobs, self._sampler.adjusting))
 
     def __len__(self) -> int:
         return len(self._storage)
 
     def set_graph(self, key: tuple[int, ...], graph: Any) -> None:
         """See the base class."""
-        super().set_graph((*key, self._sampler.with_logprobs), graph)
+        super().set_graph((*key, self._sampler.with_logprobs, self._sampler.adjusting), graph)
 
 
 def device_ios(outputs: Any) -> list[Any]:

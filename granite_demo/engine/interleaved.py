@@ -10,25 +10,29 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
-from granite_demo.engine.base import Cancelled, EngineStats, TokenStream, answer_limit, as_user_error, closed_error
+from granite_demo.constraints import Matcher
+from granite_demo.engine.base import Cancelled, Measure, TokenStream, answer_limit, as_user_error, closed_error
 from granite_demo.engine.pace import PrefillPace
 from granite_demo.engine.runner import Runner
-from granite_demo.engine.sampling import Sampler
+from granite_demo.engine.sampler import Sampler
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
 from granite_demo.errors import GraniteDemoError
-from granite_demo.status import Fact
-from granite_demo.types import Queued, SamplingParams, Token
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.status import EngineStats, Fact, Feature
+from granite_demo.types import Queued, Token
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True, eq=False)
 class _Request:
     """One request, from its arrival to its end. All but the stream is the engine thread's."""
 
-    stream: TokenStream
+    stream: TokenStream[Token]
     prompt_ids: list[int]
     sampling: SamplingParams
     left: int
@@ -37,6 +41,7 @@ class _Request:
     sample: Sampler | None = None
     last: int = 0
     """The newest token of the answer, which the model has not read yet."""
+    matcher: Matcher | None = None
 
     @property
     def unread(self) -> list[int]:
@@ -44,10 +49,21 @@ class _Request:
         return self.prompt_ids[len(self.slot.ids) :] or [self.last]
 
 
+@dataclass(slots=True, eq=False)
+class _Score:
+    """One text to be measured, likewise."""
+
+    stream: TokenStream[Any]
+    token_ids: list[int]
+    measure: Measure[Any]
+    slot: Any = None
+
+
 class InterleavedEngine:
     """Round robin over the running requests: each in turn gets a chunk of its prompt read, or one token.
 
-    So nobody's long prompt stops the others. Whoever finds no free slot waits in line.
+    So nobody's long prompt stops the others; a text to score is read like one, from its first token on. Whoever finds
+    no free slot waits in line.
     """
 
     def __init__(
@@ -59,33 +75,44 @@ class InterleavedEngine:
     ) -> None:
         """``facts`` tell why this engine was chosen."""
         self._chosen = facts
+        self.unable: tuple[tuple[Feature, str], ...] = ()
         self.facts = (*facts, *runner.facts)
         self._runner = runner
         self._eos_ids = eos_ids
         self._pace = PrefillPace()
-        self._line: WaitingLine[_Request] = WaitingLine(max_waiting)
-        self._running: list[_Request] = []
+        self._line: WaitingLine[_Request | _Score] = WaitingLine(max_waiting)
+        self._running: list[_Request | _Score] = []
         self._closed = False
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
         """See ``Engine.generate``."""
         limit = answer_limit(sampling)
-        stream = TokenStream(asyncio.get_running_loop())
-        request = _Request(stream, list(prompt_ids), sampling, limit)
+        stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
+        request = _Request(stream, list(prompt_ids), sampling, limit, matcher=matcher)
+        self._take(request)
+        async with aclosing(stream.read()) as items:
+            async for item in items:
+                yield item
+
+    async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
+        """See ``Engine.score``. What was read is kept like a prompt."""
+        stream: TokenStream[T] = TokenStream(asyncio.get_running_loop())
+        self._take(_Score(stream, list(token_ids), measure))
+        async with aclosing(stream.read()) as items:
+            async for item in items:
+                yield item
+
+    def _take(self, request: _Request | _Score) -> None:
         with self._lock:
             if self._closed:
                 raise closed_error()
             self._line.join(request)
             self._fill_slots()
             self._executor.submit(self._work)
-        try:
-            async with aclosing(stream.read()) as items:
-                async for item in items:
-                    yield item
-        finally:
-            stream.cancel()
 
     def stats(self) -> EngineStats:
         """How many requests run and wait."""
@@ -132,10 +159,10 @@ class InterleavedEngine:
         while len(self._running) < self._runner.slots and (request := self._line.take()):
             self._running.append(request)
 
-    def _turn(self, request: _Request) -> None:
+    def _turn(self, request: _Request | _Score) -> None:
         outcome, keep, out_of_memory = None, True, False
         try:
-            if not self._advance(request):
+            if not (self._measure(request) if isinstance(request, _Score) else self._advance(request)):
                 return
         except BaseException as error:
             outcome = as_user_error(error)
@@ -156,7 +183,7 @@ class InterleavedEngine:
         if len(request.slot.ids) < len(request.prompt_ids):
             return False
         if request.sample is None:
-            request.sample = Sampler(request.sampling, request.prompt_ids, logits.device)
+            request.sample = Sampler(request.sampling, request.prompt_ids, logits.device, request.matcher)
         token = request.sample(logits)
         request.stream.put(token)
         request.last = token.id
@@ -168,14 +195,30 @@ class InterleavedEngine:
         unread = request.unread
         if len(unread) == 1:
             return self._runner.forward(request.slot, unread, request.stream.check)
-        chunk = unread[: self._pace.size(self._runner.chunk, alone=len(self._running) == 1)]
+        chunk = unread[: self._chunk(self._runner.chunk)]
         start = time.perf_counter()
         logits = self._runner.forward(request.slot, chunk, request.stream.check)
         logits[0, 0].item()  # a GPU is behind; whoever reads a value waits for it
         self._pace.measured(len(chunk), time.perf_counter() - start)
         return logits
 
-    def _end(self, request: _Request, outcome: GraniteDemoError | None, keep: bool) -> None:
+    def _chunk(self, most: int) -> int:
+        return self._pace.size(most, alone=len(self._running) == 1)
+
+    def _measure(self, request: _Score) -> bool:
+        """The same for a text to score."""
+        request.stream.check()
+        if request.slot is None:
+            request.slot = self._runner.open(())  # what others left has no logits any more
+        position = len(request.slot.ids)
+        chunk = request.token_ids[position : position + self._chunk(self._runner.score_chunk)]
+        start = time.perf_counter()
+        logits = self._runner.forward_all(request.slot, chunk, request.stream.check).float()
+        request.stream.put(request.measure(position, logits))
+        self._pace.measured(len(chunk), time.perf_counter() - start)
+        return len(request.slot.ids) == len(request.token_ids)
+
+    def _end(self, request: _Request | _Score, outcome: GraniteDemoError | None, keep: bool) -> None:
         if request.slot is not None:
             # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
             (self._runner.close if keep else self._runner.discard)(request.slot)

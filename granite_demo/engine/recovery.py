@@ -3,6 +3,11 @@
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
+import torch
+
+from granite_demo.engine.base import as_user_error
+from granite_demo.errors import EngineError, GraniteDemoError
+
 
 class HasAnswer(Protocol):
     """Anything whose answer grows token by token."""
@@ -71,3 +76,11 @@ class Suspects(Generic[R]):
         requests = [*self._cleared, *self._line]
         self._line, self._cleared, self._on_trial = [], [], None
         return requests
+
+
+def cause_of(error: BaseException | None) -> GraniteDemoError:
+    """What the culprit of a loop that ended by ``error`` is told. Raises ``error`` where the GPU is lost with it."""
+    if isinstance(error, torch.AcceleratorError):
+        raise error
+    known = as_user_error(error) if error else None
+    return known or EngineError("The model's loop ended. Try again.")

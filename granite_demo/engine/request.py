@@ -1,10 +1,13 @@
 """A request of the batching engine, from its arrival to its end, over any number of submissions to the loop."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from granite_demo.engine.base import TokenStream
+from granite_demo.constraints import Matcher
+from granite_demo.engine.base import TokenStream, answer_limit
 from granite_demo.engine.batch_sampling import Row
-from granite_demo.types import SamplingParams
+from granite_demo.errors import ContextOverflowError
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import Token
 
 LIKELY_ANSWER = 1024
 """Tokens of the answer that a request is admitted with, if it may be longer: few answers are. Should the cache fill up
@@ -17,7 +20,7 @@ class Request:
 
     prompt_ids: list[int]
     sampling: SamplingParams
-    stream: TokenStream
+    stream: TokenStream[Token]
     answer: list[int] = field(default_factory=list)
     """The tokens delivered so far."""
     id: str = ""
@@ -25,9 +28,20 @@ class Request:
     row: Row | None = None
     received: int = 0
     """Tokens that the loop reported since the last submission."""
+    matcher: Matcher | None = None
+    mask: bytes | None = None
+    """With a matcher: what the next token may be."""
 
     @property
     def likely_tokens(self) -> int:
         """Tokens of the cache that it will probably need."""
         assert self.sampling.max_tokens is not None
         return len(self.prompt_ids) + min(self.sampling.max_tokens, max(LIKELY_ANSWER, len(self.answer) + 1))
+
+
+def fitted(sampling: SamplingParams, prompt_tokens: int, capacity: int) -> SamplingParams:
+    """The same, but ending where a cache of ``capacity`` tokens does. Raises ContextOverflowError."""
+    limit = answer_limit(sampling)
+    if prompt_tokens >= capacity:
+        raise ContextOverflowError(prompt_tokens, capacity)
+    return replace(sampling, max_tokens=min(limit, capacity - prompt_tokens))

@@ -27,6 +27,8 @@ class Runner(Protocol[S]):
     """How many slots may be open at once."""
     chunk: int
     """The most tokens that ``forward`` takes at once."""
+    score_chunk: int
+    """The most that ``forward_all`` takes."""
 
     def open(self, prompt_ids: Sequence[int]) -> S:
         """A slot whose ids are a proper prefix of the prompt: what an earlier conversation left, or none."""
@@ -38,6 +40,10 @@ class Runner(Protocol[S]):
         Calls ``check`` now and then, which raises Cancelled; the slot is then as it was before the call. After any
         other exception the slot can only be discarded.
         """
+        ...
+
+    def forward_all(self, slot: S, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
+        """The same with the logits after each of ``ids``, shape (n, vocabulary)."""
         ...
 
     def close(self, slot: S) -> None:

@@ -1,21 +1,24 @@
 """How the next token is chosen, the same in every engine, for one request or a batch of them.
 
-In the order of transformers' ``generate``: repetition penalty, temperature, top-k, top-p, min-p, then one draw. The
-draw is an arg-max over the scores plus Gumbel noise (Gumbel 1954; Maddison et al., arXiv 1411.0030), which samples
-exactly from their softmax. The noise is a hash of (seed, position, token id), so a request's tokens do not depend on
-who else is served, on the engine, or on where it was interrupted. Everything here can be captured in a CUDA graph:
-cuts are found by bisection, not by sorting, and nothing waits for the GPU.
+In the order of transformers' ``generate``: repetition penalty, temperature, top-k, top-p, min-p, then one draw; what
+``adjusting`` does comes before and after the penalty. The draw is an arg-max over the scores plus Gumbel noise (Gumbel
+1954; Maddison et al., arXiv 1411.0030), which samples exactly from their softmax. The noise is a hash of (seed,
+position, token id), so a request's tokens do not depend on who else is served, on the engine, or on where it was
+interrupted. Everything here can be captured in a CUDA graph: cuts are found by bisection, not by sorting, and nothing
+waits for the GPU.
 """
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from granite_demo.errors import EngineError
-from granite_demo.types import SamplingParams, Token
+from granite_demo.sampling_params import SamplingParams
 
+BELOW_ONE = 1 - 2.0**-24
+"""The largest float32 below 1, to which the highest of the uniform numbers rounds up: its noise would be infinite."""
 BISECTIONS = 26
 """Halvings of the range of scores: what is left is below float32's own resolution of them."""
 
@@ -56,13 +59,30 @@ Chooser = Callable[[torch.Tensor, Rows, torch.Tensor, torch.Tensor], torch.Tenso
 """``penalise_and_choose``, or its like."""
 
 
+CutOff = Callable[[torch.Tensor, Rows], torch.Tensor]
+"""``cut_off``, or its like."""
+
+
 def chooser(device: torch.device) -> Chooser:
     """The fastest way to choose on ``device``."""
+    if device.type == "cpu":
+        from granite_demo.engine.sampling_cpu import penalise_and_choose as on_a_cpu
+
+        return on_a_cpu
     if device.type == "cuda" and importlib.util.find_spec("triton"):
         from granite_demo.engine.sampling_triton import penalise_and_choose as fused
 
         return fused
     return penalise_and_choose
+
+
+def cutter(device: torch.device) -> CutOff:
+    """The fastest way to find the threshold on ``device``."""
+    if device.type == "cpu":
+        from granite_demo.engine.sampling_cpu import cut_off as on_a_cpu
+
+        return on_a_cpu
+    return cut_off
 
 
 def compile_chooser(device: torch.device) -> None:
@@ -97,16 +117,21 @@ def choose(scores: torch.Tensor, rows: Rows, cut_k: bool = True, cut_p: bool = T
 
     ``cut_k`` and ``cut_p`` may be False when no row uses top-k or top-p, which saves the search.
     """
-    greedy = rows.temperature == 0
-    scores = scores / torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)[:, None]
-    scores = scores - scores.amax(dim=-1, keepdim=True)
+    scores = tempered(scores, rows)
     threshold = cut_off(scores, rows, cut_k, cut_p)
     noisy = torch.where(scores >= threshold[:, None], scores + gumbel(rows.seed, rows.position, scores.shape[1]), -1e9)
-    return torch.where(greedy[:, None], scores, noisy).argmax(dim=-1)
+    return torch.where(rows.temperature[:, None] == 0, scores, noisy).argmax(dim=-1)
+
+
+def tempered(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
+    """Penalised logits, (B, V), over the temperature, less the highest of each row."""
+    greedy = rows.temperature == 0
+    scores = scores / torch.where(greedy, torch.ones_like(rows.temperature), rows.temperature)[:, None]
+    return scores - scores.amax(dim=-1, keepdim=True)
 
 
 def cut_off(scores: torch.Tensor, rows: Rows, cut_k: bool = True, cut_p: bool = True) -> torch.Tensor:
-    """The lowest score that may be drawn, shape (B,), where the highest is 0."""
+    """The lowest of ``tempered`` scores that may be drawn, shape (B,)."""
     lowest = scores.amin(dim=-1).clamp(min=-1e4)
     threshold = lowest
     if cut_k:
@@ -136,10 +161,14 @@ def _largest_threshold(
 
 def gumbel(seed: torch.Tensor, position: torch.Tensor, vocabulary: int) -> torch.Tensor:
     """Gumbel noise of shape (B, vocabulary) from int64 ``seed`` and ``position`` of shape (B,)."""
-    index = torch.arange(vocabulary, dtype=torch.int64, device=seed.device)
-    bits = _mix(_mix(_mix(seed) + position)[:, None] + index)
+    return noise(seed, position, torch.arange(vocabulary, dtype=torch.int64, device=seed.device))
+
+
+def noise(seed: torch.Tensor, position: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    """The same, of shape (B, n), for n ``tokens`` (int64) alone."""
+    bits = _mix(_mix(_mix(seed) + position)[:, None] + tokens)
     # 24 bits, the precision of float32 in [0, 1), shifted by half a step so that neither 0 nor 1 comes up.
-    uniform = ((bits >> 40) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+    uniform = ((bits >> 40) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24).clamp_(max=BELOW_ONE)
     return -(-uniform.log()).log()
 
 
@@ -149,48 +178,3 @@ def _mix(x: torch.Tensor) -> torch.Tensor:
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685  # 0x94D049BB133111EB
     return x ^ ((x >> 31) & 0x1FFFFFFFF)
-
-
-class Sampler:
-    """Chooses the tokens of one request, one after another."""
-
-    def __init__(self, sampling: SamplingParams, prompt_ids: Sequence[int], device: torch.device) -> None:
-        self._sampling = sampling
-        self._plain = sampling.temperature == 0 and sampling.repetition_penalty == 1
-        self._chooser = chooser(device)
-        self._prompt = torch.tensor(list(prompt_ids), device=device)
-        self._seen: torch.Tensor | None = None
-        self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        temperature, top_k, top_p, min_p, penalty = torch.tensor(parameters(sampling), device=device)[:, None]
-        seed = torch.tensor([sampling.seed or 0], device=device)
-        self._rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, self._slot.clone())
-
-    def __call__(self, logits: torch.Tensor) -> Token:
-        """The next token from ``logits`` of shape (1, vocabulary). Raises EngineError on NaN."""
-        # float32 as in generate: bf16 has too few digits for a softmax over a large vocabulary.
-        logits = logits.float()
-        total = logits.sum()  # NaN if any logit is
-        report = None if self._sampling.logprobs is None else torch.log_softmax(logits, dim=-1)
-        choice = logits.argmax(dim=-1) if self._plain else self._choose(logits.clone())
-        # One wait for the GPU, and no float64, which Apple's has not: a token id is exact in float32.
-        token, total = torch.stack((choice[0].float(), total)).tolist()
-        if total != total:
-            raise not_a_number()
-        if report is None:
-            return Token(int(token))
-        values, ids = report[0].topk(self._sampling.logprobs or 0)
-        return Token(int(token), report[0, int(token)].item(), tuple(zip(ids.tolist(), values.tolist(), strict=True)))
-
-    def _choose(self, logits: torch.Tensor) -> torch.Tensor:
-        if self._seen is None:
-            self._seen = torch.zeros(logits.shape, dtype=torch.bool, device=logits.device)
-            self._seen[0, self._prompt] = True
-        if self._chooser is penalise_and_choose:
-            # Outside of a graph the searches that nobody asked for can be left out.
-            cuts = {"cut_k": self._sampling.top_k > 0, "cut_p": self._sampling.top_p < 1}
-            choice = choose(penalise(logits, self._seen, self._rows.penalty), self._rows, **cuts)
-        else:
-            choice = self._chooser(logits, self._rows, self._seen, self._slot)
-        self._seen[0, choice] = True
-        self._rows.position.add_(1)
-        return choice

@@ -78,6 +78,14 @@ def _largest_threshold(  # type: ignore[no-untyped-def]
     return tl.where(_amount_above(row, high * 0, counting, V, BLOCK) >= wanted, high * 0, low)
 
 
+@triton.jit
+def _noise(x):  # type: ignore[no-untyped-def]
+    bits = (_mix(x) >> 40) & 0xFFFFFF
+    # The highest would round up to 1, whose noise is infinite.
+    uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-08, 0.999999940395355225)
+    return -tl.log(-tl.log(uniform))
+
+
 @triton.jit(do_not_specialize=["B"])
 def _kernel(  # type: ignore[no-untyped-def]
     scores, chosen, seen, parameters, places, B, V, BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
@@ -132,9 +140,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         index = start + tl.arange(0, BLOCK)
         score = tl.load(row + index, mask=index < V, other=-float("inf"))
         if temperature != 0:
-            bits = (_mix(key + index.to(tl.int64)) >> 40) & 0xFFFFFF
-            noise = -tl.log(-tl.log((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-08))
-            score = tl.where(score >= threshold, score + noise, -float("inf"))
+            score = tl.where(score >= threshold, score + _noise(key + index.to(tl.int64)), -float("inf"))
         place = tl.where(score > best, index.to(tl.int64), place)
         best = tl.maximum(best, score)
     # Of equal scores the first. A row of NaN, as rows that only pad a batch may be, still gets a valid token.

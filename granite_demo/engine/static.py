@@ -5,13 +5,14 @@ than the step itself; recorded in a CUDA graph they start at once.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from granite_demo.engine.base import Cancelled
+from granite_demo.engine.base import Cancelled, score_chunk
 from granite_demo.engine.layers import LayerChecks, nothing
 from granite_demo.engine.prefixes import common
 from granite_demo.engine.recording import GraphRecorder, Record
@@ -70,6 +71,7 @@ class StaticRunner:
         self._checks = LayerChecks(self._model)
         self.slots = slots
         self.chunk = PREFILL_TOKENS
+        self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
         self.facts = self._facts()
         """Complete once ``warm_up`` is over."""
 
@@ -124,20 +126,34 @@ class StaticRunner:
     @torch.inference_mode()
     def forward(self, slot: StaticSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
         """See ``Runner.forward``. ``check`` is called before each recorded step, and each layer of others."""
-        before, rest = len(slot.ids), list(ids)
-        if not rest or before + len(rest) > self._steps.length:
-            raise ValueError(f"{before} and {len(rest)} tokens do not fit a slot of {self._steps.length}.")
+        rest = list(ids)
+        with self._reading(slot, len(rest), check):
+            for count, size in self._steps.cut(len(slot.ids), len(rest)):
+                check()
+                logits = self._steps.run(slot.place, len(slot.ids), rest[:count], size)
+                slot.ids += rest[:count]
+                del rest[:count]
+        return logits
+
+    @torch.inference_mode()
+    def forward_all(self, slot: StaticSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
+        """See ``Runner.forward_all``. Recorded steps keep the last logits only, so this pass is a new one."""
+        with self._reading(slot, len(ids), check):
+            logits = self._steps.run_for_all(slot.place, len(slot.ids), list(ids))
+            slot.ids += ids
+        return logits
+
+    @contextmanager
+    def _reading(self, slot: StaticSlot, count: int, check: Callable[[], None]) -> Iterator[None]:
+        before = len(slot.ids)
+        if not count or before + count > self._steps.length:
+            raise ValueError(f"{before} and {count} tokens do not fit a slot of {self._steps.length}.")
         try:
             with self._checks.calling(check):
-                for count, size in self._steps.cut(before, len(rest)):
-                    check()
-                    logits = self._steps.run(slot.place, len(slot.ids), rest[:count], size)
-                    slot.ids += rest[:count]
-                    del rest[:count]
+                yield
         except Cancelled:
             self._rewind(slot, before if self._steps.rewinds else 0)
             raise
-        return logits
 
     def close(self, slot: StaticSlot) -> None:
         """See ``Runner.close``."""

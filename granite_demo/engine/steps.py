@@ -121,6 +121,11 @@ class Steps:
         assert self._logits is not None
         return self._logits.clone()  # the next step overwrites them
 
+    def run_for_all(self, place: Place, position: int, ids: list[int]) -> torch.Tensor:
+        """The logits after each of ``ids``, shape (n, vocabulary), by a new pass."""
+        inputs = torch.tensor([place.first, position, len(ids) - 1, *ids], device=self._offsets.device)
+        return self._compute(inputs, place, position + len(ids), keep=self._offsets[: len(ids)])
+
     def _seen(self, size: int) -> list[int]:
         return self.lengths() if size == 1 else [self.length]
 
@@ -160,8 +165,11 @@ class Steps:
             del self._recorded[key]
         self._padded = []
 
-    def _compute(self, inputs: torch.Tensor, place: Place, seen: int) -> torch.Tensor:
-        """Everything that differs between two calls with inputs of the same size is read from ``inputs``."""
+    def _compute(self, inputs: torch.Tensor, place: Place, seen: int, keep: torch.Tensor | None = None) -> torch.Tensor:
+        """The logits of the last token, or of the indices to ``keep``.
+
+        Everything that differs between two calls with inputs of the same size is read from ``inputs``.
+        """
         first, position, last, ids = inputs[:1], inputs[1:2], inputs[2:3], inputs[HEADER:]
         positions = position + self._offsets[: len(ids)]
         self._window.rows, self._window.first, self._window.seen = first + positions, place.first, seen
@@ -176,10 +184,10 @@ class Steps:
             position_ids=positions[None],
             past_key_values=place.cache,
             use_cache=True,
-            logits_to_keep=last,
+            logits_to_keep=last if keep is None else keep,
             **sight,
         )
-        logits: torch.Tensor = output.logits[:, 0]
+        logits: torch.Tensor = output.logits[0]
         return logits
 
     def _sight_of_rows(self, first: torch.Tensor, position: torch.Tensor, count: int, seen: int) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import contextlib
 import threading
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from granite_demo.engine.base import Cancelled, TokenStream
 from granite_demo.errors import EngineBusyError
@@ -18,7 +18,7 @@ class HasStream(Protocol):
     """Anything that waits on behalf of a reader."""
 
     @property
-    def stream(self) -> TokenStream:
+    def stream(self) -> TokenStream[Any]:
         """Where its reader is told its place."""
         ...
 

@@ -12,12 +12,14 @@ from granite_demo.bench.figures import Answer, Run, Spread
 from granite_demo.bench.load import Load
 from granite_demo.bench.report import Report
 from granite_demo.bench.ttft import TtftRow
-from granite_demo.engine.base import EngineStats
+from granite_demo.constraints import Matcher
+from granite_demo.engine.base import Measure, T
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import Placement
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.shapes import Shape
-from granite_demo.status import Fact
-from granite_demo.types import Queued, SamplingParams, Token
+from granite_demo.status import EngineStats, Fact, Feature
+from granite_demo.types import Queued, Token
 
 SHAPE = Shape(
     model_type="granite",
@@ -53,13 +55,16 @@ class CountingEngine:
     """Answers every request with the numbers from 1 on, after telling it to wait if ``queued``."""
 
     facts: tuple[Fact, ...] = (("Engine", "counting", "a test"),)
+    unable: tuple[tuple[Feature, str], ...] = (("scoring", "It only counts."),)
 
     def __init__(self, queued: bool = False) -> None:
         self.queued = queued
         self.requests: list[tuple[list[int], SamplingParams]] = []
         self.running = self.most_running = 0
 
-    async def generate(self, prompt_ids: Sequence[int], sampling: SamplingParams) -> AsyncGenerator[Token | Queued]:
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
         self.requests.append((list(prompt_ids), sampling))
         self.running += 1
         self.most_running = max(self.most_running, self.running)
@@ -69,6 +74,10 @@ class CountingEngine:
             await asyncio.sleep(0.001)
             yield Token(number)
         self.running -= 1
+
+    async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
+        raise NotImplementedError
+        yield
 
     def stats(self) -> EngineStats:
         return EngineStats(self.running, 0)

@@ -16,7 +16,8 @@ from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
 from granite_demo.loading import LoadedModel
 from granite_demo.messages import Message
 from granite_demo.prompts import encode, render_chat
-from granite_demo.types import GenerationRequest, Queued, SamplingParams, Token
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import GenerationRequest, Queued, Token
 from tests.engine.running import answer, reference, tiny_model, tokens, until, wait_idle
 
 PROMPT = [5 + index * 7 % 50 for index in range(20)]
@@ -157,7 +158,7 @@ async def log_probabilities_equal_a_forward_pass(ground: Ground) -> None:
             expected = torch.log_softmax(ground.sample.model(ids).logits[0, len(prompt) - 1 : -1].float(), dim=-1).cpu()
         for token, row in zip(got, expected, strict=True):
             assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-3)
-            alternatives, values = zip(*token.alternatives, strict=True)
+            alternatives, values, _ = zip(*token.alternatives, strict=True)
             assert list(values) == sorted(values, reverse=True)
             assert values == pytest.approx(row.topk(5).values.tolist(), abs=1e-3)
             assert [float(row[index]) for index in alternatives] == pytest.approx(list(values), abs=1e-3)
@@ -388,3 +389,26 @@ async def out_of_memory_fails_one_request_only(ground: Ground) -> None:
 async def not_a_number_fails_one_request_only(ground: Ground) -> None:
     error = await one_fails_beside_three(ground, lambda output, hit: output.masked_fill(hit[..., None], float("nan")))
     assert "not a number" in error.user_text
+
+
+# What few ask for
+
+
+@behaviour
+async def penalties_and_bias_are_those_of_plain_arithmetic(ground: Ground) -> None:
+    loaded = tiny_model()
+    prompt, answered = torch.tensor([PROMPT]), list[int]()
+    bias = ((5, 2.0), (40, -100.0))
+    while len(answered) < 40:
+        with torch.no_grad():
+            ids = torch.cat((prompt, torch.tensor([answered], dtype=torch.int64)), dim=1)
+            logits = loaded.model(ids).logits[0, -1]
+        for index, value in bias:
+            logits[index] += value
+        for index in set(answered):
+            logits[index] -= 0.5 * answered.count(index) + 0.3
+        answered.append(int(logits.argmax()))
+    sampling: dict[str, Any] = {"frequency_penalty": 0.5, "presence_penalty": 0.3, "logit_bias": bias}
+    with ground.tiny(loaded) as engine:
+        assert await answer(engine, PROMPT, max_tokens=40, **sampling) == answered
+        assert await answer(engine, PROMPT, max_tokens=40) == reference(loaded, PROMPT, 40) != answered

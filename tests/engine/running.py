@@ -18,8 +18,9 @@ from granite_demo.engine.static import StaticRunner
 from granite_demo.engine.steps import Sizes
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
-from granite_demo.types import SamplingParams, Token
+from granite_demo.types import Token
 
 
 async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:

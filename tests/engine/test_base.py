@@ -11,7 +11,7 @@ from granite_demo.types import Token
 
 
 async def test_tokens_of_another_thread_arrive_in_order() -> None:
-    stream = TokenStream(asyncio.get_running_loop())
+    stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
 
     def work() -> None:
         for token in range(100):
@@ -25,7 +25,7 @@ async def test_tokens_of_another_thread_arrive_in_order() -> None:
 
 
 async def test_an_error_is_raised_after_the_tokens_before_it() -> None:
-    stream = TokenStream(asyncio.get_running_loop())
+    stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
     stream.put(Token(1))
     stream.finish(EngineError("broken"))
     seen = []
@@ -36,7 +36,7 @@ async def test_an_error_is_raised_after_the_tokens_before_it() -> None:
 
 
 async def test_a_cancelled_stream_takes_no_more_tokens() -> None:
-    stream = TokenStream(asyncio.get_running_loop())
+    stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
     stream.cancel()
     with pytest.raises(Cancelled):
         stream.put(Token(1))
@@ -46,7 +46,7 @@ async def test_a_cancelled_stream_takes_no_more_tokens() -> None:
 
 def test_a_stream_whose_loop_is_closed_counts_as_cancelled() -> None:
     loop = asyncio.new_event_loop()
-    stream = TokenStream(loop)
+    stream: TokenStream[Token] = TokenStream(loop)
     loop.close()
     with pytest.raises(Cancelled):
         stream.put(Token(1))

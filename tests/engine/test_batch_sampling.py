@@ -2,13 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
 
+from granite_demo.engine.adjusting import pack
 from granite_demo.engine.batch_sampling import STEPS_KEPT, BatchSampler, Row, token_of
+from granite_demo.engine.sampler import Sampler
 from granite_demo.engine.sampling import Rows, choose
-from granite_demo.types import MAX_ALTERNATIVES, MAX_SEED, SamplingParams, Token
+from granite_demo.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
+from granite_demo.types import Token
+from tests.engine import reporting_reference
 
 CPU = torch.device("cpu")
 VOCABULARY = 50
@@ -97,11 +102,11 @@ def test_columns_that_pad_a_batch_write_to_no_slot() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     sampling = SamplingParams(logprobs=1)
     step(sampler, [request(Row(sampling, slot, 5), 0) for slot in range(SLOTS)], logits_of(SLOTS))
-    before = sampler._seen[:SLOTS].clone(), sampler._chosen[:, :SLOTS].clone()
+    before = sampler._seen[:SLOTS].clone(), sampler._report[:, :SLOTS].clone()
     # One request, in a batch that is padded to four rows.
     step(sampler, [request(Row(sampling, 3, 5), 1)], logits_of(SLOTS, seed=1))
     assert torch.equal(sampler._seen[:3], before[0][:3])
-    assert torch.equal(sampler._chosen[:, :3], before[1][:, :3])
+    assert torch.equal(sampler._report[:, :3], before[1][:, :3])
     assert not torch.equal(sampler._seen[3], before[0][3])
 
 
@@ -160,8 +165,8 @@ def test_log_probabilities_of_the_last_steps_can_be_read() -> None:
             values, ids = expected.topk(3)
             assert token.id == chosen[at]
             assert token.logprob == pytest.approx(expected[chosen[at]].item())
-            assert [pair[0] for pair in token.alternatives] == ids.tolist()
-            assert [pair[1] for pair in token.alternatives] == pytest.approx(values.tolist())
+            assert [one[0] for one in token.alternatives] == ids.tolist()
+            assert [one[1] for one in token.alternatives] == pytest.approx(values.tolist())
 
 
 def test_log_probabilities_are_for_whom_asked() -> None:
@@ -182,3 +187,75 @@ def test_there_may_be_as_many_alternatives_as_a_request_can_ask_for() -> None:
     row = Row(SamplingParams(logprobs=MAX_ALTERNATIVES), 0, 3)
     step(sampler, [request(row, 0)], logits_of(1))
     assert len(token_of(1, row, 0, sampler.read()).alternatives) == MAX_ALTERNATIVES
+
+
+def test_each_row_is_told_what_transformers_draws_from() -> None:
+    options = [*reporting_reference.OPTIONS, {"temperature": 0.9}]
+    sampler = BatchSampler(VOCABULARY, len(options), CPU)
+    samplings = [SamplingParams(seed=at, logprobs=4, **option) for at, option in enumerate(options)]
+    prompt, answers = [3, 4, 4, 9], [list[int]() for _ in options]
+    for position in range(10):
+        logits = logits_of(len(options), position)
+        batch = [
+            request(Row(sampling, slot, len(prompt)), position, prompt=prompt)
+            for slot, sampling in enumerate(samplings)
+        ]
+        chosen, table = step(sampler, batch, logits), sampler.read()
+        for slot, sampling in enumerate(samplings):
+            token = token_of(chosen[slot], Row(sampling, slot, len(prompt)), position, table)
+            reporting_reference.check(token, logits[slot : slot + 1], sampling, prompt, answers[slot])
+            answers[slot].append(token.id)
+
+
+def test_both_ways_to_sample_choose_the_same() -> None:
+    for option in reporting_reference.OPTIONS:
+        sampling = SamplingParams(seed=5, **option)
+        one, many = Sampler(sampling, [3, 4], CPU), BatchSampler(VOCABULARY, SLOTS, CPU)
+        for position in range(15):
+            logits = logits_of(1, position)
+            batch = [request(Row(sampling, 2, 2), position, prompt=[3, 4])]
+            assert step(many, batch, logits) == [one(logits).id]
+
+
+def test_an_answer_that_is_submitted_again_is_counted() -> None:
+    sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
+    row = Row(SamplingParams(frequency_penalty=1.0), 1, 2)
+    logits = torch.zeros((1, VOCABULARY))
+    logits[0, 10:13] = torch.tensor([3.5, 3.0, 2.8])
+    # The prompt's 10 do not count; the answer has it twice: 1.5, 3.0, 2.8.
+    again = request(row, 2, "again", [10, 10, 10, 10])
+    assert step(sampler, [again], logits) == [11]
+    assert step(sampler, [request(row, 3, "again", [10, 10, 10, 10])], logits) == [12]
+    assert step(sampler, [request(row, 0, "another", [10, 10])], logits) == [10]
+
+
+def test_a_slots_next_owner_has_no_bias_and_a_neighbour_neither() -> None:
+    sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
+    biased, plain = SamplingParams(logit_bias=((7, 50.0),)), SamplingParams()
+    logits = logits_of(2)
+    own = logits.argmax(dim=-1).tolist()
+    batch = [request(Row(biased, 0, 2), 0, "a"), request(Row(plain, 1, 2), 0, "b")]
+    assert step(sampler, batch, logits) == [7, own[1]]
+    batch = [request(Row(plain, 0, 2), 0, "c"), request(Row(biased, 1, 2), 0, "d")]
+    assert step(sampler, batch, logits) == [own[0], 7]
+
+
+def test_plain_requests_keep_their_own_graphs() -> None:
+    sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
+    step(sampler, [request(Row(SamplingParams(repetition_penalty=1.5), 0, 3), 0)], logits_of(1))
+    assert not sampler.adjusting
+    step(sampler, [request(Row(SamplingParams(presence_penalty=1.0), 0, 3), 0, "b")], logits_of(1))
+    assert sampler.adjusting
+    step(sampler, [request(Row(SamplingParams(), 0, 3), 0, "c")], logits_of(1))
+    assert not sampler.adjusting
+
+
+def test_only_the_mask_may_be_chosen() -> None:
+    sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
+    mask = np.arange(VOCABULARY) % 7 == 3
+    row = Row(SamplingParams(2.0, seed=1, logprobs=MAX_ALTERNATIVES), 0, 3, pack(mask))
+    for position in range(20):
+        chosen = step(sampler, [request(row, position)], logits_of(1, position))[0]
+        assert mask[chosen]
+        for token, _, after in token_of(chosen, row, position, sampler.read()).alternatives:
+            assert (after > -math.inf) == mask[token]

@@ -18,8 +18,8 @@ from granite_demo.engine.batching import BatchingEngine
 from granite_demo.engine.continuous import Loop
 from granite_demo.errors import ContextOverflowError, EngineClosedError, EngineError, UnsuitableEngineError
 from granite_demo.loading import LoadedModel
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.tensor_parallel import Group
-from granite_demo.types import SamplingParams
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
 from tests.engine.running import answer, batching_engine, tiny_model, until, wait_idle
 

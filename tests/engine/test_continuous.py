@@ -17,7 +17,7 @@ from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 from granite_demo.engine import continuous
 from granite_demo.engine.batch_sampling import BatchSampler, Row
 from granite_demo.engine.continuous import PAGE, Loop, Router
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
 from tests.engine.running import tiny_model
 
 CPU = torch.device("cpu")

@@ -22,6 +22,8 @@ def test_graphs_with_log_probabilities_are_others() -> None:
     assert graphs.get_graph((1, 0)) is reporting
     sampler.with_logprobs = False
     assert graphs.get_graph((1, 0)) is plain
+    sampler.adjusting = True
+    assert graphs.get_graph((1, 0)) is None
     assert len(graphs) == 2
 
 

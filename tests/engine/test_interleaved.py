@@ -17,8 +17,8 @@ import torch
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.pace import FIRST
 from granite_demo.errors import EngineError
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import Fact
-from granite_demo.types import SamplingParams
 from tests.engine.running import answer, until, wait_idle
 
 VOCABULARY = 1000
@@ -36,7 +36,7 @@ class ScriptedRunner:
     def __init__(self, slots: int = 4, chunk: int = 50, seconds: float = 0.0) -> None:
         self.facts: tuple[Fact, ...] = (("Runner", "scripted", "a test"),)
         self.slots = slots
-        self.chunk = chunk
+        self.chunk = self.score_chunk = chunk
         self.seconds = seconds
         self.gate = threading.Event()
         self.gate.set()
@@ -64,6 +64,9 @@ class ScriptedRunner:
         logits = torch.zeros(1, VOCABULARY)
         logits[0, (ids[-1] + 1) % VOCABULARY] = 1
         return logits
+
+    def forward_all(self, slot: ScriptedSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
+        raise NotImplementedError
 
     def close(self, slot: ScriptedSlot) -> None:
         self.events.append(("close", slot.number))

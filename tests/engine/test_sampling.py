@@ -1,8 +1,10 @@
 """Choosing tokens: against transformers' own processors, and against what the softmax says."""
 
+import random
 from dataclasses import fields, replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import (
@@ -14,18 +16,22 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from granite_demo.engine import sampling_cpu
+from granite_demo.engine.sampler import Sampler
 from granite_demo.engine.sampling import (
     Rows,
-    Sampler,
     choose,
     chooser,
     cut_off,
     gumbel,
+    noise,
     penalise,
     penalise_and_choose,
+    tempered,
 )
 from granite_demo.errors import EngineError
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
+from tests.engine import reporting_reference
 
 CPU = torch.device("cpu")
 VOCABULARY = 49_159
@@ -179,7 +185,46 @@ def test_cuts_that_nobody_uses_can_be_left_out() -> None:
 
 
 def test_a_cpu_needs_no_kernel() -> None:
-    assert chooser(CPU) is penalise_and_choose
+    assert chooser(CPU) is sampling_cpu.penalise_and_choose
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0, 30.0])
+@pytest.mark.parametrize("vocabulary", [7, 64, 5_000])
+def test_a_cpu_chooses_what_a_gpu_chooses(vocabulary: int, scale: float) -> None:
+    torch.manual_seed(vocabulary)
+    pick = random.Random(0)
+    for position in range(80):
+        logits = torch.randn(1, vocabulary) * scale
+        if position % 3 == 0:
+            logits = logits.masked_fill(torch.rand(1, vocabulary) < 0.7, -torch.inf)
+            logits[0, 3] = 1.0
+        if position % 4 == 0:
+            logits = logits.round()  # equal scores
+        row = rows(
+            {
+                "temperature": pick.choice([0.0, 0.01, 0.7, 1.0, 2.0]),
+                "top_k": pick.choice([0, 1, 3, 50, 4_000, 10_000]),
+                "top_p": pick.choice([1.0, 0.001, 0.3, 0.9, 0.999]),
+                "min_p": pick.choice([0.0, 0.05, 1.0]),
+                "penalty": pick.choice([1.0, 1.3]),
+                "seed": pick.getrandbits(63),
+                "position": position,
+            }
+        )
+        seen, slot = torch.rand(1, vocabulary) < 0.3, torch.zeros(1, dtype=torch.long)
+        expected = penalise_and_choose(logits.clone(), row, seen, slot)
+        assert torch.equal(sampling_cpu.penalise_and_choose(logits.clone(), row, seen, slot), expected)
+        if row.temperature:
+            scores = tempered(penalise(logits, seen, row.penalty), row)
+            assert torch.equal(scores >= cut_off(scores, row), scores >= sampling_cpu.cut_off(scores, row))
+
+
+@pytest.mark.parametrize("seed", [0, 5, 2**62 + 12345, 2**63 - 1])
+def test_noise_for_some_tokens_is_that_for_all(seed: int) -> None:
+    everything = gumbel(torch.tensor([seed]), torch.tensor([77]), VOCABULARY)[0]
+    for step in (1, 3, 1000):
+        tokens = np.arange(0, VOCABULARY, step, dtype=np.uint64)
+        assert torch.equal(torch.from_numpy(sampling_cpu.gumbel(seed, 77, tokens)), everything[::step])
 
 
 def test_rows_are_of_one_length() -> None:
@@ -230,8 +275,21 @@ def test_log_probabilities_are_the_models_own() -> None:
     sampling = SamplingParams(temperature=2.0, top_k=2, repetition_penalty=3.0, seed=1, logprobs=3)
     token = Sampler(sampling, [1], CPU)(LOGITS)
     assert token.logprob == pytest.approx(float(expected[token.id]))
-    assert [index for index, _ in token.alternatives] == [1, 2, 3]
-    assert [value for _, value in token.alternatives] == pytest.approx(expected[[1, 2, 3]].tolist())
+    assert [index for index, *_ in token.alternatives] == [1, 2, 3]
+    assert [value for _, value, _ in token.alternatives] == pytest.approx(expected[[1, 2, 3]].tolist())
+
+
+@pytest.mark.parametrize("options", reporting_reference.OPTIONS, ids=str)
+def test_what_is_reported_is_what_transformers_draws_from(options: dict[str, Any]) -> None:
+    sampling = SamplingParams(seed=9, logprobs=6, **options)
+    prompt = [3, 4, 4, 9]
+    sampler = Sampler(sampling, prompt, CPU)
+    answer: list[int] = []
+    for step in range(12):
+        logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(step)) * 3
+        token = sampler(logits)
+        reporting_reference.check(token, logits, sampling, prompt, answer)
+        answer.append(token.id)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -246,3 +304,11 @@ def test_a_token_id_beyond_16_bits_is_exact() -> None:
     logits = torch.zeros(1, 200_000)
     logits[0, 199_997] = 1
     assert Sampler(SamplingParams(), [0], CPU)(logits).id == 199_997
+
+
+def test_the_highest_of_the_uniform_numbers_has_finite_noise() -> None:
+    # 24 bits of ones, found by search: rounded up to 1, its noise would be infinite and its token always chosen.
+    at = torch.tensor([7]), torch.tensor([2765])
+    highest = noise(*at, torch.tensor([43077]))
+    assert 16 < highest.item() < 17
+    assert sampling_cpu.gumbel(7, 2765, np.array([43077], dtype=np.uint64)).item() == highest.item()

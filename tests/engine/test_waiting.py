@@ -8,12 +8,12 @@ import pytest
 from granite_demo.engine.base import TokenStream
 from granite_demo.engine.waiting import WaitingLine
 from granite_demo.errors import EngineBusyError
-from granite_demo.types import Queued
+from granite_demo.types import Queued, Token
 
 
 @dataclass(eq=False)
 class Request:
-    stream: TokenStream
+    stream: TokenStream[Token]
     size: int = 1
 
 

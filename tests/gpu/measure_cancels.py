@@ -15,8 +15,9 @@ from granite_demo import registry
 from granite_demo.engine.batching import BatchingEngine
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
-from granite_demo.types import SamplingParams, Token
+from granite_demo.types import Token
 from tests.gpu.checkpoints import random_model
 
 CONTEXT = 32768
@@ -62,7 +63,7 @@ async def storm(engine: BatchingEngine, cancels: int = 200, users: int = 16, tok
         if token is None:
             equal += 1
         else:
-            best, second = (logprob for _, logprob in before[token].alternatives)
+            best, second = (logprob for _, logprob, _ in before[token].alternatives)
             gaps.append((token, round(best - second, 4)))
     print(f"storm: idle after {time.perf_counter() - end:.2f} s, {engine.stats()}, {equal} of {users} texts equal")
     print(f"  the others differ first at (token, gap of the two likeliest in nats): {gaps}", flush=True)

@@ -16,8 +16,8 @@ from granite_demo import planning, registry
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.opening import open_model
 from granite_demo.placement import precision_of
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
-from granite_demo.types import SamplingParams
 from tests.gpu.checkpoints import write_checkpoint
 
 CONTEXT = 4096

@@ -19,8 +19,9 @@ from granite_demo.engine.create import create_engine
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.static import StaticRunner
 from granite_demo.loading import load_model
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
-from granite_demo.types import SamplingParams, Token
+from granite_demo.types import Token
 from tests.gpu.checkpoints import write_checkpoint
 
 CONTEXT = 9216
