@@ -1,25 +1,36 @@
-"""The application: health, then the page at the root. Knows the ``Backend`` only as a protocol."""
+"""The application: health, the API, then the page at the root. Knows the ``Backend`` only as a protocol."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+from sse_starlette import EventSourceResponse, JSONServerSentEvent
 
 from granite_demo import __version__
+from granite_demo.api.keys import KeyGuard
+from granite_demo.api.metrics import Metrics, RequestCounter
+from granite_demo.api.routes import create_api
+from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
 from granite_demo.server.guards import Guard, guard_files
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.models import Access
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
+API = "/v1"
+KEYED = (API, "/metrics", "/load_model")
+"""What takes the API key. Health tells no more than whether it is alive, and who asks for that has no key."""
+COUNTED = frozenset({f"{API}/models", f"{API}/chat/completions", f"{API}/completions"})
 
-def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
+
+def create_app(backend: Backend, access: Access | None = None, api_key: str = "") -> FastAPI:
     """An application over ``backend``: started with it, closed with it.
 
-    ``access`` tells who may change the model; without it everybody may.
+    ``access`` tells who may change the model; without it everybody may. ``api_key``: who uses the API has to send it.
     """
 
     @asynccontextmanager
@@ -30,11 +41,11 @@ def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
 
     app = FastAPI(title="granite-demo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
 
-    @app.get("/health")
-    async def health() -> JSONResponse:
-        """Alive: the event loop answers. The model's state is told, but does not matter."""
-        return JSONResponse({"status": "ok", "model": backend.status().stage})
-
+    metrics = Metrics(backend.status)
+    _add_health(app, backend, metrics)
+    app.mount(API, create_api(backend, metrics))
+    app.add_middleware(KeyGuard, key=api_key, paths=KEYED)
+    app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
     app.add_middleware(Guard)
     page = build_ui(backend, access or Access())
     guard_files(page)
@@ -59,3 +70,37 @@ def create_app(backend: Backend, access: Access | None = None) -> FastAPI:
     mount: Any = app.routes[-1]
     app.state.page = mount.app
     return mounted
+
+
+class WantedModel(BaseModel):
+    """The body of /load_model."""
+
+    model: str = ""
+
+
+def _add_health(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+    @app.get("/health", responses={503: {"description": "The engine has failed and cannot answer any more."}})
+    async def health() -> JSONResponse:
+        """Alive: the event loop answers, and so could the engine. The model's state is told, but does not matter."""
+        status = backend.status()
+        if status.engine and status.engine.failure:
+            return JSONResponse({"status": "dead", "model": status.stage, "cause": status.engine.failure}, 503)
+        return JSONResponse({"status": "ok", "model": status.stage})
+
+    @app.get("/ready", responses={503: {"description": "No model is ready."}})
+    async def ready() -> JSONResponse:
+        """Ready: a model answers at once."""
+        status = backend.status()
+        able = status.stage == "ready" and not (status.engine and status.engine.failure)
+        return JSONResponse({"ready": able, "model": status.stage}, 200 if able else 503)
+
+    @app.get("/metrics", response_class=Response)
+    async def scrape() -> Response:
+        """What Prometheus collects."""
+        return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.post("/load_model", response_class=Response)
+    async def load_model(body: WantedModel) -> EventSourceResponse:
+        """Wait for the model that answers here: ``transformers chat`` asks for it first."""
+        events = (JSONServerSentEvent(event, sep="\n") async for event in load_progress(backend, body.model))
+        return EventSourceResponse(events, sep="\n")

@@ -8,6 +8,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from granite_demo.api.errors import error_body
+
 MAX_BODY = 8 * 2**20
 """Bytes of one request. Uploads have their own limit, which Gradio keeps."""
 TOO_LARGE = f"The request is larger than {MAX_BODY // 2**20} MB."
@@ -55,7 +57,9 @@ class Guard:
         send = _with_policy(send)
         length = Headers(scope=scope).get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
-            return await JSONResponse({"error": TOO_LARGE}, 413)(scope, receive, send)
+            of_api = scope["path"].startswith("/v1/")
+            body = error_body(TOO_LARGE, 413, code="request_too_large") if of_api else {"error": TOO_LARGE}
+            return await JSONResponse(body, 413)(scope, receive, send)
         arrived = 0
 
         async def counted() -> Message:

@@ -1,0 +1,39 @@
+"""Who may use the API: whoever sends the key, where there is one."""
+
+import secrets
+from collections.abc import Collection
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from granite_demo.api.errors import error_response
+
+WRONG = "A valid API key is needed. Send it as: Authorization: Bearer KEY"
+
+
+class KeyGuard:
+    """Answers 401 to what lies under one of ``paths`` without the right bearer key, before anything is read."""
+
+    def __init__(self, app: ASGIApp, key: str, paths: Collection[str]) -> None:
+        """``key``: empty lets everybody in."""
+        self._app = app
+        self._key = key.encode()
+        self._paths = paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._covers(scope["path"]):
+            if self._key and not self._is_right(scope):
+                error = HTTPException(401, WRONG, {"www-authenticate": "Bearer"})
+                return await error_response(error)(scope, receive, send)
+            if "\n" in scope["path"]:  # no route of the API matches it, so the page would get it
+                return await error_response(HTTPException(404, "Not Found"))(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _covers(self, path: str) -> bool:
+        return any(path == covered or path.startswith(f"{covered}/") for covered in self._paths)
+
+    def _is_right(self, scope: Scope) -> bool:
+        scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
+        # Compared in a time that tells nothing of how much of it is right.
+        return secrets.compare_digest(given.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"

@@ -1,0 +1,107 @@
+"""What Prometheus is told: requests of the API, tokens and times of its answers, and the engine's state."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from granite_demo.status import EngineStats, ModelStatus
+from granite_demo.types import Finish, ReasoningDelta, StreamEvent, TextDelta
+
+FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+"""Upper ends of the histograms' buckets, in seconds."""
+OTHER = "other"
+
+
+class Metrics:
+    """The figures of one application, in a registry of its own."""
+
+    def __init__(self, status: Callable[[], ModelStatus]) -> None:
+        self.registry = CollectorRegistry()
+        told: Any = {"namespace": "granite_demo", "registry": self.registry}
+        self.requests = Counter("requests", "Requests to the API.", ("route", "code"), **told)
+        self.prompt = Counter("prompt_tokens", "Tokens of prompts that were answered.", **told)
+        self.completion = Counter("completion_tokens", "Generated tokens, thinking included.", **told)
+        self.first = Histogram("time_to_first_token_seconds", "Until the first token.", buckets=FIRST_TOKEN, **told)
+        self.between = Histogram("inter_token_seconds", "From token to token.", buckets=BETWEEN_TOKENS, **told)
+        self.registry.register(_EngineCollector(status))
+
+    def watch(self) -> "AnswerWatch":
+        """What takes note of a new answer."""
+        return AnswerWatch(self)
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class AnswerWatch:
+    """Times one answer, from now on."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._last = time.perf_counter()
+        self._tokens = 0
+
+    def see(self, event: StreamEvent) -> None:
+        """Take note of an event."""
+        if isinstance(event, Finish):
+            self._metrics.prompt.inc(event.usage.prompt_tokens)
+            self._metrics.completion.inc(event.usage.completion_tokens)
+        elif isinstance(event, TextDelta | ReasoningDelta) and event.completion_tokens > self._tokens:
+            now = time.perf_counter()
+            new = event.completion_tokens - self._tokens
+            (self._metrics.between if self._tokens else self._metrics.first).observe((now - self._last) / new)
+            self._last, self._tokens = now, event.completion_tokens
+
+
+class _EngineCollector(Collector):
+    """Asks the engine at each scrape."""
+
+    def __init__(self, status: Callable[[], ModelStatus]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        status = self._status()
+        yield _gauge("model_ready", "Whether a model is ready.", float(status.stage == "ready"))
+        stats = status.engine or EngineStats(0, 0)
+        yield _gauge("requests_running", "Requests that are answered now, the page's included.", stats.running)
+        yield _gauge("requests_waiting", "Requests that wait for their turn.", stats.waiting)
+        if stats.cache_used is not None:
+            yield _gauge("kv_cache_used_ratio", "The share of the KV cache that is taken.", stats.cache_used)
+        yield CounterMetricFamily(
+            "granite_demo_engine_restarts", "How often the engine's loop was started again.", stats.restarts
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"granite_demo_{name}", text, value)
+
+
+class RequestCounter:
+    """Counts the requests to ``routes`` and below ``prefix`` by their answers' status codes."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, prefix: str, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._prefix = prefix
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path.startswith(self._prefix) or path in self._routes):
+            return await self._app(scope, receive, send)
+        # A name that a stranger made up must not become a series of its own.
+        route = path if path in self._routes else OTHER
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)
