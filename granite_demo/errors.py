@@ -13,6 +13,9 @@
     │   ├── DiskFullError           507
     │   ├── CorruptModelError       503  files on disk cannot be read as a model
     │   └── LoadCancelledError      503  somebody cancelled the load
+    ├── RemoteError                 502  another server did not answer as it should
+    │   ├── RemoteDownError         503  it cannot be reached
+    │   └── RemoteBusyError         503  it takes no more requests now
     └── EngineError                 500  the generation thread failed
         ├── EngineBusyError         503  too many requests wait already
         ├── EngineClosedError       503  the engine was closed while the request ran
@@ -100,6 +103,35 @@ class CorruptModelError(ModelError):
 
 class LoadCancelledError(ModelError):
     """The load was cancelled before the model was ready."""
+
+
+class RemoteError(GraniteDemoError):
+    """Another server did not answer as it should."""
+
+    status = 502
+
+    def __init__(self, text: str, elsewhere: bool = False) -> None:
+        """``elsewhere``: another server, or the same one a moment later, may do better."""
+        super().__init__(text)
+        self.elsewhere = elsewhere
+
+
+class RemoteDownError(RemoteError):
+    """Another server cannot be reached."""
+
+    status = 503
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, elsewhere=True)
+
+
+class RemoteBusyError(RemoteError):
+    """Another server takes no more requests now."""
+
+    status = 503
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text, elsewhere=True)
 
 
 class EngineError(GraniteDemoError):

@@ -1,0 +1,145 @@
+"""The same chat here and on another server: what differs, and the likely cause. Knows only the ``Backend`` protocol."""
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+
+from granite_demo.backends import Backend
+from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.scores import TokenAlternative
+from granite_demo.types import Finish, GenerationRequest, StreamEvent, TextDelta, TokenScored
+
+ALTERNATIVES = 5
+ROUNDING = 0.15
+"""Nats. bfloat16 has 8 bits: two kernels that are both right differ by less than this in the likely tokens."""
+PRECISION = 1.0
+"""Nats. 4 bits move likely tokens by less than this; other weights by more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One answer to the chat. ``prompt_ids`` and ``first`` are empty where the server does not tell them."""
+
+    model: str
+    prompt_tokens: int
+    text: str
+    reason: str
+    ttft: float
+    rate: float | None
+    """Tokens per second after the first."""
+    first: tuple[TokenAlternative, ...] = ()
+    """The likeliest first tokens."""
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison. ``cause`` is what most likely explains the difference; empty where there is none."""
+
+    what: str
+    here: str
+    there: str
+    cause: str = ""
+
+
+async def look(backend: Backend, request: GenerationRequest, prompt_ids: tuple[int, ...] = ()) -> Side:
+    """Ask ``request``, with log probabilities where they are to be had. Raises GraniteDemoError."""
+    with_logprobs = replace(request, sampling=replace(request.sampling, logprobs=ALTERNATIVES))
+    try:
+        return await _asked(backend, backend.stream(with_logprobs), prompt_ids)
+    except InvalidRequestError:
+        return await _asked(backend, backend.stream(request), prompt_ids)
+
+
+async def _asked(backend: Backend, stream: AsyncGenerator[StreamEvent], prompt_ids: tuple[int, ...]) -> Side:
+    text = ""
+    first: tuple[TokenAlternative, ...] = ()
+    async with aclosing(stream) as events:
+        async for event in events:
+            if isinstance(event, TokenScored):
+                first = first or event.token.alternatives
+            elif isinstance(event, TextDelta):
+                text += event.text
+            elif isinstance(event, Finish):
+                usage, timings = event.usage, event.timings
+                rate = timings.decode_rate(usage.completion_tokens)
+                status = backend.status()
+                name = status.name or status.model
+                return Side(name, usage.prompt_tokens, text, event.reason, timings.ttft, rate, first, prompt_ids)
+    raise EngineError("The answer ended without its end.")
+
+
+def diagnose(here: Side, there: Side) -> tuple[Finding, ...]:
+    """What was compared, in the order in which a difference leads to the next ones."""
+    return (
+        Finding("model", here.model, there.model),
+        _prompts(here, there),
+        *_first_tokens(here, there),
+        _texts(here, there),
+        Finding("finish reason", here.reason, there.reason),
+        Finding("time to first token", f"{here.ttft:.2f} s", f"{there.ttft:.2f} s"),
+        Finding("tokens per second", _rate(here), _rate(there)),
+    )
+
+
+def likely_cause(findings: tuple[Finding, ...]) -> str:
+    """The cause of the first difference, which explains those after it; empty where nothing differs."""
+    return next((finding.cause for finding in findings if finding.cause), "")
+
+
+def _prompts(here: Side, there: Side) -> Finding:
+    counts = f"{here.prompt_tokens} tokens", f"{there.prompt_tokens} tokens"
+    if here.prompt_ids and there.prompt_ids:
+        pairs = zip(here.prompt_ids, there.prompt_ids, strict=False)
+        place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+        if place is None and len(here.prompt_ids) != len(there.prompt_ids):
+            place = min(len(here.prompt_ids), len(there.prompt_ids))
+        if place is None:
+            return Finding("prompt", *(f"{count}, the same ids" for count in counts))
+        cause = f"The prompts differ from token {place} on: another chat template, default system prompt or tokenizer."
+        return Finding("prompt", *counts, cause)
+    cause = "The prompts differ in length: another chat template, default system prompt or tokenizer."
+    return Finding("prompt", *counts, "" if counts[0] == counts[1] else cause)
+
+
+def _first_tokens(here: Side, there: Side) -> tuple[Finding, ...]:
+    if not here.first or not there.first:
+        shown = [_shown(side) if side.first else "not told" for side in (here, there)]
+        return (Finding("first token", *shown),)
+    ours = {token.text: token.logprob for token in here.first}
+    common = [abs(ours[token.text] - token.logprob) for token in there.first if token.text in ours]
+    if not common:
+        return (Finding("first token", _shown(here), _shown(there), "Other weights: no likely token is the same."),)
+    # Of a sampled distribution the far ends say little.
+    gap = max(common[:3])
+    cause = ""
+    if gap > PRECISION:
+        cause = "Other weights, or a prompt that differs in what was compared above."
+    elif gap > ROUNDING:
+        cause = "Another precision or quantization: the first token's log probabilities are near, but not the same."
+    return (Finding("first token", _shown(here), f"{_shown(there)}, up to {gap:.3f} apart", cause),)
+
+
+def _shown(side: Side) -> str:
+    best = side.first[0]
+    return f"{best.text!r} at {best.logprob:.3f}"
+
+
+def _texts(here: Side, there: Side) -> Finding:
+    if here.text == there.text:
+        return Finding("text", f"{len(here.text)} characters", "the same")
+    pairs = zip(here.text, there.text, strict=False)
+    place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(here.text), len(there.text)))
+    cause = (
+        "The texts part where two tokens are about equally likely: rounding, another precision, or a default of the "
+        "server's, such as a penalty in its generation config."
+    )
+    return Finding("text", _around(here.text, place), _around(there.text, place), cause)
+
+
+def _around(text: str, place: int) -> str:
+    return repr(text[max(0, place - 20) : place + 20])
+
+
+def _rate(side: Side) -> str:
+    return "one token" if side.rate is None else f"{side.rate:.1f}"

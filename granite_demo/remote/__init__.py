@@ -1,0 +1,1 @@
+"""Another server in place of a model of this process: any that speaks OpenAI's API."""

@@ -1,0 +1,148 @@
+"""What went wrong with another server, as errors that say what to do. Knows the openai package's exceptions."""
+
+import json
+import re
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+from granite_demo.errors import (
+    ContextOverflowError,
+    GraniteDemoError,
+    InvalidRequestError,
+    RemoteBusyError,
+    RemoteDownError,
+    RemoteError,
+)
+
+MAX_MESSAGE = 300
+"""Characters of a server's own message that are shown."""
+OVERFLOWS = re.compile(
+    r"context (length|size|window)|context holds|maximum model length|exceed_context|too many tokens"
+)
+CONTEXT = re.compile(
+    r"(?:context (?:length|size|window)(?: is| of)?|context holds|n_ctx\W+|maximum model length of)\D{0,3}([\d,]+)"
+)
+PROMPT = re.compile(r"prompt has ([\d,]+)|([\d,]+) in the messages|n_prompt_tokens\W+([\d,]+)|([\d,]+) input tokens")
+TRY = "Try again in a minute."
+
+
+class TooLongError(InvalidRequestError):
+    """The server finds prompt and answer too long, without the numbers that ContextOverflowError tells."""
+
+
+def explain(error: Exception, where: str, model: str, secret: str = "") -> GraniteDemoError:
+    """``error`` of a request to the server at ``where``; ``secret`` is never shown."""
+    import openai
+
+    if isinstance(error, openai.APIStatusError):
+        return _refused(error.status_code, message_of(error, secret), where, model)
+    if isinstance(error, openai.APITimeoutError):
+        return RemoteDownError(f"The server at {where} did not answer in time. It may be overloaded. {TRY}")
+    if isinstance(error, openai.APIConnectionError):
+        return RemoteDownError(_unreachable(error, where))
+    if isinstance(error, openai.APIError):  # told within the stream
+        message = message_of(error, secret)
+        return _too_long(message) or RemoteError(f"The server at {where} reports: {message}", elsewhere=True)
+    return RemoteError(
+        f"The server at {where} answers, but not as OpenAI's API does. Check that the address is that of the API, "
+        "such as http://host:8000/v1.",
+        elsewhere=True,
+    )
+
+
+def cut_off(error: GraniteDemoError) -> RemoteError:
+    """What to tell where ``error`` came after the first token."""
+    return RemoteError(f"The answer was cut off; what was written is kept. {error.user_text}")
+
+
+def message_of(error: Any, secret: str = "") -> str:
+    """The server's own message: one short line of plain text."""
+    message = _find_message(error.body) or str(error.message)
+    if "<html" in message.lower() or "<!doctype" in message.lower():
+        message = "a web page instead of an answer"
+    if secret:
+        message = message.replace(secret, "…")
+    message = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
+    return message if len(message) <= MAX_MESSAGE else f"{message[:MAX_MESSAGE]}…"
+
+
+def rejected(error: Exception) -> bool:
+    """Whether ``error`` may come from a field of the request that the server does not take."""
+    import openai
+
+    return isinstance(error, openai.APIStatusError) and error.status_code in (400, 422)
+
+
+def names(error: Any, field: str) -> bool:
+    """Whether the server's answer speaks of ``field``."""
+    return field in f"{error} {getattr(error, 'body', '')}"
+
+
+def _find_message(body: Any) -> str:
+    if isinstance(body, str):
+        return body
+    if isinstance(body, dict):
+        for name in ("message", "error", "detail"):
+            if body.get(name):
+                found = _find_message(body[name])
+                numbers = {key: body[key] for key in ("n_prompt_tokens", "n_ctx") if key in body}
+                return f"{found} {json.dumps(numbers)}" if numbers else found
+    return json.dumps(body, default=str) if body else ""
+
+
+def _refused(status: int, message: str, where: str, model: str) -> GraniteDemoError:
+    if status in (401, 403):
+        return RemoteError(
+            f"The server at {where} refuses the key. Give the right one with --backend-key or GRANITE_DEMO_BACKEND_KEY."
+        )
+    if status == 404:
+        named = f" or has no model {model!r:.200}" if model else ""
+        text = f"The server at {where} does not know this{named}: {message} Choose another model, or check the address."
+        return RemoteError(_ended(text), elsewhere=True)
+    if status in (429, 503):
+        return RemoteBusyError(f"The server at {where} is busy: {_ended(message)} {TRY}")
+    if status in (400, 413, 422):
+        return _too_long(message) or InvalidRequestError(f"The server at {where} refuses the request: {message}")
+    return RemoteError(f"The server at {where} failed ({status}): {_ended(message)} {TRY}", elsewhere=True)
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "!", "?", "…")) else f"{text}."
+
+
+def _too_long(message: str) -> InvalidRequestError | None:
+    if not OVERFLOWS.search(message):
+        return None
+    context, prompt = CONTEXT.search(message), PROMPT.search(message)
+    if context and prompt:
+        holds, has = (_number(found) for found in (context, prompt))
+        if has >= holds:
+            return ContextOverflowError(has, holds)
+    return TooLongError(
+        f"Prompt and answer are too long for the server: {_ended(message)} Shorten the prompt, or lower Max new tokens."
+    )
+
+
+def _number(found: re.Match[str]) -> int:
+    digits = next(group for group in found.groups() if group).replace(",", "")
+    return int(digits[:12]) if digits else 0
+
+
+def _unreachable(error: BaseException, where: str) -> str:
+    causes = list(_causes(error))
+    if any(isinstance(cause, ssl.SSLError) or "[SSL" in str(cause) for cause in causes):
+        return f"The certificate of the server at {where} cannot be verified, or it speaks no TLS. Check the address."
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return f"The name in {where} cannot be found. Check the address, and this machine's network."
+    return f"The server at {where} does not answer. Check that it runs."
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for one in error.exceptions:
+                yield from _causes(one)
+        error = error.__cause__ or error.__context__

@@ -1,0 +1,82 @@
+"""The page in front of another server, which may die and come back."""
+
+from collections.abc import Iterator
+
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
+from tests.browser.test_chat import act, answers, send
+from tests.fakeserver import FakeServer, ended, remote, said, serving
+
+pytestmark = pytest.mark.browser
+
+LONG = [*(said(f"word{number} ") for number in range(12)), ended()]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeServer]:
+    server = FakeServer()
+    with serving(server):
+        yield server
+
+
+@pytest.fixture
+def page(server: FakeServer, chromium: Browser) -> Iterator[Page]:
+    """The page in front of ``server``."""
+    with remote(server) as backend, running(create_app(backend), backend) as url:
+        page = chromium.new_page()
+        page.goto(url)
+        expect(page.locator("#model-status")).to_contain_text("granite-4.0-micro")
+        yield page
+        page.close()
+
+
+def test_a_chat_in_front_of_another_server(page: Page, server: FakeServer) -> None:
+    expect(page.locator("#model-status")).to_contain_text(f"vLLM at {server.url}")
+    server.chunks = [said("", reasoning_content="Let me see."), said("Hello"), said(" world"), ended()]
+    send(page, "Hi")
+    expect(answers(page).last).to_contain_text("Hello world")
+    expect(answers(page).last).to_contain_text("finished (stop)")
+    expect(answers(page).first).to_contain_text("Thinking")
+    send(page, "And?")
+    expect(page.locator("#chatbot .act.retry")).to_have_count(2)
+    assert [turn["content"] for turn in server.bodies[-1]["messages"]] == ["Hi", "Hello world", "And?"]
+
+
+def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(page: Page, server: FakeServer) -> None:
+    server.chunks, server.delay = LONG, 0.3
+    send(page, "Hi")
+    expect(answers(page)).to_contain_text("word2")
+    server.kill()
+    expect(answers(page)).to_contain_text("The answer was cut off; what was written is kept.")
+    expect(answers(page)).to_contain_text("word2")
+    expect(page.locator("#model-status .failed")).to_contain_text("does not answer", timeout=15_000)
+    server.delay = 0.0
+    server.start()
+    expect(page.locator("#model-status .ready")).to_contain_text("granite-4.0-micro", timeout=15_000)
+    act(page, "retry")
+    expect(answers(page)).to_contain_text("word11")
+    expect(answers(page)).to_contain_text("finished (stop)")
+
+
+def test_stop_ends_the_request_at_the_server(page: Page, server: FakeServer) -> None:
+    server.chunks, server.delay = LONG * 50, 0.1
+    send(page, "Hi")
+    expect(answers(page)).to_contain_text("word2")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    expect(answers(page)).to_contain_text("stopped")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    for _ in range(100):
+        if not server.running:
+            return
+        page.wait_for_timeout(20)
+    raise AssertionError("the server still writes")
+
+
+def test_the_settings_name_the_servers_models_and_refuse_what_is_chosen_there(page: Page, server: FakeServer) -> None:
+    page.get_by_role("tab", name="Settings").click()
+    expect(page.locator("#facts")).to_contain_text("the model runs there, not here")
+    page.locator("#unload").click()
+    expect(page.locator("#load-message")).to_contain_text("belongs to another server")

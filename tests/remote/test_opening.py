@@ -1,0 +1,95 @@
+"""The commands over another server."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from granite_demo import cli
+from granite_demo.backends import LocalBackend
+from granite_demo.errors import RemoteDownError
+from granite_demo.remote.backend import RemoteBackend
+from granite_demo.settings import Settings
+from tests.fakeserver import FakeServer, serving
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(*arguments: str, text: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "granite_demo", *arguments],
+        cwd=ROOT,
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={"PATH": "/usr/bin:/bin", "HOME": str(Path.home()), **variables},
+    )
+
+
+def test_complete_prints_the_servers_answer() -> None:
+    server = FakeServer(key="open")
+    with serving(server):
+        run = command("complete", "--url", server.url, "--url-key", "open", "--model", "mine", text="Hi\n")
+    assert (run.returncode, run.stdout) == (0, "Hello world"), run.stderr
+    assert server.bodies[0]["messages"] == [{"role": "user", "content": "Hi"}]
+    assert server.bodies[0]["model"] == "mine"
+
+
+def test_complete_raw_and_the_variables() -> None:
+    server = FakeServer([{"choices": [{"text": " a time", "finish_reason": "length"}]}], key="open")
+    with serving(server):
+        variables = {"GRANITE_DEMO_BACKEND": server.url, "GRANITE_DEMO_BACKEND_KEY": "open"}
+        run = command("complete", "--raw", "Once upon", **variables)
+    assert (run.returncode, run.stdout) == (0, " a time"), run.stderr
+    assert server.bodies[0]["prompt"] == "Once upon"
+
+
+def test_chat_answers_each_line() -> None:
+    server = FakeServer()
+    with serving(server):
+        run = command("chat", "--url", server.url, text="One\nTwo\n")
+    assert (run.returncode, run.stdout.splitlines()) == (0, ["Hello world", "Hello world"]), run.stderr
+    assert [turn["content"] for turn in server.bodies[1]["messages"]] == ["One", "Hello world", "Two"]
+
+
+def test_models_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    server = FakeServer()
+    with serving(server):
+        cli_main("models", "--url", server.url, "--json")
+        assert json.loads(capsys.readouterr().out) == [
+            {"name": "granite-4.0-micro", "context": 4096, "server": server.url}
+        ]
+        cli_main("models", "--url", server.url)
+        assert "granite-4.0-micro" in capsys.readouterr().out
+
+
+def cli_main(*arguments: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    assert not ended.value.code
+
+
+def test_a_server_that_is_down_is_an_error_with_what_to_do() -> None:
+    server = FakeServer()
+    with serving(server):
+        url = server.url
+    run = command("complete", "Hi", "--url", url)
+    assert run.returncode == 1
+    assert "does not answer" in run.stderr
+    assert "Traceback" not in run.stderr
+    with pytest.raises(RemoteDownError):
+        cli.ready_backend(Settings(backend=url), Console(stderr=True))
+
+
+def test_the_settings_choose_the_backend() -> None:
+    console = Console(stderr=True)
+    remote = cli.opened_backend(Settings(backend="http://a"), console)
+    local = cli.opened_backend(Settings(model="sample"), console)
+    assert isinstance(remote, RemoteBackend)
+    assert isinstance(local, LocalBackend)
+    remote.close()
+    local.close()
