@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 
 from granite_demo.messages import ToolCall
+from granite_demo.scores import ScoredToken
 from granite_demo.types import (
     Appendix,
     Citation,
@@ -12,6 +13,7 @@ from granite_demo.types import (
     ReasoningDelta,
     StreamEvent,
     TextDelta,
+    TokenScored,
     ToolCalled,
 )
 
@@ -27,6 +29,10 @@ class Answer:
     calls: list[ToolCall] = field(default_factory=list)
     citations: list[Citation] = field(default_factory=list)
     appendices: list[Appendix] = field(default_factory=list)
+    scored: list[ScoredToken] = field(default_factory=list)
+    """The tokens with their log probabilities, where those were asked for."""
+    ends: list[int] = field(default_factory=list)
+    """Characters of the text after each of them."""
     dropped: int = 0
     """Messages that were left out to make room."""
     tokens: int = 0
@@ -41,9 +47,13 @@ class Answer:
 
     def add(self, events: list[StreamEvent], elapsed: float) -> None:
         """Take in ``events``, ``elapsed`` seconds after the request was made."""
+        # New lists, once a batch: readers keep what they saw before.
+        self.scored, self.ends = list(self.scored), list(self.ends)
         for event in events:
             if isinstance(event, TextDelta | ReasoningDelta):
                 self._grow(event, elapsed)
+            elif isinstance(event, TokenScored):
+                self.scored.append(event.token)
             elif isinstance(event, ToolCalled):
                 self.calls = [*self.calls, event.call]
             elif isinstance(event, Citation):
@@ -66,7 +76,11 @@ class Answer:
             self.thinking_tokens = event.completion_tokens
             self.thinking_start = elapsed if self.thinking_start is None else self.thinking_start
         else:
+            if self.scored:
+                self.ends += [len(self.text)] * (event.completion_tokens - len(self.ends))
             self.text += event.text
+            if self.ends:
+                self.ends[-1] = len(self.text)
             if self.thinking_start is not None and self.thinking_end is None:
                 self.thinking_end = elapsed
 

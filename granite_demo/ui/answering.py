@@ -118,12 +118,15 @@ async def snapshots(
             yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)
     except GraniteDemoError as error:
         yield Snapshot(replace(answer), error.user_text, "error", elapsed)
-    except Exception:
-        # An unforeseen error may hold secrets: the visitor gets a number that the log explains.
-        number = secrets.token_hex(4)
-        log.exception("Request failed (%s).", number)
-        text = f"Something went wrong on the server. Try again; the log knows this as {number}."
-        yield Snapshot(replace(answer), text, "error", elapsed)
+    except Exception as error:
+        yield Snapshot(replace(answer), unforeseen(error), "error", elapsed)
+
+
+def unforeseen(error: Exception) -> str:
+    """What a visitor is told of an error that may hold secrets: a number that the log explains."""
+    number = secrets.token_hex(4)
+    log.error("Request failed (%s).", number, exc_info=error)
+    return f"Something went wrong on the server. Try again; the log knows this as {number}."
 
 
 def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:

@@ -33,7 +33,7 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             with gr.Tab("Chat", id="chat", scale=1):
                 chat_tab = chat.layout(backend, access)
             with gr.Tab("Completion", id="completion"):
-                completion_tab = completion.layout()
+                completion_tab = completion.layout(backend, access)
             with gr.Tab("Settings", id="settings"):
                 preferences = settings.layout()
                 panel = models.layout(backend, access)
@@ -56,7 +56,7 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
         again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
         library.wire(conversations, chat_tab.holder)
         talking.wire(chat_tab, conversations, preferences, backend, access, demo, [answering.change])
-        completion.wire(completion_tab, preferences, backend, demo)
+        completion.wire(completion_tab, preferences, backend, access, demo, [answering.change])
         settings.wire(preferences, demo)
         models.wire(panel, backend, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)

@@ -11,8 +11,9 @@ import gradio as gr
 from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import ModelStatus
-from granite_demo.types import GenerationRequest, SamplingParams
+from granite_demo.types import GenerationRequest
 from granite_demo.ui import latex
 from granite_demo.ui.answering import Snapshot, Visitors, session, snapshots
 from granite_demo.ui.events import DIRECT, STREAMING

@@ -11,7 +11,8 @@ import gradio as gr
 from granite_demo import conversations
 from granite_demo.backends import Backend
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
-from granite_demo.types import PromptView, SamplingParams
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import PromptView
 from granite_demo.ui.events import DIRECT
 from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling

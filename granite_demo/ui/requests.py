@@ -3,8 +3,9 @@
 from granite_demo import conversations
 from granite_demo.conversations import Conversation
 from granite_demo.documents import check
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.tools import parse_tools
-from granite_demo.types import GenerationRequest, SamplingParams
+from granite_demo.types import GenerationRequest
 
 
 def build_request(conversation: Conversation, sampling: SamplingParams, text: str = "") -> GenerationRequest:

@@ -8,7 +8,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
+from granite_demo.sampling_params import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
 from granite_demo.ui.events import DIRECT
 
 STORAGE_KEY = "granite-demo-settings"

@@ -3,8 +3,9 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator
+from typing import TypeVar
 
-from granite_demo.types import StreamEvent
+Event = TypeVar("Event")
 
 UPDATE_INTERVAL = 1 / 12
 """Seconds between updates: faster than anybody reads, and cheap for server and browser."""
@@ -13,13 +14,13 @@ IDLE_INTERVAL = 0.4
 
 
 async def paced(
-    events: AsyncGenerator[StreamEvent], interval: float = UPDATE_INTERVAL, idle: float = IDLE_INTERVAL
-) -> AsyncGenerator[list[StreamEvent]]:
+    events: AsyncGenerator[Event], interval: float = UPDATE_INTERVAL, idle: float = IDLE_INTERVAL
+) -> AsyncGenerator[list[Event]]:
     """Yield what came since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
 
     Closing this generator closes ``events``. Raises what ``events`` raises, after the events before it.
     """
-    pending: list[StreamEvent] = []
+    pending: list[Event] = []
     arrived = asyncio.Event()
 
     async def collect() -> None:

@@ -1,14 +1,11 @@
-"""The head of the page and the tabs Completion and Settings, in a real browser over a fake backend."""
-
-import re
-import time
+"""The head of the page and the tab Settings, in a real browser over a fake backend."""
 
 import pytest
 from playwright.sync_api import Page, expect
 
 from granite_demo.status import ModelStatus
 from tests.browser.conftest import OpenPage
-from tests.browser.test_chat import answers, send, wait_idle
+from tests.browser.test_chat import answers, send
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -16,44 +13,6 @@ pytestmark = pytest.mark.browser
 
 def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
-
-
-def test_completion_streams_beside_the_prompt(page: Page, fake: FakeBackend) -> None:
-    fake.words, fake.delay = [f"word{n} " for n in range(10)], 0.15
-    open_tab(page, "Completion")
-    page.locator("#prompt textarea").fill("Once upon")
-    page.locator("#run").click()
-    seen = set()
-    output = page.locator("#output textarea")
-    while "finished" not in page.locator("#completion-note").inner_text():
-        seen.add(output.input_value())
-        time.sleep(0.05)
-    assert len(seen) > 3
-    assert fake.requests[-1].prompt == "Once upon"
-    expect(output).to_have_value("".join(fake.words))
-    page.locator("#append").click()
-    expect(page.locator("#prompt textarea")).to_have_value("Once upon" + "".join(fake.words))
-    expect(output).to_have_value("")
-
-
-def test_completion_stops_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
-    fake.words, fake.delay = ["word "] * 1000, 0.05
-    open_tab(page, "Completion")
-    page.locator("#prompt textarea").fill("Once upon")
-    page.locator("#run").click()
-    expect(page.locator("#output textarea")).to_have_value(re.compile("^word word"))
-    page.locator("#stop").click()
-    wait_idle(fake)
-    expect(page.locator("#completion-note")).to_contain_text("stopped")
-    assert page.locator("#output textarea").input_value().startswith("word word")
-    expect(page.locator("#run")).to_be_visible()
-
-
-def test_an_empty_prompt_says_so(page: Page, fake: FakeBackend) -> None:
-    open_tab(page, "Completion")
-    page.locator("#run").click()
-    expect(page.locator("#completion-note .error")).to_contain_text("The prompt is empty")
-    assert fake.requests == []
 
 
 def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend) -> None:

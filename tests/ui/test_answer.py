@@ -3,6 +3,7 @@
 import pytest
 
 from granite_demo.messages import ToolCall
+from granite_demo.scores import ScoredToken
 from granite_demo.types import (
     Appendix,
     Citation,
@@ -14,6 +15,7 @@ from granite_demo.types import (
     StreamEvent,
     TextDelta,
     Timings,
+    TokenScored,
     ToolCalled,
     Usage,
 )
@@ -126,3 +128,20 @@ def test_what_was_left_out_is_told(messages: int, words: str) -> None:
     answer = Answer()
     answer.add([Dropped(messages), TextDelta("Yes", 1)], 1.0)
     assert answer.note(1.0).endswith(f" · left out to fit the context: {words}")
+
+
+def test_tokens_are_collected_with_the_text_that_is_certain_after_each() -> None:
+    answer = Answer()
+    first, half, rest, end = (ScoredToken(number, "?") for number in range(4))
+    answer.add([TokenScored(first), TextDelta("a", 1), TokenScored(half), TextDelta("", 2)], 1.0)
+    before = answer.scored
+    answer.add([TokenScored(rest), TextDelta("é", 3), TextDelta("!", 3), TokenScored(end)], 1.5)
+    assert answer.scored == [first, half, rest, end]
+    assert answer.ends == [1, 1, 3]
+    assert before == [first, half], "an earlier reader's list stays as it was"
+
+
+def test_without_scored_tokens_no_ends_are_kept() -> None:
+    answer = Answer()
+    answer.add([TextDelta("a", 1), TextDelta("b", 2)], 1.0)
+    assert answer.ends == []

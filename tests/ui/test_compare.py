@@ -9,8 +9,9 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message, Switches
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
-from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, SamplingParams, TextDelta, Timings, Usage
+from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.ui.compare import answers, shown_values, to_request
 from granite_demo.ui.models import Access
 from tests.fakes import READY, FakeBackend

@@ -7,7 +7,8 @@ import pytest
 from granite_demo import conversations
 from granite_demo.errors import ContextOverflowError, EngineError
 from granite_demo.messages import Message
-from granite_demo.types import PromptView, SamplingParams
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import PromptView
 from granite_demo.ui.meter import choose, chosen, measure, meter_html, reserve
 from tests.fakes import FakeBackend
 

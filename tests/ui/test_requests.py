@@ -6,7 +6,7 @@ from granite_demo import conversations
 from granite_demo.conversations import Switched, Text
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Document, Message
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.ui.requests import build_request
 
 GREEDY = SamplingParams(max_tokens=5)

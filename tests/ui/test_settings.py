@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.ui.settings import DEFAULTS, to_sampling
 
 

@@ -1,0 +1,107 @@
+"""A text to the request that continues it, and the answers to runs of its token tree. Knows no page."""
+
+import asyncio
+import secrets
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from granite_demo import tokentree
+from granite_demo.backends import Backend
+from granite_demo.errors import InvalidRequestError
+from granite_demo.sampling_params import MAX_SEED, SamplingParams
+from granite_demo.tokentree import Run, Tree
+from granite_demo.types import GenerationRequest
+from granite_demo.ui.answer import Answer
+from granite_demo.ui.answering import Snapshot, snapshots
+from granite_demo.ui.sides import Latest, side_by_side
+
+ALTERNATIVES = 10
+MAX_SAMPLES = 4
+
+
+def seeded(sampling: SamplingParams, samples: int) -> list[SamplingParams]:
+    """One for each sample: seeds in a row from the given one, or random ones. Raises InvalidRequestError."""
+    if not 1 <= samples <= MAX_SAMPLES:
+        raise InvalidRequestError(f"At most {MAX_SAMPLES} samples are possible.")
+    if samples == 1:
+        return [sampling]
+    if sampling.temperature == 0:
+        raise InvalidRequestError(
+            "At temperature 0 all samples are the same. Raise it in the Settings tab, or ask for one sample."
+        )
+    first = sampling.seed
+    seeds = [secrets.randbelow(2**31) if first is None else (first + n) % (MAX_SEED + 1) for n in range(samples)]
+    return [replace(sampling, seed=seed) for seed in seeds]
+
+
+def start(tree: Tree, text: str, special: bool) -> Tree:
+    """``tree`` where it continues ``text``, else an empty one that does."""
+    return tree if (tree.prompt, tree.special) == (text, special) else Tree(text, special)
+
+
+async def request_for(backend: Backend, tree: Tree, sampling: SamplingParams) -> GenerationRequest:
+    """What continues the shown branch: by the ids of its tokens where they are known. Raises GraniteDemoError."""
+    base, ids = tokentree.prefix(tree)
+    asked = GenerationRequest(prompt=base, special_tokens=tree.special, sampling=sampling)
+    if not ids:
+        return asked
+    view = await backend.inspect(asked, parts=True)
+    if view is None or not view.parts:
+        return replace(asked, prompt=tree.prompt + tokentree.text(tree))
+    before = tuple(index for part in view.parts for index, _ in part.tokens)
+    return GenerationRequest(prompt_ids=before + ids, sampling=sampling)
+
+
+def continued(
+    backend: Backend, tree: Tree, samplings: Sequence[SamplingParams], stop: threading.Event
+) -> AsyncGenerator[Latest]:
+    """Yield the latest snapshots of the continuations of ``tree``, one for each of ``samplings``."""
+    loop = asyncio.get_running_loop()
+
+    def stream(sampling: SamplingParams) -> AsyncGenerator[Snapshot]:
+        # In the thread that makes the request, so that all its errors are told in one way.
+        def build() -> GenerationRequest:
+            return asyncio.run_coroutine_threadsafe(request_for(backend, tree, sampling), loop).result()
+
+        return snapshots(backend, build, stop)
+
+    streams: list[Callable[[], AsyncGenerator[Snapshot]]] = [partial(stream, each) for each in samplings]
+    return side_by_side(streams, stop, together=True)
+
+
+def extended(run: Run, answer: Answer) -> Run:
+    """``run`` with what was generated after it."""
+    ended = answer.finish is not None and answer.finish.reason == "stop"
+    return replace(
+        run,
+        tokens=(*run.tokens, *answer.scored),
+        text=run.text + answer.text,
+        ends=(*run.ends, *(len(run.text) + end for end in answer.ends)),
+        ended=ended,
+    )
+
+
+def grown(tree: Tree, run: int | None, answer: Answer) -> Tree:
+    """``tree`` with the answer to what continues it: in its last ``run`` itself, else in a new one, unless empty."""
+    if run is not None:
+        runs = list(tree.runs)
+        runs[run] = extended(runs[run], answer)
+        return replace(tree, runs=tuple(runs))
+    if not answer.text and not answer.scored:
+        return tree
+    return tokentree.added(tree, [extended(tokentree.next_run(tree), answer)])
+
+
+def sampled(tree: Tree, answers: Sequence[Answer | None]) -> tuple[Tree | None, ...]:
+    """For each answer ``tree`` with all of them, of which this one is shown; None for one that is empty."""
+    following = tokentree.next_run(tree)
+    runs = {
+        number: extended(following, answer)
+        for number, answer in enumerate(answers)
+        if answer and (answer.text or answer.scored)
+    }
+    whole = tokentree.added(tree, list(runs.values())) if runs else tree
+    places = {number: len(tree.runs) + place for place, number in enumerate(runs)}
+    return tuple(replace(whole, head=places[n]) if n in places else None for n in range(len(answers)))

@@ -1,0 +1,164 @@
+"""What happens in the Write tab: its events, wired to the pure functions that know what they mean."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from typing import Any
+
+import gradio as gr
+
+from granite_demo import tokentree
+from granite_demo.backends import Backend
+from granite_demo.errors import GraniteDemoError, InvalidRequestError
+from granite_demo.tokentree import Tree
+from granite_demo.types import GenerationRequest
+from granite_demo.ui import constraining, tokens
+from granite_demo.ui.answering import Visitors, session
+from granite_demo.ui.branching import run_of
+from granite_demo.ui.editing import History, redone, undone, written
+from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
+from granite_demo.ui.growing import Ask, asked, buttons, growing, picked, wanted
+from granite_demo.ui.render import note_html
+from granite_demo.ui.settings import Preferences
+from granite_demo.ui.tokens import Tint
+from granite_demo.ui.writing import WriteTab, counted_values, history_values, no_samples, pending_values, shown_values
+
+PAUSE_SECONDS = 0.5
+"""Without typing, before the text is looked at."""
+LATEST: dict[str, Any] = {**DIRECT, "trigger_mode": "always_last"}
+STILL_WRITING = "The continuation is still being written. Stop it first."
+
+
+def wire(tab: WriteTab, preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:
+    """Connect the events. ``ready`` are those after which another model may answer."""
+    visitors = Visitors()
+    wire_continuing(tab, preferences, backend, visitors)
+    wire_pending(tab, visitors)
+    wire_text(tab, backend, ready)
+    constraining.wire(tab.constraint)
+    gr.on(ready, lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
+
+    def leave(visit: gr.Request) -> None:
+        visitors.stop(session(visit))
+
+    demo.unload(leave)
+
+
+def _idle(visitors: Visitors, visit: gr.Request) -> None:
+    if visitors.streaming(session(visit)):
+        raise InvalidRequestError(STILL_WRITING)
+
+
+def wire_continuing(tab: WriteTab, preferences: Preferences, backend: Backend, visitors: Visitors) -> None:
+    """Continue, Stop, and the alternatives of a token."""
+    columns = [part for column in tab.columns for part in (column.text, column.note, column.use)]
+    outputs = [*tab.pending, *tab.sampled, *columns, tab.note, *tab.buttons]
+
+    async def answer(visit: gr.Request, values: tuple[Any, ...], ask: Callable[[], Ask]) -> AsyncGenerator[Any]:
+        try:
+            _idle(visitors, visit)
+            wish = wanted(backend, ask(), *values)
+        except (GraniteDemoError, TypeError, ValueError, AttributeError) as error:
+            yield {tab.note: note_html(told(error), "error")}
+            return
+        with visitors.answering(session(visit)) as stop:
+            async with aclosing(growing(tab, backend, wish, stop)) as updates:
+                async for update in updates:
+                    yield update
+
+    async def go_on(
+        visit: gr.Request, text: str | None, tree: Tree, special: Any, samples: Any, *values: Any
+    ) -> AsyncGenerator[Any]:
+        async with aclosing(answer(visit, values, lambda: asked(tree, text, special, samples))) as updates:
+            async for update in updates:
+                yield update
+
+    async def pick(visit: gr.Request, event: gr.EventData, tree: Tree, *values: Any) -> AsyncGenerator[Any]:
+        async with aclosing(answer(visit, values, lambda: picked(tree, *tokens.picked(event)))) as updates:
+            async for update in updates:
+                yield update
+
+    async def stop(visit: gr.Request) -> Any:
+        return (gr.skip(),) * len(tab.buttons) if visitors.stop(session(visit)) else buttons(busy=False)
+
+    values = [tab.show, tab.tint, *tab.constraint.components, *preferences.components]
+    tab.run.click(go_on, [tab.prompt, tab.tree, tab.special, tab.samples, *values], outputs, **STREAMING)
+    tab.view.select(pick, [tab.tree, *values], outputs, **STREAMING)
+    tab.stop.click(stop, None, tab.buttons, **DIRECT)
+
+
+def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
+    """What is done with a continuation: accept, discard, walk its branches, take a sample."""
+
+    def accept(visit: gr.Request, text: str | None, history: History, tree: Tree) -> tuple[Any, ...]:
+        _idle(visitors, visit)
+        whole = (text or "") + tokentree.text(tree)
+        after = written(written(history, text or ""), whole)
+        return whole, *history_values(after), *pending_values(Tree(), "probability"), *no_samples()
+
+    def discard(visit: gr.Request) -> tuple[Any, ...]:
+        _idle(visitors, visit)
+        return *pending_values(Tree(), "probability"), *no_samples()
+
+    def walk(visit: gr.Request, event: gr.EventData, tree: Tree, tint: Tint) -> tuple[Any, ...]:
+        _idle(visitors, visit)
+        return pending_values(tokentree.shown(tree, run_of(event)), tint)
+
+    def use(number: int) -> Callable[..., tuple[Any, ...]]:
+        def take(visit: gr.Request, drafts: tuple[Tree | None, ...] | None, tint: Tint) -> tuple[Any, ...]:
+            _idle(visitors, visit)
+            tree = drafts[number] if drafts and number < len(drafts) else None
+            if tree is None:
+                raise InvalidRequestError("There is no such sample any more. Continue once more.")
+            return *pending_values(tree, tint), *no_samples()
+
+        return take
+
+    def on(event: Any, handler: Callable[..., tuple[Any, ...]], inputs: list[Any], outputs: list[Any]) -> None:
+        event(forgiving(handler, len(outputs)), inputs, [*outputs, tab.note], **DIRECT)
+
+    on(
+        tab.accept.click,
+        accept,
+        [tab.prompt, tab.history, tab.tree],
+        [tab.prompt, *tab.edited, *tab.pending, *tab.sampled],
+    )
+    on(tab.discard.click, discard, [], [*tab.pending, *tab.sampled])
+    on(tab.branches.select, walk, [tab.tree, tab.tint], tab.pending)
+    on(tab.tint.input, lambda tree, tint: pending_values(tree, tint)[-1:], [tab.tree, tab.tint], [tab.view])
+    for number, column in enumerate(tab.columns):
+        on(column.use.click, use(number), [tab.drafts, tab.tint], [*tab.pending, *tab.sampled])
+
+
+def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
+    """Undo and redo, and what is known of the text after a pause in typing."""
+
+    async def count(text: str | None, special: Any) -> tuple[Any, ...]:
+        await asyncio.sleep(PAUSE_SECONDS)
+        if why := backend.status().unable_to("token ids"):
+            return counted_values(None, why)
+        if not text:
+            return counted_values(None, "The text is empty.")
+        try:
+            request = GenerationRequest(prompt=text, special_tokens=bool(special))
+            return counted_values(await backend.inspect(request, parts=True))
+        except GraniteDemoError as error:
+            return counted_values(None, error.user_text)
+
+    def record(text: str | None, history: History) -> tuple[Any, ...]:
+        return history_values(written(history, text or ""))
+
+    def undo(text: str | None, history: History) -> tuple[Any, ...]:
+        before = undone(written(history, text or ""))
+        return before.text, *history_values(before)
+
+    def redo(text: str | None, history: History) -> tuple[Any, ...]:
+        after = redone(written(history, text or ""))
+        return after.text, *history_values(after)
+
+    changes = [tab.prompt.change, tab.special.change, *ready]
+    counted = gr.on(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids], **LATEST)
+    # After the pause, and with what stands there then.
+    counted.then(record, [tab.prompt, tab.history], tab.edited, **DIRECT)
+    tab.undo.click(undo, [tab.prompt, tab.history], [tab.prompt, *tab.edited], **DIRECT)
+    tab.redo.click(redo, [tab.prompt, tab.history], [tab.prompt, *tab.edited], **DIRECT)
