@@ -1,11 +1,24 @@
-# Two images: docker build --target cpu . for the processor, docker build . for an NVIDIA GPU.
-# TORCH_INDEX may name a package index with other builds of torch, such as the small ones without CUDA.
+# docker build .                                     for an NVIDIA GPU
+# docker build --build-arg FLASH_ATTENTION=yes .     the same with flash-attn, which is compiled for about an hour
+# docker build --target cpu .                        for the processor, much smaller
+#
+# The bases are named by their full tags. What Python installs is in requirements.lock with hashes; in the cpu image
+# torch alone is not: it comes, in the same version, from TORCH_INDEX, by default PyTorch's own index of CPU builds.
+
+ARG FLASH_ATTENTION=no
 
 FROM python:3.12-slim-bookworm AS cpu-packages
-ARG TORCH_INDEX=""
-RUN python -m venv /opt/venv
-COPY requirements.txt /tmp/
-RUN /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /tmp/requirements.txt
+ARG TORCH_INDEX
+WORKDIR /build
+COPY requirements.lock ./
+# CUDA's packages are left out, and so is the torch that needs them.
+RUN python -m venv /opt/venv \
+    && version=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.lock) \
+    && awk '/^[a-z]/ { keep = !/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ } keep' requirements.lock > cpu.lock \
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r cpu.lock \
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps \
+        --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" "torch==$version+cpu" \
+    && /opt/venv/bin/pip check
 
 FROM python:3.12-slim-bookworm AS cpu
 RUN apt-get update \
@@ -15,9 +28,9 @@ RUN apt-get update \
     && install -d -o user -g user /data
 COPY --from=cpu-packages /opt/venv /opt/venv
 WORKDIR /app
-COPY app.py ./
-COPY assets assets
-COPY granite_demo granite_demo
+COPY --chmod=555 app.py ./
+COPY --chmod=555 assets assets
+COPY --chmod=555 granite_demo granite_demo
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/user \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -27,23 +40,52 @@ ENV PATH=/opt/venv/bin:$PATH \
     HF_HOME=/data/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1 \
     GRANITE_DEMO_HOST=0.0.0.0 \
-    GRANITE_DEMO_CACHE=/data
+    GRANITE_DEMO_PORT=7860 \
+    GRANITE_DEMO_CACHE=/data/granite-demo
 USER 1000
 VOLUME /data
 EXPOSE 7860
-HEALTHCHECK --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:7860/health', timeout=5)"]
+HEALTHCHECK --start-period=60s --timeout=10s \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"GRANITE_DEMO_PORT\"]}/health', timeout=5)"]
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "app.py"]
 
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04 AS cuda-packages
-ARG TORCH_INDEX=""
 RUN apt-get update \
     && apt-get install -y --no-install-recommends python3-venv \
     && rm -rf /var/lib/apt/lists/* \
     && python3 -m venv /opt/venv
-COPY requirements.txt /tmp/
-RUN /opt/venv/bin/pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} -r /tmp/requirements.txt
+WORKDIR /build
+COPY requirements.lock ./
+RUN /opt/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements.lock \
+    && /opt/venv/bin/pip check
+
+FROM nvidia/cuda:13.0.1-devel-ubuntu24.04 AS flash-attention-wheel
+# Compute capabilities to compile for, and how many files at once: each takes up to 9 GB of memory.
+ARG FLASH_ATTN_CUDA_ARCHS="80;90"
+ARG MAX_JOBS=2
+RUN apt-get update \
+    && apt-get install -y --no-install-recommends g++ python3-dev python3-venv \
+    && rm -rf /var/lib/apt/lists/*
+COPY --from=cuda-packages /opt/venv /opt/venv
+WORKDIR /build
+RUN printf '%s\n' \
+        'wheel==0.46.3 --hash=sha256:4b399d56c9d9338230118d705d9737a2a468ccca63d5e813e2a4fc7815d8bc4d' > build.lock \
+    && printf '%s\n' \
+        'flash-attn==2.8.3.post2 --hash=sha256:d0f9f0b08a986cdeadbffcf5ec8b3a8f514366c68ad1853d3ab061bc83cc340b' \
+        'einops==0.8.2 --hash=sha256:54058201ac7087911181bfec4af6091bb59380360f069276601256a76af08193' > flash.lock \
+    && /opt/venv/bin/pip install --no-cache-dir --require-hashes -r build.lock \
+    && FLASH_ATTENTION_FORCE_BUILD=TRUE /opt/venv/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation \
+        --require-hashes --wheel-dir wheels -r flash.lock
+
+FROM cuda-packages AS packages-flash-no
+
+FROM cuda-packages AS packages-flash-yes
+COPY --from=flash-attention-wheel /build/wheels wheels
+RUN /opt/venv/bin/pip install --no-cache-dir --no-deps wheels/*.whl && rm -r wheels
+
+# hadolint ignore=DL3006
+FROM packages-flash-${FLASH_ATTENTION} AS chosen-packages
 
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04 AS cuda
 # torch.compile needs a C compiler and Python's headers when the model is loaded. Uid 1000 is Ubuntu's own user.
@@ -53,11 +95,11 @@ RUN apt-get update \
     && userdel --remove ubuntu \
     && useradd --create-home --uid 1000 user \
     && install -d -o user -g user /data
-COPY --from=cuda-packages /opt/venv /opt/venv
+COPY --from=chosen-packages /opt/venv /opt/venv
 WORKDIR /app
-COPY app.py ./
-COPY assets assets
-COPY granite_demo granite_demo
+COPY --chmod=555 app.py ./
+COPY --chmod=555 assets assets
+COPY --chmod=555 granite_demo granite_demo
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/user \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -66,14 +108,16 @@ ENV PATH=/opt/venv/bin:$PATH \
     GRADIO_ANALYTICS_ENABLED=False \
     HF_HOME=/data/huggingface \
     HF_HUB_DISABLE_TELEMETRY=1 \
+    CUDA_CACHE_PATH=/data/cuda \
     TRITON_CACHE_DIR=/data/triton \
     TORCHINDUCTOR_CACHE_DIR=/data/inductor \
     GRANITE_DEMO_HOST=0.0.0.0 \
-    GRANITE_DEMO_CACHE=/data
+    GRANITE_DEMO_PORT=7860 \
+    GRANITE_DEMO_CACHE=/data/granite-demo
 USER 1000
 VOLUME /data
 EXPOSE 7860
-HEALTHCHECK --start-period=60s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:7860/health', timeout=5)"]
+HEALTHCHECK --start-period=60s --timeout=10s \
+    CMD ["python", "-c", "import os, urllib.request as r; r.urlopen(f'http://127.0.0.1:{os.environ[\"GRANITE_DEMO_PORT\"]}/health', timeout=5)"]
 ENTRYPOINT ["tini", "--"]
 CMD ["python", "app.py"]
