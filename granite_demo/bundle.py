@@ -21,8 +21,9 @@ from granite_demo import __version__, conversations
 from granite_demo.conversations import Call, Conversation, Switched, Text
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls, Document, Message, Role, ToolCall, ToolSpec, canonical_json
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.tools import parse_tools
-from granite_demo.types import Finish, FinishReason, GenerationRequest, Overflow, SamplingParams
+from granite_demo.types import Finish, FinishReason, GenerationRequest, Overflow
 
 FORMAT = "granite-demo-answer"
 MAX_BYTES = 32_000_000

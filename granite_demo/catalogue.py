@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.shapes import Mamba, Shape
-from granite_demo.types import SamplingParams
 
 Dialect = Literal["granite-3.1", "granite-3.2", "granite-3.3", "granite-4.0", "granite-4.2", "chatml"]
 """How a model writes turns, tools, documents and thoughts."""

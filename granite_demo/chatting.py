@@ -14,8 +14,8 @@ from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, scrub
 from granite_demo.printing import can_chat
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
-from granite_demo.types import SamplingParams
 
 if TYPE_CHECKING:
     from granite_demo.session import Session
@@ -30,6 +30,8 @@ def add_chat_command(
 
     @cli.command()
     def chat(
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
         model: flags.Model = None,
         system: flags.System = "",
         thinking: flags.Thinking = None,
@@ -58,8 +60,8 @@ def add_chat_command(
         given = locals()
         settings = Settings.resolve(given, environ)
         sampling, controls = flags.sampling(given), flags.controls(thinking)
-        with closing(opened(settings, console)) as backend, asyncio.Runner() as runner:
-            raise typer.Exit(run(backend, runner, system, controls, sampling, console))
+        with closing(opened(settings, console)) as ready, asyncio.Runner() as runner:
+            raise typer.Exit(run(ready, runner, system, controls, sampling, console))
 
 
 def run(

@@ -18,10 +18,15 @@ from granite_demo.backends import Backend, LocalBackend
 from granite_demo.bench.options import BenchOptions
 from granite_demo.chatting import add_chat_command
 from granite_demo.choosing import remember_model
+from granite_demo.comparing_command import add_compare_command
 from granite_demo.completing import add_complete_command
+from granite_demo.doctor_command import add_doctor_command
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import Listener, ModelManager
 from granite_demo.opening import follow, open_model
+from granite_demo.remote.backend import RemoteBackend
+from granite_demo.remote.opening import remote_backend, show_remote_models
+from granite_demo.scoring_command import add_score_command
 from granite_demo.settings import Settings
 from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.terminal import LoadReporter, set_up_logging
@@ -63,6 +68,10 @@ def create_cli(console: Console) -> typer.Typer:
         threads: flags.Threads = None,
         cache_dir: flags.CacheDir = None,
         admin_token: flags.AdminToken = None,
+        api_key: flags.ApiKey = None,
+        backend: flags.Backend = None,
+        backend_key: flags.BackendKey = None,
+        backend_model: flags.BackendModel = None,
         log_level: flags.LogLevel = None,
     ) -> None:
         """Serve the page."""
@@ -70,6 +79,9 @@ def create_cli(console: Console) -> typer.Typer:
 
     add_complete_command(cli, console, os.environ, ready_backend)
     add_chat_command(cli, console, os.environ, ready_backend)
+    add_score_command(cli, console, os.environ, ready_backend)
+    add_compare_command(cli, console, os.environ, ready_backend)
+    add_doctor_command(cli, console, os.environ, ready_backend)
     add_bench_command(cli, console)
     add_replay_command(cli, console)
     add_model_commands(cli, console)
@@ -114,6 +126,8 @@ def add_replay_command(cli: typer.Typer, console: Console) -> None:
     @cli.command()
     def replay(
         file: flags.AnswerFile,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
         model: flags.Model = None,
         revision: flags.Revision = None,
         device: flags.Device = None,
@@ -133,9 +147,17 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
     """The commands that start nothing."""
 
     @cli.command()
-    def models(context: flags.Context = None, cache_dir: flags.CacheDir = None, as_json: flags.AsJson = False) -> None:
-        """List the models: size, whether they are here already, and whether they fit this machine."""
-        commands.show_models(Settings.resolve(locals(), os.environ), as_json)
+    def models(
+        context: flags.Context = None,
+        cache_dir: flags.CacheDir = None,
+        as_json: flags.AsJson = False,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
+    ) -> None:
+        """List the models: size, whether they are here already, and whether they fit this machine; or a server's."""
+        settings = Settings.resolve(locals(), os.environ)
+        show = show_remote_models if settings.backend else commands.show_models
+        show(settings, as_json)
 
     @cli.command()
     def fits(
@@ -164,10 +186,15 @@ def local_backend(settings: Settings, console: Console, group: Group = ALONE) ->
     return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
 
 
-def ready_backend(settings: Settings, console: Console) -> LocalBackend:
+def opened_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend | RemoteBackend:
+    """The backend that ``settings`` ask for: over a model of this process, or over other servers."""
+    return remote_backend(settings) if settings.backend else local_backend(settings, console, group)
+
+
+def ready_backend(settings: Settings, console: Console) -> LocalBackend | RemoteBackend:
     """The same, its model ready. Waits for it here, where Ctrl-C ends the wait; raises what the load raises."""
     set_up_logging("warning", console)
-    backend = local_backend(settings, console)
+    backend = opened_backend(settings, console)
     try:
         backend.wait_until_ready()
     except BaseException:
@@ -197,7 +224,7 @@ def run_server(settings: Settings, console: Console) -> None:
 
     # Before the imports of several seconds: a port in use is told at once.
     listener = bind(settings.host, settings.port)
-    backend = local_backend(settings, console, group)
+    backend = opened_backend(settings, console, group)
     console.print("granite-demo is starting.", highlight=False)
     if group.size > 1:
         with group.together():
@@ -209,7 +236,7 @@ def run_server(settings: Settings, console: Console) -> None:
         console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
 
     access = Access(settings.public, settings.admin_token)
-    serve(create_app(backend, access), backend, listener, announce)
+    serve(create_app(backend, access, settings.api_key), backend, listener, announce)
     group.leave()
 
 
@@ -246,13 +273,14 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
 
 
 def run_replay(
-    file: str, settings: Settings, chosen: bool, console: Console, opened: Callable[..., Backend] = local_backend
+    file: str, settings: Settings, chosen: bool, console: Console, opened: Callable[..., Backend] = opened_backend
 ) -> bool:
     """Make the answer in ``file`` again, with its own model unless one was ``chosen``; whether it is the same."""
     set_up_logging("warning", console)
     from granite_demo import bundle, replay
 
     answer = bundle.read_file(file)
+    chosen = chosen or bool(settings.backend)
     with closing(opened(settings if chosen else replay.settings_for(answer, settings), console)) as backend:
         outcome = asyncio.run(replay.replay(backend, answer))
     replay.show(outcome)

@@ -16,8 +16,9 @@ from granite_demo.backends import Backend
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls, Message
 from granite_demo.printing import Printer, can_chat, say, thinking_note
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
-from granite_demo.types import Finish, GenerationRequest, SamplingParams
+from granite_demo.types import Finish, GenerationRequest
 from granite_demo.ui.answer import Answer
 
 STANDARD_INPUT = "-"
@@ -32,6 +33,7 @@ def add_complete_command(
     def complete(
         text: flags.Text = None,
         chat: flags.Chat = None,
+        special_tokens: flags.SpecialTokens = False,
         system: flags.System = "",
         thinking: flags.Thinking = None,
         temperature: flags.Temperature = 0.0,
@@ -43,6 +45,8 @@ def add_complete_command(
         seed: flags.Seed = None,
         stop: flags.Stop = None,
         as_json: flags.JsonObject = False,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
         model: flags.Model = None,
         revision: flags.Revision = None,
         device: flags.Device = None,
@@ -61,9 +65,9 @@ def add_complete_command(
         given = locals()
         settings = Settings.resolve(given, environ)
         sampling, controls = flags.sampling(given), flags.controls(thinking)
-        requests = to_requests(read_text(text, sys.stdin), chat, system, controls, sampling)
-        with closing(opened(settings, console)) as backend:
-            run(backend, requests, console, as_json)
+        requests = to_requests(read_text(text, sys.stdin), chat, system, controls, sampling, special_tokens)
+        with closing(opened(settings, console)) as ready:
+            run(ready, requests, console, as_json)
 
 
 def read_text(text: str | None, stdin: TextIO) -> str:
@@ -81,7 +85,12 @@ def read_text(text: str | None, stdin: TextIO) -> str:
 
 
 def to_requests(
-    text: str, chat: bool | None, system: str, controls: Controls, sampling: SamplingParams
+    text: str,
+    chat: bool | None,
+    system: str,
+    controls: Controls,
+    sampling: SamplingParams,
+    special_tokens: bool = False,
 ) -> Sequence[GenerationRequest]:
     """What ``text`` may be sent as: the first one, if the model can take it. Raises GraniteDemoError.
 
@@ -91,7 +100,11 @@ def to_requests(
     for_chat = [name for name, value in (("--system", system), ("--thinking", controls.thinking)) if value]
     if for_chat and chat is False:
         raise ConfigurationError(f"{for_chat[0]} is for the chat template. Leave it or --raw out.")
-    raw = [] if chat or for_chat else [GenerationRequest(prompt=text, sampling=sampling)]
+    if special_tokens and chat is not False:
+        raise ConfigurationError("--special-tokens is for text as it stands. Add --raw.")
+    raw = []
+    if not (chat or for_chat):
+        raw = [GenerationRequest(prompt=text, special_tokens=special_tokens, sampling=sampling)]
     if chat is False:
         return raw
     messages = (*([Message("system", system)] if system else []), Message("user", text))

@@ -9,8 +9,8 @@ import typer
 
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls
+from granite_demo.sampling_params import MAX_ALTERNATIVES, SamplingParams
 from granite_demo.settings import help_text
-from granite_demo.types import SamplingParams
 
 MAX_TOKENS = 512
 """Of an answer, as on the page: a base model seldom ends by itself."""
@@ -33,6 +33,14 @@ KeepQuantized = Annotated[str | None, _flag("keep_quantized")]
 Context = Annotated[int | None, _flag("context")]
 Revision = Annotated[str | None, _flag("revision")]
 AdminToken = Annotated[str | None, _flag("admin_token")]
+ApiKey = Annotated[str | None, _flag("api_key")]
+Backend = Annotated[str | None, _flag("backend")]
+BackendKey = Annotated[str | None, _flag("backend_key")]
+BackendModel = Annotated[str | None, _flag("backend_model")]
+Url = Annotated[str | None, typer.Option("--url", metavar="URL", help=help_text("backend"), show_default=False)]
+UrlKey = Annotated[
+    str | None, typer.Option("--url-key", metavar="KEY", help=help_text("backend_key"), show_default=False)
+]
 IdleMinutes = Annotated[int | None, _flag("idle_minutes")]
 Threads = Annotated[int | None, _flag("threads")]
 CacheDir = Annotated[Path | None, _flag("cache_dir")]
@@ -71,6 +79,7 @@ Text = Annotated[
     str | None,
     typer.Argument(metavar="TEXT", help="The text. Default: standard input, as with -.", show_default=False),
 ]
+Question = Annotated[str, typer.Argument(metavar="TEXT", help="What both are asked.")]
 Chat = Annotated[
     bool | None,
     typer.Option(
@@ -95,6 +104,18 @@ Seed = Annotated[int | None, typer.Option(help="The same seed repeats a sampled 
 Stop = Annotated[
     list[str] | None, typer.Option(help="The answer is cut before this text; up to four times.", show_default=False)
 ]
+Alternatives = Annotated[
+    int, typer.Option(min=0, max=MAX_ALTERNATIVES, help="So many of the likeliest tokens of each place.")
+]
+SpecialTokens = Annotated[
+    bool, typer.Option("--special-tokens", help="What spells a control token is one. Default: it is plain text.")
+]
+Reference = Annotated[str, typer.Option(metavar="PRECISION", help="What to compare with.")]
+Other = Annotated[
+    str,
+    typer.Option(metavar="PRECISION", help="What is compared: float32, bfloat16, float16, int8, nf4 or fp4."),
+]
+CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line for each token as CSV.")]
 
 
 def sampling(given: Mapping[str, Any]) -> SamplingParams:

@@ -13,7 +13,8 @@ from granite_demo.bundle import made
 from granite_demo.conversations import Call, Cited, Conversation, Listed
 from granite_demo.errors import GraniteDemoError
 from granite_demo.printing import Printer, say, thinking_note
-from granite_demo.types import GenerationRequest, SamplingParams
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import GenerationRequest
 
 HELP = """\
 /new          begin a new conversation

@@ -3,6 +3,7 @@
 Per-visitor preferences live in the page, and what one request asks for in ``SamplingParams``; neither belongs here.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,6 +19,8 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 PREFIX = "GRANITE_DEMO_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIMITS = {"context": 10_000_000}
+STORAGE = Path("/data")
+"""Where a Hugging Face Space mounts its persistent storage, if it has one."""
 
 
 def _option(default: Any, help_text: str, env: str | None = None) -> Any:
@@ -43,6 +46,10 @@ class Settings:
     idle_minutes: int = _option(0, "Unload a model that nobody used for so long; 0 never does.")
     threads: int = _option(0, "CPU threads for the model; 0 measures how many are fastest.")
     admin_token: str = _option("", "Who knows it may load other models on a public page; without it nobody may.")
+    api_key: str = _option("", "Who uses the HTTP API has to send it as a bearer token; without it everybody may.")
+    backend: str = _option("", "Answer with other servers that speak OpenAI's API: their addresses, parted by commas.")
+    backend_key: str = _option("", "The key that these servers want.")
+    backend_model: str = _option("", "Which of their models to ask for; without it the first one that they list.")
     log_level: LogLevel = _option("info", "How much the terminal shows.")
     cache_dir: Path = _option(
         platformdirs.user_cache_path("granite-demo"), "Folder for downloaded and converted models.", "CACHE"
@@ -65,7 +72,7 @@ class Settings:
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":
         """Merge ``flags`` (None means not given) over ``environ`` over the defaults. Raises ConfigurationError."""
-        values: dict[str, Any] = {"space": bool(environ.get("SPACE_ID")), **_place_in_group(environ)}
+        values: dict[str, Any] = {**_on_a_space(environ), **_place_in_group(environ)}
         for option in fields(cls):
             if not option.metadata.get("flag", True):
                 continue
@@ -107,6 +114,14 @@ def variable_name(option_name: str) -> str:
     """The environment variable of a field, such as ``GRANITE_DEMO_PORT``."""
     option = next(option for option in fields(Settings) if option.name == option_name)
     return PREFIX + (option.metadata["env"] or option_name.upper())
+
+
+def _on_a_space(environ: Mapping[str, str]) -> dict[str, Any]:
+    """A Space's defaults: its proxy reaches the page, and what is fetched goes to the storage, if there is one."""
+    if not environ.get("SPACE_ID"):
+        return {}
+    kept = {"cache_dir": STORAGE / "granite-demo"} if os.access(STORAGE, os.W_OK | os.X_OK) else {}
+    return {"space": True, "host": "0.0.0.0", **kept}
 
 
 def _place_in_group(environ: Mapping[str, str]) -> dict[str, int]:

@@ -12,8 +12,9 @@ from granite_demo import bundle, conversations
 from granite_demo.conversations import Call, Conversation, Switched, Text
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls, Document, ToolCall
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.tools import EXAMPLES, example_json
-from granite_demo.types import Finish, GenerationRequest, Provenance, SamplingParams, Timings, Usage
+from granite_demo.types import Finish, GenerationRequest, Provenance, Timings, Usage
 
 TRACE = Provenance("sample", "abc", "t" * 64, "p" * 64, (("Device", "cpu"), ("Precision", "float32")))
 FINISH = Finish("stop", Usage(12, 3), Timings(0.123456, 0.5), 77, (5, 6, 0), TRACE)

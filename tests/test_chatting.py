@@ -18,7 +18,7 @@ from granite_demo import chatting, cli, exchange
 from granite_demo.cli import main
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.messages import Message
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
 
 Chat = Callable[..., tuple[int, str, str]]

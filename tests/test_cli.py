@@ -27,7 +27,9 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 def test_help_lists_the_commands() -> None:
     done = run("--help")
     assert done.returncode == 0
-    assert {"serve", "complete", "chat", "bench", "models", "fits", "pull"} <= set(done.stdout.split())
+    assert {"serve", "complete", "chat", "score", "compare", "bench", "models", "fits", "pull"} <= set(
+        done.stdout.split()
+    )
 
 
 def test_help_names_flags_defaults_and_variables() -> None:
@@ -42,6 +44,8 @@ def test_help_names_flags_defaults_and_variables() -> None:
     [
         ("complete", ("[TEXT]", "--raw", "--chat", "--stop", "--thinking", "--json", "--model", "GRANITE_DEMO_DEVICE")),
         ("chat", ("--system", "--temperature", "--model", "--context", "Ctrl-C", "/help")),
+        ("score", ("[TEXT]", "--alternatives", "--special-tokens", "--json", "--model", "perplexity")),
+        ("compare", ("[TEXT]", "--reference", "--other", "bfloat16", "nf4", "--csv", "--json", "--model")),
         ("models", ("--json", "--context", "--cache-dir", "List the models")),
         ("fits", ("--json", "--memory", "24GB", "--context", "[MODEL]")),
         ("bench", ("--suite", "--users", "--prompts", "--json", "--plot", "--rounds", "three minutes")),

@@ -20,8 +20,9 @@ from granite_demo.cli import main
 from granite_demo.completing import read_text, to_requests
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.messages import Controls, Message, Switches
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
-from granite_demo.types import Finish, Provenance, ReasoningDelta, SamplingParams, TextDelta, Timings, Usage
+from granite_demo.types import Finish, Provenance, ReasoningDelta, TextDelta, Timings, Usage
 from tests.fakes import FakeBackend
 
 NO_SAMPLING = SamplingParams()
@@ -86,6 +87,17 @@ def test_raw_text_is_sent_as_it_stands(
 ) -> None:
     assert complete(capsys, "--raw", "Once ")[0] == 0
     assert (backend.requests[0].prompt, backend.inspected) == ("Once ", [])
+
+
+def test_raw_text_may_spell_control_tokens_where_it_is_told_to(
+    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    complete(capsys, "--raw", "<|x|>")
+    complete(capsys, "--raw", "--special-tokens", "<|x|>")
+    assert [request.special_tokens for request in backend.requests] == [False, True]
+    code, _, err = complete(capsys, "--special-tokens", "<|x|>")
+    assert code
+    assert "Add --raw." in err
 
 
 def test_a_model_without_a_template_goes_on_with_the_text(

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from granite_demo.errors import ContextOverflowError
 from granite_demo.fitting import fit, reserve
 from granite_demo.messages import Message, ToolCall
-from granite_demo.types import GenerationRequest, SamplingParams
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import GenerationRequest
 
 CALL = (ToolCall("look", "{}"),)
 SYSTEM = Message("system", "s")

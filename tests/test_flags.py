@@ -7,7 +7,7 @@ import pytest
 from granite_demo import flags
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
 
 
 def test_the_sampling_parameters_are_picked_from_all_flags() -> None:

@@ -11,13 +11,17 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "granite_demo"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-BASE = {"errors", "messages", "status", "types"}
+BASE = {"errors", "messages", "status", "types", "sampling_params", "scores"}
 MAY_IMPORT = {
     "errors": set[str](),
     "messages": {"errors"},
     "status": {"messages"},
-    "types": {"errors", "messages", "status"},
+    "constraints": {"errors"},
+    "sampling_params": {"errors", "messages", "constraints"},
+    "scores": {"errors", "messages", "status", "sampling_params"},
+    "types": {"errors", "messages", "status", "sampling_params", "scores"},
     "conversations": BASE,
+    "tokentree": BASE,
     "exchange": BASE | {"conversations"},
     "documents": BASE,
     "grounding": BASE,
@@ -43,7 +47,9 @@ MAY_IMPORT = {
     "template_inputs": BASE,
     "marks": BASE,
     "origins": BASE | {"marks"},
-    "prompts": BASE | {"marks", "origins", "template_inputs"},
+    "encoding": {"marks"},
+    "fim": BASE | {"encoding", "marks"},
+    "prompts": BASE | {"decoding", "encoding", "fim", "marks", "origins", "template_inputs"},
     "switches": BASE | {"dialects", "prompts", "template_inputs"},
     "fitting": BASE,
     "provenance": BASE | {"template_inputs"},
@@ -55,11 +61,13 @@ MAY_IMPORT = {
     "quantized": BASE | {"catalogue"},
     "loading": BASE
     | {"quantized", "shapes", "registry", "placement", "planning", "cards", "tensor_parallel", "switches"},
-    "engine": BASE | {"registry", "planning", "placement", "loading", "engine", "wide", "tensor_parallel"},
-    "manager": BASE | {"loading", "engine"},
+    "engine": BASE
+    | {"constraints", "registry", "planning", "placement", "loading", "engine", "wide", "tensor_parallel"},
+    "manager": BASE | {"loading", "engine", "fim"},
     "choosing": BASE | {"catalogue", "shapes", "planning", "registry", "hub"},
     "opening": BASE
     | {
+        "constraints",
         "registry",
         "sample",
         "hub",
@@ -71,22 +79,33 @@ MAY_IMPORT = {
         "manager",
         "tensor_parallel",
     },
+    "scoring": BASE | {"prompts", "decoding", "manager", "engine"},
+    "comparing": BASE | {"scoring", "decoding", "manager"},
     "backends": BASE
-    | {"shapes", "planning", "registry", "prompts", "fitting", "provenance", "streams", "manager", "loading"},
-    "streams": BASE | {"answers", "dialects", "parsing", "template_inputs", "decoding", "manager"},
+    | {"shapes", "planning", "registry", "prompts", "fitting", "provenance", "streams", "manager", "loading"}
+    | {"scoring", "comparing", "constraints", "dialects", "template_inputs"},
+    "streams": BASE | {"constraints", "answers", "dialects", "parsing", "template_inputs", "decoding", "manager"},
+    "remote": BASE
+    | {"constraints", "settings", "answers", "dialects", "toolcalls", "template_inputs", "fitting", "streams"}
+    | {"remote"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
     "flags": BASE | {"settings"},
     "printing": BASE | {"backends", "switches", "ui"},
     "session": BASE | {"conversations", "exchange", "bundle", "backends", "printing"},
     "completing": BASE | {"settings", "flags", "bundle", "backends", "printing", "ui"},
+    "scoring_command": BASE | {"settings", "flags", "backends", "completing"},
+    "comparing_command": BASE | {"settings", "flags", "backends", "completing", "printing", "scoring_command"},
+    "doctor": BASE | {"backends"},
+    "doctor_command": BASE | {"settings", "flags", "backends", "remote", "doctor", "scoring_command"},
     "chatting": BASE | {"settings", "flags", "conversations", "backends", "printing", "session"},
     "ui": BASE
     | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
-    | {"ui"},
+    | {"tokentree", "constraints", "ui"},
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
     | {"conversations"},
-    "server": BASE | {"settings", "backends", "ui", "server"},
+    "api": BASE | {"constraints", "documents", "tools", "backends", "api"},
+    "server": BASE | {"api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
 # cli hands the environment to Settings, and sample passes it on to pip.
@@ -145,7 +164,7 @@ def test_files_and_functions_are_short(path: Path) -> None:
     ("modules", "absent"),
     [
         ("granite_demo", ("gradio", "torch", "transformers")),
-        ("granite_demo.cli", ("gradio", "torch", "transformers")),
+        ("granite_demo.cli", ("gradio", "torch", "transformers", "openai")),
         ("granite_demo.ui.blocks, granite_demo.server.app", ("torch",)),
     ],
 )

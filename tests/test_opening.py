@@ -9,8 +9,8 @@ import torch
 from granite_demo.opening import open_model
 from granite_demo.placement import ASKED
 from granite_demo.probing import choose_threads
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
-from granite_demo.types import SamplingParams
 from tests.tinymodels import write_checkpoint
 
 

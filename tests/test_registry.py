@@ -9,8 +9,8 @@ import pytest
 
 from granite_demo import registry
 from granite_demo.errors import UnknownModelError
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.shapes import Shape, count_parameters
-from granite_demo.types import SamplingParams
 from tests.test_shapes import config_of
 
 GRANITES = [spec for spec in registry.MODELS.values() if spec is not registry.SAMPLE]

@@ -21,6 +21,7 @@ from granite_demo.errors import EngineError, UnknownModelError
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.messages import ToolCall
 from granite_demo.replay import Outcome, replay, report, settings_for
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
 from granite_demo.status import LoadOptions, Report
 from granite_demo.types import (
@@ -28,7 +29,6 @@ from granite_demo.types import (
     GenerationRequest,
     Provenance,
     ReasoningDelta,
-    SamplingParams,
     StreamEvent,
     TextDelta,
     Timings,

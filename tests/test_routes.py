@@ -20,9 +20,10 @@ from granite_demo.loading import LoadedModel, load_model
 from granite_demo.opening import open_model
 from granite_demo.placement import precision_of
 from granite_demo.prompts import render_completion
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.shapes import linears
 from granite_demo.status import LoadOptions, LoadStage
-from granite_demo.types import SamplingParams, Token
+from granite_demo.types import Token
 from tests.tinymodels import KINDS, write_checkpoint
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11"

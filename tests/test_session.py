@@ -19,8 +19,9 @@ from granite_demo import conversations, exchange
 from granite_demo.conversations import Switched
 from granite_demo.errors import EngineError
 from granite_demo.messages import Message, Switches
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.session import Session
-from granite_demo.types import Finish, ReasoningDelta, SamplingParams, TextDelta, Timings, Usage
+from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
 from tests.fakes import FakeBackend
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from granite_demo import settings as settings_module
 from granite_demo.errors import ConfigurationError
 from granite_demo.settings import Settings, help_text, variable_name
 from granite_demo.status import LoadOptions
@@ -94,6 +95,10 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         idle_minutes=5,
         threads=2,
         admin_token="sesame",
+        api_key="key",
+        backend="http://localhost:8000",
+        backend_key="open",
+        backend_model="big",
         log_level="error",
         cache_dir=Path("/a b/c"),
     )
@@ -121,6 +126,18 @@ def test_a_page_that_strangers_can_reach_is_public(
     flags: dict[str, str], environ: dict[str, str], public: bool
 ) -> None:
     assert Settings.resolve(flags, environ).public is public
+
+
+def test_a_space_keeps_what_it_fetches_in_its_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_space = {"SPACE_ID": "somebody/granite"}
+    monkeypatch.setattr(settings_module, "STORAGE", tmp_path)
+    settings = Settings.resolve({}, on_a_space)
+    assert (settings.cache_dir, settings.host) == (tmp_path / "granite-demo", "0.0.0.0")
+    chosen = Settings.resolve({"host": "127.0.0.1"}, {**on_a_space, "GRANITE_DEMO_CACHE": "/elsewhere"})
+    assert (chosen.cache_dir, chosen.host) == (Path("/elsewhere"), "127.0.0.1")
+    assert Settings.resolve({}, {}) == Settings()
+    monkeypatch.setattr(settings_module, "STORAGE", tmp_path / "not mounted")
+    assert Settings.resolve({}, on_a_space).cache_dir == Settings().cache_dir
 
 
 def test_what_to_load_is_a_part_of_the_settings() -> None:

@@ -11,6 +11,7 @@ import pytest
 from granite_demo.dialects import DIALECTS
 from granite_demo.manager import ReadyModel
 from granite_demo.messages import ToolCall
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.streams import answer_events
 from granite_demo.types import (
     Appendix,
@@ -19,7 +20,6 @@ from granite_demo.types import (
     Provenance,
     Queued,
     ReasoningDelta,
-    SamplingParams,
     StreamEvent,
     TextDelta,
     ToolCalled,

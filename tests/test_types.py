@@ -6,7 +6,8 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Message
-from granite_demo.types import MAX_ALTERNATIVES, MAX_SEED, GenerationRequest, SamplingParams, Timings
+from granite_demo.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
+from granite_demo.types import GenerationRequest, Timings
 
 NAMES = {
     "temperature": "Temperature",

@@ -9,7 +9,8 @@ from dataclasses import replace
 
 from granite_demo.bench.figures import Answer, Run
 from granite_demo.engine.base import Engine
-from granite_demo.types import SamplingParams, Token
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.types import Token
 
 GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.7, top_p=0.9, seed=1)

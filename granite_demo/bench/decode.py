@@ -12,7 +12,7 @@ from granite_demo.engine.base import Engine
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ReadyModel
 from granite_demo.placement import free_memory
-from granite_demo.types import SamplingParams
+from granite_demo.sampling_params import SamplingParams
 
 ENGINE = "granite-demo"
 WARM_UP_TOKENS = 4
