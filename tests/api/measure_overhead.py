@@ -14,7 +14,7 @@ from granite_demo.server.run import running
 from granite_demo.types import GenerationRequest, TextDelta
 from tests.fakes import FakeBackend
 
-TOKENS, ROUNDS = 200, 20
+TOKENS, ROUNDS = 100, 8
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "Hi"}], "stream": True}
 
 

@@ -1,7 +1,7 @@
 """Makes the pictures of README: ``python -m tests.browser.screenshots``.
 
-X-ray and side by side are the sample model's. Thinking and citations, which the sample cannot, are a written answer in
-the manner of Granite 3.3, and the page says so.
+X-ray, side by side and Completion are the sample model's. Thinking and citations, which the sample cannot, are a
+written answer in the manner of Granite 3.3, and the page says so.
 """
 
 from dataclasses import replace
@@ -125,6 +125,35 @@ def with_the_sample(browser: Browser) -> None:
         expect(page.locator("#compare-stop")).to_be_visible()
         expect(page.locator("#compare-run")).to_be_visible(timeout=120_000)
         take(page, "side-by-side", whole=True)
+        laboratory(browser, url)
+
+
+def laboratory(browser: Browser, url: str) -> None:
+    page = new_page(browser, url, 900)
+    page.get_by_role("tab", name="Settings").click()
+    page.get_by_label("number input for Max new tokens").fill("24")
+    page.get_by_label("number input for Max new tokens").blur()
+    page.get_by_role("tab", name="Completion").click()
+    page.locator("#prompt textarea").fill("Once upon a time, on a small island in the north,")
+    page.locator("#run").click()
+    expect(page.locator("#stop")).to_be_visible()
+    expect(page.locator("#run")).to_be_visible(timeout=60_000)
+    page.locator("#token-view .tokens b").nth(4).click()
+    page.locator(".token-popup button.choice").first.click()
+    expect(page.locator(".branches .count")).to_have_text("2/2")
+    expect(page.locator("#run")).to_be_visible(timeout=60_000)
+    page.locator("#token-view .tokens b").nth(4).click()
+    page.locator(".token-popup").wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=ASSETS / "screenshot-completion.png", full_page=True)
+    page.context.close()
+    page = new_page(browser, url, 900)
+    page.get_by_role("tab", name="Completion").click()
+    page.get_by_role("tab", name="Precision").click()
+    page.locator("#precisions-run").click()
+    expect(page.locator("#precisions-cancel")).to_be_visible()
+    expect(page.locator("#precisions-run")).to_be_visible(timeout=300_000)
+    take(page, "precisions", whole=True)
 
 
 def main() -> None:

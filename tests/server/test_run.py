@@ -2,6 +2,7 @@
 
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +25,13 @@ def test_a_port_in_use_names_the_flag_and_the_variable() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"{port}.*--port or GRANITE_DEMO_PORT"):
             bind("127.0.0.1", port)
+
+
+def test_small_pieces_of_a_stream_are_sent_at_once() -> None:
+    with bind("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname()):
+        connection, _ = listener.accept()
+        with connection:
+            assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_an_address_of_another_machine_is_refused() -> None:
