@@ -110,10 +110,13 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
         context: flags.Context = None,
         threads: flags.Threads = None,
         cache_dir: flags.CacheDir = None,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
     ) -> None:
         """Measure this machine beside transformers' documented ways and beside what its memory allows.
 
-        With the sample model on two CPU cores it takes about three minutes.
+        With the sample model on two CPU cores it takes about three minutes. With --url it measures a running server, as
+        its users see it.
         """
         settings = Settings.resolve(locals(), os.environ)
         asked = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file)
@@ -245,12 +248,14 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
     set_up_logging("warning", console)
     if settings.processes > 1:
         raise ConfigurationError("bench measures one process. Start it without torchrun.")
-    from granite_demo.bench import output, suites
+    from granite_demo.bench import output, served, suites
     from granite_demo.bench.load import StageClock
 
     def tell(text: str) -> None:
         console.print(text, style="dim", markup=False, highlight=False)
 
+    if settings.backend:
+        return served.run(ready_backend(settings, console), asked, tell)
     clock = StageClock(LoadReporter(console))
     manager = model_manager(settings, clock, ignore_ends=True)
     serve = settings.as_flags(
