@@ -41,9 +41,16 @@ def add_complete_command(
         top_k: flags.TopK = 0,
         min_p: flags.MinP = 0.0,
         repetition_penalty: flags.RepetitionPenalty = 1.0,
+        frequency_penalty: flags.FrequencyPenalty = 0.0,
+        presence_penalty: flags.PresencePenalty = 0.0,
         max_tokens: flags.MaxTokens = flags.MAX_TOKENS,
         seed: flags.Seed = None,
         stop: flags.Stop = None,
+        suffix: flags.Suffix = None,
+        schema: flags.Schema = None,
+        regex: flags.Regex = None,
+        choice: flags.Choice = None,
+        logprobs: flags.Logprobs = None,
         as_json: flags.JsonObject = False,
         backend: flags.Url = None,
         backend_key: flags.UrlKey = None,
@@ -64,8 +71,12 @@ def add_complete_command(
         """
         given = locals()
         settings = Settings.resolve(given, environ)
-        sampling, controls = flags.sampling(given), flags.controls(thinking)
-        requests = to_requests(read_text(text, sys.stdin), chat, system, controls, sampling, special_tokens)
+        if logprobs is not None and not as_json:
+            raise ConfigurationError("--logprobs are printed as JSON only. Add --json.")
+        sampling = flags.sampling({**given, "constraint": flags.constraint(schema, regex, choice)})
+        requests = to_requests(
+            read_text(text, sys.stdin), chat, system, flags.controls(thinking), sampling, special_tokens, suffix
+        )
         with closing(opened(settings, console)) as ready:
             run(ready, requests, console, as_json)
 
@@ -91,6 +102,7 @@ def to_requests(
     controls: Controls,
     sampling: SamplingParams,
     special_tokens: bool = False,
+    suffix: str | None = None,
 ) -> Sequence[GenerationRequest]:
     """What ``text`` may be sent as: the first one, if the model can take it. Raises GraniteDemoError.
 
@@ -102,9 +114,11 @@ def to_requests(
         raise ConfigurationError(f"{for_chat[0]} is for the chat template. Leave it or --raw out.")
     if special_tokens and chat is not False:
         raise ConfigurationError("--special-tokens is for text as it stands. Add --raw.")
+    if suffix is not None and chat is not False:
+        raise ConfigurationError("--suffix is for text as it stands. Add --raw.")
     raw = []
     if not (chat or for_chat):
-        raw = [GenerationRequest(prompt=text, special_tokens=special_tokens, sampling=sampling)]
+        raw = [GenerationRequest(prompt=text, suffix=suffix, special_tokens=special_tokens, sampling=sampling)]
     if chat is False:
         return raw
     messages = (*([Message("system", system)] if system else []), Message("user", text))
@@ -144,6 +158,7 @@ def to_json(request: GenerationRequest, answer: Answer, finish: Finish) -> dict[
     return {
         "text": answer.text,
         "thinking": answer.thinking,
+        **({"tokens": [asdict(token) for token in answer.scored]} if answer.scored else {}),
         "tool_calls": [asdict(call) for call in answer.calls],
         "finish_reason": finish.reason,
         "usage": how["usage"],

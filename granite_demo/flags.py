@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from granite_demo.constraints import Constraint
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls
 from granite_demo.sampling_params import MAX_ALTERNATIVES, SamplingParams
@@ -104,6 +105,24 @@ Seed = Annotated[int | None, typer.Option(help="The same seed repeats a sampled 
 Stop = Annotated[
     list[str] | None, typer.Option(help="The answer is cut before this text; up to four times.", show_default=False)
 ]
+FrequencyPenalty = Annotated[float, typer.Option(help="Above 0 repeats less, each time it was said; 0 is off.")]
+PresencePenalty = Annotated[float, typer.Option(help="Above 0 repeats less of what was said at all; 0 is off.")]
+Logprobs = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="With --json, each token's log probability and N alternatives.", show_default=False),
+]
+Suffix = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="With --raw, fill the gap between TEXT and this.", show_default=False)
+]
+Schema = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this JSON schema.", show_default=False)
+]
+Regex = Annotated[
+    str | None, typer.Option(metavar="PATTERN", help="The answer matches this, whole.", show_default=False)
+]
+Choice = Annotated[
+    list[str] | None, typer.Option(metavar="TEXT", help="The answer is one of these; repeat it.", show_default=False)
+]
 Alternatives = Annotated[
     int, typer.Option(min=0, max=MAX_ALTERNATIVES, help="So many of the likeliest tokens of each place.")
 ]
@@ -125,6 +144,22 @@ def sampling(given: Mapping[str, Any]) -> SamplingParams:
         return SamplingParams(**values)
     except InvalidRequestError as error:
         raise ConfigurationError(error.user_text) from None
+
+
+def constraint(schema: Path | None, regex: str | None, choices: list[str] | None) -> Constraint | None:
+    """What the answer has to be. Raises ConfigurationError."""
+    if sum(value is not None for value in (schema, regex, choices or None)) > 1:
+        raise ConfigurationError("Use only one of --schema, --regex and --choice.")
+    try:
+        if schema is not None:
+            return Constraint.from_schema(schema.read_text(encoding="utf-8"))
+        if regex is not None:
+            return Constraint("regex", pattern=regex)
+        return Constraint("choice", choices=tuple(choices)) if choices else None
+    except InvalidRequestError as error:
+        raise ConfigurationError(error.user_text) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"--schema cannot be read: {error}.") from None
 
 
 def controls(thinking: str | None) -> Controls:

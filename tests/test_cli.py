@@ -138,7 +138,7 @@ runpy.run_module("granite_demo", run_name="__main__", alter_sys=True)
 """
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_bench_of_a_folder_needs_no_server_and_prints_only_json(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", "granite")
     sizes = ("--users", "1,2", "--tokens", "4", "--prompts", "32,1024", "--rounds", "1", "--json", "-")

@@ -18,11 +18,13 @@ from rich.console import Console
 from granite_demo import cli
 from granite_demo.cli import main
 from granite_demo.completing import read_text, to_requests
+from granite_demo.constraints import Constraint
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.messages import Controls, Message, Switches
 from granite_demo.sampling_params import SamplingParams
+from granite_demo.scores import ScoredToken, TokenAlternative
 from granite_demo.settings import Settings
-from granite_demo.types import Finish, Provenance, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.types import Finish, Provenance, ReasoningDelta, TextDelta, Timings, TokenScored, Usage
 from tests.fakes import FakeBackend
 
 NO_SAMPLING = SamplingParams()
@@ -259,3 +261,65 @@ def test_the_sample_answers_a_pipe(sample_path: Path) -> None:
     raw = json.loads(run("Once upon a", "--json", "--raw").stdout)
     assert raw["text"].startswith(" time")
     assert (raw["usage"]["completion_tokens"], raw["provenance"]["template_sha256"]) == (8, "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--regex", "[0-9]+"], Constraint("regex", pattern="[0-9]+")),
+        (["--choice", "yes", "--choice", "no"], Constraint("choice", choices=("yes", "no"))),
+        (["--schema", "{file}"], Constraint.from_schema({"type": "object"})),
+        ([], None),
+    ],
+)
+def test_what_the_answer_has_to_be_is_sent(
+    backend: FakeBackend,
+    opened: list[Settings],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    arguments: list[str],
+    expected: Constraint | None,
+) -> None:
+    file = tmp_path / "schema.json"
+    file.write_text('{"type": "object"}')
+    complete(capsys, "Hello", *(argument.replace("{file}", str(file)) for argument in arguments))
+    assert backend.requests[-1].sampling.constraint == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--regex", "a", "--choice", "b"], "only one of"),
+        (["--regex", "a" * 5000], "characters"),
+        (["--schema", "/nowhere/at/all.json"], "--schema cannot be read"),
+        (["--logprobs", "3"], "Add --json"),
+        (["--suffix", "end"], "Add --raw"),
+        (["--frequency-penalty", "9"], "Frequency penalty must be between -2 and 2"),
+    ],
+)
+def test_flags_that_cannot_be_meant_are_told(
+    backend: FakeBackend,
+    opened: list[Settings],
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    words: str,
+) -> None:
+    code, _, err = complete(capsys, "Hello", *arguments)
+    assert code == 2
+    assert words in err
+    assert backend.requests == []
+
+
+def test_a_gap_is_filled(backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
+    complete(capsys, "--raw", "def f(", "--suffix", "    return a")
+    assert (backend.requests[-1].prompt, backend.requests[-1].suffix) == ("def f(", "    return a")
+
+
+def test_log_probabilities_are_in_the_json(
+    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = ScoredToken(1, "Hi", -0.5, -0.4, 1.0, (TokenAlternative(2, "Ho", -1.5, -1.4),))
+    backend.script = [TokenScored(token), TextDelta("Hi", 1), Finish("stop", Usage(5, 1), Timings(0.1, 0.2))]
+    _, out, _ = complete(capsys, "Hello", "--json", "--logprobs", "1")
+    assert backend.requests[-1].sampling.logprobs == 1
+    assert json.loads(out)["tokens"][0]["alternatives"][0]["text"] == "Ho"

@@ -253,7 +253,7 @@ def files_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user")
 def test_it_runs_as_uid_1000_from_a_read_only_folder_with_an_empty_home(place: Path) -> None:
     from tests.tinymodels import write_checkpoint

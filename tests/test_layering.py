@@ -89,7 +89,7 @@ MAY_IMPORT = {
     | {"constraints", "settings", "answers", "dialects", "toolcalls", "template_inputs", "fitting", "streams"}
     | {"remote"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
-    "flags": BASE | {"settings"},
+    "flags": BASE | {"settings", "constraints"},
     "printing": BASE | {"backends", "switches", "ui"},
     "session": BASE | {"conversations", "exchange", "bundle", "backends", "printing"},
     "completing": BASE | {"settings", "flags", "bundle", "backends", "printing", "ui"},

@@ -496,7 +496,7 @@ convert_to_granite(gguf, target, lambda *call: print(json.dumps(call)))
 """
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_converted_model_computes_the_original_logits() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteForCausalLM

@@ -211,7 +211,7 @@ def load_whole(model: Path) -> Any:
     return load_model(model, registry.resolve(str(model)), options)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_process_that_fails_ends_the_others(folder: Path) -> None:
     with processes("tests.group_worker", str(folder), "fail") as started:
         (first, told), (second, why) = ends(started)
@@ -233,7 +233,7 @@ def server(model: str) -> Iterator[list["subprocess.Popen[str]"]]:
         yield started
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_the_first_ends_all_in_order(folder: Path, number: signal.Signals) -> None:
     with server(str(folder / "model")) as started:
@@ -244,7 +244,7 @@ def test_a_signal_to_the_first_ends_all_in_order(folder: Path, number: signal.Si
     assert (first, second) == (0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_process_that_dies_ends_the_page(folder: Path) -> None:
     with server(str(folder / "model")) as started:
         started[1].kill()
@@ -253,7 +253,7 @@ def test_a_process_that_dies_ends_the_page(folder: Path) -> None:
     assert "The model's loop has failed. Process 1 of 2 ends." in why
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_a_model_that_cannot_be_shared_is_refused_by_all(sample_path: Path) -> None:
     command = ("granite_demo", "serve", "--port", "0", "--dtype", "float32", "--model", str(sample_path))
     with processes(*command) as started:

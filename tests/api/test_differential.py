@@ -91,7 +91,7 @@ def answer(client: openai.OpenAI, model: str, messages: Any) -> tuple[Any, ...]:
     return text, reason, got.usage.prompt_tokens, got.usage.completion_tokens
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_twenty_conversations_are_answered_the_same(
     ours: openai.OpenAI, theirs: openai.OpenAI, sample_path: Path
 ) -> None:

@@ -53,7 +53,7 @@ def run(sample_path: Path, suite: str) -> Report:
         manager.close()
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_engine_on_the_sample(sample_path: Path) -> None:
     report = run(sample_path, "load,decode,ttft")
     assert [note for note in report.notes if "waited in line" not in note] == []
@@ -80,7 +80,7 @@ def test_the_engine_on_the_sample(sample_path: Path) -> None:
     assert min(row.cold.median, row.follow_up.median, row.documented.median) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_page_on_the_sample(sample_path: Path) -> None:
     report = run(sample_path, "page")
     assert report.load is None

@@ -21,7 +21,7 @@ from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
 from granite_demo.types import Finish, GenerationRequest, StreamEvent, TextDelta, TokenScored
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.release
 
 ROOT = Path(__file__).parents[2]
 ASKED = GenerationRequest((Message("user", "What is the capital of France?"),), sampling=SamplingParams(max_tokens=24))
