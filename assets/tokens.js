@@ -45,7 +45,11 @@ function tokenOf(node) {
 
 function rowOf(token) {
   const frame = token.closest(".token-view");
-  frame.rows ??= JSON.parse(frame.dataset.rows);
+  // An update may keep the node and change its data.
+  if (frame.source !== frame.dataset.rows) {
+    frame.source = frame.dataset.rows;
+    frame.rows = JSON.parse(frame.source);
+  }
   const position = [...token.parentNode.children].indexOf(token);
   return { frame, position, row: frame.rows[position] };
 }
