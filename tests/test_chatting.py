@@ -132,7 +132,7 @@ def test_a_prompt_stays_out_of_redirected_answers(
     assert capsys.readouterr().out == ""
 
 
-@pytest.mark.slow
+@pytest.mark.release
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
 def test_the_sample_chats_at_a_terminal(sample_path: Path, tmp_path: Path) -> None:
     import pty

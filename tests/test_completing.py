@@ -243,7 +243,7 @@ def test_what_a_text_may_be_sent_as(chat: bool | None, kinds: list[str]) -> None
 # The real thing
 
 
-@pytest.mark.slow
+@pytest.mark.release
 def test_the_sample_answers_a_pipe(sample_path: Path) -> None:
     def run(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         flags = ("--model", "sample", "--device", "cpu", "--dtype", "float32", "--max-tokens", "8")

@@ -81,6 +81,7 @@ every_way = pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 recorded_ways = pytest.mark.parametrize("way", [WAYS["view, recorded"], WAYS["rows, recorded"]], ids=("view", "rows"))
 
 
+@pytest.mark.release
 def test_greedy_equals_generate_across_lengths_of_cache(sample: LoadedModel) -> None:
     # In views; the contract has it in rows.
     made = runner(replace(sample, context_length=256), 1, record=record, rows=False)
