@@ -1,7 +1,7 @@
 """What a model of another server can do, by its name: its template cannot be looked into from here. A table."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from granite_demo.dialects import DIALECTS, PLAIN, Dialect
 from granite_demo.messages import Switches
@@ -9,6 +9,18 @@ from granite_demo.messages import Switches
 GRANITE_3 = frozenset({"thinking", "controls"})
 LISTS = tuple((name, cause) for name in ("citations", "hallucinations") for cause in ("system", "no documents"))
 CONFLICTS = (*LISTS, ("thinking", "system"), ("thinking", "tools"), ("thinking", "documents"))
+
+SWITCHES_3_3 = Switches(
+    thinking=("off", "full"),
+    length=True,
+    originality=True,
+    citations=True,
+    hallucinations=True,
+    tools=True,
+    documents=True,
+    conflicts=CONFLICTS,
+    dialect="3.3",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,32 +56,12 @@ FAMILIES = (
     ),
     Family(
         r"granite-?3[.-]3",
-        Switches(
-            thinking=("off", "full"),
-            length=True,
-            originality=True,
-            citations=True,
-            hallucinations=True,
-            tools=True,
-            documents=True,
-            conflicts=CONFLICTS,
-            dialect="3.3",
-        ),
+        SWITCHES_3_3,
         GRANITE_3,
     ),
     Family(
         r"granite-?3[.-]2",
-        Switches(
-            thinking=("off", "full"),
-            length=True,
-            originality=True,
-            citations=True,
-            hallucinations=True,
-            tools=True,
-            documents=True,
-            conflicts=CONFLICTS,
-            dialect="3.2",
-        ),
+        replace(SWITCHES_3_3, dialect="3.2"),
         GRANITE_3,
     ),
     Family(r"granite-?3[.-][01]", Switches(tools=True, documents=True, dialect="3.2")),
