@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
@@ -16,6 +16,8 @@ OpenPage = Callable[..., Page]
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """One browser a module: its event loop must be gone before the asynchronous tests of other modules."""
+    # A test that passes never waits this long; a machine with other work may need it.
+    expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**launch_args(playwright))
         yield browser

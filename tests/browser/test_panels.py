@@ -45,7 +45,6 @@ def fake(panels_server: tuple[FakeBackend, str]) -> FakeBackend:
 def panels(chromium: Browser, fake: FakeBackend, panels_server: tuple[FakeBackend, str]) -> Iterator[Page]:
     """The page, opened by one visitor."""
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(10_000)
     page = context.new_page()
     visit(page, panels_server[1])
     yield page
@@ -187,7 +186,7 @@ def test_scrolling_up_lets_go_and_the_end_takes_hold_again(panels: Page) -> None
     for _ in range(3):
         panels.mouse.wheel(0, 5000)
         panels.wait_for_timeout(200)
-    expect(log).to_contain_text("Line 59", timeout=8000)
+    expect(log).to_contain_text("Line 59")
     panels.wait_for_timeout(500)
     assert log.evaluate(gap) < 60
 

@@ -36,7 +36,6 @@ def fake(server: tuple[FakeBackend, str]) -> FakeBackend:
 @pytest.fixture
 def pair(chromium: Browser, fake: FakeBackend, server: tuple[FakeBackend, str]) -> Iterator[Page]:
     context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    context.set_default_timeout(20_000)
     page = context.new_page()
     page.goto(server[1])
     page.get_by_role("tab", name="Precision").click()

@@ -36,19 +36,19 @@ def url(sample: LoadedModel) -> Iterator[str]:
 def page(url: str, chromium: Browser) -> Iterator[Page]:
     page = chromium.new_page()
     page.goto(url)
-    expect(page.locator("#model-status")).to_contain_text("SmolLM2 135M sample (not an IBM model)", timeout=20_000)
+    expect(page.locator("#model-status")).to_contain_text("SmolLM2 135M sample (not an IBM model)")
     yield page
     page.close()
 
 
 def settled(page: Page, count: int = 1) -> None:
-    expect(page.locator("#chatbot .act.retry")).to_have_count(count, timeout=30_000)
+    expect(page.locator("#chatbot .act.retry")).to_have_count(count)
 
 
 def test_the_sample_answers_in_the_browser(page: Page) -> None:
     send(page, "What is the capital of France?")
-    expect(answers(page)).to_contain_text("Paris", timeout=20_000)
-    expect(answers(page)).to_contain_text("finished (stop)", timeout=20_000)
+    expect(answers(page)).to_contain_text("Paris")
+    expect(answers(page)).to_contain_text("finished (stop)")
     page.get_by_role("tab", name="Settings").click()
     expect(page.locator("#facts")).to_contain_text("SmolLM2-135M-Instruct in the Granite architecture")
     expect(page.locator("#facts")).to_contain_text("float32")
@@ -59,12 +59,12 @@ def test_a_whole_conversation_with_the_sample(page: Page) -> None:
     settled(page)
     expect(page.locator(".meter")).to_contain_text("used")
     act(page, "retry")
-    expect(page.locator("#chatbot .versions")).to_have_text("2/2", timeout=20_000)
+    expect(page.locator("#chatbot .versions")).to_have_text("2/2")
     settled(page)
     act(page, "edit", 0)
     page.locator("#editor-box textarea").fill("What is the capital of Italy?")
     page.locator("#editor-save").click()
-    expect(answers(page)).to_contain_text("Italy", timeout=20_000)
+    expect(answers(page)).to_contain_text("Italy")
     settled(page)
     page.get_by_role("button", name="Prompt X-ray").click()
     page.get_by_role("button", name="Show the prompt").click()

@@ -34,7 +34,6 @@ def fake(server: tuple[FakeBackend, str]) -> FakeBackend:
 @pytest.fixture
 def tabs(chromium: Browser, fake: FakeBackend, server: tuple[FakeBackend, str]) -> Iterator[Page]:
     context = chromium.new_context(viewport={"width": 1280, "height": 900}, has_touch=True)
-    context.set_default_timeout(15_000)
     page = context.new_page()
     page.goto(server[1])
     page.locator("#fill-run").wait_for()
