@@ -1,5 +1,6 @@
 """Fixtures of all tests: the real sample model, loaded once, and fakes at the seams."""
 
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,11 @@ from tests.fakes import FakeBackend
 if TYPE_CHECKING:
     from granite_demo.engine.base import Engine
     from granite_demo.loading import LoadedModel
+
+
+# Several processes with a thread for each processor would mostly wait for one another. torch is not imported yet.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")

@@ -69,6 +69,7 @@ def leasing(models: dict[LoadOptions, ReadyModel], log: list[str] | None = None)
     return lease
 
 
+@pytest.mark.release
 async def test_bfloat16_against_float32_equals_plain_torch(
     engine: Engine, sample: LoadedModel, rounded_engine: Engine, rounded: LoadedModel
 ) -> None:

@@ -265,6 +265,7 @@ def test_mistakes_are_told_before_a_model_is_loaded(
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_the_sample_says_the_same_again(
     sample: "LoadedModel", tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

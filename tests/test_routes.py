@@ -104,7 +104,7 @@ async def test_each_attention_equals_generate_with_either_cache(
 # Route 3: bitsandbytes
 
 
-@pytest.mark.parametrize("quantization", ["nf4", "fp4"])
+@pytest.mark.parametrize("quantization", ["nf4", pytest.param("fp4", marks=pytest.mark.release)])
 async def test_int4_is_quantized_and_takes_the_planned_bytes(folders: dict[str, Path], quantization: Any) -> None:
     loaded = load(folders["granite"], dtype="bfloat16", quantization=quantization)
     linears_in_4_bit: list[Any] = in_4_bit(loaded.model)

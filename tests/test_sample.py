@@ -388,6 +388,7 @@ def test_stale_staging_folders_are_removed(tiny: Setup) -> None:
     assert tiny.left() == {"sample-1"}
 
 
+@pytest.mark.release
 def test_a_half_broken_folder_is_rebuilt(tiny: Setup) -> None:
     folder = tiny.run()
     weights, config, manifest = folder / "model.safetensors", folder / "config.json", folder / sample.MANIFEST

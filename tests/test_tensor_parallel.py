@@ -187,6 +187,7 @@ def answered(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 async def test_a_group_answers_as_one_process_does(folder: Path, answered: dict[str, Any]) -> None:
     found = answered
     assert found["device"][1] == "cpu, 2 processes"
@@ -198,6 +199,7 @@ async def test_a_group_answers_as_one_process_does(folder: Path, answered: dict[
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_a_cancelled_request_is_gone_from_all_processes(answered: dict[str, Any]) -> None:
     # That it was idle afterwards is waited for by the processes themselves.
     assert answered["computed"] is True

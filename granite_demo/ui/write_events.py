@@ -15,7 +15,7 @@ from granite_demo.types import GenerationRequest
 from granite_demo.ui import constraining, tokens
 from granite_demo.ui.answering import Visitors, session
 from granite_demo.ui.branching import run_of
-from granite_demo.ui.editing import History, redone, undone, written
+from granite_demo.ui.editing import History, accepted, redone, seen, undone
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
 from granite_demo.ui.growing import Ask, asked, buttons, growing, picked, wanted
 from granite_demo.ui.render import note_html
@@ -90,11 +90,11 @@ def wire_continuing(tab: WriteTab, preferences: Preferences, backend: Backend, v
 def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
     """What is done with a continuation: accept, discard, walk its branches, take a sample."""
 
-    def accept(visit: gr.Request, text: str | None, history: History, tree: Tree) -> tuple[Any, ...]:
+    def accept(visit: gr.Request, text: str | None, put: Any, history: History, tree: Tree) -> tuple[Any, ...]:
         _idle(visitors, visit)
-        whole = (text or "") + tokentree.text(tree)
-        after = written(written(history, text or ""), whole)
-        return whole, *history_values(after), *pending_values(Tree(), "probability"), *no_samples()
+        before = seen(history, text or "", put)
+        after = accepted(before, before.text + tokentree.text(tree))
+        return after.text, *history_values(after), *pending_values(Tree(), "probability"), *no_samples()
 
     def discard(visit: gr.Request) -> tuple[Any, ...]:
         _idle(visitors, visit)
@@ -114,13 +114,15 @@ def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
 
         return take
 
+    typed = [tab.prompt, tab.put, tab.history]
+
     def on(event: Any, handler: Callable[..., tuple[Any, ...]], inputs: list[Any], outputs: list[Any]) -> None:
         event(forgiving(handler, len(outputs)), inputs, [*outputs, tab.note], **DIRECT)
 
     on(
         tab.accept.click,
         accept,
-        [tab.prompt, tab.history, tab.tree],
+        [*typed, tab.tree],
         [tab.prompt, *tab.edited, *tab.pending, *tab.sampled],
     )
     on(tab.discard.click, discard, [], [*tab.pending, *tab.sampled])
@@ -145,20 +147,21 @@ def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
         except GraniteDemoError as error:
             return counted_values(None, error.user_text)
 
-    def record(text: str | None, history: History) -> tuple[Any, ...]:
-        return history_values(written(history, text or ""))
+    def record(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
+        return history_values(seen(history, text or "", put))
 
-    def undo(text: str | None, history: History) -> tuple[Any, ...]:
-        before = undone(written(history, text or ""))
+    def undo(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
+        before = undone(seen(history, text or "", put))
         return before.text, *history_values(before)
 
-    def redo(text: str | None, history: History) -> tuple[Any, ...]:
-        after = redone(written(history, text or ""))
+    def redo(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
+        after = redone(seen(history, text or "", put))
         return after.text, *history_values(after)
 
+    typed = [tab.prompt, tab.put, tab.history]
     changes = [tab.prompt.change, tab.special.change, *ready]
     counted = gr.on(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids], **LATEST)
     # After the pause, and with what stands there then.
-    counted.then(record, [tab.prompt, tab.history], tab.edited, **DIRECT)
-    tab.undo.click(undo, [tab.prompt, tab.history], [tab.prompt, *tab.edited], **DIRECT)
-    tab.redo.click(redo, [tab.prompt, tab.history], [tab.prompt, *tab.edited], **DIRECT)
+    counted.then(record, typed, tab.edited, **DIRECT)
+    tab.undo.click(undo, typed, [tab.prompt, *tab.edited], **DIRECT)
+    tab.redo.click(redo, typed, [tab.prompt, *tab.edited], **DIRECT)

@@ -45,6 +45,8 @@ class WriteTab:
 
     history: gr.State
     """``History`` of the text."""
+    put: gr.Number
+    """Its ``put``, as the browser knows it: tells which of two answers at once came first."""
     tree: gr.State
     """``Tree`` of what is not accepted."""
     drafts: gr.State
@@ -82,7 +84,7 @@ class WriteTab:
     @property
     def edited(self) -> list[Any]:
         """What ``history_values`` fills."""
-        return [self.history, self.undo, self.redo]
+        return [self.history, self.put, self.undo, self.redo]
 
     @property
     def sampled(self) -> list[Any]:
@@ -104,7 +106,8 @@ def pending_values(tree: Tree, tint: Tint) -> tuple[Any, ...]:
 
 def history_values(history: History) -> tuple[Any, ...]:
     """The text's states, and what can be done with them."""
-    return history, gr.Button(interactive=bool(history.past)), gr.Button(interactive=bool(history.future))
+    undo, redo = gr.Button(interactive=bool(history.past)), gr.Button(interactive=bool(history.future))
+    return history, history.put, undo, redo
 
 
 def no_samples() -> tuple[Any, ...]:
@@ -138,6 +141,7 @@ def layout(backend: Backend) -> WriteTab:
     status = backend.status()
     history, tree, drafts = gr.State(History()), gr.State(Tree()), gr.State()
     with gr.Column(elem_id="write"):
+        put = gr.Number(0, visible=False, precision=0)
         gr.HTML(js_on_load=script("write.js"), elem_id="write-keys")
         prompt = gr.Textbox(
             label="Text",
@@ -174,6 +178,7 @@ def layout(backend: Backend) -> WriteTab:
     buttons = (run, stop, accept, discard, undo, redo)
     return WriteTab(
         history,
+        put,
         tree,
         drafts,
         prompt,

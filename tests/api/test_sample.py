@@ -88,6 +88,7 @@ def test_who_goes_frees_the_engine(url: str, engine: Engine) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.release
 def test_transformers_chat_holds_a_conversation(url: str, tmp_path: Path) -> None:
     script = str(Path(sys.executable).with_name("transformers"))
     command = [script, "chat", "sample", url, "do_sample=False", "max_new_tokens=40", "--save-folder", str(tmp_path)]

@@ -51,6 +51,8 @@ def open_page(chromium: Browser, fake: FakeBackend, fake_server: tuple[FakeBacke
         page = contexts[-1].new_page()
         page.goto(fake_server[1])
         page.locator("#message textarea").wait_for()
+        # What the page asks for at its start is there, and does not come after what a test does.
+        page.locator("#model-status .status").wait_for()
         return page
 
     yield open_new

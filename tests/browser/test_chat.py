@@ -98,6 +98,7 @@ def test_retry_makes_the_answer_again(page: Page, fake: FakeBackend) -> None:
     assert fake.requests[-1].messages == (Message("user", "Hello"),)
 
 
+@pytest.mark.release
 def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
     for count, text in enumerate(("First", "Second"), 1):
         send(page, text)
@@ -144,6 +145,7 @@ def test_an_example_is_asked(page: Page, fake: FakeBackend) -> None:
     assert fake.requests[-1].messages[0].content == "What is the capital of France?"
 
 
+@pytest.mark.release
 def test_the_system_prompt_is_sent(page: Page, fake: FakeBackend) -> None:
     page.locator("#system button").first.click()
     page.locator("#system-prompt textarea").fill("Answer in French.")
@@ -265,6 +267,7 @@ def test_two_visitors_do_not_see_each_other(open_page: OpenPage, fake: FakeBacke
     assert "canary-one" not in two.content()
 
 
+@pytest.mark.release
 def test_390_pixels_need_no_sideways_scrolling(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page(viewport={"width": 390, "height": 844})
     fake.words = ["A very long line of code:\n```\n" + "x" * 300 + "\n```\n"]

@@ -47,6 +47,7 @@ def test_escape_stops_the_answer(page: Page, fake: FakeBackend) -> None:
     expect(answers(page)).to_contain_text("stopped")
 
 
+@pytest.mark.release
 def test_the_up_arrow_edits_the_last_question(page: Page, fake: FakeBackend) -> None:
     for count, text in enumerate(("First", "Second"), 1):
         send(page, text)
@@ -87,6 +88,7 @@ def test_shift_and_enter_begin_a_new_line(page: Page, fake: FakeBackend) -> None
     assert fake.requests[-1].messages[0].content == "one\ntwo"
 
 
+@pytest.mark.release
 def test_a_link_may_carry_a_prompt(page: Page, fake: FakeBackend) -> None:
     page.goto(page.url.split("?")[0] + "?q=Why%20is%20the%20sky%20blue%3F")
     expect(page.locator("#message textarea")).to_have_value("Why is the sky blue?")
@@ -138,7 +140,9 @@ def test_two_settings_answer_side_by_side(page: Page, fake: FakeBackend) -> None
     assert [request.messages[-1].content for request in fake.requests] == ["Why?", "Why?"]
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.release), ("dark", 390)], ids=["light", "dark"]
+)
 def test_axe_finds_no_serious_fault(open_page: OpenPage, fake: FakeBackend, theme: str, width: int) -> None:
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), citations=True, documents=True, tools=True))
     fake.view = VIEW

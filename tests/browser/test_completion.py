@@ -4,6 +4,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from math import log
 
 import pytest
@@ -187,6 +188,7 @@ def test_what_is_pending_is_extended_by_ids(write: Page, fake: FakeBackend) -> N
     assert fake.requests[-1].prompt == "The cat"
 
 
+@pytest.mark.release
 def test_an_edited_text_is_continued_anew(write: Page, fake: FakeBackend) -> None:
     begin(write)
     fake.script = scripted(" ran")
@@ -255,6 +257,7 @@ def test_an_alternative_begins_a_branch_that_can_be_walked_back(write: Page, fak
     expect(write.locator("#token-view .tokens")).to_have_count(0)
 
 
+@pytest.mark.release
 def test_an_end_token_ends_the_text(write: Page, fake: FakeBackend) -> None:
     fake.script = scripted(" sat", "<|end_of_text|>", reason="stop")
     begin(write)
@@ -269,6 +272,7 @@ def test_an_end_token_ends_the_text(write: Page, fake: FakeBackend) -> None:
     expect(write.locator("#prompt textarea")).to_have_value("The cat sat")
 
 
+@pytest.mark.release
 def test_the_tint_can_be_changed(write: Page) -> None:
     begin(write)
     expect(write.locator("#token-view .legend")).to_contain_text("Probability")
@@ -276,6 +280,7 @@ def test_the_tint_can_be_changed(write: Page) -> None:
     expect(write.locator("#token-view .legend")).to_contain_text("Entropy")
 
 
+@pytest.mark.release
 def test_without_tokens_nothing_is_scored(write: Page, fake: FakeBackend) -> None:
     fake.script = None
     write.get_by_label("Show tokens").uncheck()
@@ -314,13 +319,16 @@ def test_samples_at_temperature_0_make_no_sense(write: Page, fake: FakeBackend) 
     assert fake.requests == []
 
 
+release = partial(pytest.param, marks=pytest.mark.release)
+
+
 @pytest.mark.parametrize(
     ("kind", "box", "written", "check"),
     [
-        ("JSON object", "", "", lambda constraint: constraint.kind == "json_object"),
+        release("JSON object", "", "", lambda constraint: constraint.kind == "json_object"),
         ("JSON schema", "schema", '{"type": "integer"}', lambda constraint: constraint.schema == '{"type":"integer"}'),
-        ("Regular expression", "pattern", "[ab]+", lambda constraint: constraint.pattern == "[ab]+"),
-        ("Choice list", "choices", "one\n\ntwo", lambda constraint: constraint.choices == ("one", "two")),
+        release("Regular expression", "pattern", "[ab]+", lambda constraint: constraint.pattern == "[ab]+"),
+        release("Choice list", "choices", "one\n\ntwo", lambda constraint: constraint.choices == ("one", "two")),
     ],
 )
 def test_the_output_is_constrained(
@@ -351,6 +359,7 @@ def test_a_broken_schema_is_told_and_nothing_is_lost(write: Page, fake: FakeBack
     assert len(fake.requests) == 1
 
 
+@pytest.mark.release
 def test_what_the_model_is_unable_to_do_is_said(open_page: OpenPage, fake: FakeBackend) -> None:
     unable = (
         ("constraints", "This server knows no constraints."),
@@ -372,7 +381,9 @@ def test_what_the_model_is_unable_to_do_is_said(open_page: OpenPage, fake: FakeB
     assert fake.requests[-1].sampling.logprobs is None
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.release), ("dark", 390)], ids=["light", "dark"]
+)
 def test_nothing_overflows_and_axe_finds_no_fault(
     open_page: OpenPage, fake: FakeBackend, theme: str, width: int
 ) -> None:

@@ -81,6 +81,7 @@ def test_an_answer_can_be_edited_and_the_model_goes_on_from_it(page: Page, fake:
     assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Bonjour", "More"]
 
 
+@pytest.mark.release
 def test_editing_can_be_cancelled(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
@@ -91,6 +92,7 @@ def test_editing_can_be_cancelled(page: Page, fake: FakeBackend) -> None:
     assert len(fake.requests) == 1
 
 
+@pytest.mark.release
 def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) -> None:
     for count, text in enumerate(("One", "Two"), 1):
         send(page, text)
@@ -104,6 +106,7 @@ def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) ->
     assert [message.content for message in fake.requests[-1].messages] == ["One", "Hello world!", "Three"]
 
 
+@pytest.mark.release
 def test_a_vote_is_kept(page: Page) -> None:
     send(page, "Hello")
     settled(page)
@@ -113,6 +116,7 @@ def test_a_vote_is_kept(page: Page) -> None:
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
 
 
+@pytest.mark.release
 def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     fake.words = ["**bold** and $x$"]
@@ -273,6 +277,7 @@ def test_a_conversation_deleted_in_the_middle_is_gone_and_the_next_is_kept(page:
     expect(page.locator("#library li")).to_have_count(1)
 
 
+@pytest.mark.release
 def test_six_calls_are_answered_before_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
     calls = [ToolCalled(ToolCall("dice", f'{{"number": {number}}}')) for number in range(6)]
     fake.script = [*calls, replace(END, reason="tool_calls")]

@@ -43,6 +43,7 @@ def test_a_model_is_chosen_and_its_progress_moves(page: Page, fake: FakeBackend)
     expect(page.locator("#card")).to_contain_text("Layers")
 
 
+@pytest.mark.release
 def test_a_load_by_somebody_else_is_seen(page: Page, fake: FakeBackend) -> None:
     expect(page.locator("#model-status")).to_contain_text("Fake model")
     page.wait_for_timeout(1500)

@@ -130,6 +130,7 @@ def test_side_by_side_streams_both_and_tells_the_difference(panels: Page, fake: 
     assert {request.model for request in fake.requests} == {None}
 
 
+@pytest.mark.release
 def test_side_by_side_stops_both(panels: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     open_panel(panels, "compare")
@@ -143,6 +144,7 @@ def test_side_by_side_stops_both(panels: Page, fake: FakeBackend) -> None:
     assert fake.running == 0
 
 
+@pytest.mark.release
 def test_escape_stops_the_answer(panels: Page) -> None:
     ask(panels)
     expect(panels.locator("#said")).to_have_text("The model answers.")
@@ -220,7 +222,9 @@ def test_math_is_shown_and_prices_stay(panels: Page) -> None:
     expect(answer).to_contain_text("costs $5, not $6, in $y$.")
 
 
-@pytest.mark.parametrize(("theme", "width"), [("light", 1280), ("dark", 390)])
+@pytest.mark.parametrize(
+    ("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.release), ("dark", 390)], ids=["light", "dark"]
+)
 def test_nothing_is_hard_to_use(
     panels: Page, panels_server: tuple[FakeBackend, str], fake: FakeBackend, theme: str, width: int
 ) -> None:

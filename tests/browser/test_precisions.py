@@ -92,6 +92,7 @@ def test_on_a_public_page_it_needs_the_token(pair: Page, fake: FakeBackend) -> N
     assert fake.compared == []
 
 
+@pytest.mark.release
 def test_progress_is_shown_and_it_can_be_cancelled(pair: Page, fake: FakeBackend) -> None:
     fake.comparison, fake.delay = fake.comparison[:2] * 30, 0.3
     compare(pair)

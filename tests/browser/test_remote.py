@@ -61,6 +61,7 @@ def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(pag
     expect(answers(page)).to_contain_text("finished (stop)")
 
 
+@pytest.mark.release
 def test_stop_ends_the_request_at_the_server(page: Page, server: FakeServer) -> None:
     server.chunks, server.delay = LONG * 50, 0.1
     send(page, "Hi")
@@ -75,6 +76,7 @@ def test_stop_ends_the_request_at_the_server(page: Page, server: FakeServer) -> 
     raise AssertionError("the server still writes")
 
 
+@pytest.mark.release
 def test_the_settings_name_the_servers_models_and_refuse_what_is_chosen_there(page: Page, server: FakeServer) -> None:
     page.get_by_role("tab", name="Settings").click()
     expect(page.locator("#facts")).to_contain_text("the model runs there, not here")

@@ -45,6 +45,7 @@ def settled(page: Page, count: int = 1) -> None:
     expect(page.locator("#chatbot .act.retry")).to_have_count(count)
 
 
+@pytest.mark.release
 def test_the_sample_answers_in_the_browser(page: Page) -> None:
     send(page, "What is the capital of France?")
     expect(answers(page)).to_contain_text("Paris")

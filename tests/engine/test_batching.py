@@ -79,6 +79,7 @@ async def wait_until_computed(engine: BatchingEngine) -> None:
 # When a step fails
 
 
+@pytest.mark.release
 async def test_two_poisons_are_found_and_the_others_go_on() -> None:
     loaded = without_poison()
     sampling: dict[str, Any] = {"top_k": 20, "max_tokens": 150, **SAMPLED}

@@ -136,6 +136,7 @@ async def test_cancelled_it_is_idle_within_a_second(make: Callable[..., Any]) ->
     engine.close()
 
 
+@pytest.mark.release
 async def test_it_keeps_its_place_though_others_wait() -> None:
     engine = batching_engine(tiny_model(), requests=2)
     long = asyncio.create_task(answer(engine, PROMPT, max_tokens=400))

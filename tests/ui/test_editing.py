@@ -1,15 +1,17 @@
 """Undo and redo of a text, without a page."""
 
+from dataclasses import replace
+
 from granite_demo.ui import editing
-from granite_demo.ui.editing import History, redone, undone, written
+from granite_demo.ui.editing import History, accepted, redone, seen, undone, written
 
 
 def test_undo_and_redo_walk_the_states() -> None:
     history = written(written(History(), "one"), "one two")
     assert undone(history).text == "one"
-    assert undone(undone(undone(history))) == History("", (), ("one two", "one"))
+    assert undone(undone(undone(history))) == History("", (), ("one two", "one"), put=2)
     assert redone(undone(undone(history))).text == "one"
-    assert redone(redone(undone(undone(history)))) == history
+    assert redone(redone(undone(undone(history)))) == replace(history, put=4)
     assert redone(history) == history
 
 
@@ -33,3 +35,17 @@ def test_old_states_are_forgotten() -> None:
     large = "x" * (editing.MAX_CHARACTERS // 2)
     history = written(written(written(written(history, large), large + "y"), large + "z"), "end")
     assert history.past == (large + "z",)
+
+
+def test_a_text_of_before_is_not_written_after_what_came_then() -> None:
+    history = written(History(), "one")
+    after = accepted(history, "one two")
+    assert seen(after, "one", history.put) == after
+    assert seen(after, "one two!", after.put).past == ("", "one", "one two")
+    back = undone(after)
+    assert seen(back, "one two", after.put) == back
+    assert redone(back).put > back.put > after.put
+
+
+def test_a_text_that_outlived_the_server_is_kept() -> None:
+    assert seen(History(), "kept", 7).text == "kept"
