@@ -4,6 +4,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from sse_starlette import EventSourceResponse
@@ -12,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from granite_demo.backends import Backend
 from granite_demo.errors import EngineError
-from granite_demo.types import Finish, GenerationRequest, StreamEvent
+from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, StreamEvent, TextDelta
 
 Item = tuple[int, StreamEvent | None] | Exception
 T = TypeVar("T")
@@ -80,7 +81,17 @@ class Answers:
             if event is None:
                 left -= 1
             else:
-                yield number, event
+                yield number, self._with_the_next(number, event)
+
+    def _with_the_next(self, number: int, event: StreamEvent) -> StreamEvent:
+        """``event`` with the text that has come since: a reader who falls behind gets fewer, longer pieces."""
+        while isinstance(event, TextDelta | ReasoningDelta) and not self._ahead and not self._queue.empty():
+            item = self._queue.get_nowait()
+            if isinstance(item, Exception) or item[0] != number or type(item[1]) is not type(event):
+                self._ahead.append(item)
+            else:
+                event = replace(item[1], text=event.text + item[1].text)
+        return event
 
     async def close(self) -> None:
         """Cancel what still runs, and wait for its end."""

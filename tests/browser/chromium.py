@@ -1,7 +1,7 @@
 """Finds a Chromium for the browser tests. Knows nothing of the page.
 
 The order: the path in CHROME, if set; Playwright's own, downloaded if it can be; a browser on PATH; Debian's package,
-installed by apt-get if the user is root.
+installed by apt-get if the user is root. Of each the one without windows, where there is one: it needs less.
 """
 
 import os
@@ -16,7 +16,7 @@ import pytest
 from playwright.async_api import Playwright as AsyncPlaywright
 from playwright.sync_api import Playwright
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
     "--no-sandbox",  # which Chromium needs where the user is root
     "--disable-gpu",
@@ -41,7 +41,10 @@ def _find(own: Path) -> Path:
             pytest.fail(f"CHROME is {chosen!r}, which is no file. Set it to the path of a Chromium.", pytrace=False)
         return Path(chosen)
     if _runs(own) or (_download() and _runs(own)):
-        return own
+        # .../chromium-1255/chrome-linux64/chrome, beside it .../chromium_headless_shell-1255/*/chrome-headless-shell
+        build = own.parents[1].name.removeprefix("chromium-")
+        shells = own.parents[2].glob(f"chromium_headless_shell-{build}/*/chrome-headless-shell")
+        return next((shell for shell in shells if _runs(shell)), own)
     if found := _on_path() or (_apt_get() and _on_path()):
         return found
     pytest.fail("There is no browser. Install Chromium, or set CHROME to the path of one.", pytrace=False)
@@ -65,8 +68,11 @@ def _download() -> bool:
 def _apt_get() -> bool:
     if not (shutil.which("apt-get") and os.geteuid() == 0):
         return False
-    install = ("apt-get", "install", "-y", "--no-install-recommends", "chromium")
-    return _succeeds("apt-get", "update", seconds=120) and _succeeds(*install, seconds=600)
+    if not _succeeds("apt-get", "update", seconds=120):
+        return False
+    install = ("apt-get", "install", "-y", "--no-install-recommends")
+    # The first one is younger: not every Debian has it.
+    return any(_succeeds(*install, name, seconds=600) for name in ("chromium-headless-shell", "chromium"))
 
 
 def _succeeds(*command: str, seconds: float) -> bool:

@@ -254,7 +254,7 @@ def test_a_picture_is_not_fetched_from_elsewhere(page: Page, fake: FakeBackend) 
 
 
 def test_two_visitors_do_not_see_each_other(open_page: OpenPage, fake: FakeBackend) -> None:
-    fake.words, fake.delay = ["word "] * 30, 0.05
+    fake.words, fake.delay = ["word "] * 100, 0.1
     one, two = open_page(), open_page()
     send(one, "canary-one")
     send(two, "canary-two")

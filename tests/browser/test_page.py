@@ -31,8 +31,10 @@ def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend
         sampling = fake.requests[-1].sampling
         assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.7, 2, 42)
         assert sampling.stop == ("END", "\n\n")
+        page.wait_for_timeout(1000)  # the browser keeps the conversation when it is told that the answer ended
         page.reload()
         page.locator("#message textarea").wait_for()
+        expect(answers(page)).to_have_count(count)
         open_tab(page, "Settings")
         expect(page.get_by_label("number input for Temperature")).to_have_value("0.7")
     page.get_by_role("button", name="Reset to defaults").click()

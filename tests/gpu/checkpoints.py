@@ -14,6 +14,9 @@ from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerF
 from granite_demo import registry
 from granite_demo.shapes import Shape
 
+TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
+"""The words of a conversation, for a model that cannot read."""
+
 
 def random_model(shape: Shape, attention: str | None = None) -> Any:
     """A Granite of ``shape`` on the GPU in bfloat16, with random weights."""
@@ -43,7 +46,7 @@ def write_checkpoint(folder: Path, shape: Shape) -> None:
     random_model(shape).save_pretrained(folder)
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(1000)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", chat_template=TEMPLATE).save_pretrained(folder)
 
 
 def main() -> None:

@@ -96,7 +96,7 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
     ],
 )
 def test_a_mistake_is_told_at_once_without_a_traceback(flags: tuple[str, str], code: int, message: str) -> None:
-    command = [sys.executable, "app.py", *flags]
+    command = [sys.executable, "app.py", "--port", "0", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code
     assert message in re.sub(r"\s+", " ", done.stderr)
