@@ -59,7 +59,8 @@ def test_a_whole_answer(client: openai.OpenAI, fake: FakeBackend) -> None:
     assert fake.requests[0].sampling.max_tokens is None
 
 
-def test_a_stream_gives_the_same_as_the_whole(client: openai.OpenAI) -> None:
+def test_a_stream_gives_the_same_as_the_whole(client: openai.OpenAI, fake: FakeBackend) -> None:
+    fake.delay = 0.05  # what comes at once goes out at once
     chunks = streamed(client)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == "Hello world!"
     assert [chunk.choices[0].delta.role for chunk in chunks] == ["assistant", None, None, None]
@@ -250,7 +251,7 @@ def test_switches(client: openai.OpenAI, fake: FakeBackend, fields: dict[str, An
 
 
 def test_an_error_within_a_stream_is_told_in_it(client: openai.OpenAI, fake: FakeBackend) -> None:
-    fake.error = EngineError('The model "failed".')
+    fake.error, fake.delay = EngineError('The model "failed".'), 0.05
     heard = []
     with pytest.raises(openai.APIError, match='The model "failed"'):
         for chunk in client.chat.completions.create(model="fake", messages=HI, stream=True):
