@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
@@ -9,6 +10,9 @@ Event = TypeVar("Event")
 
 UPDATE_INTERVAL = 1 / 12
 """Seconds between updates: faster than anybody reads, and cheap for server and browser."""
+REST = 4
+"""So many times as long as an update took is waited after it: when many are answered the server is not all updates."""
+LONGEST_INTERVAL = 1.0
 IDLE_INTERVAL = 0.4
 """Seconds without an event after which an empty batch is yielded: Gradio notices a closed tab only when it sends."""
 
@@ -17,6 +21,8 @@ async def paced(
     events: AsyncGenerator[Event], interval: float = UPDATE_INTERVAL, idle: float = IDLE_INTERVAL
 ) -> AsyncGenerator[list[Event]]:
     """Yield what came since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
+
+    Where the reader takes long over a batch the interval grows, up to ``LONGEST_INTERVAL``.
 
     Closing this generator closes ``events``. Raises what ``events`` raises, after the events before it.
     """
@@ -38,9 +44,11 @@ async def paced(
                 await asyncio.wait_for(arrived.wait(), idle)
             arrived.clear()
             batch, pending[:] = list(pending), []
+            start = time.perf_counter()
             yield batch
             if not task.done():
-                await asyncio.wait([task], timeout=interval)
+                rest = min(REST * (time.perf_counter() - start), LONGEST_INTERVAL)
+                await asyncio.wait([task], timeout=max(interval, rest))
         if pending:
             yield list(pending)
         await task

@@ -8,7 +8,7 @@ import pytest
 
 from granite_demo.errors import EngineError
 from granite_demo.types import StreamEvent, TextDelta
-from granite_demo.ui.streaming import paced
+from granite_demo.ui.streaming import REST, paced
 
 
 def delta(number: int) -> TextDelta:
@@ -63,6 +63,17 @@ async def test_at_most_one_batch_comes_in_an_interval() -> None:
     assert len(gaps) >= 2
     assert min(gaps) > 0.09
     assert events == source.events
+
+
+async def test_who_takes_long_over_a_batch_gets_the_next_one_later() -> None:
+    clock = asyncio.get_running_loop().time
+    begun: list[float] = []
+    async for _ in paced(Source(60, delay=0.01).stream(), interval=0.01):
+        begun.append(clock())
+        await asyncio.sleep(0.05)
+    gaps = [after - before for before, after in zip(begun, begun[1:-1], strict=False)]
+    assert gaps
+    assert min(gaps) > 0.05 * REST
 
 
 async def test_the_first_event_does_not_wait() -> None:
