@@ -1,6 +1,6 @@
 """The suite ``page``: what the page costs over the bare engine, and the time from a start to the first answer.
 
-The only part of the package that needs gradio and its client. There is no HTTP API yet to measure beside the page.
+The only part of the package that needs gradio and its client. What the HTTP API costs, ``--url`` shows (``served``).
 """
 
 import asyncio

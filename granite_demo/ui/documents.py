@@ -36,6 +36,15 @@ MERGE_JS = """(held, patch) => {
 }"""
 """Reading a file takes a while, in which the conversation may have grown: only its documents are new."""
 
+KEEP_JS = """(held, patch) => {
+  const documents = patch?.documents ?? [];
+  if (!patch || held?.id !== patch.id || JSON.stringify(held.documents ?? []) === JSON.stringify(documents)) {
+    return [held];
+  }
+  return [{ ...held, documents }];
+}"""
+"""For after an answer: the server gave the conversation back as it had got it, maybe before a file was read."""
+
 
 @dataclass(frozen=True, slots=True)
 class DocumentsPanel:

@@ -196,7 +196,9 @@ def wire_answering(
     settled = [tab.holder, *tab.screen, tab.textbox]
     for event in asked:
         answered = event.then(answer, inputs, [tab.chatbot, tab.textbox, tab.pending], **STREAMING)
-        answered.then(finish, [tab.holder, tab.pending], settled, **DIRECT)
+        ended = answered.then(finish, [tab.holder, tab.pending], settled, **DIRECT)
+        documents_too = [tab.holder, tab.documents.patch]
+        ended.then(None, documents_too, [tab.holder], js=documents.KEEP_JS, **DIRECT)
     tab.textbox.stop(stop, None, [tab.textbox], **DIRECT)
 
 
