@@ -114,15 +114,13 @@ def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
 
         return take
 
-    typed = [tab.prompt, tab.put, tab.history]
-
     def on(event: Any, handler: Callable[..., tuple[Any, ...]], inputs: list[Any], outputs: list[Any]) -> None:
         event(forgiving(handler, len(outputs)), inputs, [*outputs, tab.note], **DIRECT)
 
     on(
         tab.accept.click,
         accept,
-        [*typed, tab.tree],
+        [*tab.typed, tab.tree],
         [tab.prompt, *tab.edited, *tab.pending, *tab.sampled],
     )
     on(tab.discard.click, discard, [], [*tab.pending, *tab.sampled])
@@ -158,10 +156,9 @@ def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
         after = redone(seen(history, text or "", put))
         return after.text, *history_values(after)
 
-    typed = [tab.prompt, tab.put, tab.history]
     changes = [tab.prompt.change, tab.special.change, *ready]
     counted = gr.on(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids], **LATEST)
     # After the pause, and with what stands there then.
-    counted.then(record, typed, tab.edited, **DIRECT)
-    tab.undo.click(undo, typed, [tab.prompt, *tab.edited], **DIRECT)
-    tab.redo.click(redo, typed, [tab.prompt, *tab.edited], **DIRECT)
+    counted.then(record, tab.typed, tab.edited, **DIRECT)
+    tab.undo.click(undo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)
+    tab.redo.click(redo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)

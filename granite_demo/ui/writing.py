@@ -82,6 +82,11 @@ class WriteTab:
         return [self.run, self.stop, self.accept, self.discard]
 
     @property
+    def typed(self) -> list[Any]:
+        """What an event needs that takes the text as it stands in the box."""
+        return [self.prompt, self.put, self.history]
+
+    @property
     def edited(self) -> list[Any]:
         """What ``history_values`` fills."""
         return [self.history, self.put, self.undo, self.redo]
