@@ -49,16 +49,18 @@ function ageOf({ updated }) {
   return days < 1 ? "Today" : days < 2 ? "Yesterday" : days < 8 ? "Last 7 days" : days < 31 ? "Last 30 days" : "Older";
 }
 
-/* Builds the list anew; the focus stays on the control it was on, or goes to `focus`. */
+/* Shows the list as it is now; the focus stays on the control it was on, or goes to `focus`. */
 function render(focus = list.contains(document.activeElement) ? document.activeElement.dataset.key : null) {
   const wanted = search.value.trim().toLocaleLowerCase();
   const shown = wanted ? records.filter((item) => matches(item, wanted)) : records;
   const groups = new Map();
   for (const item of shown) groups.set(ageOf(item), [...(groups.get(ageOf(item)) ?? []), item]);
-  list.replaceChildren(...[...groups].flatMap(([age, items]) => [h("h2", {}, age), h("ul", {}, ...items.map(row))]));
+  const made = h("div", {}, ...[...groups].flatMap(([age, items]) => [h("h2", {}, age), h("ul", {}, ...items.map(row))]));
   if (!shown.length) {
-    list.append(h("p", { className: "none" }, wanted ? "No conversation matches." : "Conversations are kept here, in this browser only."));
+    made.append(h("p", { className: "none" }, wanted ? "No conversation matches." : "Conversations are kept here, in this browser only."));
   }
+  // What is the same stays: a growing answer is kept every two seconds, and must not pull a button from under the mouse.
+  if (made.innerHTML !== list.innerHTML) list.replaceChildren(...made.childNodes);
   if (focus) list.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
 }
 
@@ -91,7 +93,8 @@ function button(text, key, onclick, className = "") {
 }
 
 function choices(item) {
-  const after = (work) => () => { show(null, "", `more-${item.id}`); work(item); };
+  const kept = () => records.find(({ id }) => id === item.id) ?? item;  // it may have grown since
+  const after = (work) => () => { show(null, "", `more-${item.id}`); work(kept()); };
   return h("div", { className: "choices", role: "group", "aria-label": `Actions for ${item.title}` },
     button("Rename", "rename", () => show(item.id, "rename", "name")),
     button("Export JSON", "json", after(exportJson)),

@@ -13,6 +13,13 @@ from tests.fakes import READY, FakeBackend
 OpenPage = Callable[..., Page]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A browser, a server and a page on a busy machine: what fails once runs once more, and the summary names it."""
+    for item in items:
+        if item.get_closest_marker("browser"):
+            item.add_marker(pytest.mark.flaky(reruns=1))
+
+
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """One browser a module: its event loop must be gone before the asynchronous tests of other modules."""

@@ -23,6 +23,12 @@ def act(page: Page, action: str, index: int = -1) -> None:
     page.locator(f"#chatbot .act.{action}").nth(index).click()
 
 
+def reload(page: Page) -> None:
+    """Load the page again, after the moment that the browser takes to keep what is shown."""
+    page.wait_for_timeout(1000)
+    page.reload()
+
+
 def answers(page: Page) -> Locator:
     return page.locator("#chatbot .bot.message")
 
@@ -133,7 +139,7 @@ def test_a_deleted_conversation_is_gone_for_good(page: Page) -> None:
     page.locator("#library").get_by_role("button", name="Delete").click()
     page.locator("#library").get_by_role("button", name="Delete").last.click()
     expect(answers(page)).to_have_count(0)
-    page.reload()
+    reload(page)
     page.locator("#message textarea").wait_for()
     page.wait_for_timeout(500)
     expect(answers(page)).to_have_count(0)
@@ -157,7 +163,7 @@ def test_the_system_prompt_is_sent(page: Page, fake: FakeBackend) -> None:
 def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(page.locator("#chatbot .act.retry")).to_be_visible()
-    page.reload()
+    reload(page)
     expect(answers(page)).to_contain_text("Hello world!")
     send(page, "More")
     expect(answers(page)).to_have_count(2)

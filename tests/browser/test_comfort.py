@@ -10,7 +10,7 @@ from playwright.sync_api import Page, expect
 from granite_demo.messages import Switches, ToolCall
 from granite_demo.types import PromptPart, PromptView, ReasoningDelta, TextDelta, ToolCalled
 from tests.browser.conftest import OpenPage
-from tests.browser.test_chat import answers, send, wait_idle
+from tests.browser.test_chat import answers, reload, send, wait_idle
 from tests.browser.test_conversation import END, settled
 from tests.fakes import READY, FakeBackend
 
@@ -73,7 +73,7 @@ def test_a_draft_outlives_a_reload(page: Page) -> None:
     expect(page.locator("#message textarea")).to_have_value("Not yet")
     page.locator("#message textarea").press("Enter")
     settled(page)
-    page.reload()
+    reload(page)
     expect(answers(page)).to_contain_text("Hello world!")
     expect(page.locator("#message textarea")).to_have_value("")
 

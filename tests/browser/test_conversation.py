@@ -12,7 +12,7 @@ from granite_demo.documents import read_document
 from granite_demo.messages import Document, Message, Switches, ToolCall
 from granite_demo.types import Citation, Dropped, Finish, ReasoningDelta, TextDelta, Timings, ToolCalled, Usage
 from tests.browser.conftest import OpenPage
-from tests.browser.test_chat import act, answers, send
+from tests.browser.test_chat import act, answers, reload, send
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -49,8 +49,7 @@ def test_versions_of_an_answer_have_arrows(page: Page, fake: FakeBackend) -> Non
     act(page, "older")
     expect(page.locator("#chatbot .versions")).to_have_text("1/2")
     expect(answers(page)).to_contain_text("Hello world!")
-    page.wait_for_timeout(1000)  # the browser keeps it a moment after it is shown
-    page.reload()
+    reload(page)
     expect(page.locator("#chatbot .versions")).to_have_text("1/2")
     act(page, "newer")
     expect(answers(page)).to_contain_text("Another")
@@ -113,7 +112,7 @@ def test_a_vote_is_kept(page: Page) -> None:
     settled(page)
     act(page, "up")
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
-    page.reload()
+    reload(page)
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
 
 
@@ -280,7 +279,7 @@ def test_a_conversation_deleted_in_the_middle_is_gone_and_the_next_is_kept(page:
     fake.words, fake.delay = ["fine"], 0.0
     send(page, "Kept?")
     settled(page)
-    page.reload()
+    reload(page)
     expect(answers(page)).to_contain_text("fine")
     expect(page.locator("#library li")).to_have_count(1)
 

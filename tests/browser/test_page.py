@@ -5,7 +5,7 @@ from playwright.sync_api import Page, expect
 
 from granite_demo.status import ModelStatus
 from tests.browser.conftest import OpenPage
-from tests.browser.test_chat import answers, send
+from tests.browser.test_chat import answers, reload, send
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -31,8 +31,7 @@ def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend
         sampling = fake.requests[-1].sampling
         assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.7, 2, 42)
         assert sampling.stop == ("END", "\n\n")
-        page.wait_for_timeout(1000)  # the browser keeps the conversation when it is told that the answer ended
-        page.reload()
+        reload(page)
         page.locator("#message textarea").wait_for()
         expect(answers(page)).to_have_count(count)
         open_tab(page, "Settings")

@@ -15,7 +15,7 @@ from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.status import LoadOptions, Report
-from tests.browser.test_chat import act, answers, send
+from tests.browser.test_chat import act, answers, reload, send
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
@@ -71,7 +71,7 @@ def test_a_whole_conversation_with_the_sample(page: Page) -> None:
     page.get_by_role("button", name="Show the prompt").click()
     expect(page.locator("#xray-view")).to_contain_text("<|im_start|>")
     expect(page.locator("#xray-view")).to_contain_text("Italy")
-    page.reload()
+    reload(page)
     expect(answers(page)).to_contain_text("Italy")
     with page.expect_download() as waiting:
         act(page, "bundle")
