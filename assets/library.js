@@ -55,12 +55,12 @@ function render(focus = list.contains(document.activeElement) ? document.activeE
   const shown = wanted ? records.filter((item) => matches(item, wanted)) : records;
   const groups = new Map();
   for (const item of shown) groups.set(ageOf(item), [...(groups.get(ageOf(item)) ?? []), item]);
-  const made = h("div", {}, ...[...groups].flatMap(([age, items]) => [h("h2", {}, age), h("ul", {}, ...items.map(row))]));
+  const made = h("div", { className: "list" }, ...[...groups].flatMap(([age, items]) => [h("h2", {}, age), h("ul", {}, ...items.map(row))]));
   if (!shown.length) {
     made.append(h("p", { className: "none" }, wanted ? "No conversation matches." : "Conversations are kept here, in this browser only."));
   }
   // What is the same stays: a growing answer is kept every two seconds, and must not pull a button from under the mouse.
-  if (made.innerHTML !== list.innerHTML) list.replaceChildren(...made.childNodes);
+  if (!made.isEqualNode(list)) list.replaceChildren(...made.childNodes);
   if (focus) list.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
 }
 

@@ -40,6 +40,10 @@ LEAST_COMFORT = 8192
 class Backend(Protocol):
     """Answers requests. Closing the stream cancels the request."""
 
+    def for_visitor(self, visitor: str) -> "Backend":
+        """This backend as ``visitor`` may use it; see ``limits``."""
+        ...
+
     def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """Yield the answer's events, a Finish last. Raises GraniteDemoError."""
         ...
@@ -109,6 +113,10 @@ class LocalBackend:
         self._pending: LoadOptions | None = None
         self._notice = ""
         self._lock = threading.Lock()
+
+    def for_visitor(self, visitor: str) -> "LocalBackend":
+        """See ``Backend.for_visitor``. There is no limit here."""
+        return self
 
     def status(self) -> ModelStatus:
         """See ``Backend.status``. While another model is loaded, the status is that one's."""

@@ -23,10 +23,11 @@ from granite_demo.completing import add_complete_command
 from granite_demo.doctor_command import add_doctor_command
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import Listener, ModelManager
-from granite_demo.opening import follow, open_model
+from granite_demo.opening import open_model
 from granite_demo.remote.backend import RemoteBackend
 from granite_demo.remote.opening import remote_backend, show_remote_models
 from granite_demo.scoring_command import add_score_command
+from granite_demo.serving import run_server
 from granite_demo.settings import Settings
 from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.terminal import LoadReporter, set_up_logging
@@ -69,13 +70,21 @@ def create_cli(console: Console) -> typer.Typer:
         cache_dir: flags.CacheDir = None,
         admin_token: flags.AdminToken = None,
         api_key: flags.ApiKey = None,
+        login: flags.Login = None,
+        share: flags.Share = None,
+        visitor_answers: flags.VisitorAnswers = None,
+        visitor_waiting: flags.VisitorWaiting = None,
+        visitor_tokens: flags.VisitorTokens = None,
+        answer_seconds: flags.AnswerSeconds = None,
+        allowed_hosts: flags.AllowedHosts = None,
+        trusted_proxies: flags.TrustedProxies = None,
         backend: flags.Backend = None,
         backend_key: flags.BackendKey = None,
         backend_model: flags.BackendModel = None,
         log_level: flags.LogLevel = None,
     ) -> None:
         """Serve the page."""
-        run_server(Settings.resolve(locals(), os.environ), console)
+        run_server(Settings.resolve(locals(), os.environ), console, opened_backend)
 
     add_complete_command(cli, console, os.environ, ready_backend)
     add_chat_command(cli, console, os.environ, ready_backend)
@@ -212,35 +221,6 @@ def model_manager(settings: Settings, listener: Listener, idle_seconds: float = 
         registry.resolve(settings.model)
     loader = partial(open_model, settings.cache_dir, settings.threads, **opening)
     return ModelManager(loader, listener, idle_seconds)
-
-
-def run_server(settings: Settings, console: Console) -> None:
-    """Serve the page until a signal."""
-    set_up_logging(settings.log_level, console)
-    group = Group(settings.processes, settings.rank, settings.local_rank)
-    if group.size > 1:
-        # As continuous batching wants it, which asks for it too late: NCCL reads this when the processes meet.
-        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
-    if not group.leads:
-        return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
-    from granite_demo.server.run import address, bind, serve
-
-    # Before the imports of several seconds: a port in use is told at once.
-    listener = bind(settings.host, settings.port)
-    backend = opened_backend(settings, console, group)
-    console.print("granite-demo is starting.", highlight=False)
-    if group.size > 1:
-        with group.together():
-            backend.wait_until_ready()
-    from granite_demo.server.app import create_app
-    from granite_demo.ui.models import Access
-
-    def announce() -> None:
-        console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
-
-    access = Access(settings.public, settings.admin_token)
-    serve(create_app(backend, access, settings.api_key), backend, listener, announce)
-    group.leave()
 
 
 def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None:

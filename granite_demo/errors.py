@@ -1,6 +1,7 @@
 """The exceptions that reach a user, each with the text to show and the HTTP status to answer with.
 
     GraniteDemoError                500
+    ├── VisitorLimitError           429  this visitor asks for too much at once
     ├── InvalidRequestError         400  the request cannot be served as it is
     │   └── ContextOverflowError    400  prompt and answer do not fit the context
     ├── ConfigurationError          500  a flag, a variable or the machine is not usable (exit code 2)
@@ -19,6 +20,7 @@
     └── EngineError                 500  the generation thread failed
         ├── EngineBusyError         503  too many requests wait already
         ├── EngineClosedError       503  the engine was closed while the request ran
+        ├── TimeLimitError          503  an answer took longer than this server allows
         └── UnsuitableEngineError   500  this engine cannot run this model; another one is taken
 
 Messages say what happened and what to do. They are converted to a toast, an HTTP body or an exit code only at
@@ -41,6 +43,12 @@ class InvalidRequestError(GraniteDemoError):
     """A value in the request is missing, malformed or out of range."""
 
     status = 400
+
+
+class VisitorLimitError(GraniteDemoError):
+    """This visitor has asked for as much as one may; the others go on."""
+
+    status = 429
 
 
 class ContextOverflowError(InvalidRequestError):
@@ -152,6 +160,17 @@ class EngineClosedError(EngineError):
     """The engine was closed before the request ended."""
 
     status = 503
+
+
+class TimeLimitError(EngineError):
+    """An answer took longer than this server allows; what was written stays."""
+
+    status = 503
+
+    def __init__(self, seconds: int) -> None:
+        super().__init__(
+            f"This server ends an answer after {seconds} seconds. Go on from here, or ask for a shorter one."
+        )
 
 
 class UnsuitableEngineError(EngineError):

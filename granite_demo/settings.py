@@ -18,7 +18,10 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "GRANITE_DEMO_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-LIMITS = {"context": 10_000_000}
+LIMITS = {"context": 10_000_000, "visitor_tokens": 10_000_000, "answer_seconds": 86_400}
+PROXIES = "127.0.0.1"
+SPACE_PROXIES = "127.0.0.1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16"
+"""A Space is reached through its own network only."""
 STORAGE = Path("/data")
 """Where a Hugging Face Space mounts its persistent storage, if it has one."""
 
@@ -47,6 +50,16 @@ class Settings:
     threads: int = _option(0, "CPU threads for the model; 0 measures how many are fastest.")
     admin_token: str = _option("", "Who knows it may load other models on a public page; without it nobody may.")
     api_key: str = _option("", "Who uses the HTTP API has to send it as a bearer token; without it everybody may.")
+    login: str = _option("", "Who sees the page has to log in: NAME:PASSWORD, several of them parted by commas.")
+    share: Literal["no", "yes"] = _option("no", "Make a link through which others reach the page; it is public then.")
+    visitor_answers: int = _option(0, "Answers at once for one visitor; 0 is 2 on a public page, else no limit.")
+    visitor_waiting: int = _option(0, "More of their requests that may wait; 0 is 4 on a public page.")
+    visitor_tokens: int = _option(0, "Tokens a minute for one visitor; 0 is 20000 on a public page, else no limit.")
+    answer_seconds: int = _option(0, "The longest that an answer may take; 0 is 300 on a public page, else no limit.")
+    allowed_hosts: str = _option(
+        "", "Names under which the server answers, parted by commas; empty is any, or on this machine alone its own."
+    )
+    trusted_proxies: str = _option(PROXIES, "Proxies, or networks of them, whose X-Forwarded-For is believed.")
     backend: str = _option("", "Answer with other servers that speak OpenAI's API: their addresses, parted by commas.")
     backend_key: str = _option("", "The key that these servers want.")
     backend_model: str = _option("", "Which of their models to ask for; without it the first one that they list.")
@@ -66,8 +79,8 @@ class Settings:
 
     @property
     def public(self) -> bool:
-        """Whether strangers can reach the page: on a Space, or on an address that is not this machine's own."""
-        return self.space or self.host not in LOOPBACK
+        """Whether strangers can reach the page: on a Space, by a link, or on an address not this machine's own."""
+        return self.space or self.share == "yes" or self.host not in LOOPBACK
 
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":
@@ -121,7 +134,7 @@ def _on_a_space(environ: Mapping[str, str]) -> dict[str, Any]:
     if not environ.get("SPACE_ID"):
         return {}
     kept = {"cache_dir": STORAGE / "granite-demo"} if os.access(STORAGE, os.W_OK | os.X_OK) else {}
-    return {"space": True, "host": "0.0.0.0", **kept}
+    return {"space": True, "host": "0.0.0.0", "trusted_proxies": SPACE_PROXIES, **kept}
 
 
 def _place_in_group(environ: Mapping[str, str]) -> dict[str, int]:

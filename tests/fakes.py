@@ -118,6 +118,7 @@ class FakeBackend:
         self.error: Exception | None = None
         self.queued: list[Queued] = []
         self.state = READY
+        self.visitors: list[str] = []
         self.requests: list[GenerationRequest] = []
         self.running = 0
         self.started = threading.Event()
@@ -179,6 +180,10 @@ class FakeBackend:
         if self.view_error:
             raise self.view_error
         return self.view if parts or self.view is None else replace(self.view, parts=())
+
+    def for_visitor(self, visitor: str) -> "FakeBackend":
+        self.visitors.append(visitor)
+        return self
 
     def status(self) -> ModelStatus:
         return self.state

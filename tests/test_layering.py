@@ -88,6 +88,10 @@ MAY_IMPORT = {
     "remote": BASE
     | {"constraints", "settings", "answers", "dialects", "toolcalls", "template_inputs", "fitting", "streams"}
     | {"remote"},
+    "limits": BASE | {"backends"},
+    "access": BASE,
+    "serving": BASE
+    | {"access", "backends", "limits", "opening", "remote", "server", "settings", "tensor_parallel", "terminal"},
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
     "flags": BASE | {"settings", "constraints"},
     "printing": BASE | {"backends", "switches", "ui"},
@@ -100,16 +104,16 @@ MAY_IMPORT = {
     "chatting": BASE | {"settings", "flags", "conversations", "backends", "printing", "session"},
     "ui": BASE
     | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
-    | {"tokentree", "constraints", "ui"},
+    | {"tokentree", "constraints", "access", "limits", "ui"},
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
     | {"conversations"},
-    "api": BASE | {"constraints", "documents", "tools", "backends", "api"},
-    "server": BASE | {"api", "settings", "backends", "ui", "server"},
+    "api": BASE | {"constraints", "documents", "tools", "backends", "limits", "api"},
+    "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
-# cli hands the environment to Settings, and sample passes it on to pip.
-MAY_READ_ENVIRONMENT = {"settings", "cli", "sample"}
+# cli hands the environment to Settings, sample passes it on to pip, and serving sets what NCCL reads.
+MAY_READ_ENVIRONMENT = {"settings", "cli", "sample", "serving"}
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 

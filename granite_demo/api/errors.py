@@ -17,6 +17,7 @@ from granite_demo.errors import (
     GraniteDemoError,
     InvalidRequestError,
     UnknownModelError,
+    VisitorLimitError,
 )
 
 log = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ CODES = {
     ContextOverflowError: "context_length_exceeded",
     UnknownModelError: "model_not_found",
     EngineBusyError: "server_busy",
+    VisitorLimitError: "rate_limit_exceeded",
 }
 STATUS_CODES = {401: "invalid_api_key", 413: "request_too_large", 404: "not_found", 405: "method_not_allowed"}
 

@@ -10,21 +10,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from granite_demo.api.errors import error_response
 
 WRONG = "A valid API key is needed. Send it as: Authorization: Bearer KEY"
+CLOSED = "This server's page wants a login, and its API is closed. It opens with a key: start it with --api-key."
 
 
 class KeyGuard:
     """Answers 401 to what lies under one of ``paths`` without the right bearer key, before anything is read."""
 
-    def __init__(self, app: ASGIApp, key: str, paths: Collection[str]) -> None:
-        """``key``: empty lets everybody in."""
+    def __init__(self, app: ASGIApp, key: str, paths: Collection[str], closed: bool = False) -> None:
+        """``key``: empty lets everybody in, or with ``closed`` nobody."""
         self._app = app
         self._key = key.encode()
+        self._closed = closed
         self._paths = paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._covers(scope["path"]):
-            if self._key and not self._is_right(scope):
-                error = HTTPException(401, WRONG, {"www-authenticate": "Bearer"})
+            if self._closed or (self._key and not self._is_right(scope)):
+                error = HTTPException(401, CLOSED if self._closed else WRONG, {"www-authenticate": "Bearer"})
                 return await error_response(error)(scope, receive, send)
             if "\n" in scope["path"]:  # no route of the API matches it, so the page would get it
                 return await error_response(HTTPException(404, "Not Found"))(scope, receive, send)

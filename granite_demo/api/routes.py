@@ -24,6 +24,7 @@ from granite_demo.api.models import ChatRequest, CompletionRequest
 from granite_demo.api.replies import ERRORS, ChatCompletion, Completion, Model, ModelList
 from granite_demo.api.wire import Json, Wire
 from granite_demo.backends import Backend
+from granite_demo.limits import visitor_of
 from granite_demo.messages import scrub
 from granite_demo.types import GenerationRequest
 
@@ -85,6 +86,9 @@ def create_api(backend: Backend, metrics: Metrics, ping: float = PING_SECONDS) -
     def model() -> Json:
         return {"id": served_name(backend.status()), "object": "model", "created": 0, "owned_by": "granite-demo"}
 
+    def own(request: Request) -> Backend:
+        return backend.for_visitor(visitor_of(request.client.host if request.client else None))
+
     @api.get("/models", dependencies=key, response_model=ModelList, responses=ERRORS)
     async def list_models() -> JSONResponse:
         """The model that answers."""
@@ -107,7 +111,7 @@ def create_api(backend: Backend, metrics: Metrics, ping: float = PING_SECONDS) -
         status = backend.status()
         requests = await asyncio.to_thread(chat.requests_of, body, status)
         wire = chat.wire_of(body, status)
-        return await respond(request, body, Answers(backend, requests, metrics.watch), wire, ping)
+        return await respond(request, body, Answers(own(request), requests, metrics.watch), wire, ping)
 
     @api.post(
         "/completions",
@@ -119,11 +123,13 @@ def create_api(backend: Backend, metrics: Metrics, ping: float = PING_SECONDS) -
         """Go on with a text."""
         status = backend.status()
         requests: list[GenerationRequest] = await asyncio.to_thread(completions.requests_of, body, status)
-        echo = await while_connected(request, completions.echo_of(body, requests[0], backend)) if body.echo else None
+        echo = (
+            await while_connected(request, completions.echo_of(body, requests[0], own(request))) if body.echo else None
+        )
         wire = completions.wire_of(body, status, echo)
         if body.max_tokens == 0:
             requests = []
-        return await respond(request, body, Answers(backend, requests, metrics.watch), wire, ping)
+        return await respond(request, body, Answers(own(request), requests, metrics.watch), wire, ping)
 
     return api
 

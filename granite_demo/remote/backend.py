@@ -50,6 +50,9 @@ class RemoteBackend:
         self._closed = False
         self._running: dict[AsyncOpenAI, asyncio.AbstractEventLoop] = {}
 
+    def for_visitor(self, visitor: str) -> "RemoteBackend":
+        return self
+
     def status(self) -> ModelStatus:
         return state_of(self.endpoints.all, self._model)
 

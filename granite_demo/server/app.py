@@ -11,14 +11,16 @@ from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
 
 from granite_demo import __version__
+from granite_demo.access import Access
 from granite_demo.api.keys import KeyGuard
 from granite_demo.api.metrics import Metrics, RequestCounter
 from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
-from granite_demo.server.guards import Guard, guard_files
+from granite_demo.server.guards import Guard, HostGuard, guard_files
+from granite_demo.server.policy import Policy
+from granite_demo.server.secrets_guard import SecretsGuard
 from granite_demo.ui.blocks import build_ui
-from granite_demo.ui.models import Access
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
 API = "/v1"
@@ -27,11 +29,12 @@ KEYED = (API, "/metrics", "/load_model")
 COUNTED = frozenset({f"{API}/models", f"{API}/chat/completions", f"{API}/completions"})
 
 
-def create_app(backend: Backend, access: Access | None = None, api_key: str = "") -> FastAPI:
+def create_app(backend: Backend, access: Access | None = None, policy: Policy | None = None) -> FastAPI:
     """An application over ``backend``: started with it, closed with it.
 
-    ``access`` tells who may change the model; without it everybody may. ``api_key``: who uses the API has to send it.
+    ``access`` tells who may change the model, ``policy`` who gets in; without them everybody may and does.
     """
+    access, policy = access or Access(), policy or Policy()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
@@ -44,15 +47,19 @@ def create_app(backend: Backend, access: Access | None = None, api_key: str = ""
     metrics = Metrics(backend.status)
     _add_health(app, backend, metrics)
     app.mount(API, create_api(backend, metrics))
-    app.add_middleware(KeyGuard, key=api_key, paths=KEYED)
+    # Where the page wants a login, the API is no way around it.
+    app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
+    app.add_middleware(SecretsGuard, failures=access.failures, keyed=KEYED)
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
-    app.add_middleware(Guard)
-    page = build_ui(backend, access or Access())
+    app.add_middleware(Guard, limit=policy.max_body)
+    app.add_middleware(HostGuard, hosts=policy.hosts)
+    page = build_ui(backend, access)
     guard_files(page)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         page,
         path="/",
+        auth=list(policy.logins) or None,
         theme=load_theme(),
         css_paths=style_paths(),
         favicon_path=str(logo_path()),

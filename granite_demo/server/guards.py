@@ -1,6 +1,11 @@
-"""What a browser may send: no file that is not its own, no address to fetch, no body without an end."""
+"""What a browser may send: no file that is not its own, no address to fetch, no body without an end.
 
+And to which name: a page elsewhere whose own name leads to this machine is not answered.
+"""
+
+from collections.abc import Collection, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 import gradio as gr
 from starlette.datastructures import Headers, MutableHeaders
@@ -10,9 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from granite_demo.api.errors import error_body
 
-MAX_BODY = 8 * 2**20
-"""Bytes of one request. Uploads have their own limit, which Gradio keeps."""
-TOO_LARGE = f"The request is larger than {MAX_BODY // 2**20} MB."
+TOO_LARGE = "The request is larger than {} MB."
+OTHER_HOST = "This server does not answer to the name {!r:.80}. Start it with --allowed-hosts to allow it."
 
 
 def guard_files(page: gr.Blocks) -> None:
@@ -47,9 +51,11 @@ POLICY = (
 class Guard:
     """Answers 413 to a request that is too large, before anything parses it, and sends ``POLICY`` with each answer."""
 
-    def __init__(self, app: ASGIApp, limit: int = MAX_BODY) -> None:
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        """``limit``: in bytes."""
         self._app = app
         self._limit = limit
+        self._too_large = TOO_LARGE.format(limit // 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"].endswith("/upload"):
@@ -57,9 +63,7 @@ class Guard:
         send = _with_policy(send)
         length = Headers(scope=scope).get("content-length", "")
         if length.isdigit() and int(length) > self._limit:
-            of_api = scope["path"].startswith("/v1/")
-            body = error_body(TOO_LARGE, 413, code="request_too_large") if of_api else {"error": TOO_LARGE}
-            return await JSONResponse(body, 413)(scope, receive, send)
+            return await refusal(scope, self._too_large, 413, "request_too_large")(scope, receive, send)
         arrived = 0
 
         async def counted() -> Message:
@@ -67,10 +71,38 @@ class Guard:
             message = await receive()
             arrived += len(message.get("body", b""))
             if arrived > self._limit:
-                raise HTTPException(413, TOO_LARGE)
+                raise HTTPException(413, self._too_large)
             return message
 
         return await self._app(scope, counted, send)
+
+
+class HostGuard:
+    """Answers 400 to a request for another name than ``hosts``; empty allows any."""
+
+    def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
+        self._app = app
+        self._hosts = hosts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and self._hosts:
+            host = Headers(scope=scope).get("host", "")
+            if _name_of(host) not in self._hosts:
+                return await refusal(scope, OTHER_HOST.format(host), 400, "unknown_host")(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+def _name_of(host: str) -> str | None:
+    try:
+        return urlsplit(f"//{host}").hostname
+    except ValueError:
+        return None
+
+
+def refusal(scope: Scope, text: str, status: int, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    """An answer in the words of the API, or of the page, whichever was asked."""
+    body = error_body(text, status, code=code) if scope["path"].startswith("/v1/") else {"error": text}
+    return JSONResponse(body, status, headers)
 
 
 def _with_policy(send: Send) -> Send:

@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from granite_demo.backends import Backend
 from granite_demo.errors import ConfigurationError
+from granite_demo.settings import PROXIES
 
 GRACE_SECONDS = 5
 """Time that open connections get to end after a signal."""
@@ -32,9 +33,14 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, backend: Backend, listener: socket.socket, announce: Callable[[], None]) -> None:
-    """Run until SIGINT or SIGTERM. ``announce`` is called when connections are accepted."""
-    server = _Server(app, backend)
+def serve(
+    app: FastAPI, backend: Backend, listener: socket.socket, announce: Callable[[], None], proxies: str = PROXIES
+) -> None:
+    """Run until SIGINT or SIGTERM. ``announce`` is called when connections are accepted.
+
+    ``proxies``: whose X-Forwarded-For tells a visitor's address, parted by commas.
+    """
+    server = _Server(app, backend, proxies)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     asyncio.run(server.run_on(listener, announce))
@@ -63,8 +69,11 @@ def address(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: FastAPI, backend: Backend) -> None:
-        super().__init__(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS))
+    def __init__(self, app: FastAPI, backend: Backend, proxies: str = PROXIES) -> None:
+        config = uvicorn.Config(
+            app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS, forwarded_allow_ips=proxies
+        )
+        super().__init__(config)
         self._app = app
         self._backend = backend
 

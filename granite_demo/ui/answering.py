@@ -14,6 +14,7 @@ import gradio as gr
 
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError
+from granite_demo.limits import visitor_of
 from granite_demo.types import GenerationRequest
 from granite_demo.ui.answer import Answer
 from granite_demo.ui.streaming import paced
@@ -135,6 +136,16 @@ def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:
         percent = "" if status.fraction is None else f" {status.fraction:.0%}"
         return f"Getting the model ready: {status.stage}{percent} {status.detail}".rstrip()
     return answer.note(elapsed)
+
+
+def address(visit: gr.Request) -> str:
+    """Whose limits hold for a request; see ``limits.visitor_of``."""
+    return visitor_of(visit.client.host if visit.client else None)
+
+
+def own(backend: Backend, visit: gr.Request) -> Backend:
+    """``backend`` as the one who asks may use it."""
+    return backend.for_visitor(address(visit))
 
 
 def session(visit: gr.Request) -> str:

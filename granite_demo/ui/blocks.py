@@ -4,10 +4,11 @@ from typing import Any
 
 import gradio as gr
 
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.ui import chat, compare, completion, library, models, settings, talking
 from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
-from granite_demo.ui.models import Access
+from granite_demo.ui.page import Page
 from granite_demo.ui.render import status_html
 from granite_demo.ui.theme import logo_svg
 
@@ -22,7 +23,7 @@ SETTLED_SECONDS = 5.0
 
 def build_ui(backend: Backend, access: Access) -> gr.Blocks:
     """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
-    demo = gr.Blocks(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
+    demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
         conversations = library.layout()
         with gr.Row(elem_id="head"):

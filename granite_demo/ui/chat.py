@@ -5,6 +5,7 @@ from typing import Any
 
 import gradio as gr
 
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.conversations import Conversation
 from granite_demo.status import ModelStatus
@@ -13,7 +14,6 @@ from granite_demo.ui.compare import Comparison
 from granite_demo.ui.documents import DocumentsPanel
 from granite_demo.ui.latex import DELIMITERS
 from granite_demo.ui.meter import Meter
-from granite_demo.ui.models import Access
 from granite_demo.ui.switches import SwitchPanel
 from granite_demo.ui.theme import script
 from granite_demo.ui.tools import ResultsPanel, ToolsPanel

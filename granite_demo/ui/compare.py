@@ -4,10 +4,12 @@ import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gradio as gr
 
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message
@@ -15,9 +17,9 @@ from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import ModelStatus
 from granite_demo.types import GenerationRequest
 from granite_demo.ui import latex
-from granite_demo.ui.answering import Snapshot, Visitors, session, snapshots
+from granite_demo.ui.answering import Snapshot, Visitors, address, own, session, snapshots
 from granite_demo.ui.events import DIRECT, STREAMING
-from granite_demo.ui.models import PRECISIONS, Access, labelled, load_options
+from granite_demo.ui.models import PRECISIONS, labelled, load_options
 from granite_demo.ui.plain import plain
 from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import to_seed
@@ -164,7 +166,9 @@ def wire(panel: Comparison, backend: Backend, access: Access, demo: gr.Blocks) -
 
     async def compare(visit: gr.Request, *values: Any) -> AsyncGenerator[Any]:
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(answers(backend, access, values, stop)) as updates:
+            async with aclosing(
+                answers(own(backend, visit), partial(access.check, visitor=address(visit)), values, stop)
+            ) as updates:
                 async for update in updates:
                     yield update
 
@@ -182,15 +186,18 @@ def wire(panel: Comparison, backend: Backend, access: Access, demo: gr.Blocks) -
 
 
 async def answers(
-    backend: Backend, access: Access, values: Sequence[Any], stop: threading.Event
+    backend: Backend, check: Callable[[str | None], None], values: Sequence[Any], stop: threading.Event
 ) -> AsyncGenerator[tuple[Any, ...]]:
-    """Yield what the panel shows while both sides are answered; ``values`` are question, system, token, settings."""
+    """Yield what the panel shows while both sides are answered; ``values`` are question, system, token, settings.
+
+    ``check`` raises where the token does not allow to load a model.
+    """
     question, system, token, *settings = values
     half = len(settings) // len(NAMES)
     sides = [settings[:half], settings[half:]]
 
     def build(side: Sequence[Any]) -> Callable[[], GenerationRequest]:
-        return lambda: to_request(backend, question, system, side, lambda: access.check(token))
+        return lambda: to_request(backend, question, system, side, lambda: check(token))
 
     def stream(side: Sequence[Any]) -> Callable[[], AsyncGenerator[Snapshot]]:
         return lambda: snapshots(backend, build(side), stop)

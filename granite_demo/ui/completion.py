@@ -5,10 +5,10 @@ from typing import Any
 
 import gradio as gr
 
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.ui import filling, precisions, scoring, write_events, writing
 from granite_demo.ui.filling import FillingTab
-from granite_demo.ui.models import Access
 from granite_demo.ui.precisions import PrecisionsTab
 from granite_demo.ui.scoring import ScoringTab
 from granite_demo.ui.settings import Preferences

@@ -12,7 +12,7 @@ from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.status import ModelStatus
 from granite_demo.types import GenerationRequest
-from granite_demo.ui.answering import Visitors, session, snapshots
+from granite_demo.ui.answering import Visitors, own, session, snapshots
 from granite_demo.ui.events import DIRECT, STREAMING
 from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import Preferences, to_sampling
@@ -127,7 +127,7 @@ def wire(tab: FillingTab, preferences: Preferences, backend: Backend, demo: gr.B
         yield *_buttons(busy=True, done=False), "", "", note_html("Waiting for the first token")
         text, shown, below = "", "", ""
         with visitors.answering(session(visit)) as stop:
-            updates = snapshots(backend, lambda: to_request(backend, prefix, suffix, *values), stop)
+            updates = snapshots(own(backend, visit), lambda: to_request(backend, prefix, suffix, *values), stop)
             async with aclosing(updates):
                 async for answer, note, kind, _ in updates:
                     text, below = answer.text, note_html(note, kind)

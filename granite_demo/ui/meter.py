@@ -13,6 +13,7 @@ from granite_demo.backends import Backend
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.types import PromptView
+from granite_demo.ui.answering import own
 from granite_demo.ui.events import DIRECT
 from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling
@@ -123,10 +124,10 @@ def wire(
 ) -> None:
     """Connect the events. ``components`` are those of ``Preferences``; after ``ready`` another model may answer."""
 
-    async def update(value: Any, text: str | None, *values: Any) -> Any:
+    async def update(visit: gr.Request, value: Any, text: str | None, *values: Any) -> Any:
         await asyncio.sleep(PAUSE_SECONDS)
         try:
-            return await measure(backend, value, text, to_sampling(*values))
+            return await measure(own(backend, visit), value, text, to_sampling(*values))
         except InvalidRequestError:  # a setting out of range
             return ""
 

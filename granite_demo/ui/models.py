@@ -4,16 +4,17 @@ Loading another model changes it for everybody. Where strangers can reach the pa
 handlers check it: hiding a button protects nothing, since every event can be called without the page.
 """
 
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.status import LoadOptions, ModelStatus
+from granite_demo.ui.answering import address
 from granite_demo.ui.events import BUSY_SECONDS, DIRECT
 from granite_demo.ui.render import facts_html, memory_html, note_html
 
@@ -26,25 +27,6 @@ PRECISIONS: dict[str, dict[str, Any]] = {
     "int4 fp4 (bitsandbytes)": {"quantization": "fp4"},
 }
 ATTENTIONS = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
-
-
-@dataclass(frozen=True, slots=True)
-class Access:
-    """Who may change the server's model: everybody, or in public mode those who know the token."""
-
-    public: bool = False
-    token: str = ""
-
-    def check(self, token: str | None) -> None:
-        """Raise InvalidRequestError unless ``token`` allows to change the server."""
-        if not self.public:
-            return
-        if not self.token:
-            raise InvalidRequestError(
-                "Loading is off on this public page. To allow it, start the server with GRANITE_DEMO_ADMIN_TOKEN."
-            )
-        if not secrets.compare_digest((token or "").encode(), self.token.encode()):
-            raise InvalidRequestError("That is not the admin token, so the model stays as it is.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,24 +102,30 @@ def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -
     """Connect the events. ``timer`` is sped up when there is progress to show."""
 
     def load(
-        model: str | None, precision: str, attention: str, context: Any, keep: Any, token: str | None
+        visit: gr.Request,
+        model: str | None,
+        precision: str,
+        attention: str,
+        context: Any,
+        keep: Any,
+        token: str | None,
     ) -> tuple[Any, Any]:
         def begin() -> None:
             if not model:
                 raise InvalidRequestError("Choose a model first.")
             backend.select(load_options(model, precision, attention, context, keep))
 
-        return guarded(begin, token, f"Loading {model}. The present model answers until it is ready.")
+        return guarded(visit, begin, token, f"Loading {model}. The present model answers until it is ready.")
 
-    def cancel(token: str | None) -> tuple[Any, Any]:
-        return guarded(backend.cancel_load, token, "Cancelling.")
+    def cancel(visit: gr.Request, token: str | None) -> tuple[Any, Any]:
+        return guarded(visit, backend.cancel_load, token, "Cancelling.")
 
-    def unload(token: str | None) -> tuple[Any, Any]:
-        return guarded(backend.unload, token, "Unloaded. The next message loads it again.")
+    def unload(visit: gr.Request, token: str | None) -> tuple[Any, Any]:
+        return guarded(visit, backend.unload, token, "Unloaded. The next message loads it again.")
 
-    def guarded(action: Callable[[], None], token: str | None, done: str) -> tuple[Any, Any]:
+    def guarded(visit: gr.Request, action: Callable[[], None], token: str | None, done: str) -> tuple[Any, Any]:
         try:
-            access.check(token)
+            access.check(token, address(visit))
             action()
             return note_html(done), gr.Timer(BUSY_SECONDS)
         except GraniteDemoError as error:

@@ -11,14 +11,15 @@ from typing import Any, NamedTuple
 
 import gradio as gr
 
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.scores import CompareRequest, Comparing, Comparison
 from granite_demo.status import LoadOptions, ModelStatus
 from granite_demo.ui import tokens
-from granite_demo.ui.answering import Kind, Visitors, session, unforeseen
+from granite_demo.ui.answering import Kind, Visitors, address, own, session, unforeseen
 from granite_demo.ui.events import DIRECT, STREAMING
-from granite_demo.ui.models import PRECISIONS, Access, load_options
+from granite_demo.ui.models import PRECISIONS, load_options
 from granite_demo.ui.precision_plot import figure, heat_html, summary_html, to_csv, worst_html
 from granite_demo.ui.render import note_html
 from granite_demo.ui.streaming import paced
@@ -202,14 +203,14 @@ def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, 
         visit: gr.Request, text: Any, reference: Any, other: Any, token: Any
     ) -> AsyncGenerator[tuple[Any, ...]]:
         def build() -> CompareRequest:
-            access.check(str(token or ""))
+            access.check(str(token or ""), address(visit))
             return to_request(backend, text, reference, other)
 
         kept: tuple[Any, ...] = (gr.skip(),) * len(results)
         yield *_buttons(busy=True), progress_html(None), *kept
         step = Step(None)
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(steps(backend, build, stop)) as updates:
+            async with aclosing(steps(own(backend, visit), build, stop)) as updates:
                 async for step in updates:
                     if step.progress:
                         yield gr.skip(), gr.skip(), progress_html(step.progress), *kept

@@ -19,7 +19,7 @@ from granite_demo.status import ModelStatus
 from granite_demo.types import Queued
 from granite_demo.ui import tokens
 from granite_demo.ui.answer import waiting_words
-from granite_demo.ui.answering import Kind, Visitors, session, unforeseen
+from granite_demo.ui.answering import Kind, Visitors, own, session, unforeseen
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving
 from granite_demo.ui.render import note_html
 from granite_demo.ui.streaming import paced
@@ -178,7 +178,7 @@ def wire(tab: ScoringTab, backend: Backend, demo: gr.Blocks, ready: list[Any], p
         found: Sequence[ScoredToken] = ()
         screen: tuple[Any, ...] = ("", "", "")
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(scorings(backend, build, stop)) as updates:
+            async with aclosing(scorings(own(backend, visit), build, stop)) as updates:
                 async for found, summary, note, kind in updates:
                     shown = view(found, tint) if found else ""
                     screen = figures_html(found, summary), shown, note_html(note, kind) if note else ""

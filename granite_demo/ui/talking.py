@@ -8,18 +8,18 @@ import gradio as gr
 from pydantic import ValidationError
 
 from granite_demo import conversations
+from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.bundle import bundle
 from granite_demo.conversations import Conversation
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types import Citation
 from granite_demo.ui import asking, compare, documents, meter, switches, tools, xray
-from granite_demo.ui.answering import Visitors, session
+from granite_demo.ui.answering import Visitors, own, session
 from granite_demo.ui.asking import Asked
 from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
 from granite_demo.ui.grounding import grounding_html, listed_of
-from granite_demo.ui.models import Access
 from granite_demo.ui.render import note_html
 from granite_demo.ui.responding import respond, settle, waits_for_answer
 from granite_demo.ui.settings import Preferences
@@ -170,7 +170,7 @@ def wire_answering(
             return
         yield gr.skip(), message_box(busy=True), None
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(respond(backend, conversation, values, stop)) as updates:
+            async with aclosing(respond(own(backend, visit), conversation, values, stop)) as updates:
                 async for update in updates:
                     yield update.history, gr.skip(), update.pending or gr.skip()
             visitors.settling(session(visit))

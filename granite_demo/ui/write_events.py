@@ -13,7 +13,7 @@ from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.tokentree import Tree
 from granite_demo.types import GenerationRequest
 from granite_demo.ui import constraining, tokens
-from granite_demo.ui.answering import Visitors, session
+from granite_demo.ui.answering import Visitors, own, session
 from granite_demo.ui.branching import run_of
 from granite_demo.ui.editing import History, accepted, redone, seen, undone
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
@@ -62,7 +62,7 @@ def wire_continuing(tab: WriteTab, preferences: Preferences, backend: Backend, v
             yield {tab.note: note_html(told(error), "error")}
             return
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(growing(tab, backend, wish, stop)) as updates:
+            async with aclosing(growing(tab, own(backend, visit), wish, stop)) as updates:
                 async for update in updates:
                     yield update
 
@@ -133,7 +133,7 @@ def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
 def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
     """Undo and redo, and what is known of the text after a pause in typing."""
 
-    async def count(text: str | None, special: Any) -> tuple[Any, ...]:
+    async def count(visit: gr.Request, text: str | None, special: Any) -> tuple[Any, ...]:
         await asyncio.sleep(PAUSE_SECONDS)
         if why := backend.status().unable_to("token ids"):
             return counted_values(None, why)
@@ -141,7 +141,7 @@ def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
             return counted_values(None, "The text is empty.")
         try:
             request = GenerationRequest(prompt=text, special_tokens=bool(special))
-            return counted_values(await backend.inspect(request, parts=True))
+            return counted_values(await own(backend, visit).inspect(request, parts=True))
         except GraniteDemoError as error:
             return counted_values(None, error.user_text)
 

@@ -13,6 +13,7 @@ from granite_demo import conversations
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError
 from granite_demo.types import Origin, PromptPart, PromptView
+from granite_demo.ui.answering import own
 from granite_demo.ui.events import DIRECT
 from granite_demo.ui.render import note_html
 from granite_demo.ui.requests import build_request
@@ -214,14 +215,14 @@ def layout() -> Xray:
 def wire(panel: Xray, backend: Backend, holder: Any, message: gr.Textbox, components: Sequence[Any]) -> None:
     """Connect the events. ``components`` are those of ``Preferences``."""
 
-    async def show(value: Any, text: str | None, last: Any, *values: Any) -> tuple[Any, ...]:
+    async def show(visit: gr.Request, value: Any, text: str | None, last: Any, *values: Any) -> tuple[Any, ...]:
         try:
             conversation = conversations.load(value)
             if not (text or "").strip():
                 conversation = conversations.unanswered(conversation)
             sampling = to_sampling(*values)
             request = await asyncio.to_thread(build_request, conversation, sampling, text or "")
-            view = await backend.inspect(request, parts=True)
+            view = await own(backend, visit).inspect(request, parts=True)
         except GraniteDemoError as error:
             return note_html(error.user_text, "error"), "", gr.Textbox(visible=False), gr.skip()
         if view is None:

@@ -10,6 +10,7 @@ from granite_demo.constraints import Constraint
 from granite_demo.errors import ContextOverflowError, EngineBusyError, EngineError, InvalidRequestError
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.server.app import create_app
+from granite_demo.server.policy import Policy
 from granite_demo.server.run import running
 from tests.bad_requests import BAD_REQUESTS, CHAT, PLAIN, SAMPLED, Bad
 from tests.fakes import FakeBackend
@@ -144,9 +145,13 @@ def test_what_a_model_cannot_do_is_refused_by_its_name(http: httpx.Client, fake:
     assert not fake.requests
 
 
-def test_the_key_is_asked_for() -> None:
+def test_the_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granite_demo.access.MAX_FAILURES", 100)
     backend = FakeBackend()
-    with running(create_app(backend, api_key="s3cret"), backend) as url, httpx.Client(base_url=url) as http:
+    with (
+        running(create_app(backend, policy=Policy(api_key="s3cret")), backend) as url,
+        httpx.Client(base_url=url) as http,
+    ):
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "s3cret"}, {"x-api-key": "s3cret"}):
             for path in ("/v1/models", "/v1/nothing", "/metrics"):
                 response = http.get(path, headers=headers)

@@ -6,6 +6,7 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 
+from granite_demo.access import Access
 from granite_demo.scores import (
     ComparedSide,
     ComparedToken,
@@ -16,8 +17,8 @@ from granite_demo.scores import (
     TokenAlternative,
 )
 from granite_demo.server.guards import Guard
+from granite_demo.server.policy import MAX_BODY
 from granite_demo.ui import filling, precisions, scoring, settings
-from granite_demo.ui.models import Access
 from granite_demo.ui.theme import load_theme, style_paths
 from tests.fakes import FakeBackend
 
@@ -86,7 +87,7 @@ def build(backend: FakeBackend, access: Access) -> FastAPI:
         precisions.wire(pair, backend, access, demo, ready)
     demo.queue(default_concurrency_limit=16)
     app = FastAPI()
-    app.add_middleware(Guard)
+    app.add_middleware(Guard, limit=MAX_BODY)
     mounted: Any = gr.mount_gradio_app(
         app, demo, path="/", theme=load_theme(), css_paths=style_paths(), ssr_mode=False, run_history=False
     )

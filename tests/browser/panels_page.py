@@ -8,10 +8,10 @@ from typing import Any
 import gradio as gr
 
 from granite_demo import conversations
+from granite_demo.access import Access
 from granite_demo.messages import Switches
 from granite_demo.types import Finish, PromptPart, PromptView, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
 from granite_demo.ui import compare, latex, meter, settings, xray
-from granite_demo.ui.models import Access
 from granite_demo.ui.theme import assets_dir
 from tests.fakes import READY, FakeBackend
 

@@ -6,10 +6,10 @@ import httpx
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from granite_demo.access import Access
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.status import LoadOptions, MemoryUse, ModelStatus
-from granite_demo.ui.models import Access
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser

@@ -7,8 +7,8 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
 from playwright.sync_api import Browser, Page, expect
 
+from granite_demo.access import Access
 from granite_demo.server.run import running
-from granite_demo.ui.models import Access
 from granite_demo.ui.scoring import WRITTEN
 from tests.browser.completion_tabs import CSP, WORDS, build, scored, summary
 from tests.fakes import READY, FakeBackend

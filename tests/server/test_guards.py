@@ -9,7 +9,7 @@ from fastapi.testclient import TestClient
 
 from granite_demo import conversations
 from granite_demo.server.app import create_app
-from granite_demo.server.guards import MAX_BODY
+from granite_demo.server.policy import MAX_BODY
 from tests.fakes import FakeBackend
 
 EMPTY = conversations.dump(conversations.start())

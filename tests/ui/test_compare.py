@@ -2,18 +2,19 @@
 
 import threading
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gradio as gr
 import pytest
 
+from granite_demo.access import Access
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message, Switches
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions
 from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.ui.compare import answers, shown_values, to_request
-from granite_demo.ui.models import Access
 from tests.fakes import READY, FakeBackend
 
 SIDE: tuple[Any, ...] = ("", 0, 1, "", 512, "", "Automatic")
@@ -63,8 +64,8 @@ def test_another_model_takes_the_right_to_load(backend: FakeBackend, values: dic
     backend.state = replace(READY, model="one")
     access = Access(public=True, token="sesame")
     with pytest.raises(InvalidRequestError, match="not the admin token"):
-        to_request(backend, "Why?", None, side(**values), lambda: access.check("guess"))
-    assert to_request(backend, "Why?", None, side(**values), lambda: access.check("sesame")).model
+        to_request(backend, "Why?", None, side(**values), lambda: access.check("guess", ""))
+    assert to_request(backend, "Why?", None, side(**values), lambda: access.check("sesame", "")).model
 
 
 @pytest.mark.parametrize("model", ["/etc", "three"])
@@ -101,7 +102,8 @@ def test_without_levels_the_reason_is_told(backend: FakeBackend) -> None:
 
 async def run(backend: FakeBackend, *sides: list[Any], access: Access | None = None) -> list[tuple[Any, ...]]:
     values = ["Why?", "", "", *[value for one in sides for value in one]]
-    return [update async for update in answers(backend, access or Access(), values, threading.Event())]
+    check = partial((access or Access()).check, visitor="")
+    return [update async for update in answers(backend, check, values, threading.Event())]
 
 
 async def test_the_panel_shows_both_and_ends_with_the_difference(backend: FakeBackend) -> None:

@@ -1,0 +1,59 @@
+"""Who may do what on a server that others reach, and how often somebody may guess a secret."""
+
+import secrets
+import time
+from collections import deque
+from dataclasses import dataclass, field
+
+from granite_demo.errors import InvalidRequestError, VisitorLimitError
+
+MAX_FAILURES = 5
+"""Wrong secrets of one visitor in ``WINDOW`` seconds; then none of theirs is looked at."""
+WINDOW = 60.0
+MAX_REMEMBERED = 10_000
+
+
+class Failures:
+    """How often each visitor was wrong of late."""
+
+    def __init__(self) -> None:
+        self._times: dict[str, deque[float]] = {}
+
+    def check(self, visitor: str) -> None:
+        """Raise VisitorLimitError for one who was wrong too often."""
+        if len(self._recent(visitor)) >= MAX_FAILURES:
+            raise VisitorLimitError("Too many wrong keys or passwords came from your address. Try again in a minute.")
+
+    def add(self, visitor: str) -> None:
+        """``visitor`` was wrong."""
+        if len(self._times) >= MAX_REMEMBERED:
+            self._times = {name: times for name, times in self._times.items() if self._recent(name)}
+        self._times.setdefault(visitor, deque()).append(time.monotonic())
+
+    def _recent(self, visitor: str) -> deque[float]:
+        times = self._times.get(visitor, deque())
+        while times and times[0] <= time.monotonic() - WINDOW:
+            times.popleft()
+        return times
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """Who may change the server's model: everybody, or in public mode those who know the token."""
+
+    public: bool = False
+    token: str = ""
+    failures: Failures = field(default_factory=Failures)
+
+    def check(self, token: str | None, visitor: str) -> None:
+        """Raise InvalidRequestError unless ``token`` allows ``visitor`` to change the server, or VisitorLimitError."""
+        if not self.public:
+            return
+        if not self.token:
+            raise InvalidRequestError(
+                "Loading is off on this public page. To allow it, start the server with GRANITE_DEMO_ADMIN_TOKEN."
+            )
+        self.failures.check(visitor)
+        if not secrets.compare_digest((token or "").encode(), self.token.encode()):
+            self.failures.add(visitor)
+            raise InvalidRequestError("That is not the admin token, so the model stays as it is.")

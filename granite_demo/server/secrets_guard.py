@@ -1,0 +1,51 @@
+"""Nobody guesses a key or a password: who was wrong too often has to wait."""
+
+from collections.abc import Collection
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from granite_demo.access import WINDOW, Failures
+from granite_demo.errors import VisitorLimitError
+from granite_demo.limits import visitor_of
+from granite_demo.server.guards import refusal
+
+LOGIN = "/login"
+"""Gradio's route for names and passwords; it answers 400 to wrong ones."""
+
+
+class SecretsGuard:
+    """Answers 429 where a wrong login or a wrong key came too often from one address, without looking at the next."""
+
+    def __init__(self, app: ASGIApp, failures: Failures, keyed: Collection[str]) -> None:
+        """``keyed``: the paths that want a key, and what lies under them."""
+        self._app = app
+        self._failures = failures
+        self._keyed = keyed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        wrong = self._status_of_a_failure(scope)
+        if not wrong:
+            return await self._app(scope, receive, send)
+        visitor = visitor_of((scope.get("client") or ("",))[0])
+        try:
+            self._failures.check(visitor)
+        except VisitorLimitError as error:
+            headers = {"retry-after": str(int(WINDOW))}
+            return await refusal(scope, error.user_text, error.status, "rate_limit_exceeded", headers)(
+                scope, receive, send
+            )
+
+        async def watched(message: Message) -> None:
+            if message["type"] == "http.response.start" and message["status"] == wrong:
+                self._failures.add(visitor)
+            await send(message)
+
+        await self._app(scope, receive, watched)
+
+    def _status_of_a_failure(self, scope: Scope) -> int | None:
+        if scope["type"] != "http":
+            return None
+        path = scope["path"].rstrip("/")
+        if path == LOGIN and scope["method"] == "POST":
+            return 400
+        return 401 if any(path == keyed or path.startswith(f"{keyed}/") for keyed in self._keyed) else None

@@ -1,0 +1,66 @@
+"""Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
+
+import os
+from typing import Protocol
+
+from rich.console import Console
+
+from granite_demo.access import Access
+from granite_demo.backends import LocalBackend
+from granite_demo.limits import LimitedBackend
+from granite_demo.opening import follow
+from granite_demo.remote.backend import RemoteBackend
+from granite_demo.settings import Settings
+from granite_demo.tensor_parallel import ALONE, Group
+from granite_demo.terminal import set_up_logging
+
+
+class Opener(Protocol):
+    """Makes the backend that ``settings`` ask for."""
+
+    def __call__(self, settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend | RemoteBackend:
+        """Raises GraniteDemoError."""
+        ...
+
+
+def run_server(settings: Settings, console: Console, opened: Opener) -> None:
+    """Serve the page until a signal."""
+    set_up_logging(settings.log_level, console)
+    group = Group(settings.processes, settings.rank, settings.local_rank)
+    if group.size > 1:
+        # As continuous batching wants it, which asks for it too late: NCCL reads this when the processes meet.
+        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
+    if not group.leads:
+        return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
+    from granite_demo.server.run import address, bind, serve
+
+    # Before the imports of several seconds: a port in use is told at once.
+    listener = bind(settings.host, settings.port)
+    link = _share(settings, listener.getsockname()[1])
+    backend = opened(settings, console, group)
+    console.print("granite-demo is starting.", highlight=False)
+    if group.size > 1:
+        with group.together():
+            backend.wait_until_ready()
+    from granite_demo.server.app import create_app
+    from granite_demo.server.policy import limits_of, policy_of
+
+    limited = LimitedBackend(backend, limits_of(settings))
+    app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
+
+    def announce() -> None:
+        console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
+        if link:
+            console.print(f"Whoever has this link can use it: {link}", highlight=False, markup=False)
+
+    serve(app, limited, listener, announce, settings.trusted_proxies)
+    group.leave()
+
+
+def _share(settings: Settings, port: int) -> str:
+    """Before anything else is started: without a network this fails."""
+    if settings.share != "yes":
+        return ""
+    from granite_demo.server.share import share_link
+
+    return share_link(port, settings.cache_dir)
