@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, aclosing
+from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -67,8 +67,7 @@ def compare(
     from granite_demo.server.run import running
 
     counts = sorted({1, *(users for users in sizes.users if users <= MOST_VISITORS)})
-    with running(create_app(backend), backend) as url, ExitStack() as stack:
-        clients = [stack.enter_context(visitors.client_of(url)) for _ in range(max(counts))]
+    with running(create_app(backend), backend) as url, visitors.crowd(url, max(counts)) as visit:
         questions = map(QUESTION.format, itertools.count(1))
         kinds: list[tuple[str, int]] = []
         ways: list[Way[Run]] = []
@@ -83,7 +82,7 @@ def compare(
         add(BACKEND, 1, partial(_backend, backend, sizes.tokens))
         for count in counts:
             add(ENGINE, count, partial(_engine, ready, sizes.tokens))
-            add(PAGE, count, partial(visitors.visit, clients, sizes.tokens))
+            add(PAGE, count, partial(visit, sizes.tokens))
         turns = in_turns(ways, sizes.rounds, tell)
     return rows_of(kinds, turns.samples), turns.left_out
 

@@ -1,11 +1,13 @@
 """Visitors of the page: clients that speak its own protocol, as a browser does."""
 
+import multiprocessing
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
+from multiprocessing.connection import Connection
 from typing import Any
 
 from granite_demo import conversations
@@ -23,6 +25,46 @@ def client_of(url: str) -> Iterator[Any]:
         yield client
     finally:
         client.close()
+
+
+@contextmanager
+def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str]], Run]]:
+    """So many visitors of the page at ``url``; call it with the tokens an answer may have, and a question for each.
+
+    They are a process of their own, as browsers are: in the server's they would take time from its engine. Raises
+    EngineError where an answer does not come.
+    """
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve_crowd, args=(theirs, url, count), daemon=True)
+    process.start()
+
+    def ask(tokens: int, questions: Sequence[str]) -> Run:
+        ours.send((tokens, list(questions)))
+        while not ours.poll(0.2):
+            if not process.is_alive():
+                raise EngineError("The visitors' process ended. Its error stands above.")
+        answer = ours.recv()
+        if isinstance(answer, Run):
+            return answer
+        raise EngineError(str(answer))
+
+    try:
+        yield ask
+    finally:
+        ours.send(None)
+        process.join(10)
+        process.kill()
+
+
+def _serve_crowd(connection: Connection, url: str, count: int) -> None:
+    with ExitStack() as stack:
+        clients = [stack.enter_context(client_of(url)) for _ in range(count)]
+        while (asked := connection.recv()) is not None:
+            try:
+                connection.send(visit(clients, *asked))
+            except Exception as error:
+                connection.send(str(error))
 
 
 def visit(clients: Sequence[Any], tokens: int, questions: Sequence[str]) -> Run:

@@ -1,7 +1,5 @@
 """Visitors of a real page over a backend that answers at once."""
 
-from contextlib import ExitStack
-
 import pytest
 
 from granite_demo.bench import visitors
@@ -14,13 +12,16 @@ from tests.fakes import FakeBackend
 @pytest.mark.slow
 def test_visitors_ask_at_once_and_greedily(backend: FakeBackend) -> None:
     backend.delay = 0.05
-    with running(create_app(backend), backend) as url, ExitStack() as stack:
-        clients = [stack.enter_context(visitors.client_of(url)) for _ in range(3)]
-        run = visitors.visit(clients, 2, ["one?", "two?"])
+    with running(create_app(backend), backend) as url, visitors.crowd(url, 3) as visit:
+        run = visit(2, ["one?", "two?"])
+        requests = list(backend.requests)
+        backend.error = EngineError("The fake failed.")
+        with pytest.raises(EngineError, match="The fake failed"):
+            visit(2, ["three?"])
     assert [answer.tokens for answer in run.answers] == [2, 2]
     assert all(0 < answer.first < answer.last for answer in run.answers)
-    assert sorted(request.messages[-1].content for request in backend.requests) == ["one?", "two?"]
-    assert {(request.sampling.max_tokens, request.sampling.temperature) for request in backend.requests} == {(2, 0)}
+    assert sorted(request.messages[-1].content for request in requests) == ["one?", "two?"]
+    assert {(request.sampling.max_tokens, request.sampling.temperature) for request in requests} == {(2, 0)}
 
 
 def test_a_page_that_does_not_answer_is_an_error() -> None:

@@ -1,0 +1,75 @@
+"""What an update leaves alone is not built anew, and what it changes arrives as it would from Gradio itself."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from granite_demo.ui.page import Page
+
+class Counted(gr.Textbox):
+    """A text box that counts how often one is made."""
+
+    made = 0
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        Counted.made += 1
+        super().__init__(*arguments, **options)
+    from collections.abc import Callable, Sequence
+    from typing import TYPE_CHECKING, Any, Literal
+
+    from gradio.blocks import Block
+
+    if TYPE_CHECKING:
+        from gradio.components import Timer
+        from gradio.components.base import Component
+
+@pytest.fixture(params=[Page, gr.Blocks])
+def blocks(request: pytest.FixtureRequest) -> Iterator[gr.Blocks]:
+    """Two boxes and a number, on our page and on a plain one, which is to answer the same."""
+    with request.param(analytics_enabled=False) as demo:
+        outputs = [Counted(label="A"), Counted(label="B"), gr.Number(label="N")]
+        demo.load(lambda: None, None, outputs)
+    yield demo
+
+async def answered(demo: gr.Blocks, predictions: Any) -> list[Any]:
+    return await demo.postprocess_data(demo.default_config.fns[0], predictions, None)
+
+@pytest.mark.parametrize(
+    "predictions",
+    [
+        ["a", gr.skip(), 3],
+        [gr.skip(), gr.skip(), gr.skip()],
+        gr.skip(),
+        ["a", "b", 3],
+        [gr.skip(), gr.update(visible=False), gr.skip()],
+    ],
+)
+async def test_all_of_it_arrives_in_its_place(blocks: gr.Blocks, predictions: Any) -> None:
+    unchanged = {"__type__": "update"}
+    texts = [predictions] * 3 if isinstance(predictions, dict) else predictions
+    expected = [unchanged if value == gr.skip() else value for value in texts]
+    assert await answered(blocks, predictions) == expected
+
+async def test_a_dict_of_what_changes(blocks: gr.Blocks) -> None:
+    first, second, number = blocks.default_config.fns[0].outputs
+    unchanged = {"__type__": "update"}
+    assert await answered(blocks, {second: "b"}) == [unchanged, "b", unchanged]
+    assert await answered(blocks, {number: 3, first: "a"}) == ["a", unchanged, 3]
+    with blocks:
+        other = gr.Textbox()
+    with pytest.raises(ValueError, match="not specified|Returned component"):
+        await answered(blocks, {other: "c"})
+
+async def test_too_few_values_are_an_error(blocks: gr.Blocks) -> None:
+    with pytest.raises(ValueError, match="enough output values"):
+        await answered(blocks, ["a", gr.skip()])
+
+async def test_what_is_left_alone_is_not_made_anew() -> None:
+    with Page(analytics_enabled=False) as demo:
+        outputs = [Counted(label="A"), Counted(label="B"), gr.Number(label="N")]
+        demo.load(lambda: None, None, outputs)
+    before = Counted.made
+    await answered(demo, [gr.skip(), "b", gr.skip()])
+    assert Counted.made == before
