@@ -94,6 +94,7 @@ def test_stop_before_the_first_token(page: Page, fake: FakeBackend) -> None:
     expect(page.get_by_role("button", name="Send")).to_be_visible()
 
 
+@pytest.mark.release
 def test_retry_makes_the_answer_again(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
@@ -120,6 +121,7 @@ def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
     expect(page.locator("#editor-box")).to_be_hidden()
 
 
+@pytest.mark.release
 def test_a_new_chat_begins_empty_and_the_old_one_is_kept(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
@@ -132,6 +134,7 @@ def test_a_new_chat_begins_empty_and_the_old_one_is_kept(page: Page, fake: FakeB
     expect(page.locator("#chatbot .user.message")).to_contain_text("Hello")
 
 
+@pytest.mark.release
 def test_a_deleted_conversation_is_gone_for_good(page: Page) -> None:
     send(page, "Hello")
     expect(page.locator("#chatbot .act.retry")).to_be_visible()
@@ -223,6 +226,7 @@ def test_markdown_code_and_latex(page: Page, fake: FakeBackend) -> None:
     expect(answer.locator(".katex-display")).to_have_count(1)
 
 
+@pytest.mark.release
 def test_every_character_is_shown_and_none_is_markup(page: Page, fake: FakeBackend) -> None:
     fake.words = ["Use vector<int> and <div> or <T>, a<b. ", "`x<y>`"]
     send(page, "What is <b>this</b> in vector<int>?")
@@ -259,6 +263,7 @@ def test_a_picture_is_not_fetched_from_elsewhere(page: Page, fake: FakeBackend) 
     assert any("192.0.2.1" in text for text in refused)
 
 
+@pytest.mark.release
 def test_two_visitors_do_not_see_each_other(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 100, 0.1
     one, two = open_page(), open_page()

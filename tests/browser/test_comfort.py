@@ -58,6 +58,7 @@ def test_the_up_arrow_edits_the_last_question(page: Page, fake: FakeBackend) -> 
     expect(box).to_be_focused()
 
 
+@pytest.mark.release
 def test_escape_closes_the_editor_and_gives_the_focus_back(page: Page) -> None:
     send(page, "First")
     settled(page)
@@ -108,6 +109,7 @@ def test_formulas_prices_and_diagrams(page: Page, fake: FakeBackend) -> None:
     expect(answers(page).locator("svg[id^=mermaid], .mermaid svg").first).to_be_visible()
 
 
+@pytest.mark.release
 def test_the_meter_shows_what_the_conversation_takes(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.view = VIEW
     page = open_page()
@@ -131,6 +133,7 @@ def test_the_prompt_is_shown_by_who_wrote_it(page: Page, fake: FakeBackend) -> N
     expect(page.locator(".xray").first).to_contain_text("Why blue?")
 
 
+@pytest.mark.release
 def test_two_settings_answer_side_by_side(page: Page, fake: FakeBackend) -> None:
     page.get_by_role("button", name="Side by side").click()
     page.locator("#compare-question textarea").fill("Why?")

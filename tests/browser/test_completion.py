@@ -123,6 +123,7 @@ def test_stop_keeps_the_text(page: Page, fake: FakeBackend) -> None:
     expect(page.locator("#run")).to_be_visible()
 
 
+@pytest.mark.release
 def test_what_is_still_written_cannot_be_accepted(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.3
     opened(page).locator("#prompt textarea").fill("Once")
@@ -155,6 +156,7 @@ def test_keys_continue_and_stop(page: Page, fake: FakeBackend) -> None:
     assert text(page) == "Once"
 
 
+@pytest.mark.release
 def test_an_error_is_a_note_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
     fake.error = EngineError("The engine broke.")
     opened(page).locator("#prompt textarea").fill("Once")
@@ -174,6 +176,7 @@ def test_a_closed_page_stops_its_request(open_page: OpenPage, fake: FakeBackend)
     wait_idle(fake, 3.0)
 
 
+@pytest.mark.release
 def test_what_is_pending_is_extended_by_ids(write: Page, fake: FakeBackend) -> None:
     begin(write)
     output(write, " sat down")
@@ -311,6 +314,7 @@ def test_samples_stand_side_by_side_and_one_is_taken(write: Page, fake: FakeBack
     expect(write.locator(".branches .count")).to_have_text("2/3")
 
 
+@pytest.mark.release
 def test_samples_at_temperature_0_make_no_sense(write: Page, fake: FakeBackend) -> None:
     write.locator("#sample-count").get_by_label("2").check()
     write.locator("#prompt textarea").fill("The cat")
@@ -347,6 +351,7 @@ def test_the_output_is_constrained(
     expect(write.locator("#completion-note")).not_to_contain_text("cut")
 
 
+@pytest.mark.release
 def test_a_broken_schema_is_told_and_nothing_is_lost(write: Page, fake: FakeBackend) -> None:
     begin(write)
     write.get_by_role("button", name="Constrained output").click()

@@ -68,6 +68,7 @@ def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> 
     expect(page.locator("#chatbot .user.message")).to_contain_text("1/2")
 
 
+@pytest.mark.release
 def test_an_answer_can_be_edited_and_the_model_goes_on_from_it(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
@@ -127,6 +128,7 @@ def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> No
     assert page.evaluate("navigator.clipboard.readText()") == "**bold** and $x$"
 
 
+@pytest.mark.release
 def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
     fake.script = [TextDelta("Blue.", 3), END]
     send(page, "Which colour?")
@@ -227,6 +229,7 @@ def test_what_was_left_out_is_told(page: Page, fake: FakeBackend) -> None:
     expect(answers(page)).to_contain_text("left out to fit the context: the oldest 4 messages")
 
 
+@pytest.mark.release
 def test_another_question_waits_for_the_answer(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")
@@ -240,6 +243,7 @@ def test_another_question_waits_for_the_answer(page: Page, fake: FakeBackend) ->
     assert len(fake.requests) == 1
 
 
+@pytest.mark.release
 def test_another_conversation_stops_the_answer_and_keeps_it(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")
@@ -254,6 +258,7 @@ def test_another_conversation_stops_the_answer_and_keeps_it(page: Page, fake: Fa
     expect(answers(page)).to_contain_text("stopped")
 
 
+@pytest.mark.release
 def test_a_new_chat_in_the_middle_is_the_open_one(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")
@@ -306,6 +311,7 @@ def test_six_calls_are_answered_before_the_model_goes_on(page: Page, fake: FakeB
     assert [message.content for message in fake.requests[-1].messages[2:]] == ["0", "1", "2", "3", "4", "5"]
 
 
+@pytest.mark.release
 def test_a_file_that_is_read_slowly_does_not_undo_what_was_said(
     page: Page, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,7 @@ def test_a_load_by_somebody_else_is_seen(page: Page, fake: FakeBackend) -> None:
     expect(page.locator("#model-status")).to_contain_text("2.0 of 5.1 GB")
 
 
+@pytest.mark.release
 def test_a_load_is_cancelled(page: Page, fake: FakeBackend) -> None:
     choose(page, "Family · one")
     fake.state = ModelStatus("one", "downloading", 0.2, "1.0 of 5.1 GB")
@@ -67,6 +68,7 @@ def test_a_failure_is_told_while_the_old_model_answers(page: Page, fake: FakeBac
     expect(page.locator("#model-status")).to_contain_text("Fake model")
 
 
+@pytest.mark.release
 def test_nothing_chosen_is_told(page: Page, fake: FakeBackend) -> None:
     page.get_by_role("tab", name="Settings").click()
     page.get_by_role("button", name="Load", exact=True).click()
@@ -74,6 +76,7 @@ def test_nothing_chosen_is_told(page: Page, fake: FakeBackend) -> None:
     assert fake.selected == []
 
 
+@pytest.mark.release
 def test_a_model_is_unloaded(page: Page, fake: FakeBackend) -> None:
     page.get_by_role("tab", name="Settings").click()
     page.get_by_role("button", name="Unload").click()

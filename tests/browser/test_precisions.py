@@ -103,6 +103,7 @@ def test_progress_is_shown_and_it_can_be_cancelled(pair: Page, fake: FakeBackend
     expect(pair.locator("#precisions-run")).to_be_visible()
 
 
+@pytest.mark.release
 def test_where_it_cannot_be_had_it_says_why(pair: Page, fake: FakeBackend) -> None:
     fake.state = replace(READY, unable=(("comparing precisions", "The model is fixed."),))
     expect(pair.locator("#precisions-reason")).to_have_text("The model is fixed.")

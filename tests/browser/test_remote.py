@@ -33,6 +33,7 @@ def page(server: FakeServer, chromium: Browser) -> Iterator[Page]:
         page.close()
 
 
+@pytest.mark.release
 def test_a_chat_in_front_of_another_server(page: Page, server: FakeServer) -> None:
     expect(page.locator("#model-status")).to_contain_text(f"vLLM at {server.url}")
     server.chunks = [said("", reasoning_content="Let me see."), said("Hello"), said(" world"), ended()]

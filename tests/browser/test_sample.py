@@ -45,7 +45,6 @@ def settled(page: Page, count: int = 1) -> None:
     expect(page.locator("#chatbot .act.retry")).to_have_count(count)
 
 
-@pytest.mark.release
 def test_the_sample_answers_in_the_browser(page: Page) -> None:
     send(page, "What is the capital of France?")
     expect(answers(page)).to_contain_text("Paris")
@@ -55,6 +54,7 @@ def test_the_sample_answers_in_the_browser(page: Page) -> None:
     expect(page.locator("#facts")).to_contain_text("float32")
 
 
+@pytest.mark.release
 def test_a_whole_conversation_with_the_sample(page: Page) -> None:
     send(page, "What is the capital of France?")
     settled(page)

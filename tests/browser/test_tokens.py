@@ -75,6 +75,7 @@ def test_hover_shows_what_else_could_stand_there(view: Page) -> None:
     expect(popup).to_have_count(0)
 
 
+@pytest.mark.release
 def test_a_tap_opens_it_and_a_tap_elsewhere_closes_it(view: Page) -> None:
     view.locator("#score-view .tokens > b").nth(1).tap()
     expect(view.locator(".token-popup")).to_contain_text("capital")
@@ -113,6 +114,7 @@ def test_an_alternative_that_is_clicked_goes_into_the_text(view: Page) -> None:
     expect(view.locator(".token-popup")).to_have_count(0)
 
 
+@pytest.mark.release
 def test_two_thousand_tokens_stay_light(view: Page, fake: FakeBackend) -> None:
     fake.scores = [*scored(2000), summary(scored(2000))]
     before = view.locator("*").count()
@@ -124,7 +126,7 @@ def test_two_thousand_tokens_stay_light(view: Page, fake: FakeBackend) -> None:
     expect(view.locator(".token-popup")).to_contain_text("token 1500")
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.release), "dark"])
 def test_everybody_can_read_it(view: Page, scheme: str) -> None:
     if scheme == "dark":
         view.evaluate("document.body.classList.add('dark')")

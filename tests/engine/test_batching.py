@@ -195,6 +195,7 @@ async def test_closing_during_a_recovery_ends_all(monkeypatch: pytest.MonkeyPatc
 # Cancelling
 
 
+@pytest.mark.release
 async def test_a_storm_of_cancellations_leaves_the_others_alone() -> None:
     loaded = tiny_model()
     # A common beginning of more than a block, so that blocks are shared.
