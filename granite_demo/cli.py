@@ -177,8 +177,12 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
         memory: flags.Memory = None,
         context: flags.Context = None,
         as_json: flags.AsJson = False,
+        url: flags.NoUrl = None,
     ) -> None:
         """Tell what a model needs in each precision, the longest context, and whether it fits."""
+        commands.refuse_url(
+            url, "What fits is asked of this machine. granite-demo models --url lists a server's models."
+        )
         commands.show_fits(model, memory, Settings.resolve({"context": context}, os.environ), as_json)
 
     @cli.command()
@@ -187,8 +191,10 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
         revision: flags.Revision = None,
         cache_dir: flags.CacheDir = None,
         as_json: flags.AsJson = False,
+        url: flags.NoUrl = None,
     ) -> None:
         """Download a model to huggingface_hub's cache, or prepare the sample. Ctrl-C keeps what was downloaded."""
+        commands.refuse_url(url, "A server fetches its models itself: start it with the model's name.")
         commands.pull(Settings.resolve(locals(), os.environ), as_json, console)
 
 

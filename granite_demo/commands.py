@@ -92,6 +92,12 @@ def _is_here(spec: ModelSpec, cache_dir: Path, hub_cache: Path | None) -> bool:
     return (cache_dir / sample.FOLDER / sample.MANIFEST).is_file()  # written last
 
 
+def refuse_url(url: str | None, why: str) -> None:
+    """Raise ConfigurationError with ``why`` where an address was given to a command that asks no server."""
+    if url is not None:
+        raise ConfigurationError(f"--url cannot be used here. {why}")
+
+
 def shape_of(spec: ModelSpec) -> Shape:
     """The model's shape. Raises what is wrong with a folder that has none."""
     if spec.shape is not None:

@@ -49,6 +49,8 @@ def add_compare_command(
         context: flags.Context = None,
         threads: flags.Threads = None,
         cache_dir: flags.CacheDir = None,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
     ) -> None:
         """Read TEXT in two precisions and print where the second differs from the first.
 

@@ -46,6 +46,8 @@ TrustedProxies = Annotated[str | None, _flag("trusted_proxies")]
 Backend = Annotated[str | None, _flag("backend")]
 BackendKey = Annotated[str | None, _flag("backend_key")]
 BackendModel = Annotated[str | None, _flag("backend_model")]
+NoUrl = Annotated[str | None, typer.Option("--url", hidden=True)]
+"""For what a server cannot be asked: says so, where the others take the address."""
 Url = Annotated[str | None, typer.Option("--url", metavar="URL", help=help_text("backend"), show_default=False)]
 UrlKey = Annotated[
     str | None, typer.Option("--url-key", metavar="KEY", help=help_text("backend_key"), show_default=False)

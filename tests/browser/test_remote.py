@@ -1,14 +1,18 @@
 """The page in front of another server, which may die and come back."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
+from granite_demo.remote.backend import RemoteBackend
+from granite_demo.remote.endpoints import Endpoints, parse_urls
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from tests.browser.test_chat import act, answers, send
 from tests.fakeserver import FakeServer, ended, remote, said, serving
+from tests.remote.test_own_server import free_port, own, process
 
 pytestmark = pytest.mark.browser
 
@@ -60,6 +64,27 @@ def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(pag
     act(page, "retry")
     expect(answers(page)).to_contain_text("word11")
     expect(answers(page)).to_contain_text("finished (stop)")
+
+
+@pytest.mark.release
+def test_our_own_server_in_another_process_dies_and_comes_back(chromium: Browser, sample_path: Path) -> None:
+    port = free_port()
+    backend = RemoteBackend(Endpoints(parse_urls(f"http://127.0.0.1:{port}")))
+    with running(create_app(backend), backend) as url:
+        page = chromium.new_page()
+        page.goto(url)
+        with process(*own(port)) as there:
+            expect(page.locator("#model-status .ready")).to_be_visible(timeout=90_000)
+            send(page, "Tell me a very long story about a ship.")
+            expect(answers(page)).to_contain_text("ship")
+            there.kill()
+            expect(answers(page)).to_contain_text("The answer was cut off; what was written is kept.")
+            expect(page.locator("#model-status .failed")).to_contain_text("does not answer")
+        with process(*own(port)):
+            expect(page.locator("#model-status .ready")).to_be_visible(timeout=90_000)
+            send(page, "What is the capital of France?")
+            expect(answers(page).last).to_contain_text("Paris")
+        page.close()
 
 
 @pytest.mark.release

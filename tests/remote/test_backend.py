@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from granite_demo.constraints import Constraint
 from granite_demo.errors import (
     ContextOverflowError,
     EngineClosedError,
@@ -150,6 +151,39 @@ async def test_all_that_a_request_can_say() -> None:
     assert (body["min_p"], body["stop"], body["logit_bias"]) == (0.1, ["END"], {"5": 1.0})
     assert (body["frequency_penalty"], body["presence_penalty"]) == (0.3, 0.4)
     assert (body["logprobs"], body["top_logprobs"]) == (True, 2)
+
+
+@pytest.mark.parametrize(
+    ("constraint", "fields"),
+    [
+        (Constraint("json_object"), {"response_format": {"type": "json_object"}}),
+        (
+            Constraint("json_schema", schema='{"type": "integer"}'),
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "answer", "schema": {"type": "integer"}, "strict": True},
+                }
+            },
+        ),
+        (Constraint("regex", pattern="[0-9]+"), {"structured_outputs": {"regex": "[0-9]+"}}),
+        (Constraint("choice", choices=("yes", "no")), {"structured_outputs": {"choice": ["yes", "no"]}}),
+    ],
+)
+async def test_the_form_of_an_answer_is_asked_for(constraint: Constraint, fields: dict[str, Any]) -> None:
+    server = FakeServer()
+    request = asked(sampling=SamplingParams(constraint=constraint))
+    with serving(server), remote(server) as backend:
+        await events_of(backend, request)
+    assert fields.items() <= server.bodies[0].items()
+    server.models[0]["owned_by"] = "somebody"
+    with serving(server), remote(server) as backend:
+        if "response_format" in fields:
+            await events_of(backend, request)
+            assert fields.items() <= server.bodies[1].items()
+        else:
+            with pytest.raises(InvalidRequestError, match="no patterns and no choices"):
+                await events_of(backend, request)
 
 
 async def test_a_sampled_answer_tells_its_seed_and_switches_the_servers_own_cuts_off() -> None:

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from granite_demo import cli
+from granite_demo import bundle, cli, conversations
 from granite_demo.backends import LocalBackend
 from granite_demo.errors import RemoteDownError
 from granite_demo.remote.backend import RemoteBackend
 from granite_demo.settings import Settings
+from granite_demo.types import Finish, GenerationRequest, Timings, Usage
 from tests.fakeserver import FakeServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -65,6 +66,40 @@ def test_models_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
         ]
         cli_main("models", "--url", server.url)
         assert "granite-4.0-micro" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("saved", "code"), [("Hello world", 0), ("Hello moon", 1)])
+def test_replay_asks_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[str], saved: str, code: int) -> None:
+    conversation = conversations.add(conversations.start(), "user", content="Hi")
+    request = GenerationRequest(conversations.to_messages(conversation))
+    made = bundle.made(request, Finish("stop", Usage(7, 2), Timings(0.1, 0.2)))
+    conversation = conversations.add(conversation, "assistant", content=saved, made=made)
+    file = tmp_path / "answer.json"
+    file.write_text(json.dumps(bundle.bundle(conversation, str(conversation.head))))
+    server = FakeServer()
+    with serving(server), pytest.raises(SystemExit) as ended:
+        cli.main(["replay", str(file), "--url", server.url])
+    assert ended.value.code == code, capsys.readouterr()
+    assert [turn["content"] for turn in server.bodies[0]["messages"]] == ["Hi"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (("fits",), "granite-demo models --url lists"),
+        (("pull", "granite-4.0-350m"), "A server fetches its models itself"),
+        (("compare", "Some text.", "--reference", "float32", "--other", "nf4"), "Comparing precisions"),
+    ],
+)
+def test_what_no_server_can_be_asked_says_so(
+    capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], why: str
+) -> None:
+    server = FakeServer()
+    with serving(server), pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--url", server.url])
+    assert ended.value.code
+    assert why in " ".join(capsys.readouterr().err.split())
+    assert server.bodies == []
 
 
 def cli_main(*arguments: str) -> None:

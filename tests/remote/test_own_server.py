@@ -9,10 +9,12 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from granite_demo.constraints import Constraint
 from granite_demo.errors import RemoteError
 from granite_demo.messages import Message
 from granite_demo.remote.backend import RemoteBackend
@@ -93,6 +95,8 @@ def test_in_front_of_our_own_server(sample_path: Path, backend: tuple[RemoteBack
         assert finish.usage.prompt_tokens > 5
         scored = GenerationRequest(prompt="Once upon a", sampling=SamplingParams(max_tokens=3, logprobs=2))
         assert sum(isinstance(event, TokenScored) for event in asyncio.run(events_of(remote, scored))) == 3
+        chosen = replace(ASKED, sampling=SamplingParams(constraint=Constraint("choice", choices=("Rome", "Oslo"))))
+        assert text_of(asyncio.run(events_of(remote, chosen))) in ("Rome", "Oslo")
         command = [sys.executable, "-m", "granite_demo", "complete", "What is the capital of France?"]
         command += ["--max-tokens", "24", "--url", f"http://127.0.0.1:{port}"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
