@@ -63,9 +63,9 @@ def add_compare_command(
         given = read_text(text, sys.stdin)
         if not given:
             raise ConfigurationError("There is no text to compare on.")
-        with closing(opened(settings, console)) as backend:
-            request = to_request(given, settings.load_options(), other, backend.status().name, special_tokens)
-            result = asyncio.run(_compared(backend, request, console))
+        with closing(opened(settings, console)) as there:
+            request = to_request(given, settings.load_options(), other, there.status().name, special_tokens)
+            result = asyncio.run(_compared(there, request, console))
         if csv_file:
             write_csv(result, csv_file)
         if as_json:

@@ -171,7 +171,8 @@ OTHERS = [
         {"tools": [{"type": "function", "function": {"name": "a", "parameters": PARAMETERS, "strict": True}}]},
         "tools.0.function.strict",
     ),
-    Bad("a tool that must be called", {"tool_choice": "required"}, "tool_choice", "tool_choice must be none or auto"),
+    Bad("a call that must come, without tools", {"tool_choice": "required"}, "tool_choice", "names no tool"),
+    Bad("a choice of tools nobody knows", {"tool_choice": "any"}, "tool_choice", "tool_choice must be none, auto"),
     Bad("a format nobody knows", {"response_format": {"type": "xml"}}, "response_format.type"),
     Bad("a schema that is missing", {"response_format": {"type": "json_schema"}}, "response_format"),
     Bad(

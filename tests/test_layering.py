@@ -108,7 +108,7 @@ MAY_IMPORT = {
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
     | {"conversations"},
-    "api": BASE | {"constraints", "documents", "tools", "backends", "limits", "api"},
+    "api": BASE | {"constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
     "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}

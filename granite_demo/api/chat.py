@@ -1,7 +1,6 @@
 """``/v1/chat/completions``: its body to requests, and events to its answer."""
 
 import json
-import secrets
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -18,26 +17,18 @@ from granite_demo.api.asking import (
     seed_of,
     served_name,
 )
+from granite_demo.api.chat_choices import ChatChoices, ForcedCall
 from granite_demo.api.errors import RefusedError, about
+from granite_demo.api.forced_calls import call_constraint, must_call
 from granite_demo.api.models import ChatMessage, ChatRequest
 from granite_demo.api.template_kwargs import controls_of
-from granite_demo.api.wire import Json, Wire, chat_logprob
+from granite_demo.api.wire import Wire
 from granite_demo.constraints import Constraint
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Document, Message, ToolCall, ToolSpec
 from granite_demo.status import ModelStatus
 from granite_demo.tools import parse_tools
-from granite_demo.types import (
-    Appendix,
-    Citation,
-    Finish,
-    GenerationRequest,
-    ReasoningDelta,
-    StreamEvent,
-    TextDelta,
-    TokenScored,
-    ToolCalled,
-)
+from granite_demo.types import GenerationRequest
 
 
 def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationRequest]:
@@ -47,11 +38,14 @@ def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationReques
     if body.generation_config is not None:
         body = transformers_chat.with_config(body)
     tools = _tools(body, status)
+    forced = must_call(body.tool_choice, tools)
     constraint = only_constraint([*_response_format(body), *constraints_of(body)], status)
     if constraint and tools:
         raise RefusedError(
             "tools cannot be used while the answer has to keep to a format, which a call would not.", ("tools",)
         )
+    if forced:
+        constraint = only_constraint([("tool_choice", call_constraint(forced))], status)
     sampling = sampling_of(body, status, max_tokens=_max_tokens(body), logprobs=_logprobs(body), constraint=constraint)
     controls = controls_of(body, status)
     messages, texts = tuple(_messages(body.messages)), _documents(body, status)
@@ -63,7 +57,8 @@ def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationReques
 
 def wire_of(body: ChatRequest, status: ModelStatus) -> Wire:
     """What makes the answer to ``body``."""
-    choices = [ChatChoices(number) for number in range(body.n or 1)]
+    forced = body.tool_choice not in (None, "none", "auto")
+    choices = [(ForcedCall if forced else ChatChoices)(number) for number in range(body.n or 1)]
     return Wire("chat.completion", "chat.completion.chunk", "chatcmpl", served_name(status), choices)
 
 
@@ -133,10 +128,6 @@ def _documents(body: ChatRequest, status: ModelStatus) -> tuple[Document, ...]:
 
 
 def _tools(body: ChatRequest, status: ModelStatus) -> tuple[ToolSpec, ...]:
-    if body.tool_choice not in (None, "none", "auto"):
-        raise RefusedError(
-            "tool_choice must be none or auto: a model cannot be forced to call a tool here.", ("tool_choice",)
-        )
     with about("tools"):
         if not body.tools:
             return ()
@@ -165,71 +156,3 @@ def _response_format(body: ChatRequest) -> Iterator[tuple[str, Constraint]]:
             yield "response_format", Constraint("json_object")
         if wanted.json_schema is not None:
             yield "response_format", schema_constraint(wanted.json_schema.schema_)
-
-
-class ChatChoices:
-    """One answer of a chat: its choices are deltas."""
-
-    def __init__(self, index: int) -> None:
-        self._index = index
-        self._scored: list[Json] = []
-        self._calls = 0
-        self._begun = False
-
-    def start(self) -> None:
-        """Nothing: the role goes out with the first words, so that a client can time those."""
-
-    def of(self, event: StreamEvent) -> Json | None:
-        """See ``Choices.of``."""
-        delta: Json = {}
-        reason = None
-        match event:
-            case TokenScored(token):
-                self._scored.append(chat_logprob(token))
-                return None
-            case TextDelta(text):
-                delta = {"content": text} if text else {}
-            case ReasoningDelta(text):
-                delta = {"reasoning_content": text} if text else {}
-            case ToolCalled(call):
-                delta = self._called(call)
-            case Citation(document, start, end):
-                delta = {"citations": [{"document": document, "start": start, "end": end}]}
-            case Appendix(kind, text):
-                delta = {"appendices": [{"kind": kind, "text": text}]}
-            case Finish():
-                reason = event.reason
-        if not (delta or self._scored or reason):
-            return None
-        if not self._begun:
-            self._begun = True
-            delta = {"role": "assistant", "content": "", **delta}
-        scored, self._scored = self._scored, []
-        logprobs = {"content": scored, "refusal": None} if scored else None
-        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
-
-    def _called(self, call: ToolCall) -> Json:
-        if call.error:  # what cannot be read as a call is what the model wrote
-            return {"content": call.arguments}
-        function = {"name": call.name, "arguments": call.arguments}
-        told = {"index": self._calls, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
-        self._calls += 1
-        return {"tool_calls": [told]}
-
-    def whole(self, parts: list[Json]) -> Json:
-        """See ``Choices.whole``."""
-        deltas = [part["delta"] for part in parts]
-        message: Json = {"role": "assistant", "content": "".join(delta.get("content", "") for delta in deltas)}
-        if thinking := "".join(delta.get("reasoning_content", "") for delta in deltas):
-            message["reasoning_content"] = thinking
-        for name in ("tool_calls", "citations", "appendices"):
-            if found := [item for delta in deltas for item in delta.get(name, ())]:
-                message[name] = found
-        for call in message.get("tool_calls", ()):
-            del call["index"]
-        if "tool_calls" in message:
-            message["content"] = message["content"] or None
-        scored = [token for part in parts if part["logprobs"] for token in part["logprobs"]["content"]]
-        logprobs = {"content": scored, "refusal": None} if scored else None
-        reason = parts[-1]["finish_reason"]
-        return {"index": self._index, "message": message, "logprobs": logprobs, "finish_reason": reason}

@@ -180,7 +180,7 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[Any, sampled("logprobs", **LOGPROBS)] = None
     tools: list[Object] | None = None
-    tool_choice: Annotated[Any, WithJsonSchema({"enum": ["none", "auto", None]})] = None
+    tool_choice: Annotated[Any, WithJsonSchema({"enum": ["none", "auto", "required", None]})] = None
     response_format: ResponseFormat | None = None
     documents: list[ChatDocument] | None = None
     chat_template_kwargs: TemplateKwargs | None = None

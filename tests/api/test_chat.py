@@ -1,5 +1,6 @@
 """Chats through OpenAI's own client, over a scripted backend on a real port."""
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -208,6 +209,47 @@ def test_a_call_that_cannot_be_read_is_text(client: openai.OpenAI, fake: FakeBac
 def test_no_tool_is_offered_where_none_may_be_called(client: openai.OpenAI, fake: FakeBackend) -> None:
     client.chat.completions.create(model="fake", messages=HI, tools=[TOOL], tool_choice="none")
     assert fake.requests[0].tools == ()
+
+
+@pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
+def test_a_call_that_must_come(client: openai.OpenAI, fake: FakeBackend, choice: Any) -> None:
+    other = {"type": "function", "function": {"name": "sub", "parameters": {"type": "object"}}}
+    fake.script = [TextDelta('{"name": "add", ', 3), TextDelta('"arguments": {"a": 1}}', 6), end()]
+    given: Any = {"tools": [TOOL, other], "tool_choice": choice}
+    made: Any = client.chat.completions.create(model="fake", messages=HI, **given).choices[0]
+    assert (made.finish_reason, made.message.content) == ("tool_calls", None)
+    assert [(call.function.name, call.function.arguments) for call in made.message.tool_calls] == [("add", '{"a": 1}')]
+    last = streamed(client, **given)[-1].choices[0]
+    assert last.finish_reason == "tool_calls"
+    assert [call.function.name for call in last.delta.tool_calls] == ["add"]
+    constraint = fake.requests[0].sampling.constraint
+    assert constraint is not None
+    names = [form["properties"]["name"]["const"] for form in json.loads(constraint.schema)["anyOf"]]
+    assert names == (["add", "sub"] if choice == "required" else ["add"])
+
+
+def test_a_call_that_must_come_but_is_cut_off_is_text(client: openai.OpenAI, fake: FakeBackend) -> None:
+    fake.script = [TextDelta('{"name": "add", "argum', 3), end("length")]
+    given: Any = {"tools": [TOOL], "tool_choice": "required"}
+    choice = client.chat.completions.create(model="fake", messages=HI, **given).choices[0]
+    assert (choice.finish_reason, choice.message.tool_calls) == ("length", None)
+    assert choice.message.content == '{"name": "add", "argum'
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"tool_choice": {"type": "function", "function": {"name": "sub"}}},
+        {"tool_choice": {"type": "function"}},
+        {"tool_choice": "required", "response_format": {"type": "json_object"}},
+        {"tools": [{**TOOL, "function": {**TOOL["function"], "parameters": {"type": "object", "not": {}}}}]},
+    ],
+)
+def test_a_call_that_cannot_be_forced_is_refused(client: openai.OpenAI, changes: dict[str, Any]) -> None:
+    given: Any = {"model": "fake", "messages": HI, "tools": [TOOL], "tool_choice": "required", **changes}
+    with pytest.raises(openai.BadRequestError) as refused:
+        client.chat.completions.create(**given)
+    assert refused.value.param in ("tool_choice", "tools")
 
 
 def test_log_probabilities(client: openai.OpenAI, fake: FakeBackend) -> None:

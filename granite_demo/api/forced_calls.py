@@ -1,0 +1,47 @@
+"""``tool_choice`` as OpenAI has it: whether the model may call a tool, must call one, or must call a certain one.
+
+A call that must come is a constraint: the answer is JSON of an object with ``name`` and ``arguments``, whatever marks
+the model's family puts round its calls otherwise. ``chat_choices.ForcedCall`` tells it as a call.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from granite_demo.api.errors import RefusedError, about
+from granite_demo.constraints import Constraint
+from granite_demo.messages import ToolSpec
+
+CHOICES = 'tool_choice must be none, auto, required or {"type": "function", "function": {"name": …}}.'
+WHERE = ("tool_choice",)
+
+
+def must_call(choice: Any, tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
+    """Those of ``tools`` one of which ``choice`` wants called; none where it leaves that to the model."""
+    if choice in (None, "none", "auto"):
+        return ()
+    name = _name_of(choice)
+    found = tuple(tool for tool in tools if name in (None, tool.name))
+    if not found:
+        raise RefusedError("tool_choice names no tool of this request.", WHERE)
+    return found
+
+
+def _name_of(choice: Any) -> str | None:
+    if choice == "required":
+        return None
+    function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
+    name = function.get("name") if isinstance(function, dict) else None
+    if not isinstance(name, str):
+        raise RefusedError(CHOICES, WHERE)
+    return name
+
+
+def call_constraint(tools: Sequence[ToolSpec]) -> Constraint:
+    """What an answer has to be to call one of ``tools``. Raises RefusedError for parameters that cannot be kept to."""
+    with about(*WHERE):
+        return Constraint.from_schema({"anyOf": [_schema(tool) for tool in tools]})
+
+
+def _schema(tool: ToolSpec) -> dict[str, Any]:
+    properties = {"name": {"const": tool.name}, "arguments": dict(tool.parameters)}
+    return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
