@@ -42,7 +42,7 @@ class Settings:
     quantization: Quantization = _option("auto", "Quantize the weights with bitsandbytes.")
     attention: Attention = _option("auto", "The attention implementation.")
     keep_quantized: Literal["no", "yes"] = _option("no", "Save a copy of a model that was quantized, to load faster.")
-    engine: EngineName = _option("auto", "What runs the model: batching, static or dynamic.")
+    engine: EngineName = _option("auto", "What runs the model: batching, static, dynamic or gguf.")
     compile: Literal["no", "yes"] = _option("no", "Compile the decode step: faster, but a minute later ready.")
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")

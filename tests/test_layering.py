@@ -59,15 +59,18 @@ MAY_IMPORT = {
     "placement": BASE | {"shapes", "planning", "probing", "tensor_parallel"},
     "cards": BASE | {"shapes"},
     "quantized": BASE | {"catalogue"},
+    "llama": BASE,
+    "gguf_files": BASE | {"llama", "shapes", "catalogue", "placement", "planning", "loading", "cards", "switches"},
     "loading": BASE
     | {"quantized", "shapes", "registry", "placement", "planning", "cards", "tensor_parallel", "switches"},
     "engine": BASE
-    | {"constraints", "registry", "planning", "placement", "loading", "engine", "wide", "tensor_parallel"},
+    | {"constraints", "registry", "planning", "placement", "loading", "engine", "wide", "tensor_parallel", "llama"},
     "manager": BASE | {"loading", "engine", "fim"},
     "choosing": BASE | {"catalogue", "shapes", "planning", "registry", "hub"},
     "opening": BASE
     | {
         "constraints",
+        "gguf_files",
         "registry",
         "sample",
         "hub",

@@ -3,6 +3,7 @@
 - batching: a GPU with FlashAttention and a model of full-attention layers; many requests in each step.
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
+- gguf: a GGUF file, on a CPU; requests take turns. ``gguf_files`` says when such a file is taken.
 """
 
 import gc
@@ -16,9 +17,11 @@ from granite_demo.engine.base import Engine
 from granite_demo.engine.batching import BatchingEngine
 from granite_demo.engine.continuous import PAGE
 from granite_demo.engine.dynamic import DynamicRunner
+from granite_demo.engine.gguf import GgufRunner
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.static import StaticRunner
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
+from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import free_memory, precision_of
 from granite_demo.planning import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
@@ -50,6 +53,10 @@ def create_engine(
     group: Group = ALONE,
 ) -> Engine:
     """An engine that is warm and ready. Raises ConfigurationError for an engine that cannot run this model."""
+    if isinstance(loaded.model, LlamaFile):
+        return _gguf(loaded, report)
+    if wanted == "gguf":
+        raise ConfigurationError("The gguf engine was asked for, but no GGUF file was loaded. Choose auto.")
     problem = batching_problem(loaded)
     if wanted == "batching" and problem:
         raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
@@ -153,8 +160,16 @@ def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
     return _interleaved(loaded, runner, "dynamic", report, reasons)
 
 
+def _gguf(loaded: LoadedModel, report: Report) -> Engine:
+    slots = 1
+    if loaded.memory is not None and loaded.memory.kv_cache:
+        slots = max(1, min(SLOTS, int(KEPT_SHARE * free_memory("cpu") / loaded.memory.kv_cache)))
+    runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads())
+    return _interleaved(loaded, runner, "gguf", report, [loaded.placement.reasons["engine"]])
+
+
 def _interleaved(
-    loaded: LoadedModel, runner: StaticRunner | DynamicRunner, name: str, report: Report, reasons: list[str]
+    loaded: LoadedModel, runner: StaticRunner | DynamicRunner | GgufRunner, name: str, report: Report, reasons: list[str]
 ) -> Engine:
     fact: Fact = ("Engine", f"{name}, up to {runner.slots} requests in turns", "; ".join(reasons))
     engine = InterleavedEngine(runner, loaded.eos_ids, (fact,))

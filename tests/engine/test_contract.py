@@ -1,12 +1,16 @@
 """The behaviours of ``contract``, of every engine that runs on a CPU."""
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.loading import LoadedModel
 from tests.engine import contract
 from tests.engine.contract import BEHAVIOURS, Behaviour, Ground, Row
+from tests.engine.gguf_writing import MISSING, gguf_engine
 from tests.engine.running import batching_engine, dynamic_engine, one_thread, static_engine
 from tests.fakes import FakeEngine
 
@@ -17,6 +21,14 @@ OF_THE_FAKE = {
     contract.cancelled_in_the_middle_it_is_idle_within_a_second,
     contract.closing_ends_all_with_an_error,
 }
+
+
+def _gguf(loaded: LoadedModel, max_waiting: int) -> InterleavedEngine:
+    with tempfile.TemporaryDirectory() as folder:
+        return gguf_engine(loaded, Path(folder), max_waiting=max_waiting)
+
+
+GGUF = Row("interleaved on llama.cpp", _gguf)
 ROWS = (
     Row(
         "fake",
@@ -31,9 +43,11 @@ ROWS = (
         # Without FlashAttention all requests share one mask, and what is masked is 0 times NaN there.
         skips=frozenset({"not_a_number_fails_one_request_only"}),
     ),
+    GGUF,
 )
+SKIP = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 CASES = [
-    pytest.param(row, behaviour, id=f"{row.name}-{behaviour.__name__}")
+    pytest.param(row, behaviour, id=f"{row.name}-{behaviour.__name__}", marks=SKIP if row is GGUF else ())
     for row in ROWS
     for behaviour in BEHAVIOURS
     if behaviour.__name__ not in row.skips
