@@ -38,6 +38,14 @@ class ModelSpec:
     """The checkpoint's folder, for a model named by its path."""
 
     @property
+    def gguf_repo(self) -> str | None:
+        """The hub's repository with its GGUF files, named like granite-4.0-micro-Q4_K_M.gguf.
+
+        By IBM's rule of naming, seen for 3.3 and 4.0; whether each model has one is not verified.
+        """
+        return f"{self.repo_id}-GGUF" if self.repo_id else None
+
+    @property
     def context_length(self) -> int | None:
         """Tokens, prompt and answer together; None where nothing is known."""
         return self.shape.context_length if self.shape else None

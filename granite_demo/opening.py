@@ -8,9 +8,9 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from granite_demo import hub, registry, sample
+from granite_demo import gguf_files, hub, registry, sample
 from granite_demo.constraints import prepare
-from granite_demo.errors import InvalidRequestError, LoadCancelledError
+from granite_demo.errors import ConfigurationError, InvalidRequestError, LoadCancelledError
 from granite_demo.manager import ReadyModel
 from granite_demo.registry import ModelSpec
 from granite_demo.status import Fact, LoadOptions, LoadStage, Report
@@ -25,6 +25,9 @@ class Found:
     folder: Path
     commit: str | None
     why: str
+    gguf: Path | None = None
+    """The GGUF file to load, rather than the safetensors in ``folder``."""
+    engine_why: str = ""
 
 
 def open_model(
@@ -43,7 +46,7 @@ def open_model(
     the model; only the first of them downloads.
     """
     group.join()
-    found = group.from_first(lambda: _find(cache_dir, options, report, cancelled))
+    found = group.from_first(lambda: _find(cache_dir, options, report, cancelled, group))
     report("loading", None, "")
     import torch
 
@@ -54,19 +57,31 @@ def open_model(
     # torchrun has shared the cores among the processes.
     machine = _set_threads(threads, options) if threads or group.size == 1 else ()
     compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
-    if torch.cuda.is_available() and options.device in ("auto", "cuda"):
+    if torch.cuda.is_available() and options.device in ("auto", "cuda") and not found.gguf:
         compiling.start()  # beside the loading, which mostly waits for the disk
-    loaded = load_model(
-        found.folder,
-        found.spec,
-        options,
-        report,
-        cancelled,
-        commit=found.commit,
-        why=found.why,
-        copies=cache_dir,
-        group=group,
-    )
+    if found.gguf:
+        loaded = gguf_files.load_gguf(
+            found.gguf,
+            found.spec,
+            options,
+            report,
+            cancelled.is_set,
+            engine_why=found.engine_why,
+            checkpoint=found.folder if found.folder.is_dir() else None,
+        )
+        loaded = replace(loaded, why=found.why)
+    else:
+        loaded = load_model(
+            found.folder,
+            found.spec,
+            options,
+            report,
+            cancelled,
+            commit=found.commit,
+            why=found.why,
+            copies=cache_dir,
+            group=group,
+        )
     loaded = replace(loaded, machine=machine)
     if compiling.ident:
         compiling.join()
@@ -98,13 +113,32 @@ def _silent(stage: LoadStage, fraction: float | None, detail: str) -> None:
     pass
 
 
-def _find(cache_dir: Path, options: LoadOptions, report: Report, cancelled: threading.Event) -> Found:
+def _find(
+    cache_dir: Path, options: LoadOptions, report: Report, cancelled: threading.Event, group: Group = ALONE
+) -> Found:
     why = ""
     if options.model == "auto":
         name, why = _choose(cache_dir, options)
         options = replace(options, model=name)
     spec = registry.resolve(options.model)
     commit = None
+    if spec.path and (file := gguf_files.file_in(spec.path)):
+        if options.engine not in ("auto", "gguf"):
+            raise ConfigurationError(
+                f"{file.name} is a GGUF file, which only the engine gguf runs. Choose that or auto."
+            )
+        return Found(spec, file.parent, None, why, file, "the model is a GGUF file")
+    if spec == registry.SAMPLE and group.size == 1:
+        problem = "" if options.engine == "gguf" else gguf_files.why_not(options, _device(options))
+        if not problem:
+            file = sample.ensure_gguf(cache_dir, report, cancelled)
+            reason = gguf_files.ASKED if options.engine == "gguf" else "on a CPU, several times as fast as torch"
+            return Found(spec, cache_dir / sample.FOLDER, None, why, file, reason)
+    elif options.engine == "gguf":
+        raise ConfigurationError(
+            f"{spec.title} has no GGUF file here. Download one, from {spec.gguf_repo or 'its makers'}, "
+            "and give its path as the model."
+        )
     if spec.path:
         folder = spec.path
     elif spec.repo_id:
@@ -113,6 +147,12 @@ def _find(cache_dir: Path, options: LoadOptions, report: Report, cancelled: thre
     else:
         folder = sample.ensure_sample(cache_dir, report, cancelled)
     return Found(spec, folder, commit, why)
+
+
+def _device(options: LoadOptions) -> str:
+    from granite_demo.placement import choose_device
+
+    return choose_device(options.device)[0]
 
 
 def _set_threads(wanted: int, options: LoadOptions) -> tuple[Fact, ...]:

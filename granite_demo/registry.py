@@ -37,7 +37,8 @@ def resolve(name: str) -> ModelSpec:
             return spec
     try:
         folder = Path(name).expanduser().resolve()
-        found = (folder / "config.json").is_file()
+        found = (folder / "config.json").is_file() or folder.suffix == ".gguf" and folder.is_file()
+        found = found or any(folder.glob("*.gguf"))
     except (OSError, RuntimeError, ValueError):  # too long, no such home, a null character
         found = False
     if found:
@@ -45,7 +46,7 @@ def resolve(name: str) -> ModelSpec:
     close = difflib.get_close_matches(name.rpartition("/")[2], MODELS, n=3)
     hint = f"Did you mean {' or '.join(close)}?" if close else "The models are listed by: granite-demo models"
     raise UnknownModelError(
-        f"There is no model {name!r}: it is neither in the registry nor a folder with a config.json. {hint}"
+        f"There is no model {name!r}: it is neither in the registry nor a folder with a config.json, nor a GGUF file. {hint}"
     )
 
 
@@ -55,7 +56,7 @@ def _folder_spec(folder: Path) -> ModelSpec:
     except (OSError, ValueError, RecursionError, ModelError):
         shape = None  # the load says what is wrong with it
     return ModelSpec(
-        name=folder.name,
+        name=folder.name.removesuffix(".gguf"),
         title=folder.name,
         about="A checkpoint from this machine.",
         licence="see the checkpoint",

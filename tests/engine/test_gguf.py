@@ -1,0 +1,48 @@
+"""The GGUF engine beside llama-cpp-python's own generation; the rest is in test_contract."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from granite_demo import sample
+from granite_demo.engine.gguf import GgufRunner
+from granite_demo.engine.interleaved import InterleavedEngine
+from granite_demo.llama import LlamaFile
+from granite_demo.settings import Settings
+from tests.engine.gguf_writing import MISSING, write_gguf
+from tests.engine.running import answer, tiny_model
+
+pytestmark = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+
+
+async def test_greedy_tokens_are_those_of_the_package() -> None:
+    from llama_cpp import Llama
+
+    path = sample.ensure_gguf(Settings.resolve({}, {}).cache_dir, lambda *_: None, threading.Event())
+    prompt = list(range(1000, 1040))
+    engine = InterleavedEngine(GgufRunner(LlamaFile(path), 2, 512, 1), frozenset())
+    ours = await answer(engine, prompt, max_tokens=200)
+    sampled = [await answer(engine, prompt, max_tokens=30, temperature=0.8, top_p=0.9, seed=seed) for seed in (1, 1, 2)]
+    engine.close()
+    theirs = Llama(str(path), n_ctx=512, n_threads=1, n_threads_batch=1, verbose=False)
+    tokens = theirs.generate(prompt, temp=0, top_k=1, repeat_penalty=1.0)
+    assert ours == [next(tokens) for _ in range(200)]
+    theirs.close()
+    assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_what_another_conversation_has_is_copied(tmp_path: Path) -> None:
+    runner = GgufRunner(LlamaFile(write_gguf(tiny_model().model, tmp_path / "tiny.gguf")), 2, 512, 1, exact=True)
+    prompt = [5 + index * 7 % 50 for index in range(200)]
+    first = runner.open(prompt)
+    runner.forward(first, prompt, lambda: None)
+    second = runner.open([*prompt[:100], 1, 2])
+    assert (second.place != first.place, len(second.ids), len(first.ids)) == (True, 100, 200)
+    copied = runner.forward(second, [1, 2], lambda: None).clone()
+    runner.close(second)
+    runner.discard(second)
+    cold = runner.forward(runner.open([9, 9]), [*prompt[:100], 1, 2], lambda: None)
+    torch.testing.assert_close(copied, cold, rtol=1e-4, atol=1e-4)
+    runner.release()
