@@ -44,12 +44,12 @@ class Aborted(Exception):
 def _logging(api: Any) -> Any:
     """Have llama.cpp's many lines go to this module's logger rather than to the error output; the callback, kept."""
 
-    @api.llama_log_callback
     def heard(level: int, text: bytes, _: object) -> None:
         log.log(logging.WARNING if level == ERROR else logging.DEBUG, "%s", text.decode(errors="replace").rstrip())
 
-    api.llama_log_set(heard, None)
-    return heard
+    callback = api.llama_log_callback(heard)
+    api.llama_log_set(callback, None)
+    return callback
 
 
 class LlamaFile:
@@ -67,7 +67,6 @@ class LlamaFile:
         self._api: Any = llama_cpp
         stopped = False
 
-        @self._api.llama_progress_callback
         def heard(fraction: float, _: object) -> bool:
             nonlocal stopped
             stopped = not progress(fraction)
@@ -76,7 +75,7 @@ class LlamaFile:
         _logging(llama_cpp)
         llama_cpp.llama_backend_init()
         options = llama_cpp.llama_model_default_params()
-        options.progress_callback = heard
+        options.progress_callback = llama_cpp.llama_progress_callback(heard)
         options.n_gpu_layers = 0
         self._model: Any = llama_cpp.llama_model_load_from_file(str(path).encode(), options)
         if stopped:

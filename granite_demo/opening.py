@@ -7,6 +7,7 @@ import threading
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from granite_demo import gguf_files, hub, registry, sample
 from granite_demo.constraints import prepare
@@ -15,6 +16,9 @@ from granite_demo.manager import ReadyModel
 from granite_demo.registry import ModelSpec
 from granite_demo.status import Fact, LoadOptions, LoadStage, Report
 from granite_demo.tensor_parallel import ALONE, Group
+
+if TYPE_CHECKING:
+    from granite_demo.loading import LoadedModel
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +32,7 @@ class Found:
     gguf: Path | None = None
     """The GGUF file to load, rather than the safetensors in ``folder``."""
     engine_why: str = ""
+    """Why it is, or on a CPU why there is none."""
 
 
 def open_model(
@@ -52,36 +57,15 @@ def open_model(
 
     from granite_demo.engine.create import create_engine
     from granite_demo.engine.sampling import compile_chooser
-    from granite_demo.loading import load_model
 
     # torchrun has shared the cores among the processes.
     machine = _set_threads(threads, options) if threads or group.size == 1 else ()
     compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
     if torch.cuda.is_available() and options.device in ("auto", "cuda") and not found.gguf:
         compiling.start()  # beside the loading, which mostly waits for the disk
-    if found.gguf:
-        loaded = gguf_files.load_gguf(
-            found.gguf,
-            found.spec,
-            options,
-            report,
-            cancelled.is_set,
-            engine_why=found.engine_why,
-            checkpoint=found.folder if found.folder.is_dir() else None,
-        )
-        loaded = replace(loaded, why=found.why)
-    else:
-        loaded = load_model(
-            found.folder,
-            found.spec,
-            options,
-            report,
-            cancelled,
-            commit=found.commit,
-            why=found.why,
-            copies=cache_dir,
-            group=group,
-        )
+    loaded = _load(found, options, report, cancelled, cache_dir, group)
+    if found.engine_why and not found.gguf:
+        machine += (("GGUF file", "not used", found.engine_why),)
     loaded = replace(loaded, machine=machine)
     if compiling.ident:
         compiling.join()
@@ -96,6 +80,35 @@ def open_model(
         engine.close()
         raise LoadCancelledError("The load was cancelled.")
     return ReadyModel(loaded, engine)
+
+
+def _load(
+    found: Found, options: LoadOptions, report: Report, cancelled: threading.Event, cache_dir: Path, group: Group
+) -> "LoadedModel":
+    from granite_demo.loading import load_model
+
+    if found.gguf:
+        loaded = gguf_files.load_gguf(
+            found.gguf,
+            found.spec,
+            options,
+            report,
+            cancelled.is_set,
+            engine_why=found.engine_why,
+            checkpoint=found.folder if found.folder.is_dir() else None,
+        )
+        return replace(loaded, why=found.why)
+    return load_model(
+        found.folder,
+        found.spec,
+        options,
+        report,
+        cancelled,
+        commit=found.commit,
+        why=found.why,
+        copies=cache_dir,
+        group=group,
+    )
 
 
 def follow(cache_dir: Path, threads: int, options: LoadOptions, group: Group) -> None:
@@ -121,7 +134,7 @@ def _find(
         name, why = _choose(cache_dir, options)
         options = replace(options, model=name)
     spec = registry.resolve(options.model)
-    commit = None
+    commit, problem = None, ""
     if spec.path and (file := gguf_files.file_in(spec.path)):
         if options.engine not in ("auto", "gguf"):
             raise ConfigurationError(
@@ -129,7 +142,8 @@ def _find(
             )
         return Found(spec, file.parent, None, why, file, "the model is a GGUF file")
     if spec == registry.SAMPLE and group.size == 1:
-        problem = "" if options.engine == "gguf" else gguf_files.why_not(options, _device(options))
+        if options.engine != "gguf":
+            problem = gguf_files.why_not(options, _device(options))
         if not problem:
             file = sample.ensure_gguf(cache_dir, report, cancelled)
             reason = gguf_files.ASKED if options.engine == "gguf" else "on a CPU, several times as fast as torch"
@@ -146,7 +160,7 @@ def _find(
         folder, commit = checkpoint.folder, checkpoint.commit
     else:
         folder = sample.ensure_sample(cache_dir, report, cancelled)
-    return Found(spec, folder, commit, why)
+    return Found(spec, folder, commit, why, engine_why=problem)
 
 
 def _device(options: LoadOptions) -> str:

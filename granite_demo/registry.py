@@ -37,7 +37,7 @@ def resolve(name: str) -> ModelSpec:
             return spec
     try:
         folder = Path(name).expanduser().resolve()
-        found = (folder / "config.json").is_file() or folder.suffix == ".gguf" and folder.is_file()
+        found = (folder / "config.json").is_file() or (folder.suffix == ".gguf" and folder.is_file())
         found = found or any(folder.glob("*.gguf"))
     except (OSError, RuntimeError, ValueError):  # too long, no such home, a null character
         found = False
@@ -46,7 +46,8 @@ def resolve(name: str) -> ModelSpec:
     close = difflib.get_close_matches(name.rpartition("/")[2], MODELS, n=3)
     hint = f"Did you mean {' or '.join(close)}?" if close else "The models are listed by: granite-demo models"
     raise UnknownModelError(
-        f"There is no model {name!r}: it is neither in the registry nor a folder with a config.json, nor a GGUF file. {hint}"
+        f"There is no model {name!r}: it is neither in the registry nor a folder with a config.json, "
+        f"nor a GGUF file. {hint}"
     )
 
 

@@ -111,7 +111,7 @@ MAY_IMPORT = {
     | {"tokentree", "constraints", "access", "limits", "ui"},
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
-    | {"conversations"},
+    | {"conversations", "llama"},
     "api": BASE | {"constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
     "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
 }

@@ -14,6 +14,7 @@ from typing import Any
 
 from granite_demo.bench.figures import Answer, Run
 from granite_demo.errors import OutOfMemoryError
+from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel, load_model
 from granite_demo.manager import release_memory
 from granite_demo.status import Dtype, LoadOptions
@@ -34,11 +35,17 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
     dtypes: list[Dtype] = [own]
     if placement.device == "cpu" and placement.quantization == "none":
         dtypes = ["float32", "bfloat16"]
-    copies, notes = [], []
+    copies, notes = [], list[str]()
+    folder, quantization = Path(loaded.model.name_or_path), placement.quantization
+    if isinstance(loaded.model, LlamaFile):
+        if not (folder / "config.json").is_file():
+            return [], ["The documented ways are left out: they need safetensors (run --engine dynamic once)."]
+        dtypes, quantization = ["float32", "bfloat16"], "none"
+        options = replace(options, engine="auto", attention="auto")
     for dtype in dtypes:
-        wanted: Any = {"device": placement.device, "quantization": placement.quantization}
+        wanted: Any = {"device": placement.device, "quantization": quantization}
         try:
-            copy = load_model(Path(loaded.model.name_or_path), loaded.spec, replace(options, dtype=dtype, **wanted))
+            copy = load_model(folder, loaded.spec, replace(options, dtype=dtype, **wanted))
         except OutOfMemoryError as error:
             notes.append(f"The documented ways in {dtype} are left out: {error}")
             continue
