@@ -1,6 +1,7 @@
 """Who may do what on a server that others reach, and how often somebody may guess a secret."""
 
 import secrets
+import threading
 import time
 from collections import deque
 from dataclasses import dataclass, field
@@ -14,21 +15,32 @@ MAX_REMEMBERED = 10_000
 
 
 class Failures:
-    """How often each visitor was wrong of late."""
+    """How often each visitor was wrong of late. Several threads may ask at once."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
+        self._lock = threading.Lock()
 
     def check(self, visitor: str) -> None:
         """Raise VisitorLimitError for one who was wrong too often."""
-        if len(self._recent(visitor)) >= MAX_FAILURES:
-            raise VisitorLimitError("Too many wrong keys or passwords came from your address. Try again in a minute.")
+        with self._lock:
+            if len(self._recent(visitor)) >= MAX_FAILURES:
+                raise VisitorLimitError(
+                    "Too many wrong keys or passwords came from your address. Try again in a minute."
+                )
 
     def add(self, visitor: str) -> None:
-        """``visitor`` was wrong."""
-        if len(self._times) >= MAX_REMEMBERED:
-            self._times = {name: times for name, times in self._times.items() if self._recent(name)}
-        self._times.setdefault(visitor, deque()).append(time.monotonic())
+        """``visitor`` was wrong, or is until ``take_back``."""
+        with self._lock:
+            if len(self._times) >= MAX_REMEMBERED:
+                self._times = {name: times for name, times in self._times.items() if self._recent(name)}
+            self._times.setdefault(visitor, deque()).append(time.monotonic())
+
+    def take_back(self, visitor: str) -> None:
+        """``visitor`` was right after all."""
+        with self._lock:
+            if times := self._times.get(visitor):
+                times.pop()
 
     def _recent(self, visitor: str) -> deque[float]:
         times = self._times.get(visitor, deque())

@@ -130,6 +130,7 @@ class LimitedBackend:
                 yield waits(ahead)
                 await turn.wait()
                 turn.clear()
+                visitor.check_tokens(limits)
             deadline: float | None = None
             async with aclosing(begin()) as events:
                 while (event := await _next(events, deadline, limits.seconds)) is not None:
@@ -192,6 +193,10 @@ class _Visitor:
             raise VisitorLimitError(
                 f"{len(self.line)} requests of yours are under way already. Wait for one of them, or stop it."
             )
+        self.check_tokens(limits)
+
+    def check_tokens(self, limits: Limits) -> None:
+        """Raise VisitorLimitError where too many were written of late."""
         if limits.tokens and (recent := self._recent()) >= limits.tokens:
             raise VisitorLimitError(
                 f"{recent:,} tokens were written for you within a minute; the limit is {limits.tokens:,}. "
@@ -214,12 +219,14 @@ class _Visitor:
 async def _next(events: AsyncGenerator[T], deadline: float | None, seconds: int) -> T | None:
     """The next of ``events``, None after the last. Raises TimeLimitError after ``deadline``, in the loop's time."""
     try:
-        async with asyncio.timeout_at(deadline):
+        async with asyncio.timeout_at(deadline) as limit:
             return await anext(events)
     except StopAsyncIteration:
         return None
     except TimeoutError:
-        raise TimeLimitError(seconds) from None
+        if limit.expired():
+            raise TimeLimitError(seconds) from None
+        raise  # somebody else's
 
 
 def _written(event: object, before: int) -> int:

@@ -25,7 +25,7 @@ class Opener(Protocol):
 
 def run_server(settings: Settings, console: Console, opened: Opener) -> None:
     """Serve the page until a signal."""
-    set_up_logging(settings.log_level, console)
+    set_up_logging(settings.log_level, console, settings.secrets)
     group = Group(settings.processes, settings.rank, settings.local_rank)
     if group.size > 1:
         # As continuous batching wants it, which asks for it too late: NCCL reads this when the processes meet.

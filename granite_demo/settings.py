@@ -82,6 +82,12 @@ class Settings:
         """Whether strangers can reach the page: on a Space, by a link, or on an address not this machine's own."""
         return self.space or self.share == "yes" or self.host not in LOOPBACK
 
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no log may tell."""
+        passwords = (part.partition(":")[2] for part in self.login.split(","))
+        return tuple(filter(None, (self.admin_token, self.api_key, self.backend_key, *passwords)))
+
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":
         """Merge ``flags`` (None means not given) over ``environ`` over the defaults. Raises ConfigurationError."""

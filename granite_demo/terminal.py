@@ -1,6 +1,8 @@
 """What the terminal shows: log lines, and a bar while a model gets ready. Everything goes to standard error."""
 
 import logging
+import re
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -10,11 +12,29 @@ from granite_demo.status import ModelStatus
 
 log = logging.getLogger(__name__)
 
+MASK = "***"
+HUB_TOKEN = r"hf_[A-Za-z0-9]{20,}"
 
-def set_up_logging(level: str, console: Console) -> None:
-    """Send this package's log to ``console``. Other packages keep their warnings."""
+
+class _Masked(logging.Formatter):
+    """Says nothing secret, in messages and in tracebacks; and no character of either moves the terminal's cursor."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__("%(message)s", "%X")
+        known = sorted(filter(None, secrets), key=len, reverse=True)
+        self._secret = re.compile("|".join([*map(re.escape, known), HUB_TOKEN]))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
+        text = self._secret.sub(MASK, super().format(record))
+        return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def set_up_logging(level: str, console: Console, secrets: Iterable[str] = ()) -> None:
+    """Send this package's log to ``console``, without ``secrets``. Other packages keep their warnings."""
     handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", datefmt="%X", handlers=[handler])
+    handler.setFormatter(_Masked(secrets))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("granite_demo").setLevel(level.upper())
 
 

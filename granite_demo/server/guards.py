@@ -15,6 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from granite_demo.api.errors import error_body
 
+UPLOADS = "/gradio_api/upload"
+"""Gradio's route for files, which it writes to disk piece by piece and limits itself."""
 TOO_LARGE = "The request is larger than {} MB."
 OTHER_HOST = "This server does not answer to the name {!r:.80}. Start it with --allowed-hosts to allow it."
 
@@ -58,7 +60,7 @@ class Guard:
         self._too_large = TOO_LARGE.format(limit // 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"].endswith("/upload"):
+        if scope["type"] != "http" or scope["path"] == UPLOADS:
             return await self._app(scope, receive, send)
         send = _with_policy(send)
         length = Headers(scope=scope).get("content-length", "")

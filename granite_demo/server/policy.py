@@ -32,9 +32,14 @@ def policy_of(settings: Settings) -> Policy:
     hosts = tuple(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
     if not hosts and not settings.public:
         # Else a page elsewhere could give its own name this machine's address, and read what is answered.
-        hosts = (*LOOPBACK, settings.host.lower())
+        hosts = (settings.host.lower(),)
     max_body = PUBLIC_MAX_BODY if settings.public else MAX_BODY
-    return Policy(settings.api_key, _logins(settings.login), () if "*" in hosts else hosts, max_body)
+    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body)
+
+
+def _reachable(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """``hosts`` and this machine's own names, which a container's health check uses and no page elsewhere has."""
+    return () if not hosts or "*" in hosts else (*hosts, *LOOPBACK)
 
 
 def limits_of(settings: Settings) -> Limits:

@@ -71,7 +71,12 @@ def address(listener: socket.socket) -> str:
 class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, backend: Backend, proxies: str = PROXIES) -> None:
         config = uvicorn.Config(
-            app, log_level="warning", timeout_graceful_shutdown=GRACE_SECONDS, forwarded_allow_ips=proxies
+            app,
+            log_config=None,  # its lines take the way of all others
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=GRACE_SECONDS,
+            forwarded_allow_ips=proxies,
         )
         super().__init__(config)
         self._app = app

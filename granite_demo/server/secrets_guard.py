@@ -10,7 +10,8 @@ from granite_demo.limits import visitor_of
 from granite_demo.server.guards import refusal
 
 LOGIN = "/login"
-"""Gradio's route for names and passwords; it answers 400 to wrong ones."""
+LOGIN_FAILED = 400
+"""Gradio's route for names and passwords, and its answer to wrong ones."""
 
 
 class SecretsGuard:
@@ -35,9 +36,18 @@ class SecretsGuard:
                 scope, receive, send
             )
 
+        # A password is compared when the body has come: whoever sends many at once is wrong until then. A key is
+        # compared here and now, and what it opens may take long.
+        at_once = wrong == LOGIN_FAILED
+        if at_once:
+            self._failures.add(visitor)
+
         async def watched(message: Message) -> None:
-            if message["type"] == "http.response.start" and message["status"] == wrong:
-                self._failures.add(visitor)
+            if message["type"] == "http.response.start":
+                if at_once and message["status"] != wrong:
+                    self._failures.take_back(visitor)
+                elif not at_once and message["status"] == wrong:
+                    self._failures.add(visitor)
             await send(message)
 
         await self._app(scope, receive, watched)
@@ -47,5 +57,5 @@ class SecretsGuard:
             return None
         path = scope["path"].rstrip("/")
         if path == LOGIN and scope["method"] == "POST":
-            return 400
+            return LOGIN_FAILED
         return 401 if any(path == keyed or path.startswith(f"{keyed}/") for keyed in self._keyed) else None

@@ -1,0 +1,44 @@
+"""A link through which others reach this machine."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gradio import networking
+
+from granite_demo.errors import ConfigurationError
+from granite_demo.server.share import share_link
+from granite_demo.settings import Settings
+
+
+def test_a_link_is_made_and_nothing_written_but_to_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[Any, ...]] = []
+
+    def tunnel(*values: Any) -> str:
+        asked.append(values)
+        Path(networking.CERTIFICATE_PATH).write_text("certificate")
+        return "https://a.example"
+
+    monkeypatch.setattr(networking, "CERTIFICATE_PATH", "unused")
+    monkeypatch.setattr(networking, "setup_tunnel", tunnel)
+    assert share_link(7860, tmp_path / "cache") == "https://a.example"
+    share_link(7860, tmp_path / "cache")
+    assert [values[:2] for values in asked] == [("127.0.0.1", 7860)] * 2
+    assert len({values[2] for values in asked}) == 2, "nobody can guess an address from another"
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["share-certificate.pem"]
+
+
+def test_without_a_network_it_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def tunnel(*values: Any) -> str:
+        raise RuntimeError("Could not get share link.")
+
+    monkeypatch.setattr(networking, "CERTIFICATE_PATH", "unused")
+    monkeypatch.setattr(networking, "setup_tunnel", tunnel)
+    with pytest.raises(ConfigurationError, match="Could not get share link.*without --share"):
+        share_link(7860, tmp_path)
+
+
+def test_t14_a_shared_page_is_public() -> None:
+    assert not Settings.resolve({}, {}).public
+    assert Settings.resolve({"share": "yes"}, {}).public
+    assert Settings.resolve({}, {"GRANITE_DEMO_SHARE": "yes"}).public

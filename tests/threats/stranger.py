@@ -1,0 +1,86 @@
+"""The public page on a real port, and a stranger in front of it who has nothing but HTTP."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+
+from granite_demo import conversations
+from granite_demo.access import Access
+from granite_demo.backends import Backend
+from granite_demo.limits import LimitedBackend, Limits
+from granite_demo.server.app import create_app
+from granite_demo.server.policy import PUBLIC_MAX_BODY, Policy
+from granite_demo.server.run import running
+
+TOKEN = "canary-admin-token"
+EMPTY = conversations.dump(conversations.start())
+
+
+def asked(text: str) -> dict[str, Any]:
+    """A conversation whose last turn is the question ``text``."""
+    return conversations.dump(conversations.add(conversations.start(), "user", content=text))
+
+
+class Stranger(httpx.Client):
+    """Calls the page's handlers without the page."""
+
+    config: dict[str, Any]
+
+    def event(self, name: str) -> dict[str, Any]:
+        """The first event of a handler's name."""
+        found: dict[str, Any] = next(one for one in self.config["dependencies"] if one["api_name"] == name)
+        return found
+
+    def values(self, event: dict[str, Any]) -> list[Any]:
+        """What the page itself would send at first."""
+        shown = {component["id"]: component["props"] for component in self.config["components"]}
+        return [shown[component].get("value") for component in event["inputs"]]
+
+    def call(self, name: str, data: list[Any] | None = None, session: str = "stranger") -> httpx.Response:
+        """The answer of a handler that runs at once."""
+        event = self.event(name)
+        values = self.values(event) if data is None else data
+        body = {"data": values, "fn_index": event["id"], "session_hash": session}
+        return self.post("/gradio_api/run/predict", json=body)
+
+    def ask(self, text: str, session: str = "stranger", **changes: Any) -> str:
+        """All that is heard of the chat's answer to ``text``. ``changes``: settings by label."""
+        event = self.event("answer")
+        labels = {component["id"]: component["props"].get("label") for component in self.config["components"]}
+        values = self.values(event)
+        held = asked(text)
+        values[:2] = [held, held["head"]]
+        for place, component in enumerate(event["inputs"]):
+            values[place] = changes.get(str(labels[component]), values[place])
+        return self.queued(event["id"], values, session)
+
+    def queued(self, number: int, data: list[Any], session: str = "stranger") -> str:
+        """All that is heard of an event of the queue, or why it was not taken."""
+        joined = self.join(number, data, session)
+        if joined.status_code != 200:
+            return joined.text
+        heard = []
+        with self.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+            for line in stream.iter_lines():
+                heard.append(line)
+                if line.startswith("data:") and json.loads(line[5:])["msg"] == "process_completed":
+                    break
+        return "\n".join(heard)
+
+    def join(self, number: int, data: list[Any], session: str = "stranger") -> httpx.Response:
+        """Put an event into the queue."""
+        return self.post("/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": session})
+
+
+@contextmanager
+def public(backend: Backend, limits: Limits | None = None, token: str = TOKEN, **policy: Any) -> Iterator[Stranger]:
+    """A stranger at the public page over ``backend``."""
+    limited = LimitedBackend(backend, limits or Limits())
+    app = create_app(limited, Access(True, token), Policy(**{"max_body": PUBLIC_MAX_BODY, **policy}))
+    with running(app, limited) as url, Stranger(base_url=url, timeout=20) as client:
+        found = client.get("/config")
+        client.config = found.json() if found.status_code == 200 else {}
+        yield client
