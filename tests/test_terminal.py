@@ -2,12 +2,13 @@
 
 import io
 import logging
+import sys
 
 import pytest
 from rich.console import Console
 
 from granite_demo.status import ModelStatus
-from granite_demo.terminal import LoadReporter
+from granite_demo.terminal import LoadReporter, _Masked
 from tests.fakes import READY
 
 
@@ -42,3 +43,15 @@ def test_no_bar_without_a_terminal_but_a_line_for_each_stage(caplog: pytest.LogC
 def test_a_failure_is_an_error_line(caplog: pytest.LogCaptureFixture) -> None:
     LoadReporter(Console(file=io.StringIO()))(ModelStatus("sample", "failed", None, "No network."))
     assert caplog.messages == ["sample is not ready. No network."]
+
+
+def test_t15_t16_a_log_line_tells_no_secret_and_moves_no_cursor() -> None:
+    formatter = _Masked(("a+key", ""))
+    try:
+        raise ValueError("hf_" + "abcDEF123" * 4)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 1, "with %s\r\x1b[2K", ("a+key",), sys.exc_info())
+    text = formatter.format(record)
+    assert "a+key" not in text
+    assert "hf_" not in text
+    assert "with ***\\r\\x1b[2K\nTraceback" in text

@@ -1,4 +1,4 @@
-"""T1, T2, T12, T18: everything that FastAPI and Gradio expose, called by a stranger with sensible and hostile values."""
+"""T1, T2, T12, T18: all that FastAPI and Gradio expose, called by a stranger with sensible and hostile values."""
 
 import os
 import threading

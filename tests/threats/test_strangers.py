@@ -1,0 +1,133 @@
+"""What a stranger may try on the public page, by the numbers of the list of threats; see each test's name."""
+
+import asyncio
+import logging
+
+import httpx
+import pytest
+
+from granite_demo.access import MAX_FAILURES
+from granite_demo.errors import EngineError
+from granite_demo.limits import Limits
+from granite_demo.server.policy import PUBLIC_MAX_BODY
+from tests.bad_requests import CHAT, PLAIN
+from tests.fakes import FakeBackend
+from tests.threats.stranger import TOKEN, public
+
+HUB_TOKEN = "hf_" + "c4nary" * 5
+
+
+def test_t04_a_picture_of_another_server_is_refused(backend: FakeBackend) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x"}}
+    with public(backend) as http:
+        answer = http.post(CHAT, json={"messages": [{"role": "user", "content": [picture]}]})
+        assert answer.status_code == 400
+        for url in ("http://127.0.0.1:1/x", "http:/127.0.0.1:1/x"):
+            assert http.get(f"/gradio_api/file={url}").status_code in (403, 404)
+            assert http.get(f"/gradio_api/proxy={url}").status_code in (400, 403, 404)
+    assert not backend.requests
+
+
+def test_t06_a_value_out_of_range_is_refused_on_each_way(backend: FakeBackend) -> None:
+    with public(backend) as http:
+        assert http.post(CHAT, json={**PLAIN[CHAT], "temperature": 9}).status_code == 400
+        assert http.post(CHAT, json={**PLAIN[CHAT], "n": 5}).status_code == 400
+        http.ask("Hi", Temperature=9)
+        http.ask("Hi", **{"Stop strings": "x" * 65})
+        http.ask("Hi", Temperature=True)
+    assert not backend.requests
+
+
+@pytest.mark.parametrize("route", ["/gradio_api/run/upload", "/gradio_api/queue/join", CHAT])
+def test_t09_a_large_body_is_refused_unread_whatever_its_route_is_called(backend: FakeBackend, route: str) -> None:
+    with public(backend) as http:
+        # Whoever goes on sending may find the connection closed instead.
+        try:
+            answer = http.post(
+                route, content=b" " * (PUBLIC_MAX_BODY + 1), headers={"content-type": "application/json"}
+            )
+            assert answer.status_code == 413
+        except httpx.TransportError:
+            pass
+        assert http.get("/health").status_code == 200
+
+
+def test_t09_a_long_text_is_refused_before_it_is_read(backend: FakeBackend) -> None:
+    with public(backend, Limits(characters=100)) as http:
+        answer = http.post("/v1/completions", json={"prompt": "x" * 101})
+        assert (answer.status_code, "this server takes 100" in answer.text) == (400, True)
+        assert "this server takes 100" in http.ask("x" * 101)
+    assert not backend.requests
+
+
+async def test_t11_one_visitor_gets_so_many_answers_and_then_429(backend: FakeBackend) -> None:
+    backend.delay = 0.3
+    with public(backend, Limits(running=1, waiting=2)) as http:
+        async with httpx.AsyncClient(base_url=http.base_url, timeout=20) as many:
+            done = await asyncio.gather(*(many.post(CHAT, json=PLAIN[CHAT]) for _ in range(8)))
+        statuses = sorted(answer.status_code for answer in done)
+        assert statuses == [200] * 3 + [429] * 5
+        refused = next(answer for answer in done if answer.status_code == 429)
+        assert refused.json()["error"]["code"] == "rate_limit_exceeded"
+        assert int(refused.headers["retry-after"]) > 0
+        assert http.post(CHAT, json=PLAIN[CHAT]).status_code == 200
+
+
+def test_t11_the_page_says_why_and_loses_nothing(backend: FakeBackend) -> None:
+    with public(backend, Limits(tokens=1)) as http:
+        assert "Hello" in http.ask("first")
+        second = http.ask("my second question")
+        assert "the limit is 1" in second
+        assert "my second question" in second
+
+
+def test_t13_the_admin_token_is_looked_at_a_few_times(backend: FakeBackend) -> None:
+    with public(backend) as http:
+        for _ in range(MAX_FAILURES):
+            assert "not the admin token" in http.call("unload", ["wrong"]).text
+        assert "Too many wrong" in http.call("unload", [TOKEN]).text
+    assert not backend.unloaded.is_set()
+
+
+def test_t13_nothing_of_a_page_with_a_login_is_told(backend: FakeBackend) -> None:
+    with public(backend, logins=(("ann", "secret"),)) as http:
+        for path in (
+            "/config",
+            "/gradio_api/info",
+            "/v1/models",
+            "/metrics",
+            "/gradio_api/upload_progress?upload_id=1",
+        ):
+            assert http.get(path).status_code == 401, path
+        assert http.post("/gradio_api/queue/join", json={"data": [], "fn_index": 0}).status_code == 401
+        assert http.post(CHAT, json=PLAIN[CHAT]).status_code in (401, 429)
+
+
+def test_t15_t16_no_answer_and_no_log_tells_a_secret_or_a_prompt(
+    backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "granite_demo")
+    backend.error = RuntimeError(f"{HUB_TOKEN} {TOKEN}")
+    with public(backend) as http:
+        told = http.post(CHAT, json={"messages": [{"role": "user", "content": "canary-prompt"}]}).text + http.ask(
+            "canary-prompt"
+        )
+        backend.error = EngineError("The model failed.")
+        told += http.post(CHAT, json=PLAIN[CHAT]).text
+        told += http.call("send", [{"canary-prompt": "\r\nFORGED"}, "", "canary-prompt"]).text
+    assert HUB_TOKEN not in told
+    assert TOKEN not in told
+    assert "canary-prompt" not in caplog.text
+    assert "FORGED" not in caplog.text
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "null"])
+def test_t17_no_other_page_may_read_an_answer(backend: FakeBackend, origin: str) -> None:
+    with public(backend, hosts=("127.0.0.1",)) as http:
+        for path in ("/v1/models", "/config", "/health"):
+            answer = http.get(path, headers={"origin": origin})
+            assert answer.headers.get("access-control-allow-origin") in (None, "")
+        assert http.get("/config", headers={"host": "evil.example"}).status_code == 400
+        simple = {"origin": origin, "content-type": "text/plain"}
+        for path in (CHAT, "/gradio_api/queue/join"):
+            assert http.post(path, content="{}", headers=simple).status_code in (400, 403, 422)
