@@ -1,0 +1,122 @@
+"""The server under load, in a process of its own: the real application, with a look inside at /load/state.
+
+``python -m tests.load.server`` is started by ``process``.
+"""
+
+import argparse
+import asyncio
+import sys
+import threading
+import time
+from collections import defaultdict
+from contextlib import aclosing
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+from fastapi.responses import JSONResponse
+from starlette.requests import Request
+from starlette.routing import Route
+
+from granite_demo import registry
+from granite_demo.backends import LocalBackend
+from granite_demo.engine.base import Engine
+from granite_demo.limits import LimitedBackend, Limits
+from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.settings import Settings
+from granite_demo.status import LoadOptions, Report
+from tests.load.engine import FixedSpeedEngine, RecordingEngine
+
+TEMPLATE = (
+    "{% for message in messages %}<|start_of_role|>{{ message.role }}<|end_of_role|>{{ message.content }}"
+    "<|end_of_text|>\n{% endfor %}<|start_of_role|>assistant<|end_of_role|>"
+)
+BARE_TOKENS = 64
+
+
+def fake_model(rate: float, ttft: float, places: int) -> ReadyModel:
+    """The whole path of texts over an engine of this speed."""
+    import torch
+
+    from granite_demo.loading import LoadedModel
+    from granite_demo.placement import Placement
+    from tests.bytetokens import byte_tokenizer
+
+    loaded = LoadedModel(
+        SimpleNamespace(config=SimpleNamespace(vocab_size=300)),
+        byte_tokenizer(TEMPLATE),
+        registry.SAMPLE,
+        Placement("cpu", torch.float32, "none", "sdpa", None, reasons=defaultdict(str)),
+        context_length=131_072,
+        eos_ids=frozenset(),
+    )
+    return ReadyModel(loaded, FixedSpeedEngine(rate, ttft, places))
+
+
+def real_sample() -> ReadyModel:
+    """The sample model with the engine that it gets here."""
+    from granite_demo.opening import open_model
+
+    cache = Settings.resolve({}, {}).cache_dir
+    options = LoadOptions("sample", device="cpu", dtype="float32")
+    return open_model(cache, 1, options, lambda *_: None, threading.Event(), ignore_ends=True)
+
+
+async def bare_rate(engine: Engine) -> float:
+    """Tokens/s after the first of one request, before there is a server."""
+    times = []
+    sampling = SamplingParams(max_tokens=BARE_TOKENS, temperature=1.0, seed=0)
+    async with aclosing(engine.generate([70] * 16, sampling)) as tokens:
+        async for _ in tokens:
+            times.append(time.perf_counter())
+    return (len(times) - 1) / (times[-1] - times[0])
+
+
+def main() -> None:
+    """Serve until a signal; the address and the bare rate are told in the first line."""
+    from granite_demo.server.app import create_app
+    from granite_demo.server.run import address, bind, serve
+
+    asked = _arguments()
+    ready = real_sample() if asked.engine == "sample" else fake_model(asked.rate, asked.ttft, asked.places)
+    rate = asyncio.run(bare_rate(ready.engine))
+    engine = RecordingEngine(ready.engine)
+
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        return ReadyModel(ready.loaded, engine)
+
+    backend = LimitedBackend(LocalBackend(ModelManager(load), LoadOptions("sample")), Limits())
+    app = create_app(backend)
+    # First, since the page takes every path that is left.
+    app.router.routes.insert(0, Route("/load/state", partial(_state, engine)))
+    listener = bind("127.0.0.1", 0)
+    serve(app, backend, listener, lambda: print(address(listener), rate, flush=True))
+
+
+async def _state(engine: RecordingEngine, request: Request) -> JSONResponse:
+    stats = engine.stats()
+    tasks = len(asyncio.all_tasks())
+    names = sorted(thread.name for thread in threading.enumerate())
+    return JSONResponse(
+        {
+            "running": stats.running,
+            "waiting": stats.waiting,
+            "tasks": tasks,
+            "threads": names,
+            "served": engine.record() if "served" in request.query_params else [],
+        }
+    )
+
+
+def _arguments() -> Any:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--engine", choices=("fake", "sample"), default="fake")
+    parser.add_argument("--rate", type=float, default=100.0)
+    parser.add_argument("--ttft", type=float, default=0.05)
+    parser.add_argument("--places", type=int, default=64)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
