@@ -17,7 +17,7 @@ from granite_demo.api.metrics import Metrics, RequestCounter
 from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
-from granite_demo.server.guards import Guard, HostGuard, guard_files
+from granite_demo.server.guards import Guard, HostGuard, guard_files, refuse_unknown_events
 from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
 from granite_demo.ui.blocks import build_ui
@@ -76,6 +76,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     # The page's own application, mounted last, whose open connections end with its stop_event.
     mount: Any = app.routes[-1]
     app.state.page = mount.app
+    refuse_unknown_events(mount.app)
     return mounted
 
 

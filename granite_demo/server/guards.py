@@ -8,8 +8,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import gradio as gr
+from fastapi import FastAPI
+from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -18,6 +21,7 @@ from granite_demo.api.errors import error_body
 UPLOADS = "/gradio_api/upload"
 """Gradio's route for files, which it writes to disk piece by piece and limits itself."""
 TOO_LARGE = "The request is larger than {} MB."
+UNKNOWN_EVENT = "The page has no such event. Reload it."
 OTHER_HOST = "This server does not answer to the name {!r:.80}. Start it with --allowed-hosts to allow it."
 
 
@@ -32,6 +36,19 @@ def guard_files(page: gr.Blocks) -> None:
         move = getattr(block, "async_move_resource_to_block_cache", None)
         if move is not None:
             setattr(block, "async_move_resource_to_block_cache", _without_addresses(move))  # noqa: B010
+
+
+def refuse_unknown_events(page: FastAPI) -> None:
+    """Have Gradio's application answer 404 to an event that the page does not have, as one of before a restart.
+
+    Gradio 6.31 looks it up by its number (``route_utils.get_fn``) and fails where there is none.
+    """
+
+    async def unknown(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"detail": UNKNOWN_EVENT}, 404)
+
+    for kind in (KeyError, FnIndexInferError):
+        page.add_exception_handler(kind, unknown)
 
 
 def _without_addresses(move: Any) -> Any:

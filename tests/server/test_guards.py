@@ -81,3 +81,14 @@ def test_a_body_without_an_end_is_refused(client: TestClient, chunked: bool) -> 
     response = client.post("/gradio_api/run/predict", content=content, headers={"content-type": "application/json"})
     assert response.status_code == 413
     assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("way", ["queue/join", "run/predict"])
+@pytest.mark.parametrize("named", [{"fn_index": 9999}, {"fn_index": -1}])
+def test_an_event_that_the_page_does_not_have_is_not_found(client: TestClient, way: str, named: dict[str, int]) -> None:
+    answer = client.post(f"/gradio_api/{way}", json={"data": [], "session_hash": "stranger", **named})
+    assert (answer.status_code, answer.json()["detail"]) == (404, "The page has no such event. Reload it.")
+
+
+def test_a_direct_call_of_no_event_is_not_found(client: TestClient) -> None:
+    assert client.post("/gradio_api/run/nothing", json={"data": []}).status_code == 404
