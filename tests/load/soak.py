@@ -13,7 +13,7 @@ import httpx
 
 from tests.load.engine import Served
 from tests.load.process import Loaded
-from tests.load.visitors import Door, Heard, opened, visit
+from tests.load.visitors import Heard, opened, visit
 
 WARM_UP = 0.1
 SLOPE_MB, GROWN_MB = 0.5, 50.0

@@ -157,11 +157,16 @@ NONSENSE: list[tuple[str, Callable[[int], bytes]]] = [
     ("/v1/chat/completions", _of({"messages": "hello", "stream": 7})),
     ("/v1/completions", _of({"prompt": "x", "max_tokens": -1, "temperature": "hot"})),
     ("/gradio_api/queue/join", _of({"data": "text", "fn_index": 1, "session_hash": "n"})),
-    *((f"/gradio_api/{way}", _of({"data": [], "fn_index": 9999, "session_hash": "n"})) for way in ("queue/join", "run/x")),
+    *(
+        (f"/gradio_api/{way}", _of({"data": [], "fn_index": 9999, "session_hash": "n"}))
+        for way in ("queue/join", "run/x")
+    ),
 ]
 
 
-async def visit(door: Door, seed: int, tokens: int, chance: random.Random, leaves: int = 5, nonsense: int = 20) -> Heard:
+async def visit(
+    door: Door, seed: int, tokens: int, chance: random.Random, leaves: int = 5, nonsense: int = 20
+) -> Heard:
     """One visitor: 1 in ``nonsense`` sends some, 1 in ``leaves`` goes in the middle; 0 is none. Never raises."""
     heard = Heard(seed, "page" if seed % 2 else "api")
     try:

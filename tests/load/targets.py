@@ -1,0 +1,192 @@
+"""The table of target figures: each with what is measured beside it, over an engine of fixed speed."""
+
+import asyncio
+import signal
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import httpx
+
+from tests.load.process import Loaded, exit_of, server
+from tests.load.soak import GROWN_MB, LIGHT_SECONDS, SLOPE_MB, client, idle_after, over_engine, soak, spread
+from tests.load.visitors import Door, Heard, crowd, opened
+
+PAGE, API = 1, 2
+"""The first of the numbers of visitors that come by this door; with a step of 2."""
+TTFT_MS = {PAGE: {1: 50, 10: 100, 100: 500}, API: {1: 20, 10: 50, 100: 250}}
+LONG = 256
+STORM, STORM_SECONDS = 200, 0.5
+PLAIN = {"leaves": 0, "nonsense": 0}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One target."""
+
+    what: str
+    target: str
+    measured: str
+    met: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def table(rows: list[Row]) -> str:
+    """Markdown."""
+    lines = ["| what | target | measured | |", "|---|---|---|---|"]
+    lines += [f"| {row.what} | {row.target} | {row.measured} | {'met' if row.met else '**missed**'} |" for row in rows]
+    return "\n".join(lines)
+
+
+async def measure(visitors: int, seconds: float) -> list[Row]:
+    """Every row; the soak takes ``seconds``."""
+    rows: list[Row] = []
+    with server(rate=100, places=128) as running:
+        async with client(running.url) as http:
+            door = await opened(http)
+            await crowd(door, 4, 8, first=900_001, **PLAIN)
+            rows += await first_texts(running, door)
+            rows += await between_tokens(running, door)
+            rows.append(await left(running, door))
+            rows.append(await storm(door))
+    with server(rate=100, places=16) as running:
+        rows += await connected(running)
+    for name, signals, limit in (
+        ("SIGTERM, answers and tabs open", ((0.0, signal.SIGTERM),), 12.0),
+        ("the same, and a second SIGTERM", ((0.0, signal.SIGTERM), (0.05, signal.SIGTERM)), 4.0),
+    ):
+        with server(places=16) as running:
+            rows.append(await ended(running, name, signals, limit))
+    with server() as running:
+        rows += await lasting(running, visitors, seconds)
+    return rows
+
+
+async def first_texts(running: Loaded, door: Door) -> list[Row]:
+    """The web layer's time to first token of so many visitors at once."""
+    rows, number = [], 1000
+    for way, bounds in TTFT_MS.items():
+        for count, bound in bounds.items():
+            times: list[float] = []
+            for _ in range(max(2, 20 // count)):
+                heard = await crowd(door, count, 8, first=number * 2 + way, step=2, **PLAIN)
+                times += over_engine(heard, await running.served(door.http))
+                number += count + 1
+            name = "page" if way == PAGE else "/v1"
+            p50, p95 = (round(1000 * time) for time in spread(times))
+            rows.append(
+                Row(
+                    f"web layer's TTFT, {name} @{count}", f"p95 <= {bound} ms", f"p50 {p50}, p95 {p95} ms", p95 <= bound
+                )
+            )
+    return rows
+
+
+async def between_tokens(running: Loaded, door: Door) -> list[Row]:
+    """The speed at one visitor against the bare engine's, and updates of the page with many."""
+    rows = []
+    for way, name in ((PAGE, "page"), (API, "/v1")):
+        [heard] = await crowd(door, 1, LONG, first=way + 100_000, **PLAIN)
+        rate = (LONG - 1) / ((heard.last or 1.0) - (heard.first or 0.0))
+        cost = 1 - rate / running.bare_rate
+        rows.append(Row(f"inter-token overhead, 1 visitor, {name}", "<= 5 %", f"{cost:.1%}", cost <= 0.05))
+    start = time.monotonic()
+    many = await crowd(door, 100, LONG, first=PAGE + 110_000, step=2, **PLAIN)
+    rate = sum(one.updates for one in many) / (time.monotonic() - start)
+    rows.append(Row("page updates/s of the process, 100 visitors", ">= 300", f"{rate:.0f}", rate >= 300))
+    return rows
+
+
+async def left(running: Loaded, door: Door) -> Row:
+    """Visitors who all go in the middle."""
+    heard = await crowd(door, 40, 2000, first=120_001, leaves=1, nonsense=0)
+    await asyncio.sleep(3)
+    p95 = spread(idle_after(heard, await running.served(door.http)))[1]
+    return Row("disconnect -> engine idle, 40 at once", "p95 <= 1 s", f"p95 {p95:.2f} s", p95 <= 1)
+
+
+async def storm(door: Door) -> Row:
+    """Many who give up after half a second, then one who waits."""
+
+    async def impatient(seed: int) -> None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STORM_SECONDS):
+                await crowd(door, 1, 500, first=seed, **PLAIN)
+
+    await asyncio.gather(*(impatient(130_000 + number) for number in range(STORM)))
+    start = time.monotonic()
+    [heard] = await crowd(door, 1, 8, first=140_000, **PLAIN)
+    took = time.monotonic() - start
+    met = heard.outcome == "answered" and took <= 5
+    return Row(f"an answer after {STORM} x {STORM_SECONDS} s timeouts", "<= 5 s", f"{heard.outcome}, {took:.2f} s", met)
+
+
+@asynccontextmanager
+async def tabs(door: Door, count: int) -> AsyncGenerator[None]:
+    """So many open pages."""
+    tasks = [asyncio.create_task(door.tab(number)) for number in range(count)]
+    try:
+        await asyncio.sleep(1)
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def connected(running: Loaded) -> list[Row]:
+    """More than have room, with 100 pages open."""
+    async with client(running.url) as http:
+        door = await opened(http)
+        async with tabs(door, 100):
+            heard = await crowd(door, 300, 32, first=1, **PLAIN)
+    count = {name: sum(one.outcome == name for one in heard) for name in ("answered", "refused", "failed")}
+    slow = spread([one.last - one.asked for one in heard if one.outcome == "refused" and one.last])[1]
+    told = f"{count['answered']} answered, {count['refused']} refused, {count['failed']} other errors"
+    return [
+        Row("100 open tabs, 300 ask at once, 16 answered at a time", "no other errors", told, not count["failed"]),
+        Row("the same: time to be refused", "< 1 s", f"p95 {slow:.2f} s", slow < 1),
+    ]
+
+
+async def ended(running: Loaded, name: str, signals: tuple[tuple[float, int], ...], limit: float) -> Row:
+    """The exit with everything open."""
+    async with client(running.url) as http:
+        door = await opened(http)
+        async with tabs(door, 20):
+            asking = asyncio.create_task(crowd(door, 32, 4000, **PLAIN))
+            await asyncio.sleep(2)
+            took, code = await asyncio.to_thread(exit_of, running, *signals)
+            heard: list[Heard] = []
+            with suppress(httpx.HTTPError):
+                heard = await asking
+    lost = sum("Error" in one.why and one.first is not None for one in heard)
+    return Row(
+        name, f"exit 0 in {limit:g} s", f"exit {code} in {took:.2f} s, {lost} cut off", took <= limit and code == 0
+    )
+
+
+async def lasting(running: Loaded, visitors: int, seconds: float) -> list[Row]:
+    """What a soak finds."""
+    found = await soak(running, visitors, seconds)
+    asked = sum(found.outcomes.values())
+    p95, rate = found.light[1], found.light_rate
+    ends = ", ".join(f"{name} {found.base[name]:.0f} -> {found.end[name]:.0f}" for name in ("threads", "fds"))
+    back = not [name for name in found.broken if name.endswith("not back")]
+    return [
+        Row(
+            f"light requests, {visitors} visitors",
+            "p95 < 200 ms",
+            f"p95 {p95 * 1000:.0f} ms, {rate:.0f} req/s asked one after the other",
+            p95 < LIGHT_SECONDS,
+        ),
+        Row(f"soak, {seconds:.0f} s", "no failure", str(found.outcomes), not found.outcomes.get("failed")),
+        Row(f"memory, {asked} requests", f"< {SLOPE_MB} MB/100", f"{found.slope:+.2f} MB/100", found.slope < SLOPE_MB),
+        Row("memory in all", f"< {GROWN_MB:g} MB", f"{found.grown:+.1f} MB", found.grown < GROWN_MB),
+        Row("threads and descriptors", "back to base", ends, back),
+    ]

@@ -1,0 +1,82 @@
+"""A few visitors for a few seconds. The long runs are commands: python -m tests.load, and with ``targets``."""
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Iterator
+
+import pytest
+
+from granite_demo.engine.waiting import MAX_WAITING
+from tests.load.process import Loaded, server
+from tests.load.soak import client, settled, soak
+from tests.load.visitors import NONSENSE, Heard, crowd, opened
+
+PLAIN = {"leaves": 0, "nonsense": 0}
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Loaded]:
+    """One answer at a time, so that the others wait."""
+    with server(rate=400, ttft=0.02, places=1) as found:
+        yield found
+
+
+async def test_f4_the_order_of_service_is_that_of_arrival(running: Loaded) -> None:
+    async with client(running.url) as http:
+        door = await opened(http)
+        heard = await crowd(door, 16, 12, first=5001, **PLAIN)
+        served = [row for row in await running.served(http) if (row.seed or 0) > 5000]
+        assert await settled(running, http)
+    assert [one.outcome for one in heard] == ["answered"] * 16, [one.why for one in heard]
+    assert len(served) == 16
+    firsts = [row.first or 0.0 for row in served]  # the rows are in the order of arrival
+    assert firsts == sorted(firsts)
+    assert all((row.ended or 0) >= (row.first or 0) > 0 and row.tokens == 12 for row in served)
+
+
+@pytest.mark.parametrize("number", range(len(NONSENSE)))
+async def test_nonsense_is_refused_and_not_a_failure(running: Loaded, number: int) -> None:
+    class Chosen:
+        def choice(self, options: object) -> object:
+            return NONSENSE[number]
+
+    heard = Heard(1, "page")
+    async with client(running.url) as http:
+        await (await opened(http)).nonsense(heard, Chosen())  # type: ignore[arg-type]
+        assert await settled(running, http)
+    assert heard.outcome == "nonsense", heard.why
+
+
+async def test_those_who_have_no_room_are_refused_and_nobody_fails(running: Loaded) -> None:
+    async with client(running.url) as http:
+        door = await opened(http)
+        first = asyncio.create_task(crowd(door, 1, 8000, first=6000, **PLAIN))  # has the one place
+        asking = asyncio.create_task(crowd(door, MAX_WAITING + 10, 2, first=6002, step=2, **PLAIN))
+        async with asyncio.timeout(20):
+            while (await running.state(http))["waiting"] < MAX_WAITING:
+                await asyncio.sleep(0.1)
+        await asyncio.sleep(0.5)
+        first.cancel()  # leaves
+        heard = await asking
+        assert await settled(running, http)
+    count = Counter(one.outcome for one in heard)
+    assert set(count) == {"answered", "refused"}, [one.why for one in heard if one.why]
+    assert count["answered"] >= MAX_WAITING
+
+
+async def test_some_leave_some_send_nonsense_and_all_is_idle_afterwards(running: Loaded) -> None:
+    found = await soak(running, visitors=8, seconds=4, tokens=8)
+    assert found.broken == [], found.failures
+    assert found.outcomes["answered"] > 0
+    assert set(found.outcomes) <= {"answered", "refused", "left", "nonsense"}
+    assert not [line for line in running.log if "Traceback" in line], "".join(running.log[-20:])
+
+
+@pytest.mark.release
+@pytest.mark.parametrize("engine", ["fake", "sample"])
+def test_a_hundred_visitors_for_long(engine: str) -> None:
+    """10 minutes unless GRANITE_DEMO_SOAK says how many seconds."""
+    with server(engine) as found:
+        result = asyncio.run(soak(found, 100, float(os.environ.get("GRANITE_DEMO_SOAK", "600"))))
+    assert result.broken == [], result.failures
