@@ -5,7 +5,6 @@
 
 import argparse
 import asyncio
-import sys
 import threading
 import time
 from collections import defaultdict
@@ -119,4 +118,4 @@ def _arguments() -> Any:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
