@@ -225,9 +225,9 @@ class ModelManager:
                 entry.cancelled.set()
                 if entry.idle:
                     entry.idle.cancel()
-        self._executor.shutdown(wait=True)
-        for entry in entries:
+        for entry in entries:  # running answers end now, not after a load that takes its time
             _close(entry)
+        self._executor.shutdown(wait=True)
 
     def _run(self, options: LoadOptions, entry: _Entry) -> None:
         def report(stage: LoadStage, fraction: float | None = None, detail: str = "") -> None:

@@ -10,9 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from granite_demo.catalogue import ModelSpec
 
 COPIES = "quantized"
+STAGING = ".staging-"
 
 
 def copy_of(cache_dir: Path, spec: ModelSpec, commit: str | None, quantization: str) -> Path:
@@ -22,12 +25,17 @@ def copy_of(cache_dir: Path, spec: ModelSpec, commit: str | None, quantization: 
 
 
 def save_copy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a copy at ``folder``, whole or not at all. Raises OSError."""
+    """Write a copy at ``folder``, whole or not at all, unless another process just did. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".staging-", dir=folder.parent))
-    try:
-        model.save_pretrained(staging)
-        tokenizer.save_pretrained(staging)
-        os.replace(staging, folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    with FileLock(folder.parent / ".lock"):
+        for stale in folder.parent.glob(f"{STAGING}*"):  # we hold the lock: whoever left these was killed
+            shutil.rmtree(stale, ignore_errors=True)
+        if folder.exists():
+            return
+        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder.parent))
+        try:
+            model.save_pretrained(staging)
+            tokenizer.save_pretrained(staging)
+            os.replace(staging, folder)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)

@@ -170,6 +170,11 @@ def closed_error() -> EngineClosedError:
     return EngineClosedError("The model was unloaded or the server is stopping. What was written so far is kept.")
 
 
+def dead_error() -> EngineError:
+    """The end of every request, now and later, of an engine whose GPU is lost."""
+    return EngineError("The GPU has failed and the model cannot answer any more. Restart the server.")
+
+
 def as_user_error(error: BaseException) -> GraniteDemoError | None:
     """What the reader of a request is told about ``error``; None for a cancelled request."""
     if isinstance(error, Cancelled):

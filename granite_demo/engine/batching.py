@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from granite_demo.constraints import Matcher
 from granite_demo.engine import constrained
-from granite_demo.engine.base import Measure, TokenStream, closed_error, deliver
+from granite_demo.engine.base import Measure, TokenStream, closed_error, dead_error, deliver
 from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, token_of
 from granite_demo.engine.batch_scoring import BatchScorer
 from granite_demo.engine.continuous import PAGE, Loop
@@ -287,7 +287,7 @@ class BatchingEngine:
     def _give_up(self, error: BaseException) -> None:
         log.error("The engine cannot go on.", exc_info=error)
         with self._lock:
-            self._dead = EngineError("The GPU has failed and the model cannot answer any more. Restart the server.")
+            self._dead = dead_error()
             requests = [*self._running.values(), *self._suspects.clear(), *self._waiting.clear()]
             self._running.clear()
         for request in requests:

@@ -4,6 +4,7 @@ Runs on every device. Knows no caches and no models: a ``Runner`` has both.
 """
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import AsyncGenerator, Sequence
@@ -15,7 +16,15 @@ from typing import Any, TypeVar
 import torch
 
 from granite_demo.constraints import Matcher
-from granite_demo.engine.base import Cancelled, Measure, TokenStream, answer_limit, as_user_error, closed_error
+from granite_demo.engine.base import (
+    Cancelled,
+    Measure,
+    TokenStream,
+    answer_limit,
+    as_user_error,
+    closed_error,
+    dead_error,
+)
 from granite_demo.engine.pace import PrefillPace
 from granite_demo.engine.runner import Runner
 from granite_demo.engine.sampler import Sampler
@@ -24,6 +33,8 @@ from granite_demo.errors import GraniteDemoError
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import EngineStats, Fact, Feature
 from granite_demo.types import Queued, Token
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -83,6 +94,7 @@ class InterleavedEngine:
         self._line: WaitingLine[_Request | _Score] = WaitingLine(max_waiting)
         self._running: list[_Request | _Score] = []
         self._closed = False
+        self._dead: GraniteDemoError | None = None
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
 
@@ -110,14 +122,17 @@ class InterleavedEngine:
         with self._lock:
             if self._closed:
                 raise closed_error()
+            if self._dead:
+                raise self._dead
             self._line.join(request)
             self._fill_slots()
             self._executor.submit(self._work)
 
     def stats(self) -> EngineStats:
-        """How many requests run and wait."""
+        """How many requests run and wait, and whether the GPU is lost."""
         with self._lock:
-            return EngineStats(running=len(self._running), waiting=len(self._line))
+            failure = self._dead.user_text if self._dead else ""
+            return EngineStats(len(self._running), len(self._line), failure=failure)
 
     def warm_up(self) -> None:
         """Do now, on the model's thread, what the first request would otherwise wait for."""
@@ -165,7 +180,7 @@ class InterleavedEngine:
             if not (self._measure(request) if isinstance(request, _Score) else self._advance(request)):
                 return
         except BaseException as error:
-            outcome = as_user_error(error)
+            outcome = self._give_up(error) if _gpu_is_lost(error) else as_user_error(error)
             keep = isinstance(error, Cancelled)
             out_of_memory = isinstance(error, torch.OutOfMemoryError)
             if outcome:
@@ -173,6 +188,16 @@ class InterleavedEngine:
         self._end(request, outcome, keep)
         if out_of_memory:
             torch.cuda.empty_cache()
+
+    def _give_up(self, error: BaseException) -> GraniteDemoError:
+        """Nothing can be computed any more: all requests end, those that run as they fail in their turn."""
+        log.error("The engine cannot go on.", exc_info=error)
+        with self._lock:
+            self._dead = dead_error()
+            waiting = self._line.clear()
+        for request in waiting:
+            request.stream.finish(self._dead)
+        return self._dead
 
     def _advance(self, request: _Request) -> bool:
         """One unit of work; whether the answer ended with it."""
@@ -226,3 +251,8 @@ class InterleavedEngine:
         with self._lock:
             self._running.remove(request)
         request.stream.finish(outcome)
+
+
+def _gpu_is_lost(error: BaseException) -> bool:
+    # After a device-side assert, say. Of errors of the GPU itself only this one leaves it usable.
+    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error).lower()

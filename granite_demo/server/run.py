@@ -1,21 +1,29 @@
 """Serves the application until a signal, then ends in order: answers get their message, then connections close."""
 
 import asyncio
+import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from types import FrameType
 
+import psutil
 import uvicorn
 from fastapi import FastAPI
 
 from granite_demo.backends import Backend
-from granite_demo.errors import ConfigurationError
+from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.settings import PROXIES
 
 GRACE_SECONDS = 5
 """Time that open connections get to end after a signal."""
+LAST_SECONDS = 10
+"""From a signal to the end of the process, whatever still hangs: a load inside a library cannot be stopped."""
+FAILED_SECONDS = 5
+"""For /health and the readers to tell that the engine has failed, before the process ends because of it."""
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -36,14 +44,16 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(
     app: FastAPI, backend: Backend, listener: socket.socket, announce: Callable[[], None], proxies: str = PROXIES
 ) -> None:
-    """Run until SIGINT or SIGTERM. ``announce`` is called when connections are accepted.
+    """Run until SIGINT or SIGTERM; a second one ends the process at once. Raises EngineError once the engine is dead.
 
-    ``proxies``: whose X-Forwarded-For tells a visitor's address, parted by commas.
+    ``announce`` is called when connections are accepted. ``proxies``: whose X-Forwarded-For tells a visitor's address,
+    parted by commas.
     """
     server = _Server(app, backend, proxies)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
-    asyncio.run(server.run_on(listener, announce))
+    if failure := asyncio.run(server.run_on(listener, announce)):
+        raise EngineError(failure)
 
 
 @contextmanager
@@ -82,23 +92,53 @@ class _Server(uvicorn.Server):
         self._app = app
         self._backend = backend
 
-    async def run_on(self, listener: socket.socket, announce: Callable[[], None]) -> None:
-        """Serve on ``listener`` until ``should_exit`` is set, then end in order."""
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal ends the server in order, but not for ever; the second ends the process."""
+        if self.should_exit:
+            _exit(128 + sig)
+        self.should_exit = True
+        last = threading.Timer(LAST_SECONDS, _exit, (0,))
+        last.daemon = True
+        last.start()
+
+    async def run_on(self, listener: socket.socket, announce: Callable[[], None]) -> str:
+        """Serve on ``listener`` until ``should_exit`` is set or the engine dies, then end in order; why it died."""
         serving = asyncio.create_task(self.serve(sockets=[listener]))
         while not self.started and not serving.done():
             await asyncio.sleep(0.02)
         announce()
-        while not self.should_exit and not serving.done():
-            await asyncio.sleep(0.1)
+        failure = await self._end_of(serving)
         # Gradio's heartbeats never end by themselves and would use up the whole grace period.
         self._app.state.page.stop_event.set()
         await asyncio.to_thread(self._backend.close)
         await serving
+        return failure
+
+    async def _end_of(self, serving: "asyncio.Task[None]") -> str:
+        failed_at: float | None = None
+        while not self.should_exit and not serving.done():
+            await asyncio.sleep(0.1)
+            engine = self._backend.status().engine
+            if engine and engine.failure:
+                failed_at = failed_at or time.monotonic()
+                # A GPU that is lost comes back in a new process only: whoever watches this one starts it.
+                if time.monotonic() - failed_at > FAILED_SECONDS:
+                    self.should_exit = True
+                    return engine.failure
+        return ""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Leave the signals to ``serve``: uvicorn would raise them again at the end, and the exit code would be one."""
         yield
+
+
+def _exit(code: int) -> None:
+    """End now, with every child: what runs at exit otherwise may be what hangs."""
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            child.kill()
+    os._exit(code)
 
 
 def _family(host: str) -> socket.AddressFamily:
