@@ -46,7 +46,7 @@ def test_a_login_without_a_password_is_a_mistake(login: str) -> None:
 def test_strangers_are_limited_and_those_at_home_are_not() -> None:
     assert limits_of(resolved()) == Limits()
     assert limits_of(resolved(**PUBLIC)) == PUBLIC_LIMITS
-    assert all(getattr(PUBLIC_LIMITS, name) for name in Limits.__slots__)  # type: ignore[attr-defined]
+    assert all(getattr(PUBLIC_LIMITS, name) for name in Limits.__slots__)
 
 
 def test_each_limit_has_a_flag() -> None:

@@ -19,15 +19,37 @@ from tests.threats.stranger import TOKEN, Stranger, asked
 OPEN, CLOSED = "open until somebody leaves", "closed"
 PAGE = ("/", "/svelte/{path:path}", "/static/{path:path}", "/assets/{path:path}", "/favicon.ico", "/theme.css")
 APP = ("/robots.txt", "/pwa_icon/{size}", "/pwa_icon", "/manifest.json", "/monitoring", "/monitoring/summary")
-FILES = ("file={path_or_url:path}", "file/{path:path}", "proxy={url_path:path}")
+FILES: tuple[str, ...] = ("file={path_or_url:path}", "file/{path:path}", "proxy={url_path:path}")
 FILES += ("custom_component/{id}/{environment}/{type}/{file_name}",)
-EVENTS = ("api/{api_name}", "run/{api_name}", "call/v2/{api_name}", "call/{api_name}", "queue/join", "queue/data")
+EVENTS: tuple[str, ...] = (
+    "api/{api_name}",
+    "run/{api_name}",
+    "call/v2/{api_name}",
+    "call/{api_name}",
+    "queue/join",
+    "queue/data",
+)
 EVENTS += ("call/{api_name}/{event_id}", "call/v2/{api_name}/{event_id}", "component_server", "queue/status")
 EVENTS += ("cancel", "reset", "heartbeat/{session_hash}", "startup-events", "process_recording")
 MEDIA = "stream/{session_hash}/{run}/{component_id}/"
-STREAMS = ("stream/{event_id}", "stream/{event_id}/close", f"{MEDIA}playlist.m3u8", f"{MEDIA}playlist-file")
+STREAMS: tuple[str, ...] = (
+    "stream/{event_id}",
+    "stream/{event_id}/close",
+    f"{MEDIA}playlist.m3u8",
+    f"{MEDIA}playlist-file",
+)
 STREAMS += (f"{MEDIA}{{segment_id}}.{{ext}}",)
-OTHERS = ("user", "login_check", "token", "app_id", "dev/reload", "runs", "info", "openapi.json", "theme.css")
+OTHERS: tuple[str, ...] = (
+    "user",
+    "login_check",
+    "token",
+    "app_id",
+    "dev/reload",
+    "runs",
+    "info",
+    "openapi.json",
+    "theme.css",
+)
 OTHERS += ("deep_link", "upload", "upload_progress")
 VIBE = ("vibe-edit", "undo-vibe-edit", "vibe-code", "vibe-starter-queries")
 OURS = ("/health", "/ready", "/metrics", "/load_model", "/openapi.json")

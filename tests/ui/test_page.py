@@ -11,7 +11,8 @@ from granite_demo.ui.page import Page
 @pytest.fixture(params=[Page, gr.Blocks])
 def blocks(request: pytest.FixtureRequest) -> gr.Blocks:
     """Two boxes and a number, on our page and on a plain one, which is to answer the same."""
-    with request.param(analytics_enabled=False) as demo:
+    demo: gr.Blocks = request.param(analytics_enabled=False)
+    with demo:
         outputs = [gr.Textbox(label="A"), gr.Textbox(label="B"), gr.Number(label="N")]
         demo.load(lambda: None, None, outputs)
     return demo
