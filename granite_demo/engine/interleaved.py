@@ -177,6 +177,8 @@ class InterleavedEngine:
     def _turn(self, request: _Request | _Score) -> None:
         outcome, keep, out_of_memory = None, True, False
         try:
+            if self._dead:
+                raise self._dead
             if not (self._measure(request) if isinstance(request, _Score) else self._advance(request)):
                 return
         except BaseException as error:
@@ -190,7 +192,7 @@ class InterleavedEngine:
             torch.cuda.empty_cache()
 
     def _give_up(self, error: BaseException) -> GraniteDemoError:
-        """Nothing can be computed any more: all requests end, those that run as they fail in their turn."""
+        """Nothing can be computed any more: all requests end, those that run in their turn."""
         log.error("The engine cannot go on.", exc_info=error)
         with self._lock:
             self._dead = dead_error()

@@ -52,7 +52,11 @@ def serve(
     server = _Server(app, backend, proxies)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
-    if failure := asyncio.run(server.run_on(listener, announce)):
+    try:
+        failure = asyncio.run(server.run_on(listener, announce))
+    finally:
+        _end_children()
+    if failure:
         raise EngineError(failure)
 
 
@@ -134,11 +138,15 @@ class _Server(uvicorn.Server):
 
 
 def _exit(code: int) -> None:
-    """End now, with every child: what runs at exit otherwise may be what hangs."""
+    """End now: what runs at exit otherwise may be what hangs."""
+    _end_children()
+    os._exit(code)
+
+
+def _end_children() -> None:
     for child in psutil.Process().children(recursive=True):
         with suppress(psutil.Error):
             child.kill()
-    os._exit(code)
 
 
 def _family(host: str) -> socket.AddressFamily:

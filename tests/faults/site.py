@@ -1,0 +1,220 @@
+"""A real server over a tiny random Granite, which a test makes fail, and what has to hold after each fault."""
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator
+from contextlib import aclosing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+
+from granite_demo import conversations, registry
+from granite_demo.backends import Backend, LocalBackend
+from granite_demo.limits import LimitedBackend, Limits
+from granite_demo.loading import LoadedModel
+from granite_demo.manager import Loader, ModelManager, ReadyModel
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
+from granite_demo.status import LoadOptions, Report
+from granite_demo.types import GenerationRequest, StreamEvent
+from tests.tinymodels import write_checkpoint
+
+TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}w7"
+GREEDY = {"prompt": "w1 w2 w3", "max_tokens": 12, "temperature": 0}
+LONG = {**GREEDY, "max_tokens": 400, "stream": True}
+CHAT = {"messages": [{"role": "user", "content": "w1 w2 w3"}], "max_tokens": 400, "temperature": 0}
+SPARE_DESCRIPTORS = 2
+"""Of a pool of the standard library or of httpx, which come and go by themselves."""
+
+
+class Faults:
+    """What happens before each forward pass of a model, whose number since ``clear`` it is told."""
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        loaded.model.register_forward_pre_hook(self._before)
+        self.clear()
+
+    def clear(self) -> None:
+        """No more faults."""
+        self.passes = 0
+        self.before: Callable[[int], None] = lambda number: None
+
+    def raises(self, error: BaseException, at: int) -> None:
+        """Let pass number ``at`` fail, and no other."""
+
+        def before(number: int) -> None:
+            if number == at:
+                raise error
+
+        self.passes, self.before = 0, before
+
+    def slow(self, seconds: float = 0.02) -> None:
+        """Let each pass take so long: an answer then goes on until somebody ends it."""
+        self.passes, self.before = 0, lambda number: time.sleep(seconds)
+
+    def _before(self, *arguments: Any) -> None:
+        self.passes += 1
+        self.before(self.passes)
+
+
+class Watched(LocalBackend):
+    """Knows the event loop that it is used from."""
+
+    loop: asyncio.AbstractEventLoop | None = None
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
+        self.loop = asyncio.get_running_loop()
+        async with aclosing(super().stream(request)) as events:
+            async for event in events:
+                yield event
+
+
+class Site:
+    """One running server, and ways to ask it."""
+
+    def __init__(self, url: str, backend: Watched, http: httpx.Client) -> None:
+        self.url, self.backend, self.http = url, backend, http
+        self.greedy = self.answer()
+        # The library of streams starts a task of its own with the first of them.
+        http.post("/v1/completions", json={**GREEDY, "stream": True})
+        self.config: dict[str, Any] = http.get("/config").json()
+
+    def answer(self) -> str:
+        """The greedy answer to a fixed prompt."""
+        reply = self.http.post("/v1/completions", json=GREEDY)
+        assert reply.status_code == 200, reply.text
+        text: str = reply.json()["choices"][0]["text"]
+        return text
+
+    def busy(self) -> bool:
+        """Whether the engine has anything to do."""
+        engine = self.backend.status().engine
+        return bool(engine and (engine.running or engine.waiting))
+
+    def send(self, path: str, body: dict[str, Any]) -> socket.socket:
+        """A request on a connection of its own, whose answer nobody reads."""
+        data = json.dumps(body).encode()
+        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
+        connection = socket.create_connection((self.http.base_url.host, self.http.base_url.port or 0))
+        connection.sendall(f"{head}\r\n".encode() + data)
+        return connection
+
+    def join(self, session: str, text: str = "w1 w2 w3", tokens: int = 400) -> None:
+        """Ask on the Chat tab, as a browser does after Enter."""
+        event = self._event("answer")
+        shown = {part["id"]: part["props"] for part in self.config["components"]}
+        conversation = conversations.add(conversations.start(), "user", content=text)
+        values = [shown[part].get("value") for part in event["inputs"][2:]]
+        labels = [shown[part].get("label") for part in event["inputs"][2:]]
+        values[labels.index("Max new tokens")] = tokens
+        self._join(session, event["id"], [conversations.dump(conversation), conversation.head, *values])
+
+    def press(self, session: str, name: str) -> None:
+        """Make the event with this name happen, which takes no values: ``stop``, or ``leave_1`` of a page that goes."""
+        self._join(session, self._event(name)["id"], [])
+
+    def _event(self, name: str) -> dict[str, Any]:
+        event: dict[str, Any] = next(one for one in self.config["dependencies"] if one["api_name"] == name)
+        return event
+
+    def _join(self, session: str, index: int, data: list[Any]) -> None:
+        body = {"data": data, "fn_index": index, "session_hash": session}
+        self.http.post("/gradio_api/queue/join", json=body).raise_for_status()
+
+    def heard(self, session: str) -> Generator[dict[str, Any], None, None]:
+        """What the page of ``session`` is sent, until nothing more comes."""
+        address = f"/gradio_api/queue/data?session_hash={session}"
+        with self.http.stream("GET", address) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data:"):
+                    yield json.loads(line[5:])
+
+
+def wait_until(true: Callable[[], object], seconds: float) -> None:
+    """Fail unless it gets ``true`` in time."""
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.01)
+
+
+@contextmanager
+def unharmed(site: Site) -> Iterator[None]:
+    """The block holds a fault; after it the server is as before: healthy, idle, nothing left over, the same answers."""
+    assert not site.busy()
+    threads, descriptors, tasks = _threads(), _descriptors(), _tasks(site)
+    yield
+    wait_until(lambda: not site.busy(), 5)
+    health = site.http.get("/health")
+    assert (health.status_code, health.json()["status"]) == (200, "ok")
+    assert site.answer() == site.greedy
+    _returns("threads", _threads, threads, 0)
+    _returns("descriptors", _descriptors, descriptors, SPARE_DESCRIPTORS)
+    _returns("tasks", lambda: _tasks(site), tasks, 0)
+
+
+def _returns(what: str, measure: Callable[[], int], before: int, spare: int) -> None:
+    deadline = time.monotonic() + 5
+    while (now := measure()) > before + spare:
+        assert time.monotonic() < deadline, f"{now} {what} instead of {before}"
+        time.sleep(0.05)
+
+
+def _threads() -> int:
+    """Of models: those that serve requests grow to a fixed number and stay."""
+    return sum(thread.name.startswith(("engine", "loader", "switch")) for thread in threading.enumerate())
+
+
+def _descriptors() -> int:
+    return psutil.Process().num_fds()
+
+
+def _tasks(site: Site) -> int:
+    async def count() -> int:
+        return len(asyncio.all_tasks())
+
+    assert site.backend.loop is not None
+    return asyncio.run_coroutine_threadsafe(count(), site.backend.loop).result(10)
+
+
+def checkpoint(folder: Path, template: str | None = TEMPLATE) -> Path:
+    """A tiny random Granite, with or without a chat template."""
+    write_checkpoint(folder, "granite")
+    if template is not None:
+        (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def load(folder: Path) -> LoadedModel:
+    """The checkpoint in ``folder``, on the CPU."""
+    from granite_demo.loading import load_model
+
+    return load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", dtype="float32"))
+
+
+def loader_of(folder: Path, keep: Callable[[LoadedModel], object] = lambda loaded: None) -> Loader:
+    """Loads the checkpoint in ``folder``, whatever is asked for; ``keep`` is given the model."""
+
+    def open_model(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        from granite_demo.engine.create import create_engine
+
+        loaded = load(folder)
+        keep(loaded)
+        return ReadyModel(loaded, create_engine(loaded))
+
+    return open_model
+
+
+@contextmanager
+def serving(loader: Loader, options: LoadOptions | None = None, limits: Limits | None = None) -> Iterator[Site]:
+    """A server of its own, whose model is ready."""
+    local = Watched(ModelManager(loader), options or LoadOptions())
+    local.wait_until_ready()
+    backend: Backend = LimitedBackend(local, limits) if limits else local
+    with running(create_app(backend), backend) as url, httpx.Client(base_url=url, timeout=30) as http:
+        yield Site(url, local, http)

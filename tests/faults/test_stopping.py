@@ -1,0 +1,104 @@
+"""Signals: the process ends in order, soon, and with all its children; after a kill the next start works."""
+
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from tests.faults.site import LONG, wait_until
+
+ROOT = Path(__file__).parents[2]
+SERVER = """
+import subprocess, sys, time
+from pathlib import Path
+import granite_demo.cli as cli
+from tests.faults.site import Faults, loader_of
+
+load = loader_of(Path(sys.argv[1]), lambda loaded: Faults(loaded).slow(0.03))
+
+def open_model(cache, threads, options, report, cancelled, **rest):
+    subprocess.Popen(["sleep", "600"])  # a child that somebody forgot
+    if sys.argv[2] == "hangs":
+        time.sleep(600)
+    return load(options, report, cancelled)
+
+cli.open_model = open_model
+cli.main(["serve", "--port", "0", "--model", sys.argv[1]])
+"""
+
+
+@contextmanager
+def server(folder: Path, load: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A process of its own whose load ``works`` or ``hangs``, and its address."""
+    command = [sys.executable, "-c", SERVER, str(folder), load]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    assert process.stderr
+    children: list[psutil.Process] = []
+    try:
+        found = (re.search(r"is at (http://\S+)", line) for line in process.stderr)
+        url = next(match[1] for match in found if match)
+        wait_until(lambda: psutil.Process(process.pid).children(), 30)
+        children = psutil.Process(process.pid).children(recursive=True)
+        if load == "works":
+            wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, 30)
+        yield process, url
+        _, alive = psutil.wait_procs(children, timeout=2)
+        assert not alive
+    finally:
+        process.kill()
+        process.wait()
+        process.stderr.close()
+        for child in children:
+            if child.is_running():
+                child.kill()
+
+
+def test_f19_running_answers_get_a_message_and_the_exit_is_clean(tiny_folder: Path) -> None:
+    heard: list[str] = []
+
+    def listen(url: str) -> None:
+        with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=30) as answer:
+            heard.extend(line for line in answer.iter_lines() if line)
+
+    with server(tiny_folder, "works") as (process, url):
+        thread = threading.Thread(target=listen, args=(url,))
+        thread.start()
+        wait_until(lambda: "first_token_seconds_count 1.0" in httpx.get(f"{url}/metrics").text, 10)
+        process.send_signal(signal.SIGTERM)
+        started = time.monotonic()
+        statuses = set()
+        while process.poll() is None and time.monotonic() - started < 12:
+            try:
+                statuses.add(httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False}).status_code)
+            except httpx.TransportError:  # nobody listens any more
+                time.sleep(0.05)
+        assert process.wait(12) == 0
+        assert statuses <= {503}
+        thread.join(5)
+    assert "the server is stopping" in heard[-2]
+    assert heard[-1] == "data: [DONE]"
+
+
+def test_f19_a_second_signal_ends_it_at_once(tiny_folder: Path) -> None:
+    with server(tiny_folder, "hangs") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(1.5) == 128 + signal.SIGTERM
+
+
+@pytest.mark.release
+def test_f19_a_load_that_hangs_does_not_keep_the_process(tiny_folder: Path) -> None:
+    with server(tiny_folder, "hangs") as (process, _):
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(13) == 0
