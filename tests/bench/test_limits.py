@@ -47,6 +47,7 @@ def test_the_limit_is_the_bandwidth_over_the_bytes_of_a_step() -> None:
     assert token_limit(loaded(None), users=4, context=0, speed=1e6) is None
 
 
+@pytest.mark.release
 def test_bandwidth_is_that_of_a_memory() -> None:
     assert 1e8 < bandwidth("cpu") < 1e13
 

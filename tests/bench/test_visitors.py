@@ -9,6 +9,7 @@ from granite_demo.server.run import running
 from tests.fakes import FakeBackend
 
 
+@pytest.mark.release
 @pytest.mark.slow
 def test_visitors_ask_at_once_and_greedily(backend: FakeBackend) -> None:
     backend.delay = 0.05

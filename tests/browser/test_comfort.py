@@ -124,6 +124,7 @@ def test_the_meter_shows_what_the_conversation_takes(open_page: OpenPage, fake: 
     assert fake.requests[-1].overflow == "drop"
 
 
+@pytest.mark.release
 def test_the_prompt_is_shown_by_who_wrote_it(page: Page, fake: FakeBackend) -> None:
     fake.view = VIEW
     send(page, "Why blue?")

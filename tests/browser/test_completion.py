@@ -220,6 +220,7 @@ def test_undo_and_redo(write: Page) -> None:
     expect(write.locator("#redo")).to_be_disabled()
 
 
+@pytest.mark.release
 def test_the_tokens_of_the_text_are_counted(write: Page, fake: FakeBackend) -> None:
     write.locator("#prompt textarea").press_sequentially("The cat")
     line = write.get_by_role("button", name="2 tokens of 8,192")
@@ -295,6 +296,7 @@ def test_without_tokens_nothing_is_scored(write: Page, fake: FakeBackend) -> Non
     assert fake.requests[-1].prompt == "The catHello world!"
 
 
+@pytest.mark.release
 def test_samples_stand_side_by_side_and_one_is_taken(write: Page, fake: FakeBackend) -> None:
     write.get_by_label("Show tokens").wait_for()
     set_temperature(write, "0.8")

@@ -55,6 +55,7 @@ def test_versions_of_an_answer_have_arrows(page: Page, fake: FakeBackend) -> Non
     expect(answers(page)).to_contain_text("Another")
 
 
+@pytest.mark.release
 def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
@@ -193,6 +194,7 @@ def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake:
     expect(page.locator("#sources mark, #sources .g0").first).to_be_visible()
 
 
+@pytest.mark.release
 def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
     switches = Switches(thinking=("off", "full"), citations=True, conflicts=(("thinking", "system"),))
     fake.state = replace(READY, switches=switches)
@@ -210,6 +212,7 @@ def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: 
     expect(page.locator("#thinking input").first).to_be_disabled()
 
 
+@pytest.mark.release
 def test_what_the_model_would_not_see_is_hidden_or_told(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page()
     open_documents(page)
@@ -273,6 +276,7 @@ def test_a_new_chat_in_the_middle_is_the_open_one(page: Page, fake: FakeBackend)
     assert fake.requests[-1].messages == (Message("user", "Fresh"),)
 
 
+@pytest.mark.release
 def test_a_conversation_deleted_in_the_middle_is_gone_and_the_next_is_kept(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")

@@ -40,6 +40,7 @@ def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend
     expect(page.get_by_label("number input for Temperature")).to_have_value("0")
 
 
+@pytest.mark.release
 def test_settings_are_each_visitors_own(open_page: OpenPage, fake: FakeBackend) -> None:
     one, two = open_page(), open_page()
     open_tab(one, "Settings")

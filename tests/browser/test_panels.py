@@ -61,6 +61,7 @@ def open_panel(page: Page, name: str) -> None:
     page.locator(f"#{name} button").first.click()
 
 
+@pytest.mark.release
 def test_the_meter_follows_what_is_written_at_a_gentle_pace(panels: Page, fake: FakeBackend) -> None:
     fake.inspected.clear()
     panels.locator("#message textarea").press_sequentially("How much is it?", delay=60)

@@ -12,7 +12,7 @@ from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from tests.browser.test_chat import act, answers, send
 from tests.fakeserver import FakeServer, ended, remote, said, serving
-from tests.remote.test_own_server import free_port, own, process
+from tests.remote.test_own_server import free_port, own, process, transformers_serve
 
 pytestmark = pytest.mark.browser
 
@@ -67,20 +67,23 @@ def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(pag
 
 
 @pytest.mark.release
-def test_our_own_server_in_another_process_dies_and_comes_back(chromium: Browser, sample_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["our own", "transformers serve"])
+def test_a_server_in_another_process_dies_and_comes_back(chromium: Browser, sample_path: Path, kind: str) -> None:
     port = free_port()
-    backend = RemoteBackend(Endpoints(parse_urls(f"http://127.0.0.1:{port}")))
+    command = own(port) if kind == "our own" else transformers_serve(sample_path, port)
+    model = "" if kind == "our own" else str(sample_path)
+    backend = RemoteBackend(Endpoints(parse_urls(f"http://127.0.0.1:{port}")), model)
     with running(create_app(backend), backend) as url:
         page = chromium.new_page()
         page.goto(url)
-        with process(*own(port)) as there:
+        with process(*command) as there:
             expect(page.locator("#model-status .ready")).to_be_visible(timeout=90_000)
             send(page, "Tell me a very long story about a ship.")
             expect(answers(page)).to_contain_text("ship")
             there.kill()
             expect(answers(page)).to_contain_text("The answer was cut off; what was written is kept.")
             expect(page.locator("#model-status .failed")).to_contain_text("does not answer")
-        with process(*own(port)):
+        with process(*command):
             expect(page.locator("#model-status .ready")).to_be_visible(timeout=90_000)
             send(page, "What is the capital of France?")
             expect(answers(page).last).to_contain_text("Paris")

@@ -255,6 +255,7 @@ async def test_requests_wait_until_the_cache_has_room() -> None:
     engine.close()
 
 
+@pytest.mark.release
 async def test_when_the_cache_fills_up_all_the_same_the_answers_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "LIKELY_ANSWER", 8)
     loaded = tiny_model()

@@ -118,6 +118,7 @@ def test_a_failed_loop_tells_why_and_starts_again_empty(caplog: pytest.LogCaptur
         assert not loop.busy
 
 
+@pytest.mark.release
 def test_a_request_goes_on_from_a_part_of_its_answer() -> None:
     model = tiny_model().model
     received: list[Any] = []

@@ -46,8 +46,17 @@ ROWS = (
     GGUF,
 )
 SKIP = pytest.mark.skipif(bool(MISSING), reason=MISSING)
+LONG = {("interleaved on static caches", "greedy_equals_generate")}
+"""Takes half a minute, and the same loop on growing caches shows it."""
+
+
+def _marks(row: Row, behaviour: Behaviour) -> list[pytest.MarkDecorator]:
+    slow = [pytest.mark.release] if (row.name, behaviour.__name__) in LONG else []
+    return [SKIP] if row is GGUF else slow
+
+
 CASES = [
-    pytest.param(row, behaviour, id=f"{row.name}-{behaviour.__name__}", marks=SKIP if row is GGUF else ())
+    pytest.param(row, behaviour, id=f"{row.name}-{behaviour.__name__}", marks=_marks(row, behaviour))
     for row in ROWS
     for behaviour in BEHAVIOURS
     if behaviour.__name__ not in row.skips

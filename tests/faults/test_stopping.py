@@ -88,6 +88,7 @@ def test_f19_running_answers_get_a_message_and_the_exit_is_clean(tiny_folder: Pa
     assert heard[-1] == "data: [DONE]"
 
 
+@pytest.mark.release
 def test_f19_a_second_signal_ends_it_at_once(tiny_folder: Path) -> None:
     with server(tiny_folder, "hangs") as (process, _):
         process.send_signal(signal.SIGTERM)

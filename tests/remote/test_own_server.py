@@ -50,6 +50,11 @@ def own(port: int) -> tuple[str, ...]:
     return (sys.executable, "-m", "granite_demo", "serve", "--port", str(port), "--model", "sample")
 
 
+def transformers_serve(folder: Path, port: int) -> tuple[str, ...]:
+    serve = Path(sys.executable).with_name("transformers")
+    return (str(serve), "serve", str(folder), "--port", str(port), "--device", "cpu")
+
+
 @pytest.fixture
 def backend() -> Iterator[tuple[RemoteBackend, int]]:
     port = free_port()
@@ -113,9 +118,12 @@ def test_in_front_of_transformers_serve(sample_path: Path, backend: tuple[Remote
     if importlib.util.find_spec("fastapi") is None:
         pytest.skip("transformers serve needs its extras")
     remote, port = backend
-    serve = Path(sys.executable).with_name("transformers")
-    with process(str(serve), "serve", str(sample_path), "--port", str(port), "--device", "cpu"):
+    with process(*transformers_serve(sample_path, port)):
         remote.select(LoadOptions(str(sample_path)))
         wait_for(remote, "ready")
         events = asyncio.run(events_of(remote, ASKED))
+        command = [sys.executable, "-m", "granite_demo", "complete", "What is the capital of France?"]
+        command += ["--max-tokens", "24", "--url", f"http://127.0.0.1:{port}", "--model", str(sample_path)]
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (run.returncode, run.stdout) == (0, text_of(events)), run.stderr
     assert "Paris" in text_of(events)

@@ -16,6 +16,8 @@ from tests.threats.stranger import TOKEN, public
 
 HUB_TOKEN = "hf_" + "c4nary" * 5
 
+QUEUE = "/gradio_api/queue/join"
+
 
 def test_t04_a_picture_of_another_server_is_refused(backend: FakeBackend) -> None:
     picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x"}}
@@ -38,7 +40,9 @@ def test_t06_a_value_out_of_range_is_refused_on_each_way(backend: FakeBackend) -
     assert not backend.requests
 
 
-@pytest.mark.parametrize("route", ["/gradio_api/run/upload", "/gradio_api/queue/join", CHAT])
+@pytest.mark.parametrize(
+    "route", ["/gradio_api/run/upload", *(pytest.param(one, marks=pytest.mark.release) for one in (QUEUE, CHAT))]
+)
 def test_t09_a_large_body_is_refused_unread_whatever_its_route_is_called(backend: FakeBackend, route: str) -> None:
     with public(backend) as http:
         # Whoever goes on sending may find the connection closed instead.
