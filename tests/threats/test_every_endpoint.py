@@ -16,6 +16,8 @@ from granite_demo.server.run import running
 from tests.fakes import FakeBackend
 from tests.threats.stranger import TOKEN, Stranger, asked
 
+pytestmark = pytest.mark.release
+
 OPEN, CLOSED = "open until somebody leaves", "closed"
 PAGE = ("/", "/svelte/{path:path}", "/static/{path:path}", "/assets/{path:path}", "/favicon.ico", "/theme.css")
 APP = ("/robots.txt", "/pwa_icon/{size}", "/pwa_icon", "/manifest.json", "/monitoring", "/monitoring/summary")
