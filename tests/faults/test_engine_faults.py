@@ -73,8 +73,6 @@ def failing(loaded):
 
 load = loader_of(Path(sys.argv[1]), failing)
 import granite_demo.cli as cli
-
-pytestmark = pytest.mark.release
 cli.open_model = lambda cache, threads, options, report, cancelled, **rest: load(options, report, cancelled)
 main(["serve", "--port", "0", "--model", sys.argv[1]])
 """

@@ -12,8 +12,6 @@ import pytest
 from granite_demo.limits import Limits
 from tests.faults.site import CHAT, LONG, Faults, Site, loader_of, serving, unharmed, wait_until
 
-pytestmark = pytest.mark.release
-
 AT_ONCE = 1.5
 """Seconds until nobody is answered any more: one, and what a busy machine takes."""
 

@@ -10,8 +10,6 @@ from granite_demo.manager import ReadyModel
 from granite_demo.status import LoadOptions, Report
 from tests.faults.site import Site, loader_of, serving, unharmed, wait_until
 
-pytestmark = pytest.mark.release
-
 OTHER = LoadOptions("granite-4.0-350m")
 
 

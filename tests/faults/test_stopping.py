@@ -23,8 +23,6 @@ from pathlib import Path
 import granite_demo.cli as cli
 from tests.faults.site import Faults, loader_of
 
-pytestmark = pytest.mark.release
-
 load = loader_of(Path(sys.argv[1]), lambda loaded: Faults(loaded).slow(0.03))
 
 def open_model(cache, threads, options, report, cancelled, **rest):

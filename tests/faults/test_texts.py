@@ -10,8 +10,6 @@ import pytest
 
 from tests.faults.site import CHAT, GREEDY, Site, checkpoint, loader_of, serving, unharmed
 
-pytestmark = pytest.mark.release
-
 HELLO = {"messages": [{"role": "user", "content": "w1"}], "max_tokens": 4}
 
 
