@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from granite_demo.sample import ensure_sample
 from granite_demo.settings import Settings
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 # Several processes with a thread for each processor would mostly wait for one another. torch is not imported yet.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# How long an example takes depends on what else the machine does.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
+from starlette.staticfiles import StaticFiles
 
 from granite_demo import __version__
 from granite_demo.access import Access
@@ -22,6 +23,7 @@ from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
+from granite_demo.ui.words import translations, words_dir
 
 API = "/v1"
 KEYED = (API, "/metrics", "/load_model")
@@ -54,6 +56,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app.add_middleware(Guard, limit=policy.max_body)
     app.add_middleware(HostGuard, hosts=policy.hosts)
     page = build_ui(backend, access)
+    app.mount("/words", StaticFiles(directory=words_dir()))
     guard_files(page)
     mounted: FastAPI = gr.mount_gradio_app(
         app,
@@ -70,6 +73,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
         mcp_server=False,
         ssr_mode=False,
         pwa=False,
+        i18n=translations(page),
         max_file_size="10mb",
         allowed_paths=[],
     )

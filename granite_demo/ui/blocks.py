@@ -6,7 +6,7 @@ import gradio as gr
 
 from granite_demo.access import Access
 from granite_demo.backends import Backend
-from granite_demo.ui import chat, compare, completion, library, models, settings, talking
+from granite_demo.ui import chat, compare, completion, library, models, settings, talking, words
 from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.page import Page
 from granite_demo.ui.render import status_html
@@ -25,6 +25,7 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
     """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
+        words.layout()
         conversations = library.layout()
         with gr.Row(elem_id="head"):
             gr.HTML(f"<h1>{logo_svg()}<span>granite-demo</span></h1>", elem_id="brand")

@@ -146,7 +146,9 @@ def layout() -> ScoringTab:
         info="Read by the model as it stands; nothing is generated.",
     )
     with gr.Row():
-        tint = gr.Radio(TINTS, value=TINTS[0], label="Tint", elem_id="score-tint")
+        tint = gr.Radio(
+            [(name.capitalize(), name) for name in TINTS], value=TINTS[0], label="Tint", elem_id="score-tint"
+        )
         special = gr.Checkbox(False, label="Control tokens", info="The text may spell them.", elem_id="score-special")
     with gr.Row():
         run = gr.Button("Score", variant="primary", elem_id="score-run")

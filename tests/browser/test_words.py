@@ -1,0 +1,66 @@
+"""The page in the reader's language, what others wrote in their own."""
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.browser.conftest import OpenPage
+from tests.fakes import FakeBackend
+
+pytestmark = pytest.mark.browser
+
+
+@pytest.mark.parametrize(
+    ("locale", "tab", "send", "retry"),
+    [("de-AT", "Einstellungen", "Senden", "Wiederholen"), ("cs", "Nastavení", "Odeslat", "Zkusit znovu")],
+    ids=["known to Gradio", "unknown to Gradio"],
+)
+def test_the_page_speaks_the_readers_language(
+    open_page: OpenPage, fake: FakeBackend, locale: str, tab: str, send: str, retry: str
+) -> None:
+    page = open_page(locale=locale)
+    page.get_by_role("tab", name=tab).wait_for()
+    page.locator("#message textarea").fill("Settings")
+    page.get_by_role("button", name=send).click()
+    page.locator("#chatbot").get_by_role("button", name=retry).wait_for()
+    # What the visitor wrote is the page's own word elsewhere, and stays here and in the list.
+    expect(page.locator("#chatbot .user-row").get_by_text("Settings", exact=True)).to_be_visible()
+    expect(page.locator("#library").get_by_role("button", name="Settings", exact=True)).to_be_visible()
+    assert page.evaluate("document.documentElement.lang") == locale[:2]
+
+
+def test_an_answer_is_no_word_of_the_page(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.words = ["Stop"]
+    page = open_page(locale="es")
+    page.locator("#message textarea").fill("?")
+    page.keyboard.press("Enter")
+    expect(page.locator("#chatbot .acts .retry")).not_to_have_text("Retry")
+    expect(page.locator("#chatbot .bot-row .md").first).to_have_text("Stop")
+
+
+@pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.release)])
+def test_arabic_goes_from_right_to_left(open_page: OpenPage, width: int) -> None:
+    page = open_page(locale="ar", viewport={"width": width, "height": 900})
+    expect(page.locator("html")).to_have_attribute("dir", "rtl")
+    page.locator("#message textarea").fill("مرحبا، كيف الحال؟\n\nplain English")
+    page.keyboard.press("Enter")
+    page.locator("#chatbot .acts .retry").wait_for()
+    direction = "(box) => { const end = (element) => element.getBoundingClientRect(); return end(box).right; }"
+    tabs = [tab.evaluate(direction) for tab in page.locator("#tabs > .tab-wrapper [role=tab]:visible").all()]
+    assert len(tabs) >= 2
+    assert tabs == sorted(tabs, reverse=True)
+    note = page.locator("#chatbot .bot-row .note")
+    assert note.evaluate("(one) => getComputedStyle(one).direction") == "rtl"
+    # Nothing is pushed out of the page, which would then scroll sideways.
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    paragraphs = page.locator("#chatbot .user-row .md p")
+    assert [one.evaluate("(p) => getComputedStyle(p).unicodeBidi") for one in paragraphs.all()] == ["plaintext"] * 2
+
+
+def test_english_asks_for_no_words(open_page: OpenPage) -> None:
+    page = open_page(locale="en-GB")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.reload()
+    page.get_by_role("tab", name="Settings").wait_for()
+    assert page.evaluate("document.documentElement.dir") == ""
+    assert not [url for url in asked if "/words/" in url]
