@@ -101,7 +101,7 @@ MAY_IMPORT = {
     "printing": BASE | {"backends", "switches", "ui"},
     "session": BASE | {"conversations", "exchange", "bundle", "backends", "printing"},
     "completing": BASE | {"settings", "flags", "bundle", "backends", "printing", "ui"},
-    "scoring_command": BASE | {"settings", "flags", "backends", "completing"},
+    "scoring_command": BASE | {"settings", "flags", "backends", "completing", "printing"},
     "comparing_command": BASE | {"settings", "flags", "backends", "completing", "printing", "scoring_command"},
     "doctor": BASE | {"backends"},
     "doctor_command": BASE | {"settings", "flags", "backends", "remote", "doctor", "scoring_command"},
