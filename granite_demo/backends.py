@@ -247,7 +247,7 @@ class LocalBackend:
                 yield Dropped(fitted.dropped)
             facts = (*ready.loaded.facts, *ready.engine.facts)
             made_by = provenance_of(ready.loaded, facts, prompt_ids, raw, tools=bool(request.tools))
-            matcher = await _matcher(ready.loaded, sampling, prompt_ids)
+            matcher = await _matcher(ready.loaded, request, prompt_ids)
             events = answer_events(ready, prompt_ids, sampling, arrived, provenance=made_by, raw=raw, matcher=matcher)
             async with aclosing(events):
                 async for event in events:
@@ -267,16 +267,16 @@ def fit_to_context(sampling: SamplingParams, prompt_tokens: int, context_length:
     return replace(sampling, max_tokens=min(sampling.max_tokens or room, room))
 
 
-async def _matcher(loaded: "LoadedModel", sampling: SamplingParams, prompt_ids: list[int]) -> Matcher | None:
+async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids: list[int]) -> Matcher | None:
     """The constraint of an answer, compiled. Raises InvalidRequestError."""
-    if sampling.constraint is None:
+    if (constraint := request.sampling.constraint) is None:
         return None
-    dialect = find_dialect(template_of(loaded.tokenizer))
-    if opens_thinking(loaded.tokenizer, prompt_ids, dialect):
+    if opens_thinking(loaded.tokenizer, prompt_ids, find_dialect(template_of(loaded.tokenizer))):
         raise InvalidRequestError(
             "An answer that has to be of one form cannot begin with thinking. Switch thinking off."
         )
-    return await compile_in_time(loaded.tokenizer, sampling.constraint, loaded.model.config.vocab_size, loaded.eos_ids)
+    vocabulary, begun = loaded.model.config.vocab_size, request.begun
+    return await compile_in_time(loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=begun)
 
 
 def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:

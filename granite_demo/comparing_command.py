@@ -2,7 +2,6 @@
 
 import asyncio
 import csv
-import json
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, closing
@@ -17,7 +16,7 @@ from granite_demo import flags
 from granite_demo.backends import Backend
 from granite_demo.completing import read_text
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
-from granite_demo.printing import say
+from granite_demo.printing import print_json, say
 from granite_demo.scores import ComparedSide, CompareRequest, Comparing, Comparison
 from granite_demo.scoring_command import print_table
 from granite_demo.settings import Settings
@@ -69,7 +68,7 @@ def add_compare_command(
         if csv_file:
             write_csv(result, csv_file)
         if as_json:
-            print(json.dumps(to_json(result)))
+            print_json(to_json(result))
         else:
             show(result)
 

@@ -1,7 +1,6 @@
 """The command ``complete``: one text in, the answer to it or its continuation out."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -15,7 +14,7 @@ from granite_demo import flags
 from granite_demo.backends import Backend
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.messages import Controls, Message
-from granite_demo.printing import Printer, can_chat, say, thinking_note
+from granite_demo.printing import Printer, can_chat, print_json, say, thinking_note
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
 from granite_demo.types import Finish, GenerationRequest
@@ -133,7 +132,7 @@ def run(backend: Backend, requests: Sequence[GenerationRequest], console: Consol
     finally:
         printer.end()
     if as_json and printer.answer.finish:
-        print(json.dumps(to_json(request, printer.answer, printer.answer.finish)))
+        print_json(to_json(request, printer.answer, printer.answer.finish))
 
 
 async def _answer(

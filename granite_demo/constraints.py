@@ -5,18 +5,16 @@ Knows neither models nor requests. A ``Constraint`` is a checked value; ``compil
 """
 
 import asyncio
-import json
 import re
 import threading
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import unquote
 from weakref import WeakKeyDictionary
 
+from granite_demo.constraint_checks import check_choices, check_pattern, checked_schema
 from granite_demo.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -24,27 +22,14 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Kind = Literal["json_object", "json_schema", "regex", "choice"]
+Begun = tuple[str, tuple[int, ...]]
+"""The beginning of an answer: a text, and the ids of tokens after it."""
+NOTHING: Begun = ("", ())
 
 COMPILE_SECONDS = 2.0
 START_SECONDS, TOKEN_SECONDS = 0.5, 0.01  # of processor time for an answer's masks: at once, and with each token
-MAX_SCHEMA_BYTES = 65_536
-MAX_LEVELS = 200  # schemas in schemas, referred ones included: llguidance takes 8 kB of stack for each
-MAX_COUNT, MAX_MULTIPLE_DIGITS = 100_000, 4
-MAX_PATTERNS = 12  # different ones, and formats: work doubles with each that is laid over another
-MAX_PATTERN, MAX_WRITTEN_OUT = 4_000, 50_000
-MAX_CHOICES, MAX_CHOICE_BYTES = 1_000, 16_384
-
-_COUNTS = {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"}
-_MANY = {"properties", "patternProperties", "$defs", "definitions", "anyOf", "oneOf", "allOf", "prefixItems"}
-_ONE = {"items", "additionalProperties"}
-_BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
-_OTHERS = {"type", "const", "enum", "required", "pattern", "format", "$ref", "contentMediaType", "contentEncoding"}
-_NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-_KEYWORDS = _COUNTS | _MANY | _ONE | _BOUNDS | _OTHERS | _NOTES
-_FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 # Spaces without an end are what small models fall into; these few are what they are used to write.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-_ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<low>\d+)(?:,(?P<high>\d*))?\}|.", re.DOTALL)
 # A tokenizer takes 0.2 s to a second to convert, and goes with its model. No state of an answer is kept here.
 _converted: "WeakKeyDictionary[Any, dict[int, LLTokenizer]]" = WeakKeyDictionary()
 _converting = threading.Lock()
@@ -59,10 +44,10 @@ class Constraint:
     ``schema`` is JSON Schema of draft 2020-12 as JSON text; the properties are written in its order, with at most one
     space after a comma or colon. Refused is what cannot be kept to: not, if, contains, uniqueItems, propertyNames,
     dependent..., unevaluated..., $anchor, $dynamicRef and whatever else is not in the standard (but for x-...);
-    minProperties beyond the required ones; references out of the schema; formats but those in ``_FORMATS``; oneOf
-    whose branches may overlap; numbers beyond 64 bits; much of what lays a pattern or format over another or over a
-    length. ``pattern`` is a regular expression in Rust's syntax that has to match the whole answer: no look-around,
-    no backreferences, no word boundaries. Each of ``choices`` is an answer.
+    minProperties beyond the required ones; references out of the schema; formats but those in
+    ``constraint_checks.FORMATS``; oneOf whose branches may overlap; numbers beyond 64 bits; much of what lays a pattern
+    or format over another or over a length. ``pattern`` is a regular expression in Rust's syntax that has to match the
+    whole answer: no look-around, no backreferences, no word boundaries. Each of ``choices`` is an answer.
     """
 
     kind: Kind
@@ -72,11 +57,11 @@ class Constraint:
 
     def __post_init__(self) -> None:
         if self.kind == "json_schema":
-            object.__setattr__(self, "schema", _checked_schema(self.schema))
+            object.__setattr__(self, "schema", checked_schema(self.schema))
         elif self.kind == "regex":
-            _check_pattern(self.pattern)
+            check_pattern(self.pattern)
         elif self.kind == "choice":
-            _check_choices(self.choices)
+            check_choices(self.choices)
         elif self.kind != "json_object":
             raise InvalidRequestError(f"A constraint is json_object, json_schema, regex or choice, not {self.kind!r}.")
 
@@ -137,6 +122,21 @@ class Matcher:
         self._check(time.thread_time() - start - TOKEN_SECONDS)
         self.ended = self._matcher.is_stopped()
 
+    def go_on(self, token_ids: Sequence[int]) -> None:
+        """Take what is written already. Raises InvalidRequestError where it does not fit, or is whole."""
+        start = time.thread_time()
+        taken = self._matcher.try_consume_tokens(list(token_ids))
+        self._check(time.thread_time() - start - TOKEN_SECONDS * len(token_ids))
+        if taken < len(token_ids):
+            raise InvalidRequestError(
+                f"What is written already is not the beginning of what the {self._kind} asks for. Accept or discard it "
+                "first, or take the constraint off."
+            )
+        self.ended, self._mask = self._matcher.is_stopped(), None
+        self.allowed()
+        if self.ended:
+            raise InvalidRequestError(f"What is written is all that the {self._kind} asks for: nothing may follow.")
+
     def _check(self, seconds: float = 0.0) -> None:
         # Thread time: an answer does not end because the machine is busy.
         self._seconds = min(self._seconds - seconds, START_SECONDS)
@@ -163,25 +163,38 @@ def prepare(tokenizer: Any, eos_ids: Collection[int]) -> "LLTokenizer":
         return of_ends[end]
 
 
-def compile_constraint(tokenizer: Any, constraint: Constraint, vocabulary: int, eos_ids: Collection[int]) -> Matcher:
+def compile_constraint(
+    tokenizer: Any, constraint: Constraint, vocabulary: int, eos_ids: Collection[int], begun: Begun = NOTHING
+) -> Matcher:
     """The matcher of one answer, as a rule in milliseconds. Raises InvalidRequestError.
 
     ``vocabulary`` is the model's, which may be larger than the tokenizer's; the ``eos_ids``, one at least, are in it.
+    ``begun`` is what is written of the answer already.
     """
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
-    matcher = LLMatcher(prepare(tokenizer, eos_ids), _grammar(constraint), log_level=0, limits=limits)
-    return Matcher(matcher, constraint.kind, vocabulary, eos_ids)
+    converted = prepare(tokenizer, eos_ids)
+    inner = LLMatcher(converted, _grammar(constraint), log_level=0, limits=limits)
+    matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids)
+    text, token_ids = begun
+    if text or token_ids:
+        matcher.go_on([*converted.tokenize_bytes(text.encode()), *token_ids])
+    return matcher
 
 
 async def compile_in_time(
-    tokenizer: Any, constraint: Constraint, vocabulary: int, eos_ids: Collection[int], seconds: float = COMPILE_SECONDS
+    tokenizer: Any,
+    constraint: Constraint,
+    vocabulary: int,
+    eos_ids: Collection[int],
+    seconds: float = COMPILE_SECONDS,
+    begun: Begun = NOTHING,
 ) -> Matcher:
     """Like ``compile_constraint``, off the event loop, in at most ``seconds`` once the tokenizer is converted."""
     await asyncio.to_thread(prepare, tokenizer, eos_ids)
     loop = asyncio.get_running_loop()
-    job = loop.run_in_executor(_compiling, compile_constraint, tokenizer, constraint, vocabulary, eos_ids)
+    job = loop.run_in_executor(_compiling, compile_constraint, tokenizer, constraint, vocabulary, eos_ids, begun)
     try:
         return await asyncio.wait_for(job, seconds)
     except TimeoutError:
@@ -210,91 +223,3 @@ def _in_plain_words(error: str) -> str:
     if re.search(r"(?i)fuel|precompute|too many|too large|determine|limit|maximum number of nested", reason):
         return "it is too complex; simplify it"
     return "no text can satisfy it" if "NoExtension" in reason else reason
-
-
-def _checked_schema(schema: Any) -> str:
-    """The schema as compact JSON in the same order, without $schema and $id, which change nothing here."""
-    found: dict[str, tuple[int, dict[str, Any]]] = {}
-    try:
-        text = schema if isinstance(schema, str) else json.dumps(schema, ensure_ascii=False, default=dict)
-        if len(text.encode()) > MAX_SCHEMA_BYTES:
-            raise InvalidRequestError(f"The schema is too large: at most {MAX_SCHEMA_BYTES:,} bytes are possible.")
-        schema = {} if text.strip() == "true" else json.loads(text)
-        if not isinstance(schema, dict):
-            raise InvalidRequestError("A schema is a JSON object, or true for any JSON.")
-        schema = {key: value for key, value in schema.items() if key not in ("$schema", "$id")}
-        levels = _walk(schema, "#", found)
-        text = json.dumps(schema, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"The schema is not JSON, or it is nested too deeply ({error}).") from None
-    schemas = [schema for _, schema in found.values()]
-    references = {unquote(str(schema["$ref"])) for schema in schemas if "$ref" in schema}
-    if missing := sorted(references - found.keys()):
-        raise InvalidRequestError(f"The schema refers to {missing[0]!r}, which is no schema inside it.")
-    patterns = {schema[name] for schema in schemas for name in ("pattern", "format") if name in schema}
-    patterns |= {pattern for schema in schemas for pattern in schema.get("patternProperties", ())}
-    levels += sum(found[place][0] for place in references)
-    if levels > MAX_LEVELS or len(patterns) > MAX_PATTERNS:
-        what = f"{levels} levels and {len(patterns)} different patterns and formats"
-        raise InvalidRequestError(f"The schema has {what}; {MAX_LEVELS} and {MAX_PATTERNS} are possible.")
-    return text
-
-
-def _walk(schema: Any, place: str, found: dict[str, tuple[int, dict[str, Any]]]) -> int:
-    """The levels of schemas from here down; each place with its levels and its schema is added to ``found``."""
-    if not isinstance(schema, dict | bool):
-        raise InvalidRequestError(f"The schema at {place} must be an object, true or false.")
-    levels, keywords = 1, schema if isinstance(schema, dict) else {}
-    for name, value in keywords.items():
-        _check_keyword(keywords, name, value, place)
-        parts = {name: value} if name in _ONE else {}
-        if name in _MANY and isinstance(value, dict | list):
-            named = value.items() if isinstance(value, dict) else enumerate(value)
-            parts = {f"{name}/{str(key).replace('~', '~0').replace('/', '~1')}": part for key, part in named}
-        levels = max([levels, *(1 + _walk(part, f"{place}/{path}", found) for path, part in parts.items())])
-    found[place] = levels, keywords
-    return levels
-
-
-def _check_keyword(schema: dict[str, Any], name: str, value: Any, place: str) -> None:
-    number = value if type(value) in (int, float) else 0
-    long = len(Decimal(str(number)).normalize().as_tuple().digits) > MAX_MULTIPLE_DIGITS
-    required = len(schema["required"]) if isinstance(schema.get("required"), list) else 0
-    for wrong, words in (
-        (name not in _KEYWORDS and (not name.startswith("x-") or name == "x-guidance"), "is not supported"),
-        (name in _COUNTS and number > MAX_COUNT, f"may be {MAX_COUNT:,} at most; a higher bound can be left out"),
-        (name == "minProperties" and number > max(1, required), "is not supported beyond the required properties"),
-        (name == "multipleOf" and long, f"may have {MAX_MULTIPLE_DIGITS} digits at most"),
-        (name == "format" and value not in _FORMATS, f"is none of {', '.join(_FORMATS)}"),
-    ):
-        if wrong:
-            raise InvalidRequestError(f"{name} at {place} of the schema {words}.")
-    for pattern in [value] if name == "pattern" else value if name == "patternProperties" else ():
-        _check_pattern(pattern)
-
-
-def _check_pattern(pattern: Any) -> None:
-    if not isinstance(pattern, str) or not 1 <= len(pattern) <= MAX_PATTERN:
-        raise InvalidRequestError(f"A pattern is a text of 1 to {MAX_PATTERN:,} characters.")
-    sums, last = [0], 0
-    for match in _ATOM.finditer(pattern):
-        if match["low"]:
-            times = max(int(match["high"] or match["low"]), 1)
-            sums[-1] += last * (times - 1)
-            last *= times
-        elif match[0] == "(":
-            sums.append(0)
-        elif match[0] not in "*+?|":
-            last = sums.pop() if match[0] == ")" and len(sums) > 1 else 1
-            sums[-1] += last
-    if match[0] == "\\":
-        raise InvalidRequestError("The pattern ends in a backslash that escapes nothing.")
-    if sum(sums) > MAX_WRITTEN_OUT:
-        raise InvalidRequestError(f"The pattern's repetitions are too many: {sum(sums):,} parts, written out.")
-
-
-def _check_choices(choices: Any) -> None:
-    texts = choices if isinstance(choices, tuple) and all(isinstance(text, str) for text in choices) else ()
-    size = len("".join(texts).encode(errors="replace"))
-    if not 1 <= len(texts) <= MAX_CHOICES or "" in texts or size > MAX_CHOICE_BYTES:
-        raise InvalidRequestError(f"There may be 1 to {MAX_CHOICES:,} choices, {MAX_CHOICE_BYTES:,} bytes, none empty.")

@@ -3,9 +3,12 @@
 Knows models only as a ``Backend``. Whatever else is said goes to standard error, so that pipes get text alone.
 """
 
+import json
 import sys
 import time
 from contextlib import aclosing
+from math import isfinite
+from typing import Any
 
 from rich.console import Console
 
@@ -90,6 +93,19 @@ def say(console: Console, text: str, end: str = "\n") -> None:
     """Show ``text`` dimmed, every character as it is."""
     # soft_wrap: the terminal wraps, and what comes in pieces stays one text.
     console.print(text, style="dim", end=end, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` to standard output as one line; numbers that JSON does not have, such as -inf, as null."""
+    print(json.dumps(_in_json(value), allow_nan=False))
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 async def can_chat(backend: Backend) -> bool:

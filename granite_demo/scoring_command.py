@@ -1,7 +1,6 @@
 """The command ``score``: a text in, what the model thinks of each of its tokens out."""
 
 import asyncio
-import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing, closing
@@ -18,6 +17,7 @@ from granite_demo import flags
 from granite_demo.backends import Backend
 from granite_demo.completing import read_text
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
+from granite_demo.printing import print_json
 from granite_demo.scores import ScoredToken, ScoreRequest, ScoreSummary
 from granite_demo.settings import Settings
 
@@ -61,7 +61,7 @@ def add_score_command(
         with closing(opened(settings, console)) as ready:
             tokens, summary = asyncio.run(_scored(ready, request))
         if as_json:
-            print(json.dumps(to_json(tokens, summary)))
+            print_json(to_json(tokens, summary))
         else:
             show(tokens, summary, alternatives > 0)
 

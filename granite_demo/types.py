@@ -33,6 +33,8 @@ class GenerationRequest:
     special_tokens: bool = False
     """Whether ``prompt`` may spell control tokens; else they are plain text."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
+    begun: tuple[str, tuple[int, ...]] = ("", ())
+    """The end of a prompt that is the beginning of what has to keep to the constraint: a text, and tokens after it."""
     tools: tuple[ToolSpec, ...] = ()
     documents: tuple[Document, ...] = ()
     controls: Controls = field(default_factory=Controls)

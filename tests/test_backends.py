@@ -433,6 +433,15 @@ async def test_a_constrained_answer_is_of_its_form(real: LocalBackend) -> None:
     assert isinstance(json.loads(text)["age"], int)
 
 
+async def test_a_constrained_answer_goes_on_where_it_was_cut(real: LocalBackend) -> None:
+    constraint = Constraint("regex", pattern="[a-z]{3}-[0-9]{3}")
+    sampling = SamplingParams(constraint=constraint)
+    text, finish = await answer(real, GenerationRequest(prompt="Code abc-1", sampling=sampling, begun=("abc-1", ())))
+    assert (text.isdigit(), len(text), finish.reason) == (True, 2, "stop")
+    with pytest.raises(InvalidRequestError, match="not the beginning"):
+        await answer(real, GenerationRequest(prompt="Code 1", sampling=sampling, begun=("1", ())))
+
+
 async def test_a_constraint_is_refused_while_the_model_thinks(real: LocalBackend, monkeypatch: Any) -> None:
     monkeypatch.setattr("granite_demo.backends.opens_thinking", lambda *arguments: True)
     with pytest.raises(InvalidRequestError, match="Switch thinking off"):

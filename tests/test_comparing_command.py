@@ -2,6 +2,8 @@
 
 import csv
 import json
+from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import pytest
@@ -87,6 +89,17 @@ def test_json_and_csv(
     assert float(rows[1]["divergence"]) == 0.01
     [request] = backend.compared
     assert (request.reference.dtype, request.other.dtype) == ("float32", "bfloat16")
+
+
+def test_what_json_cannot_write_is_null(
+    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    token = ComparedToken(1, "a", inf, False, -1.0, -inf, " a", " b")
+    backend.comparison = [replace(RESULT, tokens=(token,))]
+    _, out, _ = compare(capsys, "Some text", "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert found["mean_divergence"] is None
+    assert (found["tokens"][0]["divergence"], found["tokens"][0]["other"]) == (None, None)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from jsonschema import Draft202012Validator
 from tokenizers import Tokenizer, models
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from granite_demo import constraints
+from granite_demo import constraint_checks, constraints
 from granite_demo.constraints import Constraint, Matcher, compile_constraint, compile_in_time, prepare
 from granite_demo.errors import EngineError, InvalidRequestError
 from tests.bytetokens import byte_tokenizer
@@ -250,6 +250,29 @@ def test_the_mask_has_the_length_of_the_models_vocabulary(vocabulary: int) -> No
     for token_id in (vocabulary, len(BYTES) + 5, -1):
         with pytest.raises(EngineError, match="not allowed"):
             matcher.accept(token_id)
+
+
+@pytest.mark.parametrize("count", range(1, 13))
+def test_an_answer_that_was_cut_goes_on_where_it_stood(count: int) -> None:
+    schema = Constraint.from_schema({"const": {"a": "é, 3 €"}})
+    whole = '{"a": "é, 3 €"}'
+    # The first part is known as text, the rest as tokens, whose last one may be a part of a character.
+    tokens = tuple(ids(whole)[4 : 4 + count])
+    matcher = compile_constraint(BYTES, schema, VOCABULARY, [END], (whole[:4], tokens))
+    for token_id in ids(whole)[4 + count :]:
+        matcher.accept(token_id)
+    assert matcher.allowed()[END]
+
+
+def test_what_does_not_begin_the_answer_or_is_all_of_it_says_so() -> None:
+    choice = Constraint("choice", choices=("yes", "no"))
+    for begun in (("yes, ", ()), ("", tuple(ids("x"))), ("", (END,))):
+        with pytest.raises(InvalidRequestError, match="not the beginning of what the choice asks for"):
+            compile_constraint(BYTES, choice, VOCABULARY, [END], begun)
+    with pytest.raises(InvalidRequestError, match="nothing may follow"):
+        compile_constraint(BYTES, choice, VOCABULARY, [END], ("yes", ()))
+    more = compile_constraint(BYTES, Constraint("regex", pattern="a+"), VOCABULARY, [END], ("a", ()))
+    assert more.allowed()[END]
 
 
 def test_a_token_that_is_not_allowed_is_not_taken() -> None:
@@ -521,7 +544,7 @@ def test_an_object_that_cannot_end_stays_cheap(real_tokenizer: Any) -> None:
 
 async def test_what_takes_too_long_is_given_up_while_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
     # A second or two for llguidance.
-    monkeypatch.setattr(constraints, "MAX_PATTERNS", 100)
+    monkeypatch.setattr(constraint_checks, "MAX_PATTERNS", 100)
     constraint = Constraint.from_schema(over_another(20))
     stop = asyncio.Event()
     ticker = asyncio.create_task(longest_gap(stop))

@@ -3,6 +3,7 @@
 import io
 import json
 import sys
+from math import inf
 
 import pytest
 from rich.console import Console
@@ -84,6 +85,15 @@ def test_json_and_standard_input(
     assert found["tokens"][0] == {"id": 5, "text": "The[b]\x1b", "logprob": None, "entropy": None, "alternatives": []}
     assert found["tokens"][1]["alternatives"][1] == {"id": 7, "text": " dog", "logprob": -2.0, "sampled": None}
     assert backend.scored[0].text == "The cat"
+
+
+def test_what_json_cannot_write_is_null(
+    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+) -> None:
+    backend.scores = [ScoredToken(5, "a"), ScoredToken(6, "b", -inf, None, 0.0), ScoreSummary(2, -inf, 0.1)]
+    code, out, _ = score(capsys, "ab", "--json")
+    found = json.loads(out, parse_constant=pytest.fail)
+    assert (code, found["tokens"][1]["logprob"], found["total"]["logprob"]) == (0, None, None)
 
 
 def test_errors_and_their_exit_codes(

@@ -39,6 +39,10 @@ def to_body(request: GenerationRequest, model: str, family: Family, kind: str, s
     Raises InvalidRequestError for what such a server cannot be asked.
     """
     sampling = request.sampling
+    if any(request.begun):
+        raise InvalidRequestError(
+            "Another server cannot go on with a text that has to be of one form. Accept or discard it, and begin anew."
+        )
     optional = {"stream_options": {"include_usage": True}, **({} if seed is None else {"seed": seed})}
     fields = {"model": model, "stream": True, **_sampling(sampling, kind), **_constraint(sampling.constraint, kind)}
     if sampling.temperature > 0:

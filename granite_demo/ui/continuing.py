@@ -44,14 +44,17 @@ def start(tree: Tree, text: str, special: bool) -> Tree:
 async def request_for(backend: Backend, tree: Tree, sampling: SamplingParams) -> GenerationRequest:
     """What continues the shown branch: by the ids of its tokens where they are known. Raises GraniteDemoError."""
     base, ids = tokentree.prefix(tree)
-    asked = GenerationRequest(prompt=base, special_tokens=tree.special, sampling=sampling)
+    # The constraint holds for all that is not accepted.
+    begun = (base[len(tree.prompt) :], ids) if sampling.constraint else ("", ())
+    asked = GenerationRequest(prompt=base, special_tokens=tree.special, sampling=sampling, begun=begun)
     if not ids:
         return asked
     view = await backend.inspect(asked, parts=True)
     if view is None or not view.parts:
-        return replace(asked, prompt=tree.prompt + tokentree.text(tree))
+        text = tokentree.text(tree)
+        return replace(asked, prompt=tree.prompt + text, begun=(text, ()) if sampling.constraint else begun)
     before = tuple(index for part in view.parts for index, _ in part.tokens)
-    return GenerationRequest(prompt_ids=before + ids, sampling=sampling)
+    return GenerationRequest(prompt_ids=before + ids, sampling=sampling, begun=begun)
 
 
 def continued(

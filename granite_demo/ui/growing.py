@@ -78,9 +78,6 @@ def wanted(
     if not ask.samples:
         return Wish(ask, tint, [], None)
     constraint = to_constraint(kind, schema, pattern, choices)
-    if constraint and ask.run is not None:
-        # It would begin anew in the middle.
-        raise InvalidRequestError("A branch cannot be constrained. Choose Nothing under Constrained output first.")
     able = show and not backend.status().unable_to("log probabilities")
     sampling = replace(to_sampling(*values), logprobs=ALTERNATIVES if able else None, constraint=constraint)
     samplings = seeded(sampling, ask.samples)

@@ -60,6 +60,16 @@ async def events_of(backend: RemoteBackend, request: GenerationRequest = ASKED) 
         return [event async for event in events]
 
 
+async def test_a_text_that_has_to_be_of_one_form_cannot_go_on() -> None:
+    sampling = SamplingParams(constraint=Constraint("json_object"))
+    request = GenerationRequest(prompt='As JSON: {"a"', sampling=sampling, begun=('{"a"', ()))
+    server = FakeServer([said("1")])
+    refused = pytest.raises(InvalidRequestError, match="Accept or discard it")
+    with serving(server), remote(server) as backend, refused:
+        await events_of(backend, request)
+    assert not server.bodies
+
+
 def text_of(events: list[StreamEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 

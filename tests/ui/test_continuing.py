@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 
 from granite_demo import tokentree
+from granite_demo.constraints import Constraint
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.sampling_params import MAX_SEED, SamplingParams
 from granite_demo.scores import ScoredToken
@@ -64,6 +65,19 @@ async def test_the_request_goes_by_ids_where_they_are_known() -> None:
 async def test_the_request_goes_by_text_where_another_server_has_the_ids() -> None:
     request = await request_for(FakeBackend(), TWO, GREEDY)
     assert (request.prompt, request.prompt_ids) == ("Say ab", None)
+
+
+async def test_a_constraint_holds_for_all_that_is_not_accepted() -> None:
+    backend = FakeBackend()
+    backend.view = VIEW
+    bound = SamplingParams(constraint=Constraint("json_object"))
+    assert (await request_for(backend, Tree("Say "), bound)).begun == ("", ())
+    assert (await request_for(backend, TWO, bound)).begun == ("", (7, 8))
+    assert (await request_for(backend, TWO, GREEDY)).begun == ("", ())
+    # After an end that the reader did not see only the text is exact.
+    ended = tokentree.added(replace(TWO, runs=(replace(TWO.runs[0], ended=True),)), [Run(0, 2, (ScoredToken(9, "c"),))])
+    assert (await request_for(backend, ended, bound)).begun == ("ab", (9,))
+    assert (await request_for(FakeBackend(), TWO, bound)).begun == ("ab", ())
 
 
 async def test_errors_before_the_stream_are_notes() -> None:
