@@ -24,12 +24,14 @@ from granite_demo.engine.base import (
     as_user_error,
     closed_error,
     dead_error,
+    gpu_is_lost,
 )
 from granite_demo.engine.pace import PrefillPace
 from granite_demo.engine.runner import Runner
 from granite_demo.engine.sampler import Sampler
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
 from granite_demo.errors import GraniteDemoError
+from granite_demo.placement import is_out_of_memory
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import EngineStats, Fact, Feature
 from granite_demo.types import Queued, Token
@@ -182,9 +184,9 @@ class InterleavedEngine:
             if not (self._measure(request) if isinstance(request, _Score) else self._advance(request)):
                 return
         except BaseException as error:
-            outcome = self._give_up(error) if _gpu_is_lost(error) else as_user_error(error)
+            outcome = self._give_up(error) if gpu_is_lost(error) else as_user_error(error)
             keep = isinstance(error, Cancelled)
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            out_of_memory = is_out_of_memory(error)
             if outcome:
                 outcome.with_traceback(None)  # its frames hold tensors
         self._end(request, outcome, keep)
@@ -253,8 +255,3 @@ class InterleavedEngine:
         with self._lock:
             self._running.remove(request)
         request.stream.finish(outcome)
-
-
-def _gpu_is_lost(error: BaseException) -> bool:
-    # After a device-side assert, say. Of errors of the GPU itself only this one leaves it usable.
-    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error).lower()
