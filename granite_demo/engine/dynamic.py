@@ -74,6 +74,7 @@ class DynamicRunner:
                 register_attention()
                 self._model.set_attn_implementation(ATTENTION)
         self._checks = LayerChecks(self._model)
+        self.context_length = loaded.context_length
         self.chunk = PREFILL_TOKENS
         self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
         self.facts: tuple[Fact, ...] = (

@@ -30,7 +30,7 @@ from granite_demo.engine.pace import PrefillPace
 from granite_demo.engine.runner import Runner
 from granite_demo.engine.sampler import Sampler
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
-from granite_demo.errors import GraniteDemoError
+from granite_demo.errors import ContextOverflowError, GraniteDemoError
 from granite_demo.placement import is_out_of_memory
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import EngineStats, Fact, Feature
@@ -114,6 +114,8 @@ class InterleavedEngine:
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
         """See ``Engine.score``. What was read is kept like a prompt."""
+        if len(token_ids) > self._runner.context_length:
+            raise ContextOverflowError(len(token_ids), self._runner.context_length)
         stream: TokenStream[T] = TokenStream(asyncio.get_running_loop())
         self._take(_Score(stream, list(token_ids), measure))
         async with aclosing(stream.read()) as items:
