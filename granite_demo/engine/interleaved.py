@@ -250,10 +250,14 @@ class InterleavedEngine:
         return len(request.slot.ids) == len(request.token_ids)
 
     def _end(self, request: _Request | _Score, outcome: GraniteDemoError | None, keep: bool) -> None:
-        if request.slot is not None:
-            # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
-            (self._runner.close if keep else self._runner.discard)(request.slot)
+        try:
+            if request.slot is not None:
+                # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
+                (self._runner.close if keep else self._runner.discard)(request.slot)
+        except Exception:  # the answer is written, and the others go on
+            log.exception("The cache of a request that ended could not be given back.")
+        finally:
             request.slot = None
-        with self._lock:
-            self._running.remove(request)
-        request.stream.finish(outcome)
+            with self._lock:
+                self._running.remove(request)
+            request.stream.finish(outcome)
