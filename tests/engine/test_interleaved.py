@@ -222,7 +222,7 @@ async def test_a_slot_is_forgotten_after_an_exception() -> None:
 
 
 @pytest.mark.parametrize("failing", ["close", "discard"])
-async def test_a_slot_that_cannot_be_given_back_holds_up_nobody(failing: str) -> None:
+async def test_a_slot_that_cannot_be_given_back_holds_up_nobody(failing: str, caplog: pytest.LogCaptureFixture) -> None:
     runner = ScriptedRunner(slots=2)
     setattr(runner, failing, fail)
     with running(runner) as engine:
@@ -240,6 +240,7 @@ async def test_a_slot_that_cannot_be_given_back_holds_up_nobody(failing: str) ->
             assert await first == [2, 3, 4]
         assert len(await beside) == 50
         await wait_idle(engine)
+    assert "could not be given back" in caplog.text
 
 
 async def test_a_slot_that_cannot_be_opened_fails_one_request() -> None:
