@@ -18,7 +18,7 @@ from granite_demo import planning, quantized, registry
 from granite_demo.cards import card_of
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
 from granite_demo.messages import Switches
-from granite_demo.placement import Placement, free_memory, place_in, precision_of
+from granite_demo.placement import Placement, free_memory, is_out_of_memory, place_in, precision_of
 from granite_demo.registry import ModelSpec
 from granite_demo.shapes import Shape
 from granite_demo.status import Fact, LoadOptions, MemoryUse, Quantization, Report
@@ -132,7 +132,7 @@ def load_model(
     except GraniteDemoError:
         raise
     except Exception as error:
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"{spec.title} does not fit into the memory of {placement.device}. "
                 "Choose a smaller model or precision, or unload what is loaded."
@@ -148,12 +148,6 @@ def _keep(loaded: LoadedModel, copy: Path) -> None:
         quantized.save_copy(loaded.model, loaded.tokenizer, copy)
     except OSError as error:  # the model is loaded all the same
         log.warning("The quantized copy of %s could not be saved: %s", loaded.spec.name, error)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    # On a CPU torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
-    words = ("out of memory", "allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def _shape(config: dict[str, Any]) -> Shape | None:

@@ -136,6 +136,13 @@ def free_memory(device: str) -> int:
     return int(psutil.virtual_memory().available)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is no memory left, on a GPU or without one."""
+    # On a CPU torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
+
+
 def choose_device(wanted: str) -> tuple[str, str]:
     """The device and why. Raises ConfigurationError."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}

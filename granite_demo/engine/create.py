@@ -23,7 +23,7 @@ from granite_demo.engine.static import StaticRunner
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
-from granite_demo.placement import free_memory, precision_of
+from granite_demo.placement import free_memory, is_out_of_memory, precision_of
 from granite_demo.planning import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
 from granite_demo.status import EngineName, Fact, Report
 from granite_demo.tensor_parallel import ALONE, Group
@@ -42,7 +42,6 @@ KEPT_SHARE = 0.25
 SLOTS = 4
 """Conversations that a static cache has room for, where memory allows."""
 ASKED = "asked for"
-NO_MEMORY = (MemoryError, torch.OutOfMemoryError)
 
 
 def create_engine(
@@ -67,8 +66,10 @@ def create_engine(
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
             return _batching(loaded, compiled, report, reasons, group)
-        except (*NO_MEMORY, UnsuitableEngineError) as error:
-            problem = "its cache does not fit" if isinstance(error, NO_MEMORY) else str(error)
+        except Exception as error:
+            if not isinstance(error, UnsuitableEngineError) and not is_out_of_memory(error):
+                raise
+            problem = str(error) if isinstance(error, UnsuitableEngineError) else "its cache does not fit"
             if wanted == "batching":
                 raise ConfigurationError(f"The batching engine was asked for, but {problem}.") from error
             log.warning("The batching engine is not used: %s.", problem)

@@ -13,6 +13,7 @@ from granite_demo.engine.base import Cancelled, score_chunk
 from granite_demo.engine.layers import LayerChecks, nothing
 from granite_demo.engine.prefixes import PrefixStore
 from granite_demo.loading import LoadedModel
+from granite_demo.placement import is_out_of_memory
 from granite_demo.planning import PREFILL_TOKENS, gigabytes
 from granite_demo.status import Fact
 from granite_demo.wide import ATTENTION, WideProducts, register_attention
@@ -73,6 +74,7 @@ class DynamicRunner:
                 register_attention()
                 self._model.set_attn_implementation(ATTENTION)
         self._checks = LayerChecks(self._model)
+        self.context_length = loaded.context_length
         self.chunk = PREFILL_TOKENS
         self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
         self.facts: tuple[Fact, ...] = (
@@ -121,8 +123,9 @@ class DynamicRunner:
         except Cancelled:
             self._restore(slot)
             raise
-        except torch.OutOfMemoryError:
-            self._kept.clear()  # the memory that can be given back
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._kept.clear()  # the memory that can be given back
             raise
         slot.ids += ids
         logits: torch.Tensor = output.logits[0, -keep:]

@@ -38,7 +38,7 @@ class GgufRunner:
         self._file = file
         self._cache = LlamaCache(file, slots, length, threads, exact)
         self._slots = [GgufSlot(place) for place in range(slots)]
-        self._length = length
+        self.context_length = length
         self._clock = 0
         self.slots = slots
         self.chunk = self._cache.batch
@@ -93,8 +93,8 @@ class GgufRunner:
 
     def _pass(self, slot: GgufSlot, ids: Sequence[int], check: Callable[[], None], every: bool) -> torch.Tensor:
         before = len(slot.ids)
-        if not ids or before + len(ids) > self._length:
-            raise ValueError(f"{before} and {len(ids)} tokens do not fit a slot of {self._length}.")
+        if not ids or before + len(ids) > self.context_length:
+            raise ValueError(f"{before} and {len(ids)} tokens do not fit a slot of {self.context_length}.")
         # A thousand calls of Python would be a tenth of the time of a single token.
         stop = None if len(ids) == 1 else _asking(check)
         try:
@@ -112,8 +112,8 @@ class GgufRunner:
 
     def discard(self, slot: GgufSlot) -> None:
         """See ``Runner.discard``."""
-        self._cut(slot, 0)
         slot.used, slot.open = 0, False
+        self._cut(slot, 0)
 
     def warm_up(self) -> None:
         """See ``Runner.warm_up``: a short prompt and a token, which bring the weights from the disk to memory."""

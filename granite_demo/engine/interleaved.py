@@ -24,12 +24,14 @@ from granite_demo.engine.base import (
     as_user_error,
     closed_error,
     dead_error,
+    gpu_is_lost,
 )
 from granite_demo.engine.pace import PrefillPace
 from granite_demo.engine.runner import Runner
 from granite_demo.engine.sampler import Sampler
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
-from granite_demo.errors import GraniteDemoError
+from granite_demo.errors import ContextOverflowError, GraniteDemoError
+from granite_demo.placement import is_out_of_memory
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import EngineStats, Fact, Feature
 from granite_demo.types import Queued, Token
@@ -112,6 +114,8 @@ class InterleavedEngine:
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
         """See ``Engine.score``. What was read is kept like a prompt."""
+        if len(token_ids) > self._runner.context_length:
+            raise ContextOverflowError(len(token_ids), self._runner.context_length)
         stream: TokenStream[T] = TokenStream(asyncio.get_running_loop())
         self._take(_Score(stream, list(token_ids), measure))
         async with aclosing(stream.read()) as items:
@@ -182,9 +186,9 @@ class InterleavedEngine:
             if not (self._measure(request) if isinstance(request, _Score) else self._advance(request)):
                 return
         except BaseException as error:
-            outcome = self._give_up(error) if _gpu_is_lost(error) else as_user_error(error)
+            outcome = self._give_up(error) if gpu_is_lost(error) else as_user_error(error)
             keep = isinstance(error, Cancelled)
-            out_of_memory = isinstance(error, torch.OutOfMemoryError)
+            out_of_memory = is_out_of_memory(error)
             if outcome:
                 outcome.with_traceback(None)  # its frames hold tensors
         self._end(request, outcome, keep)
@@ -246,15 +250,14 @@ class InterleavedEngine:
         return len(request.slot.ids) == len(request.token_ids)
 
     def _end(self, request: _Request | _Score, outcome: GraniteDemoError | None, keep: bool) -> None:
-        if request.slot is not None:
-            # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
-            (self._runner.close if keep else self._runner.discard)(request.slot)
+        try:
+            if request.slot is not None:
+                # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
+                (self._runner.close if keep else self._runner.discard)(request.slot)
+        except Exception:  # the answer is written, and the others go on
+            log.exception("The cache of a request that ended could not be given back.")
+        finally:
             request.slot = None
-        with self._lock:
-            self._running.remove(request)
-        request.stream.finish(outcome)
-
-
-def _gpu_is_lost(error: BaseException) -> bool:
-    # After a device-side assert, say. Of errors of the GPU itself only this one leaves it usable.
-    return isinstance(error, torch.AcceleratorError) and "out of memory" not in str(error).lower()
+            with self._lock:
+                self._running.remove(request)
+            request.stream.finish(outcome)

@@ -34,10 +34,12 @@ class PrefixStore(Generic[K]):
         return sum(kept.nbytes for kept in self._kept)
 
     def put(self, new: K) -> None:
-        """Keep ``new``, and no longer those that are a beginning of it."""
+        """Keep ``new``, and no longer those that are a beginning of it; the others alone where it is too large."""
+        if new.nbytes > self._budget:
+            return
         self._kept = [kept for kept in self._kept if common(kept.ids, new.ids) < len(kept.ids)]
         self._kept.append(new)
-        while self._kept and self.nbytes > self._budget:
+        while self.nbytes > self._budget:
             del self._kept[0]
 
     def find(self, ids: Sequence[int], whole: bool = False) -> tuple[K | None, int]:

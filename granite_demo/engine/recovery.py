@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from typing import Generic, Protocol, TypeVar
 
-import torch
-
-from granite_demo.engine.base import as_user_error
+from granite_demo.engine.base import as_user_error, gpu_is_lost
 from granite_demo.errors import EngineError, GraniteDemoError
 
 
@@ -80,7 +78,7 @@ class Suspects(Generic[R]):
 
 def cause_of(error: BaseException | None) -> GraniteDemoError:
     """What the culprit of a loop that ended by ``error`` is told. Raises ``error`` where the GPU is lost with it."""
-    if isinstance(error, torch.AcceleratorError):
+    if error is not None and gpu_is_lost(error):
         raise error
     known = as_user_error(error) if error else None
     return known or EngineError("The model's loop ended. Try again.")

@@ -25,6 +25,8 @@ class Runner(Protocol[S]):
     """(name, value, reason) of its own choices."""
     slots: int
     """How many slots may be open at once."""
+    context_length: int
+    """The most tokens of one of them."""
     chunk: int
     """The most tokens that ``forward`` takes at once."""
     score_chunk: int

@@ -60,6 +60,9 @@ def test_errors_for_users() -> None:
     memory = as_user_error(MemoryError())
     assert isinstance(memory, EngineError)
     assert "memory" in memory.user_text
+    on_a_cpu = as_user_error(RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"))
+    assert on_a_cpu is not None
+    assert on_a_cpu.user_text == memory.user_text
     other = as_user_error(KeyError("secret"))
     assert isinstance(other, EngineError)
     assert "secret" not in other.user_text

@@ -36,6 +36,7 @@ class ScriptedRunner:
     def __init__(self, slots: int = 4, chunk: int = 50, seconds: float = 0.0) -> None:
         self.facts: tuple[Fact, ...] = (("Runner", "scripted", "a test"),)
         self.slots = slots
+        self.context_length = 10_000
         self.chunk = self.score_chunk = chunk
         self.seconds = seconds
         self.gate = threading.Event()
@@ -218,6 +219,28 @@ async def test_a_slot_is_forgotten_after_an_exception() -> None:
         runner.before = lambda ids: None
         assert await answer(engine, [1], max_tokens=3) == [2, 3, 4]
         assert runner.events == [("discard", 0), ("close", 1)]
+
+
+@pytest.mark.parametrize("failing", ["close", "discard"])
+async def test_a_slot_that_cannot_be_given_back_holds_up_nobody(failing: str, caplog: pytest.LogCaptureFixture) -> None:
+    runner = ScriptedRunner(slots=2)
+    setattr(runner, failing, fail)
+    with running(runner) as engine:
+        runner.gate.clear()
+        first = asyncio.create_task(answer(engine, [1], max_tokens=3))
+        beside = asyncio.create_task(answer(engine, [5], max_tokens=50))
+        await until(engine, running=2)
+        if failing == "discard":
+            runner.before = lambda ids: fail(ids) if ids[0] == 2 else None
+        runner.gate.set()
+        if failing == "discard":
+            with pytest.raises(EngineError, match="ZeroDivisionError"):
+                await first
+        else:
+            assert await first == [2, 3, 4]
+        assert len(await beside) == 50
+        await wait_idle(engine)
+    assert "could not be given back" in caplog.text
 
 
 async def test_a_slot_that_cannot_be_opened_fails_one_request() -> None:

@@ -64,9 +64,12 @@ def test_the_one_used_longest_ago_goes_first() -> None:
     assert store.find([2, 2, 2])[0] is None
 
 
-def test_what_is_larger_than_the_budget_is_not_kept() -> None:
-    store = store_of(Thing([1] * 101))
-    assert (len(store), store.nbytes) == (0, 0)
+def test_what_is_larger_than_the_budget_is_not_kept_and_takes_nobodys_place() -> None:
+    other, beginning = Thing([2] * 40), Thing([1] * 50)
+    store = store_of(other, beginning, Thing([1] * 101))
+    assert store.nbytes == 900
+    assert store.find([1] * 60) == (beginning, 50)
+    assert store.find([2, 2, 2]) == (other, 2)
 
 
 def test_a_longer_one_stands_for_its_beginning() -> None:

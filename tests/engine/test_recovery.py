@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 
-from granite_demo.engine.recovery import Suspects
+import pytest
+import torch
+
+from granite_demo.engine.recovery import Suspects, cause_of
 
 
 @dataclass(eq=False)
@@ -90,6 +93,14 @@ def test_clear_returns_all_that_wait_and_forgets_them() -> None:
     assert suspects.clear() == [three, one, two]
     assert not suspects
     assert suspects.take() is None
+
+
+def test_only_a_lost_gpu_is_the_end() -> None:
+    lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
+    with pytest.raises(torch.AcceleratorError):
+        cause_of(lost)
+    assert "out of memory" in cause_of(torch.AcceleratorError("CUDA error: out of memory")).user_text
+    assert "Try again" in cause_of(None).user_text
 
 
 def test_every_poison_is_found_and_nobody_else() -> None:

@@ -266,6 +266,14 @@ async def test_a_text_larger_than_the_memory_is_refused(monkeypatch: pytest.Monk
             await score(engine, PROMPT * 40)
 
 
+@every_engine
+async def test_a_text_longer_than_the_context_is_refused(make: Make) -> None:
+    with closing(make(tiny_model())) as engine:
+        assert len(await score(engine, [1] * 512)) == 512
+        with pytest.raises(ContextOverflowError, match="513 tokens.*512"):
+            await score(engine, [1] * 513)
+
+
 async def test_a_model_of_several_processes_is_not_scored() -> None:
     loaded = tiny_model()
     scorer = batch_scoring.BatchScorer(loaded, lambda: None, 4, Group(2, 0, 0))
