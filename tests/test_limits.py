@@ -183,6 +183,16 @@ async def test_what_was_written_of_a_closed_answer_counts(later: Clock) -> None:
         await drain(one.stream(ASKED))
 
 
+async def test_tokens_count_while_they_are_written(later: Clock) -> None:
+    one = LimitedBackend(FakeBackend(["a"] * 10), Limits(tokens=3)).for_visitor("one")
+    events = one.stream(ASKED)
+    for _ in range(3):
+        await anext(events)
+    with pytest.raises(VisitorLimitError, match="3 tokens"):
+        await drain(one.stream(ASKED))
+    await events.aclose()
+
+
 async def test_scored_tokens_count_too(later: Clock) -> None:
     backend = FakeBackend()
     backend.scores = [ScoredToken(1, "a", -1.0)] * 5
