@@ -19,6 +19,7 @@ from granite_demo.api.metrics import Metrics, RequestCounter
 from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
+from granite_demo.server.gradio_log import log_errors
 from granite_demo.server.guards import Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
 from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
@@ -52,7 +53,8 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app.mount(API, create_api(backend, metrics))
     # Where the page wants a login, the API is no way around it.
     app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
-    app.add_middleware(SecretsGuard, failures=access.failures, keyed=KEYED)
+    # Without a key none can be wrong, and who has to log in asks a closed API without one.
+    app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
     page = build_ui(backend, access)
     app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
@@ -60,6 +62,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app.add_middleware(RouteGuard)
     app.add_middleware(HostGuard, hosts=policy.hosts)
     guard_files(page)
+    log_errors()
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         page,
