@@ -54,7 +54,7 @@ function rowOf(token) {
   return { frame, position, row: frame.rows[position] };
 }
 
-function alternatives(rows, id, position, picks) {
+function alternatives(rows, id, own, position, picks) {
   const after = rows.some(([, , , sampled]) => sampled !== null);
   const head = made("tr", "", made("th", "", "Could stand here"), made("th", "", after ? "Before" : "Probability"));
   if (after) head.append(made("th", "", "After"));
@@ -65,7 +65,9 @@ function alternatives(rows, id, position, picks) {
       name.type = "button";
       name.onclick = () => { close(); trigger("select", { position, id: other }); };
     }
-    const line = made("tr", other === id ? "taken" : "", made("td", "", name), made("td", "", percent(before)));
+    // Another server tells texts, no ids.
+    const taken = id < 0 ? text === own : other === id;
+    const line = made("tr", taken ? "taken" : "", made("td", "", name), made("td", "", percent(before)));
     if (after) line.append(made("td", sampled === "cut" ? "cut" : "", percent(sampled)));
     return line;
   });
@@ -80,8 +82,8 @@ function open(token) {
   if (!row) return;
   const { id, facts, rows } = details(frame.dataset.kind, row, token.textContent);
   const list = made("dl", "", ...facts.flatMap(([name, value]) => [made("dt", "", name), made("dd", "", value)]));
-  popup = made("div", "token-popup", made("p", "", made("code", "", token.textContent.replace(/[\n\t]/g, "").replaceAll(" ", "·")), ` token ${id}`), list);
-  if (rows.length) popup.append(alternatives(rows, id, position, frame.classList.contains("picks")));
+  popup = made("div", "token-popup", made("p", "", made("code", "", token.textContent.replace(/[\n\t]/g, "").replaceAll(" ", "·")), id < 0 ? "" : ` token ${id}`), list);
+  if (rows.length) popup.append(alternatives(rows, id, token.textContent, position, frame.classList.contains("picks")));
   popup.setAttribute("role", "dialog");
   popup.setAttribute("aria-label", "About this token");
   popup.addEventListener("pointerenter", () => clearTimeout(leaving));

@@ -1,7 +1,7 @@
 """How much one visitor of a public page may ask for: a ``Backend`` around another. Knows neither page nor API.
 
 A visitor is whoever has one address. Their requests beyond ``Limits.running`` wait for one another, beyond
-``Limits.waiting`` they are refused, and so is whoever had more tokens written than ``Limits.tokens`` in a minute.
+``Limits.waiting`` they are refused, and so is whoever had more tokens than ``Limits.tokens`` in a minute.
 """
 
 import asyncio
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from granite_demo.backends import Backend
-from granite_demo.errors import InvalidRequestError, TimeLimitError, VisitorLimitError
+from granite_demo.deadline import LOADING_SECONDS, Deadline, next_event
+from granite_demo.errors import InvalidRequestError, VisitorLimitError
 from granite_demo.scores import CompareRequest, Comparing, Comparison, ScoredToken, ScoreRequest, ScoreSummary
 from granite_demo.status import LoadOptions, ModelChoice, ModelStatus
 from granite_demo.types import (
-    Dropped,
     Finish,
     GenerationRequest,
     PromptView,
@@ -31,8 +31,10 @@ from granite_demo.types import (
 MINUTE = 60.0
 MAX_VISITORS = 10_000
 """Visitors that are remembered; of more, those who ask for nothing now are forgotten."""
-WAITING = (Queued, Dropped, Comparing)
-"""Events of a request that does not generate yet."""
+READ_SHARE = 10
+"""Tokens of a prompt that count as one written: a model reads about so much faster than it writes."""
+TOKEN_CHARACTERS = 4
+"""About so many make a token of a prompt whose length is told only in the end."""
 T = TypeVar("T")
 
 
@@ -45,9 +47,9 @@ class Limits:
     waiting: int = 0
     """Requests that wait for these; without a limit on running ones none does."""
     tokens: int = 0
-    """Tokens written or scored in any minute. A request that has begun is not ended by it."""
+    """Tokens in any minute: written, scored, and a part of those read. A request that has begun is not ended by it."""
     seconds: int = 0
-    """From the first token of an answer to its end."""
+    """For an answer and the reading of its prompt. The waits for the engine and for a model come on top."""
     characters: int = 0
     """Of one request's texts, checked before anything reads them."""
 
@@ -83,22 +85,27 @@ class LimitedBackend:
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``. Raises VisitorLimitError, and TimeLimitError in the middle of an answer."""
-        self._check_size(_characters(request))
-        async with aclosing(self._within(lambda: self._backend.stream(request), Queued)) as events:
+        characters = _characters(request)
+        self._check_size(characters)
+        async with aclosing(
+            self._within(lambda: self._backend.stream(request), Queued, characters, bool(request.model))
+        ) as events:
             async for event in events:
                 yield event
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
         """See ``Backend.score``. Raises as ``stream`` does."""
         self._check_size(len(request.text))
-        async with aclosing(self._within(lambda: self._backend.score(request), Queued)) as events:
+        async with aclosing(
+            self._within(lambda: self._backend.score(request), Queued, loads=bool(request.model))
+        ) as events:
             async for event in events:
                 yield event
 
     async def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
         """See ``Backend.compare``. Raises as ``stream`` does."""
         self._check_size(len(request.text))
-        async with aclosing(self._within(lambda: self._backend.compare(request), _comparing)) as events:
+        async with aclosing(self._within(lambda: self._backend.compare(request), _comparing, loads=True)) as events:
             async for event in events:
                 yield event
 
@@ -119,9 +126,19 @@ class LimitedBackend:
                 f"The request has {characters:,} characters; this server takes {self._limits.characters:,}. Shorten it."
             )
 
-    async def _within(self, begin: Callable[[], AsyncGenerator[T]], waits: Callable[[int], T]) -> AsyncGenerator[T]:
-        """The events of ``begin`` when it is this request's turn; before, ``waits`` of how many come first."""
-        visitor, limits, written = self._visitor, self._limits, 0
+    async def _within(
+        self,
+        begin: Callable[[], AsyncGenerator[T]],
+        waits: Callable[[int], T],
+        characters: int = 0,
+        loads: bool = False,
+    ) -> AsyncGenerator[T]:
+        """The events of ``begin`` when it is this request's turn; before, ``waits`` of how many come first.
+
+        ``characters``: of its prompt; ``loads``: whether it may wait for another model than the one that answers here.
+        """
+        visitor, limits, spent = self._visitor, self._limits, 0
+        read = characters // (TOKEN_CHARACTERS * READ_SHARE)
         visitor.check(limits)
         turn = asyncio.Event()
         visitor.line.append(turn)
@@ -131,15 +148,16 @@ class LimitedBackend:
                 await turn.wait()
                 turn.clear()
                 visitor.check_tokens(limits)
-            deadline: float | None = None
+            loads = loads or self._backend.status().stage != "ready"
+            deadline = Deadline(limits.seconds, LOADING_SECONDS if loads else 0)
             async with aclosing(begin()) as events:
-                while (event := await _next(events, deadline, limits.seconds)) is not None:
-                    written = _written(event, written)
-                    if limits.seconds and deadline is None and not isinstance(event, WAITING):
-                        deadline = asyncio.get_running_loop().time() + limits.seconds
+                while (event := await next_event(events, deadline)) is not None:
+                    before, spent = spent, _spent(event, spent, read)
+                    visitor.spend(spent - before)
+                    deadline.hear(event)
                     yield event
         finally:
-            visitor.leave(turn, written)
+            visitor.leave(turn)
 
     def status(self) -> ModelStatus:
         """See ``Backend.status``."""
@@ -196,10 +214,10 @@ class _Visitor:
         self.check_tokens(limits)
 
     def check_tokens(self, limits: Limits) -> None:
-        """Raise VisitorLimitError where too many were written of late."""
+        """Raise VisitorLimitError where there were too many of late."""
         if limits.tokens and (recent := self._recent()) >= limits.tokens:
             raise VisitorLimitError(
-                f"{recent:,} tokens were written for you within a minute; the limit is {limits.tokens:,}. "
+                f"{recent:,} tokens were written and read for you within a minute; the limit is {limits.tokens:,}. "
                 "Try again in a minute."
             )
 
@@ -207,34 +225,30 @@ class _Visitor:
         """How many requests of this visitor have to end before that of ``turn`` may begin."""
         return max(0, self.line.index(turn) + 1 - limits.running) if limits.running else 0
 
-    def leave(self, turn: asyncio.Event, written: int) -> None:
-        """The request of ``turn`` has ended after so many tokens."""
+    def spend(self, tokens: int) -> None:
+        """So many more tokens were written or read."""
+        if tokens:
+            now = time.monotonic()
+            if self._spent and now < self._spent[-1][0] + 1:
+                began, before = self._spent.pop()
+                self._spent.append((began, before + tokens))
+            else:
+                self._spent.append((now, tokens))
+
+    def leave(self, turn: asyncio.Event) -> None:
+        """The request of ``turn`` has ended."""
         self.line.remove(turn)
-        if written:
-            self._spent.append((time.monotonic(), written))
         for other in self.line:
             other.set()
 
 
-async def _next(events: AsyncGenerator[T], deadline: float | None, seconds: int) -> T | None:
-    """The next of ``events``, None after the last. Raises TimeLimitError after ``deadline``, in the loop's time."""
-    try:
-        async with asyncio.timeout_at(deadline) as limit:
-            return await anext(events)
-    except StopAsyncIteration:
-        return None
-    except TimeoutError:
-        if limit.expired():
-            raise TimeLimitError(seconds) from None
-        raise  # somebody else's
-
-
-def _written(event: object, before: int) -> int:
-    """Tokens written so far, of which there were so many ``before`` this event."""
+def _spent(event: object, before: int, read: int) -> int:
+    """What counts so far, of ``before`` until this event; ``read`` is the estimate for the prompt."""
     if isinstance(event, TextDelta | ReasoningDelta):
-        return event.completion_tokens
+        return read + event.completion_tokens
     if isinstance(event, Finish):
-        return event.usage.completion_tokens
+        usage = event.usage
+        return max(before, usage.prompt_tokens // READ_SHARE + usage.completion_tokens)
     return before + isinstance(event, ScoredToken)
 
 

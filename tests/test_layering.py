@@ -93,7 +93,8 @@ MAY_IMPORT = {
     "remote": BASE
     | {"constraints", "settings", "answers", "dialects", "toolcalls", "template_inputs", "fitting", "streams"}
     | {"remote"},
-    "limits": BASE | {"backends"},
+    "deadline": BASE,
+    "limits": BASE | {"backends", "deadline"},
     "access": BASE,
     "serving": BASE
     | {"access", "backends", "limits", "opening", "remote", "server", "settings", "tensor_parallel", "terminal"},

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,8 +16,8 @@ from granite_demo.messages import Document, Message
 from granite_demo.scores import CompareRequest, Comparing, ScoredToken, ScoreRequest
 from granite_demo.status import LoadOptions
 from granite_demo.tools import parse_tools
-from granite_demo.types import GenerationRequest, Queued, StreamEvent, TextDelta
-from tests.fakes import FakeBackend
+from granite_demo.types import Finish, GenerationRequest, Queued, StreamEvent, TextDelta, Timings, Usage
+from tests.fakes import READY, FakeBackend
 
 ASKED = GenerationRequest((Message("user", "Hi"),))
 Clock = Callable[[float], None]
@@ -182,6 +183,16 @@ async def test_what_was_written_of_a_closed_answer_counts(later: Clock) -> None:
         await drain(one.stream(ASKED))
 
 
+async def test_tokens_count_while_they_are_written(later: Clock) -> None:
+    one = LimitedBackend(FakeBackend(["a"] * 10), Limits(tokens=3)).for_visitor("one")
+    events = one.stream(ASKED)
+    for _ in range(3):
+        await anext(events)
+    with pytest.raises(VisitorLimitError, match="3 tokens"):
+        await drain(one.stream(ASKED))
+    await events.aclose()
+
+
 async def test_scored_tokens_count_too(later: Clock) -> None:
     backend = FakeBackend()
     backend.scores = [ScoredToken(1, "a", -1.0)] * 5
@@ -210,10 +221,50 @@ async def test_an_answer_ends_after_its_time_and_what_was_written_was_told() -> 
     assert (one._visitor.line, held.running) == ([], 0)
 
 
-async def test_the_time_begins_with_the_first_token() -> None:
+async def test_the_wait_for_the_engine_comes_on_top_of_the_time() -> None:
     backend = FakeBackend()
     backend.queued, backend.first_delay = [Queued(1)], 1.2
     assert await drain(LimitedBackend(backend, Limits(seconds=1)).stream(ASKED))
+
+
+async def test_the_wait_for_a_model_comes_on_top_of_the_time() -> None:
+    backend = FakeBackend()
+    backend.state, backend.first_delay = replace(READY, stage="loading"), 1.2
+    assert await drain(LimitedBackend(backend, Limits(seconds=1)).stream(ASKED))
+
+
+async def test_reading_a_prompt_takes_of_the_time() -> None:
+    backend = FakeBackend()
+    backend.first_delay = 60
+    one = LimitedBackend(backend, Limits(running=1, seconds=1)).for_visitor("one")
+    with pytest.raises(TimeLimitError):
+        await drain(one.stream(ASKED))
+    assert one._visitor.line == []
+
+
+async def test_a_wait_that_does_not_end_is_ended() -> None:
+    backend = FakeBackend()
+    backend.queued, backend.first_delay = [Queued(0)], 60
+    with pytest.raises(TimeLimitError):
+        await drain(LimitedBackend(backend, Limits(seconds=1)).stream(ASKED))
+
+
+async def test_ten_tokens_that_were_read_count_as_one(later: Clock) -> None:
+    backend = FakeBackend()
+    backend.script = [TextDelta("a", 1), Finish("stop", Usage(200, 1), Timings(0, 0))]
+    one = LimitedBackend(backend, Limits(tokens=21)).for_visitor("one")
+    await drain(one.stream(ASKED))
+    with pytest.raises(VisitorLimitError, match="21 tokens"):
+        await drain(one.stream(ASKED))
+
+
+async def test_a_prompt_of_a_closed_answer_counts_by_its_characters(later: Clock) -> None:
+    one = LimitedBackend(FakeBackend(), Limits(tokens=11)).for_visitor("one")
+    events = one.stream(named("x" * 400))
+    await anext(events)
+    await events.aclose()
+    with pytest.raises(VisitorLimitError, match="11 tokens"):
+        await drain(one.stream(ASKED))
 
 
 async def test_a_timeout_of_somebody_else_keeps_its_name() -> None:

@@ -2,11 +2,13 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
+from gradio.utils import get_upload_folder
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
 from starlette.staticfiles import StaticFiles
@@ -18,9 +20,11 @@ from granite_demo.api.metrics import Metrics, RequestCounter
 from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
-from granite_demo.server.guards import Guard, HostGuard, guard_files, refuse_unknown_events
+from granite_demo.server.gradio_log import log_errors
+from granite_demo.server.guards import Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
 from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
+from granite_demo.server.uploads import Sweeper
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
 from granite_demo.ui.words import translations, words_dir
@@ -51,13 +55,17 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app.mount(API, create_api(backend, metrics))
     # Where the page wants a login, the API is no way around it.
     app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
-    app.add_middleware(SecretsGuard, failures=access.failures, keyed=KEYED)
+    # Without a key none can be wrong, and who has to log in asks a closed API without one.
+    app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
-    app.add_middleware(Guard, limit=policy.max_body)
-    app.add_middleware(HostGuard, hosts=policy.hosts)
     page = build_ui(backend, access)
     app.mount("/words", StaticFiles(directory=words_dir()))
+    app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
+    app.add_middleware(Guard, limit=policy.max_body)
+    app.add_middleware(RouteGuard)
+    app.add_middleware(HostGuard, hosts=policy.hosts)
     guard_files(page)
+    log_errors()
     mounted: FastAPI = gr.mount_gradio_app(
         app,
         page,

@@ -12,16 +12,22 @@ from fastapi import FastAPI
 from gradio.route_utils import FnIndexInferError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from granite_demo.api.errors import error_body
+from granite_demo.server.uploads import MAX_UPLOAD, UPLOADS, ending, is_multipart
 
-UPLOADS = "/gradio_api/upload"
-"""Gradio's route for files, which it writes to disk piece by piece and limits itself."""
-TOO_LARGE = "The request is larger than {} MB."
+TOO_LARGE = "The request is larger than {} MB, the maximum allowed size."
 UNKNOWN_EVENT = "The page has no such event. Reload it."
+GRADIO = "/gradio_api/"
+USED = {"queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress", "component_server"}
+USED |= {"info", "app_id", "startup-events", "theme.css"}
+USED_BELOW = ("run/", "heartbeat/", "file=")
+"""What the page asks Gradio for. The rest, such as recordings that it converts, nobody needs and strangers could."""
+UNUSED_BELOW = "/monitoring"
 OTHER_HOST = "This server does not answer to the name {!r:.80}. Start it with --allowed-hosts to allow it."
 
 
@@ -71,29 +77,52 @@ class Guard:
     """Answers 413 to a request that is too large, before anything parses it, and sends ``POLICY`` with each answer."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
-        """``limit``: in bytes."""
+        """``limit``: in bytes. One with files may have ``MAX_UPLOAD``."""
         self._app = app
         self._limit = limit
-        self._too_large = TOO_LARGE.format(limit // 2**20)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] == UPLOADS:
+        if scope["type"] != "http":
             return await self._app(scope, receive, send)
         send = _with_policy(send)
+        limit = MAX_UPLOAD if scope["path"] == UPLOADS else self._limit
+        too_large = TOO_LARGE.format(limit // 2**20)
         length = Headers(scope=scope).get("content-length", "")
-        if length.isdigit() and int(length) > self._limit:
-            return await refusal(scope, self._too_large, 413, "request_too_large")(scope, receive, send)
+        if length.isdigit() and int(length) > limit:
+            return await refusal(scope, too_large, 413, "request_too_large")(scope, receive, send)
+        multipart = is_multipart(scope)
+        if multipart:
+            receive = ending(receive)
         arrived = 0
 
         async def counted() -> Message:
             nonlocal arrived
             message = await receive()
             arrived += len(message.get("body", b""))
-            if arrived > self._limit:
-                raise HTTPException(413, self._too_large)
+            if arrived > limit:
+                raise MultiPartException(too_large) if multipart else HTTPException(413, too_large)
             return message
 
         return await self._app(scope, counted, send)
+
+
+class RouteGuard:
+    """Answers 404 to Gradio's routes that the page does not use."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not _is_used(scope["path"]):
+            return await refusal(scope, "Not found.", 404, "not_found")(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+def _is_used(path: str) -> bool:
+    name = path.removeprefix(GRADIO)
+    if name == path:
+        return not path.startswith(UNUSED_BELOW)
+    return name.rstrip("/") in USED or name.startswith(USED_BELOW)
 
 
 class HostGuard:

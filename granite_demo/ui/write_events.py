@@ -87,11 +87,22 @@ def wire_continuing(tab: WriteTab, preferences: Preferences, backend: Backend, v
     tab.stop.click(stop, None, tab.buttons, **DIRECT)
 
 
+def check_pending(tree: Tree, text: str, drafts: Any) -> None:
+    """Raise InvalidRequestError where to accept would lose samples, or put a continuation behind another text."""
+    if tree.head is None and drafts:
+        raise InvalidRequestError("Take one of the samples first, or discard them all.")
+    if tree.head is not None and tree.prompt != text:
+        raise InvalidRequestError("The text was changed since. Undo the change to accept, or discard the continuation.")
+
+
 def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
     """What is done with a continuation: accept, discard, walk its branches, take a sample."""
 
-    def accept(visit: gr.Request, text: str | None, put: Any, history: History, tree: Tree) -> tuple[Any, ...]:
+    def accept(
+        visit: gr.Request, text: str | None, put: Any, history: History, tree: Tree, drafts: Any
+    ) -> tuple[Any, ...]:
         _idle(visitors, visit)
+        check_pending(tree, text or "", drafts)
         before = seen(history, text or "", put)
         after = accepted(before, before.text + tokentree.text(tree))
         return after.text, *history_values(after), *pending_values(Tree(), "probability"), *no_samples()
@@ -120,7 +131,7 @@ def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
     on(
         tab.accept.click,
         accept,
-        [*tab.typed, tab.tree],
+        [*tab.typed, tab.tree, tab.drafts],
         [tab.prompt, *tab.edited, *tab.pending, *tab.sampled],
     )
     on(tab.discard.click, discard, [], [*tab.pending, *tab.sampled])

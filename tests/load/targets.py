@@ -56,12 +56,12 @@ async def measure(visitors: int, seconds: float) -> list[Row]:
             rows.append(await storm(door))
     with server(rate=100, places=16) as running:
         rows += await connected(running)
-    for name, signals, limit in (
-        ("SIGTERM, answers and tabs open", ((0.0, signal.SIGTERM),), 12.0),
-        ("the same, and a second SIGTERM", ((0.0, signal.SIGTERM), (0.05, signal.SIGTERM)), 4.0),
+    for name, signals, limit, code in (
+        ("SIGTERM, answers and tabs open", ((0.0, signal.SIGTERM),), 12.0, 0),
+        ("the same, and a second SIGTERM", ((0.0, signal.SIGTERM), (0.05, signal.SIGTERM)), 4.0, 128 + signal.SIGTERM),
     ):
         with server(places=16) as running:
-            rows.append(await ended(running, name, signals, limit))
+            rows.append(await ended(running, name, signals, limit, code))
     with server() as running:
         rows += await lasting(running, visitors, seconds)
     return rows
@@ -154,7 +154,7 @@ async def connected(running: Loaded) -> list[Row]:
     ]
 
 
-async def ended(running: Loaded, name: str, signals: tuple[tuple[float, int], ...], limit: float) -> Row:
+async def ended(running: Loaded, name: str, signals: tuple[tuple[float, int], ...], limit: float, expected: int) -> Row:
     """The exit with everything open."""
     async with client(running.url) as http:
         door = await opened(http)
@@ -166,9 +166,8 @@ async def ended(running: Loaded, name: str, signals: tuple[tuple[float, int], ..
             with suppress(httpx.HTTPError):
                 heard = await asking
     lost = sum("Error" in one.why and one.first is not None for one in heard)
-    return Row(
-        name, f"exit 0 in {limit:g} s", f"exit {code} in {took:.2f} s, {lost} cut off", took <= limit and code == 0
-    )
+    told = f"exit {code} in {took:.2f} s, {lost} cut off"
+    return Row(name, f"exit {expected} in {limit:g} s", told, took <= limit and code == expected)
 
 
 async def lasting(running: Loaded, visitors: int, seconds: float) -> list[Row]:

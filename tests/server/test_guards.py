@@ -92,3 +92,23 @@ def test_an_event_that_the_page_does_not_have_is_not_found(client: TestClient, w
 
 def test_a_direct_call_of_no_event_is_not_found(client: TestClient) -> None:
     assert client.post("/gradio_api/run/nothing", json={"data": []}).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/gradio_api/process_recording"),
+        ("POST", "/gradio_api/vibe-edit/"),
+        ("GET", "/gradio_api/deep_link"),
+        ("GET", "/gradio_api/dev/reload"),
+        ("POST", "/gradio_api/stream/x"),
+        ("GET", "/gradio_api/runs"),
+        ("GET", "/gradio_api/token"),
+        ("POST", "/gradio_api/call/answer"),
+        ("GET", "/gradio_api/proxy=https://example.org"),
+        ("GET", "/monitoring/summary"),
+    ],
+)
+def test_t12_what_the_page_does_not_use_is_not_there(client: TestClient, method: str, path: str) -> None:
+    assert client.request(method, path).status_code == 404
+    assert client.request(method, path).json() == {"error": "Not found."}

@@ -5,11 +5,16 @@ from collections.abc import AsyncGenerator
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from granite_demo.access import MAX_FAILURES, Failures
+from granite_demo.access import MAX_FAILURES, Access
+from granite_demo.errors import InvalidRequestError
+from granite_demo.server.app import create_app
+from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
+from tests.fakes import FakeBackend
 
 RIGHT = "right"
 
@@ -24,7 +29,7 @@ async def application(scope: Scope, receive: Receive, send: Send) -> None:
 
 @pytest.fixture
 async def http() -> AsyncGenerator[httpx.AsyncClient]:
-    app = SecretsGuard(application, Failures(), ("/v1", "/metrics"))
+    app = SecretsGuard(application, ("/v1", "/metrics"))
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://here") as client:
         yield client
 
@@ -56,8 +61,17 @@ async def test_who_is_right_is_never_refused(http: httpx.AsyncClient) -> None:
         assert (await http.post(path, content=RIGHT)).status_code == 200
 
 
+@pytest.mark.parametrize(("wrong", "other"), [("/login", "/v1/models"), ("/v1/models", "/login")])
+async def test_a_wrong_key_keeps_nobody_from_the_login_nor_the_other_way_round(
+    http: httpx.AsyncClient, wrong: str, other: str
+) -> None:
+    for _ in range(MAX_FAILURES + 1):
+        await http.post(wrong, content="wrong")
+    assert (await http.post(other, content=RIGHT)).status_code == 200
+
+
 async def test_another_address_goes_on() -> None:
-    guarded = SecretsGuard(application, Failures(), ("/v1",))
+    guarded = SecretsGuard(application, ("/v1",))
     for address, status in (("192.0.2.1", 429), ("2001:db8::1", 400)):
         transport = httpx.ASGITransport(guarded, client=("192.0.2.1", 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
@@ -66,3 +80,19 @@ async def test_another_address_goes_on() -> None:
         transport = httpx.ASGITransport(guarded, client=(address, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
             assert (await client.post("/login", content="wrong")).status_code == status
+
+
+def test_a_closed_api_counts_no_failures(backend: FakeBackend) -> None:
+    with TestClient(create_app(backend, policy=Policy(logins=(("me", "secret"),)))) as client:
+        for _ in range(MAX_FAILURES * 2):
+            assert client.get("/v1/models").status_code == 401
+        assert client.post("/login", data={"username": "me", "password": "secret"}).status_code == 200
+
+
+def test_wrong_admin_tokens_leave_the_api_open(backend: FakeBackend) -> None:
+    access = Access(public=True, token="secret")
+    for guess in range(MAX_FAILURES):
+        with pytest.raises(InvalidRequestError):
+            access.check(str(guess), "testclient")
+    with TestClient(create_app(backend, access)) as client:
+        assert client.get("/v1/models").status_code == 200

@@ -149,10 +149,12 @@ def scan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Scan
     app = create_app(backend, Access(True, TOKEN), Policy())
     source = Path(__file__).parents[2] / "granite_demo"
     before = files_below(working, source)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     with running(app, backend) as url, Stranger(base_url=url) as http:
         http.config = http.get("/config").json()
         assert "canary-of-another" in http.ask("canary-of-another", session="another-0f8a3d")
         yield Scan(http), backend, app
+        assert [path for path in files_below(tmp_path) if path.is_file()] == []
     assert files_below(working, source) == before
     assert backend.changes == []
     assert not backend.selected
