@@ -5,42 +5,26 @@ Knows markers only by their ``Dialect``. ``feed`` text in any cuts: the joined p
 """
 
 import re
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Literal
 
 from granite_demo.dialects import Dialect
-from granite_demo.messages import ToolCall
+from granite_demo.messages import ToolSpec
 from granite_demo.parsing import overlap
-from granite_demo.toolcalls import CUT_OFF, read_calls, unreadable
+from granite_demo.parts import Part, Reasoning, Text
+from granite_demo.toolcalls import CUT_OFF, JsonString, read_calls, unreadable
 from granite_demo.types import Appendix, Citation
-
-
-@dataclass(frozen=True, slots=True)
-class Reasoning:
-    """More of the thinking."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """More of the answer's text."""
-
-    text: str
-
-
-Part = Reasoning | Text | ToolCall | Citation | Appendix
 
 Mode = Literal["lead", "thinking", "call", "answer", "tool", "mark", "appendix", "ended"]
 """Where the text stands: ``lead`` is white space that a marker may follow, ``mark`` the name of a cited document.
 
-``call`` is within the thinking, after a tool call's marker: what follows tells whether it is a call.
+``call`` is after a tool call's marker: what follows tells whether it is a call, or text that only speaks of it.
 """
 
 SPACE = " \t\r\n"
 MARK = re.compile(r' *(?:\{ *"?document_id"? *: *)?"?([^"{}<>\n]+?)"? *')
 CALLS = ("{", "[", "<function=")
-"""What a call begins with. Other text after its marker within the thinking only speaks of calls."""
+"""What a call begins with. Other text after its marker only speaks of calls."""
 MAX_MARK = 64
 """Characters after which a document's mark is taken for ordinary text."""
 
@@ -52,9 +36,10 @@ class AnswerParser:
     A tool call within the thinking ends it: models forget to close the thinking before they call.
     """
 
-    def __init__(self, dialect: Dialect, *, thinking_open: bool = False) -> None:
-        """``thinking_open`` is whether the prompt itself has already opened the thinking."""
+    def __init__(self, dialect: Dialect, *, thinking_open: bool = False, tools: Sequence[ToolSpec] = ()) -> None:
+        """``thinking_open`` is whether the prompt itself has already opened the thinking; ``tools`` may be called."""
         self._dialect = dialect
+        self._tools = tools
         self._mode: Mode = "thinking" if thinking_open else "lead"
         # What a marker may be beside tools and appendices, and whether white space before none of them is shown.
         self._leads = (*dialect.think_open, *dialect.think_close, *filter(None, (dialect.response_open,)))
@@ -63,10 +48,12 @@ class AnswerParser:
         self._kind: Literal["citations", "hallucinations"] = "citations"
         self._in_response = False
         self._held = ""
-        # What waits before that, for what follows to decide: white space, and a call's marker within the thinking.
+        # What waits before that, for what follows to decide: white space, and a call's marker.
         # It is no beginning of a marker, so it isn't looked through again, however long it gets.
         self._waiting: list[str] = []
+        self._from: Literal["thinking", "answer"] = "answer"  # where the text of a "call" stands that is none
         self._unclosed = False  # a call has ended the thinking, so its own end marker may still come
+        self._string = JsonString()  # of the call's body
         self._body: list[str] = []
         self._thought = False
         self._shown = 0
@@ -75,7 +62,7 @@ class AnswerParser:
     @property
     def thinking(self) -> bool:
         """Whether the text stands within the thinking."""
-        return self._mode in ("thinking", "call")
+        return self._mode == "thinking" or (self._mode == "call" and self._from == "thinking")
 
     def feed(self, text: str) -> list[Part]:
         """The parts that became certain with ``text``."""
@@ -97,6 +84,7 @@ class AnswerParser:
             self._advance(parts)
         if self._mode == "call":
             self._waiting.clear()
+            self._end_part(parts)
             self._mode = "tool"  # one that was cut off before it began
         held, self._held = self._waited() + self._held, ""
         if self._mode == "lead":
@@ -131,27 +119,33 @@ class AnswerParser:
         markers = (*self._leads, *self._dialect.tool_open, *self._kinds)
         for marker in markers:
             if text.startswith(marker):
-                self._waiting.clear()
                 self._held = text[len(marker) :]
+                if marker in self._dialect.tool_open:
+                    self._waiting.append(self._lead_text(self._waited()) + marker)
+                    self._mode, self._from = "call", "answer"
+                    return True
+                self._waiting.clear()
                 self._switch(marker)
                 return True
-        if any(marker.startswith(text) for marker in markers):
+        if (not text and not self._beginning) or any(marker.startswith(text) for marker in markers):
             return False
         self._held = self._lead_text(self._waited() + text)
         self._mode = "answer"
         return True
 
     def _begin_call(self, parts: list[Part]) -> bool:
-        """Tell a call within the thinking from a marker that it only speaks of. False while that is undecided."""
+        """Tell a call from a marker that is only spoken of. False while that is undecided."""
         text = self._pass_space()
         if text.startswith(CALLS):
             self._waiting.clear()
+            self._end_part(parts)
             self._switch(self._dialect.tool_open[0])
-            self._unclosed = True
+            self._string = JsonString(known=not text.startswith("<"))
+            self._unclosed = self._unclosed or self._from == "thinking"
         elif any(begun.startswith(text) for begun in CALLS):
             return False
         else:
-            self._mode = "thinking"
+            self._mode = self._from
             waited = self._waited()
             shown = waited.rstrip(SPACE)
             self._take(shown, parts)
@@ -183,13 +177,19 @@ class AnswerParser:
             self._held = held[begun:]
             return False
         at, marker = min(found)
-        inline = marker in (self._dialect.cite_open, self._dialect.cite_close)
+        inline = self._mode == "tool" or marker in (self._dialect.cite_open, self._dialect.cite_close)
         self._held = held[at + len(marker) :]
         shown = held[:at] if inline else held[:at].rstrip(SPACE)
         if shown or inline:
             self._take(self._waited() + shown, parts)
-        if self._mode == "thinking" and marker in self._dialect.tool_open:
+        if self._mode == "tool" and self._string.inside:
+            self._take(marker, parts)  # a part of what the call says
+            return True
+        if marker in self._dialect.tool_open:
+            if self._mode == "tool":
+                self._end_part(parts)
             self._waiting.append(held[len(shown) : at + len(marker)])
+            self._from = "thinking" if self._mode == "thinking" else "answer"
             self._mode = "call"
             return True
         self._waiting.clear()
@@ -216,6 +216,8 @@ class AnswerParser:
         """Give ``text``, which is certain, to the present part."""
         if self._mode in ("tool", "appendix"):
             self._body.append(text)
+            if self._mode == "tool":
+                self._string.feed(text)
             return
         if self._mode == "thinking" and not self._thought:
             text = text.lstrip(SPACE)
@@ -232,7 +234,7 @@ class AnswerParser:
         body = "".join(self._body).strip()
         self._body.clear()
         if self._mode == "tool":
-            calls, rest = read_calls(body) if closed else ([unreadable(body, CUT_OFF)], "")
+            calls, rest = read_calls(body, self._tools) if closed else ([unreadable(body, CUT_OFF)], "")
             parts.extend(calls)
             self._mode = "answer"
             self._take(f"\n{rest}" if rest and self._shown else rest, parts)

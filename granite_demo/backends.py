@@ -241,14 +241,14 @@ class LocalBackend:
         async with self._manager.lease(self._wanted(request.model)) as ready:
             # Tokenising a long text takes a second: off the event loop.
             fitted = await asyncio.to_thread(_fit, ready.loaded, request)
-            prompt_ids, raw = fitted.prompt_ids, request.raw
-            sampling = fit_to_context(request.sampling, len(prompt_ids), ready.loaded.context_length)
+            prompt_ids, context = fitted.prompt_ids, ready.loaded.context_length
+            sampling = fit_to_context(request.sampling, len(prompt_ids), context)
             if fitted.dropped:
                 yield Dropped(fitted.dropped)
-            facts = (*ready.loaded.facts, *ready.engine.facts)
-            made_by = provenance_of(ready.loaded, facts, prompt_ids, raw, tools=bool(request.tools))
-            matcher = await _matcher(ready.loaded, request, prompt_ids)
-            events = answer_events(ready, prompt_ids, sampling, arrived, provenance=made_by, raw=raw, matcher=matcher)
+            asked, facts = replace(fitted.request, sampling=sampling), (*ready.loaded.facts, *ready.engine.facts)
+            made_by = provenance_of(ready.loaded, facts, prompt_ids, request.raw, tools=bool(request.tools))
+            matcher = await _matcher(ready.loaded, asked, prompt_ids)
+            events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
             async with aclosing(events):
                 async for event in events:
                     yield event

@@ -29,7 +29,7 @@ FORMAT = "granite-demo-answer"
 MAX_BYTES = 32_000_000
 STANDARD_INPUT = "-"
 STOPPED = "stopped"
-"""The reason of an answer without a Finish: the reader has stopped it, or an error has ended it."""
+"""The reason of an answer that its reader has stopped, or an error has ended."""
 CHANGED = (
     "The system prompt, the tools or the documents were changed after this answer. The file has them as they were when "
     "it was saved, so it asks for something else than what was answered."
@@ -102,7 +102,7 @@ class Made(_Part):
     time: str = ""
     carried: str = ""
     """The hash of the system prompt, tools and documents that were sent."""
-    finish_reason: FinishReason | Literal["stopped"] = "stop"
+    finish_reason: FinishReason = "stop"
     usage: dict[str, int] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
@@ -137,7 +137,7 @@ def versions() -> Mapping[str, str]:
 def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
     """What to keep with an answer: JSON for ``conversations.Turn.made``.
 
-    Without ``finish`` the answer was stopped, or ended by an error: no token ids, and no seed that was drawn.
+    Without ``finish`` the answer was stopped, or ended by an error, before it began: there is no seed that was drawn.
     """
     sampling = _changed(asdict(request.sampling), asdict(SamplingParams()))
     if finish and finish.seed is not None:

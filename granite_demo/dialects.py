@@ -3,7 +3,7 @@
 A row is recognised by the chat template's own text, never by a model's name.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
@@ -38,6 +38,10 @@ class Dialect:
         cites = (self.cite_open, self.mark_open, self.mark_close, self.cite_close)
         several = (*self.think_open, *self.think_close, *self.tool_open, *(marker for marker, _ in self.appendices))
         return tuple(marker for marker in (*single, *cites, *several) if marker)
+
+    def without_calls(self) -> "Dialect":
+        """The same for an answer that can call nothing: what looks like a call only speaks of one."""
+        return replace(self, tool_open=(), tool_close="")
 
 
 PLAIN = Dialect("plain")

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from granite_demo.backends import Backend
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.scores import TokenAlternative
-from granite_demo.types import Finish, GenerationRequest, StreamEvent, TextDelta, TokenScored
+from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, StreamEvent, TextDelta, TokenScored
 
 ALTERNATIVES = 5
 ROUNDING = 0.15
@@ -58,7 +58,7 @@ async def _asked(backend: Backend, stream: AsyncGenerator[StreamEvent], prompt_i
         async for event in events:
             if isinstance(event, TokenScored):
                 first = first or event.token.alternatives
-            elif isinstance(event, TextDelta):
+            elif isinstance(event, TextDelta | ReasoningDelta):
                 text += event.text
             elif isinstance(event, Finish):
                 usage, timings = event.usage, event.timings
@@ -88,7 +88,8 @@ def likely_cause(findings: tuple[Finding, ...]) -> str:
 
 
 def _prompts(here: Side, there: Side) -> Finding:
-    counts = f"{here.prompt_tokens} tokens", f"{there.prompt_tokens} tokens"
+    told = here.prompt_tokens and there.prompt_tokens
+    counts = _tokens(here), _tokens(there)
     if here.prompt_ids and there.prompt_ids:
         pairs = zip(here.prompt_ids, there.prompt_ids, strict=False)
         place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
@@ -99,7 +100,11 @@ def _prompts(here: Side, there: Side) -> Finding:
         cause = f"The prompts differ from token {place} on: another chat template, default system prompt or tokenizer."
         return Finding("prompt", *counts, cause)
     cause = "The prompts differ in length: another chat template, default system prompt or tokenizer."
-    return Finding("prompt", *counts, "" if counts[0] == counts[1] else cause)
+    return Finding("prompt", *counts, cause if told and counts[0] != counts[1] else "")
+
+
+def _tokens(side: Side) -> str:
+    return f"{side.prompt_tokens} tokens" if side.prompt_tokens else "not told"
 
 
 def _first_tokens(here: Side, there: Side) -> tuple[Finding, ...]:

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from math import isfinite
 from typing import Any
 
@@ -42,17 +43,23 @@ class Printer:
         return time.perf_counter() - self._started
 
     async def stream(self, backend: Backend, request: GenerationRequest) -> None:
-        """Ask, and print what comes. Raises GraniteDemoError."""
+        """Ask, and print what comes, to the end of an answer that is stopped, too. Raises GraniteDemoError."""
+        rest: list[StreamEvent] = []
         try:
-            async with aclosing(backend.stream(request)) as events:
+            async with aclosing(backend.stream(replace(request, rest=rest))) as events:
                 async for event in events:
-                    self.answer.add([event], self.elapsed)
-                    if not self._quiet:
-                        self._print(event)
+                    self._take(event)
         finally:
             self.over = True
+            for event in rest:
+                self._take(event)
         if self.answer.finish is None:
             raise EngineError("The answer ended before it was whole.")
+
+    def _take(self, event: StreamEvent) -> None:
+        self.answer.add([event], self.elapsed)
+        if not self._quiet:
+            self._print(event)
 
     def _print(self, event: StreamEvent) -> None:
         if isinstance(event, ReasoningDelta):

@@ -60,16 +60,20 @@ def settings_for(bundle: Bundle, settings: Settings) -> Settings:
 async def replay(backend: Backend, bundle: Bundle) -> Outcome:
     """Ask again and compare: an answer that was stopped as far as it went. Raises GraniteDemoError."""
     answer, finish = await _answer_again(backend, bundle)
-    if bundle.made.finish_reason == STOPPED and not bundle.made.token_ids:
-        answer = _as_far(answer, bundle.answer)
-    before, after = _whole(bundle.answer), _whole(answer)
+    saved, recorded, now = bundle.answer, bundle.made.token_ids, finish.token_ids
+    stopped = bundle.made.finish_reason == STOPPED
+    if stopped:
+        saved, answer, now = _readable(saved), _as_far(answer, _readable(saved)), now[: len(recorded)]
+    before, after = _whole(saved), _whole(answer)
     differences = tuple(_differences(bundle, finish))
     part = _first_difference(before, after)
-    if bundle.made.token_ids and finish.token_ids:
-        first = _first_difference(bundle.made.token_ids, finish.token_ids)
+    if recorded and now:
+        first = _first_difference(recorded, now)
+        if first is None and stopped:
+            part = None  # where it stopped, what had come of a marker or a call is text
         if first is None and part is not None:
             differences = (*differences, "The tokens are the same, but are taken apart into text in another way.")
-        outcome = Outcome("tokens", len(bundle.made.token_ids), first, differences=differences)
+        outcome = Outcome("tokens", len(recorded), first, differences=differences)
     else:
         outcome = Outcome("characters", len(before), part, differences=differences)
     if part is None:
@@ -94,6 +98,11 @@ async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[Answered, Fin
     if finish is None:
         raise EngineError("The answer ended before it was whole, so it cannot be compared.")
     return Answered(text=text, thinking=thinking, calls=tuple(calls)), finish
+
+
+def _readable(stopped: Answered) -> Answered:
+    """``stopped`` without a call that was cut off."""
+    return stopped.model_copy(update={"calls": tuple(call for call in stopped.calls if not call.error)})
 
 
 def _as_far(answer: Answered, stopped: Answered) -> Answered:

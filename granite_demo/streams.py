@@ -1,28 +1,31 @@
 """The tokens of one answer to the events that a reader sees. Knows engines only by their protocol."""
 
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from granite_demo.answers import AnswerParser, Part, Reasoning, Text
+from granite_demo.answers import AnswerParser
 from granite_demo.dialects import PLAIN, Dialect, find_dialect
 from granite_demo.manager import ReadyModel
 from granite_demo.messages import ToolCall
 from granite_demo.parsing import StopStrings
-from granite_demo.sampling_params import SamplingParams
+from granite_demo.parts import Part, Reasoning, Text
 from granite_demo.template_inputs import template_of
 from granite_demo.types import (
     Citation,
     Finish,
     FinishReason,
+    GenerationRequest,
     Provenance,
     Queued,
     ReasoningDelta,
     StreamEvent,
     TextDelta,
     Timings,
+    Token,
     TokenScored,
     ToolCalled,
     Usage,
@@ -37,62 +40,106 @@ TAIL = 16
 
 async def answer_events(
     ready: ReadyModel,
+    request: GenerationRequest,
     prompt_ids: list[int],
-    sampling: SamplingParams,
     arrived: float,
     *,
-    dialect: Dialect | None = None,
     provenance: Provenance | None = None,
-    raw: bool = False,
     matcher: "Matcher | None" = None,
 ) -> AsyncGenerator[StreamEvent]:
-    """Yield the events of the answer to ``prompt_ids``; ``arrived`` is when the request came, by perf_counter.
+    """Yield the events of the answer to ``request``, whose prompt is ``prompt_ids`` and whose max_tokens are set.
 
-    The answer is read by ``dialect``, else by the one of the model's chat template, or with ``raw`` by none at all.
-    ``matcher`` says which tokens may come. Where the consumer closes it, which is how a reader stops, what is held back
-    is dropped: text that may be half a marker, half a stop string or half a character, white space at the end, and a
-    call that is not whole.
+    ``arrived`` is when it came, by perf_counter. ``matcher`` says which tokens may come. Where the consumer closes it,
+    which is how a reader stops, or the engine fails, the request's ``rest`` gets what was held back, and a Finish.
     """
-    from granite_demo.decoding import IncrementalDecoder, scored_token
+    reading = _Reading(ready, request, prompt_ids, arrived, provenance)
+    try:
+        async with aclosing(ready.engine.generate(prompt_ids, request.sampling, matcher)) as tokens:
+            async for token in tokens:
+                if isinstance(token, Queued):
+                    yield token
+                    continue
+                reading.take(token)
+                while reading.due:
+                    yield reading.due.popleft()
+                if reading.ended:
+                    break
+        reading.end(reading.ended or "length")
+        while reading.due:
+            yield reading.due.popleft()
+    finally:
+        if request.rest is not None and reading.ids:
+            reading.end("stopped")
+            request.rest.extend(reading.due)
 
-    tokenizer = ready.loaded.tokenizer
-    dialect = PLAIN if raw else dialect or find_dialect(template_of(tokenizer))
-    decoder = IncrementalDecoder(tokenizer, keep=dialect.markers)
-    parser = AnswerParser(dialect, thinking_open=opens_thinking(tokenizer, prompt_ids, dialect))
-    visible = Visible(sampling.stop)
-    reason: FinishReason = "length"
-    ids: list[int] = []
-    first = thought = arrived
-    reasoning_tokens = 0
-    async with aclosing(ready.engine.generate(prompt_ids, sampling, matcher)) as tokens:
-        async for token in tokens:
-            if isinstance(token, Queued):
-                yield token
-                continue
-            ids.append(token.id)
-            if len(ids) == 1:
-                first = thought = time.perf_counter()
-            if token.logprob is not None:
-                yield TokenScored(scored_token(tokenizer, token))
-            if token.id in ready.loaded.eos_ids:
-                reason = "stop"
-                break
-            thinking = parser.thinking
-            parts = parser.feed(decoder.feed(token.id))
-            # Thinking stands first, so all tokens up to here belong to it, markers included.
-            if thinking or parser.thinking or any(isinstance(part, Reasoning) for part in parts):
-                reasoning_tokens, thought = len(ids), time.perf_counter()
-            for event in visible.events(parts, len(ids), parser.thinking):
-                yield event
-            if visible.hit:
-                parser.discard()
-                break
-    for event in visible.end(parser.feed(decoder.flush()) + parser.flush(), len(ids)):
-        yield event
-    reason = visible.reason(reason)
-    timings = Timings(first - arrived, time.perf_counter() - arrived, thought - first)
-    seed = sampling.seed if sampling.temperature > 0 else None
-    yield Finish(reason, Usage(len(prompt_ids), len(ids), reasoning_tokens), timings, seed, tuple(ids), provenance)
+
+class _Reading:
+    """One answer while its tokens come. ``due`` are the events that are still to be told."""
+
+    def __init__(
+        self,
+        ready: ReadyModel,
+        request: GenerationRequest,
+        prompt_ids: Sequence[int],
+        arrived: float,
+        provenance: Provenance | None,
+    ) -> None:
+        from granite_demo.decoding import IncrementalDecoder
+
+        self._tokenizer = ready.loaded.tokenizer
+        self._eos_ids = ready.loaded.eos_ids
+        self._prompt_tokens = len(prompt_ids)
+        sampling = request.sampling
+        self._seed = sampling.seed if sampling.temperature > 0 else None
+        self._provenance = provenance
+        dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
+        self._decoder = IncrementalDecoder(self._tokenizer, keep=dialect.markers)
+        opened = opens_thinking(self._tokenizer, prompt_ids, dialect)
+        dialect = dialect if request.calls else dialect.without_calls()
+        self._parser = AnswerParser(dialect, thinking_open=opened, tools=request.tools)
+        self._visible = Visible(sampling.stop)
+        self._arrived = self._first = self._thought = arrived
+        self._reasoning_tokens = 0
+        self._over = False
+        self.ids: list[int] = []
+        self.due: deque[StreamEvent] = deque()
+        self.ended: FinishReason | None = None
+        """Why no more tokens are wanted."""
+
+    def take(self, token: Token) -> None:
+        """Read the next token."""
+        from granite_demo.decoding import scored_token
+
+        self.ids.append(token.id)
+        count, parser = len(self.ids), self._parser
+        if count == 1:
+            self._first = self._thought = time.perf_counter()
+        if token.logprob is not None:
+            self.due.append(TokenScored(scored_token(self._tokenizer, token)))
+        if token.id in self._eos_ids:
+            self.ended = "stop"
+            return
+        thinking = parser.thinking
+        parts = parser.feed(self._decoder.feed(token.id))
+        # Thinking stands first, so all tokens up to here belong to it, markers included.
+        if thinking or parser.thinking or any(isinstance(part, Reasoning) for part in parts):
+            self._reasoning_tokens, self._thought = count, time.perf_counter()
+        self.due += self._visible.events(parts, count, parser.thinking)
+        if self._visible.hit:
+            parser.discard()
+            self.ended = "stop"
+
+    def end(self, reason: FinishReason) -> None:
+        """No more tokens come, because of ``reason``: what is held back, and the Finish. Once only."""
+        if self._over:
+            return
+        self._over = True
+        count, now = len(self.ids), time.perf_counter()
+        self.due += self._visible.end(self._parser.feed(self._decoder.flush()) + self._parser.flush(), count)
+        timings = Timings(self._first - self._arrived, now - self._arrived, self._thought - self._first)
+        usage = Usage(self._prompt_tokens, count, self._reasoning_tokens)
+        reason = self._visible.reason(reason)
+        self.due.append(Finish(reason, usage, timings, self._seed, tuple(self.ids), self._provenance))
 
 
 def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:

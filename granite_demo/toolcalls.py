@@ -5,10 +5,11 @@ What cannot be read becomes a call with its ``error`` set. Nothing is raised, fo
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from math import isinf
 from typing import Any, NoReturn
 
-from granite_demo.messages import ToolCall
+from granite_demo.messages import ToolCall, ToolSpec
 
 CUT_OFF = "The call was cut off before its end."
 
@@ -22,11 +23,38 @@ TAGS = {
 }
 
 
-def read_calls(raw: str) -> tuple[list[ToolCall], str]:
-    """The calls that ``raw`` holds, and the text that follows them."""
+class JsonString:
+    """Whether JSON text that comes in pieces stands within a string, where nothing ends it but its own mark."""
+
+    def __init__(self, known: bool = True) -> None:
+        """``known`` is whether the text is JSON at all; where it is not, nothing of it is a string."""
+        self.inside = False
+        self._escaped = False
+        self._known = known
+
+    def feed(self, text: str) -> None:
+        """The next piece."""
+        for letter in text if self._known else ():
+            if self._escaped:
+                self._escaped = False
+            elif letter == '"':
+                self.inside = not self.inside
+            elif letter == "\\":
+                self._escaped = self.inside
+            elif letter == "\n" and self.inside:
+                # No string has a line's end in it: from here on nothing is known.
+                self.inside = self._known = False
+                return
+
+
+def read_calls(raw: str, tools: Sequence[ToolSpec] = ()) -> tuple[list[ToolCall], str]:
+    """The calls that ``raw`` holds, and the text that follows them.
+
+    XML does not tell texts from numbers: what the schemas of ``tools`` want as a text stays one.
+    """
     raw = raw.strip()
     try:
-        return (_read_xml(raw), "") if raw.startswith("<function=") else _read_json(raw)
+        return (_read_xml(raw, tools), "") if raw.startswith("<function=") else _read_json(raw)
     except RecursionError:
         return [unreadable(raw, "The call is nested too deeply.")], ""
 
@@ -82,7 +110,7 @@ def _call(item: Any) -> ToolCall:
     return ToolCall(name.strip(), _dumps(arguments))
 
 
-def _read_xml(raw: str) -> list[ToolCall]:
+def _read_xml(raw: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
     functions, outside = _elements(raw, "function")
     if outside:
         return [unreadable(raw, "The call is not one of <function=name> to </function>.")]
@@ -92,7 +120,10 @@ def _read_xml(raw: str) -> list[ToolCall]:
         if outside:
             calls.append(ToolCall(name, body.strip(), "The call has text outside of its parameters."))
         else:
-            calls.append(ToolCall(name, _dumps({key: _value(value) for key, value in parameters})))
+            schemas = next((tool.parameters.get("properties") for tool in tools if tool.name == name), None)
+            known = schemas if isinstance(schemas, Mapping) else {}
+            values = {key: _value(value, known.get(key)) for key, value in parameters}
+            calls.append(ToolCall(name, _dumps(values)))
     return calls
 
 
@@ -110,8 +141,12 @@ def _elements(text: str, tag: str) -> tuple[list[tuple[str, str]], bool]:
     return found, outside or bool(text[at:].strip())
 
 
-def _value(text: str) -> Any:
+def _value(text: str, schema: Any) -> Any:
     text = text.removeprefix("\n").removesuffix("\n")
+    wanted = schema.get("type") if isinstance(schema, Mapping) else None
+    kinds = wanted if isinstance(wanted, list) else [wanted]
+    if "string" in kinds and not (text == "null" and "null" in kinds):
+        return text
     try:
         return DECODER.decode(text)
     except ValueError:

@@ -14,8 +14,11 @@ from granite_demo.sampling_params import SamplingParams
 from granite_demo.scores import ScoredToken
 from granite_demo.status import LoadOptions
 
-FinishReason = Literal["stop", "length", "tool_calls"]
-"""OpenAI's words: ``stop`` for an end token or a stop string, ``length`` for the token limit."""
+FinishReason = Literal["stop", "length", "tool_calls", "stopped"]
+"""OpenAI's words: ``stop`` for an end token or a stop string, ``length`` for the token limit.
+
+``stopped`` is ours, for an answer that its reader or an error has ended: only in ``GenerationRequest.rest``.
+"""
 
 Overflow = Literal["refuse", "drop"]
 """When a conversation does not fit the context: an error, or the oldest turns are left out."""
@@ -41,6 +44,11 @@ class GenerationRequest:
     overflow: Overflow = "refuse"
     model: LoadOptions | None = None
     """Answer with this model rather than the one that is chosen; it takes the other's place in memory meanwhile."""
+    rest: "list[StreamEvent] | None" = field(default=None, compare=False, repr=False)
+    """Where to put the last events of an answer that begins, and whose stream is closed or fails before its end.
+
+    What was held back as the possible beginning of a marker is among them, and a Finish.
+    """
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, self.prompt_ids is not None)
@@ -60,6 +68,11 @@ class GenerationRequest:
                 raise InvalidRequestError("The prompt is empty. Write something to continue from.")
         elif (last := self.messages[-1]).role != "tool" and (last.role != "user" or not last.content.strip()):
             raise InvalidRequestError("The last message must be a user's, and not empty, or a tool's.")
+
+    @property
+    def calls(self) -> bool:
+        """Whether the answer may call tools: some are offered, or the conversation has called some before."""
+        return bool(self.tools) or any(message.tool_calls for message in self.messages)
 
     @property
     def raw(self) -> bool:
@@ -192,7 +205,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last event of a stream that was not cancelled."""
+    """The last event of a stream that was not cancelled; of one that was, see ``GenerationRequest.rest``."""
 
     reason: FinishReason
     usage: Usage

@@ -108,7 +108,7 @@ class FakeBackend:
     """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one.
 
     ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers,
-    ``scores`` and ``comparison`` are the events of those two.
+    ``scores`` and ``comparison`` are the events of those two. ``held`` is the rest of an answer that is cut off.
     """
 
     def __init__(self, words: Sequence[str] = ("Hello", " world", "!"), delay: float = 0.0) -> None:
@@ -124,6 +124,7 @@ class FakeBackend:
         self.started = threading.Event()
         self.closed = threading.Event()
         self.script: list[StreamEvent] | None = None
+        self.held: list[StreamEvent] = []
         self.view: PromptView | None = None
         self.view_error: Exception | None = None
         self.inspected: list[GenerationRequest] = []
@@ -138,6 +139,7 @@ class FakeBackend:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         self.requests.append(request)
         self.running += 1
+        whole = False
         try:
             for place in self.queued:
                 yield place
@@ -146,6 +148,7 @@ class FakeBackend:
                 yield event
                 await asyncio.sleep(self.delay)
             if self.script is not None:
+                whole = True
                 return
             limit = request.sampling.max_tokens or len(self.words)
             for count, word in enumerate(self.words[:limit], 1):
@@ -155,9 +158,12 @@ class FakeBackend:
                 raise self.error
             count = min(limit, len(self.words))
             reason: FinishReason = "length" if limit < len(self.words) else "stop"
+            whole = True
             yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
         finally:
             self.running -= 1
+            if request.rest is not None and not whole:
+                request.rest.extend(self.held)
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
         self.scored.append(request)

@@ -10,12 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from granite_demo.answers import MAX_MARK, AnswerParser, Part, Reasoning, Text
+from granite_demo.answers import MAX_MARK, AnswerParser
 from granite_demo.dialects import DIALECTS
 from granite_demo.messages import ToolCall
+from granite_demo.parts import Part, Reasoning, Text
 from granite_demo.toolcalls import CUT_OFF
 from granite_demo.types import Appendix, Citation
 
+ROWS = {**DIALECTS, **{f"{name} without calls": row.without_calls() for name, row in DIALECTS.items()}}
 SAID = frozenset("ABDEFGIJKLMNOPQRSTUVWXYZÉ日")
 
 
@@ -30,7 +32,7 @@ class Script:
     thinking_open: bool = False
 
     def parser(self) -> AnswerParser:
-        return AnswerParser(DIALECTS[self.dialect], thinking_open=self.thinking_open)
+        return AnswerParser(ROWS[self.dialect], thinking_open=self.thinking_open)
 
 
 CALL = '{"name": "f", "arguments": {"x": "É <b>"}}'
@@ -124,8 +126,50 @@ SCRIPTS = (
                 "The call cannot be read as JSON: Expecting property name enclosed in double quotes:"
                 " line 1 column 29 (char 28).",
             ),
-            ToolCall("", "f(É)", "The call cannot be read as JSON: Expecting value: line 1 column 1 (char 0)."),
+            Text("<tool_call>f(É)</tool_call>"),
         ),
+    ),
+    Script(
+        "4.0 spoken of",
+        "4.0",
+        "<tool_call> IS A `<tool_call>` TAG\n\n<tool_call> </tool_call>\n\nSO "
+        f"<tool_call>\n{CALL}\n</tool_call> B <tool_call> < I",
+        (
+            Text("<tool_call> IS A `<tool_call>` TAG\n\n<tool_call> </tool_call>\n\nSO"),
+            CALLED,
+            Text(" B <tool_call> < I"),
+        ),
+    ),
+    Script(
+        "4.2 without calls",
+        "4.2 without calls",
+        f"I\n</think>\n\nA <tool_call>{CALL}</tool_call>",
+        (Reasoning("I"), Text(f"A <tool_call>{CALL}</tool_call>")),
+        thinking_open=True,
+    ),
+    Script(
+        "4.0 markers within a text",
+        "4.0",
+        '<tool_call>{"name": "f", "arguments": {"x": "A </tool_call> \\" <tool_call> \\\\"}}</tool_call> B',
+        (ToolCall("f", '{"x": "A </tool_call> \\" <tool_call> \\\\"}'), Text("B")),
+    ),
+    Script(
+        "4.0 text without an end",
+        "4.0",
+        '<tool_call>{"name": "f", "arguments": {"x": "A\n</tool_call> B',
+        (ToolCall("f", '{"name": "f", "arguments": {"x": "A', CUT_OFF), Text("B")),
+    ),
+    Script(
+        "3.3 markers within a text",
+        "3.3",
+        '<|tool_call|>[{"name": "f", "arguments": {"x": "<tool_call> A"}}]',
+        (ToolCall("f", '{"x": "<tool_call> A"}'),),
+    ),
+    Script(
+        "3.3 cited text that speaks of a call",
+        "3.3",
+        f"<|start_of_cite|>{{document_id: 1}}A <tool_call> B<|end_of_cite|> <|tool_call|>[{CALL}]",
+        (Text("A <tool_call> B"), Citation("1", 0, 15), CALLED),
     ),
     Script("4.0 cut off", "4.0", f"A\n<tool_call>\n{CALL}", (Text("A"), ToolCall("f", CALL, CUT_OFF))),
     Script("4.2", "4.2", "WE < I\n\nTIE\n</think>\nSO.\n\nIT IS", THOUGHT, thinking_open=True),
@@ -266,7 +310,7 @@ PIECES = sorted(
 
 @settings(deadline=None)
 @given(
-    st.sampled_from(sorted(DIALECTS)),
+    st.sampled_from(sorted(ROWS)),
     st.booleans(),
     st.lists(st.sampled_from(PIECES) | st.text("<|{#A \n", max_size=3), max_size=12).map("".join),
     st.lists(st.integers(0, 120), max_size=8),

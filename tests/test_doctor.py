@@ -9,7 +9,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Message
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.scores import ScoredToken, TokenAlternative
-from granite_demo.types import Finish, GenerationRequest, TextDelta, Timings, TokenScored, Usage
+from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, TextDelta, Timings, TokenScored, Usage
 from tests.fakes import FakeBackend
 
 FIRST = (TokenAlternative(1, "Paris", -0.1), TokenAlternative(2, "The", -3.0), TokenAlternative(3, "It", -4.0))
@@ -82,3 +82,17 @@ async def test_one_side_is_looked_at_with_log_probabilities_or_without() -> None
     refusing = Refuses()
     side = await look(refusing, request)
     assert (side.first, side.text) == ((), "Hello world!")
+
+
+def test_a_server_that_counts_no_tokens_is_not_blamed_for_them() -> None:
+    findings = diagnose(HERE, replace(HERE, prompt_ids=(), prompt_tokens=0))
+    assert likely_cause(findings) == ""
+    assert findings[1].there == "not told"
+
+
+async def test_thinking_is_compared_too() -> None:
+    backend = FakeBackend()
+    end = Finish("length", Usage(5, 2), Timings(0.1, 0.2), None)
+    backend.script = [ReasoningDelta("Hm", 1), TextDelta("Yes", 2), end]
+    side = await look(backend, GenerationRequest(messages=(Message("user", "?"),)))
+    assert side.text == "HmYes"

@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "parsing": BASE,
     "dialects": set[str](),
     "toolcalls": BASE,
-    "answers": BASE | {"dialects", "parsing", "toolcalls"},
+    "parts": BASE,
+    "answers": BASE | {"dialects", "parsing", "parts", "toolcalls"},
     "decoding": BASE,
     "template_inputs": BASE,
     "marks": BASE,
@@ -89,10 +90,11 @@ MAY_IMPORT = {
     "backends": BASE
     | {"shapes", "planning", "registry", "prompts", "fitting", "provenance", "streams", "manager", "loading"}
     | {"scoring", "comparing", "constraints", "dialects", "template_inputs"},
-    "streams": BASE | {"constraints", "answers", "dialects", "parsing", "template_inputs", "decoding", "manager"},
+    "streams": BASE
+    | {"constraints", "answers", "dialects", "parsing", "parts", "template_inputs", "decoding", "manager"},
     "remote": BASE
-    | {"constraints", "settings", "answers", "dialects", "toolcalls", "template_inputs", "fitting", "streams"}
-    | {"remote"},
+    | {"constraints", "settings", "answers", "dialects", "parts", "toolcalls", "template_inputs", "fitting"}
+    | {"streams", "remote"},
     "deadline": BASE,
     "limits": BASE | {"backends", "deadline"},
     "access": BASE,

@@ -108,6 +108,20 @@ async def test_thinking_and_calls_are_part_of_the_text(backend: FakeBackend) -> 
         assert not (await again(backend, events, replace(FINISH, token_ids=()))).equal
 
 
+async def test_a_stopped_answer_is_compared_by_the_tokens_that_it_has(backend: FakeBackend) -> None:
+    stopped = replace(FINISH, reason="stopped", token_ids=(5, 6))
+    backend.script = script()
+    outcome = await replay(backend, read(saved(stopped, "It is 4", called=False)))
+    assert (outcome.compared, outcome.count, outcome.equal) == ("tokens", 2, True)
+    assert [words for words in outcome.differences if "seed" in words] == []
+    backend.script = script(token_ids=(5, 7, 0))
+    outcome = await replay(backend, read(saved(stopped, "It is 4", called=False)))
+    assert (outcome.compared, outcome.first) == ("tokens", 1)
+    # The held-back beginning of a call is text where it stopped, and no difference.
+    backend.script = script()
+    assert (await replay(backend, read(saved(stopped, "It is 42.\n<tool_ca", called=False)))).equal
+
+
 async def test_the_same_tokens_with_another_text_are_the_same_answer(backend: FakeBackend) -> None:
     outcome = await again(backend, script("It is  42."))
     assert outcome.equal

@@ -1,7 +1,7 @@
 """Tokens to events, by a real tokenizer: counts, thinking, calls, citations, stop strings, and every way to end."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from os.path import commonprefix
 from types import SimpleNamespace
 from typing import Any
@@ -9,14 +9,17 @@ from typing import Any
 import pytest
 
 from granite_demo.dialects import DIALECTS
+from granite_demo.errors import EngineError
 from granite_demo.manager import ReadyModel
-from granite_demo.messages import ToolCall
+from granite_demo.messages import Message, ToolCall, ToolSpec
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.streams import answer_events
+from granite_demo.toolcalls import CUT_OFF
 from granite_demo.types import (
     Appendix,
     Citation,
     Finish,
+    GenerationRequest,
     Provenance,
     Queued,
     ReasoningDelta,
@@ -31,6 +34,7 @@ TEMPLATES = {name: " ".join(row.signs) for name, row in DIALECTS.items()}
 END = "<|end_of_text|>"
 CALL = '{"name": "f", "arguments": {"x": "é"}}'
 CALLED = ToolCalled(ToolCall("f", '{"x": "é"}'))
+TOOL = ToolSpec("f", "A tool.", {"type": "object", "properties": {"x": {"type": "string"}}})
 CITES = ["<|start_of_cite|>", "<|end_of_cite|>", "<|start_of_plugin|>"]
 
 
@@ -58,12 +62,21 @@ class Answering:
         return ids
 
     async def events(self, limit: int = 10_000, stop: Sequence[str] = (), **options: Any) -> list[StreamEvent]:
-        sampling = SamplingParams(max_tokens=limit, stop=tuple(stop))
-        stream = answer_events(self.ready, self.prompt_ids, sampling, time.perf_counter(), **options)
-        return [event async for event in stream]
+        return [event async for event in self.stream(asking(limit, stop), **options)]
+
+    def stream(self, request: GenerationRequest, **options: Any) -> AsyncGenerator[StreamEvent]:
+        return answer_events(self.ready, request, self.prompt_ids, time.perf_counter(), **options)
 
 
-def shown(events: list[StreamEvent]) -> list[Any]:
+def asking(limit: int = 10_000, stop: Sequence[str] = (), **values: Any) -> GenerationRequest:
+    """A request that a tool goes with."""
+    sampling = SamplingParams(max_tokens=limit, stop=tuple(stop))
+    if "prompt" not in values:
+        values = {"messages": (Message("user", "Hi"),), "tools": (TOOL,), **values}
+    return GenerationRequest(sampling=sampling, **values)
+
+
+def shown(events: Iterable[StreamEvent]) -> list[Any]:
     """The events as a reader sees them: texts joined, without counts and the Finish."""
     seen: list[Any] = []
     for event in events:
@@ -261,16 +274,36 @@ async def test_a_citation_of_text_that_a_stop_string_cuts_away_is_none(tokenizer
 
 async def test_raw_text_is_read_by_no_dialect(tokenizer: Any) -> None:
     text = f" <think>A</think> <|tool_call|><tool_call>{CALL}</tool_call>"
-    events = await Answering(tokenizer, "3.3", text, "<think>\n").events(raw=True)
+    answering = Answering(tokenizer, "3.3", text, "<think>\n")
+    events = [event async for event in answering.stream(asking(prompt="<think>\n"))]
     assert shown(events) == [("text", text.replace("<|tool_call|>", ""))]
     assert finish_of(events).usage.reasoning_tokens == 0
 
 
-async def test_a_dialect_and_provenance_can_be_given(tokenizer: Any) -> None:
+@pytest.mark.parametrize("dialect", ["3.2", "3.3", "4.0", "4.2"])
+async def test_nothing_is_taken_for_a_call_where_nothing_can_be_called(tokenizer: Any, dialect: str) -> None:
+    text = "A " + "".join(f"{marker}{CALL}</tool_call> B " for marker in DIALECTS[dialect].tool_open) + "D"
+    answering = Answering(tokenizer, dialect, text)
+    events = [event async for event in answering.stream(asking(tools=()))]
+    assert shown(events) == [("text", text)]
+
+
+async def test_tools_that_were_called_before_can_be_called(tokenizer: Any) -> None:
+    messages = (Message("user", "Hi"), Message("assistant", "", tool_calls=(CALLED.call,)), Message("tool", "1"))
+    answering = Answering(tokenizer, "4.0", f"A <tool_call>{CALL}</tool_call>")
+    events = [event async for event in answering.stream(asking(tools=(), messages=messages))]
+    assert shown(events) == [("text", "A"), CALLED]
+
+
+async def test_a_text_of_an_xml_call_stays_a_text(tokenizer: Any) -> None:
+    text = "<tool_call><function=f><parameter=x>42</parameter></function></tool_call>"
+    events = await Answering(tokenizer, "4.2", text).events()
+    assert shown(events) == [ToolCalled(ToolCall("f", '{"x": "42"}'))]
+
+
+async def test_what_made_the_answer_is_told_at_its_end(tokenizer: Any) -> None:
     made_by = Provenance("model")
-    answering = Answering(tokenizer, "plain", "<think>A</think>B")
-    events = await answering.events(dialect=DIALECTS["4.2"], provenance=made_by)
-    assert shown(events) == [("thinking", "A"), ("text", "B")]
+    events = await Answering(tokenizer, "plain", "A").events(provenance=made_by)
     assert finish_of(events).provenance is made_by
 
 
@@ -286,22 +319,58 @@ async def test_a_reader_may_leave_at_any_event(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "3.3", SCRIPTS[4][2])
     total = len(await answering.events())
     for position in range(total):
-        stream = answer_events(answering.ready, answering.prompt_ids, SamplingParams(max_tokens=99), 0.0)
+        stream = answering.stream(asking())
         for _ in range(position):
             await anext(stream)
         await stream.aclose()
         assert answering.engine.running == 0
 
 
-async def test_what_is_held_back_is_dropped_when_the_reader_leaves(tokenizer: Any) -> None:
-    answering = Answering(tokenizer, "4.0", "AB <tool_callers")
-    stream = answer_events(answering.ready, answering.prompt_ids, SamplingParams(max_tokens=99), 0.0)
-    seen = []
-    async for event in stream:
-        seen.append(event)
-        if isinstance(event, TextDelta) and event.completion_tokens == len("AB <tool"):
-            await stream.aclose()
-    assert shown(seen) == [("text", "AB")]
+@pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
+async def test_a_reader_who_leaves_gets_the_rest_wherever_it_is(
+    tokenizer: Any, dialect: str, prompt: str, text: str, seen: list[Any], reason: str
+) -> None:
+    answering = Answering(tokenizer, dialect, text, prompt)
+    position = 1
+    while True:
+        rest: list[StreamEvent] = []
+        stream = answering.stream(asking(rest=rest), provenance=Provenance("model"))
+        told = [await anext(stream, None) for _ in range(position)]
+        await stream.aclose()
+        if told[-1] is None:
+            break
+        events = [event for event in told if event] + rest
+        finish = finish_of(events)
+        count = finish.usage.completion_tokens
+        assert finish.token_ids == tuple(answering.ids[:count])
+        assert (finish.provenance, finish.seed) == (Provenance("model"), None)
+        if count < len(answering.ids):
+            assert finish.reason == "stopped"
+            assert shown(events) == shown(await answering.events(count))
+        assert answering.engine.running == 0
+        position += 1
+    assert rest == []
+
+
+async def test_an_engine_that_fails_leaves_the_rest(tokenizer: Any) -> None:
+    answering = Answering(tokenizer, "4.0", 'A\n<tool_call>\n{"name": "f"')
+    answering.engine.error = EngineError("No more memory.")
+    rest: list[StreamEvent] = []
+    with pytest.raises(EngineError):
+        async for _ in answering.stream(asking(rest=rest)):
+            pass
+    assert shown(rest) == [ToolCalled(ToolCall("f", '{"name": "f"', CUT_OFF))]
+    assert finish_of(rest).token_ids == tuple(answering.ids)
+
+
+async def test_nothing_is_left_of_an_answer_that_never_began(tokenizer: Any) -> None:
+    answering = Answering(tokenizer, "4.0", "A")
+    answering.engine.queued = [Queued(1)]
+    rest: list[StreamEvent] = []
+    stream = answering.stream(asking(rest=rest))
+    assert await anext(stream) == Queued(1)
+    await stream.aclose()
+    assert rest == []
 
 
 async def test_a_model_without_template_has_no_dialect(tokenizer: Any) -> None:

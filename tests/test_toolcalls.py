@@ -7,7 +7,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from granite_demo.messages import ToolCall
+from granite_demo.messages import ToolCall, ToolSpec
 from granite_demo.toolcalls import CUT_OFF, read_calls
 
 READABLE = [
@@ -61,6 +61,27 @@ MALFORMED = [
 def test_calls_are_read(raw: str, calls: list[tuple[str, str]]) -> None:
     assert read_calls(raw) == ([ToolCall(*call) for call in calls], "")
     assert read_calls(f"\n{raw}\n") == read_calls(raw)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "42", "42"),
+        ({"type": "string"}, "null", "null"),
+        ({"type": "string"}, '"a"', '"a"'),
+        ({"type": ["string", "null"]}, "08540", "08540"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": "integer"}, "42", 42),
+        ({"enum": [42]}, "42", 42),
+        ("no schema", "42", 42),
+    ],
+)
+def test_xml_values_are_texts_where_the_schema_wants_a_text(schema: object, text: str, value: object) -> None:
+    tools = [ToolSpec(name, "", {"properties": {"x": schema}}) for name in ("f", "g")]
+    raw = f"<function=f>\n<parameter=x>\n{text}\n</parameter>\n</function>"
+    [call], _ = read_calls(raw, tools)
+    assert json.loads(call.arguments) == {"x": value}
+    assert read_calls(raw) == read_calls(raw, [ToolSpec("f", "", {})]) == read_calls(raw, [ToolSpec("g", "", {})])
 
 
 @pytest.mark.parametrize(("raw", "name", "error"), MALFORMED, ids=lambda text: text[:40])

@@ -3,6 +3,7 @@
 import asyncio
 import secrets
 import time
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any
@@ -186,26 +187,35 @@ class RemoteBackend:
         body = to_body(request, model, family, one.kind, drawn).without(one.refused)
         level = request.controls.thinking or next(iter(family.switches.thinking), "off")
         opened = family.opens_thinking and level != "off" and not request.raw and not one.parses_thinking
-        reader = Reader(family.dialect(bool(request.tools), request.raw), sampling.stop, arrived, opened)
-        async with self._connected(one) as client:
-            try:
-                stream, body = await _opened(client, one, body)
-                async with stream:
-                    async for chunk in stream:
-                        for event in reader.feed(_as_dict(chunk)):
-                            yield event
-                        one.parses_thinking = one.parses_thinking or reader.parsed_there
-                        if reader.stopped:
-                            break
-            except Exception as error:  # the client lets through what it trips over in other people's JSON
-                if self._closed:
-                    raise EngineClosedError(CLOSED) from error
-                raise failures.explain(error, one.shown, model, one.key) from error
-        if reader.ended in (None, "abort", "error") and not reader.stopped:
-            raise RemoteDownError(f"The server at {one.shown} ended the answer before it was whole. Try again.")
-        seed = body.fields.get("seed") if sampling.temperature > 0 else None
-        for event in reader.end(seed, Provenance(model, choices=(("Engine", one.kind or "another server"),))):
-            yield event
+        reader = Reader(family.dialect(bool(request.tools), request.raw), request, arrived, opened)
+        traced = Provenance(model, choices=(("Engine", one.kind or "another server"),))
+        seed = None
+        due: deque[StreamEvent] = deque()
+        try:
+            async with self._connected(one) as client:
+                try:
+                    stream, body = await _opened(client, one, body)
+                    seed = body.fields.get("seed") if sampling.temperature > 0 else None
+                    async with stream:
+                        async for chunk in stream:
+                            due.extend(reader.feed(_as_dict(chunk)))
+                            while due:
+                                yield due.popleft()
+                            one.parses_thinking = one.parses_thinking or reader.parsed_there
+                            if reader.stopped:
+                                break
+                except Exception as error:  # the client lets through what it trips over in other people's JSON
+                    if self._closed:
+                        raise EngineClosedError(CLOSED) from error
+                    raise failures.explain(error, one.shown, model, one.key) from error
+            if reader.ended in (None, "abort", "error") and not reader.stopped:
+                raise RemoteDownError(f"The server at {one.shown} ended the answer before it was whole. Try again.")
+            due.extend(reader.end(seed, traced))
+            while due:
+                yield due.popleft()
+        finally:
+            if request.rest is not None and reader.first is not None:
+                request.rest.extend([*due, *reader.end(seed, traced, "stopped")])
 
 
 async def _opened(client: "AsyncOpenAI", one: Endpoint, body: Body) -> tuple[Any, Body]:

@@ -8,15 +8,17 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from granite_demo.answers import AnswerParser, Reasoning
+from granite_demo.answers import AnswerParser
 from granite_demo.dialects import PLAIN, Dialect
 from granite_demo.messages import ToolCall
+from granite_demo.parts import Reasoning
 from granite_demo.scores import ScoredToken, TokenAlternative
 from granite_demo.streams import Visible
 from granite_demo.toolcalls import CUT_OFF, unreadable
 from granite_demo.types import (
     Finish,
     FinishReason,
+    GenerationRequest,
     Provenance,
     ReasoningDelta,
     StreamEvent,
@@ -35,16 +37,19 @@ UNKNOWN_ID = -1
 class Reader:
     """Reads one answer: ``feed`` each chunk, then ``end``."""
 
-    def __init__(self, dialect: Dialect, stop: tuple[str, ...], arrived: float, thinking_open: bool = False) -> None:
+    def __init__(
+        self, dialect: Dialect, request: GenerationRequest, arrived: float, thinking_open: bool = False
+    ) -> None:
         """``arrived`` is when the request came, by perf_counter."""
         self.ended: str | None = None
         """The server's finish reason, once it is told."""
         self.parsed_there = False
         """Whether the server itself tells the thinking from the answer."""
-        self._dialect = dialect
+        self._dialect = dialect if request.calls else dialect.without_calls()
+        self._tools = request.tools
         self._thinking_open = thinking_open
         self._parser: AnswerParser | None = None
-        self._visible = Visible(stop)
+        self._visible = Visible(request.sampling.stop)
         self._calls: dict[int, dict[str, str]] = {}
         self._arrived = arrived
         self._first: float | None = None
@@ -52,6 +57,7 @@ class Reader:
         self._count = 0
         self._reasoned = 0
         self._usage: dict[str, Any] = {}
+        self._over = False
 
     @property
     def stopped(self) -> bool:
@@ -97,7 +103,7 @@ class Reader:
         if self._parser is None:
             opened = self._thinking_open and not self.parsed_there
             # What the server has parsed holds no marks of thinking, and what looks like one is the answer's own.
-            self._parser = AnswerParser(self._dialect, thinking_open=opened)
+            self._parser = AnswerParser(self._dialect, thinking_open=opened, tools=self._tools)
         thinking = self._parser.thinking
         parts = self._parser.feed(text)
         if thinking or self._parser.thinking or any(isinstance(part, Reasoning) for part in parts):
@@ -117,14 +123,17 @@ class Reader:
         for name in call:
             call[name] += _text(function.get(name))
 
-    def end(self, seed: int | None, provenance: Provenance) -> Iterator[StreamEvent]:
-        """The last events, a Finish last of all."""
+    def end(self, seed: int | None, provenance: Provenance, ended: FinishReason | None = None) -> Iterator[StreamEvent]:
+        """The last events, a Finish last of all, once only; ``ended`` is why, where the server has not told it."""
+        if self._over:
+            return
+        self._over = True
         parser = self._parser or AnswerParser(PLAIN)
         yield from self._visible.end(parser.flush(), self._count)
-        reason = REASONS.get(self.ended or "", "stop")
+        reason = ended or REASONS.get(self.ended or "", "stop")
         if not self.stopped:
             for _, call in sorted(self._calls.items()):
-                read = _read_call(call["name"], call["arguments"], cut=reason == "length")
+                read = _read_call(call["name"], call["arguments"], cut=reason in ("length", "stopped"))
                 self._visible.called = self._visible.called or not read.error
                 yield ToolCalled(read)
         if reason == "tool_calls" and not self._visible.called:

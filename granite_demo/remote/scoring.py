@@ -7,6 +7,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.remote.endpoints import Endpoint
 from granite_demo.remote.events import scored_prompt
 from granite_demo.remote.failures import explain, names, rejected
+from granite_demo.remote.wire import special_tokens
 from granite_demo.scores import ScoredToken, ScoreRequest, ScoreSummary
 
 CANNOT = "The server at {} does not score a text: it tells no log probabilities of a prompt. vLLM does."
@@ -17,13 +18,15 @@ async def score_text(client: Any, one: Endpoint, request: ScoreRequest, model: s
     began = time.perf_counter()
     prompt = request.text if request.token_ids is None else list(request.token_ids)
     fields = {"model": model, "prompt": prompt, "echo": True, "logprobs": request.alternatives, "temperature": 0.0}
+    extra = special_tokens(request.special_tokens, one.kind) if request.token_ids is None else {}
     try:
         try:
-            answer = await client.completions.create(**fields, max_tokens=0)
+            answer = await client.completions.create(**fields, max_tokens=0, extra_body=extra)
         except Exception as error:
             if not rejected(error):
                 raise
-            answer = await client.completions.create(**fields, max_tokens=1)  # some want one token at least
+            # Some want one token at least.
+            answer = await client.completions.create(**fields, max_tokens=1, extra_body=extra)
         answer = answer.to_dict()
         logprobs = answer["choices"][0].get("logprobs")
     except Exception as error:  # other people's JSON

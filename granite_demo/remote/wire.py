@@ -16,6 +16,8 @@ OFF = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Extensions with the values that switch them off: said, since servers have defaults of their own."""
 NAMES = {"llama.cpp": {"repetition_penalty": "repeat_penalty"}}
 """Where a kind of server has another name for a field."""
+OURS = "granite-demo"
+"""The kind that is this program."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def to_body(request: GenerationRequest, model: str, family: Family, kind: str, s
     if sampling.temperature > 0:
         unset = {name: value for name, value in OFF.items() if getattr(sampling, name) == value}
         optional |= {_name(name, kind): value for name, value in unset.items()}
-    fields |= _raw(request) if request.raw else _chat(request, family)
+    fields |= _raw(request, kind) if request.raw else _chat(request, family)
     path = "/completions" if request.raw else "/chat/completions"
     return Body(path, {**fields, **optional}, frozenset(optional))
 
@@ -74,8 +76,21 @@ def _name(name: str, kind: str) -> str:
     return NAMES.get(kind, {}).get(name, name)
 
 
-def _raw(request: GenerationRequest) -> dict[str, Any]:
+def special_tokens(wanted: bool, kind: str) -> dict[str, bool]:
+    """Whether a text may spell control tokens, for a server of ``kind``. Raises InvalidRequestError."""
+    if kind == OURS:
+        return {"special_tokens": wanted}
+    if wanted:
+        raise InvalidRequestError(
+            "Another server decides itself what it takes for control tokens. Leave --special-tokens out."
+        )
+    return {}
+
+
+def _raw(request: GenerationRequest, kind: str) -> dict[str, Any]:
     fields: dict[str, Any] = {"prompt": request.prompt if request.prompt_ids is None else list(request.prompt_ids)}
+    if request.prompt_ids is None:
+        fields |= special_tokens(request.special_tokens, kind)
     if request.suffix is not None:
         fields["suffix"] = request.suffix
     if request.sampling.logprobs is not None:

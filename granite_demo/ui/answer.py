@@ -17,7 +17,12 @@ from granite_demo.types import (
     ToolCalled,
 )
 
-_REASONS = {"stop": "finished (stop)", "length": "cut at the token limit (length)", "tool_calls": "calls a tool"}
+_REASONS = {
+    "stop": "finished (stop)",
+    "length": "cut at the token limit (length)",
+    "tool_calls": "calls a tool",
+    "stopped": "stopped",
+}
 
 
 @dataclass(slots=True)
@@ -120,7 +125,7 @@ class Answer:
 
     def stopped_note(self, elapsed: float) -> str:
         """The note under an answer that its reader stopped."""
-        if self.finish is not None:  # it ended by itself just then
+        if self.finish is not None:  # which tells it, or that it ended by itself just then
             return self.note(elapsed)
         return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
 

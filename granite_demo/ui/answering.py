@@ -15,7 +15,7 @@ import gradio as gr
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError
 from granite_demo.limits import visitor_of
-from granite_demo.types import GenerationRequest
+from granite_demo.types import GenerationRequest, StreamEvent
 from granite_demo.ui.answer import Answer
 from granite_demo.ui.streaming import paced
 
@@ -106,20 +106,23 @@ async def snapshots(
     answer = Answer()
     start = time.perf_counter()
     elapsed = 0.0
+    rest: list[StreamEvent] = []
     try:
-        request = await asyncio.to_thread(build)
-        async with aclosing(paced(backend.stream(request))) as batches:
+        request = replace(await asyncio.to_thread(build), rest=rest)
+        async with aclosing(paced(backend.stream(request), stop.is_set)) as batches:
             async for batch in batches:
                 elapsed = time.perf_counter() - start
                 answer.add(batch, elapsed)
-                if stop.is_set():
-                    break
-                yield Snapshot(replace(answer), _progress(backend, answer, elapsed), "note", elapsed)
+                if not stop.is_set():
+                    yield Snapshot(replace(answer), _progress(backend, answer, elapsed), "note", elapsed)
+        answer.add(rest, elapsed)
         if stop.is_set():
             yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)
     except GraniteDemoError as error:
+        answer.add(rest, elapsed)
         yield Snapshot(replace(answer), error.user_text, "error", elapsed)
     except Exception as error:
+        answer.add(rest, elapsed)
         yield Snapshot(replace(answer), unforeseen(error), "error", elapsed)
 
 

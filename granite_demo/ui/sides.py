@@ -73,7 +73,7 @@ def costs_html(shot: Snapshot) -> str:
 
 def difference_words(a: Snapshot, b: Snapshot) -> str:
     """The two answers compared in words; empty unless both have ended by themselves."""
-    if a.answer.finish is None or b.answer.finish is None:
+    if any(shot.answer.finish is None or shot.answer.finish.reason == "stopped" for shot in (a, b)):
         return ""
     sentences = [
         _ratio("used", "the tokens of", a.answer.tokens, b.answer.tokens, ","),

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,27 @@ async def test_closing_the_stream_ends_the_request_there() -> None:
                 assert isinstance(event, TextDelta)
                 break
         await gone(server)
+
+
+async def test_a_reader_who_leaves_gets_what_was_held_back() -> None:
+    call = '{"index": 0, "function": {"name": "f", "arguments": "{"}}'
+    server = FakeServer([said("A <tool"), said("", tool_calls=[json.loads(call)]), *[said("_")] * 2000])
+    server.delay = 0.02
+    rest: list[StreamEvent] = []
+    with serving(server), remote(server) as backend:
+        request = replace(ASKED, tools=(ToolSpec("f", "", {"type": "object"}),), rest=rest)
+        events = backend.stream(request)
+        told = [await anext(events) for _ in range(3)]
+        await events.aclose()
+    assert text_of(told) == "A"
+    text, called, finish = rest
+    assert isinstance(text, TextDelta)
+    assert text.text.startswith(" <tool")
+    assert isinstance(called, ToolCalled)
+    assert called.call.error
+    assert isinstance(finish, Finish)
+    assert (finish.reason, finish.usage.completion_tokens) == ("stopped", 3)
+    assert finish.provenance is not None
 
 
 async def test_closing_the_backend_ends_what_runs() -> None:

@@ -9,8 +9,9 @@ from contextlib import aclosing, suppress
 import pytest
 
 from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.messages import ToolCall
 from granite_demo.status import ModelStatus
-from granite_demo.types import GenerationRequest, Queued
+from granite_demo.types import Finish, GenerationRequest, Queued, StreamEvent, TextDelta, Timings, ToolCalled, Usage
 from granite_demo.ui.answering import Snapshot, Visitors, snapshots
 from tests.fakes import FakeBackend
 
@@ -137,6 +138,46 @@ async def test_stop_keeps_the_text_and_ends_the_request(backend: FakeBackend) ->
     assert re.fullmatch(r"1 token · [\d.]+ s to first token · stopped", shots[-1][1])
     assert {kind for _, _, kind in shots} == {"note"}
     assert backend.running == 0
+
+
+CUT_CALL = ToolCall("write", '{"name":"write"', "The call was cut off before its end.")
+REST: list[StreamEvent] = [
+    TextDelta(" <", 2),
+    ToolCalled(CUT_CALL),
+    Finish("stopped", Usage(5, 2), Timings(0.1, 0.2), 7, (3, 4)),
+]
+
+
+async def test_stop_shows_what_was_held_back_and_keeps_what_made_it(backend: FakeBackend) -> None:
+    backend.delay, backend.held = 60, REST
+    stop = threading.Event()
+    shots = []
+    async for each in snapshots(backend, lambda: REQUEST, stop):
+        shots.append(each)
+        stop.set()
+    shot = shots[-1]
+    assert (shot.answer.text, shot.answer.calls) == ("Hello <", [CUT_CALL])
+    assert shot.note == "2 tokens · 0.10 s to first token · 10.0 tokens/s · stopped · seed 7"
+    assert shot.answer.finish == REST[-1]
+
+
+async def test_nothing_that_came_before_the_stop_is_lost(backend: FakeBackend) -> None:
+    backend.words, backend.delay = [f"{number} " for number in range(500)], 0.002
+    stop, told = threading.Event(), 0
+    async for shot in snapshots(backend, lambda: REQUEST, stop):
+        told = max(told, shot.answer.tokens)
+        if told > 5:
+            stop.set()
+            await asyncio.sleep(0.1)  # a slow page: meanwhile more comes
+    assert shot.answer.text == "".join(backend.words[: shot.answer.tokens])
+    assert shot.answer.tokens > told - 1
+    assert "stopped" in shot.note
+
+
+async def test_an_error_shows_what_was_held_back(backend: FakeBackend) -> None:
+    backend.error, backend.held = EngineError("No more memory."), REST
+    shot = [each async for each in snapshots(backend, lambda: REQUEST, threading.Event())][-1]
+    assert (shot.answer.text, shot.kind, shot.answer.finish) == ("Hello world! <", "error", REST[-1])
 
 
 async def test_stop_before_the_first_token(backend: FakeBackend) -> None:
