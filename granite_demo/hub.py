@@ -7,6 +7,7 @@ Knows neither the registry nor devices.
 """
 
 import json
+import logging
 import queue
 import re
 import struct
@@ -22,6 +23,8 @@ from typing import IO, TypeAlias
 from granite_demo import errors, hub_transfer
 from granite_demo.hub_transfer import GB, MB, Order, is_wanted
 from granite_demo.status import Report
+
+log = logging.getLogger(__name__)
 
 REPO_ID = re.compile(r"(?!.*--|.*\.\.|.*\.git$)\w([\w.-]{0,94}\w)?/\w([\w.-]{0,94}\w)?", re.ASCII)
 REVISION = re.compile(r"(?!.*\.\.|.*//)\w([\w./-]{0,98}\w)?", re.ASCII)
@@ -65,6 +68,11 @@ def fetch(
     for _ in range(2):
         try:
             checkpoint = _download(order, report, cancelled)
+        except (errors.DiskFullError, errors.ConfigurationError):
+            # Not in the error, which strangers may see.
+            free = hub_transfer.amount(hub_transfer.free_bytes(Path(order.cache_dir)))
+            log.error("The cache folder is %s; %s are free there.", order.cache_dir, free)
+            raise
         except (errors.DownloadError, errors.GatedModelError):
             copy = cached(repo_id, revision, cache_dir)
             if copy is None:

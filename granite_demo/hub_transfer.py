@@ -122,8 +122,7 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
         return no_room(order, None)
     if isinstance(error, OSError) and error.errno in NO_ACCESS:
         return errors.ConfigurationError(
-            f"The cache folder {order.cache_dir} cannot be used: {error.strerror}. Set HF_HOME to a folder that can be "
-            "written."
+            f"The cache folder cannot be used: {error.strerror}. Set HF_HOME to a folder that can be written."
         )
     return errors.DownloadError(
         f"{name} could not be downloaded from {order.endpoint} ({type(error).__name__}). Check the network, then try "
@@ -133,10 +132,10 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
 
 def no_room(order: Order, needed: int | None) -> errors.DiskFullError:
     """The error for a disk on which the missing files do not fit."""
-    need = "" if needed is None else f"{amount(needed)} are needed, "
+    need = "" if needed is None else f": {amount(needed)} are needed"
     return errors.DiskFullError(
-        f"There is not enough room in {order.cache_dir} for {order.repo_id}: {need}"
-        f"{amount(free_bytes(Path(order.cache_dir)))} are free. Make room, or set HF_HOME to a folder on another disk."
+        f"There is not enough room in the cache folder for {order.repo_id}{need}. Make room, or set HF_HOME to a "
+        "folder on another disk."
     )
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from granite_demo.backends import Backend
 from granite_demo.deadline import LOADING_SECONDS, Deadline, next_event
-from granite_demo.errors import InvalidRequestError, VisitorLimitError
+from granite_demo.errors import InvalidRequestError, ModelError, VisitorLimitError
 from granite_demo.scores import CompareRequest, Comparing, Comparison, ScoredToken, ScoreRequest, ScoreSummary
 from granite_demo.status import LoadOptions, ModelChoice, ModelStatus
 from granite_demo.types import (
@@ -52,6 +52,8 @@ class Limits:
     """For an answer and the reading of its prompt. The waits for the engine and for a model come on top."""
     characters: int = 0
     """Of one request's texts, checked before anything reads them."""
+    reload: int = 0
+    """Seconds between two tries to load a model that has failed; who may change the model chooses it at any time."""
 
 
 def visitor_of(host: str | None) -> str:
@@ -73,6 +75,7 @@ class LimitedBackend:
         self._limits = limits
         self._visitors: dict[str, _Visitor] = {}
         self._visitor = _Visitor()
+        self._reloaded: list[float] = []  # when the failed model was tried last, the same for all visitors
 
     def for_visitor(self, visitor: str) -> "LimitedBackend":
         """See ``Backend.for_visitor``."""
@@ -80,6 +83,7 @@ class LimitedBackend:
             self._visitors = {name: one for name, one in self._visitors.items() if not one.idle}
         own = LimitedBackend(self._backend, self._limits)
         own._visitors = self._visitors
+        own._reloaded = self._reloaded
         own._visitor = self._visitors.setdefault(visitor, _Visitor())
         return own
 
@@ -140,6 +144,7 @@ class LimitedBackend:
         visitor, limits, spent = self._visitor, self._limits, 0
         read = characters // (TOKEN_CHARACTERS * READ_SHARE)
         visitor.check(limits)
+        self._check_load()
         turn = asyncio.Event()
         visitor.line.append(turn)
         try:
@@ -164,8 +169,22 @@ class LimitedBackend:
         return self._backend.status()
 
     def start(self) -> None:
-        """See ``Backend.start``."""
+        """See ``Backend.start``. Does nothing for a model that failed and was tried again a moment ago."""
+        try:
+            self._check_load()
+        except ModelError:
+            return
         self._backend.start()
+
+    def _check_load(self) -> None:
+        """Raise ModelError rather than load a model that failed again and again: each request for it would."""
+        status = self._backend.status()
+        if not self._limits.reload or status.stage != "failed":
+            return
+        now = time.monotonic()
+        if self._reloaded and now < self._reloaded[0] + self._limits.reload:
+            raise ModelError(f"{status.detail} It was tried again a moment ago. Try once more in a minute.".lstrip())
+        self._reloaded[:] = [now]
 
     def choices(self) -> tuple[ModelChoice, ...]:
         """See ``Backend.choices``."""

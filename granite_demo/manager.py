@@ -246,10 +246,10 @@ class ModelManager:
                 ready.engine.close()
                 raise LoadCancelledError("The load was cancelled.")
         except BaseException as error:
-            known = isinstance(error, GraniteDemoError)
-            if not known:
-                log.exception("Loading %s failed.", options.model)
-            shown = error if known else ModelError(f"Loading {options.model} failed ({type(error).__name__}: {error}).")
+            shown = error
+            if not isinstance(error, GraniteDemoError):
+                log.exception("Loading %s failed.", options.model)  # with the text, which strangers do not see
+                shown = ModelError(f"Loading {options.model} failed ({type(error).__name__}): see the log.")
             entry.status = replace(entry.status, stage="failed", fraction=None, detail=str(shown))
             entry.future.set_exception(shown)
         # Told last: whoever hears of the end finds the load ended.

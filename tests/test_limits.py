@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from granite_demo import limits as limits_module
-from granite_demo.errors import InvalidRequestError, TimeLimitError, VisitorLimitError
+from granite_demo.errors import InvalidRequestError, ModelError, TimeLimitError, VisitorLimitError
 from granite_demo.limits import MINUTE, LimitedBackend, Limits, visitor_of
 from granite_demo.messages import Document, Message
 from granite_demo.scores import CompareRequest, Comparing, ScoredToken, ScoreRequest
@@ -343,6 +343,22 @@ async def test_many_visitors_take_no_memory_for_ever(later: Clock, monkeypatch: 
     with pytest.raises(VisitorLimitError):
         await drain(limited.for_visitor("busy").stream(ASKED))
     await held.aclose()
+
+
+async def test_a_model_that_failed_is_tried_once_a_minute_by_all_together(later: Clock) -> None:
+    backend = FakeBackend()
+    limited = LimitedBackend(backend, Limits(reload=60))
+    backend.state = replace(READY, stage="failed", detail="Broken.")
+    await drain(limited.for_visitor("one").stream(ASKED))
+    limited.start()
+    assert not backend.started.is_set()
+    with pytest.raises(ModelError, match="Broken. It was tried again"):
+        await drain(limited.for_visitor("two").stream(ASKED))
+    later(60)
+    limited.start()
+    assert backend.started.is_set()
+    backend.state = READY
+    await drain(limited.stream(ASKED))
 
 
 def test_the_rest_is_the_other_backends() -> None:

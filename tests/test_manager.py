@@ -186,7 +186,7 @@ def test_unknown_exceptions_become_model_errors_and_are_logged(
 ) -> None:
     loader.errors = [error]
     loader.go.set()
-    with pytest.raises(ModelError, match=rf"^Loading one failed \({type(error).__name__}: ") as caught:
+    with pytest.raises(ModelError, match=rf"^Loading one failed \({type(error).__name__}\): see the log") as caught:
         manager.load(ONE).result(WAIT)
     assert manager.status(ONE).detail == str(caught.value)
     assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]

@@ -10,7 +10,7 @@ MAX_BODY = 8 * 2**20
 """Bytes of one request. Uploads have their own limit, which Gradio keeps."""
 PUBLIC_MAX_BODY = 2 * 2**20
 """The same where strangers send it: a conversation with all the documents that it may have is smaller."""
-PUBLIC_LIMITS = Limits(running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000)
+PUBLIC_LIMITS = Limits(running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, reload=60)
 """One visitor of a public page: two answers side by side and four samples, and some 300 tokens/s for a minute."""
 
 
@@ -51,6 +51,7 @@ def limits_of(settings: Settings) -> Limits:
         settings.visitor_tokens or default.tokens,
         settings.answer_seconds or default.seconds,
         default.characters,
+        default.reload,
     )
 
 

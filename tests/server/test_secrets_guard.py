@@ -94,5 +94,5 @@ def test_wrong_admin_tokens_leave_the_api_open(backend: FakeBackend) -> None:
     for guess in range(MAX_FAILURES):
         with pytest.raises(InvalidRequestError):
             access.check(str(guess), "testclient")
-    with TestClient(create_app(backend, access)) as client:
-        assert client.get("/v1/models").status_code == 200
+    with TestClient(create_app(backend, access, Policy(api_key="key"))) as client:
+        assert client.get("/v1/models", headers={"authorization": "Bearer key"}).status_code == 200
