@@ -27,7 +27,7 @@ BATCH = 2048
 """Tokens in one call of ``decode``, at most."""
 NO_ROOM, ABORTED = 1, 2
 """What ``llama_decode`` returns (llama.h)."""
-ERROR = 3
+ERROR = 4
 """The level of a line of its log that matters (``ggml_log_level``)."""
 
 

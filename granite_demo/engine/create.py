@@ -165,7 +165,11 @@ def _gguf(loaded: LoadedModel, report: Report) -> Engine:
     slots = 1
     if loaded.memory is not None and loaded.memory.kv_cache:
         slots = max(1, min(SLOTS, int(KEPT_SHARE * free_memory("cpu") / loaded.memory.kv_cache)))
-    runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads())
+    try:
+        runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads())
+    except BaseException:
+        loaded.model.close()  # nobody else knows of it: its memory would never be given back
+        raise
     return _interleaved(loaded, runner, "gguf", report, [loaded.placement.reasons["engine"]])
 
 

@@ -1,6 +1,7 @@
 """Which engine is chosen, and the reasons that are given."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -257,3 +258,16 @@ async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> N
 def test_batching_is_refused_where_it_cannot_run(engines: Engines, placement: Placement, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
         create_engine(loaded_on(placement), "batching")
+
+
+def test_a_gguf_model_whose_cache_does_not_fit_is_given_back() -> None:
+    class File:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    loaded = SimpleNamespace(model=File(), memory=None, context_length=64)
+    with pytest.raises(AttributeError):  # this one can make no cache at all
+        create._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
+    assert loaded.model.closed
