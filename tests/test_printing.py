@@ -52,6 +52,18 @@ async def printed(
     return out.getvalue(), err.getvalue()
 
 
+async def test_the_rest_of_an_answer_that_fails_is_printed_and_kept(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", out := io.StringIO())
+    backend.error, backend.held = EngineError("No more memory."), [TextDelta(" <", 4), FINISH]
+    printer = Printer(Console(file=io.StringIO()))
+    with pytest.raises(EngineError):
+        await printer.stream(backend, REQUEST)
+    assert out.getvalue() == printer.answer.text == "Hello world! <"
+    assert printer.answer.finish == FINISH
+
+
 THOUGHT: list[StreamEvent] = [
     Queued(1),
     ReasoningDelta("So, [bold]", 1),

@@ -109,12 +109,13 @@ async def snapshots(
     rest: list[StreamEvent] = []
     try:
         request = replace(await asyncio.to_thread(build), rest=rest)
-        async with aclosing(paced(backend.stream(request), stop.is_set)) as batches:
+        async with aclosing(paced(backend.stream(request))) as batches:
             async for batch in batches:
                 elapsed = time.perf_counter() - start
                 answer.add(batch, elapsed)
-                if not stop.is_set():
-                    yield Snapshot(replace(answer), _progress(backend, answer, elapsed), "note", elapsed)
+                if stop.is_set():
+                    break
+                yield Snapshot(replace(answer), _progress(backend, answer, elapsed), "note", elapsed)
         answer.add(rest, elapsed)
         if stop.is_set():
             yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)

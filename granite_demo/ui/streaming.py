@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 Event = TypeVar("Event")
@@ -18,17 +18,13 @@ IDLE_INTERVAL = 0.4
 
 
 async def paced(
-    events: AsyncGenerator[Event],
-    stopped: Callable[[], bool] = lambda: False,
-    interval: float = UPDATE_INTERVAL,
-    idle: float = IDLE_INTERVAL,
+    events: AsyncGenerator[Event], interval: float = UPDATE_INTERVAL, idle: float = IDLE_INTERVAL
 ) -> AsyncGenerator[list[Event]]:
     """Yield what came since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
 
-    Where the reader takes long over a batch the interval grows, up to ``LONGEST_INTERVAL``. Once ``stopped`` says so,
-    ``events`` are closed, and what came until then is the last batch.
+    Where the reader takes long over a batch the interval grows, up to ``LONGEST_INTERVAL``.
 
-    Closing this generator closes ``events``, too. Raises what ``events`` raises, after the events before it.
+    Closing this generator closes ``events``. Raises what ``events`` raises, after the events before it.
     """
     pending: list[Event] = []
     arrived = asyncio.Event()
@@ -49,13 +45,6 @@ async def paced(
             arrived.clear()
             batch, pending[:] = list(pending), []
             start = time.perf_counter()
-            if stopped() and not task.done():
-                task.cancel()
-                await asyncio.wait([task])
-                yield batch + pending
-                if not task.cancelled():
-                    await task
-                return
             yield batch
             if not task.done():
                 rest = min(REST * (time.perf_counter() - start), LONGEST_INTERVAL)

@@ -161,19 +161,6 @@ async def test_stop_shows_what_was_held_back_and_keeps_what_made_it(backend: Fak
     assert shot.answer.finish == REST[-1]
 
 
-async def test_nothing_that_came_before_the_stop_is_lost(backend: FakeBackend) -> None:
-    backend.words, backend.delay = [f"{number} " for number in range(500)], 0.002
-    stop, told = threading.Event(), 0
-    async for shot in snapshots(backend, lambda: REQUEST, stop):
-        told = max(told, shot.answer.tokens)
-        if told > 5:
-            stop.set()
-            await asyncio.sleep(0.1)  # a slow page: meanwhile more comes
-    assert shot.answer.text == "".join(backend.words[: shot.answer.tokens])
-    assert shot.answer.tokens > told - 1
-    assert "stopped" in shot.note
-
-
 async def test_an_error_shows_what_was_held_back(backend: FakeBackend) -> None:
     backend.error, backend.held = EngineError("No more memory."), REST
     shot = [each async for each in snapshots(backend, lambda: REQUEST, threading.Event())][-1]

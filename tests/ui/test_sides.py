@@ -109,6 +109,8 @@ def test_an_answer_without_an_end_is_not_compared() -> None:
     unfinished = Snapshot(Answer(text="x", tokens=3), "stopped", "note", 1.0)
     assert difference_words(unfinished, shot("x", 3, 1.0)) == ""
     assert difference_words(shot("x", 3, 1.0), unfinished) == ""
+    unfinished.answer.finish = Finish("stopped", Usage(1, 3), Timings(0.1, 1.0))
+    assert difference_words(unfinished, shot("x", 3, 1.0)) == ""
 
 
 def test_the_costs_of_an_answer() -> None:
