@@ -25,6 +25,10 @@ LATEST: dict[str, Any] = {**DIRECT, "trigger_mode": "always_last"}
 
 CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
 
+CHOOSE_JS = "(value, overflow) => [{ ...value, overflow }]"
+CHOSEN_JS = '(value) => [value?.overflow ?? "refuse"]'
+"""In the browser alone: a round trip would undo what was said meanwhile."""
+
 NOTHING = "?"
 """Stands for the next question while nothing is written: about a token."""
 
@@ -88,18 +92,6 @@ async def measure(backend: Backend, value: Any, text: str | None, sampling: Samp
     return meter_html(view, reserve(view, sampling.max_tokens) if view else 0)
 
 
-def choose(value: Any, overflow: str | None) -> dict[str, Any]:
-    """The conversation with the choice of what happens when it does not fit."""
-    conversation = conversations.load(value)
-    kept = "drop" if overflow == "drop" else "refuse"
-    return conversations.dump(conversation.model_copy(update={"overflow": kept}))
-
-
-def chosen(value: Any) -> str:
-    """What happens when the conversation does not fit."""
-    return conversations.load(value).overflow
-
-
 def layout() -> Meter:
     """Place the components, near the message box."""
     with gr.Column(elem_id="meter", min_width=0):
@@ -133,5 +125,5 @@ def wire(
 
     changes = [holder.change, message.change, *(part.change for part in components), *ready]
     gr.on(changes, update, [holder, message, *components], [panel.bar], **LATEST)
-    panel.overflow.input(choose, [holder, panel.overflow], [holder], **DIRECT)
-    holder.change(chosen, [holder], [panel.overflow], **DIRECT)
+    panel.overflow.input(None, [holder, panel.overflow], [holder], js=CHOOSE_JS, **DIRECT)
+    holder.change(None, [holder], [panel.overflow], js=CHOSEN_JS, **DIRECT)

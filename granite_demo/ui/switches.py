@@ -7,7 +7,7 @@ import gradio as gr
 
 from granite_demo import conversations
 from granite_demo.backends import Backend
-from granite_demo.conversations import Conversation, Switched
+from granite_demo.conversations import Conversation
 from granite_demo.messages import Length, Originality, Switches
 from granite_demo.switches import reasons
 from granite_demo.ui.events import DIRECT
@@ -22,6 +22,12 @@ SUMMARY_JS = """(value) => [{
   documents: value?.documents?.length ? [{ title: "", text: "" }] : []
 }]"""
 """What decides which switches have an effect: the turns and the documents' texts need not travel."""
+
+CONTROLS_JS = """(value, thinking, length, originality, citations, hallucinations) => {
+  const all = Object.entries({ thinking, length, originality, citations, hallucinations });
+  return [{ ...value, controls: Object.fromEntries(all.filter(([, chosen]) => chosen)) }];
+}"""
+"""In the browser alone, as ``conversations.dump`` would: a round trip would undo what was said meanwhile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,21 +92,9 @@ def shown_values(switches: Switches, conversation: Conversation) -> tuple[Any, .
 def wire(panel: SwitchPanel, holder: gr.JSON, backend: Backend, when: list[Any]) -> None:
     """Keep what is chosen in the conversation. After the events ``when`` other switches may have an effect."""
 
-    def choose(value: Any, *chosen: Any) -> Any:
-        conversation = conversations.load(value)
-        thinking, length, originality, citations, hallucinations = chosen
-        controls = Switched(
-            thinking=thinking or None,
-            length=length or None,
-            originality=originality or None,
-            citations=bool(citations),
-            hallucinations=bool(hallucinations),
-        )
-        return conversations.dump(conversation.model_copy(update={"controls": controls}))
-
     def refresh(value: Any) -> Any:
         return shown_values(backend.status().switches, conversations.load(value))
 
     for control in panel.controls:
-        control.input(choose, [holder, *panel.controls], [holder], **DIRECT)
+        control.input(None, [holder, *panel.controls], [holder], js=CONTROLS_JS, **DIRECT)
     gr.on(when, refresh, [holder], panel.shown, js=SUMMARY_JS, **DIRECT)

@@ -13,6 +13,7 @@ from granite_demo.backends import Backend
 from granite_demo.bundle import bundle
 from granite_demo.conversations import Conversation
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
+from granite_demo.tools import parse_tools
 from granite_demo.types import Citation
 from granite_demo.ui import asking, compare, documents, meter, switches, tools, xray
 from granite_demo.ui.answering import Visitors, own, session
@@ -102,14 +103,17 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
     outputs = [tab.holder, *tab.screen, tab.ask, tab.message, tab.textbox, tab.editor.group]
 
     def changed(
-        visit: gr.Request, held: Any, system: str | None, change: Callable[[Conversation], Asked], **box: Any
+        visit: gr.Request, carried: tuple[Any, ...], change: Callable[[Conversation], Asked], **box: Any
     ) -> tuple[Any, ...]:
         try:
             if visitors.busy(session(visit)):
                 raise InvalidRequestError("The answer is still being written. Stop it first.")
+            held, system, definitions = carried
             before = conversations.load(held)
-            given = {**held, "system": system or ""} if isinstance(held, dict) else held
-            done = change(conversations.load(given))
+            given = {"system": system or "", "tools": (definitions or "").strip()}
+            done = change(conversations.load({**held, **given} if isinstance(held, dict) else held))
+            if done.ask:
+                parse_tools(done.conversation.tools)
             if done.ask and len(done.conversation.turns) >= conversations.MAX_TURNS:
                 raise InvalidRequestError(f"This conversation has {conversations.MAX_TURNS:,} turns. Start a new one.")
         except (GraniteDemoError, ValidationError, TypeError, AttributeError) as error:
@@ -123,27 +127,27 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         ask = done.conversation.head if done.ask else gr.skip()
         return conversations.dump(done.conversation), *shown, ask, "", gr.Textbox(**box), gr.Group(visible=False)
 
-    def send(visit: gr.Request, held: Any, system: Any, text: str | None) -> tuple[Any, ...]:
-        return changed(visit, held, system, lambda conversation: asking.send(conversation, text), value="")
+    def send(visit: gr.Request, held: Any, system: Any, defined: Any, text: str | None) -> tuple[Any, ...]:
+        return changed(visit, (held, system, defined), lambda talk: asking.send(talk, text), value="")
 
-    def example(visit: gr.Request, data: gr.SelectData, held: Any, system: Any) -> tuple[Any, ...]:
-        return changed(visit, held, system, lambda conversation: asking.send(conversation, str(data.value["text"])))
+    def example(visit: gr.Request, data: gr.SelectData, *carried: Any) -> tuple[Any, ...]:
+        return changed(visit, carried, lambda talk: asking.send(talk, str(data.value["text"])))
 
-    def act(visit: gr.Request, event: gr.EventData, held: Any, system: Any) -> tuple[Any, ...]:
-        return changed(visit, held, system, lambda talk: asking.act(talk, str(event.action), str(event.id)))
+    def act(visit: gr.Request, event: gr.EventData, *carried: Any) -> tuple[Any, ...]:
+        return changed(visit, carried, lambda talk: asking.act(talk, str(event.action), str(event.id)))
 
-    def edit(visit: gr.Request, held: Any, system: Any, target: Any, text: str | None) -> tuple[Any, ...]:
-        return changed(visit, held, system, lambda conversation: asking.edit(conversation, str(target), text))
+    def edit(visit: gr.Request, held: Any, system: Any, defined: Any, target: Any, text: str | None) -> tuple[Any, ...]:
+        return changed(visit, (held, system, defined), lambda talk: asking.edit(talk, str(target), text))
 
-    def results(visit: gr.Request, held: Any, system: Any, *texts: str | None) -> tuple[Any, ...]:
+    def results(visit: gr.Request, held: Any, system: Any, defined: Any, *texts: str | None) -> tuple[Any, ...]:
         def answered(conversation: Conversation) -> Asked:
             done = tools.with_results(conversation, texts)
             return Asked(done, ask=not tools.pending(done))  # there are more calls than boxes at times
 
-        return changed(visit, held, system, answered)
+        return changed(visit, (held, system, defined), answered)
 
-    # The system prompt comes as it is written: what ``SYSTEM_JS`` keeps of it may lag behind.
-    inputs = [tab.holder, tab.system_prompt]
+    # System prompt and tools come as they are written: what the browser keeps of them may lag behind.
+    inputs = [tab.holder, tab.system_prompt, tab.tools.definitions]
     return [
         tab.textbox.submit(send, [*inputs, tab.textbox], outputs, **DIRECT),
         tab.chatbot.example_select(example, inputs, outputs, **DIRECT),

@@ -24,6 +24,8 @@ MAX_CARDS = 4
 """Calls that are shown at once; further ones follow when these have results."""
 MAX_RESULT = 100_000
 """Characters of one result."""
+DEFINITIONS_JS = "(value, tools) => [{ ...value, tools: (tools ?? '').trim() }]"
+"""In the browser alone: a round trip would undo what was said meanwhile."""
 
 
 # The definitions
@@ -68,23 +70,20 @@ def shown_values(conversation: Conversation, reason: str = "") -> tuple[Any, ...
 
 def wire(panel: ToolsPanel, holder: gr.JSON) -> None:
     """Connect the events. ``holder`` has the conversation, as ``conversations.dump`` makes it."""
-    outputs = [holder, panel.accordion, panel.message]
-    panel.definitions.blur(save, [panel.definitions, holder], outputs, **DIRECT)
     added = panel.examples.click(with_examples, [panel.definitions], [panel.definitions, panel.message], **DIRECT)
-    added.success(save, [panel.definitions, holder], outputs, **DIRECT)
+    for event in (panel.definitions.blur, added.success):
+        event(None, [holder, panel.definitions], [holder], js=DEFINITIONS_JS, **DIRECT)
+        event(verdict, [panel.definitions], [panel.accordion, panel.message], **DIRECT)
 
 
-def save(text: str | None, held: Any) -> tuple[Any, Any, Any]:
-    """Put the definitions into the conversation if they can be read; else tell why, and keep those that it had."""
+def verdict(text: str | None) -> tuple[Any, str]:
+    """What the panel tells of definitions: their number and names, or why they cannot be read."""
     written = (text or "").strip()
     try:
-        conversation = conversations.load(held)
-        if written == conversation.tools.strip():
-            return gr.skip(), gr.skip(), _told(written)
         parse_tools(written)
     except InvalidRequestError as error:
-        return gr.skip(), gr.skip(), note_html(f"{error.user_text} Not saved yet.", "error")
-    return conversations.dump(conversation.model_copy(update={"tools": written})), _label(written), _told(written)
+        return _label(written), note_html(f"{error.user_text} Mend this before you send.", "error")
+    return _label(written), _told(written)
 
 
 def with_examples(text: str | None) -> tuple[Any, Any]:

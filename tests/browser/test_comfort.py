@@ -118,7 +118,6 @@ def test_the_meter_shows_what_the_conversation_takes(open_page: OpenPage, fake: 
     expect(page.locator(".meter")).to_contain_text("512 used")
     expect(page.locator(".meter")).to_contain_text("of 8,192")
     page.get_by_text("Leave out the oldest messages to fit").click()
-    page.wait_for_timeout(300)
     page.locator("#message textarea").press("Enter")
     settled(page)
     assert fake.requests[-1].overflow == "drop"

@@ -25,6 +25,11 @@ def settled(page: Page, count: int = 1) -> None:
     expect(page.locator("#chatbot .act.retry")).to_have_count(count)
 
 
+def slow(page: Page) -> None:
+    """Every short event takes a while, as from far away: what comes back late must undo nothing."""
+    page.route("**/run/predict*", lambda route: (time.sleep(0.4), route.continue_()))
+
+
 def test_thinking_has_its_own_part_with_time_and_tokens(page: Page, fake: FakeBackend) -> None:
     fake.script = [ReasoningDelta("Let me think.", 4), *[ReasoningDelta("", 4)] * 8, TextDelta("Blue.", 9), END]
     fake.delay = 0.1
@@ -160,6 +165,37 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
     expect(page.get_by_role("button", name="Send results")).to_be_hidden()
 
 
+def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.state = replace(READY, switches=Switches(thinking=("off", "full"), tools=True))
+    page = open_page()
+    slow(page)
+    page.get_by_role("button", name="Tools").click()
+    page.locator("#message textarea").fill("Hello")
+    page.locator("#thinking").get_by_text("Full").click()
+    page.get_by_label("Definitions").fill('[{"name": "weather"}]')
+    page.get_by_role("button", name="Send", exact=True).click()
+    settled(page)
+    send(page, "And?")
+    settled(page, 2)
+    for request in fake.requests:
+        assert [tool.name for tool in request.tools] == ["weather"]
+        assert request.controls.thinking == "full"
+    assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "And?"]
+
+
+def test_tools_that_cannot_be_read_stop_the_question_and_lose_nothing(page: Page, fake: FakeBackend) -> None:
+    page.get_by_role("button", name="Tools").click()
+    page.get_by_label("Definitions").fill('[{"name": }]')
+    send(page, "Hello")
+    expect(page.locator("#chat-message .error")).to_contain_text("line 1, column 11")
+    expect(page.locator("#message textarea")).to_have_value("Hello")
+    expect(page.get_by_label("Definitions")).to_have_value('[{"name": }]')
+    page.get_by_label("Definitions").fill("")
+    page.get_by_role("button", name="Send", exact=True).click()
+    settled(page)
+    assert fake.requests[-1].tools == ()
+
+
 def test_a_malformed_call_is_shown_as_one(page: Page, fake: FakeBackend) -> None:
     broken = ToolCalled(ToolCall("", '{"name": "calc', "it was cut off"))
     fake.script = [broken, replace(END, reason="length")]
@@ -202,7 +238,6 @@ def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: 
     expect(page.locator("#switches")).to_contain_text("Thinking")
     expect(page.locator("#switches")).not_to_contain_text("Originality")
     page.locator("#thinking").get_by_text("Full").click()
-    page.wait_for_timeout(300)
     send(page, "Hello")
     settled(page)
     assert fake.requests[-1].controls.thinking == "full"

@@ -47,7 +47,7 @@ class Door:
     async def page(self, heard: Heard, tokens: int, leave: bool) -> None:
         """Send, answer and finish, as the browser's Chat tab does."""
         session = f"visitor{heard.seed}"
-        sent = await self._direct(self._send, [conversations.dump(conversations.start()), "", "Hello"], session)
+        sent = await self._direct(self._send, [conversations.dump(conversations.start()), "", "", "Hello"], session)
         outputs = dict(zip(self._send["outputs"], sent, strict=True))
         holder, ask = (outputs[number] for number in self._answer["inputs"][:2])
         chosen = {"Max new tokens": tokens, "Temperature": 1.0, "Seed": str(heard.seed)}

@@ -52,8 +52,8 @@ def test_no_other_file_of_the_machine_is_read(client: TestClient, tmp_path: Path
     secret.write_text("canary-of-the-server")
     answers = [
         call(client, "add_files", [EMPTY, [file(str(secret))]]),
-        call(client, "choose", [carrying(str(secret)), "drop"]),
-        call(client, "choose", [carrying("/proc/self/environ"), "drop"]),
+        call(client, "act", [carrying(str(secret)), "", ""]),
+        call(client, "act", [carrying("/proc/self/environ"), "", ""]),
     ]
     for response in answers:
         assert response.status_code == 500
@@ -70,7 +70,7 @@ def test_nothing_is_fetched_from_elsewhere(client: TestClient, address: str, mon
 
     monkeypatch.setattr("gradio.processing_utils.async_ssrf_protected_download", fetch)
     assert call(client, "add_files", [EMPTY, [file(address)]]).status_code == 500
-    assert call(client, "choose", [carrying(address), "drop"]).status_code == 500
+    assert call(client, "act", [carrying(address), "", ""]).status_code == 500
     assert fetched == []
 
 

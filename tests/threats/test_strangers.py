@@ -118,7 +118,7 @@ def test_t15_t16_no_answer_and_no_log_tells_a_secret_or_a_prompt(
         )
         backend.error = EngineError("The model failed.")
         told += http.post(CHAT, json=PLAIN[CHAT]).text
-        told += http.call("send", [{"canary-prompt": "\r\nFORGED"}, "", "canary-prompt"]).text
+        told += http.call("send", [{"canary-prompt": "\r\nFORGED"}, "", "", "canary-prompt"]).text
     assert HUB_TOKEN not in told
     assert TOKEN not in told
     assert "canary-prompt" not in caplog.text

@@ -9,7 +9,7 @@ from granite_demo.errors import ContextOverflowError, EngineError
 from granite_demo.messages import Message
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.types import PromptView
-from granite_demo.ui.meter import choose, chosen, measure, meter_html, reserve
+from granite_demo.ui.meter import measure, meter_html, reserve
 from tests.fakes import FakeBackend
 
 
@@ -92,13 +92,3 @@ async def test_nothing_is_shown_where_nothing_can_be_known(backend: FakeBackend)
     assert await measure(backend, {"turns": 3}, "Hi", SamplingParams()) == ""
     backend.view_error = EngineError("broken")
     assert await measure(backend, {}, "Hi", SamplingParams()) == ""
-
-
-def test_the_choice_is_kept_in_the_conversation() -> None:
-    value = conversations.dump(conversations.start(title="Mine"))
-    assert chosen(value) == "refuse"
-    dropping = choose(value, "drop")
-    assert chosen(dropping) == "drop"
-    assert conversations.load(dropping).title == "Mine"
-    for other in ("refuse", None, "nonsense"):
-        assert chosen(choose(dropping, other)) == "refuse"

@@ -17,8 +17,8 @@ from granite_demo.ui.tools import (
     result_card,
     results_shown_values,
     run_pending,
-    save,
     shown_values,
+    verdict,
     with_examples,
     with_results,
 )
@@ -45,35 +45,22 @@ def visible(values: tuple[Any, ...]) -> list[bool]:
 # The definitions
 
 
-def test_what_can_be_read_is_saved() -> None:
-    saved, accordion, message = save(example_json(), held(conversations.start()))
-    assert parse_tools(conversations.load(saved).tools) == EXAMPLES
+def test_what_can_be_read_is_named() -> None:
+    accordion, message = verdict(f"{example_json()}\n")
     assert accordion.label == "Tools (2)"
     assert "calculator, current_time" in message
 
 
-def test_what_cannot_be_read_changes_nothing_and_is_told() -> None:
-    saved, accordion, message = save("[{]", held(asked(tools=example_json())))
-    assert [part["__type__"] for part in (saved, accordion)] == ["update", "update"]
-    assert "value" not in saved
+def test_what_cannot_be_read_is_told() -> None:
+    accordion, message = verdict("[{]")
+    assert accordion.label == "Tools"
     assert 'class="error"' in message
     assert "line 1, column 3" in message
 
 
-def test_what_is_the_same_is_not_saved_again() -> None:
-    saved, _, message = save(f"{example_json()}\n", held(asked(tools=example_json())))
-    assert "value" not in saved
-    assert "calculator" in message
-
-
-def test_no_text_takes_the_tools_away() -> None:
-    saved, accordion, message = save(" ", held(asked(tools=example_json())))
-    assert conversations.load(saved).tools == ""
+def test_no_text_is_no_tools() -> None:
+    accordion, message = verdict(" ")
     assert (accordion.label, message) == ("Tools", "")
-
-
-def test_a_damaged_conversation_is_told() -> None:
-    assert "not a conversation" in save(example_json(), {"head": 3})[2]
 
 
 def test_the_examples_are_added_to_what_is_there() -> None:
