@@ -8,7 +8,7 @@ import pytest
 from granite_demo import conversations
 from granite_demo.conversations import Call, Conversation, Turn
 from granite_demo.errors import InvalidRequestError
-from granite_demo.tools import EXAMPLES, example_json, parse_tools
+from granite_demo.tools import example_json, parse_tools
 from granite_demo.ui.tools import (
     MAX_CARDS,
     MAX_RESULT,
