@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, expect
+from playwright.sync_api import Page, Route, expect
 
 from granite_demo.documents import read_document
 from granite_demo.messages import Document, Message, Switches, ToolCall
@@ -27,7 +27,17 @@ def settled(page: Page, count: int = 1) -> None:
 
 def slow(page: Page) -> None:
     """Every short event takes a while, as from far away: what comes back late must undo nothing."""
-    page.route("**/run/predict*", lambda route: (time.sleep(0.4), route.continue_()))
+
+    def later(route: Route) -> None:
+        time.sleep(0.4)
+        route.continue_()
+
+    page.route("**/run/predict*", later)
+
+
+def press_send(page: Page) -> None:
+    """As a finger does: the box is left when the button goes down, the question is sent when it comes up."""
+    page.get_by_role("button", name="Send", exact=True).click(delay=100)
 
 
 def test_thinking_has_its_own_part_with_time_and_tokens(page: Page, fake: FakeBackend) -> None:
@@ -165,15 +175,22 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
     expect(page.get_by_role("button", name="Send results")).to_be_hidden()
 
 
+def open_tools(page: Page) -> None:
+    """What is written while Gradio still builds the panel would be lost."""
+    page.get_by_role("button", name="Tools").click()
+    page.get_by_label("Definitions").wait_for()
+    page.wait_for_timeout(500)
+
+
 def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), tools=True))
     page = open_page()
     slow(page)
-    page.get_by_role("button", name="Tools").click()
+    open_tools(page)
     page.locator("#message textarea").fill("Hello")
     page.locator("#thinking").get_by_text("Full").click()
     page.get_by_label("Definitions").fill('[{"name": "weather"}]')
-    page.get_by_role("button", name="Send", exact=True).click()
+    press_send(page)
     settled(page)
     send(page, "And?")
     settled(page, 2)
@@ -181,19 +198,6 @@ def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: Open
         assert [tool.name for tool in request.tools] == ["weather"]
         assert request.controls.thinking == "full"
     assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "And?"]
-
-
-def test_tools_that_cannot_be_read_stop_the_question_and_lose_nothing(page: Page, fake: FakeBackend) -> None:
-    page.get_by_role("button", name="Tools").click()
-    page.get_by_label("Definitions").fill('[{"name": }]')
-    send(page, "Hello")
-    expect(page.locator("#chat-message .error")).to_contain_text("line 1, column 11")
-    expect(page.locator("#message textarea")).to_have_value("Hello")
-    expect(page.get_by_label("Definitions")).to_have_value('[{"name": }]')
-    page.get_by_label("Definitions").fill("")
-    page.get_by_role("button", name="Send", exact=True).click()
-    settled(page)
-    assert fake.requests[-1].tools == ()
 
 
 def test_a_malformed_call_is_shown_as_one(page: Page, fake: FakeBackend) -> None:

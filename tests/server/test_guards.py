@@ -60,6 +60,14 @@ def test_no_other_file_of_the_machine_is_read(client: TestClient, tmp_path: Path
         assert "canary" not in response.text
 
 
+def test_tools_that_cannot_be_read_stop_the_question_and_change_nothing(client: TestClient) -> None:
+    response = call(client, "send", [EMPTY, "", "[{]", "Hello"])
+    assert response.status_code == 200
+    assert "line 1, column 3" in response.text
+    assert "Hello" not in response.text
+    assert "Hello" in call(client, "send", [EMPTY, "", "", "Hello"]).text
+
+
 @pytest.mark.parametrize("address", ["http://192.0.2.1/x.txt", "https://example.org/x.txt", "ftp://192.0.2.1/x"])
 def test_nothing_is_fetched_from_elsewhere(client: TestClient, address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     fetched: list[str] = []
