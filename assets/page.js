@@ -148,6 +148,8 @@
       arrow.setAttribute("aria-hidden", "true");
       arrow.disabled = true;
     }
+    // Gradio reads the markup of a message's buttons and notes out as its name.
+    for (const part of document.querySelectorAll('#chatbot [aria-label*="message: <div"]')) part.removeAttribute("aria-label");
     // Gradio calls its examples a list, but they are plain buttons.
     one('#chatbot .examples[role="list"]')?.removeAttribute("role");
   }
