@@ -19,6 +19,8 @@ DELIMITERS: list[dict[str, str | bool]] = [
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})([^\n]*)")
 _BLANK = re.compile(r"[ \t>]*\n?")
 _MARK = re.compile(r"\\[\s\S]|`+|\$\$|\$")
+_WORD = re.compile(r"[A-Za-z0-9]")
+_ORDINALS = ("st", "nd", "rd", "th")
 _CLOSERS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
 
 
@@ -97,5 +99,8 @@ def _is_command(mark: str) -> bool:
 def _is_math(text: str, start: int, end: int, mark: str) -> bool:
     if mark != "$" or end == start + 1:
         return False
-    after = text[end + 1 : end + 2]
-    return not (text[start + 1].isspace() or text[end - 1].isspace() or after.isdigit())
+    if text[start + 1].isspace() or text[end - 1].isspace():
+        return False
+    # Letters of other scripts stand at a formula without a space, those of variables such as $HOME and US$ do not.
+    before, after = text[max(start - 1, 0) : start], text[end + 1 : end + 3]
+    return not (_WORD.match(before) or (_WORD.match(after) and after not in _ORDINALS))
