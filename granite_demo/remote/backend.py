@@ -105,14 +105,14 @@ class RemoteBackend:
         if parts or self.status().stage != "ready":
             return None
         model = self._wanted(request.model)
-        one = self.endpoints.order(model)[0]
+        one = self.endpoints.best(model)
         async with self._connected(one) as client:
             return await count_tokens(client, one, request, model)
 
     async def token_ids(self, request: GenerationRequest) -> tuple[int, ...]:
         """The prompt's token ids; none where no server tells them."""
         model = self._wanted(request.model)
-        one = self.endpoints.order(model)[0]
+        one = self.endpoints.best(model)
         async with self._connected(one) as client:
             return await token_ids(client, one, request, model)
 
@@ -122,11 +122,20 @@ class RemoteBackend:
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
         model = self._wanted(request.model)
-        one = self.endpoints.order(model)[0]
-        async with self._connected(one) as client:
-            events = await score_text(client, one, request, model)
-        for event in events:
+        for event in await self._scored(request, model):
             yield event
+
+    async def _scored(self, request: ScoreRequest, model: str) -> list[ScoredToken | ScoreSummary]:
+        *others, last = self.endpoints.order(model)
+        for one in (*others, last):
+            try:
+                async with self._connected(one) as client:
+                    return await score_text(client, one, request, model)
+            except RemoteDownError as error:
+                one.failed(error.user_text)
+                if one is last:
+                    raise
+        raise AssertionError("there is at least one server")
 
     def _wanted(self, options: LoadOptions | None) -> str:
         if options is not None:

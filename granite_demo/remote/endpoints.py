@@ -235,8 +235,15 @@ class Endpoints:
     def order(self, model: str) -> list[Endpoint]:
         """Whom to ask for ``model``, the best first: those that are up take turns, and others come last."""
         turn = next(self._turn) % len(self.all)
-        turned = self.all[turn:] + self.all[:turn]
-        able = [one for one in turned if one.serves(model)] or list(turned)
+        return self._sorted(self.all[turn:] + self.all[:turn], model)
+
+    def best(self, model: str) -> Endpoint:
+        """Whom to ask something small about ``model``: nobody's turn is taken by it."""
+        return self._sorted(self.all, model)[0]
+
+    @staticmethod
+    def _sorted(ones: Sequence[Endpoint], model: str) -> list[Endpoint]:
+        able = [one for one in ones if one.serves(model)] or list(ones)
         return sorted(able, key=lambda one: not one.up)
 
     def close(self) -> None:

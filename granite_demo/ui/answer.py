@@ -117,6 +117,8 @@ class Answer:
             parts.append(f"{rate:.1f} tokens/s")
         if self.finish is not None:
             parts.append(_REASONS[self.finish.reason])
+            if self.finish.reason == "length" and self.thinking and not self.text:
+                parts.append("the answer did not begin: raise Max new tokens in the Settings tab")
             if self.finish.seed is not None:
                 parts.append(f"seed {self.finish.seed}")
         if self.dropped:

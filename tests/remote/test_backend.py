@@ -491,6 +491,7 @@ async def test_servers_take_turns() -> None:
     one, other = FakeServer(), FakeServer()
     with serving(one, other), remote(one, other) as backend:
         for _ in range(6):
+            await backend.token_ids(asked())  # which takes nobody's turn
             await events_of(backend)
     assert (one.asked, other.asked) == (3, 3)
 
@@ -526,6 +527,18 @@ async def test_the_oldest_turns_are_left_out_where_the_server_finds_them_too_lon
         assert [turn["content"] for turn in server.bodies[-1]["messages"]] == ["S", "last"]
         with pytest.raises(InvalidRequestError, match="Shorten the prompt"):
             await events_of(backend, GenerationRequest(messages))
+
+
+async def test_a_text_is_scored_by_another_server_where_one_is_gone() -> None:
+    one, other = FakeServer(), FakeServer()
+    logprobs = {"tokens": ["A"], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
+    other.answer = one.answer = {"choices": [{"text": "A", "logprobs": logprobs}]}
+    with serving(one, other), remote(one, other) as backend:
+        one.kill()
+        for _ in range(2):  # whoever's turn it is
+            events = [event async for event in backend.score(ScoreRequest("A"))]
+            assert isinstance(events[-1], ScoreSummary)
+    assert other.asked == 2
 
 
 async def test_scoring_by_an_echo() -> None:

@@ -145,3 +145,11 @@ def test_without_scored_tokens_no_ends_are_kept() -> None:
     answer = Answer()
     answer.add([TextDelta("a", 1), TextDelta("b", 2)], 1.0)
     assert answer.ends == []
+
+
+def test_thinking_that_took_all_tokens_tells_what_to_raise() -> None:
+    answer = Answer()
+    answer.add([ReasoningDelta("Hm", 11), finish("length")], 2.0)
+    assert "raise Max new tokens" in answer.note(2.5)
+    answer.add([TextDelta("So", 12)], 2.5)
+    assert "raise" not in answer.note(2.5)
