@@ -61,10 +61,15 @@ def to_constraint(kind: Any, schema: Any, pattern: Any, choices: Any) -> Constra
     raise InvalidRequestError("Choose a constraint from the list.")
 
 
-def cut_words(constraint: Constraint | None, reason: FinishReason | None) -> str:
-    """What to add under a constrained continuation that did not come to its end; None: it was stopped."""
-    if constraint is None or reason == "stop":
+def cut_words(constraint: Constraint | None, reason: FinishReason | None, stop: tuple[str, ...] = ()) -> str:
+    """What to add under a constrained continuation that did not come to its end; None: it was stopped.
+
+    ``stop`` are its stop strings, which may have ended it.
+    """
+    if constraint is None or (reason == "stop" and not stop):
         return ""
+    if reason == "stop":
+        return " · one of your stop strings may have cut it"
     return " · the output was cut, so it may not be complete"
 
 

@@ -171,4 +171,4 @@ def _note(wish: Wish, shot: Snapshot) -> str:
     if shot.kind == "error":
         return note_html(shot.note, "error")
     reason = shot.answer.finish.reason if shot.answer.finish else None
-    return note_html(shot.note + cut_words(wish.constraint, reason))
+    return note_html(shot.note + cut_words(wish.constraint, reason, wish.samplings[0].stop))

@@ -30,6 +30,8 @@ def test_a_cut_output_is_said_to_be_cut() -> None:
     assert cut_words(constraint, "stop") == cut_words(None, "length") == ""
     assert "may not be complete" in cut_words(constraint, "length")
     assert "may not be complete" in cut_words(constraint, None)
+    assert "stop strings may have cut it" in cut_words(constraint, "stop", ("}",))
+    assert cut_words(None, "stop", ("}",)) == ""
 
 
 def test_the_reason_why_there_are_none_is_shown() -> None:
