@@ -52,6 +52,9 @@ async def test_those_who_have_no_room_are_refused_and_nobody_fails(running: Load
     async with client(running.url) as http:
         door = await opened(http)
         first = asyncio.create_task(crowd(door, 1, 100_000, first=6000, **PLAIN))  # has the one place
+        async with asyncio.timeout(90):
+            while not (await running.state(http))["running"]:
+                await asyncio.sleep(0.1)
         asking = asyncio.create_task(crowd(door, MAX_WAITING + 10, 2, first=6002, step=2, **PLAIN))
         async with asyncio.timeout(90):
             while (await running.state(http))["waiting"] < MAX_WAITING:
