@@ -224,8 +224,8 @@ class _Writer:
         if depth > MAX_DEPTH or self.nodes > MAX_NODES:
             raise InvalidRequestError("the schema is too large, or refers to itself.")
 
-    def _find(self, reference: str) -> Any:
-        if reference != "#" and not reference.startswith("#/"):
+    def _find(self, reference: Any) -> Any:
+        if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
             raise InvalidRequestError("references must begin with #/: nothing is fetched from elsewhere.")
         found = self._root
         for part in reference.split("/")[1:]:

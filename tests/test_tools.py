@@ -218,3 +218,9 @@ def test_any_json_is_read_or_refused(value: Any) -> None:
     for written in (value, {"name": "a", "parameters": {"type": "object", "properties": {"x": value}}}):
         with suppress(InvalidRequestError):
             assert check_call(parse_tools(json.dumps(written)), ToolCall("a", '{"x": 1}')) is not None
+
+
+def test_a_reference_that_is_no_text_is_refused() -> None:
+    schema = {"type": "object", "properties": {"x": {"description": "a", "$ref": None}}}
+    with pytest.raises(InvalidRequestError):
+        parse_tools(json.dumps([{"name": "a", "parameters": schema}]))
