@@ -48,6 +48,7 @@ function translateText(node) {
 }
 
 function translateAttributes(element) {
+  if (element.matches("#library .title")) return;  // a conversation's name
   for (const name of ATTRIBUTES) {
     const text = element.getAttribute(name);
     if (!text) continue;

@@ -65,8 +65,8 @@ class StaticRunner:
         rows, dtype = not self._sdpa_because, loaded.placement.dtype
         self._steps = Steps(self._model, dtype, loaded.context_length, slots, rows, sizes or Sizes())
         self._slots = [StaticSlot(place) for place in self._steps.places]
-        # Less is read in one recorded step, about as fast as it is copied. States are not copied.
         self.context_length = loaded.context_length
+        # Less is read in one recorded step, about as fast as it is copied. States are not copied.
         self._worth_copying = min(self._steps.sizes.padded) if self._steps.rewinds else self._steps.length + 1
         self._clock = 0
         self._checks = LayerChecks(self._model)

@@ -24,7 +24,9 @@ def test_the_page_speaks_the_readers_language(
     page.locator("#chatbot").get_by_role("button", name=retry).wait_for()
     # What the visitor wrote is the page's own word elsewhere, and stays here and in the list.
     expect(page.locator("#chatbot .user-row").get_by_text("Settings", exact=True)).to_be_visible()
-    expect(page.locator("#library").get_by_role("button", name="Settings", exact=True)).to_be_visible()
+    named = page.locator("#library").get_by_role("button", name="Settings", exact=True)
+    expect(named).to_be_visible()
+    expect(named).to_have_attribute("title", "Settings")
     assert page.evaluate("document.documentElement.lang") == locale[:2]
 
 
