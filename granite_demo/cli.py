@@ -15,7 +15,7 @@ from rich.console import Console
 
 from granite_demo import commands, flags, registry
 from granite_demo.backends import Backend, LocalBackend
-from granite_demo.bench.options import BenchOptions
+from granite_demo.bench.options import LIMIT, BenchOptions
 from granite_demo.chatting import add_chat_command
 from granite_demo.choosing import remember_model
 from granite_demo.comparing_command import add_compare_command
@@ -110,6 +110,7 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
         rounds: flags.Rounds = 3,
         json_file: flags.JsonFile = None,
         plot_file: flags.Plot = None,
+        tensor_parallel: flags.TensorParallel = None,
         device: flags.Device = None,
         dtype: flags.Dtype = None,
         quantization: flags.Quantization = None,
@@ -128,7 +129,7 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
         its users see it.
         """
         settings = Settings.resolve(locals(), os.environ)
-        asked = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file)
+        asked = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file, tensor_parallel)
         run_bench(settings, asked, console)
 
 
@@ -232,9 +233,8 @@ def model_manager(settings: Settings, listener: Listener, idle_seconds: float = 
 def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None:
     """Measure, then print the report and write the files that were asked for."""
     set_up_logging("warning", console)
-    if settings.processes > 1:
-        raise ConfigurationError("bench measures one process. Start it without torchrun.")
-    from granite_demo.bench import output, served, suites
+    asked.check_processes(settings.processes)
+    from granite_demo.bench import limit, output, parallel, served, suites
     from granite_demo.bench.load import StageClock
 
     def tell(text: str) -> None:
@@ -242,6 +242,11 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
 
     if settings.backend:
         return served.run(ready_backend(settings, console), asked, tell)
+    opened = partial(open_model, settings.cache_dir, settings.threads, settings.load_options(), ignore_ends=True)
+    if settings.processes > 1:
+        return parallel.run(opened, Group(settings.processes, settings.rank, settings.local_rank), asked, tell)
+    if asked.suites == (LIMIT,):
+        return limit.run(opened, asked, tell)
     clock = StageClock(LoadReporter(console))
     manager = model_manager(settings, clock, ignore_ends=True)
     serve = settings.as_flags(

@@ -66,7 +66,9 @@ Memory = Annotated[
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Suite = Annotated[
     str | None,
-    typer.Option(help="load, decode, ttft, page, several with commas, or all. Default: all, without page if large."),
+    typer.Option(
+        help="load, decode, ttft, page, several with commas, or all; or limit. Default: all, without page if large."
+    ),
 ]
 Users = Annotated[str | None, typer.Option(help="Users at the same time. Default: 1,4,16,64 on a GPU, 1,4 on a CPU.")]
 Prompts = Annotated[
@@ -83,6 +85,10 @@ JsonFile = Annotated[
 ]
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture, such as bench.png. Needs matplotlib.")
+]
+TensorParallel = Annotated[
+    int | None,
+    typer.Option(min=2, max=64, metavar="N", help="Measure N processes of torchrun that share the model, beside one."),
 ]
 AnswerFile = Annotated[str, typer.Argument(metavar="FILE", help="An answer saved from the page; - is standard input.")]
 

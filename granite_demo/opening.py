@@ -43,12 +43,13 @@ def open_model(
     cancelled: threading.Event,
     *,
     ignore_ends: bool = False,
+    fuse: bool = True,
     group: Group = ALONE,
 ) -> ReadyModel:
     """Make a model ready. Raises what fetching and loading raise, and LoadCancelledError once ``cancelled`` is set.
 
-    With ``ignore_ends`` no token ends an answer: to measure answers of one length. The processes of ``group`` share
-    the model; only the first of them downloads.
+    With ``ignore_ends`` no token ends an answer, and without ``fuse`` transformers computes the layers: to measure
+    answers of one length, and that. The processes of ``group`` share the model; only the first of them downloads.
     """
     group.join()
     found = group.from_first(lambda: _find(cache_dir, options, report, cancelled, group))
@@ -75,7 +76,7 @@ def open_model(
         # Up to a second in which nothing else runs: better now than in somebody's answer.
         with suppress(InvalidRequestError):
             prepare(loaded.tokenizer, loaded.eos_ids)
-    engine = create_engine(loaded, options.engine, options.compile, report, group)
+    engine = create_engine(loaded, options.engine, options.compile, report, group, fuse)
     if cancelled.is_set():
         engine.close()
         raise LoadCancelledError("The load was cancelled.")

@@ -1,6 +1,5 @@
 """Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
 
-import os
 from typing import Protocol
 
 from rich.console import Console
@@ -27,11 +26,14 @@ def run_server(settings: Settings, console: Console, opened: Opener) -> None:
     """Serve the page until a signal."""
     set_up_logging(settings.log_level, console, settings.secrets)
     group = Group(settings.processes, settings.rank, settings.local_rank)
-    if group.size > 1:
-        # As continuous batching wants it, which asks for it too late: NCCL reads this when the processes meet.
-        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
     if not group.leads:
         return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
+    with group.together():  # the others wait for this one, however it ends
+        _serve(settings, console, opened, group)
+    group.leave()
+
+
+def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -> None:
     from granite_demo.server.run import address, bind, serve
 
     # Before the imports of several seconds: a port in use is told at once.
@@ -40,8 +42,7 @@ def run_server(settings: Settings, console: Console, opened: Opener) -> None:
     backend = opened(settings, console, group)
     console.print("granite-demo is starting.", highlight=False)
     if group.size > 1:
-        with group.together():
-            backend.wait_until_ready()
+        backend.wait_until_ready()
     from granite_demo.server.app import create_app
     from granite_demo.server.policy import limits_of, policy_of
 
@@ -54,7 +55,6 @@ def run_server(settings: Settings, console: Console, opened: Opener) -> None:
             console.print(f"Whoever has this link can use it: {link}", highlight=False, markup=False)
 
     serve(app, limited, listener, announce, settings.trusted_proxies)
-    group.leave()
 
 
 def _share(settings: Settings, port: int) -> str:

@@ -4,6 +4,7 @@ The first process serves the page and has the requests; the others compute along
 them can go on without the rest, so whatever ends one ends all. Imports torch only when a group is joined.
 """
 
+import gc
 import logging
 import os
 import signal
@@ -56,6 +57,8 @@ class Group:
         import torch
         import torch.distributed as dist
 
+        # As continuous batching wants it, which asks for it too late: NCCL reads this when the processes meet.
+        os.environ.setdefault("NCCL_GRAPH_MIXING_SUPPORT", "0")
         device = None
         if torch.cuda.is_available():
             if self.local_rank >= (count := torch.cuda.device_count()):
@@ -103,12 +106,23 @@ class Group:
         dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self._talking)
         return int(smallest)
 
+    def gather(self, mine: T) -> list[T]:
+        """What each process gives, in the order of their ranks."""
+        if self.size == 1:
+            return [mine]
+        import torch.distributed as dist
+
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, mine, group=self._talking)
+        return found
+
     def leave(self) -> None:
         """Part from the others, who do the same."""
         if self._talking is not None:
             import torch.distributed as dist
 
             self._talking = None
+            gc.collect()  # recorded steps that wait for it hold NCCL's end up
             with self.deadline():
                 dist.destroy_process_group()
 

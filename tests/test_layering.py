@@ -115,13 +115,13 @@ MAY_IMPORT = {
     | {"tokentree", "constraints", "access", "limits", "ui"},
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
-    | {"conversations", "llama"},
+    | {"conversations", "llama", "tensor_parallel"},
     "api": BASE | {"constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
     "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
-# cli hands the environment to Settings, sample passes it on to pip, and serving sets what NCCL reads.
-MAY_READ_ENVIRONMENT = {"settings", "cli", "sample", "serving"}
+# cli hands the environment to Settings, sample passes it on to pip, and tensor_parallel sets what NCCL reads.
+MAY_READ_ENVIRONMENT = {"settings", "cli", "sample", "tensor_parallel"}
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 

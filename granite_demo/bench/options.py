@@ -8,6 +8,8 @@ from granite_demo.errors import ConfigurationError
 
 SUITES = ("load", "decode", "ttft", "page")
 """In the order in which they are measured: a load before anything else takes memory, the page last."""
+LIMIT = "limit"
+"""A suite of its own: it loads the model twice."""
 LEAST_PROMPT = 32
 """Tokens that a follow-up needs: a beginning, an answer to it, and the next turn."""
 STANDARD_OUTPUT = "-"
@@ -40,6 +42,8 @@ class BenchOptions:
     rounds: int = 3
     json_file: str | None = None
     plot_file: Path | None = None
+    processes: int | None = None
+    """How many share the model, each with a GPU of its own; None: as torchrun started them."""
 
     @classmethod
     def parse(
@@ -51,6 +55,7 @@ class BenchOptions:
         rounds: int,
         json_file: str | None,
         plot_file: Path | None,
+        processes: int | None = None,
     ) -> "BenchOptions":
         """Read the flags. Raises ConfigurationError now for what would otherwise fail after minutes of measuring."""
         if plot_file is not None and find_spec("matplotlib") is None:
@@ -66,7 +71,21 @@ class BenchOptions:
             rounds=rounds,
             json_file=json_file,
             plot_file=plot_file,
+            processes=processes,
         )
+
+    def check_processes(self, started: int) -> None:
+        """Raise ConfigurationError where other than ``started`` processes are to be measured, or more than they can."""
+        wanted = self.processes or started
+        if wanted != started:
+            raise ConfigurationError(
+                f"--tensor-parallel {wanted} measures {wanted} processes, and {started} run. Start it with: "
+                f"torchrun --nproc-per-node {wanted} -m granite_demo bench --tensor-parallel {wanted}"
+            )
+        if started > 1 and not set(self.suites) <= {"decode", "ttft"}:
+            raise ConfigurationError("Of several processes bench measures --suite decode and ttft only.")
+        if started > 1 and self.plot_file:
+            raise ConfigurationError("Of several processes bench draws no picture. Leave --plot out.")
 
     def sizes(self, device: str) -> Sizes:
         """How much to measure on ``device``."""
@@ -82,9 +101,13 @@ class BenchOptions:
 
 def _suites(text: str | None) -> tuple[str, ...]:
     names = [name.strip() for name in (text or "").split(",") if name.strip()]
+    if names == [LIMIT]:
+        return (LIMIT,)
     for name in names:
+        if name == LIMIT:
+            raise ConfigurationError("--suite limit is measured alone. Leave the others out.")
         if name not in (*SUITES, "all"):
-            raise ConfigurationError(f"--suite must be all or some of {', '.join(SUITES)}, not {name!r}.")
+            raise ConfigurationError(f"--suite must be {LIMIT}, all or some of {', '.join(SUITES)}, not {name!r}.")
     return tuple(suite for suite in SUITES if suite in names or "all" in names)
 
 

@@ -110,6 +110,28 @@ def ttft_table(rows: Iterable[TtftRow]) -> Table:
     return table
 
 
+def shared_decode_table(alone: Decode, shared: Decode, processes: int) -> Table:
+    """The speed of several processes that share a model beside that of one."""
+    title = f"Decoding, {shared.tokens} tokens after a prompt of {shared.prompt_tokens}, tokens/s"
+    columns = ("users", "sampling", "one process", f"{processes} processes", "ratio", "first token, one", "together")
+    table = _table(title, *columns, left=("sampling",))
+    for one, many in zip(alone.rows, shared.rows, strict=True):
+        table.add_row(
+            str(many.users), many.choice, spread(one.rate, 1), spread(many.rate, 1),
+            f"{many.rate.median / one.rate.median:.2f}", f"{one.ttft.median:.3f} s", f"{many.ttft.median:.3f} s",
+        )  # fmt: skip
+    return table
+
+
+def shared_ttft_table(alone: Iterable[TtftRow], shared: Iterable[TtftRow], processes: int) -> Table:
+    """Time to first token of several processes that share a model beside that of one."""
+    table = _table("Time to first token", "tokens", "one process", f"{processes} processes", "ratio")
+    for one, many in zip(alone, shared, strict=True):
+        ratio = f"{one.cold.median / many.cold.median:.2f}"
+        table.add_row(f"{many.prompt_tokens:,}", f"{spread(one.cold, 3)} s", f"{spread(many.cold, 3)} s", ratio)
+    return table
+
+
 def page_table(report: Report) -> Table:
     """The page beside the engine, by visitors at the same time."""
     title = f"The page, answers of {report.settings['tokens']} tokens"

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import torch
 
+from granite_demo.engine import fused
 from granite_demo.engine.base import Engine
 from granite_demo.engine.batching import BatchingEngine
 from granite_demo.engine.continuous import PAGE
@@ -50,6 +51,7 @@ def create_engine(
     compiled: bool = False,
     report: Report = lambda stage, fraction, detail: None,
     group: Group = ALONE,
+    fuse: bool = True,
 ) -> Engine:
     """An engine that is warm and ready. Raises ConfigurationError for an engine that cannot run this model."""
     if isinstance(loaded.model, LlamaFile):
@@ -63,9 +65,11 @@ def create_engine(
     if group.size > 1:
         wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
+    compiles = compiled and wanted in ("auto", "batching") and not problem
+    layers = _fuse(loaded, fused.COMPILED if compiles else "" if fuse else ASKED) if on_gpu else ()
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
-            return _batching(loaded, compiled, report, reasons, group)
+            return _batching(loaded, compiled, report, reasons, group, layers)
         except Exception as error:
             if not isinstance(error, UnsuitableEngineError) and not is_out_of_memory(error):
                 raise
@@ -76,7 +80,7 @@ def create_engine(
         gc.collect()  # what it had allocated
     if wanted == "static" or (wanted == "auto" and on_gpu and not loaded.placement.spread):
         try:
-            return _static(loaded, report, reasons or [f"not batching: {problem}"])
+            return _static(loaded, report, reasons or [f"not batching: {problem}"], layers)
         except ValueError as error:
             if wanted == "static":
                 raise ConfigurationError(f"The static engine was asked for, but {error}.") from error
@@ -113,7 +117,23 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
-def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str], group: Group) -> Engine:
+def _fuse(loaded: LoadedModel, unwanted: str) -> tuple[Fact, ...]:
+    problem = fused.fusion_problem(loaded) or unwanted
+    if not problem:
+        from granite_demo.engine import fused_kernels
+
+        fused.fuse(loaded.model, fused_kernels, USERS)
+    return fused.facts(problem)
+
+
+def _batching(
+    loaded: LoadedModel,
+    compiled: bool,
+    report: Report,
+    reasons: list[str],
+    group: Group,
+    layers: tuple[Fact, ...],
+) -> Engine:
     on_gpu = loaded.placement.device == "cuda"
     tokens = cache_tokens(loaded, group.least(free_memory(loaded.placement.device)))
     users = USERS if on_gpu else USERS_ON_CPU
@@ -131,12 +151,13 @@ def _batching(loaded: LoadedModel, compiled: bool, report: Report, reasons: list
         graphs = engine.warm_up()
     why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
     size = f"{tokens:,} tokens, {gigabytes(tokens * _token_bytes(loaded))}"
-    compiling = ASKED if compiled else "not asked for; about 1.5 times as fast for one user, after a minute"
+    compiling = ASKED if compiled else "not asked for; it takes a minute"
     engine.facts = (
         ("Engine", f"batching, up to {users} requests in a step", why),
         ("KV cache", size, "shared by all; a common beginning is kept once"),
         ("Decoding", f"{graphs} CUDA graphs", "a step is one launch") if graphs else ("Decoding", "eager", "no GPU"),
         ("Compiled", "yes" if compiled and on_gpu else "no", compiling if on_gpu else "only on a GPU"),
+        *layers,
     )
     return engine
 
@@ -148,12 +169,12 @@ def _token_bytes(loaded: LoadedModel) -> int:
     return whole // loaded.placement.processes if loaded.placement.device == "cuda" else whole
 
 
-def _static(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
+def _static(loaded: LoadedModel, report: Report, reasons: list[str], layers: tuple[Fact, ...]) -> Engine:
     slots = SLOTS
     if loaded.memory is not None and loaded.memory.kv_cache:
         fitting = int(CACHE_SHARE / 2 * free_memory(loaded.placement.device) / loaded.memory.kv_cache)
         slots = max(1, min(SLOTS, fitting))
-    return _interleaved(loaded, StaticRunner(loaded, slots), "static", report, reasons)
+    return _interleaved(loaded, StaticRunner(loaded, slots), "static", report, reasons, layers)
 
 
 def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
@@ -179,9 +200,10 @@ def _interleaved(
     name: str,
     report: Report,
     reasons: list[str],
+    layers: tuple[Fact, ...] = (),
 ) -> Engine:
     fact: Fact = ("Engine", f"{name}, up to {runner.slots} requests in turns", "; ".join(reasons))
-    engine = InterleavedEngine(runner, loaded.eos_ids, (fact,))
+    engine = InterleavedEngine(runner, loaded.eos_ids, (fact, *layers))
     with _closed_if_it_fails(engine):
         report("warming up", None, "")
         engine.warm_up()

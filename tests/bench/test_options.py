@@ -28,7 +28,7 @@ def test_users_are_sorted_and_different() -> None:
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ({"suite": "speed"}, "--suite must be all or some of load, decode, ttft, page, not 'speed'"),
+        ({"suite": "speed"}, "--suite must be limit, all or some of load, decode, ttft, page, not 'speed'"),
         ({"users": "0,4"}, "--users must be 1 or more, not 0"),
         ({"users": "many"}, "--users must be whole numbers like 1,4,16, not 'many'"),
         ({"prompts": "8"}, "--prompts must be 32 or more, not 8"),
@@ -54,3 +54,9 @@ def test_sizes_are_those_of_the_device_unless_asked_for() -> None:
     assert parse().sizes("cuda") == ON_GPU
     sizes = parse(users="2", prompts="64", tokens=5, rounds=1).sizes("cuda:0")
     assert (sizes.users, sizes.lengths, sizes.tokens, sizes.rounds) == ((2,), (64,), 5, 1)
+
+
+def test_the_suite_limit_is_run_alone() -> None:
+    assert parse(suite="limit").suites == ("limit",)
+    with pytest.raises(ConfigurationError, match="measured alone"):
+        parse(suite="limit, decode")

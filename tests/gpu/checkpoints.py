@@ -44,6 +44,39 @@ def random_model(shape: Shape, attention: str | None = None) -> Any:
 def write_checkpoint(folder: Path, shape: Shape) -> None:
     """Save a ``random_model``, and a tokenizer of single words."""
     random_model(shape).save_pretrained(folder)
+    _write_tokenizer(folder)
+
+
+def small_config(**changes: Any) -> GraniteConfig:
+    """A Granite of a few layers with heads of 64, whose greedy answers do not repeat one token."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 1000,
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 4096,
+        "embedding_multiplier": 12.0,
+        "attention_multiplier": 0.015625,
+        "residual_multiplier": 0.22,
+        "logits_scaling": 2.0,
+        "initializer_range": 0.2,
+        "bos_token_id": None,
+        "eos_token_id": None,
+        "pad_token_id": None,
+    }
+    return GraniteConfig(**sizes | changes)
+
+
+def write_small(folder: Path) -> None:
+    """Save a model of ``small_config`` in float32 with random weights, always the same, and a tokenizer."""
+    torch.manual_seed(0)
+    GraniteForCausalLM(small_config()).eval().save_pretrained(folder)
+    _write_tokenizer(folder)
+
+
+def _write_tokenizer(folder: Path) -> None:
     words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(1000)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", chat_template=TEMPLATE).save_pretrained(folder)

@@ -1,0 +1,238 @@
+"""Granite's decoder layer as a few large operations instead of some thirty small ones.
+
+A layer is, with r the residual multiplier (``GraniteDecoderLayer``)::
+
+    q, k, v = rotary(RMSNorm(x) Wqkv)      one product (rows: heads of q, of k, of v)
+    x = x + r * attention(q, k, v) Wo      the product, the multiplier and the sum as one
+    x = x + r * (silu(g) * u) Wdown        where g, u = RMSNorm(x) Wgate_up
+
+For one token each line is one kernel of ``fused_kernels``, which reads the weights about as fast as memory gives them;
+for more, torch's own products with what is around them as one kernel each. The weights of a product lie one after
+another in one tensor, of which the model's own are views, so they take no more memory. README.md has the figures.
+"""
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from granite_demo.engine.fused_weights import Products, Weights
+from granite_demo.engine.layers import decoder_layers
+from granite_demo.loading import LoadedModel
+from granite_demo.status import Fact
+
+COMPILED = "compiling was asked for, which fuses by itself"
+
+
+def fusion_problem(loaded: LoadedModel) -> str:
+    """Why the layers of this model are not fused here, as half a sentence, or nothing."""
+    placement, config = loaded.placement, getattr(loaded.model, "config", None)
+    if placement.device != "cuda":
+        return "only on a CUDA GPU"
+    if getattr(config, "model_type", "") != "granite":
+        return f"only for dense Granite models, and this one is {getattr(config, 'model_type', 'of an unknown kind')}"
+    if placement.spread or placement.processes > 1:
+        return "the weights are spread over several GPUs"
+    if placement.attention == "eager":
+        return "eager attention was asked for"
+    if placement.quantization not in ("none", "nf4"):
+        return f"its products are bitsandbytes' {placement.quantization}"
+    if not importlib.util.find_spec("triton"):
+        return "Triton is not installed"
+    return shape_problem(config)
+
+
+def shape_problem(config: Any) -> str:
+    """Why a Granite of this config has layers that are not what is fused, or nothing."""
+    if config.attention_bias or config.mlp_bias:
+        return "its products have biases"
+    if config.hidden_act != "silu":
+        return f"its activation is {config.hidden_act}"
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return "" if size >= 16 and not size & (size - 1) else f"its heads have {size} dimensions"
+
+
+def fuse(model: Any, kernels: Any = None, requests: int = 1) -> None:
+    """Replace the layers of ``model``. ``kernels``: the module ``fused_kernels``, or None for torch alone.
+
+    ``requests``: the most in one step of continuous batching.
+    """
+    config, shared = model.config, _Shared()
+    if kernels:
+        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        heads = config.num_attention_heads, config.num_key_value_heads, size
+        shared.pages = kernels.Pages(requests, *heads, model.device)
+    layers: Any = decoder_layers(model)
+    if isinstance(layers[0], FusedLayer):
+        return
+    for index, layer in enumerate(layers):
+        layers[index] = FusedLayer(layer, kernels, shared)
+    decoder = model.get_decoder()
+    decoder.norm = FusedNorm(decoder.norm)
+    if kernels and type(model.lm_head) is nn.Linear:
+        model.lm_head = FusedHead(model.lm_head, kernels)
+
+
+def facts(problem: str) -> tuple[Fact, ...]:
+    """What the Settings tab says of it."""
+    if problem:
+        return (("Layers", "as transformers computes them", f"not fused: {problem}"),)
+    return (("Layers", "fused", "seven kernels instead of about thirty, and one product for queries, keys and values"),)
+
+
+class _Shared:
+    """What the layers of one pass share."""
+
+    lengths: torch.Tensor | None = None
+    """Tokens in the cache of each request before this step, (n,) int32."""
+    pages: Any = None
+
+
+class FusedNorm(nn.Module):
+    """RMSNorm as one kernel."""
+
+    def __init__(self, norm: Any) -> None:
+        super().__init__()
+        self.weight, self.eps = norm.weight, norm.variance_epsilon
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the last dimension of ``x``."""
+        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class FusedHead(nn.Module):
+    """The product of the last hidden state with the vocabulary."""
+
+    def __init__(self, head: nn.Linear, kernels: Any) -> None:
+        super().__init__()
+        self.weight = head.weight
+        nothing = head.weight.new_empty(0)
+        self._weights = Weights(head.weight.detach(), nothing, nothing, *head.weight.shape)
+        self._kernels = kernels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """(..., hidden) to (..., vocabulary)."""
+        if x.numel() != x.shape[-1]:
+            return F.linear(x, self.weight)
+        logits: torch.Tensor = self._kernels.linear(x.reshape(1, -1), self._weights)
+        return logits.view(*x.shape[:-1], -1)
+
+
+class FusedLayer(nn.Module):
+    """Stands in for a ``GraniteDecoderLayer``, whose parameters it keeps under their names."""
+
+    def __init__(self, layer: Any, kernels: Any, shared: _Shared) -> None:
+        super().__init__()
+        self.self_attn, self.mlp = layer.self_attn, layer.mlp
+        self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
+        self.multiplier: float = layer.residual_multiplier
+        attention, config = layer.self_attn, layer.self_attn.config
+        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self._size: int = attention.head_dim
+        self._qkv = Products(attention.q_proj, attention.k_proj, attention.v_proj)
+        self._out = Products(attention.o_proj)
+        self._gate_up = Products(layer.mlp.gate_proj, layer.mlp.up_proj)
+        self._down = Products(layer.mlp.down_proj)
+        self._kernels, self._shared = kernels, shared
+        self._last: int = config.num_hidden_layers - 1
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: Any = None,
+        past_key_values: Any = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """See ``GraniteDecoderLayer.forward``: (batch, n, hidden) in and out."""
+        x = hidden_states.reshape(-1, hidden_states.shape[-1])
+        # Of several rows at the same positions the rotary tables have only one.
+        cos, sin = (table.expand(len(hidden_states), -1, -1).reshape(len(x), -1) for table in position_embeddings)
+        kernels = self._kernels if len(x) == 1 else None
+        qkv = self._norm_qkv(kernels, x, cos, sin).view(*hidden_states.shape[:2], -1, self._size)
+        attended = self._attend(qkv, attention_mask, past_key_values, **kwargs).reshape(len(x), -1)
+        x = self._add(kernels, attended, self._out, x)
+        x = self._add(kernels, self._norm_gate_up(kernels, x), self._down, x)
+        return x.view_as(hidden_states)
+
+    def _norm_qkv(self, one: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        norm, turned = self.input_layernorm, self._heads + self._kv_heads
+        result: torch.Tensor
+        if one:
+            result = one.norm_qkv(x, norm.weight, norm.variance_epsilon, self._qkv.weights, cos, sin, turned)
+        else:
+            result = (self._kernels.rotate if self._kernels else rotate)(self._qkv(_normed(norm, x)), cos, sin, turned)
+        return result
+
+    def _norm_gate_up(self, one: Any, x: torch.Tensor) -> torch.Tensor:
+        norm = self.post_attention_layernorm
+        result: torch.Tensor
+        if one:
+            result = one.norm_gate_up(x, norm.weight, norm.variance_epsilon, self._gate_up.weights)
+        else:
+            result = (self._kernels.gate if self._kernels else gate)(self._gate_up(_normed(norm, x)))
+        return result
+
+    def _add(self, one: Any, x: torch.Tensor, products: Products, residual: torch.Tensor) -> torch.Tensor:
+        if one:
+            result: torch.Tensor = one.linear_add(x, products.weights, residual, self.multiplier)
+            return result
+        return products.add(x, residual, self.multiplier)
+
+    def _attend(
+        self, qkv: torch.Tensor, mask: torch.Tensor | None, past_key_values: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """(batch, n, heads of all, size) to (batch, n, heads, size), by the attention that the model was given."""
+        if self._kernels and kwargs.get("block_table") is not None:
+            return self._attend_to_pages(qkv, **kwargs)
+        parts = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=2)
+        query, key, value = (part.transpose(1, 2) for part in parts)
+        if past_key_values is not None:
+            key, value = past_key_values.update(key, value, self.self_attn.layer_idx)
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.self_attn.config._attn_implementation, _no_attention)
+        attended: torch.Tensor = attend(
+            self.self_attn, query, key, value, mask, dropout=0.0, scaling=self.self_attn.scaling, **kwargs
+        )[0]
+        return attended
+
+    def _attend_to_pages(
+        self, qkv: torch.Tensor, *, cache: Any, cu_seq_lens_k: Any, block_table: torch.Tensor, **_: Any
+    ) -> torch.Tensor:
+        """Decoding of continuous batching: one new token of each request, over the pages of its cache."""
+        shared, index, count = self._shared, self.self_attn.layer_idx, qkv.shape[1]
+        allocator = cache.layer_to_allocator[index]
+        if index == 0 or shared.lengths is None:
+            ends = cu_seq_lens_k[allocator.layer_type].to(torch.int32)
+            shared.lengths = ends[1 : count + 1] - ends[:count] - 1
+        keys, values = allocator.get_cache_for_block_table(index)
+        attended: torch.Tensor = shared.pages.attend(
+            qkv.reshape(count, -1), keys, values, block_table[allocator.index], shared.lengths, self.self_attn.scaling
+        )
+        if index == self._last:
+            shared.lengths = None  # it is in the memory of a recorded step
+        return attended
+
+
+def _no_attention(*_: Any, **__: Any) -> Any:
+    raise NotImplementedError("Eager attention is not fused.")
+
+
+def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+    return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
+
+
+def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turned: int) -> torch.Tensor:
+    """Rotary of the first ``turned`` heads of ``qkv`` (n, heads * size); ``cos`` and ``sin`` (n, size)."""
+    heads = qkv.view(len(qkv), -1, cos.shape[-1])
+    low, high = heads[:, :turned].chunk(2, dim=-1)
+    turn = heads[:, :turned] * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
+    return torch.cat((turn, heads[:, turned:]), dim=1).view_as(qkv)
+
+
+def gate(gate_up: torch.Tensor) -> torch.Tensor:
+    """silu(gate) * up of ``gate_up`` (n, 2 N), the gates first; shape (n, N)."""
+    gates, ups = gate_up.chunk(2, dim=-1)
+    return F.silu(gates) * ups

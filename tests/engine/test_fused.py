@@ -1,0 +1,120 @@
+"""Fused layers, computed by torch alone, beside those of transformers. The kernels: tests/gpu/test_fused.py."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GraniteForCausalLM
+
+from granite_demo.engine import fused
+from granite_demo.engine.fused import FusedLayer, fuse, fusion_problem, shape_problem
+from granite_demo.placement import Placement, place
+from granite_demo.status import LoadOptions
+from tests.engine.running import reference
+from tests.gpu.checkpoints import small_config
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    torch.manual_seed(0)
+    return GraniteForCausalLM(small_config(num_hidden_layers=2)).eval()
+
+
+class Loaded:
+    """What the checks look at."""
+
+    def __init__(self, model: Any, **placement: Any) -> None:
+        usual = {"device": "cuda", "dtype": torch.bfloat16, "attention": "sdpa", **placement}
+        self.placement = Placement(**{**vars_of(place(LoadOptions(device="cpu"))), **usual})
+        self.model = model
+
+
+def vars_of(placement: Placement) -> dict[str, Any]:
+    return {name: getattr(placement, name) for name in placement.__dataclass_fields__}
+
+
+def test_greedy_answers_and_logits_are_those_of_transformers(plain: Any) -> None:
+    ours = copy.deepcopy(plain)
+    fuse(ours)
+    ids = torch.randint(0, 1000, (2, 50))  # several rows, too
+    with torch.inference_mode():
+        assert torch.allclose(ours(ids).logits, plain(ids).logits, atol=1e-4)
+    prompt = list(range(1, 60))
+    expected = reference(Loaded(plain), prompt, 60)  # type: ignore[arg-type]
+    assert reference(Loaded(ours), prompt, 60) == expected  # type: ignore[arg-type]
+    assert len(set(expected)) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.release
+def test_500_tokens_of_the_sample_are_those_of_transformers(sample_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(sample_path, dtype=torch.float32).eval()
+    prompt = list(range(300, 330))
+    expected = reference(Loaded(model), prompt, 500, eos_token_id=None)  # type: ignore[arg-type]
+    fuse(model)
+    assert reference(Loaded(model), prompt, 500, eos_token_id=None) == expected  # type: ignore[arg-type]
+    assert len(expected) == 500
+
+
+def test_nothing_is_kept_twice_and_the_names_of_the_weights_stay(plain: Any) -> None:
+    ours = copy.deepcopy(plain)
+    names = set(dict(ours.named_parameters()))
+    fuse(ours)
+    assert set(dict(ours.named_parameters())) == names
+    for theirs, mine in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(theirs, mine)
+    layer = ours.model.layers[0]
+    attention, mlp = layer.self_attn, layer.mlp
+    for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        storages = {module.weight.untyped_storage().data_ptr() for module in group}
+        assert len(storages) == 1
+        assert group[0].weight.untyped_storage().nbytes() == sum(module.weight.nbytes for module in group)
+
+
+def test_layers_are_fused_once(plain: Any) -> None:
+    ours = copy.deepcopy(plain)
+    fuse(ours)
+    layers = list(ours.model.layers)
+    fuse(ours)
+    assert all(type(layer) is FusedLayer for layer in layers)
+    assert list(ours.model.layers) == layers
+
+
+@pytest.mark.parametrize(
+    ("placement", "problem"),
+    [
+        ({"device": "cpu"}, "only on a CUDA GPU"),
+        ({"spread": True}, "spread over several GPUs"),
+        ({"processes": 2}, "spread over several GPUs"),
+        ({"attention": "eager"}, "eager attention was asked for"),
+        ({"quantization": "int8"}, "bitsandbytes' int8"),
+    ],
+)
+def test_where_layers_stay_as_they_are(plain: Any, placement: dict[str, Any], problem: str) -> None:
+    assert problem in fusion_problem(Loaded(plain, **placement))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_dense_granite_on_a_gpu_is_fused(plain: Any, monkeypatch: pytest.MonkeyPatch, quantization: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert fusion_problem(Loaded(plain, quantization=quantization)) == ""  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert fusion_problem(Loaded(plain)) == "Triton is not installed"  # type: ignore[arg-type]
+
+
+def test_other_architectures_and_shapes_stay_as_they_are(plain: Any) -> None:
+    hybrid = copy.copy(plain)
+    hybrid.config = copy.copy(plain.config)
+    hybrid.config.model_type = "granitemoehybrid"
+    assert "this one is granitemoehybrid" in fusion_problem(Loaded(hybrid))  # type: ignore[arg-type]
+    assert shape_problem(small_config(attention_bias=True)) == "its products have biases"
+    assert shape_problem(small_config(hidden_act="gelu")) == "its activation is gelu"
+    assert shape_problem(small_config(head_dim=80)) == "its heads have 80 dimensions"
+    assert shape_problem(small_config()) == ""
+
+
+def test_settings_tell_why() -> None:
+    assert fused.facts("")[0][:2] == ("Layers", "fused")
+    assert fused.facts("only on a CUDA GPU")[0][2] == "not fused: only on a CUDA GPU"

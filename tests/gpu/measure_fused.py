@@ -1,0 +1,180 @@
+"""The kernels of the fused layers on a GPU; whole engines are what ``granite-demo bench --suite limit`` measures.
+
+``python -m tests.gpu.measure_fused kernels [2b|8b] [bf16|nf4]``: microseconds and bandwidth of each product by tile.
+``python -m tests.gpu.measure_fused profile FOLDER [nf4]``: kernels of a step, fused and not.
+"""
+
+import itertools
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from granite_demo.bench.asking import GREEDY, Prompts, ask
+from granite_demo.engine.fused_weights import Weights
+from granite_demo.opening import open_model
+from granite_demo.status import LoadOptions
+
+SHAPES = {"2b": (2048, 32, 8, 64, 8192), "8b": (4096, 32, 8, 128, 12800)}
+"""hidden, heads, kv heads, head size, intermediate"""
+TILES: dict[bool, list[tuple[int, int, int]]] = {
+    False: [(r, *t) for r in (1, 2, 4) for t in ((1024, 4), (2048, 8), (2048, 4))],
+    True: [(r, *t) for r in (2, 4, 8) for t in ((1024, 1), (2048, 2), (2048, 4), (4096, 4))],
+}
+COPIES = 10
+"""Of the weights, so that none is read from the cache of the GPU."""
+Call = Callable[[torch.Tensor, Weights], torch.Tensor]
+
+
+def weights_of(results: int, inputs: int, four: bool) -> Weights:
+    """Random ones."""
+    if not four:
+        nothing = torch.empty(0, device="cuda", dtype=torch.bfloat16)
+        codes = torch.randn(results, inputs, device="cuda", dtype=torch.bfloat16) / inputs**0.5
+        return Weights(codes, nothing, nothing, results, inputs)
+    codes = torch.randint(0, 256, (results * inputs // 2,), device="cuda", dtype=torch.uint8).view(torch.int32)
+    scales = torch.rand(results * inputs // 64, device="cuda") / inputs**0.5
+    return Weights(codes, scales, torch.linspace(-1, 1, 16, device="cuda"), results, inputs)
+
+
+def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Call]]:
+    """(kernel, sizes of the weights, call) of each product of a layer, and of the head."""
+    from granite_demo.engine import fused_kernels as kernels
+
+    hidden, heads, kv_heads, size, width = SHAPES[shape]
+    gain = torch.randn(hidden, device="cuda", dtype=torch.bfloat16)
+    cos, sin = torch.randn(2, 1, size, device="cuda", dtype=torch.bfloat16)
+    residual = torch.randn(1, hidden, device="cuda", dtype=torch.bfloat16)
+
+    def qkv(x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        return kernels.norm_qkv(x, gain, 1e-5, weights, cos, sin, heads + kv_heads)
+
+    def add(x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        return kernels.linear_add(x, weights, residual, 0.22)
+
+    def gate_up(x: torch.Tensor, weights: Weights) -> torch.Tensor:
+        return kernels.norm_gate_up(x, gain, 1e-5, weights)
+
+    found: dict[str, tuple[str, tuple[int, int], Call]] = {
+        "qkv": ("rotated", ((heads + 2 * kv_heads) * size, hidden), qkv),
+        "out": ("added", (hidden, heads * size), add),
+        "gate_up": ("gated", (2 * width, hidden), gate_up),
+        "down": ("added", (hidden, width), add),
+    }
+    return found if four else found | {"head": ("scored", (49159, hidden), kernels.linear)}
+
+
+def graph_time(work: Callable[[], object], calls: int) -> float:
+    """Microseconds of one of ``calls`` calls that ``work`` makes."""
+    work()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    times: list[float] = []
+    for _ in range(7):
+        begun, ended = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        begun.record()
+        for _ in range(3):
+            graph.replay()
+        ended.record()
+        torch.cuda.synchronize()
+        times.append(begun.elapsed_time(ended) * 1000 / 3 / calls)
+    return sorted(times)[3]
+
+
+def measure_kernels(only: list[str], part: int | None = None, parts: int = 1) -> None:
+    """Time all tiles; with ``part`` only compile every ``parts``-th, for another process to find them compiled."""
+    for shape, four in itertools.product(SHAPES, (False, True)):
+        precision = "nf4" if four else "bf16"
+        if only and only != [shape, precision][: len(only)]:
+            continue
+        for name, (kernel, sizes, call) in products(shape, four).items():
+            if part is not None:
+                compile_tiles(TILES[four][part::parts], kernel, four, sizes, call)
+            else:
+                print(f"{shape} {precision} {name}: {time_tiles(kernel, four, sizes, call)}", flush=True)
+
+
+def compile_tiles(
+    tiles: list[tuple[int, int, int]], kernel: str, four: bool, sizes: tuple[int, int], call: Call
+) -> None:
+    """Run each once."""
+    from granite_demo.engine import fused_kernels as kernels
+
+    for tile in tiles:
+        kernels.BEST[kernel, four] = kernels.Tile(*tile)
+        call(torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16), weights_of(*sizes, four))
+
+
+def time_tiles(kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> str:
+    """Bandwidth of the best, the four best in microseconds, the worst, and torch's own product."""
+    from granite_demo.engine import fused_kernels as kernels
+
+    x = torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16)
+    copies = [weights_of(*sizes, four) for _ in range(COPIES)]
+    found: list[tuple[float, tuple[int, int, int]]] = []
+    for tile in TILES[four]:
+        kernels.BEST[kernel, four] = kernels.Tile(*tile)
+        found.append((graph_time(lambda: [call(x, weights) for weights in copies], COPIES), tile))
+    found.sort()
+    best = " ".join(f"{tile}: {us:.1f}" for us, tile in found[:4])
+    speed = (copies[0].codes.nbytes + copies[0].scales.nbytes) / found[0][0] / 1e3
+    text = f"{speed:.0f} GB/s | {best} | worst {found[-1][0]:.1f}"
+    if not four:
+        theirs = graph_time(lambda: [torch.nn.functional.linear(x, weights.codes) for weights in copies], COPIES)
+        text += f" | torch {theirs:.1f}"
+    return text
+
+
+def measure_profile(folder: str, precision: str) -> None:
+    """Kernels of a decode step of one user."""
+    from torch.profiler import ProfilerActivity, profile
+
+    quantization: Any = "none" if precision == "bf16" else precision
+    for fuse in (False, True):
+        options = LoadOptions(folder, quantization=quantization)
+        ready = open_model(Path(folder), 0, options, lambda *_: None, threading.Event(), ignore_ends=True, fuse=fuse)
+        prompts = Prompts(ready.loaded.model.config.vocab_size)
+        ask(ready.engine, prompts.many(1, 128), replace(GREEDY, max_tokens=8))
+        with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+            run = ask(ready.engine, prompts.many(1, 128), replace(GREEDY, max_tokens=101))
+        count, time = Counter[str](), Counter[str]()
+        for event in profiled.events():
+            if event.device_type.name == "CUDA" and "Mem" not in event.name:
+                count[event.name] += 1
+                time[event.name] += round(event.device_time)
+        kernels, spent = sum(count.values()) / 100, sum(time.values()) / 100
+        print(f"{'fused' if fuse else 'plain'}: {kernels:.0f} kernels, {spent:.0f} us, {run.decode_rate:.0f} tokens/s")
+        for name, us in time.most_common(16):
+            print(f"  {us / 100:7.1f} us {count[name] / 100:6.1f} x {name[:110]}")
+        ready.engine.close()
+        del ready
+        torch.cuda.empty_cache()
+
+
+def main() -> None:
+    """See the module."""
+    match sys.argv[1:]:
+        case ["kernels", *only]:
+            command = [sys.executable, "-m", "tests.gpu.measure_fused", "compile"]
+            jobs = [subprocess.Popen([*command, str(part), *only]) for part in range(8)]
+            for job in jobs:
+                job.wait()
+            measure_kernels(only)
+        case ["compile", part, *only]:
+            measure_kernels(only, int(part), 8)
+        case ["profile", folder, *precision]:
+            measure_profile(folder, *precision or ["bf16"])
+        case _:
+            print(__doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The kernels of the fused layers, and the layers whole, beside exact results."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import GraniteForCausalLM
+
+from granite_demo import registry
+from granite_demo.engine.create import create_engine
+from granite_demo.engine.fused import fuse, rotate
+from granite_demo.engine.fused_weights import joined, joined_nf4
+from granite_demo.loading import LoadedModel
+from granite_demo.placement import place
+from granite_demo.status import LoadOptions
+from tests.engine.running import answer, reference
+from tests.gpu.checkpoints import small_config
+
+pytestmark = pytest.mark.gpu
+
+
+def drawn(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.randn(shape, device="cuda").to(dtype)
+
+
+def error(ours: torch.Tensor, exact: torch.Tensor) -> float:
+    return float((ours.double() - exact).norm() / exact.norm())
+
+
+def linear(results: int, inputs: int, dtype: torch.dtype) -> torch.nn.Linear:
+    module = torch.nn.Linear(inputs, results, bias=False, device="cuda", dtype=dtype)
+    module.weight.data = drawn(results, inputs, dtype=dtype) / inputs**0.5
+    return module
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-3)])
+@pytest.mark.parametrize("sizes", [(512, 8, 4, 64, 1000), (576, 9, 3, 64, 1536), (4096, 32, 8, 128, 12800)])
+def test_kernels_of_one_token(sizes: tuple[int, ...], dtype: torch.dtype, most: float) -> None:
+    from granite_demo.engine import fused_kernels as kernels
+
+    hidden, heads, kv_heads, size, width = sizes
+    x, gain, residual = drawn(1, hidden, dtype=dtype), drawn(hidden, dtype=dtype), drawn(1, hidden, dtype=dtype)
+    cos, sin = drawn(2, 1, size, dtype=dtype)
+    normed = F.rms_norm(x.double(), (hidden,), gain.double(), 1e-5)
+    turned = heads + kv_heads
+    weights = joined([linear(count * size, hidden, dtype) for count in (heads, kv_heads, kv_heads)])
+    exact = rotate(normed @ weights.codes.double().T, cos.double(), sin.double(), turned)
+    assert error(kernels.norm_qkv(x, gain, 1e-5, weights, cos, sin, turned), exact) < most
+    weights = joined([linear(width, hidden, dtype) for _ in range(2)])
+    gate, up = (normed @ weights.codes.double().T).chunk(2, dim=-1)
+    gated = kernels.norm_gate_up(x, gain, 1e-5, weights)
+    assert error(gated, F.silu(gate) * up) < most
+    weights = joined([linear(hidden, width, dtype)])
+    exact = residual.double() + 0.22 * (gated.double() @ weights.codes.double().T)
+    assert error(kernels.linear_add(gated, weights, residual, 0.22), exact) < most
+    many = drawn(70, turned * size + kv_heads * size, dtype=dtype)
+    cos, sin = drawn(2, 70, size, dtype=dtype)
+    exact = rotate(many.double(), cos.double(), sin.double(), turned)
+    assert error(kernels.rotate(many.clone(), cos, sin, turned), exact) < most
+    gate, up = drawn(70, 2 * width, dtype=dtype).chunk(2, dim=-1)
+    exact = F.silu(gate.double()) * up.double()
+    assert error(kernels.gate(torch.cat((gate, up), dim=-1)), exact) < most
+
+
+def test_products_of_nf4_equal_those_of_bitsandbytes() -> None:
+    import bitsandbytes
+
+    from granite_demo.engine import fused_kernels as kernels
+
+    bnb: Any = bitsandbytes.nn
+    modules = []
+    for results in (512, 256, 256):
+        module = bnb.Linear4bit(512, results, bias=False, quant_type="nf4", compute_dtype=torch.float32)
+        module.weight = bnb.Params4bit(drawn(results, 512).cpu(), requires_grad=False, quant_type="nf4")
+        modules.append(module.to("cuda"))
+    x = drawn(1, 512, dtype=torch.float32)
+    before = torch.cat([module(x) for module in modules], dim=-1)
+    weights = joined_nf4(modules)
+    assert error(torch.cat([module(x) for module in modules], dim=-1), before.double()) < 1e-5
+    residual = torch.zeros(1, 1024, device="cuda")
+    assert error(kernels.linear_add(x, weights, residual, 1.0), before.double()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    "lengths", [[0], [300], [4000], [0, 5, 63, 64, 255, 256, 700, 3000], [-1, 31, 1000], [900] * 64]
+)
+@pytest.mark.parametrize("size", [64, 128])
+def test_attention_over_pages(lengths: list[int], size: int) -> None:
+    from granite_demo.engine.fused_attention import Pages
+
+    heads, kv_heads, page, count = 32, 8, 256, len(lengths)
+    pages = 16
+    keys, values = drawn(count * pages, page, kv_heads, size), drawn(count * pages, page, kv_heads, size)
+    table = torch.randperm(count * pages, device="cuda").view(count, pages).int()
+    sizes, qkv = torch.tensor(lengths, dtype=torch.int32, device="cuda"), drawn(count, (heads + 2 * kv_heads) * size)
+    attend = Pages(64, heads, kv_heads, size, qkv.device)
+    for _ in range(2):  # the second finds what the first left
+        found = attend.attend(qkv, keys, values, table, sizes, size**-0.5)
+    query, key, value = qkv.view(count, -1, size).split([heads, kv_heads, kv_heads], dim=1)
+    for row, length in enumerate(lengths):
+        if length < 0:
+            assert not found[row].any()
+            continue
+        places = table[row].long()
+        all_keys, all_values = (
+            torch.cat((kept[places].flatten(0, 1)[:length], new[row][None])).double().repeat_interleave(4, 1)
+            for kept, new in ((keys, key), (values, value))
+        )
+        scores = torch.einsum("hd,thd->ht", query[row].double(), all_keys) * size**-0.5
+        exact = torch.einsum("ht,thd->hd", scores.softmax(-1), all_values).flatten()
+        assert error(found[row], exact) < 6e-3
+        assert torch.equal(keys[places[length // page], length % page], key[row])
+        assert torch.equal(values[places[length // page], length % page], value[row])
+
+
+def small(dtype: str, attention: str) -> LoadedModel:
+    torch.manual_seed(0)
+    placement = place(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
+    config: Any = small_config()
+    model = GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=placement.dtype).cuda().eval()
+    return LoadedModel(model, None, registry.SAMPLE, placement, 4096, frozenset())
+
+
+async def test_500_greedy_tokens_in_float32_equal_generate() -> None:
+    loaded = small("float32", "sdpa")
+    prompt = list(range(2, 100))
+    expected = reference(loaded, prompt, 500)
+    engine = create_engine(loaded)
+    assert ("Layers", "fused") in [fact[:2] for fact in engine.facts]
+    assert await answer(engine, prompt, max_tokens=500) == expected
+    assert len(set(expected)) > 50
+    engine.close()
+
+
+@torch.inference_mode()
+def test_logits_in_bfloat16_are_no_further_from_float32_than_those_of_transformers() -> None:
+    exact = small("float32", "sdpa").model
+    plain = copy.deepcopy(exact).to(torch.bfloat16)
+    fused = copy.deepcopy(plain)
+    from granite_demo.engine import fused_kernels
+
+    fuse(fused, fused_kernels)
+    errors: dict[str, list[float]] = {"plain": [], "fused": []}
+    ids = torch.randint(0, 1000, (1, 300), device="cuda")
+    for length in (300, 1):  # many tokens at once, and one
+        for name, model in (("plain", plain), ("fused", fused)):
+            logits = model(ids[:, :length]).logits.double()
+            errors[name].append(error(logits, exact(ids[:, :length]).logits.double()))
+    print(errors)
+    assert all(ours < 1.2 * theirs for ours, theirs in zip(errors["fused"], errors["plain"], strict=True)), errors
