@@ -1,15 +1,15 @@
 """What every engine does: a list of behaviours, and the ground that they need. ``test_contract`` has the engines."""
 
 import asyncio
-import itertools
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import AbstractContextManager, aclosing, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import pytest
 import torch
+from transformers import RepetitionPenaltyLogitsProcessor
 
 from granite_demo.engine.base import Engine
 from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
@@ -25,6 +25,23 @@ COMPANY = [[40, 3, 9, 12], [33] * 7, list(range(2, 50))]
 POISON = 63
 """A token that the tiny models are made to stumble over."""
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "max_tokens": 60}
+FLOAT32 = 1e-4
+"""What logits in float32 may be off."""
+Effect = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Poisoned = Callable[[LoadedModel, Effect], AbstractContextManager[None]]
+
+
+@contextmanager
+def poisoned(loaded: LoadedModel, effect: Effect) -> Iterator[None]:
+    """Let ``effect`` change the embeddings (second argument: which) wherever the poison token is in the input."""
+
+    def stumble(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+        hit = arguments[0] == POISON
+        return effect(output, hit) if hit.any() else None
+
+    handle = loaded.model.get_input_embeddings().register_forward_hook(stumble)
+    yield
+    handle.remove()
 
 
 @dataclass(frozen=True)
@@ -38,6 +55,12 @@ class Row:
     """Requests that run at once, at least 4."""
     skips: frozenset[str] = frozenset()
     """The behaviours, by name, that it cannot have."""
+    model: Callable[..., LoadedModel] = tiny_model
+    """Makes the tiny model, the same each time."""
+    noise: float = FLOAT32
+    """What a logit may be off where steps are computed in another way. In float32 tokens are those of ``generate``."""
+    poisoned: Poisoned = poisoned
+    """Makes a model, or its engine, stumble over the poison token."""
 
 
 class Ground:
@@ -55,7 +78,7 @@ class Ground:
     @contextmanager
     def tiny(self, loaded: LoadedModel | None = None, max_waiting: int = 64) -> Iterator[Engine]:
         """An engine over a tiny model."""
-        engine = self.row.make(loaded or tiny_model(), max_waiting)
+        engine = self.row.make(loaded or self.row.model(), max_waiting)
         try:
             yield engine
         finally:
@@ -68,10 +91,38 @@ class Ground:
             for index in range(self.row.slots)
         ]
 
+    def check(self, loaded: LoadedModel, prompt: list[int], ours: list[int], adjust: "Adjust | None" = None) -> None:
+        """See ``assert_greedy``."""
+        assert_greedy(loaded, prompt, ours, self.row.noise, adjust)
+
     def close(self) -> None:
         """Close the engine over the sample, if it was made."""
         if "engine" in self.__dict__:
             self.engine.close()
+
+
+Adjust = Callable[[torch.Tensor, list[int]], torch.Tensor]
+"""The logits of the next token, (vocabulary,), and the answer so far; returns what to choose from."""
+
+
+def logits_of(loaded: LoadedModel, prompt: list[int], answered: list[int]) -> torch.Tensor:
+    """What each token of an answer was chosen from, by one pass over all of it: (tokens, vocabulary), on the CPU."""
+    with torch.no_grad():
+        logits = loaded.model(torch.tensor([prompt + answered], device=loaded.model.device)).logits
+    rows: torch.Tensor = logits[0, len(prompt) - 1 : -1].float().cpu()
+    return rows
+
+
+def assert_greedy(
+    loaded: LoadedModel, prompt: list[int], ours: list[int], noise: float, adjust: Adjust | None = None
+) -> None:
+    """Each token has the largest of the model's logits, ``adjust``ed; within the ``noise`` a few may have one less."""
+    rows = logits_of(loaded, prompt, ours)
+    if adjust:
+        rows = torch.stack([adjust(row, ours[:at]) for at, row in enumerate(rows)])
+    gaps = rows.max(dim=1).values - rows[range(len(ours)), ours]
+    assert gaps.max() <= noise, gaps
+    assert (gaps > 0).sum() <= 1 + len(ours) // 5, gaps
 
 
 Behaviour = Callable[[Ground], Awaitable[None]]
@@ -87,7 +138,7 @@ def behaviour(function: Behaviour) -> Behaviour:
 # What is answered
 
 
-EXPECTED: dict[str, list[int]] = {}
+EXPECTED: dict[tuple[int, str], list[int]] = {}
 """What ``generate`` answers: seconds of work, the same for every engine."""
 
 
@@ -96,10 +147,13 @@ async def greedy_equals_generate(ground: Ground) -> None:
     for text in ("Write a story about a lighthouse.", "List the planets and say one thing each.", "def quicksort("):
         prompt = render_chat(ground.sample.tokenizer, GenerationRequest((Message("user", text),)))
         ours = await answer(ground.engine, prompt, max_tokens=30)
-        if text not in EXPECTED:
-            EXPECTED[text] = reference(ground.sample, prompt, 30)
-        assert ours == EXPECTED[text]
         assert len(ours) == 30 or ours[-1] in ground.sample.eos_ids
+        if ground.row.noise > FLOAT32:
+            ground.check(ground.sample, prompt, ours)
+            continue
+        if (key := (id(ground.sample), text)) not in EXPECTED:
+            EXPECTED[key] = reference(ground.sample, prompt, 30)
+        assert ours == EXPECTED[key]
 
 
 @behaviour
@@ -121,13 +175,13 @@ async def a_seed_repeats_and_another_differs(ground: Ground) -> None:
 
 @behaviour
 async def what_leaves_one_token_to_choose_is_greedy(ground: Ground) -> None:
-    loaded = tiny_model()
-    expected = reference(loaded, PROMPT, 60)
+    loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
-        assert await answer(engine, PROMPT, max_tokens=60, seed=5) == expected
-        assert await answer(engine, PROMPT, seed=5, **SAMPLED) != expected
+        greedy = await answer(engine, PROMPT, max_tokens=60, seed=5)
+        ground.check(loaded, PROMPT, greedy)
+        assert await answer(engine, PROMPT, seed=5, **SAMPLED) != greedy
         for cut in ({"top_k": 1}, {"min_p": 1.0}, {"top_p": 0.001}):
-            assert await answer(engine, PROMPT, seed=5, **SAMPLED, **cut) == expected, cut
+            ground.check(loaded, PROMPT, await answer(engine, PROMPT, seed=5, **SAMPLED, **cut))
 
 
 @behaviour
@@ -141,27 +195,28 @@ async def each_cut_changes_a_sampled_answer(ground: Ground) -> None:
 
 @behaviour
 async def the_repetition_penalty_is_that_of_generate(ground: Ground) -> None:
-    loaded = tiny_model()
-    expected = reference(loaded, PROMPT, 60, repetition_penalty=1.3)
+    penalise = RepetitionPenaltyLogitsProcessor(1.3)
+    loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
-        assert await answer(engine, PROMPT, max_tokens=60, repetition_penalty=1.3) == expected
-    assert expected != reference(loaded, PROMPT, 60)
+        plain = await answer(engine, PROMPT, max_tokens=60)
+        ours = await answer(engine, PROMPT, max_tokens=60, repetition_penalty=1.3)
+        assert ours != plain
+        ground.check(loaded, PROMPT, ours, lambda row, said: penalise(torch.tensor([PROMPT + said]), row[None])[0])
 
 
 @behaviour
 async def log_probabilities_equal_a_forward_pass(ground: Ground) -> None:
     prompt = encode(ground.sample.tokenizer, "The capital of France is")
+    off = max(ground.row.noise, 1e-3)
     for sampling in ({}, {"temperature": 1.0, "top_k": 20, "repetition_penalty": 1.2, "seed": 4}):
         got = await tokens(ground.engine, prompt, max_tokens=8, logprobs=5, **sampling)
-        ids = torch.tensor([prompt + [token.id for token in got]], device=ground.sample.model.device)
-        with torch.no_grad():
-            expected = torch.log_softmax(ground.sample.model(ids).logits[0, len(prompt) - 1 : -1].float(), dim=-1).cpu()
+        expected = logits_of(ground.sample, prompt, [token.id for token in got]).log_softmax(dim=-1)
         for token, row in zip(got, expected, strict=True):
-            assert token.logprob == pytest.approx(float(row[token.id]), abs=1e-3)
+            assert token.logprob == pytest.approx(float(row[token.id]), abs=off)
             alternatives, values, _ = zip(*token.alternatives, strict=True)
             assert list(values) == sorted(values, reverse=True)
-            assert values == pytest.approx(row.topk(5).values.tolist(), abs=1e-3)
-            assert [float(row[index]) for index in alternatives] == pytest.approx(list(values), abs=1e-3)
+            assert values == pytest.approx(row.topk(5).values.tolist(), abs=off)
+            assert [float(row[index]) for index in alternatives] == pytest.approx(list(values), abs=off)
 
 
 @behaviour
@@ -177,35 +232,35 @@ async def as_many_alternatives_as_asked_for(ground: Ground) -> None:
 
 @behaviour
 async def a_follow_up_equals_a_cold_answer(ground: Ground) -> None:
-    loaded = tiny_model()
+    loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
         prompt = PROMPT
         for turn in range(4):
             said = await answer(engine, prompt, max_tokens=20)
-            assert said == reference(loaded, prompt, 20)
+            assert len(said) == 20
+            ground.check(loaded, prompt, said)
             prompt = [*prompt, *said, 7 + turn, 8, 9]
 
 
 @behaviour
 async def an_edited_turn_equals_a_cold_answer(ground: Ground) -> None:
-    loaded = tiny_model()
+    loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
         for kept in (20, 15, 1, 19, 12):
             # Left behind is the prompt alone, of which more than half or less is of use.
-            assert await answer(engine, PROMPT, max_tokens=1) == reference(loaded, PROMPT, 1)
+            ground.check(loaded, PROMPT, await answer(engine, PROMPT, max_tokens=1))
             prompt = [*PROMPT[:kept], *range(30, 40)]
-            assert await answer(engine, prompt, max_tokens=20) == reference(loaded, prompt, 20)
+            ground.check(loaded, prompt, await answer(engine, prompt, max_tokens=20))
 
 
 @behaviour
 async def a_retry_equals_a_cold_answer(ground: Ground) -> None:
-    loaded = tiny_model()
-    expected = reference(loaded, PROMPT, 20)
+    loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
         # After one token the cache holds the prompt and no more, after 20 it goes on behind it.
         for count in (1, 1, 20, 20):
-            assert await answer(engine, PROMPT, max_tokens=count) == expected[:count]
-        assert await answer(engine, PROMPT[:10], max_tokens=20) == reference(loaded, PROMPT[:10], 20)
+            ground.check(loaded, PROMPT, await answer(engine, PROMPT, max_tokens=count))
+        ground.check(loaded, PROMPT[:10], await answer(engine, PROMPT[:10], max_tokens=20))
 
 
 # How an answer ends
@@ -229,7 +284,7 @@ async def an_end_token_is_the_last(ground: Ground) -> None:
     with ground.tiny() as engine:
         plain = await answer(engine, PROMPT, max_tokens=10)
     end = plain[4]
-    with ground.tiny(tiny_model(eos_ids=frozenset({end}))) as engine:
+    with ground.tiny(ground.row.model(eos_ids=frozenset({end}))) as engine:
         assert await answer(engine, PROMPT, max_tokens=10) == plain[: plain.index(end) + 1]
 
 
@@ -279,7 +334,7 @@ async def places_fall_to_the_front(ground: Ground) -> None:
 
     with ground.tiny() as engine:
         running = [
-            asyncio.create_task(answer(engine, PROMPT, max_tokens=100 + 20 * index))
+            asyncio.create_task(answer(engine, PROMPT, max_tokens=250 + 20 * index))
             for index in range(ground.row.slots)
         ]
         await until(engine, ground.row.slots)
@@ -295,13 +350,13 @@ async def places_fall_to_the_front(ground: Ground) -> None:
 @behaviour
 async def a_full_line_refuses(ground: Ground) -> None:
     with ground.tiny(max_waiting=2) as engine:
-        taken = ground.fill(engine, 100)
+        taken = ground.fill(engine, 250)
         await until(engine, ground.row.slots)
-        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=100)) for _ in range(2)]
+        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=250)) for _ in range(2)]
         await until(engine, ground.row.slots, 2)
         with pytest.raises(EngineBusyError, match="2 requests wait already"):
             await answer(engine, PROMPT, max_tokens=5)
-        assert [len(ids) for ids in await asyncio.gather(*taken)] == [100] * (ground.row.slots + 2)
+        assert [len(ids) for ids in await asyncio.gather(*taken)] == [250] * (ground.row.slots + 2)
 
 
 @behaviour
@@ -332,36 +387,21 @@ async def a_reader_who_vanished_does_not_hold_up_the_next(ground: Ground) -> Non
 # Failures
 
 
-@contextmanager
-def poisoned(loaded: LoadedModel, effect: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """Let ``effect`` change the embeddings (second argument: which) wherever the poison token is in the input."""
-
-    def stumble(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
-        hit = arguments[0] == POISON
-        return effect(output, hit) if hit.any() else None
-
-    handle = loaded.model.get_input_embeddings().register_forward_hook(stumble)
-    yield
-    handle.remove()
-
-
-async def one_fails_beside_three(
-    ground: Ground, effect: Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-) -> EngineError:
+async def one_fails_beside_three(ground: Ground, effect: Effect) -> EngineError:
     """The error of a poisoned request, whose company is not touched by it."""
-    loaded = tiny_model()
+    loaded = ground.row.model()
     with torch.no_grad():
         loaded.model.lm_head.weight[POISON] = 0  # so that no answer has it
-    expected = [reference(loaded, prompt, 200) for prompt in COMPANY]
-    assert POISON not in itertools.chain(*expected)
-    with poisoned(loaded, effect), ground.tiny(loaded) as engine:
+    with ground.row.poisoned(loaded, effect), ground.tiny(loaded) as engine:
         beside = [asyncio.create_task(answer(engine, prompt, max_tokens=200)) for prompt in COMPANY]
         await until(engine, running=3)
         with pytest.raises(EngineError) as caught:
-            await asyncio.wait_for(answer(engine, [*PROMPT, POISON, 3], max_tokens=5), 5)
+            await asyncio.wait_for(answer(engine, [*PROMPT, POISON, 3], max_tokens=5), 20)
         assert engine.stats().running == 3, "the others had ended before"
-        assert await asyncio.gather(*beside) == expected
-        assert await answer(engine, PROMPT, max_tokens=20) == reference(loaded, PROMPT, 20)
+        for prompt, said in zip(COMPANY, await asyncio.gather(*beside), strict=True):
+            assert len(said) == 200
+            ground.check(loaded, prompt, said)
+        ground.check(loaded, PROMPT, await answer(engine, PROMPT, max_tokens=20))
         await wait_idle(engine)
     return caught.value
 
@@ -405,19 +445,21 @@ async def not_a_number_fails_one_request_only(ground: Ground) -> None:
 
 @behaviour
 async def penalties_and_bias_are_those_of_plain_arithmetic(ground: Ground) -> None:
-    loaded = tiny_model()
-    prompt, answered = torch.tensor([PROMPT]), list[int]()
     bias = ((5, 2.0), (40, -100.0))
-    while len(answered) < 40:
-        with torch.no_grad():
-            ids = torch.cat((prompt, torch.tensor([answered], dtype=torch.int64)), dim=1)
-            logits = loaded.model(ids).logits[0, -1]
+
+    def adjust(row: torch.Tensor, said: list[int]) -> torch.Tensor:
         for index, value in bias:
-            logits[index] += value
-        for index in set(answered):
-            logits[index] -= 0.5 * answered.count(index) + 0.3
-        answered.append(int(logits.argmax()))
+            row[index] += value
+        for index in set(said):
+            row[index] -= 0.5 * said.count(index) + 0.3
+        return row
+
+    loaded = ground.row.model()
     sampling: dict[str, Any] = {"frequency_penalty": 0.5, "presence_penalty": 0.3, "logit_bias": bias}
     with ground.tiny(loaded) as engine:
-        assert await answer(engine, PROMPT, max_tokens=40, **sampling) == answered
-        assert await answer(engine, PROMPT, max_tokens=40) == reference(loaded, PROMPT, 40) != answered
+        ours = await answer(engine, PROMPT, max_tokens=40, **sampling)
+        ground.check(loaded, PROMPT, ours, adjust)
+        plain = await answer(engine, PROMPT, max_tokens=40)
+        ground.check(loaded, PROMPT, plain)
+    assert len(ours) == 40
+    assert ours != plain

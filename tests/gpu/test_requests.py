@@ -15,6 +15,7 @@ from granite_demo import registry
 from granite_demo.constraints import Matcher
 from granite_demo.engine.base import Engine
 from granite_demo.engine.create import create_engine
+from granite_demo.engine.prefixes import common
 from granite_demo.errors import GraniteDemoError
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import place
@@ -22,8 +23,9 @@ from granite_demo.sampling_params import SamplingParams
 from granite_demo.shapes import Shape
 from granite_demo.status import LoadOptions
 from granite_demo.types import Queued, Token
+from tests.engine.contract import assert_greedy
 from tests.engine.reporting_reference import OPTIONS, drawn_from
-from tests.engine.running import answer, wait_idle
+from tests.engine.running import answer, reference, wait_idle
 
 pytestmark = pytest.mark.gpu
 
@@ -87,6 +89,19 @@ async def test_scores_are_those_of_one_forward_pass(engine: Engine) -> None:
     got = (await logits_after(engine, ids)).log_softmax(-1)
     assert (got - expected).abs().mean() < NOISE / 2
     assert [len(task) for task in await asyncio.gather(*beside)] == [300] * len(COMPANY)
+
+
+async def test_a_greedy_answer_is_that_of_generate(engine: Engine) -> None:
+    plain = load("sdpa")
+    prompts = [PROMPT, *COMPANY]
+    together = await asyncio.gather(*(answer(engine, prompt, max_tokens=200) for prompt in prompts))
+    alike = []
+    for prompt, ours in zip(prompts, together, strict=True):
+        assert len(ours) == 200
+        assert_greedy(plain, prompt, ours, noise=3 * NOISE)
+        alike.append(common(ours, reference(plain, prompt, 200)))
+    # They part where two tokens are about equally likely.
+    assert max(alike) >= 5, alike
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
