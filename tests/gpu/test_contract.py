@@ -108,7 +108,8 @@ def test_its_steps_are_captured(row: Row) -> None:
         pytest.skip("needs flash-attn")
     engine: Any = row.make(row.model(), 64)
     if row.name == "batching":
-        assert sum(len(io.graphs) for io in engine._loop._device_ios()) >= 8
+        # A prompt, and one, two and four requests.
+        assert all(len(io.graphs) >= 4 for io in engine._loop._device_ios())
     else:
         assert any(value.endswith("CUDA graphs") for _, value, _ in engine.facts), engine.facts
     engine.close()
