@@ -14,15 +14,22 @@ if TYPE_CHECKING:
 
 CACHE_SHARE = 0.25
 """The part of the free memory that conversations may take."""
+CONVERSATIONS = 4
+"""For so many at a time memory is shared out."""
 USUAL_CONTEXT = 4096
-"""Tokens of context where a file does not tell what one of them takes."""
+"""Tokens below which there are rather fewer conversations; and where a file does not tell what a token takes."""
 ASKED = "asked for"
+QUANTIZATION = "Q4_K_M"
+"""What is taken of a model's GGUF files: the usual balance of size and quality."""
+FASTER = "on a CPU, several times as fast as torch"
 
 
 def why_not(options: LoadOptions, device: str, installed: Callable[[], bool] = llama.is_installed) -> str:
     """Why ``auto`` does not take a model's GGUF file, as half a sentence, or nothing."""
     if options.engine != "auto":
         return "another engine was asked for"
+    if options.revision is not None:
+        return "a revision was asked for, which is one of the safetensors"
     if device != "cpu":
         return "there is a GPU"
     if (options.dtype, options.quantization, options.attention) != ("auto", "auto", "auto"):
@@ -30,6 +37,27 @@ def why_not(options: LoadOptions, device: str, installed: Callable[[], bool] = l
     if not installed():
         return f"llama-cpp-python is not installed; it is several times as fast on a CPU: {llama.INSTALL}"
     return ""
+
+
+def _of_the_hub(spec: ModelSpec) -> tuple[str, str]:
+    """The repository and the name of a model's GGUF file."""
+    assert spec.gguf_repo is not None
+    return spec.gguf_repo, f"{(spec.repo_id or '').rpartition('/')[2]}-{QUANTIZATION}.gguf"
+
+
+def cached_file(spec: ModelSpec) -> Path | None:
+    """A model's GGUF file, where it is in the hub's cache. Uses no network."""
+    if spec.gguf_repo is None:
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(*_of_the_hub(spec))
+    return Path(found) if isinstance(found, str) else None
+
+
+def how_to_fetch(spec: ModelSpec) -> str:
+    """The command that puts a model's GGUF file where ``cached_file`` looks."""
+    return f"hf download {' '.join(_of_the_hub(spec))}" if spec.gguf_repo else ""
 
 
 def file_in(path: Path) -> Path | None:
@@ -71,7 +99,7 @@ def load_gguf(
         raise LoadCancelledError("The load was cancelled.") from None
     try:
         free = free_memory("cpu")
-        tokenizer = load_tokenizer(path)
+        tokenizer = load_tokenizer(path, file, checkpoint)
         context, why = choose_context(file, options.context, free)
         each = context * (file.token_bytes or 0)
         if checkpoint:
@@ -93,15 +121,28 @@ def load_gguf(
         raise
 
 
-def load_tokenizer(path: Path) -> Any:
-    """The tokenizer beside a GGUF file, or the one in it. Raises CorruptModelError."""
+PROBE = "Hello, it's 12345  blanks\n\n\tdef f(x_1): return x**2 != 3.14 # Ça va? 你好 🙂"
+"""A text that ways to split words read differently."""
+
+
+def load_tokenizer(path: Path, file: llama.LlamaFile, checkpoint: Path | None = None) -> Any:
+    """The tokenizer beside a GGUF file or in its model's ``checkpoint``, else the one in the file.
+
+    Raises CorruptModelError, also where that one does not read as llama.cpp does.
+    transformers splits words as GPT-2 does where it does not know a file's own way, and says nothing.
+    """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
-        if (path.parent / "tokenizer.json").is_file():
-            return AutoTokenizer.from_pretrained(path.parent, local_files_only=True, trust_remote_code=False)
+        for folder in filter(None, (path.parent, checkpoint)):
+            if (folder / "tokenizer.json").is_file():
+                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         # Not by AutoTokenizer, which wants to know the architecture: transformers reads no GGUF of a Granite.
-        return PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        text = "".join([*tokenizer.all_special_tokens[:3], PROBE])
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != file.tokenize(text):
+            raise ValueError("transformers splits texts otherwise than the file's makers")
+        return tokenizer
     except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
         raise CorruptModelError(
             f"The tokenizer of {path} cannot be read: {error}. Put the model's tokenizer.json and "
@@ -114,11 +155,12 @@ def choose_context(file: llama.LlamaFile, wanted: int | None, free: int) -> tupl
     limit = min(wanted or file.context_length, file.context_length)
     if file.token_bytes is None:
         return (limit, ASKED) if wanted else (min(limit, USUAL_CONTEXT), "what a hybrid takes is not known; set more")
-    fitting = int(CACHE_SHARE * free / file.token_bytes)
-    if fitting < min(limit, 256):
+    together = int(CACHE_SHARE * free / file.token_bytes)
+    if together < min(limit, 256):
         raise OutOfMemoryError("There is no memory for a conversation. Choose a smaller model.")
+    fitting = together if wanted else max(together // CONVERSATIONS, min(together, USUAL_CONTEXT))
     if fitting < limit:
-        return fitting, f"what fits into {CACHE_SHARE:.0%} of the free memory"
+        return fitting, f"what fits into {CACHE_SHARE:.0%} of the free memory, shared by {together // fitting}"
     return limit, ASKED if wanted else "the file's own limit"
 
 

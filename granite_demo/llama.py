@@ -135,6 +135,13 @@ class LlamaFile:
             return None
         return int(layers * kv_heads * 2 * 2 * (self.number("attention.key_length") or hidden // heads))
 
+    def tokenize(self, text: str) -> list[int]:
+        """The tokens of a text as llama.cpp reads it, its control tokens among them."""
+        data = text.encode()
+        ids = (self._api.llama_token * (len(data) + 8))()
+        count = self._api.llama_tokenize(self._vocab, data, len(data), ids, len(ids), False, True)
+        return list(ids[: max(count, 0)])
+
     def close(self) -> None:
         """Let go of the weights. Conversations over them have to be closed before."""
         if self._model:
@@ -209,6 +216,10 @@ class LlamaCache:
         """Put the first ``length`` tokens of one conversation in the place of another."""
         self._api.llama_memory_seq_cp(self._memory, source, target, -1, -1)  # parts have to be copied whole
         self.cut(target, length)
+
+    def set_threads(self, decoding: int, prompts: int) -> None:
+        """How many compute a single token, and how many a prompt."""
+        self._api.llama_set_n_threads(self._context, decoding, prompts)
 
     def close(self) -> None:
         """Let go of the memory."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from granite_demo import gguf_files, hub, registry, sample
 from granite_demo.constraints import prepare
-from granite_demo.errors import ConfigurationError, InvalidRequestError, LoadCancelledError
+from granite_demo.errors import ConfigurationError, CorruptModelError, InvalidRequestError, LoadCancelledError
 from granite_demo.manager import ReadyModel
 from granite_demo.registry import ModelSpec
 from granite_demo.status import Fact, LoadOptions, LoadStage, Report
@@ -64,7 +64,13 @@ def open_model(
     compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
     if torch.cuda.is_available() and options.device in ("auto", "cuda") and not found.gguf:
         compiling.start()  # beside the loading, which mostly waits for the disk
-    loaded = _load(found, options, report, cancelled, cache_dir, group)
+    try:
+        loaded = _load(found, options, report, cancelled, cache_dir, group)
+    except CorruptModelError as error:
+        if not (found.gguf and found.spec.repo_id) or options.engine == "gguf":
+            raise
+        found = _safetensors(found.spec, cache_dir, options, report, cancelled, found.why, str(error))
+        loaded = _load(found, options, report, cancelled, cache_dir, group)
     if found.engine_why and not found.gguf:
         machine += (("GGUF file", "not used", found.engine_why),)
     loaded = replace(loaded, machine=machine)
@@ -80,6 +86,9 @@ def open_model(
     if cancelled.is_set():
         engine.close()
         raise LoadCancelledError("The load was cancelled.")
+    if options.compile and not any(name == "Compiled" for name, *_ in engine.facts):
+        fact = ("Compiled", "no", "asked for, but only the batching engine compiles its steps")
+        loaded = replace(loaded, machine=(*loaded.machine, fact))
     return ReadyModel(loaded, engine)
 
 
@@ -135,7 +144,7 @@ def _find(
         name, why = _choose(cache_dir, options)
         options = replace(options, model=name)
     spec = registry.resolve(options.model)
-    commit, problem = None, ""
+    problem = ""
     if spec.path and (file := gguf_files.file_in(spec.path)):
         if options.engine not in ("auto", "gguf"):
             raise ConfigurationError(
@@ -147,13 +156,29 @@ def _find(
             problem = gguf_files.why_not(options, _device(options))
         if not problem:
             file = sample.ensure_gguf(cache_dir, report, cancelled)
-            reason = gguf_files.ASKED if options.engine == "gguf" else "on a CPU, several times as fast as torch"
+            reason = gguf_files.ASKED if options.engine == "gguf" else gguf_files.FASTER
             return Found(spec, cache_dir / sample.FOLDER, None, why, file, reason)
+    elif spec.repo_id and group.size == 1:
+        found = _gguf_in_cache(spec, options, why)
+        if isinstance(found, Found):
+            return found
+        problem = found
     elif options.engine == "gguf":
-        raise ConfigurationError(
-            f"{spec.title} has no GGUF file here. Download one, from {spec.gguf_repo or 'its makers'}, "
-            "and give its path as the model."
-        )
+        raise ConfigurationError(f"{spec.title} has no GGUF file here. Give the path of one as the model.")
+    return _safetensors(spec, cache_dir, options, report, cancelled, why, problem)
+
+
+def _safetensors(
+    spec: ModelSpec,
+    cache_dir: Path,
+    options: LoadOptions,
+    report: Report,
+    cancelled: threading.Event,
+    why: str,
+    problem: str,
+) -> Found:
+    """The model's checkpoint, fetched where it has to be; ``problem`` is why it is not its GGUF file."""
+    commit = None
     if spec.path:
         folder = spec.path
     elif spec.repo_id:
@@ -162,6 +187,21 @@ def _find(
     else:
         folder = sample.ensure_sample(cache_dir, report, cancelled)
     return Found(spec, folder, commit, why, engine_why=problem)
+
+
+def _gguf_in_cache(spec: ModelSpec, options: LoadOptions, why: str) -> Found | str:
+    """The model by its GGUF file in the hub's cache, or why that is not taken."""
+    asked, file = options.engine == "gguf", gguf_files.cached_file(spec)
+    if not asked and (problem := gguf_files.why_not(options, _device(options))):
+        return problem
+    if file is None:
+        fetch = gguf_files.how_to_fetch(spec)
+        if asked:
+            raise ConfigurationError(f"{spec.title} has no GGUF file here. Run: {fetch}")
+        return f"it is not in the hub's cache; it is several times as fast on a CPU: {fetch}"
+    checkpoint = hub.cached(spec.repo_id or "")
+    folder = checkpoint.folder if checkpoint else file.parent
+    return Found(spec, folder, None, why, file, gguf_files.ASKED if asked else gguf_files.FASTER)
 
 
 def _device(options: LoadOptions) -> str:

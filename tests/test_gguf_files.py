@@ -3,12 +3,14 @@
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from granite_demo import llama, registry
-from granite_demo.errors import ConfigurationError
-from granite_demo.gguf_files import file_in, why_not
+from granite_demo import gguf_files, hub, llama, registry
+from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, OutOfMemoryError
+from granite_demo.gguf_files import cached_file, choose_context, file_in, why_not
 from granite_demo.opening import open_model
 from granite_demo.status import LoadOptions
 from tests.tinymodels import write_checkpoint
@@ -26,11 +28,40 @@ def test_a_cpu_with_the_package_takes_it() -> None:
         (AUTO, "cpu", False, "pip install llama-cpp-python"),
         (AUTO, "cuda", True, "there is a GPU"),
         (LoadOptions(dtype="float32"), "cpu", True, "a precision"),
+        (LoadOptions(revision="v1"), "cpu", True, "a revision"),
         (LoadOptions(engine="dynamic"), "cpu", True, "another engine"),
     ],
 )
 def test_why_it_is_not_taken(options: LoadOptions, device: str, installed: bool, reason: str) -> None:
     assert reason in why_not(options, device, installed=lambda: installed)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "free", "expected"),
+    [
+        (None, 4 * 4 * 32768, 32768),  # a quarter of the memory holds four conversations of the file's own limit
+        (None, 4 * 4 * 10000, 10000),  # four shorter ones
+        (None, 4 * 10000, 4096),  # two: with four each would be too short
+        (None, 4 * 3000, 3000),  # one
+        (20000, 4 * 25000, 20000),  # as long as was asked for, though there is one only
+        (20000, 4 * 15000, 15000),
+    ],
+)
+def test_memory_is_for_several_conversations(wanted: int | None, free: int, expected: int) -> None:
+    file: Any = SimpleNamespace(context_length=32768, token_bytes=1)
+    assert choose_context(file, wanted, free)[0] == expected
+
+
+def test_what_a_hybrid_takes_is_not_known() -> None:
+    file: Any = SimpleNamespace(context_length=32768, token_bytes=None)
+    assert choose_context(file, None, 1)[0] == 4096
+    assert choose_context(file, 20000, 1)[0] == 20000
+
+
+def test_without_memory_for_a_conversation_it_is_refused() -> None:
+    file: Any = SimpleNamespace(context_length=32768, token_bytes=1)
+    with pytest.raises(OutOfMemoryError):
+        choose_context(file, None, 400)
 
 
 def test_a_file_or_the_only_one_of_a_folder(tmp_path: Path) -> None:
@@ -59,6 +90,67 @@ def test_the_engine_needs_a_file(tmp_path: Path) -> None:
     options = LoadOptions(model=str(folder), device="cpu", engine="gguf")
     with pytest.raises(ConfigurationError, match="has no GGUF file here"):
         open_model(tmp_path, 1, options, lambda stage, fraction, detail: None, threading.Event())
+
+
+GRANITE = "granite-4.0-350m"
+FETCH = "hf download ibm-granite/granite-4.0-350m-GGUF granite-4.0-350m-Q4_K_M.gguf"
+
+
+@pytest.fixture
+def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of the hub."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path / "hub"
+
+
+def in_cache(cache: Path, repo: str, name: str) -> Path:
+    folder = cache / f"models--{repo.replace('/', '--')}"
+    file = folder / "snapshots" / ("a" * 40) / name
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"GGUF, but no model")
+    (folder / "refs").mkdir()
+    (folder / "refs" / "main").write_text("a" * 40)
+    return file
+
+
+def load(tmp_path: Path, **options: Any) -> None:
+    wanted = LoadOptions(**{"model": GRANITE, "device": "cpu", **options})
+    open_model(tmp_path, 0, wanted, lambda stage, fraction, detail: None, threading.Event())
+
+
+def test_the_file_to_fetch_is_named(hub_cache: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=FETCH):
+        load(tmp_path, engine="gguf")
+    assert cached_file(registry.SAMPLE) is None
+
+
+def test_a_file_in_the_cache_is_taken(hub_cache: Path, tmp_path: Path) -> None:
+    file = in_cache(hub_cache, "ibm-granite/granite-4.0-350m-GGUF", "granite-4.0-350m-Q4_K_M.gguf")
+    assert cached_file(registry.resolve(GRANITE)) == file
+    # It is no model, and maybe nobody is there who reads one.
+    with pytest.raises(GraniteDemoError, match=r"llama\.cpp cannot read .*350m-Q4_K_M\.gguf|is read by llama-cpp"):
+        load(tmp_path, engine="gguf")
+
+
+@pytest.mark.parametrize("reason", [FETCH, "is damaged"])
+def test_without_a_good_file_safetensors_are_loaded_and_the_reason_is_told(
+    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def damaged(path: Path, *_: Any, **__: Any) -> None:
+        raise CorruptModelError(f"{path.name} is damaged")
+
+    if reason != FETCH:
+        in_cache(hub_cache, "ibm-granite/granite-4.0-350m-GGUF", "granite-4.0-350m-Q4_K_M.gguf")
+        monkeypatch.setattr(gguf_files, "load_gguf", damaged)
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    monkeypatch.setattr(hub, "fetch", lambda *_: hub.Checkpoint(folder, "a" * 40))
+    monkeypatch.setattr(gguf_files, "why_not", lambda options, device: "")
+    options = LoadOptions(model=GRANITE, device="cpu")
+    ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
+    ready.engine.close()
+    [(_, value, why)] = [fact for fact in ready.loaded.facts if fact[0] == "GGUF file"]
+    assert value == "not used"
+    assert reason in why
 
 
 def test_another_engine_does_not_run_a_file(tmp_path: Path) -> None:

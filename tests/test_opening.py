@@ -28,6 +28,16 @@ async def test_no_token_ends_an_answer_that_is_measured(tmp_path: Path) -> None:
     ready.engine.close()
 
 
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_asks_for_compiling_hears_why_it_is_not_done(tmp_path: Path, asked: bool) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    options = LoadOptions(model=str(folder), device="cpu", dtype="float32", compile=asked)
+    ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
+    ready.engine.close()
+    facts = [fact for fact in ready.loaded.facts if fact[0] == "Compiled"]
+    assert [(value, "only the batching engine" in why) for _, value, why in facts] == [("no", True)] * asked
+
+
 @pytest.mark.parametrize("wanted", [0, 3])
 def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: int) -> None:
     before = torch.get_num_threads()

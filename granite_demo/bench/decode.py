@@ -1,14 +1,16 @@
 """The suite ``decode``: tokens per second for one user and for many, beside the documented ways and the limit."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from granite_demo.bench import documented, limits
+from granite_demo.bench import documented, limits, peers
 from granite_demo.bench.asking import GREEDY, SAMPLED, Prompts, ask
 from granite_demo.bench.figures import Run, Spread, Way, in_turns
 from granite_demo.bench.options import Sizes
 from granite_demo.engine.base import Engine
+from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ReadyModel
 from granite_demo.placement import free_memory
@@ -36,6 +38,8 @@ class DecodeRow:
     """Tokens per second at the measured bandwidth, for this precision."""
     share: float | None
     """The rate as a share of the limit."""
+    evenness: float | None = None
+    """The slowest user's speed as a part of the fastest's: the median of the rounds. None for one user."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +94,20 @@ def measure(
 
 
 def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> list[Case]:
-    """The documented way on each copy, then the engine, greedy and sampling."""
+    """The documented ways on each copy, what else reads the same file, then the engine, greedy and sampling."""
     cases = [
         Case(documented.way_for(users), users, "greedy", copy, True, partial(documented.answer, copy))
         for copy in copies
     ]
+    if users == 1:
+        cases += [
+            Case(documented.STATIC, 1, "greedy", copy, True, partial(documented.static, copy))
+            for copy in copies
+            if copy.placement.device == "cuda"
+        ]
+        if isinstance(ready.loaded.model, LlamaFile):
+            loop = partial(peers.llama_loop, ready.loaded)
+            cases.append(Case(peers.LLAMA, 1, "greedy", ready.loaded, False, loop))
     for choice, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
         cases.append(Case(ENGINE, users, choice, ready.loaded, False, partial(_ask, ready.engine, sampling)))
     return cases
@@ -109,12 +122,15 @@ def _way(case: Case, prompts: Prompts, sizes: Sizes) -> Way[Run]:
         return case.run(prompts.many(case.users, sizes.prompt), tokens)
 
     label = f"{case.way} with {case.users} users in {precision_name(case.loaded)}"
-    return Way(label, partial(run, sizes.tokens), partial(run, WARM_UP_TOKENS), may_fail=case.documented)
+    # What is compiled is compiled for a cache of one length.
+    warm_up = sizes.tokens if case.way == documented.STATIC else WARM_UP_TOKENS
+    return Way(label, partial(run, sizes.tokens), partial(run, warm_up), may_fail=case.way != ENGINE)
 
 
 def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> DecodeRow:
     """The row of a case, from its runs and the bandwidth."""
     rate = Spread.of(run.decode_rate for run in runs)
+    parts = [run.evenness for run in runs if run.evenness is not None]
     # On average an answer is half written.
     limit = limits.token_limit(case.loaded, case.users, sizes.prompt + sizes.tokens / 2, speed)
     return DecodeRow(
@@ -128,6 +144,7 @@ def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> Decod
         queued=max(run.queued for run in runs),
         limit=limit,
         share=rate.median / limit if limit else None,
+        evenness=statistics.median(parts) if parts else None,
     )
 
 

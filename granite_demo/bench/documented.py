@@ -21,6 +21,7 @@ from granite_demo.status import Dtype, LoadOptions
 
 GENERATE = "generate + TextIteratorStreamer"
 GENERATE_BATCH = "generate_batch"
+STATIC = "generate, static cache, compiled"
 PAGE = 256
 """Tokens in a block of continuous batching's cache, by default."""
 
@@ -71,7 +72,39 @@ def answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -
     return generate(loaded, prompts[0], tokens) if len(prompts) == 1 else generate_batch(loaded, prompts, tokens)
 
 
-def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int) -> Run:
+def static(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """One user, with the cache that has ``generate`` compile its steps by itself, on a GPU."""
+    return generate(loaded, prompts[0], tokens, cache_implementation="static")
+
+
+def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: Sequence[int], tokens: int) -> Run:
+    """The next turn of a chat, with ``past_key_values`` of the turn before, which had an answer of so many tokens."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=loaded.model.config)
+    ids = torch.tensor([list(first)], device=loaded.model.device)
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+    chat = loaded.model.generate(**arguments, max_new_tokens=answered, do_sample=False)[0].tolist()
+    return generate(loaded, [*chat, *added], tokens, past_key_values=cache)
+
+
+def load_seconds(folder: Path, dtype: Any, device: str) -> float:
+    """``from_pretrained``, of a model that is let go of again."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    start = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    del model
+    release_memory()
+    return seconds
+
+
+def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **options: Any) -> Run:
     """One user, greedily: ``generate`` in a thread, its text read from a ``TextIteratorStreamer``.
 
     A token counts as come when ``generate`` hands it to the streamer, which may hold its text back for longer.
@@ -90,7 +123,7 @@ def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int) -> Run
 
     streamer = Timed(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
     input_ids = torch.tensor([list(prompt_ids)], device=loaded.model.device)
-    arguments = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids)}
+    arguments = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **options}
 
     def work() -> None:
         try:

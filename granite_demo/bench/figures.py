@@ -43,6 +43,11 @@ class Answer:
         if self.tokens < 1:
             raise EngineError("A request came back without a token.")
 
+    @property
+    def rate(self) -> float:
+        """Tokens per second from the first to the last."""
+        return (self.tokens - 1) / max(self.last - self.first, 1e-9)
+
 
 @dataclass(frozen=True, slots=True)
 class Run:
@@ -71,6 +76,12 @@ class Run:
         if seconds <= 0:
             raise EngineError("The answers were too short to measure. Ask for more --tokens.")
         return (self.tokens - len(self.answers)) / seconds
+
+    @property
+    def evenness(self) -> float | None:
+        """The slowest user's speed as a part of the fastest's; None for one user."""
+        rates = [answer.rate for answer in self.answers]
+        return min(rates) / max(rates) if len(rates) > 1 and max(rates) else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 
 from granite_demo import planning
+from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import free_memory, precision_of
 from granite_demo.planning import element_bytes, kv_bytes_per_token, state_bytes
@@ -63,6 +64,8 @@ def step_bytes(loaded: LoadedModel, users: int, context: float) -> float | None:
     Left out: the table of a separate embedding, of which a step reads a row for each user, and the experts that no
     user's token is sent to (on average, if each is as likely as the others).
     """
+    if isinstance(loaded.model, LlamaFile) and loaded.model.token_bytes is not None:
+        return float(loaded.weight_bytes + users * context * loaded.model.token_bytes)
     if (shape := loaded.shape) is None:
         return None
     precision = precision_of(loaded.placement.dtype, loaded.placement.quantization)

@@ -1,6 +1,6 @@
-"""The suite ``page``: what the page costs over the bare engine, and the time from a start to the first answer.
+"""The suite ``page``: what page and API cost over the bare engine, and the time from a start to the first answer.
 
-The only part of the package that needs gradio and its client. What the HTTP API costs, ``--url`` shows (``served``).
+The only part of the package that needs gradio and its client.
 """
 
 import asyncio
@@ -32,7 +32,8 @@ from granite_demo.types import Finish, GenerationRequest, TextDelta
 QUESTION = "Story {}: write a long story about a ship and its crew."
 """With a number, so that nothing of one answer helps with another."""
 MOST_VISITORS = 16
-ENGINE, BACKEND, PAGE = "granite-demo, engine", "granite-demo, engine and backend", "granite-demo, page"
+ENGINE, BACKEND = "granite-demo, engine", "granite-demo, engine and backend"
+PAGE, API = "granite-demo, page", "granite-demo, API"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class PageRow:
     rate: Spread
     ttft: Spread
     cost: float | None
-    """For the page, the share of the bare engine's speed that it takes."""
+    """For the page and the API, the share of the bare engine's speed that they take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,8 @@ def compare(
         add(BACKEND, 1, partial(_backend, backend, sizes.tokens))
         for count in counts:
             add(ENGINE, count, partial(_engine, ready, sizes.tokens))
-            add(PAGE, count, partial(visit, sizes.tokens))
+            add(PAGE, count, lambda questions: visit(sizes.tokens, questions, False))
+            add(API, count, lambda questions: visit(sizes.tokens, questions, True))
         turns = in_turns(ways, sizes.rounds, tell)
     return rows_of(kinds, turns.samples), turns.left_out
 
@@ -94,7 +96,7 @@ def rows_of(kinds: Sequence[tuple[str, int]], samples: Sequence[Sequence[Run]]) 
     rows = []
     for (way, count), runs in measured.items():
         bare, rate = rates.get((ENGINE, count)), rates[way, count]
-        cost = 1 - rate.median / bare.median if way == PAGE and bare else None
+        cost = 1 - rate.median / bare.median if way in (PAGE, API) and bare else None
         rows.append(PageRow(way, count, rate, Spread.of(run.ttft for run in runs), cost))
     return tuple(sorted(rows, key=lambda row: row.visitors))
 

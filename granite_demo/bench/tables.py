@@ -66,6 +66,7 @@ def load_table(load: Load) -> Table:
     cache = MISSING if load.kv_cache is None else gigabytes_exactly(load.kv_cache)
     for name, value in (
         ("load", f"{spread(load.load, 1)} s"),
+        ("load by from_pretrained", f"{spread(load.documented, 1)} s" if load.documented else MISSING),
         ("warm-up", f"{spread(load.warm_up, 1)} s"),
         ("weights", gigabytes_exactly(load.weights)),
         (f"in use ({load.counted})", gigabytes_exactly(load.in_use)),
@@ -77,12 +78,26 @@ def load_table(load: Load) -> Table:
 
 
 def decode_table(decode: Decode) -> Table:
-    """Speed by users, with the ratio to the fastest documented way and the share of the limit."""
+    """Speed by users, with the ratio to the fastest documented way and the share of the limit.
+
+    Evenness is the slowest user's speed as a part of the fastest's.
+    """
     title = (
         f"Decoding, {decode.tokens} tokens after a prompt of {decode.prompt_tokens}; "
         f"memory delivers {spread(decode.bandwidth, 1, 1e-9)} GB/s"
     )
-    columns = ("users", "way", "precision", "sampling", "tokens/s", "ratio", "limit", "of limit", "first token")
+    columns = (
+        "users",
+        "way",
+        "precision",
+        "sampling",
+        "tokens/s",
+        "ratio",
+        "limit",
+        "of limit",
+        "first token",
+        "evenness",
+    )
     table = _table(title, *columns, left=("way", "precision", "sampling"))
     users = 0
     for row in decode.rows:
@@ -95,7 +110,7 @@ def decode_table(decode: Decode) -> Table:
         share = MISSING if row.share is None else f"{row.share:.0%}"
         table.add_row(
             str(users), row.way, row.precision, row.choice, spread(row.rate, 1), ratio, limit, share,
-            f"{row.ttft.median:.3f} s",
+            f"{row.ttft.median:.3f} s", MISSING if row.evenness is None else f"{row.evenness:.0%}",
         )  # fmt: skip
     return table
 
@@ -103,10 +118,13 @@ def decode_table(decode: Decode) -> Table:
 def ttft_table(rows: Iterable[TtftRow]) -> Table:
     """Time to first token by length of the prompt."""
     title = "Time to first token of an idle engine; a follow-up is the next turn of a chat"
-    table = _table(title, "tokens", "generate, new prompt", "granite-demo, new prompt", "granite-demo, follow-up")
+    ways = ("generate", "granite-demo", "generate, follow-up", "granite-demo, follow-up")
+    table = _table(title, "tokens", *ways)
     for row in rows:
-        documented = f"{spread(row.documented, 3)} s" if row.documented else MISSING
-        table.add_row(f"{row.prompt_tokens:,}", documented, f"{spread(row.cold, 3)} s", f"{spread(row.follow_up, 3)} s")
+        figures = (row.documented, row.cold, row.documented_follow_up, row.follow_up)
+        table.add_row(
+            f"{row.prompt_tokens:,}", *(f"{spread(figure, 3)} s" if figure else MISSING for figure in figures)
+        )
     return table
 
 

@@ -28,6 +28,8 @@ class TtftRow:
     follow_up: Spread
     documented: Spread | None
     """``generate`` with a new prompt, in the engine's precision."""
+    documented_follow_up: Spread | None = None
+    """``generate`` with the ``past_key_values`` of the turn before."""
 
 
 def measure(
@@ -43,6 +45,8 @@ def measure(
         for copy in documented.like(ready.loaded, copies):
             label = f"{documented.GENERATE} with {length} tokens"
             ways.append(Way(label, partial(_documented, copy, prompts, length), may_fail=True))
+            label = f"{documented.GENERATE} with past_key_values and {length} tokens"
+            ways.append(Way(label, partial(_documented_follow_up, copy, prompts, length), may_fail=True))
     turns = in_turns(ways, sizes.rounds, tell)
     each = len(ways) // max(1, len(kept))
     rows = [row_of(length, *turns.samples[each * index : each * (index + 1)]) for index, length in enumerate(kept)]
@@ -57,13 +61,20 @@ def fitting_lengths(wanted: Sequence[int], context: int) -> tuple[tuple[int, ...
     return kept, [note] if dropped else []
 
 
-def row_of(length: int, cold: Sequence[Run], follow_up: Sequence[Run], others: Sequence[Run] = ()) -> TtftRow:
+def row_of(
+    length: int,
+    cold: Sequence[Run],
+    follow_up: Sequence[Run],
+    others: Sequence[Run] = (),
+    others_follow_up: Sequence[Run] = (),
+) -> TtftRow:
     """The row of one length; ``others`` are the runs of ``generate``, if it was measured."""
     return TtftRow(
         prompt_tokens=length,
         cold=Spread.of(run.ttft for run in cold),
         follow_up=Spread.of(run.ttft for run in follow_up),
         documented=Spread.of(run.ttft for run in others) if others else None,
+        documented_follow_up=Spread.of(run.ttft for run in others_follow_up) if others_follow_up else None,
     )
 
 
@@ -80,3 +91,8 @@ def _follow_up(engine: Engine, prompts: Prompts, length: int) -> Run:
 
 def _documented(copy: LoadedModel, prompts: Prompts, length: int) -> Run:
     return documented.generate(copy, prompts.one(length), FIRST_TOKENS)
+
+
+def _documented_follow_up(copy: LoadedModel, prompts: Prompts, length: int) -> Run:
+    first = prompts.one(length - ANSWER_TOKENS - NEXT_TURN)
+    return documented.follow_up(copy, first, ANSWER_TOKENS, prompts.one(NEXT_TURN), FIRST_TOKENS)

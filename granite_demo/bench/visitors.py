@@ -1,5 +1,6 @@
-"""Visitors of the page: clients that speak its own protocol, as a browser does."""
+"""Visitors of the page, clients that speak its own protocol as a browser does, and programs that ask its API."""
 
+import asyncio
 import multiprocessing
 import re
 import time
@@ -28,8 +29,10 @@ def client_of(url: str) -> Iterator[Any]:
 
 
 @contextmanager
-def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str]], Run]]:
+def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
     """So many visitors of the page at ``url``; call it with the tokens an answer may have, and a question for each.
+
+    With True as the third argument they ask the API.
 
     They are a process of their own, as browsers are: in the server's they would take time from its engine. Raises
     EngineError where an answer does not come.
@@ -39,8 +42,8 @@ def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str]], Run]]
     process = context.Process(target=_serve_crowd, args=(theirs, url, count), daemon=True)
     process.start()
 
-    def ask(tokens: int, questions: Sequence[str]) -> Run:
-        ours.send((tokens, list(questions)))
+    def ask(tokens: int, questions: Sequence[str], api: bool = False) -> Run:
+        ours.send((tokens, list(questions), api))
         while not ours.poll(0.2):
             if not process.is_alive():
                 raise EngineError("The visitors' process ended. Its error stands above.")
@@ -62,7 +65,9 @@ def _serve_crowd(connection: Connection, url: str, count: int) -> None:
         clients = [stack.enter_context(client_of(url)) for _ in range(count)]
         while (asked := connection.recv()) is not None:
             try:
-                connection.send(visit(clients, *asked))
+                tokens, questions, api = asked
+                run = asyncio.run(ask_api(url, tokens, questions)) if api else visit(clients, tokens, questions)
+                connection.send(run)
             except Exception as error:
                 connection.send(str(error))
 
@@ -73,6 +78,35 @@ def visit(clients: Sequence[Any], tokens: int, questions: Sequence[str]) -> Run:
     jobs = [ask_page(client, tokens, question) for client, question in zip(clients, questions, strict=False)]
     with ThreadPoolExecutor(len(jobs)) as followers:
         return Run(tuple(followers.map(partial(follow, start), jobs)))
+
+
+async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
+    """Ask the API at ``url`` the ``questions``, all at once and greedily."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        [model, *_] = (await client.models.list()).data
+        start = time.perf_counter()
+
+        async def answer(question: str) -> Answer:
+            first, count = 0.0, 0
+            stream = await client.chat.completions.create(
+                model=model.id,
+                messages=[{"role": "user", "content": question}],
+                max_tokens=tokens,
+                temperature=0,
+                stream=True,
+                stream_options={"include_usage": True},
+            )
+            async for chunk in stream:
+                if chunk.usage:
+                    count = chunk.usage.completion_tokens
+                elif not first and chunk.choices and chunk.choices[0].delta.content:
+                    first = time.perf_counter() - start
+            last = time.perf_counter() - start
+            return Answer(count, first or last, last)
+
+        return Run(tuple(await asyncio.gather(*map(answer, questions))))
 
 
 def ask_page(client: Any, tokens: int, question: str) -> Any:

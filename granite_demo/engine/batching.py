@@ -6,7 +6,6 @@ the loop again, or was alone in it, is answered with the error (``engine/recover
 """
 
 import asyncio
-import itertools
 import logging
 import threading
 import time
@@ -19,8 +18,9 @@ from granite_demo.engine import constrained
 from granite_demo.engine.base import Measure, TokenStream, closed_error, dead_error, deliver
 from granite_demo.engine.batch_sampling import BatchSampler, LogProbs, token_of
 from granite_demo.engine.batch_scoring import BatchScorer
-from granite_demo.engine.continuous import PAGE, Loop
-from granite_demo.engine.recovery import Suspects, cause_of
+from granite_demo.engine.continuous import Loop
+from granite_demo.engine.places import Places
+from granite_demo.engine.recovery import Suspects, as_failed, cause_of
 from granite_demo.engine.request import Request, fitted
 from granite_demo.engine.sampling import not_a_number
 from granite_demo.engine.waiting import MAX_WAITING, WaitingLine
@@ -76,9 +76,8 @@ class BatchingEngine:
         self.unable: tuple[tuple[Feature, str], ...] = self._scorer.unable
         self._lock = threading.RLock()
         self._waiting: WaitingLine[Request] = WaitingLine(max_waiting)
-        self._running: dict[str, Request] = {}
-        self._free_slots = list(range(requests))
-        self._names = itertools.count()
+        self._places = Places(requests, cache_tokens)
+        self._masks = constrained.Masks(self._vocabulary, self._go_on)
         self._suspects: Suspects[Request] = Suspects()
         self._restarts = 0
         self._closed = False
@@ -129,11 +128,9 @@ class BatchingEngine:
         """How many requests run and wait, and how often the loop was started again."""
         with self._lock:
             scored, unscored = self._scorer.counts()
-            running = len(self._running) + len(self._suspects) + scored
-            used = sum(len(request.prompt_ids) + len(request.answer) for request in self._running.values())
+            running = len(self._places) + len(self._suspects) + scored
             failure = self._dead.user_text if self._dead else ""
-            waiting = len(self._waiting) + unscored
-            return EngineStats(running, waiting, self._restarts, used / self._capacity, failure)
+            return EngineStats(running, len(self._waiting) + unscored, self._restarts, self._places.used, failure)
 
     def close(self) -> None:
         """End all requests with EngineClosedError, stop the loop and let go of the model."""
@@ -141,11 +138,9 @@ class BatchingEngine:
             if self._closed:
                 return
             self._closed = True
-            requests = [*self._running.values(), *self._suspects.clear(), *self._waiting.clear()]
-            self._running.clear()
-        for request in requests:
-            request.stream.finish(closed_error())
+            self._end_all(closed_error())
         self._scorer.end()
+        self._masks.close()
         self._wake.set()
         if self._watchdog.is_alive():
             self._watchdog.join()
@@ -166,8 +161,8 @@ class BatchingEngine:
     def _admit(self) -> None:
         """Submit whoever waits and fits."""
         with self._lock:
-            while not (self._closed or self._dead or self._recovering) and self._free_slots:
-                request = self._suspects.take() if self._suspects else self._waiting.take(self._fits)
+            while not (self._closed or self._dead or self._recovering) and self._places.free:
+                request = self._suspects.take() if self._suspects else self._waiting.take(self._places.fits)
                 if request is None:
                     break
                 if request.stream.cancelled:
@@ -176,24 +171,19 @@ class BatchingEngine:
                     self._submit(request)
             self._waiting.announce()
 
-    def _fits(self, request: Request) -> bool:
-        used = sum(running.likely_tokens + PAGE for running in self._running.values())
-        return not self._running or used + request.likely_tokens + PAGE <= self._capacity
+    def _end_all(self, error: GraniteDemoError) -> None:
+        for request in (*self._places.clear(), *self._suspects.clear(), *self._waiting.clear()):
+            request.stream.finish(error)
 
     def _submit(self, request: Request) -> None:
-        request.id = f"request-{next(self._names)}"
-        request.row = constrained.row_of(request, self._free_slots.pop())
-        request.received = 0
-        self._running[request.id] = request
+        request.row = constrained.row_of(request, self._places.enter(request))
         ids = request.prompt_ids + request.answer
         self._loop.submit(request.id, ids, self._ends, request.row)
 
     def _release(self, request: Request) -> bool:
         """Take a request out of the running ones. False if it was not among them."""
-        if self._running.pop(request.id, None) is None:
+        if not self._places.leave(request):
             return False
-        assert request.row is not None
-        self._free_slots.append(request.row.slot)
         self._suspects.gone(request)
         return True
 
@@ -207,34 +197,49 @@ class BatchingEngine:
     def _receive(self, outputs: list[Any]) -> None:
         """Take a step's outputs. Called from the loop's thread."""
         tokens: list[tuple[TokenStream[Token], Token]] = []
+        between: list[Request] = []
         ended: list[tuple[Request, GraniteDemoError | None]] = []
         with self._lock:
             suspects = bool(self._suspects)
-            asked = any(request.sampling.logprobs is not None for request in self._running.values())
+            asked = any(request.sampling.logprobs is not None for request in self._places.running.values())
             logprobs = self._sampler.read() if asked else None
             for output in outputs:
-                request = self._running.get(output.request_id)
+                request = self._places.running.get(output.request_id)
                 if request is None:
                     continue  # cancelled meanwhile
-                if output.error is not None:
+                if output.error is not None and self._loop.is_ending:
                     self._recovering = True
-                    continue  # the loop has died: see _recover
-                error = self._collect(request, output, logprobs, tokens)
-                if error or output.is_finished():
+                    self._wake.set()  # the loop has died: see _recover
+                    continue
+                error = as_failed(output) or self._collect(request, output, logprobs, tokens)
+                if not error and output.is_finished() and constrained.goes_on(request, self._ends):
+                    self._suspects.gone(request)
+                    self._places.step_out(request)
+                    between.append(request)
+                elif error or output.is_finished():
                     self._release(request)
                     if error:
                         self._loop.cancel(request.id)
-                    again, error = constrained.goes_on(request, error, self._ends, self._vocabulary)
-                    if again:
-                        self._submit(request)
-                    else:
-                        ended.append((request, error))
-            if self._recovering:
-                self._wake.set()
+                    ended.append((request, error))
         deliver(tokens)
+        for request in between:
+            self._masks.compute(request)
         for request, error in ended:
             request.stream.finish(error)
         if ended or suspects:
+            self._admit()
+
+    def _go_on(self, request: Request, error: GraniteDemoError | None) -> None:
+        """A constrained answer has its next mask, or the ``error`` that ends it."""
+        with self._lock:
+            if not self._places.leave_between(request):
+                return  # cancelled, or all have ended
+            if not error and self._recovering:
+                self._suspects.add([request], alone=False)
+            elif not error:
+                self._submit(request)  # in the slot that it had
+        if error:
+            request.stream.finish(error)
             self._admit()
 
     def _collect(
@@ -270,9 +275,9 @@ class BatchingEngine:
             self._recovering = True  # nobody is submitted to a loop that has ended
         cause = cause_of(self._loop.ended_by())
         with self._lock:
-            failed = [request for request in self._running.values() if not request.stream.cancelled]
+            failed = [request for request in self._places.running.values() if not request.stream.cancelled]
             culprits, innocent = self._suspects.judge(failed)
-            for request in list(self._running.values()):
+            for request in list(self._places.running.values()):
                 self._release(request)
             self._suspects.add(innocent, alone=not culprits)
             self._restarts += 1
@@ -288,10 +293,7 @@ class BatchingEngine:
         log.error("The engine cannot go on.", exc_info=error)
         with self._lock:
             self._dead = dead_error()
-            requests = [*self._running.values(), *self._suspects.clear(), *self._waiting.clear()]
-            self._running.clear()
-        for request in requests:
-            request.stream.finish(self._dead)
+            self._end_all(self._dead)
         self._scorer.end(self._dead)
         if self._group.size > 1:
             time.sleep(1)  # the readers are told

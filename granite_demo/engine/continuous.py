@@ -204,6 +204,12 @@ class Loop:
         error: BaseException | None = self._manager.background_thread_status.fatal_error
         return error
 
+    @property
+    def is_ending(self) -> bool:
+        """Whether an error or ``stop`` ends the thread; without, what failed is one request."""
+        status = self._manager.background_thread_status
+        return bool(status.local_status != status.DONT_STOP)
+
     def submit(self, request_id: str, ids: list[int], ends: list[int], row: Row) -> None:
         """Add a request, which yields an output after every token. ``ids`` may hold a part of the answer already."""
         assert row.sampling.max_tokens is not None

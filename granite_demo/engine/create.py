@@ -183,11 +183,12 @@ def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
 
 
 def _gguf(loaded: LoadedModel, report: Report) -> Engine:
-    slots = 1
+    slots = SLOTS  # of a hybrid, whose states are small
     if loaded.memory is not None and loaded.memory.kv_cache:
-        slots = max(1, min(SLOTS, int(KEPT_SHARE * free_memory("cpu") / loaded.memory.kv_cache)))
+        slots = max(1, min(SLOTS, int(KEPT_SHARE * loaded.memory.free / loaded.memory.kv_cache)))
+    measures = all(reason != ASKED for name, _, reason in loaded.machine if name == "Threads")
     try:
-        runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads())
+        runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads(), measures=measures)
     except BaseException:
         loaded.model.close()  # nobody else knows of it: its memory would never be given back
         raise

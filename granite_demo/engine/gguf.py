@@ -4,6 +4,7 @@ Choosing a token reads all weights once, so tokens per second are at most bandwi
 project's own, on llama.cpp's logits.
 """
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,8 @@ from granite_demo.llama import Aborted, LlamaCache, LlamaFile
 from granite_demo.planning import gigabytes
 from granite_demo.status import Fact
 
+WORTH = 0.9
+"""Fewer threads are chosen where a token takes less than this part of its time on more."""
 WORTH_COPYING = 64
 """Tokens below which reading them again is about as fast as copying what another conversation has."""
 
@@ -33,9 +36,25 @@ class GgufSlot:
 class GgufRunner:
     """A ``Runner``. An ended conversation stays in its slot until another one needs it."""
 
-    def __init__(self, file: LlamaFile, slots: int, length: int, threads: int, exact: bool = False) -> None:
-        """``slots`` conversations of ``length`` tokens; for ``exact`` see ``LlamaCache``, which may raise."""
+    def __init__(
+        self,
+        file: LlamaFile,
+        slots: int,
+        length: int,
+        threads: int,
+        exact: bool = False,
+        *,
+        measures: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        """``slots`` conversations of ``length`` tokens; for ``exact`` see ``LlamaCache``, which may raise.
+
+        ``measures``: warming up finds out whether single tokens come faster on fewer ``threads``.
+        """
         self._file = file
+        self._threads = threads
+        self._measures = measures
+        self._now = clock
         self._cache = LlamaCache(file, slots, length, threads, exact)
         self._slots = [GgufSlot(place) for place in range(slots)]
         self.context_length = length
@@ -46,8 +65,11 @@ class GgufRunner:
         size = f"{gigabytes(self._cache.nbytes)}, allocated once; more of them wait in line"
         self.facts: tuple[Fact, ...] = (
             ("KV cache", f"{slots} conversations at a time", size),
-            ("Decoding", "llama.cpp", f"{file.words}, on {threads} threads; sampling is granite-demo's own"),
+            self._decoding(f"on {threads} threads"),
         )
+
+    def _decoding(self, threads: str) -> Fact:
+        return "Decoding", "llama.cpp", f"{self._file.words}, {threads}; sampling is granite-demo's own"
 
     def open(self, prompt_ids: Sequence[int]) -> GgufSlot:
         """See ``Runner.open``.
@@ -120,7 +142,31 @@ class GgufRunner:
         [slot, *_] = self._slots
         for ids in ([0] * 8, [0]):
             self.forward(slot, ids, lambda: None)
+        if self._measures:
+            self._choose_threads(slot)
         self._cut(slot, 0)
+
+    def _choose_threads(self, slot: GgufSlot) -> None:
+        counts = sorted({self._threads, max(1, self._threads // 2), 1}, reverse=True)
+        seconds = {count: self._token_seconds(slot, count) for count in counts}
+        best = counts[0]
+        for count in counts[1:]:
+            # Threads that bring little wait for one another where others use the cores.
+            if seconds[count] < WORTH * seconds[best]:
+                best = count
+        self._cache.set_threads(best, self._threads)
+        tried = ", ".join(f"{taken * 1000:.0f} ms on {count}" for count, taken in seconds.items())
+        self.facts = (self.facts[0], self._decoding(f"single tokens on {best} threads (measured: {tried})"))
+
+    def _token_seconds(self, slot: GgufSlot, threads: int) -> float:
+        self._cache.set_threads(threads, self._threads)
+        self.forward(slot, [0], lambda: None)  # the threads start
+        taken = []
+        for _ in range(3):
+            start = self._now()
+            self.forward(slot, [0], lambda: None)
+            taken.append(self._now() - start)
+        return min(taken)
 
     def release(self) -> None:
         """See ``Runner.release``."""

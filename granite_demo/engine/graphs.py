@@ -56,7 +56,9 @@ def device_ios(outputs: Any) -> list[Any]:
 def usual_steps(prefill: int, requests: int, context: int) -> list[Step]:
     """What users ask for most: first turns, follow-ups on up to ``KEY_GRAIN`` tokens, any number of requests."""
     # The largest first: the others then fit into its memory.
-    steps: list[Step] = [(prefill, max(0, min(KEY_GRAIN, context) - prefill)), (prefill, 0), (QUERY_GRAIN, 0)]
+    steps: list[Step] = [(prefill, max(0, min(KEY_GRAIN, context) - prefill)), (prefill, 0)]
+    # First turns of any length up to a chunk: each is padded to one of these.
+    steps += [(size, 0) for size in range((prefill - 1) // QUERY_GRAIN * QUERY_GRAIN, 0, -QUERY_GRAIN)]
     depth = 2048
     while depth <= min(context, KEY_GRAIN):
         steps.append((QUERY_GRAIN, depth - QUERY_GRAIN))

@@ -1,10 +1,13 @@
 """Which request made a step fail? Found out by elimination, so that the others go on."""
 
+import logging
 from collections.abc import Iterable
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from granite_demo.engine.base import as_user_error, gpu_is_lost
 from granite_demo.errors import EngineError, GraniteDemoError
+
+log = logging.getLogger(__name__)
 
 
 class HasAnswer(Protocol):
@@ -82,3 +85,11 @@ def cause_of(error: BaseException | None) -> GraniteDemoError:
         raise error
     known = as_user_error(error) if error else None
     return known or EngineError("The model's loop ended. Try again.")
+
+
+def as_failed(output: Any) -> GraniteDemoError | None:
+    """What the reader of a request is told that the loop refused, by itself and going on; None if it did not."""
+    if output.error is None:
+        return None
+    log.error("The loop refused a request: %s", output.error)
+    return EngineError("The model failed before it could answer. The log has the details. Try again.")

@@ -107,6 +107,7 @@ def row(way: str, users: int, rate: float, **changes: Any) -> DecodeRow:
         "queued": 0,
         "limit": 4 * rate,
         "share": 0.25,
+        "evenness": 0.8 if users > 1 else None,
     }
     return DecodeRow(way=way, users=users, **{**values, **changes})
 
@@ -128,7 +129,12 @@ def report() -> Report:
         started="2026-11-24T00:00:00+00:00",
         seconds={"load": 3.0, "decode": 61.0},
         notes=["Not measured: 64 users (at most 16 on a CPU)."],
-        load=Load(spread(2.0), spread(0.5), 540_000_000, 10**9, 2 * 10**9, "allocated by torch", None, 8192),
+        load=Load(
+            spread(2.0), spread(0.5), 540_000_000, 10**9, 2 * 10**9, "allocated by torch", None, 8192, spread(3.0)
+        ),
         decode=Decode(tuple(rows), spread(20e9), 16, 16),
-        ttft=(TtftRow(128, spread(0.4), spread(0.1), spread(0.5)), TtftRow(1024, spread(3.0), spread(0.2), None)),
+        ttft=(
+            TtftRow(128, spread(0.4), spread(0.1), spread(0.5), spread(0.3)),
+            TtftRow(1024, spread(3.0), spread(0.2), None),
+        ),
     )

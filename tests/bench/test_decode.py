@@ -2,8 +2,8 @@
 
 import pytest
 
-from granite_demo.bench import decode
-from granite_demo.bench.figures import Run
+from granite_demo.bench import decode, documented
+from granite_demo.bench.figures import Answer, Run
 from granite_demo.bench.options import Sizes
 from granite_demo.manager import ReadyModel
 from tests.bench.made_up import KV_BYTES, CountingEngine, loaded, report, row, run_of
@@ -29,6 +29,18 @@ def test_a_row_has_medians_and_the_share_of_the_limit() -> None:
 def test_the_most_that_waited_are_told() -> None:
     runs = [Run(run_of(1.0, 2.0).answers, queued) for queued in (0, 3, 2)]
     assert decode.row_of(case(4), runs, SIZES, 1e6).queued == 3
+
+
+def test_users_of_whom_one_is_slow_are_told() -> None:
+    runs = [Run((Answer(11, 0.0, 1.0), Answer(11, 0.0, last))) for last in (1.0, 2.0, 5.0)]
+    assert decode.row_of(case(2), runs, SIZES, 1e6).evenness == pytest.approx(0.5)
+    assert decode.row_of(case(), [run_of(0.0, 1.0)], SIZES, 1e6).evenness is None
+
+
+def test_on_a_gpu_there_is_a_compiled_way_for_one_user() -> None:
+    ready, copy = ReadyModel(loaded(), CountingEngine()), loaded(device="cuda")
+    assert [case.way for case in decode.cases_of(ready, [copy], 1)][:2] == [documented.GENERATE, documented.STATIC]
+    assert documented.STATIC not in [case.way for case in decode.cases_of(ready, [copy], 2)]
 
 
 def test_users_who_wait_are_told_once() -> None:

@@ -60,6 +60,30 @@ def test_one_user_gets_generate_and_many_get_batches(copies: list[LoadedModel]) 
         assert all(0 < answer.first < answer.last < 60 for answer in run.answers)
 
 
+def test_a_follow_up_reads_what_is_new_alone(copies: list[LoadedModel]) -> None:
+    first, added, read = [5, 6, 7, 8], [9, 10], list[int]()
+
+    def count(module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
+        read.append(inputs["input_ids"].shape[1])
+
+    hook = copies[0].model.register_forward_pre_hook(count, with_kwargs=True)
+    try:
+        run = documented.follow_up(copies[0], first, 3, added, 2)
+    finally:
+        hook.remove()
+    # The last token of the answer was not read before.
+    assert read == [4, 1, 1, 3, 1]
+    assert run.tokens == 2
+
+
+def test_a_static_cache_answers_as_long(copies: list[LoadedModel]) -> None:
+    assert documented.static(copies[0], [[5, 6, 7]], 6).tokens == 6
+
+
+def test_a_load_as_documented_is_timed(tiny: LoadedModel) -> None:
+    assert 0 < documented.load_seconds(Path(tiny.model.name_or_path), torch.float32, "cpu") < 60
+
+
 def test_no_end_token_ends_an_answer(copies: list[LoadedModel]) -> None:
     model = copies[0].model
     ends = torch.nn.functional.one_hot(torch.tensor(0), VOCABULARY).float()

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from granite_demo.bench.limits import bandwidth, fitting_users, step_bytes, token_limit
+from granite_demo.llama import LlamaFile
 from granite_demo.shapes import Mamba, Shape, count_parameters
 from tests.bench.made_up import KV_BYTES, SHAPE, loaded
 
@@ -13,6 +14,17 @@ from tests.bench.made_up import KV_BYTES, SHAPE, loaded
 def test_a_step_reads_all_weights_once_and_the_cache_of_each_user() -> None:
     assert step_bytes(loaded(), users=1, context=0) == 10_000
     assert step_bytes(loaded(), users=3, context=50) == 10_000 + 3 * 50 * KV_BYTES
+
+
+def test_a_gguf_file_says_itself_what_a_token_takes() -> None:
+    file = LlamaFile.__new__(LlamaFile)
+    facts = {"general.architecture": "x", "x.block_count": "2", "x.attention.head_count": "4",
+             "x.attention.head_count_kv": "2", "x.embedding_length": "32"}  # fmt: skip
+    file.value = facts.get  # type: ignore[method-assign, assignment]
+    model = replace(loaded(shape=None), model=file)
+    assert step_bytes(model, users=3, context=50) == 10_000 + 3 * 50 * (2 * 2 * 2 * 2 * 8)
+    facts["x.attention.head_count_kv"] = "[2, 0]"
+    assert step_bytes(model, users=3, context=50) is None
 
 
 def test_the_cache_is_as_wide_as_the_precision() -> None:

@@ -19,6 +19,7 @@ def test_every_figure_has_its_samples() -> None:
     row = found["decode"]["rows"][2]
     assert set(row) == {
         "way", "users", "choice", "precision", "documented", "rate", "ttft", "queued", "limit", "share",
+        "evenness",
     }  # fmt: skip
     assert row["rate"] == {"median": 30.0, "low": 27.0, "high": 33.0, "values": [27.0, 30.0, 33.0]}
     assert (row["limit"], row["share"]) == (120.0, 0.25)

@@ -77,7 +77,8 @@ def test_the_engine_on_the_sample(sample_path: Path) -> None:
     [row] = report.ttft
     assert row.prompt_tokens == 32
     assert row.documented is not None
-    assert min(row.cold.median, row.follow_up.median, row.documented.median) > 0
+    assert row.documented_follow_up is not None
+    assert min(row.cold.median, row.follow_up.median, row.documented.median, row.documented_follow_up.median) > 0
 
 
 @pytest.mark.release
@@ -89,10 +90,12 @@ def test_the_page_on_the_sample(sample_path: Path) -> None:
         (1, "granite-demo, engine and backend"),
         (1, "granite-demo, engine"),
         (1, "granite-demo, page"),
+        (1, "granite-demo, API"),
         (2, "granite-demo, engine"),
         (2, "granite-demo, page"),
+        (2, "granite-demo, API"),
     ]
     assert all(row.rate.median > 0 and row.ttft.median > 0 for row in report.page)
-    assert [row.cost is not None for row in report.page] == [False, False, False, True, False, True]
+    assert [row.cost is not None for row in report.page] == [False, False, False, True, True, False, True, True]
     assert 0 < report.startup.page < report.startup.ready
     assert report.startup.first_token > report.startup.page

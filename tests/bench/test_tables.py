@@ -32,7 +32,7 @@ def cells(text: str, *words: str) -> list[str]:
 
 def test_a_row_of_decode() -> None:
     assert cells(shown(), "16", "granite-demo", "greedy") == [
-        "16", "granite-demo", "float32", "greedy", "480.0 (432.0-528.0)", "1.50", "1,920", "25%", "0.500 s",
+        "16", "granite-demo", "float32", "greedy", "480.0 (432.0-528.0)", "1.50", "1,920", "25%", "0.500 s", "80%",
     ]  # fmt: skip
 
 
@@ -44,7 +44,9 @@ def test_the_other_tables_and_the_notes() -> None:
     text = shown()
     assert cells(text, "weights") == ["weights", "0.54 GB"]
     assert cells(text, "8,192 tokens")[1] == "-"
-    assert cells(text, "1,024") == ["1,024", "-", "3.000 (2.700-3.300) s", "0.200 (0.180-0.220) s"]
+    assert cells(text, "from_pretrained")[1] == "3.0 (2.7-3.3) s"
+    assert cells(text, "1,024") == ["1,024", "-", "3.000 (2.700-3.300) s", "-", "0.200 (0.180-0.220) s"]
+    assert cells(text, "128")[3] == "0.300 (0.270-0.330) s"
     assert "Not measured: 64 users" in text
     assert "Engine: counting (a test)" in text
     assert "made-up (not shown)" not in text

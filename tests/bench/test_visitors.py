@@ -14,14 +14,19 @@ from tests.fakes import FakeBackend
 def test_visitors_ask_at_once_and_greedily(backend: FakeBackend) -> None:
     backend.delay = 0.05
     with running(create_app(backend), backend) as url, visitors.crowd(url, 3) as visit:
-        run = visit(2, ["one?", "two?"])
+        run = visit(2, ["one?", "two?"], False)
+        asked = visit(2, ["one?", "two?"], True)
         requests = list(backend.requests)
         backend.error = EngineError("The fake failed.")
         with pytest.raises(EngineError, match="The fake failed"):
-            visit(2, ["three?"])
+            visit(2, ["three?"], False)
+        with pytest.raises(EngineError, match="The fake failed"):
+            visit(2, ["three?"], True)
+    assert [answer.tokens for answer in asked.answers] == [2, 2]
+    assert all(0 < answer.first < answer.last for answer in asked.answers)
     assert [answer.tokens for answer in run.answers] == [2, 2]
     assert all(0 < answer.first < answer.last for answer in run.answers)
-    assert sorted(request.messages[-1].content for request in requests) == ["one?", "two?"]
+    assert sorted(request.messages[-1].content for request in requests) == ["one?", "one?", "two?", "two?"]
     assert {(request.sampling.max_tokens, request.sampling.temperature) for request in requests} == {(2, 0)}
 
 

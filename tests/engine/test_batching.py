@@ -126,6 +126,29 @@ async def test_a_loop_that_dies_with_nobody_in_it_is_started_again() -> None:
     engine.close()
 
 
+async def test_a_request_that_the_loop_refuses_fails_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = batching_engine(tiny_model())
+    scheduler = engine._loop._manager.batch_processor.scheduler
+    take = scheduler.add_waiting_request
+
+    def refuse(state: Any) -> None:
+        if state.initial_tokens == [1, 2]:
+            raise ZeroDivisionError("broken")
+        take(state)
+
+    beside = ask(engine, [PROMPT], max_tokens=200)
+    await until(engine, running=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(scheduler, "add_waiting_request", refuse)
+        with pytest.raises(EngineError, match="before it could answer"):
+            await answer(engine, [1, 2], max_tokens=5)
+    assert len(await beside[0]) == 200
+    assert len(await answer(engine, [1, 2], max_tokens=5)) == 5
+    assert engine.stats().restarts == 0
+    assert sorted(engine._places.free) == list(range(4))
+    engine.close()
+
+
 @pytest.mark.parametrize("broken_for_good", ["the restart fails", "the GPU is lost"])
 async def test_an_engine_that_cannot_go_on_says_so_to_all(
     broken_for_good: str, monkeypatch: pytest.MonkeyPatch
@@ -220,7 +243,7 @@ async def test_a_storm_of_cancellations_leaves_the_others_alone() -> None:
     assert await asyncio.gather(*staying) == expected
     await wait_until_computed(engine)
     assert engine.stats().restarts == 0
-    assert sorted(engine._free_slots) == list(range(8))
+    assert sorted(engine._places.free) == list(range(8))
     assert await answer(engine, prompts[1], seed=1, **sampling) == expected[1]
     engine.close()
 

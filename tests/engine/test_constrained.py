@@ -1,6 +1,7 @@
 """Constrained answers, in both engines: only what a matcher allows is chosen, and nothing else changes."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any, cast
@@ -11,7 +12,7 @@ import torch
 
 from granite_demo.constraints import Matcher
 from granite_demo.engine.base import Engine
-from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.errors import EngineClosedError, EngineError, InvalidRequestError
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.types import Token
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
@@ -149,7 +150,54 @@ async def test_it_keeps_its_place_though_others_wait() -> None:
     assert not later.done()
     assert len(await later) == 100
     await long
-    assert sorted(engine._free_slots) == [0, 1]
+    assert sorted(engine._places.free) == [0, 1]
+    engine.close()
+
+
+class Slow(Cycle):
+    """Allows all, and computes its third mask until it is told to end."""
+
+    def __init__(self) -> None:
+        super().__init__([range(VOCABULARY)])
+        self.begun, self.may_end = threading.Event(), threading.Event()
+
+    def allowed(self) -> np.ndarray:
+        if len(self.accepted) == 2:
+            self.begun.set()
+            assert self.may_end.wait(20)
+        return super().allowed()
+
+
+async def test_others_go_on_while_a_mask_is_computed() -> None:
+    engine = batching_engine(tiny_model())
+    matcher = Slow()
+    mine = asyncio.create_task(constrained(engine, matcher, max_tokens=10))
+    await asyncio.to_thread(matcher.begun.wait)
+    assert len(await answer(engine, PROMPT, max_tokens=20)) == 20
+    assert engine.stats().running == 1
+    matcher.may_end.set()
+    assert len(await mine) == 10
+    assert sorted(engine._places.free) == [0, 1, 2, 3]
+    engine.close()
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "closed"])
+async def test_whoever_ends_while_the_mask_is_computed_is_gone(ended: str) -> None:
+    engine = batching_engine(tiny_model())
+    matcher = Slow()
+    mine = asyncio.create_task(constrained(engine, matcher, max_tokens=10))
+    await asyncio.to_thread(matcher.begun.wait)
+    if ended == "cancelled":
+        mine.cancel()
+        assert await wait_idle(engine) < 1
+        assert sorted(engine._places.free) == [0, 1, 2, 3]
+        matcher.may_end.set()
+        assert len(await answer(engine, PROMPT, max_tokens=20)) == 20
+    else:
+        await asyncio.to_thread(engine.close)
+        with pytest.raises(EngineClosedError):
+            await mine
+        matcher.may_end.set()
     engine.close()
 
 

@@ -267,7 +267,28 @@ def test_a_gguf_model_whose_cache_does_not_fit_is_given_back() -> None:
         def close(self) -> None:
             self.closed = True
 
-    loaded = SimpleNamespace(model=File(), memory=None, context_length=64)
+    loaded = SimpleNamespace(model=File(), memory=None, context_length=64, machine=())
     with pytest.raises(AttributeError):  # this one can make no cache at all
         create._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
     assert loaded.model.closed
+
+
+@pytest.mark.parametrize(("cache", "slots"), [(100, 4), (200, 2), (400, 1), (800, 1), (0, 4)])
+def test_a_gguf_model_has_as_many_slots_as_fit(cache: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, bool]] = []
+
+    def note(file: object, slots: int, *_: object, measures: bool) -> None:
+        made.append((slots, measures))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(create, "GgufRunner", note)
+    for threads in ("measured here", create.ASKED):
+        loaded = SimpleNamespace(
+            model=SimpleNamespace(close=lambda: None),
+            memory=MemoryUse("cpu", 0, cache, free=1600),
+            context_length=64,
+            machine=(("Threads", "2", threads),),
+        )
+        with pytest.raises(RuntimeError, match="enough"):
+            create._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
+    assert made == [(slots, True), (slots, False)]

@@ -1,4 +1,4 @@
-"""The GGUF engine beside llama-cpp-python's own generation; the rest is in test_contract."""
+"""The GGUF engine beside llama-cpp-python's own generation; the rest is in test_contract and test_gguf_runner."""
 
 import threading
 from pathlib import Path
@@ -9,6 +9,8 @@ import torch
 from granite_demo import sample
 from granite_demo.engine.gguf import GgufRunner
 from granite_demo.engine.interleaved import InterleavedEngine
+from granite_demo.errors import CorruptModelError
+from granite_demo.gguf_files import load_tokenizer
 from granite_demo.llama import LlamaFile
 from granite_demo.settings import Settings
 from tests.engine.gguf_writing import MISSING, write_gguf
@@ -31,6 +33,22 @@ async def test_greedy_tokens_are_those_of_the_package() -> None:
     assert ours == [next(tokens) for _ in range(100)]
     theirs.close()
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_the_tokenizer_in_a_file_reads_as_llama_cpp_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    beside = sample.ensure_gguf(Settings.resolve({}, {}).cache_dir, lambda *_: None, threading.Event())
+    alone = tmp_path / beside.name
+    alone.symlink_to(beside)
+    file = LlamaFile(alone)
+    tokenizer = load_tokenizer(alone, file)
+    ids = tokenizer("<|im_start|>user\nCount 123.", add_special_tokens=False)["input_ids"]
+    assert ids == file.tokenize("<|im_start|>user\nCount 123.")
+    assert ids == load_tokenizer(beside, file)("<|im_start|>user\nCount 123.", add_special_tokens=False)["input_ids"]
+    monkeypatch.setattr(file, "tokenize", lambda text: [*ids, 1])
+    with pytest.raises(CorruptModelError, match=r"splits texts otherwise.*tokenizer\.json"):
+        load_tokenizer(alone, file)
+    assert load_tokenizer(alone, file, checkpoint=beside.parent) is not None
+    file.close()
 
 
 def test_what_another_conversation_has_is_copied(tmp_path: Path) -> None:

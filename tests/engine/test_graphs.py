@@ -36,6 +36,14 @@ def test_the_largest_step_comes_first_and_none_is_larger_than_a_request() -> Non
         assert all(size % QUERY_GRAIN == 0 for size, _ in prefills)
 
 
+def test_a_first_turn_of_any_length_finds_its_graph() -> None:
+    for context in (600, 4096, 131072):
+        first_turns = [size for size, cached in usual_steps(2048, 64, context) if cached == 0]
+        assert set(first_turns) == {512, 1024, 1536, 2048}
+        assert first_turns == sorted(first_turns, reverse=True)
+    assert {size for size, cached in usual_steps(512, 64, 4096) if cached == 0} == {512}
+
+
 def test_decoding_has_the_powers_of_two_up_to_all_requests() -> None:
     for requests, sizes in ((1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])):
         assert [size for size, cached in usual_steps(2048, requests, 4096) if cached is None] == sizes
