@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "messages": {"errors"},
     "status": {"messages"},
     "constraint_checks": {"errors"},
-    "constraints": {"errors", "constraint_checks"},
+    "constraints": {"errors", "constraint_checks", "dialects"},
     "sampling_params": {"errors", "messages", "constraints"},
     "scores": {"errors", "messages", "status", "sampling_params"},
     "types": {"errors", "messages", "status", "sampling_params", "scores"},
@@ -116,7 +116,7 @@ MAY_IMPORT = {
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
     | {"conversations", "llama"},
-    "api": BASE | {"constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
+    "api": BASE | {"constraint_checks", "constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
     "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
