@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from granite_demo import comparing, prompts, registry, scoring
 from granite_demo.constraints import Matcher, compile_in_time
-from granite_demo.dialects import find_dialect
+from granite_demo.dialects import PLAIN, find_dialect
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.fitting import Fitted, fit
 from granite_demo.manager import ModelManager, ReadyModel
@@ -268,15 +268,15 @@ def fit_to_context(sampling: SamplingParams, prompt_tokens: int, context_length:
 
 
 async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids: list[int]) -> Matcher | None:
-    """The constraint of an answer, compiled. Raises InvalidRequestError."""
+    """The constraint of an answer, compiled: where that thinks first, it begins behind. Raises InvalidRequestError."""
     if (constraint := request.sampling.constraint) is None:
         return None
-    if opens_thinking(loaded.tokenizer, prompt_ids, find_dialect(template_of(loaded.tokenizer))):
-        raise InvalidRequestError(
-            "An answer that has to be of one form cannot begin with thinking. Switch thinking off."
-        )
-    vocabulary, begun = loaded.model.config.vocab_size, request.begun
-    return await compile_in_time(loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=begun)
+    dialect = PLAIN if request.raw else find_dialect(template_of(loaded.tokenizer))
+    thinking = dialect if opens_thinking(loaded.tokenizer, prompt_ids, dialect) else None
+    vocabulary = loaded.model.config.vocab_size
+    return await compile_in_time(
+        loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=request.begun, thinking=thinking
+    )
 
 
 def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:

@@ -7,6 +7,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,7 @@ from granite_demo.doctor_command import add_doctor_command
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.manager import Listener, ModelManager
 from granite_demo.opening import open_model
+from granite_demo.printing import print_json
 from granite_demo.remote.backend import RemoteBackend
 from granite_demo.remote.opening import remote_backend, show_remote_models
 from granite_demo.scoring_command import add_score_command
@@ -139,6 +141,7 @@ def add_replay_command(cli: typer.Typer, console: Console) -> None:
     @cli.command()
     def replay(
         file: flags.AnswerFile,
+        as_json: flags.AsJson = False,
         backend: flags.Url = None,
         backend_key: flags.UrlKey = None,
         model: flags.Model = None,
@@ -153,7 +156,7 @@ def add_replay_command(cli: typer.Typer, console: Console) -> None:
     ) -> None:
         """Make a saved answer again and tell where it first differs. The exit code is 0 if it does not, else 1."""
         settings = Settings.resolve(locals(), os.environ)
-        raise typer.Exit(0 if run_replay(file, settings, model is not None, console) else 1)
+        raise typer.Exit(0 if run_replay(file, settings, model is not None, console, as_json=as_json) else 1)
 
 
 def add_model_commands(cli: typer.Typer, console: Console) -> None:
@@ -269,7 +272,12 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
 
 
 def run_replay(
-    file: str, settings: Settings, chosen: bool, console: Console, opened: Callable[..., Backend] = opened_backend
+    file: str,
+    settings: Settings,
+    chosen: bool,
+    console: Console,
+    opened: Callable[..., Backend] = opened_backend,
+    as_json: bool = False,
 ) -> bool:
     """Make the answer in ``file`` again, with its own model unless one was ``chosen``; whether it is the same."""
     set_up_logging("warning", console)
@@ -279,5 +287,8 @@ def run_replay(
     chosen = chosen or bool(settings.backend)
     with closing(opened(settings if chosen else replay.settings_for(answer, settings), console)) as backend:
         outcome = asyncio.run(replay.replay(backend, answer))
-    replay.show(outcome)
+    if as_json:
+        print_json({"equal": outcome.equal, **asdict(outcome)})
+    else:
+        replay.show(outcome)
     return outcome.equal

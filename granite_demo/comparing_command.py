@@ -1,7 +1,6 @@
 """The command ``compare``: how far a model in one precision is from the same in another, token by token."""
 
 import asyncio
-import csv
 import sys
 from collections.abc import Callable, Mapping
 from contextlib import aclosing, closing
@@ -14,6 +13,8 @@ from rich.console import Console
 
 from granite_demo import flags
 from granite_demo.backends import Backend
+from granite_demo.commands import refuse_url
+from granite_demo.comparison_csv import to_csv
 from granite_demo.completing import read_text
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.printing import print_json, say
@@ -48,14 +49,14 @@ def add_compare_command(
         context: flags.Context = None,
         threads: flags.Threads = None,
         cache_dir: flags.CacheDir = None,
-        backend: flags.Url = None,
-        backend_key: flags.UrlKey = None,
+        backend: flags.NoUrl = None,
     ) -> None:
         """Read TEXT in two precisions and print where the second differs from the first.
 
         One line break at the end of standard input is left out.
         """
         settings = in_precision(Settings.resolve(locals(), environ), reference, "--reference")
+        refuse_url(settings.backend or None, "A server loads its model in one precision only; compare loads it in two.")
         in_precision(settings, other, "--other")
         if reference == other:
             raise ConfigurationError("Both precisions are the same. Choose another one with --other.")
@@ -109,10 +110,7 @@ async def _compared(backend: Backend, request: CompareRequest, console: Console)
 def write_csv(result: Comparison, file: Path) -> None:
     """A line for each token. Raises InvalidRequestError where ``file`` cannot be written."""
     try:
-        with file.open("w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, list(asdict(result.tokens[0])))
-            writer.writeheader()
-            writer.writerows(asdict(token) for token in result.tokens)
+        file.write_text(to_csv(result), encoding="utf-8", newline="")
     except OSError as error:
         raise InvalidRequestError(f"{file} cannot be written: {error.strerror}.") from None
 

@@ -73,9 +73,11 @@ def add_complete_command(
         if logprobs is not None and not as_json:
             raise ConfigurationError("--logprobs are printed as JSON only. Add --json.")
         sampling = flags.sampling({**given, "constraint": flags.constraint(schema, regex, choice)})
-        requests = to_requests(
-            read_text(text, sys.stdin), chat, system, flags.controls(thinking), sampling, special_tokens, suffix
-        )
+        read, controls = read_text(text, sys.stdin), flags.controls(thinking)
+        try:
+            requests = to_requests(read, chat, system, controls, sampling, special_tokens, suffix)
+        except InvalidRequestError as error:
+            raise ConfigurationError(error.user_text) from None
         with closing(opened(settings, console)) as ready:
             run(ready, requests, console, as_json)
 

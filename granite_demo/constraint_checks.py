@@ -16,12 +16,13 @@ MAX_PATTERN, MAX_WRITTEN_OUT = 4_000, 50_000
 MAX_CHOICES, MAX_CHOICE_BYTES = 1_000, 16_384
 
 _COUNTS = {"minItems", "maxItems", "minLength", "maxLength", "minProperties", "maxProperties"}
-_MANY = {"properties", "patternProperties", "$defs", "definitions", "anyOf", "oneOf", "allOf", "prefixItems"}
-_ONE = {"items", "additionalProperties"}
+MANY = {"properties", "patternProperties", "$defs", "definitions", "anyOf", "oneOf", "allOf", "prefixItems"}
+ONE = {"items", "additionalProperties"}
+"""Keywords whose values are several schemas, in a list or by name, and those whose value is one."""
 _BOUNDS = {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf"}
 _OTHERS = {"type", "const", "enum", "required", "pattern", "format", "$ref", "contentMediaType", "contentEncoding"}
 _NOTES = {"title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment"}
-_KEYWORDS = _COUNTS | _MANY | _ONE | _BOUNDS | _OTHERS | _NOTES
+_KEYWORDS = _COUNTS | MANY | ONE | _BOUNDS | _OTHERS | _NOTES
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "ipv4", "ipv6", "uuid", "uri")
 _ATOM = re.compile(r"\\[pPxuU]\{[^}]*\}|\\.|\[(?:\\.|[^\]\\])*\]|\{(?P<low>\d+)(?:,(?P<high>\d*))?\}|.", re.DOTALL)
 
@@ -61,8 +62,8 @@ def _walk(schema: Any, place: str, found: dict[str, tuple[int, dict[str, Any]]])
     levels, keywords = 1, schema if isinstance(schema, dict) else {}
     for name, value in keywords.items():
         _check_keyword(keywords, name, value, place)
-        parts = {name: value} if name in _ONE else {}
-        if name in _MANY and isinstance(value, dict | list):
+        parts = {name: value} if name in ONE else {}
+        if name in MANY and isinstance(value, dict | list):
             named = value.items() if isinstance(value, dict) else enumerate(value)
             parts = {f"{name}/{str(key).replace('~', '~0').replace('/', '~1')}": part for key, part in named}
         levels = max([levels, *(1 + _walk(part, f"{place}/{path}", found) for path, part in parts.items())])

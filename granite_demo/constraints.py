@@ -5,6 +5,7 @@ Knows neither models nor requests. A ``Constraint`` is a checked value; ``compil
 """
 
 import asyncio
+import json
 import re
 import threading
 import time
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from weakref import WeakKeyDictionary
 
 from granite_demo.constraint_checks import check_choices, check_pattern, checked_schema
+from granite_demo.dialects import Dialect
 from granite_demo.errors import EngineError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -164,18 +166,27 @@ def prepare(tokenizer: Any, eos_ids: Collection[int]) -> "LLTokenizer":
 
 
 def compile_constraint(
-    tokenizer: Any, constraint: Constraint, vocabulary: int, eos_ids: Collection[int], begun: Begun = NOTHING
+    tokenizer: Any,
+    constraint: Constraint,
+    vocabulary: int,
+    eos_ids: Collection[int],
+    begun: Begun = NOTHING,
+    thinking: Dialect | None = None,
 ) -> Matcher:
     """The matcher of one answer, as a rule in milliseconds. Raises InvalidRequestError.
 
     ``vocabulary`` is the model's, which may be larger than the tokenizer's; the ``eos_ids``, one at least, are in it.
-    ``begun`` is what is written of the answer already.
+    ``begun`` is what is written of the answer already. Where the prompt has opened the thinking, ``thinking`` tells how
+    that is closed: it may be any text, with no call of a tool in it, and the constraint begins behind it.
     """
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
     converted = prepare(tokenizer, eos_ids)
-    inner = LLMatcher(converted, _grammar(constraint), log_level=0, limits=limits)
+    grammar = _grammar(constraint)
+    if thinking is not None:
+        grammar = _after_thinking(grammar, thinking, tokenizer.get_added_vocab())
+    inner = LLMatcher(converted, grammar, log_level=0, limits=limits)
     matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids)
     text, token_ids = begun
     if text or token_ids:
@@ -190,11 +201,13 @@ async def compile_in_time(
     eos_ids: Collection[int],
     seconds: float = COMPILE_SECONDS,
     begun: Begun = NOTHING,
+    thinking: Dialect | None = None,
 ) -> Matcher:
     """Like ``compile_constraint``, off the event loop, in at most ``seconds`` once the tokenizer is converted."""
     await asyncio.to_thread(prepare, tokenizer, eos_ids)
     loop = asyncio.get_running_loop()
-    job = loop.run_in_executor(_compiling, compile_constraint, tokenizer, constraint, vocabulary, eos_ids, begun)
+    given = (tokenizer, constraint, vocabulary, eos_ids, begun, thinking)
+    job = loop.run_in_executor(_compiling, compile_constraint, *given)
     try:
         return await asyncio.wait_for(job, seconds)
     except TimeoutError:
@@ -208,13 +221,34 @@ def _grammar(constraint: Constraint) -> str:
 
     pattern, schema = constraint.pattern, constraint.schema or '{"type":"object"}'
     if constraint.kind == "choice":
-        pattern = "|".join("".join(f"\\x{{{ord(letter):x}}}" for letter in choice) for choice in constraint.choices)
+        pattern = _one_of(constraint.choices)
     try:
         if pattern:
             return LLMatcher.grammar_from_regex(pattern)
         return LLMatcher.grammar_from_json_schema(schema, overrides=_SPACING)  # type: ignore[arg-type]
     except ValueError as error:
         raise InvalidRequestError(f"The {constraint.kind} cannot be used: {_in_plain_words(str(error))}.") from error
+
+
+def _one_of(texts: Collection[str]) -> str:
+    return "|".join("".join(f"\\x{{{ord(letter):x}}}" for letter in text) for text in texts)
+
+
+def _after_thinking(grammar: str, dialect: Dialect, added: Mapping[str, int]) -> str:
+    """``grammar`` behind thinking; ``added`` are the tokenizer's tokens that no text is cut into."""
+    ends = [str(added[marker]) for marker in dialect.think_close if marker in added]
+    close = "" if ends else f"({_one_of(dialect.think_close)})"
+    # Not spelled otherwise where a token of its own closes it: who reads the answer would take it for the end.
+    barred = (*dialect.tool_open, *(dialect.think_close if ends else ()))
+    without = f" & ~/(?s:.*)({_one_of(barred)})(?s:.*)/" if barred else ""
+    lark = (
+        "start: thinking SPACE @answer\n"
+        + (f"thinking: TEXT <[{','.join(ends)}]>\n" if ends else "thinking[lazy]: TEXT\n")
+        + f"TEXT: /(?s:.*){close}/{without}\n"
+        + "SPACE: /[ \\n]{0,2}/"
+    )
+    answer = {**json.loads(grammar)["grammars"][0], "name": "answer"}
+    return json.dumps({"grammars": [{"lark_grammar": lark}, answer]})
 
 
 def _in_plain_words(error: str) -> str:

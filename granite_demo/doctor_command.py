@@ -1,7 +1,6 @@
 """The command ``doctor``: one chat here and on another server, what differs, and why."""
 
 import asyncio
-import json
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import asdict, replace
@@ -13,6 +12,7 @@ from granite_demo import doctor, flags
 from granite_demo.backends import Backend
 from granite_demo.errors import ConfigurationError
 from granite_demo.messages import Message
+from granite_demo.printing import print_json
 from granite_demo.remote.backend import RemoteBackend
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.scoring_command import print_table
@@ -62,7 +62,7 @@ def add_doctor_command(
         findings = doctor.diagnose(here, there)
         cause = doctor.likely_cause(findings)
         if as_json:
-            print(json.dumps({"findings": [asdict(finding) for finding in findings], "cause": cause}))
+            print_json({"findings": [asdict(finding) for finding in findings], "cause": cause})
         else:
             show(findings, cause)
         raise typer.Exit(1 if cause else 0)

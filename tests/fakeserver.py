@@ -29,7 +29,8 @@ class FakeServer:
     """Answers every request with ``chunks``, one every ``delay`` seconds; a text among them is sent as it stands.
 
     ``drop_after`` chunks it closes the connection. ``refuse`` looks at each body and may give a status and an answer,
-    JSON or text, instead. ``usage`` is told where it is asked for. ``models`` are the rows of its list.
+    JSON or text, instead. ``first_delay`` seconds pass before a stream or a count of tokens begins. ``usage`` is told
+    where it is asked for. ``models`` are the rows of its list.
     """
 
     def __init__(self, chunks: Sequence[Any] = (said("Hello"), said(" world"), ended()), key: str = "") -> None:
@@ -116,6 +117,7 @@ class _Handler(BaseHTTPRequestHandler):
         fake = self.server_is
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if self.path == "/tokenize":
+            time.sleep(fake.first_delay)
             return self._send(200 if fake.tokenized else 404, fake.tokenized or {"detail": "Not Found"})
         fake.bodies.append(body)
         fake.paths.append(self.path)
@@ -185,7 +187,7 @@ def remote(*servers: FakeServer, key: str = "", model: str = "") -> Iterator[Rem
     endpoints = Endpoints(parse_urls(",".join(server.url for server in servers)), key)
     backend = RemoteBackend(endpoints, model)
     backend.start()
-    endpoints.wait(10)
+    endpoints.wait(10, for_all=True)
     try:
         yield backend
     finally:

@@ -5,6 +5,7 @@ import copy
 import json
 import threading
 import time
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from hashlib import sha256
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from granite_demo.backends import LocalBackend, fit_to_context
-from granite_demo.constraints import Constraint
+from granite_demo.constraints import Constraint, Matcher
 from granite_demo.engine.base import Engine
 from granite_demo.errors import (
     ContextOverflowError,
@@ -30,7 +31,8 @@ from granite_demo.messages import Message, Switches
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.scores import CompareRequest, Comparing
 from granite_demo.status import EngineStats, LoadOptions, ModelStatus, Report
-from granite_demo.types import Dropped, Finish, GenerationRequest, Queued, TextDelta
+from granite_demo.types import Dropped, Finish, GenerationRequest, Queued, ReasoningDelta, TextDelta, Token
+from tests.bytetokens import THINKS
 from tests.fakes import FakeEngine
 
 OPTIONS = LoadOptions()
@@ -442,10 +444,33 @@ async def test_a_constrained_answer_goes_on_where_it_was_cut(real: LocalBackend)
         await answer(real, GenerationRequest(prompt="Code 1", sampling=sampling, begun=("1", ())))
 
 
-async def test_a_constraint_is_refused_while_the_model_thinks(real: LocalBackend, monkeypatch: Any) -> None:
-    monkeypatch.setattr("granite_demo.backends.opens_thinking", lambda *arguments: True)
-    with pytest.raises(InvalidRequestError, match="Switch thinking off"):
-        await answer(real, chat("Hello", constraint=Constraint("choice", choices=("yes", "no"))))
+class Obedient(FakeEngine):
+    """Asks the matcher before each token."""
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
+        assert matcher is not None
+        async for token in super().generate(prompt_ids, sampling, matcher):
+            assert isinstance(token, Token)
+            matcher.accept(token.id)
+            yield token
+
+
+@pytest.mark.parametrize(("answer", "fits"), [("hm, maybe</think>\n\nno", True), ("no</think>maybe", False)])
+async def test_a_constraint_begins_behind_the_thinking(sample: LoadedModel, answer: str, fits: bool) -> None:
+    tokenizer = copy.deepcopy(sample.tokenizer)
+    tokenizer.chat_template = THINKS
+    engine = Obedient(tokenizer(answer, add_special_tokens=False).input_ids)
+    backend = backend_over(engine, replace(sample, tokenizer=tokenizer))
+    stream = backend.stream(chat("Sure?", constraint=Constraint("choice", choices=("yes", "no"))))
+    if not fits:
+        with pytest.raises(EngineError, match="not allowed by the choice"):
+            [event async for event in stream]
+        return
+    events = [event async for event in stream]
+    assert "".join(event.text for event in events if isinstance(event, ReasoningDelta)) == "hm, maybe"
+    assert "".join(event.text for event in events if isinstance(event, TextDelta)) == "no"
 
 
 @pytest.mark.parametrize(

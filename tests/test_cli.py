@@ -40,6 +40,23 @@ def test_help_names_flags_defaults_and_variables() -> None:
 
 
 @pytest.mark.parametrize(
+    ("shell", "typed"),
+    [
+        ("bash", {"COMP_WORDS": "granite-demo sc", "COMP_CWORD": "1"}),
+        ("zsh", {"_TYPER_COMPLETE_ARGS": "granite-demo sc"}),
+        ("fish", {"_TYPER_COMPLETE_ARGS": "granite-demo sc", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}),
+    ],
+)
+def test_a_shell_completes_the_commands(shell: str, typed: dict[str, str]) -> None:
+    variables = {**os.environ, "_GRANITE_DEMO_COMPLETE": f"complete_{shell}", **typed}
+    command = [sys.executable, "-m", "granite_demo"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=variables)
+    assert done.returncode == 0
+    assert "score" in done.stdout
+    assert "serve" not in done.stdout
+
+
+@pytest.mark.parametrize(
     ("command", "words"),
     [
         ("complete", ("[TEXT]", "--raw", "--chat", "--stop", "--thinking", "--json", "--model", "GRANITE_DEMO_DEVICE")),

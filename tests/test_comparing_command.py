@@ -85,8 +85,8 @@ def test_json_and_csv(
     with file.open(newline="", encoding="utf-8") as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 20
-    assert rows[1]["text"] == " w1,\n"
-    assert float(rows[1]["divergence"]) == 0.01
+    assert json.loads(rows[1]["token"]) == " w1,\n"  # guarded as on the page
+    assert float(rows[1]["kl_nats"]) == 0.01
     [request] = backend.compared
     assert (request.reference.dtype, request.other.dtype) == ("float32", "bfloat16")
 
@@ -109,6 +109,7 @@ def test_what_json_cannot_write_is_null(
         (("a", "--reference", "auto"), "--reference"),
         (("a", "--reference", "nf4"), "the same"),
         (("",), "no text"),
+        (("a", "--url", "http://127.0.0.1:1"), "--url cannot be used here"),
     ],
 )
 def test_mistakes_are_exit_code_two(

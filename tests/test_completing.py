@@ -168,8 +168,8 @@ def test_a_failed_request_is_exit_code_one(
         (["Why?", "--raw", "--system", "Be brief."], 2, "--system is for the chat template. Leave it or --raw out."),
         (["Why?", "--raw", "--thinking", "off"], 2, "--thinking is for the chat template"),
         (["Why?", "--device", "abacus"], 2, "--device must be one of"),
-        ([""], 1, "The prompt is empty."),
-        (["--chat", " "], 1, "must be a user's, and not empty"),
+        ([""], 2, "The prompt is empty."),
+        (["--chat", " "], 2, "must be a user's, and not empty"),
     ],
 )
 def test_mistakes_are_told_before_a_model_is_loaded(

@@ -21,6 +21,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from granite_demo import constraint_checks, constraints
 from granite_demo.constraints import Constraint, Matcher, compile_constraint, compile_in_time, prepare
+from granite_demo.dialects import DIALECTS, Dialect
 from granite_demo.errors import EngineError, InvalidRequestError
 from tests.bytetokens import byte_tokenizer
 from tests.schemas import random_schema
@@ -273,6 +274,46 @@ def test_what_does_not_begin_the_answer_or_is_all_of_it_says_so() -> None:
         compile_constraint(BYTES, choice, VOCABULARY, [END], ("yes", ()))
     more = compile_constraint(BYTES, Constraint("regex", pattern="a+"), VOCABULARY, [END], ("a", ()))
     assert more.allowed()[END]
+
+
+def written(tokenizer: Any, text: str, thinking: Dialect) -> bool:
+    """Whether ``text`` may be written, and be all, where the prompt has opened the thinking."""
+    schema, end = Constraint.from_schema({"type": "integer"}), min(tokenizer.all_special_ids or [END])
+    matcher = compile_constraint(tokenizer, schema, len(tokenizer), [end], thinking=thinking)
+    for token_id in tokenizer(text, add_special_tokens=False).input_ids:
+        if not matcher.allowed()[token_id]:
+            return False
+        matcher.accept(token_id)
+    return bool(matcher.allowed()[end])
+
+
+@pytest.mark.parametrize("has_tokens", [True, False])
+@pytest.mark.parametrize(
+    ("text", "fits"),
+    [
+        ("It is {5}: < 6 </ think>.\n</think>\n\n5", True),
+        ("</think>5", True),
+        ("It is 5", False),
+        ("5", False),
+        ("</think>five", False),
+        ("It is <tool_call>5</think>5", False),
+        ("</think>\n\n\n5", False),
+    ],
+)
+def test_an_answer_begins_behind_the_thinking(real_tokenizer: Any, has_tokens: bool, text: str, fits: bool) -> None:
+    tokenizer = BYTES if has_tokens else real_tokenizer
+    assert ("</think>" in tokenizer.get_added_vocab()) == has_tokens
+    assert written(tokenizer, text, DIALECTS["4.2"]) == fits
+
+
+def test_thinking_is_closed_by_any_of_its_marks_and_not_by_the_spelling_of_a_token(real_tokenizer: Any) -> None:
+    for mark in DIALECTS["3.2"].think_close:
+        assert written(real_tokenizer, f"So: {mark} 5", DIALECTS["3.2"])
+    matcher = compile_constraint(BYTES, Constraint("json_object"), VOCABULARY, [END], thinking=DIALECTS["4.2"])
+    *before, last = [BYTES.convert_tokens_to_ids(letter) for letter in "</think>"]
+    for token_id in before:
+        matcher.accept(token_id)
+    assert not matcher.allowed()[last]
 
 
 def test_a_token_that_is_not_allowed_is_not_taken() -> None:

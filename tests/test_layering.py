@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "messages": {"errors"},
     "status": {"messages"},
     "constraint_checks": {"errors"},
-    "constraints": {"errors", "constraint_checks"},
+    "constraints": {"errors", "constraint_checks", "dialects"},
     "sampling_params": {"errors", "messages", "constraints"},
     "scores": {"errors", "messages", "status", "sampling_params"},
     "types": {"errors", "messages", "status", "sampling_params", "scores"},
@@ -106,17 +106,19 @@ MAY_IMPORT = {
     "session": BASE | {"conversations", "exchange", "bundle", "backends", "printing"},
     "completing": BASE | {"settings", "flags", "bundle", "backends", "printing", "ui"},
     "scoring_command": BASE | {"settings", "flags", "backends", "completing", "printing"},
-    "comparing_command": BASE | {"settings", "flags", "backends", "completing", "printing", "scoring_command"},
+    "comparison_csv": BASE,
+    "comparing_command": BASE
+    | {"settings", "flags", "backends", "commands", "comparison_csv", "completing", "printing", "scoring_command"},
     "doctor": BASE | {"backends"},
-    "doctor_command": BASE | {"settings", "flags", "backends", "remote", "doctor", "scoring_command"},
+    "doctor_command": BASE | {"settings", "flags", "backends", "printing", "remote", "doctor", "scoring_command"},
     "chatting": BASE | {"settings", "flags", "conversations", "backends", "printing", "session"},
     "ui": BASE
     | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
-    | {"tokentree", "constraints", "access", "limits", "ui"},
+    | {"tokentree", "constraints", "comparison_csv", "access", "limits", "ui"},
     "bench": BASE
     | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
     | {"conversations", "llama", "tensor_parallel"},
-    "api": BASE | {"constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
+    "api": BASE | {"constraint_checks", "constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
     "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}

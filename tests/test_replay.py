@@ -210,7 +210,7 @@ def test_the_help_names_file_and_exit_code(capsys: pytest.CaptureFixture[str]) -
     with pytest.raises(SystemExit):
         main(["replay", "--help"])
     out = " ".join(capsys.readouterr().out.split())
-    assert [word for word in ("FILE", "--model", "--device", "exit code") if word not in out] == []
+    assert [word for word in ("FILE", "--model", "--device", "--json", "exit code") if word not in out] == []
 
 
 def test_the_model_of_the_answer_is_taken() -> None:
@@ -253,6 +253,15 @@ def test_the_command_prints_and_tells_by_its_result(
     assert ("differs from character 12 on" in out) != equal
     assert opened == ["mine" if chosen else "sample"]
     assert backend.closed.is_set()
+
+
+def test_the_command_prints_json(backend: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    backend.script = script("It is 43.", token_ids=())
+    path = tmp_path / "answer.json"
+    path.write_text(json.dumps(saved()), encoding="utf-8")
+    run_replay(str(path), Settings(), True, Console(file=io.StringIO()), lambda *_: backend, as_json=True)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["equal"], told["compared"], told["first"]) == (False, "characters", 11)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from sse_starlette import EventSourceResponse
 from starlette.requests import Request
@@ -23,33 +23,24 @@ class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
 
-class Watch(Protocol):
-    """Takes note of one answer's events."""
-
-    def see(self, event: StreamEvent) -> None:
-        """Called with each."""
-        ...
-
-
 class Answers:
     """The events of several requests at once. ``close`` ends those that run.
 
     Tasks rather than the caller's own loop: whatever cancels the caller, an answer's clean-up is not disturbed.
     """
 
-    def __init__(self, backend: Backend, requests: Sequence[GenerationRequest], watch: Callable[[], Watch]) -> None:
+    def __init__(self, backend: Backend, requests: Sequence[GenerationRequest]) -> None:
         self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._ahead: deque[Item] = deque()
         self._tasks = [
-            asyncio.create_task(self._run(backend, number, request, watch())) for number, request in enumerate(requests)
+            asyncio.create_task(self._run(backend, number, request)) for number, request in enumerate(requests)
         ]
 
-    async def _run(self, backend: Backend, number: int, request: GenerationRequest, watch: Watch) -> None:
+    async def _run(self, backend: Backend, number: int, request: GenerationRequest) -> None:
         finished = False
         try:
             async with aclosing(backend.stream(request)) as events:
                 async for event in events:
-                    watch.see(event)
                     finished = isinstance(event, Finish)
                     self._queue.put_nowait((number, event))
             if not finished:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from granite_demo.api.errors import RefusedError, about
+from granite_demo.constraint_checks import MANY, ONE
 from granite_demo.constraints import Constraint
 from granite_demo.messages import ToolSpec
 
@@ -39,9 +40,29 @@ def _name_of(choice: Any) -> str | None:
 def call_constraint(tools: Sequence[ToolSpec]) -> Constraint:
     """What an answer has to be to call one of ``tools``. Raises RefusedError for parameters that cannot be kept to."""
     with about(*WHERE):
-        return Constraint.from_schema({"anyOf": [_schema(tool) for tool in tools]})
+        return Constraint.from_schema({"anyOf": [_schema(tool, number) for number, tool in enumerate(tools)]})
 
 
-def _schema(tool: ToolSpec) -> dict[str, Any]:
-    properties = {"name": {"const": tool.name}, "arguments": dict(tool.parameters)}
+def _schema(tool: ToolSpec, number: int) -> dict[str, Any]:
+    # These two name a document of its own, which the parameters are no more.
+    parameters = {name: value for name, value in tool.parameters.items() if name not in ("$schema", "$id")}
+    arguments = _moved(parameters, f"#/anyOf/{number}/properties/arguments")
+    properties = {"name": {"const": tool.name}, "arguments": arguments}
     return {"type": "object", "properties": properties, "required": [*properties], "additionalProperties": False}
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """``schema`` whose references start at ``place`` rather than at the root."""
+    if not isinstance(schema, dict):
+        return schema
+    moved = dict(schema)
+    for name, value in schema.items():
+        if name == "$ref" and isinstance(value, str) and value.startswith("#"):
+            moved[name] = place + value[1:]
+        elif name in ONE:
+            moved[name] = _moved(value, place)
+        elif name in MANY and isinstance(value, dict):
+            moved[name] = {key: _moved(part, place) for key, part in value.items()}
+        elif name in MANY and isinstance(value, list):
+            moved[name] = [_moved(part, place) for part in value]
+    return moved

@@ -1,21 +1,26 @@
-"""What Prometheus is told: requests of the API, tokens and times of its answers, and the engine's state."""
+"""What Prometheus is told: requests of the API, tokens and times of answers by each door, and the engine's state."""
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from granite_demo.backends import Backend
 from granite_demo.status import EngineStats, ModelStatus
-from granite_demo.types import Finish, ReasoningDelta, StreamEvent, TextDelta
+from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, StreamEvent, TextDelta
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 """Upper ends of the histograms' buckets, in seconds."""
 OTHER = "other"
+
+Door = Literal["api", "page"]
+"""Where a request came in."""
 
 
 class Metrics:
@@ -25,38 +30,59 @@ class Metrics:
         self.registry = CollectorRegistry()
         told: Any = {"namespace": "granite_demo", "registry": self.registry}
         self.requests = Counter("requests", "Requests to the API.", ("route", "code"), **told)
-        self.prompt = Counter("prompt_tokens", "Tokens of prompts that were answered.", **told)
-        self.completion = Counter("completion_tokens", "Generated tokens, thinking included.", **told)
-        self.first = Histogram("time_to_first_token_seconds", "Until the first token.", buckets=FIRST_TOKEN, **told)
-        self.between = Histogram("inter_token_seconds", "From token to token.", buckets=BETWEEN_TOKENS, **told)
+        by: Any = {"labelnames": ("door",), **told}
+        self.prompt = Counter("prompt_tokens", "Tokens of prompts that were answered.", **by)
+        self.completion = Counter("completion_tokens", "Generated tokens, thinking included.", **by)
+        self.first = Histogram("time_to_first_token_seconds", "Until the first token.", buckets=FIRST_TOKEN, **by)
+        self.between = Histogram("inter_token_seconds", "From token to token.", buckets=BETWEEN_TOKENS, **by)
         self.registry.register(_EngineCollector(status))
-
-    def watch(self) -> "AnswerWatch":
-        """What takes note of a new answer."""
-        return AnswerWatch(self)
 
     def text(self) -> bytes:
         """Everything, in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
-class AnswerWatch:
-    """Times one answer, from now on."""
+class WatchedBackend:
+    """``backend`` as it is asked at ``door``; ``metrics`` take note of its answers."""
 
-    def __init__(self, metrics: Metrics) -> None:
-        self._metrics = metrics
+    def __init__(self, backend: Backend, metrics: Metrics, door: Door) -> None:
+        self._backend, self._metrics, self._door = backend, metrics, door
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def for_visitor(self, visitor: str) -> "WatchedBackend":
+        """See ``Backend.for_visitor``."""
+        return WatchedBackend(self._backend.for_visitor(visitor), self._metrics, self._door)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
+        """See ``Backend.stream``."""
+        watch = _AnswerWatch(self._metrics, self._door)
+        async with aclosing(self._backend.stream(request)) as events:
+            async for event in events:
+                watch.see(event)
+                yield event
+
+
+class _AnswerWatch:
+    """Times one answer, from now on, and counts its tokens: those of one that is stopped, too."""
+
+    def __init__(self, metrics: Metrics, door: Door) -> None:
+        self._prompt, self._completion = metrics.prompt.labels(door), metrics.completion.labels(door)
+        self._first, self._between = metrics.first.labels(door), metrics.between.labels(door)
         self._last = time.perf_counter()
         self._tokens = 0
 
     def see(self, event: StreamEvent) -> None:
         """Take note of an event."""
         if isinstance(event, Finish):
-            self._metrics.prompt.inc(event.usage.prompt_tokens)
-            self._metrics.completion.inc(event.usage.completion_tokens)
+            self._prompt.inc(event.usage.prompt_tokens)
+            self._completion.inc(max(0, event.usage.completion_tokens - self._tokens))
         elif isinstance(event, TextDelta | ReasoningDelta) and event.completion_tokens > self._tokens:
             now = time.perf_counter()
             new = event.completion_tokens - self._tokens
-            (self._metrics.between if self._tokens else self._metrics.first).observe((now - self._last) / new)
+            (self._between if self._tokens else self._first).observe((now - self._last) / new)
+            self._completion.inc(new)
             self._last, self._tokens = now, event.completion_tokens
 
 

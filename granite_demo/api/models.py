@@ -23,6 +23,20 @@ PROMPT = {
     ]
 }
 
+TOOL_CHOICE = {
+    "anyOf": [
+        {"enum": ["none", "auto", "required", None]},
+        {
+            "type": "object",
+            "properties": {
+                "type": {"const": "function"},
+                "function": {"type": "object", "properties": {"name": {"type": "string"}}, "required": ["name"]},
+            },
+            "required": ["type", "function"],
+        },
+    ]
+}
+
 Penalty = {"type": "number", "minimum": -2, "maximum": 2}
 MaxTokens = Annotated[Any, sampled("max_tokens", **TOKENS)]
 Object = Annotated[Any, WithJsonSchema({"type": "object"})]
@@ -180,7 +194,7 @@ class ChatRequest(Sampling):
     logprobs: bool | None = None
     top_logprobs: Annotated[Any, sampled("logprobs", **LOGPROBS)] = None
     tools: list[Object] | None = None
-    tool_choice: Annotated[Any, WithJsonSchema({"enum": ["none", "auto", "required", None]})] = None
+    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE)] = None
     response_format: ResponseFormat | None = None
     documents: list[ChatDocument] | None = None
     chat_template_kwargs: TemplateKwargs | None = None

@@ -19,7 +19,6 @@ from granite_demo.api import chat, completions
 from granite_demo.api.answers import Answers, ClientGoneError, EventStream, while_connected
 from granite_demo.api.asking import check_model, served_name
 from granite_demo.api.errors import error_of, error_response
-from granite_demo.api.metrics import Metrics
 from granite_demo.api.models import ChatRequest, CompletionRequest
 from granite_demo.api.replies import ERRORS, ChatCompletion, Completion, Model, ModelList
 from granite_demo.api.wire import Json, Wire
@@ -75,7 +74,7 @@ class ApiRoute(APIRoute):
         return handle
 
 
-def create_api(backend: Backend, metrics: Metrics, ping: float = PING_SECONDS) -> FastAPI:
+def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
     """The API over ``backend``. ``ping``: seconds between comments on a silent stream."""
     api = FastAPI(title="granite-demo API", version=__version__, docs_url=None, redoc_url=None)
     api.router.route_class = ApiRoute
@@ -111,7 +110,7 @@ def create_api(backend: Backend, metrics: Metrics, ping: float = PING_SECONDS) -
         status = backend.status()
         requests = await asyncio.to_thread(chat.requests_of, body, status)
         wire = chat.wire_of(body, status)
-        return await respond(request, body, Answers(own(request), requests, metrics.watch), wire, ping)
+        return await respond(request, body, Answers(own(request), requests), wire, ping)
 
     @api.post(
         "/completions",
@@ -129,7 +128,7 @@ def create_api(backend: Backend, metrics: Metrics, ping: float = PING_SECONDS) -
         wire = completions.wire_of(body, status, echo)
         if body.max_tokens == 0:
             requests = []
-        return await respond(request, body, Answers(own(request), requests, metrics.watch), wire, ping)
+        return await respond(request, body, Answers(own(request), requests), wire, ping)
 
     return api
 

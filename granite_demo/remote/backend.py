@@ -234,12 +234,14 @@ async def _opened(client: "AsyncOpenAI", one: Endpoint, body: Body) -> tuple[Any
         try:
             stream = await _create(client, body)
         except Exception as error:
+            if "logprobs" in body.fields and failures.unsupported(error, "logprobs"):
+                one.unknown |= {"logprobs"}
             if not (body.optional and failures.rejected(error)):
                 raise
-            named = frozenset(name for name in body.optional if failures.names(error, name)) or body.optional
-            body, gone = body.without(named), gone | named
+            named = frozenset(name for name in body.optional if failures.names(error, name))
+            body, gone = body.without(named or body.optional), gone | named
         else:
-            # Remembered only now: what else is wrong with a request is no fault of these fields.
+            # Remembered only now, and only what it named: what else is wrong with a request is no fault of a field.
             one.refused |= gone
             return stream, body
 

@@ -7,6 +7,7 @@ for every few seconds until it is back.
 import logging
 import ssl
 import threading
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +27,8 @@ UP_SECONDS = 10.0
 """Between two looks at a server that is up."""
 DOWN_SECONDS = 1.0
 """Between two looks at one that is down."""
+WAIT_SECONDS = 0.01
+"""Between two questions whether a first look is over."""
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 120.0
 """For the next chunk: the first one waits for the server's queue, too."""
@@ -92,7 +95,7 @@ def _parse(text: str) -> str:
 
 @dataclass(eq=False)
 class Endpoint:
-    """One server. What it is like is ``seen``; everything else is set once or only grows."""
+    """One server. What it is like is ``seen``; what requests have found out beside that holds until it changes."""
 
     url: str
     """Up to /v1, without credentials."""
@@ -168,16 +171,21 @@ class Endpoint:
         try:
             with self._connect_to_look() as client:
                 answer = client.models.with_raw_response.list().http_response
-                self.seen = _read_models(answer.json(), answer.headers.get("server", ""))
+                found = _read_models(answer.json(), answer.headers.get("server", ""))
         except Exception as error:  # whatever a server answers, the thread has to go on looking
             if getattr(error, "status_code", None) in NO_LIST:
-                self.seen = Seen(True)
-                return
-            why = explain(error, self.shown, "", self.key).user_text
-            before = self.seen or Seen(False)
-            self.seen = Seen(False, why, before.models, before.kind)
-        finally:
-            self.looked.set()
+                found = Seen(True)
+            else:
+                before = self.seen or Seen(False)
+                found = Seen(False, explain(error, self.shown, "", self.key).user_text, before.models, before.kind)
+        self._found(found)
+        self.looked.set()
+
+    def _found(self, now: Seen) -> None:
+        if now.up and now != self.seen:
+            # It was down, or is another one now: what it was found not to have, it may have.
+            self.refused, self.unknown, self.parses_thinking = frozenset(), frozenset(), False
+        self.seen = now
 
 
 def _read_models(answer: Any, server: str) -> Seen:
@@ -227,10 +235,13 @@ class Endpoints:
                 log.warning("%s", one.seen.why)
             one.wake.wait(UP_SECONDS if one.up else DOWN_SECONDS)
 
-    def wait(self, seconds: float) -> None:
-        """Wait until each has been looked at once."""
-        for one in self.all:
-            one.looked.wait(seconds)
+    def wait(self, seconds: float, for_all: bool = False) -> None:
+        """Wait until one is up, or each has been looked at once; ``for_all``: until each has been."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and not all(one.looked.is_set() for one in self.all):
+            if not for_all and any(one.up for one in self.all):
+                return
+            time.sleep(WAIT_SECONDS)
 
     def order(self, model: str) -> list[Endpoint]:
         """Whom to ask for ``model``, the best first: those that are up take turns, and others come last."""

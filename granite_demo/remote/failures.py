@@ -25,6 +25,7 @@ CONTEXT = re.compile(
     r"(?:context (?:length|size|window)(?: is| of)?|context holds|n_ctx\W+|maximum model length of)\D{0,3}([\d,]+)"
 )
 PROMPT = re.compile(r"prompt has ([\d,]+)|([\d,]+) in the messages|n_prompt_tokens\W+([\d,]+)|([\d,]+) input tokens")
+UNSUPPORTED = re.compile(r"(?i)unexpected|unsupported|not supported|unknown|unrecogni[sz]ed|extra|not permitted")
 TRY = "Try again in a minute."
 
 
@@ -38,8 +39,10 @@ def explain(error: Exception, where: str, model: str, secret: str = "") -> Grani
 
     if isinstance(error, openai.APIStatusError):
         return _refused(error.status_code, message_of(error, secret), where, model)
-    if isinstance(error, openai.APITimeoutError):
-        return RemoteDownError(f"The server at {where} did not answer in time. It may be overloaded. {TRY}")
+    # By its name: which library of connections openai has beneath it is its own business.
+    if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
+        # It has the request: it is not down, and to ask once more would only make its work more.
+        return RemoteBusyError(f"The server at {where} did not answer in time. It may be overloaded. {TRY}")
     if isinstance(error, openai.APIConnectionError):
         return RemoteDownError(_unreachable(error, where))
     if isinstance(error, openai.APIError):  # told within the stream
@@ -77,7 +80,16 @@ def rejected(error: Exception) -> bool:
 
 def names(error: Any, field: str) -> bool:
     """Whether the server's answer speaks of ``field``."""
-    return field in f"{error} {getattr(error, 'body', '')}"
+    return field in _said(error)
+
+
+def unsupported(error: Exception, field: str) -> bool:
+    """Whether the server says that it does not know ``field`` at all, rather than that its value is wrong."""
+    return rejected(error) and names(error, field) and bool(UNSUPPORTED.search(_said(error)))
+
+
+def _said(error: Any) -> str:
+    return f"{error} {getattr(error, 'body', '')}"
 
 
 def _find_message(body: Any) -> str:

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from granite_demo.remote.backend import RemoteBackend
-from granite_demo.remote.endpoints import Endpoints, parse_urls
+from granite_demo.remote.endpoints import CONNECT_SECONDS, Endpoints, parse_urls
 from granite_demo.settings import Settings
 
 
@@ -24,6 +24,7 @@ def show_remote_models(settings: Settings, as_json: bool) -> None:
     backend = remote_backend(settings)
     try:
         backend.wait_until_ready()
+        backend.endpoints.wait(CONNECT_SECONDS, for_all=True)
         rows = list(_rows(backend))
     finally:
         backend.close()

@@ -72,7 +72,7 @@ def _unable(up: Sequence[Endpoint]) -> Iterator[tuple[Feature, str]]:
     yield from UNABLE
     if any(one.kind != OWN for one in up):
         yield "fill in the middle", "It is not certain that the other server can fill a gap. vLLM and SGLang cannot."
-    if any({"logprobs", "top_logprobs"} & one.unknown for one in up):
+    if any("logprobs" in one.unknown for one in up):
         yield "log probabilities", "The other server tells no log probabilities."
     if any("echo" in one.unknown for one in up):
         yield "scoring", "The other server does not score a text: it takes no echo with log probabilities."

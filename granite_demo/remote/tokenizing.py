@@ -12,6 +12,9 @@ from granite_demo.types import GenerationRequest, PromptView
 TOLD = ("messages", "prompt", "tools", "chat_template_kwargs")
 """The fields of a request that make its prompt, as /tokenize takes them."""
 
+SECONDS = 5.0
+"""For an answer: the page asks while somebody writes."""
+
 
 async def count_tokens(client: Any, one: Endpoint, request: GenerationRequest, model: str) -> PromptView | None:
     """The prompt's length without its parts; None where the server cannot tell.
@@ -36,7 +39,8 @@ async def _tokenized(client: Any, one: Endpoint, request: GenerationRequest, mod
     fields = to_body(request, model, find_family(model), one.kind).fields
     body = {"model": model, **{name: fields[name] for name in TOLD if name in fields}}
     try:
-        answer = await client.post(f"{one.shown}/tokenize", body=body, cast_to=object)
+        options = {"timeout": SECONDS}
+        answer = await client.post(f"{one.shown}/tokenize", body=body, cast_to=object, options=options)
         return answer if isinstance(answer, dict) else {}
     except Exception as error:  # it is only a question beside the request itself
         if rejected(error) and "chat template" in message_of(error).lower():

@@ -16,7 +16,7 @@ from starlette.staticfiles import StaticFiles
 from granite_demo import __version__
 from granite_demo.access import Access
 from granite_demo.api.keys import KeyGuard
-from granite_demo.api.metrics import Metrics, RequestCounter
+from granite_demo.api.metrics import Metrics, RequestCounter, WatchedBackend
 from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
@@ -52,13 +52,13 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
 
     metrics = Metrics(backend.status)
     _add_health(app, backend, metrics)
-    app.mount(API, create_api(backend, metrics))
+    app.mount(API, create_api(WatchedBackend(backend, metrics, "api")))
     # Where the page wants a login, the API is no way around it.
     app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
     # Without a key none can be wrong, and who has to log in asks a closed API without one.
     app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
-    page = build_ui(backend, access)
+    page = build_ui(WatchedBackend(backend, metrics, "page"), access)
     app.mount("/words", StaticFiles(directory=words_dir()))
     app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
     app.add_middleware(Guard, limit=policy.max_body)

@@ -1,11 +1,8 @@
-"""How two precisions differ on a text, as the page shows it: heat map, tables, figure and file. Pure functions."""
+"""How two precisions differ on a text, as the page shows it: heat map, tables and figure. Pure functions."""
 
-import csv
 import html
-import io
-import json
 from collections.abc import Sequence
-from math import inf, isfinite
+from math import inf
 from typing import Any
 
 from granite_demo.scores import ComparedSide, ComparedToken, Comparison
@@ -20,8 +17,6 @@ LEAST = 1e-8
 """What is less is drawn here: a log scale has no zero, and the rounding of float32 goes about so far."""
 AROUND = 3
 """Tokens of the text shown before one of the worst."""
-COLUMNS = ["position", "id", "token", "kl_nats", "agree", "logprob_reference", "logprob_other", "top_reference"]
-COLUMNS += ["top_other"]
 
 
 def heat_html(comparison: Comparison, text: str) -> str:
@@ -147,19 +142,3 @@ def figure(comparison: Comparison) -> Any:
         plot_bgcolor="rgba(0,0,0,0)",
     )
     return drawn
-
-
-def to_csv(comparison: Comparison) -> str:
-    """Every place as a row. Texts are JSON strings: so none begins a formula, and line breaks can be seen."""
-    file = io.StringIO()
-    writer = csv.writer(file, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for position, token in enumerate(comparison.tokens, 1):
-        numbers = [_plain(value) for value in (token.divergence, token.reference, token.other)]
-        tops = (json.dumps(token.reference_top), json.dumps(token.other_top))
-        writer.writerow((position, token.id, json.dumps(token.text), numbers[0], int(token.agree), *numbers[1:], *tops))
-    return file.getvalue()
-
-
-def _plain(value: float) -> str:
-    return f"{value:.9g}" if isfinite(value) else str(value)

@@ -13,6 +13,7 @@ import gradio as gr
 
 from granite_demo.access import Access
 from granite_demo.backends import Backend
+from granite_demo.comparison_csv import to_csv
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.scores import CompareRequest, Comparing, Comparison
 from granite_demo.status import LoadOptions, ModelStatus
@@ -20,7 +21,7 @@ from granite_demo.ui import tokens
 from granite_demo.ui.answering import Kind, Visitors, address, own, session, unforeseen
 from granite_demo.ui.events import DIRECT, STREAMING
 from granite_demo.ui.models import PRECISIONS, load_options
-from granite_demo.ui.precision_plot import figure, heat_html, summary_html, to_csv, worst_html
+from granite_demo.ui.precision_plot import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.render import note_html
 from granite_demo.ui.streaming import paced
 

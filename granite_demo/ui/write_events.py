@@ -21,7 +21,15 @@ from granite_demo.ui.growing import Ask, asked, buttons, growing, picked, wanted
 from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import Preferences
 from granite_demo.ui.tokens import Tint
-from granite_demo.ui.writing import WriteTab, counted_values, history_values, no_samples, pending_values, shown_values
+from granite_demo.ui.writing import (
+    UNTOLD,
+    WriteTab,
+    counted_values,
+    history_values,
+    no_samples,
+    pending_values,
+    shown_values,
+)
 
 PAUSE_SECONDS = 0.5
 """Without typing, before the text is looked at."""
@@ -141,20 +149,28 @@ def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
         on(column.use.click, use(number), [tab.drafts, tab.tint], [*tab.pending, *tab.sampled])
 
 
+async def counted(backend: Backend, text: str | None, special: Any) -> tuple[Any, ...]:
+    """What is shown of the text's tokens."""
+    status = backend.status()
+    if why := status.unable_to("token ids"):
+        return counted_values(None, why)
+    if not text:
+        return counted_values(None, "The text is empty.")
+    try:
+        request = GenerationRequest(prompt=text, special_tokens=bool(special))
+        # Another server may tell how many there are, but not which.
+        view = await backend.inspect(request, parts=True) or await backend.inspect(request)
+    except GraniteDemoError as error:
+        return counted_values(None, error.user_text)
+    return counted_values(view, UNTOLD if status.stage == "ready" else "")
+
+
 def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
     """Undo and redo, and what is known of the text after a pause in typing."""
 
     async def count(visit: gr.Request, text: str | None, special: Any) -> tuple[Any, ...]:
         await asyncio.sleep(PAUSE_SECONDS)
-        if why := backend.status().unable_to("token ids"):
-            return counted_values(None, why)
-        if not text:
-            return counted_values(None, "The text is empty.")
-        try:
-            request = GenerationRequest(prompt=text, special_tokens=bool(special))
-            return counted_values(await own(backend, visit).inspect(request, parts=True))
-        except GraniteDemoError as error:
-            return counted_values(None, error.user_text)
+        return await counted(own(backend, visit), text, special)
 
     def record(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
         return history_values(seen(history, text or "", put))
@@ -168,8 +184,8 @@ def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
         return after.text, *history_values(after)
 
     changes = [tab.prompt.change, tab.special.change, *ready]
-    counted = gr.on(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids], **LATEST)
+    known = gr.on(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids], **LATEST)
     # After the pause, and with what stands there then.
-    counted.then(record, tab.typed, tab.edited, **DIRECT)
+    known.then(record, tab.typed, tab.edited, **DIRECT)
     tab.undo.click(undo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)
     tab.redo.click(redo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)

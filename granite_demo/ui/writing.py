@@ -27,6 +27,7 @@ TINTS = [("Probability", "probability"), ("Entropy", "entropy")]
 SWITCHES: tuple[Feature, ...] = ("log probabilities", "special tokens")
 MAX_IDS = 2000
 """Tokens of the text that are listed."""
+UNTOLD = "The other server does not tell which tokens these are."
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +132,13 @@ def _switch(why: str) -> gr.Checkbox:
 
 
 def counted_values(view: PromptView | None, why: str = "") -> tuple[Any, ...]:
-    """How many tokens the text has, and which."""
+    """How many tokens the text has, and which, or ``why`` that is not known."""
+    reason = f"<p>{html.escape(why or 'Known when the model is ready.')}</p>"
     if view is None:
-        return gr.Accordion(label="Tokens"), f"<p>{html.escape(why or 'Known when the model is ready.')}</p>"
+        return gr.Accordion(label="Tokens"), reason
     label = f"{view.tokens:,} token{'s' * (view.tokens != 1)} of {view.context_length:,}"
+    if not view.parts:
+        return gr.Accordion(label=label), reason
     pairs = [pair for part in view.parts for pair in part.tokens]
     items = "".join(f"<li><b>{tokens.visible(text)}</b> {index}</li>" for index, text in pairs[:MAX_IDS])
     more = f"<p>The first {MAX_IDS:,} are listed.</p>" if len(pairs) > MAX_IDS else ""

@@ -1,11 +1,11 @@
 """Events on their way: what has piled up goes out together, and nothing else changes."""
 
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
-from granite_demo.api.answers import Answers, Watch
+from granite_demo.api.answers import Answers
 from granite_demo.backends import Backend
 from granite_demo.errors import EngineError
 from granite_demo.messages import Message
@@ -27,14 +27,9 @@ class Burst:
             yield event
 
 
-class Ignore:
-    def see(self, event: StreamEvent) -> None:
-        pass
-
-
 async def told(count: int, *events: StreamEvent | Exception) -> list[tuple[int, StreamEvent]]:
     requests: Sequence[GenerationRequest] = [GenerationRequest((Message("user", "Hi"),))] * count
-    answers = Answers(cast(Backend, Burst(*events)), requests, cast(Any, lambda: cast(Watch, Ignore())))
+    answers = Answers(cast(Backend, Burst(*events)), requests)
     try:
         await answers.begin(1)
         return [item async for item in answers.events()]

@@ -228,6 +228,15 @@ def test_a_call_that_must_come(client: openai.OpenAI, fake: FakeBackend, choice:
     assert names == (["add", "sub"] if choice == "required" else ["add"])
 
 
+def test_thinking_may_come_before_a_call_that_must(client: openai.OpenAI, fake: FakeBackend) -> None:
+    call = TextDelta('{"name": "add", "arguments": {"a": 1}}', 6)
+    fake.script = [ReasoningDelta("I add.", 3), call, end()]
+    given: Any = {"tools": [TOOL], "tool_choice": "required"}
+    made: Any = client.chat.completions.create(model="fake", messages=HI, **given).choices[0]
+    assert (made.message.reasoning_content, made.message.content) == ("I add.", None)
+    assert [call.function.arguments for call in made.message.tool_calls] == ['{"a": 1}']
+
+
 def test_a_call_that_must_come_but_is_cut_off_is_text(client: openai.OpenAI, fake: FakeBackend) -> None:
     fake.script = [TextDelta('{"name": "add", "argum', 3), end("length")]
     given: Any = {"tools": [TOOL], "tool_choice": "required"}

@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
+from jsonschema import Draft202012Validator
 from schemathesis import Case, GenerationMode
 from schemathesis.core.result import Ok
 
@@ -24,6 +26,13 @@ def url() -> Iterator[str]:
     backend = FakeBackend()
     with running(create_app(backend), backend) as url:
         yield url
+
+
+def test_a_tool_can_be_named(url: str) -> None:
+    described = httpx.get(f"{url}/v1/openapi.json").json()["components"]["schemas"]["ChatRequest"]["properties"]
+    takes = Draft202012Validator(described["tool_choice"]).is_valid
+    assert all(map(takes, ["none", "auto", "required", {"type": "function", "function": {"name": "add"}}]))
+    assert not any(map(takes, ["add", {"type": "function"}, {"function": {"name": "add"}}]))
 
 
 @pytest.mark.parametrize("mode", [GenerationMode.POSITIVE, GenerationMode.NEGATIVE])

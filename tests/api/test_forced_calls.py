@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING
 
 import pytest
+from pydantic import BaseModel
 
 from granite_demo.api.forced_calls import call_constraint
 from granite_demo.constraints import compile_constraint
@@ -12,8 +13,30 @@ from granite_demo.toolcalls import read_calls
 if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel
 
+
+class Place(BaseModel):
+    """A place, and what lies in it."""
+
+    name: str
+    within: "list[Place]" = []
+
+
+class Trip(BaseModel):
+    """Its parameters refer to definitions, as pydantic writes them."""
+
+    start: Place
+    end: Place
+
+
 NUMBER = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}
-TOOLS = (ToolSpec("add", "Adds.", NUMBER), ToolSpec("now", "The time.", {"type": "object", "properties": {}}))
+DRAFT = "https://json-schema.org/draft/2020-12/schema"
+TOOLS = (
+    ToolSpec("add", "Adds.", NUMBER),
+    ToolSpec("now", "The time.", {"type": "object", "properties": {}}),
+    ToolSpec("travel", "Travels.", {"$schema": DRAFT, "$id": "https://example.com/trip", **Trip.model_json_schema()}),
+    ToolSpec("visit", "Visits.", {**Place.model_json_schema(), "examples": [{"$ref": "#/$defs/Place"}]}),
+)
+PRAGUE, JICIN = '{"name": "Prague", "within": [{"name": "Castle"}]}', '{"name": "Jicin"}'
 
 
 @pytest.mark.parametrize(
@@ -21,6 +44,10 @@ TOOLS = (ToolSpec("add", "Adds.", NUMBER), ToolSpec("now", "The time.", {"type":
     [
         ('{"name": "add", "arguments": {"a": 12}}', True),
         ('{"name": "now", "arguments": {}}', True),
+        (f'{{"name": "travel", "arguments": {{"start": {JICIN}, "end": {PRAGUE}}}}}', True),
+        (f'{{"name": "visit", "arguments": {PRAGUE}}}', True),
+        ('{"name": "travel", "arguments": {"start": {"name": 1}, "end": {}}}', False),
+        ('{"name": "visit", "arguments": {"name": "Prague", "within": [1]}}', False),
         ('{"name": "add", "arguments": {"a": "12"}}', False),
         ('{"name": "add", "arguments": {}}', False),
         ('{"name": "sub", "arguments": {"a": 12}}', False),

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from granite_demo.api.metrics import Metrics
 from granite_demo.api.routes import create_api
 from granite_demo.engine.base import closed_error
 from granite_demo.server.app import create_app
@@ -90,7 +89,7 @@ async def test_a_silent_stream_is_kept_open() -> None:
     backend = FakeBackend()
     backend.first_delay = 1.0
     app = FastAPI()
-    app.mount("/v1", create_api(backend, Metrics(backend.status), ping=0.1))
+    app.mount("/v1", create_api(backend, ping=0.1))
     app.state.page = SimpleNamespace(stop_event=asyncio.Event())
     with running(app, backend) as url:
         text = (await asyncio.to_thread(httpx.post, f"{url}/v1/chat/completions", json={**HI, "stream": True})).text
@@ -121,7 +120,7 @@ def test_a_server_that_stops_tells_those_who_listen() -> None:
     with running(create_app(backend), backend) as url:
         thread = threading.Thread(target=listen, args=(url,))
         thread.start()
-        assert wait_until(lambda: "first_token_seconds_count 1.0" in httpx.get(f"{url}/metrics").text, 10)
+        assert wait_until(lambda: 'first_token_seconds_count{door="api"} 1.0' in httpx.get(f"{url}/metrics").text, 10)
     thread.join(10)
     assert "the server is stopping" in json.loads(heard[-2].removeprefix("data: "))["error"]["message"]
     assert heard[-1] == "data: [DONE]"
@@ -158,9 +157,9 @@ def test_answers_are_measured() -> None:
     for line in (
         'granite_demo_requests_total{code="200",route="/v1/chat/completions"} 2.0',
         'granite_demo_requests_total{code="400",route="/v1/chat/completions"} 1.0',
-        "granite_demo_prompt_tokens_total 10.0",
-        "granite_demo_completion_tokens_total 6.0",
-        "granite_demo_time_to_first_token_seconds_count 2.0",
-        "granite_demo_inter_token_seconds_count 4.0",
+        'granite_demo_prompt_tokens_total{door="api"} 10.0',
+        'granite_demo_completion_tokens_total{door="api"} 6.0',
+        'granite_demo_time_to_first_token_seconds_count{door="api"} 2.0',
+        'granite_demo_inter_token_seconds_count{door="api"} 4.0',
     ):
         assert line in text

@@ -1,7 +1,7 @@
 """Makes the pictures of README: ``python -m tests.browser.screenshots``.
 
-X-ray, side by side and Completion are the sample model's. Thinking and citations, which the sample cannot, are a
-written answer in the manner of Granite 3.3, and the page says so.
+X-ray, side by side and Completion are the sample model's. Thinking, citations and filling a gap, which the sample
+cannot, are written answers in the manner of Granite 3.3, and the page says so.
 """
 
 from dataclasses import replace
@@ -41,6 +41,8 @@ FACTS = (
     "Granite is a coarse-grained igneous rock. It is composed mostly of quartz, alkali feldspar and plagioclase. "
     "It forms from magma that cools slowly underground. Its density is between 2.65 and 2.75 g/cm3."
 )
+MIDDLE = "    total = 0\n    for number in numbers:\n        total += number\n    if not numbers:\n        return 0\n"
+SCORED = "The capital of France is Paris. The capital of Spain is Madrid. The capital of Italy is a bicycle."
 CITED = "Granite is made mostly of quartz, alkali feldspar and plagioclase. It forms from magma that cools slowly."
 
 
@@ -96,6 +98,13 @@ def scripted(browser: Browser) -> None:
         page.locator("#chatbot .act.ground").click()
         expect(page.locator("#sources")).to_be_visible()
         take(page, "citations", whole=True)
+        page = new_page(browser, url, 700)
+        page.get_by_role("tab", name="Completion").click()
+        page.get_by_role("tab", name="Fill in the middle").click()
+        backend.script = [*words(TextDelta, MIDDLE, 0), replace(end, usage=Usage(60, 40))]
+        page.locator("#fill-run").click()
+        expect(page.locator("#fill-accept")).to_be_enabled()
+        take(page, "fill", whole=True)
 
 
 def with_the_sample(browser: Browser) -> None:
@@ -147,6 +156,18 @@ def laboratory(browser: Browser, url: str) -> None:
     page.wait_for_timeout(500)
     page.screenshot(path=ASSETS / "screenshot-completion.png", full_page=True)
     page.context.close()
+    constrained(browser, url)
+    page = new_page(browser, url, 700)
+    page.get_by_role("tab", name="Completion").click()
+    page.get_by_role("tab", name="Score").click()
+    page.locator("#score-text textarea").fill(SCORED)
+    page.locator("#score-run").click()
+    expect(page.locator("#score-figures")).to_contain_text("erplexity", timeout=60_000)
+    page.locator(".tokens b", has_text="Madrid").click()
+    page.locator(".token-popup").wait_for()
+    page.wait_for_timeout(500)
+    page.screenshot(path=ASSETS / "screenshot-score.png", full_page=True)
+    page.context.close()
     page = new_page(browser, url, 900)
     page.get_by_role("tab", name="Completion").click()
     page.get_by_role("tab", name="Precision").click()
@@ -154,6 +175,18 @@ def laboratory(browser: Browser, url: str) -> None:
     expect(page.locator("#precisions-cancel")).to_be_visible()
     expect(page.locator("#precisions-run")).to_be_visible(timeout=300_000)
     take(page, "precisions", whole=True)
+
+
+def constrained(browser: Browser, url: str) -> None:
+    page = new_page(browser, url, 900)
+    page.get_by_role("tab", name="Completion").click()
+    page.locator("#prompt textarea").fill('Tom is 7 years old: {"name": "Tom", "age": 7}\nAnna is 42 years old: ')
+    page.get_by_role("button", name="Constrained output").click()
+    page.locator("#constraint-kind").get_by_label("JSON schema").check()
+    page.locator("#run").click()
+    expect(page.locator("#stop")).to_be_visible()
+    expect(page.locator("#run")).to_be_visible(timeout=60_000)
+    take(page, "constrained", whole=True)
 
 
 def main() -> None:

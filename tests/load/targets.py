@@ -17,7 +17,7 @@ from tests.load.visitors import Door, Heard, crowd, opened
 PAGE, API = 1, 2
 """The first of the numbers of visitors that come by this door; with a step of 2."""
 TTFT_MS = {PAGE: {1: 50, 10: 100, 100: 500}, API: {1: 20, 10: 50, 100: 250}}
-LONG = 256
+LONG, STREAMS = 256, 16
 STORM, STORM_SECONDS = 200, 0.5
 PLAIN = {"leaves": 0, "nonsense": 0}
 
@@ -88,13 +88,19 @@ async def first_texts(running: Loaded, door: Door) -> list[Row]:
 
 
 async def between_tokens(running: Loaded, door: Door) -> list[Row]:
-    """The speed at one visitor against the bare engine's, and updates of the page with many."""
+    """The speed at one visitor and of several streams against the bare engine's, and updates of the page with many."""
     rows = []
     for way, name in ((PAGE, "page"), (API, "/v1")):
-        [heard] = await crowd(door, 1, LONG, first=way + 100_000, **PLAIN)
-        rate = (LONG - 1) / ((heard.last or 1.0) - (heard.first or 0.0))
+        [alone] = await crowd(door, 1, LONG, first=way + 100_000, **PLAIN)
+        rate = (LONG - 1) / ((alone.last or 1.0) - (alone.first or 0.0))
         cost = 1 - rate / running.bare_rate
         rows.append(Row(f"inter-token overhead, 1 visitor, {name}", "<= 5 %", f"{cost:.1%}", cost <= 0.05))
+    heard = await crowd(door, STREAMS, LONG, first=API + 105_000, step=2, **PLAIN)
+    seconds = max(one.last or 0.0 for one in heard) - min(one.first or 0.0 for one in heard)
+    bare = STREAMS * running.bare_rate
+    cost = 1 - STREAMS * (LONG - 1) / seconds / bare
+    told = f"{cost:.1%} of {bare:.0f} tokens/s"
+    rows.append(Row(f"throughput lost, {STREAMS} streams, /v1", "<= 5 %", told, cost <= 0.05))
     start = time.monotonic()
     many = await crowd(door, 100, LONG, first=PAGE + 110_000, step=2, **PLAIN)
     rate = sum(one.updates for one in many) / (time.monotonic() - start)

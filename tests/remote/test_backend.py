@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from granite_demo.errors import (
     RemoteError,
 )
 from granite_demo.messages import Controls, Document, Message, ToolCall, ToolSpec
-from granite_demo.remote import endpoints
+from granite_demo.remote import endpoints, tokenizing
 from granite_demo.remote.backend import RemoteBackend
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.scores import CompareRequest, ScoredToken, ScoreRequest, ScoreSummary
@@ -370,6 +371,61 @@ async def test_fields_that_a_server_rejects_are_left_out_and_told() -> None:
         assert ("Left out", "min_p, stream_options") in [fact[:2] for fact in backend.status().facts]
 
 
+async def test_what_a_server_does_not_name_is_asked_for_again() -> None:
+    server = FakeServer()
+    server.refuse = lambda body: (400, {"error": "bad request"}) if "min_p" in body else None
+    with serving(server), remote(server) as backend:
+        for asked_so_far in (2, 4):
+            await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
+            assert server.asked == asked_so_far
+        assert "Left out" not in [name for name, *_ in backend.status().facts]
+
+
+@pytest.mark.parametrize("change", ["restart", "kind"])
+async def test_what_was_left_out_comes_back_with_another_server(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+    monkeypatch.setattr(endpoints, "DOWN_SECONDS", 0.05)
+    monkeypatch.setattr(endpoints, "UP_SECONDS", 0.05)
+
+    def refuse(body: dict[str, Any]) -> tuple[int, Any] | None:
+        unknown = [name for name in ("logprobs", "min_p") if name in body]
+        return (422, {"detail": f"Unexpected keys in the request: {unknown}"}) if unknown else None
+
+    server = FakeServer([said("Hi", reasoning_content="Hm"), ended()])
+    server.refuse = refuse
+    with serving(server), remote(server) as backend:
+        await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
+        with pytest.raises(InvalidRequestError):
+            await events_of(backend, asked(sampling=SamplingParams(logprobs=2)))
+        (one,) = backend.endpoints.all
+        assert (one.refused, one.parses_thinking) == (frozenset({"min_p"}), True)
+        assert "tells no log probabilities" in str(backend.status().unable_to("log probabilities"))
+        server.refuse = lambda body: None
+        if change == "restart":
+            server.kill()
+            wait_for(backend, "failed")
+            server.start()
+            wait_for(backend, "ready")
+        else:
+            server.models = [{**server.models[0], "owned_by": "sglang"}]
+            deadline = time.monotonic() + 10
+            while one.kind != "SGLang":
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.02)
+        assert (one.refused, one.parses_thinking) == (frozenset(), False)
+        assert not backend.status().unable_to("log probabilities")
+        await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
+        assert "min_p" in server.bodies[-1]
+
+
+async def test_a_value_that_is_refused_takes_no_feature_away() -> None:
+    server = FakeServer()
+    server.refuse = lambda body: (400, {"error": "top_logprobs: at most 5"}) if "logprobs" in body else None
+    with serving(server), remote(server) as backend:
+        with pytest.raises(InvalidRequestError, match="at most 5"):
+            await events_of(backend, asked(sampling=SamplingParams(logprobs=9)))
+        assert not backend.status().unable_to("log probabilities")
+
+
 async def test_what_the_visitor_set_is_never_left_out() -> None:
     server = FakeServer()
     server.refuse = lambda body: (400, {"error": {"message": "top_k is unknown"}}) if "top_k" in body else None
@@ -487,6 +543,41 @@ async def test_a_single_server_that_lost_the_connection_is_tried_once_more() -> 
         assert server.asked == 3
 
 
+async def test_a_server_that_is_slow_is_not_asked_twice_and_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "READ_SECONDS", 0.3)
+    slow, good = FakeServer(), FakeServer()
+    slow.first_delay = 2.0
+    with serving(slow), remote(slow) as backend:
+        with pytest.raises(RemoteBusyError, match="did not answer in time"):
+            await events_of(backend)
+        assert backend.status().stage == "ready"
+    assert slow.asked == 1
+    with serving(slow, good), remote(slow, good) as backend:
+        assert text_of(await events_of(backend)) == "Hello world"
+        assert backend.endpoints.all[0].up
+    assert (slow.asked, good.asked) == (2, 1)
+
+
+async def test_a_server_that_takes_no_connection_in_time_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoints, "CONNECT_SECONDS", 0.3)
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]  # which fill its queue, so that nobody else gets in
+        for one in waiting:
+            one.setblocking(False)
+            one.connect_ex(address)
+        listed = endpoints.Endpoints(endpoints.parse_urls(f"http://127.0.0.1:{address[1]}"))
+        try:
+            with pytest.raises(RemoteDownError):
+                await events_of(RemoteBackend(listed, "mine"))
+        finally:
+            for one in waiting:
+                one.close()
+            listed.close()
+
+
 async def test_servers_take_turns() -> None:
     one, other = FakeServer(), FakeServer()
     with serving(one, other), remote(one, other) as backend:
@@ -585,6 +676,14 @@ async def test_the_length_of_a_prompt_where_the_server_tells_it() -> None:
         assert view is not None
         assert (view.tokens, view.context_length) == (12, 4096)
         assert await backend.inspect(ASKED, parts=True) is None
+
+
+async def test_a_length_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenizing, "SECONDS", 0.2)
+    server = FakeServer()
+    server.tokenized, server.first_delay = {"count": 12, "max_model_len": 4096}, 20.0
+    with serving(server), remote(server) as backend:
+        assert await asyncio.wait_for(backend.inspect(ASKED), 10) is None
 
 
 def test_the_state_follows_the_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 """Addresses, and which servers are asked first."""
 
+import time
+
 import pytest
 
 from granite_demo.errors import ConfigurationError
@@ -33,6 +35,17 @@ def test_servers_that_are_up_come_first_and_take_turns() -> None:
     assert [endpoints.order("m") for _ in range(2)] == [[a, b, c], [b, a, c]]
     assert endpoints.order("other") == [d]
     assert set(endpoints.order("nobody's")) == {a, b, c, d}
+
+
+def test_one_that_is_up_is_enough_unless_all_are_wanted() -> None:
+    endpoints = Endpoints(parse_urls("http://a,http://b"))
+    endpoints.all[0].seen = Seen(True)
+    endpoints.all[0].looked.set()
+    begun = time.monotonic()
+    endpoints.wait(60)
+    assert time.monotonic() - begun < 30
+    endpoints.wait(0.3, for_all=True)
+    assert time.monotonic() - begun > 0.3
 
 
 def test_a_key_is_not_in_the_text_of_an_endpoint() -> None:

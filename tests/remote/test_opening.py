@@ -88,7 +88,10 @@ def test_replay_asks_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[st
     [
         (("fits",), "granite-demo models --url lists"),
         (("pull", "granite-4.0-350m"), "A server fetches its models itself"),
-        (("compare", "Some text.", "--reference", "float32", "--other", "nf4"), "Comparing precisions"),
+        (
+            ("compare", "Some text.", "--reference", "float32", "--other", "nf4"),
+            "loads its model in one precision only",
+        ),
     ],
 )
 def test_what_no_server_can_be_asked_says_so(
@@ -97,7 +100,7 @@ def test_what_no_server_can_be_asked_says_so(
     server = FakeServer()
     with serving(server), pytest.raises(SystemExit) as ended:
         cli.main([*arguments, "--url", server.url])
-    assert ended.value.code
+    assert ended.value.code == 2
     assert why in " ".join(capsys.readouterr().err.split())
     assert server.bodies == []
 

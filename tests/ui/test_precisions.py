@@ -1,7 +1,5 @@
 """Precision A/B: who may, what is asked for, and what is shown of the result."""
 
-import csv
-import io
 import json
 import threading
 from dataclasses import replace
@@ -12,7 +10,7 @@ import pytest
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.scores import ComparedSide, ComparedToken, Comparing, Comparison
 from granite_demo.ui import precisions
-from granite_demo.ui.precision_plot import figure, heat_html, summary_html, to_csv, worst_html
+from granite_demo.ui.precision_plot import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.precisions import Step, choices, own_precision, progress_html, shown_values, steps, to_request
 from tests.fakes import READY, FakeBackend
 from tests.ui.test_tokens import rows, spans
@@ -156,11 +154,3 @@ def test_the_figure_is_whole_numbers_on_a_log_scale() -> None:
     assert line["y"] == [1e-8, 0.02, 3.0, 0.002, 1e3]
     assert rings["x"] == [4, 5, 6]
     assert "&lt;" not in line["text"][0]
-
-
-def test_the_file_has_every_place_and_no_formula() -> None:
-    found = list(csv.DictReader(io.StringIO(to_csv(RESULT))))
-    assert [json.loads(row["token"]) for row in found] == [token.text for token in TOKENS]
-    assert [float(row["kl_nats"]) for row in found] == [token.divergence for token in TOKENS]
-    assert (found[2]["position"], found[2]["agree"], found[2]["logprob_other"]) == ("3", "0", "-inf")
-    assert not any(row["token"].startswith(("=", "+", "-", "@")) for row in found)
