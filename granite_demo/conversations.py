@@ -73,7 +73,7 @@ class Turn(_Part):
     kind: Literal["note", "error"] = "note"
     vote: Literal["", "up", "down"] = ""
     made: dict[str, Any] = Field(default_factory=dict)
-    """What is needed to make the answer again; see ``bundle``."""
+    """What is needed to make the answer again; see ``bundle``. The browser keeps it, and sends a mark in its place."""
 
 
 class Text(_Part):

@@ -51,6 +51,8 @@ class ChatTab:
     """The open conversation, as ``conversations.dump`` writes it."""
     pending: gr.JSON
     """The answer that is being written; see ``responding``."""
+    over: gr.Checkbox
+    """Whether no answer was being written when the last event ended."""
     ask: gr.Textbox
     """The id of the turn that the model is to answer."""
     acts: gr.HTML
@@ -88,7 +90,7 @@ class ChatTab:
 def layout(backend: Backend, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
     holder, pending, download = gr.JSON({}, visible=False), gr.JSON(visible=False), gr.JSON(visible=False)
-    ask, target = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    ask, target, over = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Checkbox(visible=False)
     acts = gr.HTML(js_on_load=script("page.js") + script("chat.js"), elem_id="acts")
     earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
     chatbot = _chatbot()
@@ -101,17 +103,7 @@ def layout(backend: Backend, access: Access) -> ChatTab:
         grounding = gr.HTML()
     results = tools.results_layout()
     message = gr.HTML(elem_id="chat-message")
-    textbox = gr.Textbox(
-        elem_id="message",
-        label="Message",
-        show_label=False,
-        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
-        lines=1,
-        max_lines=12,
-        autofocus=True,
-        submit_btn=SEND,
-        stop_btn=False,
-    )
+    textbox = _textbox()
     context = meter.layout()
     switch_panel = switches.layout()
     with gr.Accordion("System prompt", open=False, elem_id="system"):
@@ -126,6 +118,7 @@ def layout(backend: Backend, access: Access) -> ChatTab:
     return ChatTab(
         holder,
         pending,
+        over,
         ask,
         acts,
         download,
@@ -144,6 +137,20 @@ def layout(backend: Backend, access: Access) -> ChatTab:
         context,
         xray.layout(),
         compare.layout(backend, access),
+    )
+
+
+def _textbox() -> gr.Textbox:
+    return gr.Textbox(
+        elem_id="message",
+        label="Message",
+        show_label=False,
+        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
+        lines=1,
+        max_lines=12,
+        autofocus=True,
+        submit_btn=SEND,
+        stop_btn=False,
     )
 
 

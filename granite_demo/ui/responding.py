@@ -1,7 +1,7 @@
-"""The answer to the last turn of a conversation: streamed into the chatbot, then put into the conversation.
+"""The answer to the last turn of a conversation, streamed into the chatbot.
 
-The visitor may change the conversation while the answer grows, so the answer is a turn of its own until it ends. The
-browser keeps it meanwhile: a page that is closed or reloaded loses nothing.
+The visitor may change the conversation while the answer grows, so the answer is a turn of its own until it ends, and
+the browser puts it into the conversation. It keeps it meanwhile: a page that is closed or reloaded loses nothing.
 """
 
 import asyncio
@@ -33,12 +33,6 @@ class Update:
 
     history: ChatHistory
     pending: dict[str, Any] | None = None
-
-
-def waits_for_answer(conversation: Conversation) -> bool:
-    """Whether the last turn that is shown is one to answer."""
-    turn = conversations.path(conversation)[-1:]
-    return bool(turn) and turn[0].role != "assistant"
 
 
 async def respond(
@@ -77,12 +71,3 @@ async def respond(
 def pending(conversation: Conversation, turn: Turn) -> dict[str, Any]:
     """An answer on its way into its conversation."""
     return {"conversation": conversation.id, "turn": turn.model_dump(mode="json", exclude_defaults=True)}
-
-
-def settle(value: Any, answer: Any) -> Conversation | None:
-    """The open conversation with the answer in it; None if another is open by now, or the answer is in it already."""
-    conversation = conversations.load(value)
-    if not answer or answer.get("conversation") != conversation.id:
-        return None
-    turn = Turn.model_validate(answer["turn"])
-    return None if turn.id in conversation.turns else conversations.put(conversation, turn)

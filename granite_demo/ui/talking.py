@@ -21,11 +21,20 @@ from granite_demo.ui.asking import Asked
 from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
 from granite_demo.ui.grounding import grounding_html, listed_of
+from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.render import note_html
-from granite_demo.ui.responding import respond, settle, waits_for_answer
+from granite_demo.ui.responding import respond
 from granite_demo.ui.settings import Preferences
+from granite_demo.ui.tools import waits_for_answer
 
 SYSTEM_JS = "(value, system) => [{ ...value, system }]"
+ASK_JS = "(held, ...rest) => [window.graniteDemo?.settled(held) ?? held, ...rest]"
+"""The next question comes after what there is of an answer, though its end may have been lost on the way."""
+ANSWER_JS = "(held, ...rest) => [window.graniteDemo?.begun(held) ?? held, ...rest]"
+STOP_JS = "(held, pending) => window.graniteDemo?.ended(held, pending) ?? [held, false]"
+ENDED_JS = "(held, pending) => window.graniteDemo?.arrived(held, pending) ?? [held, false]"
+LOST_JS = "(over) => { if (over) window.graniteDemo?.reloadIfLost(); }"
+SETTLE_JS = "(held, pending, over) => [(over && window.graniteDemo?.settled(held, pending)) || held]"
 KEEP_JS = "(pending) => { window.graniteDemo?.keep(pending); }"
 DOWNLOAD_JS = """(bundle) => {
   if (bundle) window.graniteDemo?.download(JSON.stringify(bundle, null, 1), "answer.json", "application/json");
@@ -87,14 +96,17 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
         return gr.Accordion(visible=True, open=True), view
 
     def download(event: gr.EventData, value: Any) -> tuple[Any, ...]:
-        return (bundle(conversations.load(value), str(event.id)),)
+        turn_id = str(event.id)
+        # What made the answer comes with the event: the page holds a mark in its place.
+        whole = conversations.change(conversations.load(value), turn_id, made=event.made or {})
+        return (bundle(whole, turn_id),)
 
     panels = [*tab.documents.shown, *tab.tools.shown]
     holder = [tab.holder]
     gr.on(ready, forgiving(attached, len(panels)), holder, [*panels, tab.message], **DIRECT)
-    tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], **DIRECT)
-    tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], **DIRECT)
-    asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], **DIRECT)
+    tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], js=SHOWN_JS, **DIRECT)
+    tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], js=SHOWN_JS, **DIRECT)
+    asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], js=SHOWN_JS, **DIRECT)
     asked.then(None, [tab.download], [tab.download], js=DOWNLOAD_JS, **DIRECT)
 
 
@@ -148,13 +160,14 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
 
     # System prompt and tools come as they are written: what the browser keeps of them may lag behind.
     inputs = [tab.holder, tab.system_prompt, tab.tools.definitions]
-    return [
-        tab.textbox.submit(send, [*inputs, tab.textbox], outputs, **DIRECT),
-        tab.chatbot.example_select(example, inputs, outputs, **DIRECT),
-        tab.acts.select(act, inputs, outputs, **DIRECT),
-        tab.editor.save.click(edit, [*inputs, tab.editor.target, tab.editor.box], outputs, **DIRECT),
-        tab.results.send.click(results, [*inputs, *tab.results.results], outputs, **DIRECT),
-    ]
+    ways: tuple[tuple[Any, Any, list[Any]], ...] = (
+        (tab.textbox.submit, send, [tab.textbox]),
+        (tab.chatbot.example_select, example, []),
+        (tab.acts.select, act, []),
+        (tab.editor.save.click, edit, [tab.editor.target, tab.editor.box]),
+        (tab.results.send.click, results, tab.results.results),
+    )
+    return [event(change, [*inputs, *more], outputs, js=ASK_JS, **DIRECT) for event, change, more in ways]
 
 
 def wire_answering(
@@ -179,31 +192,37 @@ def wire_answering(
                     yield update.history, gr.skip(), update.pending or gr.skip()
             visitors.settling(session(visit))
 
-    def finish(visit: gr.Request, value: Any, pending: Any) -> tuple[Any, ...]:
-        kept = (gr.skip(),) * (len(settled) - 1)
-        if visitors.streaming(session(visit)) or not pending:  # asked too early, or nothing was
-            return *kept, gr.skip()
+    def finish(visit: gr.Request, value: Any, grown: Any) -> tuple[Any, ...]:
+        kept = (gr.skip(),) * (len(tab.screen) + 1)
+        if visitors.streaming(session(visit)):  # asked too early
+            return *kept, False
         visitors.settled(session(visit))
-        try:
-            conversation = settle(value, pending)
-        except (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError):
-            conversation = None  # it was removed meanwhile, in another tab
-        if conversation is None:
-            return *kept, message_box(busy=False)
-        return conversations.dump(conversation), *screen_values(conversation), message_box(busy=False)
+        conversation = _readable(value)
+        if not grown and not waits_for_answer(conversation):  # nothing was to be answered
+            return *kept, False
+        # Where nothing has grown, another answer may be about to begin: its box stays as it is.
+        return *screen_values(conversation), message_box(busy=False) if grown else gr.skip(), True
 
-    async def stop(visit: gr.Request) -> Any:
+    def stop(visit: gr.Request, value: Any, grown: Any) -> tuple[Any, ...]:
+        visitors.stop(session(visit))
+        *screen, box, over = finish(visit, value, grown)
         # The stream itself tells that it was stopped; without one, as after a restart, the box is set free here.
-        return gr.skip() if visitors.stop(session(visit)) else message_box(busy=False)
+        return *screen, box if visitors.streaming(session(visit)) else message_box(busy=False), over
 
     inputs = [tab.holder, tab.ask, *preferences.components]
-    settled = [tab.holder, *tab.screen, tab.textbox]
+    ended = [tab.holder, tab.pending], [*tab.screen, tab.textbox, tab.over]
+    stopped = tab.textbox.stop(stop, *ended, js=STOP_JS, **DIRECT)
+    stopped.then(None, [tab.over], None, js=LOST_JS, **DIRECT)
+    finished = [stopped]
     for event in asked:
-        answered = event.then(answer, inputs, [tab.chatbot, tab.textbox, tab.pending], **STREAMING)
-        ended = answered.then(finish, [tab.holder, tab.pending], settled, **DIRECT)
-        documents_too = [tab.holder, tab.documents.patch]
-        ended.then(None, documents_too, [tab.holder], js=documents.KEEP_JS, **DIRECT)
-    tab.textbox.stop(stop, None, [tab.textbox], **DIRECT)
+        answered = event.then(answer, inputs, [tab.chatbot, tab.textbox, tab.pending], js=ANSWER_JS, **STREAMING)
+        # Gradio goes on in one way after an answer that ended, and in another after one that was refused.
+        finished += [
+            following(finish, *ended, js=ENDED_JS, **DIRECT) for following in (answered.then, answered.failure)
+        ]
+    for event in finished:
+        settled = event.then(None, [tab.holder, tab.pending, tab.over], [tab.holder], js=SETTLE_JS, **DIRECT)
+        settled.then(None, [tab.holder, tab.documents.patch], [tab.holder], js=documents.KEEP_JS, **DIRECT)
 
 
 def wire_opening(tab: ChatTab, library: gr.HTML, backend: Backend, visitors: Visitors) -> None:
@@ -246,7 +265,7 @@ def wire_editor(tab: ChatTab) -> None:
         return gr.Group(visible=True), gr.Textbox(value=turn.content), gr.Button(save), turn.id
 
     shown = [editor.group, editor.box, editor.save, editor.target]
-    begun = tab.acts.edit(forgiving(begin, len(shown)), [tab.holder], [*shown, tab.message], **DIRECT)
+    begun = tab.acts.edit(forgiving(begin, len(shown)), [tab.holder], [*shown, tab.message], js=SHOWN_JS, **DIRECT)
     begun.then(None, None, None, js="() => document.querySelector('#editor-box textarea')?.focus()", **DIRECT)
     editor.cancel.click(lambda: gr.Group(visible=False), None, [editor.group], **DIRECT)
 

@@ -177,6 +177,12 @@ def pending(conversation: Conversation) -> tuple[Call, ...]:
     return turns[-1].calls[given:] if turns and turns[-1].role == "assistant" else ()
 
 
+def waits_for_answer(conversation: Conversation) -> bool:
+    """Whether the last turn that is shown is one to answer: a question, or the last of the results."""
+    turns = conversations.path(conversation)
+    return bool(turns) and turns[-1].role != "assistant" and not pending(conversation)
+
+
 def results_shown_values(conversation: Conversation) -> tuple[Any, ...]:
     """What the results show for ``conversation``: nothing, or an empty box for each call."""
     calls = pending(conversation)

@@ -14,7 +14,7 @@ from granite_demo.ui.grounding import footnotes
 from granite_demo.ui.latex import prepare
 from granite_demo.ui.plain import plain
 from granite_demo.ui.render import note_html
-from granite_demo.ui.tools import call_card, result_card
+from granite_demo.ui.tools import call_card, result_card, waits_for_answer
 
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value."""
@@ -52,7 +52,7 @@ def chat_messages(
     turns = conversations.path(conversation)
     hidden = 0 if everything else max(len(turns) - WINDOW, 0)
     messages = [message for turn in turns[hidden:] for message in turn_messages(conversation, turn)]
-    if turns and turns[-1].role == "user" and not busy:
+    if waits_for_answer(conversation) and not busy:
         again = _button("retry", turns[-1].id, "Ask again", "This question has no answer yet")
         messages[-1]["content"][-1]["text"] += f'<div class="acts">{again}</div>'
     return messages, hidden

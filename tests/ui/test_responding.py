@@ -1,4 +1,4 @@
-"""The answer to the last turn: streamed, kept on its way, and put into the conversation."""
+"""The answer to the last turn: streamed, and kept on its way."""
 
 import threading
 from typing import Any
@@ -9,7 +9,7 @@ from granite_demo.errors import EngineError
 from granite_demo.messages import Message
 from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.ui import responding
-from granite_demo.ui.responding import Update, respond, settle
+from granite_demo.ui.responding import Update, respond
 from granite_demo.ui.settings import DEFAULTS
 from tests.fakes import FakeBackend
 
@@ -46,9 +46,8 @@ async def test_the_last_update_is_the_answer_to_keep(backend: FakeBackend) -> No
     conversation = question()
     last = (await updates(backend, conversation))[-1]
     assert last.pending is not None
-    done = settle(conversations.dump(conversation), last.pending)
-    assert done is not None
-    turn = conversations.path(done)[-1]
+    assert last.pending["conversation"] == conversation.id
+    turn = Turn.model_validate(last.pending["turn"])
     assert (turn.role, turn.content, turn.parent) == ("assistant", "Hello world!", conversation.head)
     assert "finished (stop)" in turn.note
     assert turn.made["sampling"]["max_tokens"] == 512
@@ -77,9 +76,8 @@ async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> No
     backend.error = EngineError("The model ran out of memory.")
     conversation = question()
     last = (await updates(backend, conversation))[-1]
-    done = settle(conversations.dump(conversation), last.pending)
-    assert done is not None
-    turn = conversations.path(done)[-1]
+    assert last.pending is not None
+    turn = Turn.model_validate(last.pending["turn"])
     assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
     assert turn.made["finish_reason"] == "stopped"
 
@@ -96,34 +94,3 @@ async def test_a_stopped_answer_keeps_its_text(backend: FakeBackend) -> None:
     assert seen[-1].pending is not None
     assert "stopped" in seen[-1].pending["turn"]["note"]
     assert backend.running == 0
-
-
-async def test_an_answer_for_another_conversation_is_not_put_into_this_one(backend: FakeBackend) -> None:
-    last = (await updates(backend, question()))[-1]
-    assert settle(conversations.dump(question("Other?")), last.pending) is None
-    assert settle(conversations.dump(question("Other?")), None) is None
-
-
-def test_what_was_changed_meanwhile_stays_changed() -> None:
-    conversation = question()
-    answer = responding.pending(conversation, Turn(id="a", parent=conversation.head, role="assistant", content="Yes"))
-    changed = conversation.model_copy(update={"system": "Be brief."})
-    done = settle(conversations.dump(changed), answer)
-    assert done is not None
-    assert (done.system, conversations.path(done)[-1].content) == ("Be brief.", "Yes")
-
-
-def test_an_answer_is_put_in_once() -> None:
-    conversation = question()
-    answer = responding.pending(conversation, Turn(id="a", parent=conversation.head, role="assistant", content="Yes"))
-    done = settle(conversations.dump(conversation), answer)
-    assert done is not None
-    voted = conversations.change(done, "a", vote="up")
-    assert settle(conversations.dump(voted), answer) is None
-
-
-def test_only_a_question_or_a_result_is_to_be_answered() -> None:
-    conversation = question()
-    assert responding.waits_for_answer(conversation)
-    assert not responding.waits_for_answer(conversations.add(conversation, "assistant", content="Yes"))
-    assert not responding.waits_for_answer(conversations.start())
