@@ -19,6 +19,7 @@ from granite_demo.conversations import Conversation, Turn
 from granite_demo.types import GenerationRequest
 from granite_demo.ui.answer import Answer
 from granite_demo.ui.answering import Snapshot, snapshots
+from granite_demo.ui.grounding import sent
 from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.turns import ChatHistory, chat_messages, growing_turn, turn_messages
@@ -49,6 +50,7 @@ async def respond(
     # Off the event loop: the footnotes of cited answers take time to find.
     past, _ = await asyncio.to_thread(chat_messages, conversation, busy=True)
     turn_id = conversations.new_id()
+    given = sent(conversations.documents_of(conversation))
     shot = Snapshot(Answer(), "Waiting for the first token", "note", 0.0)
     yield Update([*past, *turn_messages(conversation, growing_turn(turn_id, conversation.head, shot), busy=True)])
     kept = time.monotonic()
@@ -60,9 +62,9 @@ async def respond(
                 yield Update(history)
                 continue
             kept = time.monotonic()
-            interrupted = turn.model_copy(update={"note": f"{turn.note} · interrupted"})
+            interrupted = turn.model_copy(update={"note": f"{turn.note} · interrupted", "sent": given})
             yield Update(history, pending(conversation, interrupted))
-    turn = growing_turn(turn_id, conversation.head, shot)
+    turn = growing_turn(turn_id, conversation.head, shot).model_copy(update={"sent": given})
     if request is not None:
         turn = turn.model_copy(update={"made": made(request, shot.answer.finish)})
     yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))

@@ -20,7 +20,7 @@ from granite_demo.ui.answering import Visitors, own, session
 from granite_demo.ui.asking import Asked
 from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
-from granite_demo.ui.grounding import grounding_html, listed_of
+from granite_demo.ui.grounding import as_sent, grounding_html, listed_of
 from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.render import note_html
 from granite_demo.ui.responding import respond
@@ -91,7 +91,7 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
         conversation = conversations.load(value)
         turn = conversations.find(conversation, str(event.id))
         citations = [Citation(cited.document, cited.start, cited.end) for cited in turn.citations]
-        texts = conversations.documents_of(conversation)
+        texts = as_sent(turn, conversations.documents_of(conversation))
         view = grounding_html(turn.content, texts, citations, listed_of(turn))
         return gr.Accordion(visible=True, open=True), view
 

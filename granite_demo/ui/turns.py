@@ -10,7 +10,7 @@ from typing import Any
 from granite_demo import conversations
 from granite_demo.conversations import Conversation, Turn
 from granite_demo.ui.answering import Snapshot
-from granite_demo.ui.grounding import footnotes
+from granite_demo.ui.grounding import as_sent, footnotes
 from granite_demo.ui.latex import prepare
 from granite_demo.ui.plain import plain
 from granite_demo.ui.render import note_html
@@ -66,7 +66,8 @@ def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False)
         return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
     # Finding the passages takes time: once, at the end.
     cites = turn.citations and not busy
-    text, foot = footnotes(turn, conversations.documents_of(conversation)) if cites else (turn.content, "")
+    given = as_sent(turn, conversations.documents_of(conversation)) if cites else []
+    text, foot = footnotes(turn, given) if cites else (turn.content, "")
     cards = "".join(call_card(call) for call in turn.calls)
     lists = "".join(
         f"<details><summary>{_LISTS[listed.kind]}</summary><pre>{html.escape(listed.text.strip())}</pre></details>"
@@ -98,7 +99,7 @@ def _message(role: str, text: str, below: str) -> dict[str, Any]:
 
 def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
     without = {"bundle"} if not turn.made else set[str]()
-    without |= {"ground"} if not conversation.documents else set()
+    without |= {"ground"} if not conversation.documents and not turn.sent else set()
     buttons = [_button(name, turn.id, label, _TITLES[name]) for name, label in acts if name not in without]
     if turn.role == "assistant":
         for vote, title in (("up", "Good answer"), ("down", "Bad answer")):

@@ -4,7 +4,7 @@ import threading
 from typing import Any
 
 from granite_demo import conversations
-from granite_demo.conversations import Conversation, Turn
+from granite_demo.conversations import Conversation, Text, Turn
 from granite_demo.errors import EngineError
 from granite_demo.messages import Message
 from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
@@ -61,6 +61,13 @@ async def test_a_page_that_is_closed_finds_what_was_written_so_far(backend: Fake
     assert "interrupted" in seen[0]["turn"]["note"]
     assert "interrupted" not in seen[-1]["turn"]["note"]
     assert len({pending["turn"]["id"] for pending in seen}) == 1
+
+
+async def test_an_answer_knows_the_documents_that_it_was_given(backend: FakeBackend) -> None:
+    texts = (Text(title="sky.txt", text="The sky is blue."), Text(title="sea.txt", text="So is the sea."))
+    last = (await updates(backend, question().model_copy(update={"documents": texts})))[-1]
+    assert last.pending is not None
+    assert [one.title for one in Turn.model_validate(last.pending["turn"]).sent] == ["sky.txt", "sea.txt"]
 
 
 async def test_thinking_is_shown_before_the_answer(backend: FakeBackend) -> None:

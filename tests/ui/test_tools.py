@@ -19,6 +19,7 @@ from granite_demo.ui.tools import (
     run_pending,
     shown_values,
     verdict,
+    waits_for_answer,
     with_examples,
     with_results,
 )
@@ -194,3 +195,14 @@ def test_a_result_is_escaped() -> None:
         '<div class="card result"><div class="card-head">Result of <b>calc</b></div>'
         "<pre>&lt;b&gt;1&lt;/b&gt;&#10;&#10;2</pre></div>"
     )
+
+
+def test_only_a_question_or_the_last_result_is_to_be_answered() -> None:
+    question = conversations.add(conversations.start(), "user", content="How much?")
+    assert waits_for_answer(question)
+    assert not waits_for_answer(conversations.start())
+    called = asked(SUM, TIME)
+    assert not waits_for_answer(called)
+    one = conversations.add(called, "tool", name="calculator", content="42")
+    assert not waits_for_answer(one)
+    assert waits_for_answer(conversations.add(one, "tool", name="current_time", content="12"))
