@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from granite_demo.messages import Switches
+from granite_demo.sampling_params import SamplingParams
 
 LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
 Report = Callable[[LoadStage, float | None, str], None]
@@ -84,6 +85,8 @@ class ModelStatus:
     """Why the last load failed, while another model still answers."""
     switches: Switches = field(default_factory=Switches)
     """What the model's chat template reads."""
+    sampling: SamplingParams = SamplingParams()
+    """What the model's makers use; greedy where they name nothing."""
     unable: tuple[tuple[Feature, str], ...] = ()
     """(feature, why it is not to be had here)."""
     name: str = ""

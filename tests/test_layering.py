@@ -15,7 +15,7 @@ BASE = {"errors", "messages", "status", "types", "sampling_params", "scores"}
 MAY_IMPORT = {
     "errors": set[str](),
     "messages": {"errors"},
-    "status": {"messages"},
+    "status": {"messages", "sampling_params"},
     "constraint_checks": {"errors"},
     "constraints": {"errors", "constraint_checks"},
     "sampling_params": {"errors", "messages", "constraints"},

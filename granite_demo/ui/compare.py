@@ -142,7 +142,7 @@ def _column(name: str, backend: Backend) -> list[Any]:
         with gr.Row():
             # Gradio turns an empty number into 0 as soon as it is shown.
             seed = gr.Textbox("", label=f"Seed of {name}", placeholder="random", min_width=90)
-            tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, maximum=8192, min_width=90)
+            tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, min_width=90)
         with gr.Row(visible=bool(models)):
             model = gr.Dropdown([THE_LOADED, *models], value="", label=f"Model of {name}", min_width=130)
             precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label=f"Precision of {name}", min_width=130)

@@ -66,8 +66,19 @@ async def respond(
             yield Update(history, pending(conversation, interrupted))
     turn = growing_turn(turn_id, conversation.head, shot).model_copy(update={"sent": given})
     if request is not None:
-        turn = turn.model_copy(update={"made": made(request, shot.answer.finish)})
+        note = " · ".join(filter(None, [turn.note, advice(request, shot.answer)]))
+        turn = turn.model_copy(update={"made": made(request, shot.answer.finish), "note": note})
     yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))
+
+
+def advice(request: GenerationRequest, answer: Answer) -> str:
+    """What to do about an answer that was cut; empty for any other, and where its note says so already."""
+    finish, limit = answer.finish, request.sampling.max_tokens
+    if finish is None or finish.reason != "length" or not answer.text:
+        return ""
+    if limit is not None and finish.usage.completion_tokens >= limit:
+        return "for more, raise Max new tokens in the Settings tab"
+    return "the context is full: start a new conversation for more"
 
 
 def pending(conversation: Conversation, turn: Turn) -> dict[str, Any]:

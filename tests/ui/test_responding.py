@@ -3,6 +3,8 @@
 import threading
 from typing import Any
 
+import pytest
+
 from granite_demo import conversations
 from granite_demo.conversations import Conversation, Text, Turn
 from granite_demo.errors import EngineError
@@ -87,6 +89,18 @@ async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> No
     turn = Turn.model_validate(last.pending["turn"])
     assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
     assert turn.made["finish_reason"] == "stopped"
+
+
+@pytest.mark.parametrize(("tokens", "advice"), [(512, "raise Max new tokens"), (40, "the context is full")])
+async def test_an_answer_that_was_cut_says_what_to_do(backend: FakeBackend, tokens: int, advice: str) -> None:
+    backend.script = [TextDelta("Once upon", tokens), Finish("length", Usage(5, tokens, 0), Timings(0.1, 0.3))]
+    last = (await updates(backend, question()))[-1]
+    assert last.pending is not None
+    assert advice in last.pending["turn"]["note"]
+    backend.script = None
+    last = (await updates(backend, question()))[-1]
+    assert last.pending is not None
+    assert advice not in last.pending["turn"]["note"]
 
 
 async def test_values_out_of_range_are_told_under_the_question(backend: FakeBackend) -> None:
