@@ -95,11 +95,23 @@ MAY_IMPORT = {
     "remote": BASE
     | {"constraints", "settings", "answers", "dialects", "parts", "toolcalls", "template_inputs", "fitting"}
     | {"streams", "remote"},
+    "beside": BASE | {"backends"},
     "deadline": BASE,
     "limits": BASE | {"backends", "deadline"},
     "access": BASE,
     "serving": BASE
-    | {"access", "backends", "limits", "opening", "remote", "server", "settings", "tensor_parallel", "terminal"},
+    | {
+        "access",
+        "backends",
+        "beside",
+        "limits",
+        "opening",
+        "remote",
+        "server",
+        "settings",
+        "tensor_parallel",
+        "terminal",
+    },
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
     "flags": BASE | {"settings", "constraints"},
     "printing": BASE | {"backends", "switches", "ui"},
