@@ -169,7 +169,8 @@ const beginning = h("button", { className: "new", onclick: () => { begin(); narr
 element.replaceChildren(h("nav", { "aria-label": "Conversations" },
   beginning, search, list, message, chooser,
   h("div", { className: "files" },
-    h("button", { onclick: () => chooser.click() }, "Import"), h("button", { onclick: exportAll }, "Export all"))));
+    h("button", { onclick: () => chooser.click() }, "Import"), h("button", { onclick: exportAll }, "Export all"),
+    h("button", { onclick: exportRatings }, "Export ratings"))));
 channel.onmessage = ({ data }) => reread(data);
 window.graniteDemo = {
   save, keep, open, refresh, download, shownPart, begun, arrived, ended, reloadIfLost,

@@ -207,6 +207,16 @@ function exportAll() {
   download(JSON.stringify(all), `granite-demo-${new Date().toISOString().slice(0, 10)}.json`, "application/json");
 }
 
+/* Each rated answer as a line of JSON. */
+function exportRatings() {
+  const rated = records.flatMap(({ conversation: { turns = {}, system } }) => Object.values(turns).filter(({ vote }) => vote)
+    .map(({ vote, parent, content = "", made }) => ({
+      vote, prompt: turns[parent]?.content ?? "", answer: content, model: made?.provenance?.model, system,
+    })));
+  if (!rated.length) return say("No answer is rated yet.");
+  download(rated.map((one) => `${JSON.stringify(one)}\n`).join(""), "granite-demo-ratings.jsonl", "application/jsonl");
+}
+
 async function exportMarkdown({ title, conversation }) {
   const made = await ask("to_markdown", conversation);
   if (made.error) return say(made.error, "error");

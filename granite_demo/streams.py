@@ -68,7 +68,7 @@ async def answer_events(
         while reading.due:
             yield reading.due.popleft()
     finally:
-        if request.rest is not None and reading.ids:
+        if request.rest is not None:
             reading.end("stopped")
             request.rest.extend(reading.due)
 

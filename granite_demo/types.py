@@ -45,7 +45,7 @@ class GenerationRequest:
     model: LoadOptions | None = None
     """Answer with this model rather than the one that is chosen; it takes the other's place in memory meanwhile."""
     rest: "list[StreamEvent] | None" = field(default=None, compare=False, repr=False)
-    """Where to put the last events of an answer that begins, and whose stream is closed or fails before its end.
+    """Where to put the last events of an answer whose stream is closed or fails before its end.
 
     What was held back as the possible beginning of a marker is among them, and a Finish.
     """

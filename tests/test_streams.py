@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import replace
 from os.path import commonprefix
 from types import SimpleNamespace
 from typing import Any
@@ -363,14 +364,18 @@ async def test_an_engine_that_fails_leaves_the_rest(tokenizer: Any) -> None:
     assert finish_of(rest).token_ids == tuple(answering.ids)
 
 
-async def test_nothing_is_left_of_an_answer_that_never_began(tokenizer: Any) -> None:
+async def test_of_an_answer_that_never_began_its_seed_and_provenance_are_left(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", "A")
     answering.engine.queued = [Queued(1)]
     rest: list[StreamEvent] = []
-    stream = answering.stream(asking(rest=rest))
+    request = replace(asking(rest=rest), sampling=SamplingParams(temperature=1.0, seed=7, max_tokens=9))
+    stream = answering.stream(request, provenance=Provenance("model"))
     assert await anext(stream) == Queued(1)
     await stream.aclose()
-    assert rest == []
+    [finish] = rest
+    assert isinstance(finish, Finish)
+    assert (finish.reason, finish.seed, finish.provenance) == ("stopped", 7, Provenance("model"))
+    assert (finish.token_ids, finish.usage.completion_tokens) == ((), 0)
 
 
 async def test_a_model_without_template_has_no_dialect(tokenizer: Any) -> None:

@@ -92,7 +92,8 @@ class Answer:
     def _end(self, event: Finish, elapsed: float) -> None:
         self.finish = event
         self.tokens = event.usage.completion_tokens
-        self.ttft = event.timings.ttft
+        if event.usage.completion_tokens:
+            self.ttft = event.timings.ttft
         if self.thinking_start is not None and self.thinking_end is None:
             self.thinking_end = elapsed
         if event.usage.reasoning_tokens:
@@ -127,9 +128,10 @@ class Answer:
 
     def stopped_note(self, elapsed: float) -> str:
         """The note under an answer that its reader stopped."""
-        if self.finish is not None:  # which tells it, or that it ended by itself just then
-            return self.note(elapsed)
-        return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
+        if self.ttft is None:
+            return "stopped"
+        # The end tells it, or that it came by itself just then.
+        return self.note(elapsed) if self.finish is not None else f"{self.note(elapsed)} · stopped"
 
     def _rate(self, elapsed: float) -> float | None:
         if self.finish is not None:

@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from granite_demo import conversations
-from granite_demo.conversations import Conversation
+from granite_demo.conversations import Conversation, Turn
 from granite_demo.errors import InvalidRequestError
 
 
@@ -42,8 +43,20 @@ def edit(conversation: Conversation, turn_id: str, text: str | None) -> Asked:
         for other in takewhile(lambda other: other.role == "tool", after):
             edited = conversations.add(edited, "tool", content=other.content, name=other.name)
         return Asked(edited, ask=True)
-    values = {"content": text, "thinking": turn.thinking, "note": "edited", "parent": turn.parent}
-    return Asked(conversations.add(conversation, turn.role, **values))
+    return Asked(conversations.add(conversation, turn.role, **_rewritten(turn, text)))
+
+
+def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
+    """The values of another version of an answer: its figures go, and citations of what it says no more."""
+    cites = []
+    for cite in turn.citations:
+        at = text.find(turn.content[cite.start : cite.end]) if cite.start < cite.end else -1
+        if at >= 0:
+            cites.append(cite.model_copy(update={"start": at, "end": at + cite.end - cite.start}))
+        elif cite.start == cite.end and text.startswith(turn.content[: cite.start]):
+            cites.append(cite)
+    kept = turn.model_dump(exclude={"id", "role", "made", "vote", "kind"})
+    return {**kept, "content": text, "citations": cites, "note": "edited"}
 
 
 def act(conversation: Conversation, action: str, turn_id: str) -> Asked:

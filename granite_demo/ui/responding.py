@@ -24,6 +24,8 @@ from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.turns import ChatHistory, chat_messages, growing_turn, turn_messages
 
+BEGINNING = 40
+"""Characters of a question by which it is known again."""
 KEEP_SECONDS = 2.0
 """Between two states of a growing answer that the browser keeps."""
 
@@ -66,9 +68,26 @@ async def respond(
             yield Update(history, pending(conversation, interrupted))
     turn = growing_turn(turn_id, conversation.head, shot).model_copy(update={"sent": given})
     if request is not None:
-        note = " · ".join(filter(None, [turn.note, advice(request, shot.answer)]))
+        told = [turn.note, left_out(request, shot.answer.dropped), advice(request, shot.answer)]
+        note = " · ".join(filter(None, told))
         turn = turn.model_copy(update={"made": made(request, shot.answer.finish), "note": note})
     yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))
+
+
+def left_out(request: GenerationRequest, count: int) -> str:
+    """The first and the last question among the ``count`` oldest messages; empty where none was left out."""
+    messages = [message for message in request.messages if message.role != "system"][:count]
+    questions = [_beginning(message.content) for message in messages if message.role == "user"]
+    if not questions:
+        return ""
+    if len(questions) == 1:
+        return f"the question “{questions[0]}”"
+    return f"from “{questions[0]}” to “{questions[-1]}”"
+
+
+def _beginning(text: str) -> str:
+    line = " ".join(text.split()).replace(" · ", " ")  # which parts what the note tells
+    return line if len(line) <= BEGINNING else f"{line[:BEGINNING].rstrip()}…"
 
 
 def advice(request: GenerationRequest, answer: Answer) -> str:

@@ -152,11 +152,10 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         return changed(visit, (held, system, defined), lambda talk: asking.edit(talk, str(target), text))
 
     def results(visit: gr.Request, held: Any, system: Any, defined: Any, *texts: str | None) -> tuple[Any, ...]:
-        def answered(conversation: Conversation) -> Asked:
-            done = tools.with_results(conversation, texts)
-            return Asked(done, ask=not tools.pending(done))  # there are more calls than boxes at times
+        return changed(visit, (held, system, defined), lambda talk: _going_on(tools.with_results(talk, texts)))
 
-        return changed(visit, (held, system, defined), answered)
+    def run_all(visit: gr.Request, *carried: Any) -> tuple[Any, ...]:
+        return changed(visit, carried, lambda talk: _going_on(tools.run_all(talk)))
 
     # System prompt and tools come as they are written: what the browser keeps of them may lag behind.
     inputs = [tab.holder, tab.system_prompt, tab.tools.definitions]
@@ -166,8 +165,14 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         (tab.acts.select, act, []),
         (tab.editor.save.click, edit, [tab.editor.target, tab.editor.box]),
         (tab.results.send.click, results, tab.results.results),
+        (tab.results.run_all.click, run_all, []),
     )
     return [event(change, [*inputs, *more], outputs, js=ASK_JS, **DIRECT) for event, change, more in ways]
+
+
+def _going_on(conversation: Conversation) -> Asked:
+    """The model goes on when all of its calls have results; there are more of them than boxes at times."""
+    return Asked(conversation, ask=not tools.pending(conversation))
 
 
 def wire_answering(

@@ -131,6 +131,10 @@ def test_a_vote_is_kept(page: Page) -> None:
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
     reload(page)
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Export ratings").click()
+    saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
+    assert saved == {"vote": "up", "prompt": "Hello", "answer": "Hello world!"}
 
 
 @pytest.mark.release
@@ -166,6 +170,8 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
     settled(page)
     assert [tool.name for tool in fake.requests[-1].tools] == ["calculator", "current_time"]
     fake.script = None
+    page.get_by_role("button", name="Reject", exact=True).click()
+    expect(page.get_by_label("Result 1")).to_have_value("The user rejected this call; it was not run.")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_label("Result 1")).to_have_value("42")
     page.get_by_role("button", name="Send results").click()
@@ -173,6 +179,21 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
     assert [message.role for message in fake.requests[-1].messages] == ["user", "assistant", "tool"]
     assert fake.requests[-1].messages[-1] == Message("tool", "42", name="calculator")
     expect(page.get_by_role("button", name="Send results")).to_be_hidden()
+
+
+@pytest.mark.release
+def test_all_calls_are_run_and_sent_at_one_press(page: Page, fake: FakeBackend) -> None:
+    page.get_by_role("button", name="Tools").click()
+    page.get_by_role("button", name="Use the examples").click()
+    calls = [ToolCalled(ToolCall("calculator", f'{{"expression": "{number}*7"}}')) for number in (6, 7)]
+    fake.script = [*calls, replace(END, reason="tool_calls")]
+    send(page, "What are 6 and 7 times 7?")
+    settled(page)
+    fake.script = None
+    page.get_by_role("button", name="Run all and send").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert [message.content for message in fake.requests[-1].messages[2:]] == ["42", "49"]
+    expect(page.get_by_role("button", name="Run all and send")).to_be_hidden()
 
 
 def open_tools(page: Page) -> None:

@@ -9,9 +9,9 @@ from granite_demo import conversations
 from granite_demo.conversations import Conversation, Text, Turn
 from granite_demo.errors import EngineError
 from granite_demo.messages import Message
-from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.types import Dropped, Finish, GenerationRequest, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.ui import responding
-from granite_demo.ui.responding import Update, respond
+from granite_demo.ui.responding import Update, left_out, respond
 from granite_demo.ui.settings import DEFAULTS
 from tests.fakes import FakeBackend
 
@@ -89,6 +89,25 @@ async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> No
     turn = Turn.model_validate(last.pending["turn"])
     assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
     assert turn.made["finish_reason"] == "stopped"
+
+
+async def test_what_was_left_out_is_named(backend: FakeBackend) -> None:
+    backend.script = [Dropped(4), TextDelta("Yes", 2), Finish("stop", Usage(5, 2, 0), Timings(0.1, 0.3))]
+    conversation = conversations.start(system="Be brief.")
+    for text in ("What is\nblue · or red?", "And " * 30, "Why?"):
+        conversation = conversations.add(conversation, "user", content=text)
+        conversation = conversations.add(conversation, "assistant", content="So.")
+    conversation = conversations.add(conversation, "user", content="Really?")
+    last = (await updates(backend, conversation))[-1]
+    assert last.pending is not None
+    named = f"the oldest 4 messages · from “What is blue or red?” to “{('And ' * 10).rstrip()}…”"
+    assert last.pending["turn"]["note"].endswith(named)
+
+
+def test_one_question_that_was_left_out_is_named_alone() -> None:
+    request = GenerationRequest((Message("user", "One?"), Message("assistant", "Yes."), Message("user", "Two?")))
+    assert left_out(request, 2) == "the question “One?”"
+    assert left_out(request, 0) == ""
 
 
 @pytest.mark.parametrize(("tokens", "advice"), [(512, "raise Max new tokens"), (40, "the context is full")])
