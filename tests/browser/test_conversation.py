@@ -70,7 +70,6 @@ def test_versions_of_an_answer_have_arrows(page: Page, fake: FakeBackend) -> Non
     expect(answers(page)).to_contain_text("Another")
 
 
-@pytest.mark.release
 def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
@@ -148,7 +147,6 @@ def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> No
     assert page.evaluate("navigator.clipboard.readText()") == "**bold** and $x$"
 
 
-@pytest.mark.release
 def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
     fake.script = [TextDelta("Blue.", 3), END]
     send(page, "Which colour?")
@@ -255,7 +253,6 @@ def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake:
     expect(page.locator("#sources mark, #sources .g0").first).to_be_visible()
 
 
-@pytest.mark.release
 def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
     switches = Switches(thinking=("off", "full"), citations=True, conflicts=(("thinking", "system"),))
     fake.state = replace(READY, switches=switches)

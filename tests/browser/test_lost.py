@@ -49,7 +49,7 @@ def test_an_answer_that_the_server_refuses_can_be_asked_again(page: Page, fake: 
     assert [request.messages for request in fake.requests] == [(Message("user", "Hello"),)]
 
 
-@pytest.mark.parametrize("how", ["broken", "hangs"])
+@pytest.mark.parametrize("how", ["broken", pytest.param("hangs", marks=pytest.mark.release)])
 def test_what_came_of_a_lost_answer_is_gone_on_from(open_page: OpenPage, fake: FakeBackend, how: str) -> None:
     page = open_page()
     page.add_init_script(LOST_STREAMS)
