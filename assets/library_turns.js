@@ -3,14 +3,13 @@
 
 /* What made an answer, its token ids and versions, is most of a conversation, and no question needs it. This map and
    the database have it; the page holds a mark in its place, from which `withMade` makes the whole again. */
-const KEPT = Object.freeze({ kept: true });
 const madeOf = new Map();
 const LOST_AFTER = 3000;  // milliseconds
 
 function lightTurn(turn) {
   if (!turn.made || turn.made.kept) return turn;
   madeOf.set(turn.id, JSON.parse(JSON.stringify(turn.made)));  // no Proxy of Gradio, which no database takes
-  return { ...turn, made: KEPT };
+  return { ...turn, made: { kept: true, finish_reason: turn.made.finish_reason, tokens: turn.made.token_ids?.length } };
 }
 
 function eachTurn(turns, change) {

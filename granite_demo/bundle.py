@@ -142,6 +142,8 @@ def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
     sampling = _changed(asdict(request.sampling), asdict(SamplingParams()))
     if finish and finish.seed is not None:
         sampling["seed"] = finish.seed
+    if request.written:  # made again it is written in one go; where it was sampled it then differs
+        sampling["max_tokens"] = len(request.written) + (request.sampling.max_tokens or 0)
     if "stop" in sampling:
         sampling["stop"] = list(sampling["stop"])
     return {

@@ -62,8 +62,10 @@ class Answering:
         ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    async def events(self, limit: int = 10_000, stop: Sequence[str] = (), **options: Any) -> list[StreamEvent]:
-        return [event async for event in self.stream(asking(limit, stop), **options)]
+    async def events(
+        self, limit: int = 10_000, stop: Sequence[str] = (), written: tuple[int, ...] = (), **options: Any
+    ) -> list[StreamEvent]:
+        return [event async for event in self.stream(asking(limit, stop, written=written), **options)]
 
     def stream(self, request: GenerationRequest, **options: Any) -> AsyncGenerator[StreamEvent]:
         return answer_events(self.ready, request, self.prompt_ids, time.perf_counter(), **options)
@@ -351,6 +353,25 @@ async def test_a_reader_who_leaves_gets_the_rest_wherever_it_is(
         assert answering.engine.running == 0
         position += 1
     assert rest == []
+
+
+@pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
+async def test_an_answer_that_goes_on_is_the_whole_one_wherever_it_was_cut(
+    tokenizer: Any, dialect: str, prompt: str, text: str, seen: list[Any], reason: str
+) -> None:
+    whole = await Answering(tokenizer, dialect, text, prompt).events()
+    ids = finish_of(whole).token_ids
+    for cut in range(1, len(ids)):
+        answering = Answering(tokenizer, dialect, text, prompt)
+        answering.engine.token_ids = answering.ids[cut:]
+        first, answering.prompt_ids = answering.prompt_ids, [*answering.prompt_ids, *ids[:cut]]
+        events = await answering.events(written=tuple(ids[:cut]))
+        assert shown(events) == shown(whole)
+        finish = finish_of(events)
+        assert (finish.token_ids, finish.reason) == (ids, finish_of(whole).reason)
+        assert finish.usage == finish_of(whole).usage
+        assert (finish.usage.prompt_tokens, finish.timings.written) == (len(first), cut)
+        assert answering.engine.prompts == [[*first, *ids[:cut]]]
 
 
 async def test_an_engine_that_fails_leaves_the_rest(tokenizer: Any) -> None:

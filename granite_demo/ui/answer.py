@@ -40,6 +40,8 @@ class Answer:
     """Characters of the text after each of them."""
     dropped: int = 0
     """Messages that were left out to make room."""
+    written: int = 0
+    """Tokens that were there before it went on."""
     tokens: int = 0
     thinking_tokens: int = 0
     thinking_start: float | None = None
@@ -137,7 +139,8 @@ class Answer:
         if self.finish is not None:
             return self.finish.timings.decode_rate(self.tokens)
         seconds = elapsed - (self.ttft or 0.0)
-        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0.2 else None
+        new = self.tokens - self.written
+        return (new - 1) / seconds if new > 1 and seconds > 0.2 else None
 
 
 def waiting_words(ahead: int | None) -> str:

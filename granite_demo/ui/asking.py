@@ -15,6 +15,8 @@ class Asked:
 
     conversation: Conversation
     ask: bool = False
+    begun: dict[str, Any] | None = None
+    """What made an answer that is to go on; see ``conversations.Turn.made``."""
 
 
 def send(conversation: Conversation, text: str | None) -> Asked:
@@ -59,12 +61,26 @@ def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
     return {**kept, "content": text, "citations": cites, "note": "edited"}
 
 
-def act(conversation: Conversation, action: str, turn_id: str) -> Asked:
-    """What a button under a message does: retry, show, branch, up or down. Raises InvalidRequestError."""
+def can_go_on(conversation: Conversation, turn: Turn) -> bool:
+    """Whether this answer stands last and was cut, and its tokens are known."""
+    made = turn.made
+    cut = made.get("finish_reason") in ("length", "stopped") and bool(made.get("tokens") or made.get("token_ids"))
+    return turn.id == conversation.head and cut and not turn.calls
+
+
+def act(conversation: Conversation, action: str, turn_id: str, made: Any = None) -> Asked:
+    """What a button under a message does: go, retry, show, branch, up or down. Raises InvalidRequestError.
+
+    ``made`` is what made the answer that is to go on.
+    """
     turn = conversations.find(conversation, turn_id)
     if action == "retry":
         question = turn.parent if turn.role == "assistant" else turn.id
         return Asked(conversations.rewind(conversation, question), ask=question is not None)
+    if action == "go":
+        if not isinstance(made, dict) or not can_go_on(conversation, turn):
+            raise InvalidRequestError("This answer cannot go on. Retry it.")
+        return Asked(conversations.rewind(conversation, turn.parent), ask=True, begun=made)
     if action == "show":
         return Asked(conversations.show(conversation, turn_id))
     if action == "branch":

@@ -55,6 +55,8 @@ class ChatTab:
     """Whether no answer was being written when the last event ended."""
     ask: gr.Textbox
     """The id of the turn that the model is to answer."""
+    begun: gr.JSON
+    """What made the answer that is to go on, if one is."""
     acts: gr.HTML
     """Tells of the buttons under the messages."""
     download: gr.JSON
@@ -89,7 +91,7 @@ class ChatTab:
 
 def layout(backend: Backend, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
-    holder, pending, download = gr.JSON({}, visible=False), gr.JSON(visible=False), gr.JSON(visible=False)
+    holder, (pending, download, begun) = gr.JSON({}, visible=False), (gr.JSON(visible=False) for _ in range(3))
     ask, target, over = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Checkbox(visible=False)
     acts = gr.HTML(js_on_load=script("page.js") + script("chat.js"), elem_id="acts")
     earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
@@ -120,6 +122,7 @@ def layout(backend: Backend, access: Access) -> ChatTab:
         pending,
         over,
         ask,
+        begun,
         acts,
         download,
         earlier,

@@ -9,13 +9,14 @@ import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from granite_demo import conversations
 from granite_demo.backends import Backend
 from granite_demo.bundle import made
 from granite_demo.conversations import Conversation, Turn
+from granite_demo.errors import InvalidRequestError
 from granite_demo.types import GenerationRequest
 from granite_demo.ui.answer import Answer
 from granite_demo.ui.answering import Snapshot, snapshots
@@ -39,14 +40,19 @@ class Update:
 
 
 async def respond(
-    backend: Backend, conversation: Conversation, values: tuple[Any, ...], stop: threading.Event
+    backend: Backend, conversation: Conversation, values: tuple[Any, ...], stop: threading.Event, begun: Any = None
 ) -> AsyncGenerator[Update]:
-    """Yield the growing answer; ``values`` are those of the Settings tab. The last update is kept."""
+    """Yield the growing answer; ``values`` are those of the Settings tab. The last update is kept.
+
+    ``begun`` is what made an answer that was cut: this one begins with its tokens.
+    """
     request: GenerationRequest | None = None
 
     def build() -> GenerationRequest:
         nonlocal request
         request = build_request(conversation, to_sampling(*values))
+        if begun:
+            request = replace(request, written=written(begun, backend.status().name))
         return request
 
     # Off the event loop: the footnotes of cited answers take time to find.
@@ -72,6 +78,17 @@ async def respond(
         note = " · ".join(filter(None, told))
         turn = turn.model_copy(update={"made": made(request, shot.answer.finish), "note": note})
     yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))
+
+
+def written(made: Any, model: str) -> tuple[int, ...]:
+    """The tokens of an answer, from what ``made`` it. Raises InvalidRequestError where ``model`` did not write them."""
+    traced = made.get("provenance") or {}
+    if traced.get("model", "") != model:
+        raise InvalidRequestError("Another model wrote the beginning of this answer, so it cannot go on. Retry it.")
+    ids = made.get("token_ids")
+    if not isinstance(ids, list) or not all(type(index) is int for index in ids):
+        raise InvalidRequestError("The tokens of this answer are not known any more, so it cannot go on. Retry it.")
+    return tuple(ids)
 
 
 def left_out(request: GenerationRequest, count: int) -> str:

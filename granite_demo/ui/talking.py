@@ -112,7 +112,7 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
 
 def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
     """Each way to ask changes the conversation; the events after which it is to be answered."""
-    outputs = [tab.holder, *tab.screen, tab.ask, tab.message, tab.textbox, tab.editor.group]
+    outputs = [tab.holder, *tab.screen, tab.ask, tab.begun, tab.message, tab.textbox, tab.editor.group]
 
     def changed(
         visit: gr.Request, carried: tuple[Any, ...], change: Callable[[Conversation], Asked], **box: Any
@@ -130,14 +130,14 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
                 raise InvalidRequestError(f"This conversation has {conversations.MAX_TURNS:,} turns. Start a new one.")
         except (GraniteDemoError, ValidationError, TypeError, AttributeError) as error:
             kept = [gr.skip()] * (1 + len(tab.screen))
-            return *kept, gr.skip(), note_html(told(error), "error"), gr.skip(), gr.skip()
+            return *kept, gr.skip(), gr.skip(), note_html(told(error), "error"), gr.skip(), gr.skip()
         shown = screen_values(done.conversation, busy=done.ask)
         if tools.pending(done.conversation) == tools.pending(before):  # what was typed as a result stays
             kept_results = len(tab.results.shown)
             shown = *shown[:-kept_results], *(gr.skip(),) * kept_results
         # Two events may overlap: a turn's id tells which of them is answered, where a yes or no could not.
-        ask = done.conversation.head if done.ask else gr.skip()
-        return conversations.dump(done.conversation), *shown, ask, "", gr.Textbox(**box), gr.Group(visible=False)
+        ask = (done.conversation.head, done.begun) if done.ask else (gr.skip(), gr.skip())
+        return conversations.dump(done.conversation), *shown, *ask, "", gr.Textbox(**box), gr.Group(visible=False)
 
     def send(visit: gr.Request, held: Any, system: Any, defined: Any, text: str | None) -> tuple[Any, ...]:
         return changed(visit, (held, system, defined), lambda talk: asking.send(talk, text), value="")
@@ -146,7 +146,7 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         return changed(visit, carried, lambda talk: asking.send(talk, str(data.value["text"])))
 
     def act(visit: gr.Request, event: gr.EventData, *carried: Any) -> tuple[Any, ...]:
-        return changed(visit, carried, lambda talk: asking.act(talk, str(event.action), str(event.id)))
+        return changed(visit, carried, lambda talk: asking.act(talk, str(event.action), str(event.id), event.made))
 
     def edit(visit: gr.Request, held: Any, system: Any, defined: Any, target: Any, text: str | None) -> tuple[Any, ...]:
         return changed(visit, (held, system, defined), lambda talk: asking.edit(talk, str(target), text))
@@ -180,7 +180,9 @@ def wire_answering(
 ) -> None:
     """The one ``answer`` to all ways to ask."""
 
-    async def answer(visit: gr.Request, value: Any, ask: Any, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
+    async def answer(
+        visit: gr.Request, value: Any, ask: Any, begun: Any, *values: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
         conversation = _readable(value)
         if (
             visitors.streaming(session(visit))
@@ -192,7 +194,7 @@ def wire_answering(
             return
         yield gr.skip(), message_box(busy=True), None
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(respond(own(backend, visit), conversation, values, stop)) as updates:
+            async with aclosing(respond(own(backend, visit), conversation, values, stop, begun)) as updates:
                 async for update in updates:
                     yield update.history, gr.skip(), update.pending or gr.skip()
             visitors.settling(session(visit))
@@ -214,7 +216,7 @@ def wire_answering(
         # The stream itself tells that it was stopped; without one, as after a restart, the box is set free here.
         return *screen, box if visitors.streaming(session(visit)) else message_box(busy=False), over
 
-    inputs = [tab.holder, tab.ask, *preferences.components]
+    inputs = [tab.holder, tab.ask, tab.begun, *preferences.components]
     ended = [tab.holder, tab.pending], [*tab.screen, tab.textbox, tab.over]
     stopped = tab.textbox.stop(stop, *ended, js=STOP_JS, **DIRECT)
     stopped.then(None, [tab.over], None, js=LOST_JS, **DIRECT)

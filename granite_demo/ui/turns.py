@@ -9,6 +9,7 @@ from typing import Any
 
 from granite_demo import conversations
 from granite_demo.conversations import Conversation, Turn
+from granite_demo.ui import asking
 from granite_demo.ui.answering import Snapshot
 from granite_demo.ui.grounding import as_sent, footnotes
 from granite_demo.ui.latex import prepare
@@ -24,6 +25,7 @@ WINDOW = 24
 
 _USER_ACTS = (("edit", "Edit"), ("clip", "Copy"))
 _ANSWER_ACTS = (
+    ("go", "Continue"),
     ("clip", "Copy"),
     ("edit", "Edit"),
     ("retry", "Retry"),
@@ -32,6 +34,7 @@ _ANSWER_ACTS = (
     ("bundle", "Reproduce"),
 )
 _TITLES = {
+    "go": "Go on where this answer was cut",
     "clip": "Copy this text",
     "edit": "Edit; the old version is kept",
     "retry": "Answer again; the old answer is kept",
@@ -99,6 +102,7 @@ def _message(role: str, text: str, below: str) -> dict[str, Any]:
 
 def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
     without = {"bundle"} if not turn.made else set[str]()
+    without |= {"go"} if not asking.can_go_on(conversation, turn) else set()
     without |= {"ground"} if not conversation.documents and not turn.sent else set()
     buttons = [_button(name, turn.id, label, _TITLES[name]) for name, label in acts if name not in without]
     if turn.role == "assistant":

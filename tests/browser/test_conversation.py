@@ -123,6 +123,24 @@ def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) ->
 
 
 @pytest.mark.release
+def test_an_answer_that_was_cut_goes_on(page: Page, fake: FakeBackend) -> None:
+    fake.script = [TextDelta("Once", 3), replace(END, reason="length")]
+    send(page, "A tale")
+    settled(page)
+    fake.script = [TextDelta("Once upon a time", 9), END]
+    act(page, "go")
+    expect(page.locator("#chatbot .versions")).to_have_text("2/2")
+    expect(answers(page)).to_contain_text("Once upon a time")
+    settled(page)
+    expect(page.locator("#chatbot .act.go")).to_have_count(0)
+    assert fake.requests[-1].written == (1, 2, 3)
+    assert fake.requests[-1].messages == (Message("user", "A tale"),)
+    act(page, "retry")
+    settled(page)
+    assert fake.requests[-1].written == ()
+
+
+@pytest.mark.release
 def test_a_vote_is_kept(page: Page) -> None:
     send(page, "Hello")
     settled(page)

@@ -96,7 +96,7 @@ def test_an_answer_is_put_in_once_and_undoes_nothing(page: Page) -> None:
     done, same = page.evaluate(settle, [partial, whole])
     assert not same
     turn = done["turns"]["a"]
-    assert (turn["content"], turn["vote"], turn["made"]) == ("So it is.", "up", {"kept": True})
+    assert (turn["content"], turn["vote"], turn["made"]) == ("So it is.", "up", {"kept": True, "tokens": 2})
     assert page.evaluate(settle, [done, whole])[1]
     for elsewhere in ({"conversation": "2", "turn": answer}, {"conversation": "1", "turn": {**answer, "parent": "x"}}):
         assert page.evaluate(settle, [asked, elsewhere])[1]

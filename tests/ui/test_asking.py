@@ -131,3 +131,18 @@ def test_a_vote_is_given_changed_and_taken_back(talk: Conversation) -> None:
 def test_what_is_not_there_is_refused(talk: Conversation, action: str, turn: str | None) -> None:
     with pytest.raises(InvalidRequestError):
         asking.act(talk, action, turn or turn_id(talk, "ONE"))
+
+
+@pytest.mark.parametrize(("reason", "goes"), [("length", True), ("stopped", True), ("stop", False)])
+def test_the_last_answer_goes_on_where_it_was_cut(talk: Conversation, reason: str, goes: bool) -> None:
+    made = {"finish_reason": reason, "token_ids": [1, 2]}
+    for name in ("ONE", "TWO"):
+        talk = conversations.change(talk, turn_id(talk, name), made=made)
+    assert not asking.can_go_on(talk, talk.turns[turn_id(talk, "ONE")])
+    last = turn_id(talk, "TWO")
+    assert asking.can_go_on(talk, talk.turns[last]) == goes
+    if goes:
+        asked = asking.act(talk, "go", last, made)
+        assert (texts(asked.conversation), asked.ask, asked.begun) == (["one", "ONE", "two"], True, made)
+    with pytest.raises(InvalidRequestError, match="cannot go on"):
+        asking.act(talk, "go", last, None)

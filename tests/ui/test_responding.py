@@ -1,6 +1,7 @@
 """The answer to the last turn: streamed, and kept on its way."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from granite_demo.types import Dropped, Finish, GenerationRequest, ReasoningDelt
 from granite_demo.ui import responding
 from granite_demo.ui.responding import Update, left_out, respond
 from granite_demo.ui.settings import DEFAULTS
-from tests.fakes import FakeBackend
+from tests.fakes import READY, FakeBackend
 
 
 def question(text: str = "Why?") -> Conversation:
@@ -89,6 +90,22 @@ async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> No
     turn = Turn.model_validate(last.pending["turn"])
     assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
     assert turn.made["finish_reason"] == "stopped"
+
+
+async def test_an_answer_that_was_cut_goes_on_with_its_tokens_where_the_same_model_answers(
+    backend: FakeBackend,
+) -> None:
+    backend.state = replace(READY, name="granite")
+    begun = {"token_ids": [4, 5], "provenance": {"model": "granite"}}
+    seen = [update async for update in respond(backend, question(), DEFAULTS, threading.Event(), begun)]
+    assert backend.requests[0].written == (4, 5)
+    assert seen[-1].pending is not None
+    assert seen[-1].pending["turn"]["made"]["sampling"]["max_tokens"] == 514
+    for wrong in ({**begun, "provenance": {"model": "other"}}, {**begun, "token_ids": ["4"]}):
+        seen = [update async for update in respond(backend, question(), DEFAULTS, threading.Event(), wrong)]
+        assert seen[-1].pending is not None
+        assert "cannot go on" in seen[-1].pending["turn"]["note"]
+    assert len(backend.requests) == 1
 
 
 async def test_what_was_left_out_is_named(backend: FakeBackend) -> None:
