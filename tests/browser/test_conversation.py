@@ -137,7 +137,7 @@ def test_an_answer_that_was_cut_goes_on(page: Page, fake: FakeBackend) -> None:
     assert fake.requests[-1].messages == (Message("user", "A tale"),)
     act(page, "retry")
     settled(page)
-    assert fake.requests[-1].written == ()
+    assert not fake.requests[-1].written
 
 
 @pytest.mark.release

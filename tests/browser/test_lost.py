@@ -92,11 +92,14 @@ def test_an_answer_is_put_in_once_and_undoes_nothing(page: Page) -> None:
     assert (partial["system"], partial["head"], list(partial["turns"])) == ("Brief.", "a", ["q", "a"])
     assert page.evaluate(settle, [partial, {"conversation": "1", "turn": answer}])[1]
     partial["turns"]["a"]["vote"] = "up"
-    whole = {"conversation": "1", "turn": {**answer, "content": "So it is.", "made": {"token_ids": [1, 2]}}}
+    whole = {
+        "conversation": "1",
+        "turn": {**answer, "content": "So it is.", "made": {"finish_reason": "stop", "token_ids": [1, 2]}},
+    }
     done, same = page.evaluate(settle, [partial, whole])
     assert not same
-    turn = done["turns"]["a"]
-    assert (turn["content"], turn["vote"], turn["made"]) == ("So it is.", "up", {"kept": True, "tokens": 2})
+    turn, mark = done["turns"]["a"], {"kept": True, "finish_reason": "stop", "tokens": 2}
+    assert (turn["content"], turn["vote"], turn["made"]) == ("So it is.", "up", mark)
     assert page.evaluate(settle, [done, whole])[1]
     for elsewhere in ({"conversation": "2", "turn": answer}, {"conversation": "1", "turn": {**answer, "parent": "x"}}):
         assert page.evaluate(settle, [asked, elsewhere])[1]
