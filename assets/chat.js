@@ -8,7 +8,8 @@ document.addEventListener("click", async (event) => {
   const [, action] = button.classList;
   const id = [...button.classList].find((name) => name.startsWith("t-"))?.slice(2);
   if (action !== "clip") {
-    trigger(EVENTS[action] ?? "select", { action, id });
+    const made = ["bundle", "go"].includes(action) ? window.graniteDemo?.made(id) : null;
+    trigger(EVENTS[action] ?? "select", { action, id, made });
     return;
   }
   try {

@@ -38,6 +38,20 @@ async function refresh() {
   render();
 }
 
+/* Shows what was changed: records by their ids, null for those that are gone. */
+function patch(changes) {
+  const added = [...changes.values()].filter(Boolean);
+  records = [...records.filter(({ id }) => !changes.has(id)), ...added].sort((a, b) => b.updated - a.updated);
+  render();
+}
+
+/* Another tab has changed what is kept under `ids`. */
+async function reread(ids) {
+  const changes = new Map();
+  for (const id of ids) changes.set(id, await inStore("readonly", (store) => store.get(id)).catch(() => null));
+  patch(changes);
+}
+
 function matches(item, wanted) {
   item.text ??= [item.title, ...Object.values(item.conversation.turns ?? {}).map((turn) => turn.content ?? "")]
     .join("\n").toLocaleLowerCase();
@@ -103,7 +117,7 @@ function choices(item) {
 }
 
 function question(item) {
-  const yes = async () => { menu = CLOSED; await remove(item.id); begun.focus(); };
+  const yes = async () => { menu = CLOSED; await remove(item.id); beginning.focus(); };
   return h("div", { className: "choices", role: "group", "aria-label": `Delete ${item.title}?` },
     h("span", {}, "Delete for good?"), button("Delete", "yes", yes, "danger"),
     button("Cancel", "no", () => show(null, "", `more-${item.id}`)));
@@ -151,12 +165,16 @@ async function restore() {
   if (id && !current) await open(id);
 }
 
-const begun = h("button", { className: "new", onclick: () => { begin(); narrowClose(); } }, "New chat");
+const beginning = h("button", { className: "new", onclick: () => { begin(); narrowClose(); } }, "New chat");
 element.replaceChildren(h("nav", { "aria-label": "Conversations" },
-  begun, search, list, message, chooser,
+  beginning, search, list, message, chooser,
   h("div", { className: "files" },
-    h("button", { onclick: () => chooser.click() }, "Import"), h("button", { onclick: exportAll }, "Export all"))));
-channel.onmessage = () => refresh();
-window.graniteDemo = { save, keep, open, refresh, download, current: () => held };
+    h("button", { onclick: () => chooser.click() }, "Import"), h("button", { onclick: exportAll }, "Export all"),
+    h("button", { onclick: exportRatings }, "Export ratings"))));
+channel.onmessage = ({ data }) => reread(data);
+window.graniteDemo = {
+  save, keep, open, refresh, download, shownPart, begun, arrived, ended, reloadIfLost,
+  settled: (conversation, pending) => settled(conversation, pending ?? growing), current: () => held, made: (id) => madeOf.get(id) ?? null,
+};
 openSidebar();
 restore();

@@ -1,5 +1,5 @@
 /* Where conversations are kept: this browser's IndexedDB, shared by its tabs, never the server. And their files.
-   First half of one script with library.js, run by a gr.HTML, which gives it `element`, `trigger` and `server`. */
+   Part of one script with library.js, run by a gr.HTML, which gives it `element`, `trigger` and `server`. */
 
 const STORE = "conversations", OPEN = "granite-demo-open", SIDEBAR = "granite-demo-sidebar";
 const MAX_FILE = 20e6;
@@ -32,17 +32,33 @@ async function inStore(mode, work) {
 }
 
 const channel = new BroadcastChannel("granite-demo");
+
+/* Changes what is kept. `work` is called with the store and with a map in which it notes what it puts, null for what
+   it deletes: to read all that is kept again, documents and all, takes long when it is done every two seconds. */
 async function write(work) {
+  const changes = new Map();
   try {
-    await inStore("readwrite", work);
+    await inStore("readwrite", (store) => work(store, changes));
   } catch (error) {
     console.error(error);
     say(error?.name === "QuotaExceededError" ? FULL : NO_STORAGE, "error");
     return false;
   }
-  channel.postMessage("changed");
-  await refresh();
+  channel.postMessage([...changes.keys()]);
+  patch(changes);
+  persist();
   return true;
+}
+
+/* Asks the browser once not to throw away what is kept when the disk gets full. */
+let persisted = null;
+function persist() {
+  persisted ??= navigator.storage?.persist?.().catch(() => false);
+}
+
+function put(store, changes, changed) {
+  store.put(changed);
+  changes.set(changed.id, changed);
 }
 
 function titleOf(conversation) {  // as conversations.title_of
@@ -65,6 +81,7 @@ function withTitle(conversation, title) {
 /* The open conversation ------------------------------------------------------------------------------------------- */
 
 let current = null, held = null, records = [];  // `held`: what the page holds, kept already or not
+let growing = null;  // the last answer, as far as it has come
 const deleted = new Set();
 
 function setCurrent(id) {
@@ -95,12 +112,12 @@ async function save(conversation) {
   const { version, id, created, updated, title, ...content } = conversation;
   if (!Object.keys(content).length) return;
   if (current !== id) setCurrent(id);
-  await write((store) => {
+  await write((store, changes) => {
     store.get(id).onsuccess = (event) => {
       const kept = event.target.result?.conversation;
       // The same conversation in two tabs: neither loses a turn. Names are given in the list, so the kept one holds.
-      const turns = { ...kept?.turns, ...conversation.turns };
-      store.put(record(withTitle({ ...conversation, turns }, kept ? kept.title : title)));
+      const turns = { ...kept?.turns, ...withMade(conversation.turns, kept?.turns) };
+      put(store, changes, record(withTitle({ ...conversation, turns }, kept ? kept.title : title)));
     };
   });
 }
@@ -115,13 +132,14 @@ function forgetOpen() {
 /* Keeps an answer that is still being written, in the conversation that it belongs to. */
 async function keep(pending) {
   if (!pending?.turn || deleted.has(pending.conversation)) return;
-  const turn = JSON.parse(JSON.stringify(pending.turn));
-  await write((store) => {
+  growing = JSON.parse(JSON.stringify(pending));
+  const { turn } = growing;
+  await write((store, changes) => {
     store.get(pending.conversation).onsuccess = (event) => {
       const kept = event.target.result?.conversation;
       if (!kept) return;
       const head = kept.head === turn.parent ? turn.id : kept.head;
-      store.put(record({ ...kept, head, turns: { ...kept.turns, [turn.id]: turn } }));
+      put(store, changes, record({ ...kept, head, turns: { ...kept.turns, [turn.id]: turn } }));
     };
   });
 }
@@ -132,7 +150,7 @@ async function open(id) {
   setCurrent(id);
   deleted.delete(id);
   menu = CLOSED;
-  trigger("select", { conversation: found.conversation });
+  trigger("select", { conversation: light(found.conversation) });
   render();
 }
 
@@ -147,19 +165,22 @@ async function rename(id, title) {
   title = title.replace(/\s+/g, " ").trim().slice(0, 200);
   title = title.toWellFormed?.() ?? title;  // a lone surrogate cannot be sent
   let changed = null;
-  const kept = await write((store) => {
+  const kept = await write((store, changes) => {
     store.get(id).onsuccess = (event) => {
       if (!event.target.result) return;
       changed = withTitle(event.target.result.conversation, title);
-      store.put(record(changed));
+      put(store, changes, record(changed));
     };
   });
-  if (kept && changed && id === current) trigger("edit", { conversation: changed });
+  if (kept && changed && id === current) trigger("edit", { conversation: light(changed) });
 }
 
 async function remove(id) {
   if (id === current) deleted.add(id);
-  const gone = await write((store) => store.delete(id));
+  const gone = await write((store, changes) => {
+    store.delete(id);
+    changes.set(id, null);
+  });
   if (!gone) deleted.delete(id);
   else if (id === current) begin();
 }
@@ -184,6 +205,16 @@ function exportAll() {
   if (!records.length) return say("There is nothing to export yet.");
   const all = { format: "granite-demo", conversations: records.map(({ conversation }) => conversation) };
   download(JSON.stringify(all), `granite-demo-${new Date().toISOString().slice(0, 10)}.json`, "application/json");
+}
+
+/* Each rated answer as a line of JSON. */
+function exportRatings() {
+  const rated = records.flatMap(({ conversation: { turns = {}, system } }) => Object.values(turns).filter(({ vote }) => vote)
+    .map(({ vote, parent, content = "", made }) => ({
+      vote, prompt: turns[parent]?.content ?? "", answer: content, model: made?.provenance?.model, system,
+    })));
+  if (!rated.length) return say("No answer is rated yet.");
+  download(rated.map((one) => `${JSON.stringify(one)}\n`).join(""), "granite-demo-ratings.jsonl", "application/jsonl");
 }
 
 async function exportMarkdown({ title, conversation }) {
@@ -219,7 +250,7 @@ async function importFiles(files) {
 
 /* Adds records; one whose id is taken gets another, so that an import never overwrites. */
 function addNew(fresh) {
-  return write((store) => {
+  return write((store, changes) => {
     store.getAllKeys().onsuccess = (event) => {
       const taken = new Set(event.target.result);
       for (const item of fresh) {
@@ -228,7 +259,7 @@ function addNew(fresh) {
           item.conversation = { ...item.conversation, id: item.id };
         }
         taken.add(item.id);
-        store.add(item);
+        put(store, changes, item);
       }
     };
   });

@@ -189,8 +189,7 @@ class LocalBackend:
 
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
         """See ``Backend.inspect``."""
-        options = self._wanted(request.model)
-        if self._manager.status(options).stage != "ready":
+        if self._manager.status(options := self._wanted(request.model)).stage != "ready":
             return None
         async with self._manager.lease(options) as ready:
             loaded = ready.loaded
@@ -246,7 +245,8 @@ class LocalBackend:
             if fitted.dropped:
                 yield Dropped(fitted.dropped)
             asked, facts = replace(fitted.request, sampling=sampling), (*ready.loaded.facts, *ready.engine.facts)
-            made_by = provenance_of(ready.loaded, facts, prompt_ids, request.raw, tools=bool(request.tools))
+            asked_ids = prompt_ids[: len(prompt_ids) - len(request.written)]
+            made_by = provenance_of(ready.loaded, facts, asked_ids, request.raw, tools=bool(request.tools))
             matcher = await _matcher(ready.loaded, asked, prompt_ids)
             events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
             async with aclosing(events):

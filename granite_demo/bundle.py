@@ -35,7 +35,7 @@ CHANGED = (
     "it was saved, so it asks for something else than what was answered."
 )
 UNREADABLE = "The conversation's tools cannot be read, so they are not in the file."
-PACKAGES = ("transformers", "torch", "tokenizers", "gradio")
+PACKAGES = ("transformers", "torch", "tokenizers", "gradio", "llama-cpp-python", "bitsandbytes", "flash-attn")
 
 
 class _Part(BaseModel):
@@ -137,11 +137,13 @@ def versions() -> Mapping[str, str]:
 def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
     """What to keep with an answer: JSON for ``conversations.Turn.made``.
 
-    Without ``finish`` the answer was stopped, or ended by an error, before it began: there is no seed that was drawn.
+    Without ``finish`` the answer was stopped, or ended by an error, before the engine had it: no seed was drawn.
     """
     sampling = _changed(asdict(request.sampling), asdict(SamplingParams()))
     if finish and finish.seed is not None:
         sampling["seed"] = finish.seed
+    if request.written:  # made again it is written in one go; where it was sampled it then differs
+        sampling["max_tokens"] = len(request.written) + (request.sampling.max_tokens or 0)
     if "stop" in sampling:
         sampling["stop"] = list(sampling["stop"])
     return {

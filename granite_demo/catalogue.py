@@ -199,6 +199,8 @@ _SIZES_40 = (
 
 _CHAT = "made for chat"
 _THINKING = "made for chat, with an optional thinking mode"
+_SAMPLING_42 = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=8192)
+"""IBM's examples allow 8,192 new tokens with thinking, 4,096 with a little of it, 2,048 without."""
 _THINKS_FIRST = "made for chat; it thinks before it answers unless told not to"
 
 
@@ -226,7 +228,7 @@ def _row(version: str, size: _Size, dialect: Dialect, purpose: str, base: bool) 
         dialect=dialect,
         instruct=not base,
         shape=size.shape,
-        sampling=SamplingParams(temperature=1.0, top_p=0.95) if version == "4.2" else SamplingParams(),
+        sampling=_SAMPLING_42 if version == "4.2" else SamplingParams(),
         unverified=size.unverified,
     )
 

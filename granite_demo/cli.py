@@ -83,6 +83,8 @@ def create_cli(console: Console) -> typer.Typer:
         backend: flags.Backend = None,
         backend_key: flags.BackendKey = None,
         backend_model: flags.BackendModel = None,
+        beside: flags.Beside = None,
+        beside_key: flags.BesideKey = None,
         log_level: flags.LogLevel = None,
     ) -> None:
         """Serve the page."""

@@ -22,7 +22,6 @@ MAX_TEXT = 2_000_000
 """Characters of one text."""
 TITLE_LENGTH = 60
 
-
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
 
 
@@ -46,6 +45,13 @@ class Cited(_Part):
     end: int = Field(ge=0)
 
 
+class Sent(_Part):
+    """A document that an answer was given, by a digest of its text: it may be removed since."""
+
+    title: str
+    digest: str
+
+
 class Listed(_Part):
     """``types.Appendix``."""
 
@@ -67,13 +73,15 @@ class Turn(_Part):
     name: str = ""
     """The tool whose result this is."""
     citations: tuple[Cited, ...] = Field(default=(), max_length=MAX_CITATIONS)
+    sent: tuple[Sent, ...] = Field(default=(), max_length=64)
+    """The documents that the citations count from; none with the answers of earlier versions."""
     appendices: tuple[Listed, ...] = ()
     note: str = ""
     """The line under an answer: its figures, or the error that ended it."""
     kind: Literal["note", "error"] = "note"
     vote: Literal["", "up", "down"] = ""
     made: dict[str, Any] = Field(default_factory=dict)
-    """What is needed to make the answer again; see ``bundle``."""
+    """What is needed to make the answer again; see ``bundle``. The browser keeps it, and sends a mark in its place."""
 
 
 class Text(_Part):

@@ -46,6 +46,8 @@ TrustedProxies = Annotated[str | None, _flag("trusted_proxies")]
 Backend = Annotated[str | None, _flag("backend")]
 BackendKey = Annotated[str | None, _flag("backend_key")]
 BackendModel = Annotated[str | None, _flag("backend_model")]
+Beside = Annotated[str | None, _flag("beside")]
+BesideKey = Annotated[str | None, _flag("beside_key")]
 NoUrl = Annotated[str | None, typer.Option("--url", hidden=True)]
 """For what a server cannot be asked: says so, where the others take the address."""
 Url = Annotated[str | None, typer.Option("--url", metavar="URL", help=help_text("backend"), show_default=False)]

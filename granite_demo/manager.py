@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel
 
 log = logging.getLogger(__name__)
-
 Listener = Callable[[ModelStatus], None]
 
 
@@ -277,6 +276,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         card=loaded.card,
         memory=loaded.memory,
         switches=loaded.switches,
+        sampling=loaded.spec.sampling,
         unable=(*ready.engine.unable, *cannot_fill(loaded.tokenizer, loaded.spec.dialect)),
     )
 

@@ -30,12 +30,12 @@ class _Piece:
 
 
 def render(tokenizer: Any, request: GenerationRequest) -> list[int]:
-    """The prompt of any request. Raises InvalidRequestError."""
+    """The prompt of any request, with what is written of its answer. Raises InvalidRequestError."""
     if request.prompt_ids is not None:
         return _checked_ids(tokenizer, request.prompt_ids)
     if request.prompt is not None:
         return _encoded(tokenizer, _raw_stretches(tokenizer, request))
-    return render_chat(tokenizer, request)
+    return [*render_chat(tokenizer, request), *_checked_ids(tokenizer, request.written)]
 
 
 def render_chat(tokenizer: Any, request: GenerationRequest) -> list[int]:

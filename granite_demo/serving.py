@@ -6,9 +6,11 @@ from rich.console import Console
 
 from granite_demo.access import Access
 from granite_demo.backends import LocalBackend
+from granite_demo.beside import BackendBeside
 from granite_demo.limits import LimitedBackend
 from granite_demo.opening import follow
 from granite_demo.remote.backend import RemoteBackend
+from granite_demo.remote.opening import backend_beside
 from granite_demo.settings import Settings
 from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.terminal import set_up_logging
@@ -46,7 +48,8 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
     from granite_demo.server.app import create_app
     from granite_demo.server.policy import limits_of, policy_of
 
-    limited = LimitedBackend(backend, limits_of(settings))
+    whole = BackendBeside(backend, backend_beside(settings)) if settings.beside else backend
+    limited = LimitedBackend(whole, limits_of(settings))
     app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
 
     def announce() -> None:

@@ -63,6 +63,8 @@ class Settings:
     backend: str = _option("", "Answer with other servers that speak OpenAI's API: their addresses, parted by commas.")
     backend_key: str = _option("", "The key that these servers want.")
     backend_model: str = _option("", "Which of their models to ask for; without it the first one that they list.")
+    beside: str = _option("", "Another server that speaks OpenAI's API, to be asked side by side: its address.")
+    beside_key: str = _option("", "The key that it wants.")
     log_level: LogLevel = _option("info", "How much the terminal shows.")
     cache_dir: Path = _option(
         platformdirs.user_cache_path("granite-demo"), "Folder for downloaded and converted models.", "CACHE"
@@ -86,7 +88,7 @@ class Settings:
     def secrets(self) -> tuple[str, ...]:
         """What no log may tell."""
         passwords = (part.partition(":")[2] for part in self.login.split(","))
-        return tuple(filter(None, (self.admin_token, self.api_key, self.backend_key, *passwords)))
+        return tuple(filter(None, (self.admin_token, self.api_key, self.backend_key, self.beside_key, *passwords)))
 
     @classmethod
     def resolve(cls, flags: Mapping[str, Any], environ: Mapping[str, str]) -> "Settings":

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from granite_demo.messages import Switches
+from granite_demo.sampling_params import SamplingParams
 
 LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
 Report = Callable[[LoadStage, float | None, str], None]
@@ -27,6 +28,9 @@ Feature = Literal[
 
 Fact = tuple[str, str, str]
 """(name, value, reason) of a choice made for a model"""
+
+IN_TURNS = "requests in turns"
+"""How the fact about an engine ends that does not answer its requests in common steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +88,14 @@ class ModelStatus:
     """Why the last load failed, while another model still answers."""
     switches: Switches = field(default_factory=Switches)
     """What the model's chat template reads."""
+    sampling: SamplingParams = SamplingParams()
+    """What the model's makers use; greedy where they name nothing."""
     unable: tuple[tuple[Feature, str], ...] = ()
     """(feature, why it is not to be had here)."""
     name: str = ""
     """What a ready model is called, where ``model`` is how it was asked for."""
+    beside: str = ""
+    """The model of another server that can be asked beside this one, if there is one."""
     engine: EngineStats | None = field(default=None, compare=False)
     """The requests of a ready model, as they are this moment."""
 
@@ -95,6 +103,14 @@ class ModelStatus:
         """Why ``feature`` is not to be had here; empty where it is."""
         return dict(self.unable).get(feature, "")
 
+    @property
+    def in_turns(self) -> bool:
+        """Whether two requests at once would slow each other down, since the engine answers them in turns."""
+        return any(name == "Engine" and value.endswith(IN_TURNS) for name, value, _ in self.facts)
+
+
+BESIDE = "beside"
+"""The name under which a request asks for that model."""
 
 Device = Literal["auto", "cuda", "mps", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]

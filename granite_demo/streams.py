@@ -49,6 +49,8 @@ async def answer_events(
 ) -> AsyncGenerator[StreamEvent]:
     """Yield the events of the answer to ``request``, whose prompt is ``prompt_ids`` and whose max_tokens are set.
 
+    The prompt ends with what is ``written`` of the answer, which is told with its first new token.
+
     ``arrived`` is when it came, by perf_counter. ``matcher`` says which tokens may come. Where the consumer closes it,
     which is how a reader stops, or the engine fails, the request's ``rest`` gets what was held back, and a Finish.
     """
@@ -68,7 +70,7 @@ async def answer_events(
         while reading.due:
             yield reading.due.popleft()
     finally:
-        if request.rest is not None and reading.ids:
+        if request.rest is not None:
             reading.end("stopped")
             request.rest.extend(reading.due)
 
@@ -88,6 +90,8 @@ class _Reading:
 
         self._tokenizer = ready.loaded.tokenizer
         self._eos_ids = ready.loaded.eos_ids
+        self._written = len(request.written)
+        prompt_ids = prompt_ids[: len(prompt_ids) - self._written]
         self._prompt_tokens = len(prompt_ids)
         sampling = request.sampling
         self._seed = sampling.seed if sampling.temperature > 0 else None
@@ -105,6 +109,8 @@ class _Reading:
         self.due: deque[StreamEvent] = deque()
         self.ended: FinishReason | None = None
         """Why no more tokens are wanted."""
+        for index in request.written:
+            self.take(Token(index))
 
     def take(self, token: Token) -> None:
         """Read the next token."""
@@ -112,7 +118,7 @@ class _Reading:
 
         self.ids.append(token.id)
         count, parser = len(self.ids), self._parser
-        if count == 1:
+        if count <= self._written + 1:
             self._first = self._thought = time.perf_counter()
         if token.logprob is not None:
             self.due.append(TokenScored(scored_token(self._tokenizer, token)))
@@ -136,7 +142,8 @@ class _Reading:
         self._over = True
         count, now = len(self.ids), time.perf_counter()
         self.due += self._visible.end(self._parser.feed(self._decoder.flush()) + self._parser.flush(), count)
-        timings = Timings(self._first - self._arrived, now - self._arrived, self._thought - self._first)
+        reasoning = max(self._thought - self._first, 0.0)
+        timings = Timings(self._first - self._arrived, now - self._arrived, reasoning, self._written)
         usage = Usage(self._prompt_tokens, count, self._reasoning_tokens)
         reason = self._visible.reason(reason)
         self.due.append(Finish(reason, usage, timings, self._seed, tuple(self.ids), self._provenance))

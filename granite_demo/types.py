@@ -38,6 +38,8 @@ class GenerationRequest:
     sampling: SamplingParams = field(default_factory=SamplingParams)
     begun: tuple[str, tuple[int, ...]] = ("", ())
     """The end of a prompt that is the beginning of what has to keep to the constraint: a text, and tokens after it."""
+    written: tuple[int, ...] = ()
+    """Tokens of the answer to ``messages`` that are there already: it is told from its beginning, and goes on."""
     tools: tuple[ToolSpec, ...] = ()
     documents: tuple[Document, ...] = ()
     controls: Controls = field(default_factory=Controls)
@@ -45,7 +47,7 @@ class GenerationRequest:
     model: LoadOptions | None = None
     """Answer with this model rather than the one that is chosen; it takes the other's place in memory meanwhile."""
     rest: "list[StreamEvent] | None" = field(default=None, compare=False, repr=False)
-    """Where to put the last events of an answer that begins, and whose stream is closed or fails before its end.
+    """Where to put the last events of an answer whose stream is closed or fails before its end.
 
     What was held back as the possible beginning of a marker is among them, and a Finish.
     """
@@ -54,6 +56,8 @@ class GenerationRequest:
         given = (bool(self.messages), self.prompt is not None, self.prompt_ids is not None)
         if sum(given) != 1:
             raise InvalidRequestError("A request needs either messages or a prompt.")
+        if self.written and (not self.messages or self.sampling.constraint):
+            raise InvalidRequestError("Only an answer in a conversation, of a free form, can be gone on with.")
         if self.overflow not in ("refuse", "drop"):
             raise InvalidRequestError(f"overflow must be refuse or drop, not {self.overflow!r}.")
         if self.suffix is not None and self.prompt is None:
@@ -125,11 +129,13 @@ class Timings:
     total: float
     reasoning: float = 0.0
     """Of these, spent on thinking."""
+    written: int = 0
+    """Tokens that were there before."""
 
     def decode_rate(self, completion_tokens: int) -> float | None:
         """Tokens per second after the first one, or None when there was only one."""
-        seconds = self.total - self.ttft
-        return (completion_tokens - 1) / seconds if completion_tokens > 1 and seconds > 0 else None
+        seconds, new = self.total - self.ttft, completion_tokens - self.written
+        return (new - 1) / seconds if new > 1 and seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,7 +71,8 @@ def test_what_is_kept_is_json_and_small() -> None:
     assert kept["provenance"]["choices"] == {"Device": "cpu", "Precision": "float32"}
     assert kept["timings"] == {"ttft": 0.1235, "total": 0.5, "reasoning": 0.0}
     assert kept["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "reasoning_tokens": 0}
-    assert {"granite-demo", "transformers", "torch", "tokenizers", "gradio", "python"} == set(kept["versions"])
+    always = {"granite-demo", "transformers", "torch", "tokenizers", "gradio", "python"}
+    assert always <= set(kept["versions"]) <= always | {"llama-cpp-python", "bitsandbytes", "flash-attn"}
     assert kept["time"].endswith("+00:00")
 
 

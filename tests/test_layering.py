@@ -15,7 +15,7 @@ BASE = {"errors", "messages", "status", "types", "sampling_params", "scores"}
 MAY_IMPORT = {
     "errors": set[str](),
     "messages": {"errors"},
-    "status": {"messages"},
+    "status": {"messages", "sampling_params"},
     "constraint_checks": {"errors"},
     "constraints": {"errors", "constraint_checks", "dialects"},
     "sampling_params": {"errors", "messages", "constraints"},
@@ -95,11 +95,23 @@ MAY_IMPORT = {
     "remote": BASE
     | {"constraints", "settings", "answers", "dialects", "parts", "toolcalls", "template_inputs", "fitting"}
     | {"streams", "remote"},
+    "beside": BASE | {"backends"},
     "deadline": BASE,
     "limits": BASE | {"backends", "deadline"},
     "access": BASE,
     "serving": BASE
-    | {"access", "backends", "limits", "opening", "remote", "server", "settings", "tensor_parallel", "terminal"},
+    | {
+        "access",
+        "backends",
+        "beside",
+        "limits",
+        "opening",
+        "remote",
+        "server",
+        "settings",
+        "tensor_parallel",
+        "terminal",
+    },
     "commands": BASE | {"settings", "shapes", "registry", "planning", "machine", "hub", "sample", "terminal"},
     "flags": BASE | {"settings", "constraints"},
     "printing": BASE | {"backends", "switches", "ui"},

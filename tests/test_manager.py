@@ -13,13 +13,16 @@ from granite_demo.errors import DownloadError, LoadCancelledError, ModelError, O
 from granite_demo.fim import NO_TOKENS
 from granite_demo.manager import ModelManager, ReadyModel
 from granite_demo.messages import Switches
+from granite_demo.sampling_params import SamplingParams
 from granite_demo.status import LoadOptions, ModelStatus, Report
 from tests.fakes import FakeEngine
 
 ONE, TWO = LoadOptions("one"), LoadOptions("two")
 LOADED: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(added_tokens_encoder={}, chat_template=None),
-    spec=SimpleNamespace(name="name", title="Title", about="About it.", dialect=None),
+    spec=SimpleNamespace(
+        name="name", title="Title", about="About it.", dialect=None, sampling=SamplingParams(temperature=0.5)
+    ),
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
     context_length=4096,
     card=(),
@@ -148,6 +151,7 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
             facts=(*LOADED.facts, *FakeEngine.FACTS),
             context_length=4096,
             switches=LOADED.switches,
+            sampling=SamplingParams(temperature=0.5),
             unable=(("scoring", "a test"), ("fill in the middle", NO_TOKENS)),
         ),
     ]

@@ -65,7 +65,8 @@ def test_a_row_is_complete(spec: registry.ModelSpec) -> None:
     assert spec.path is None
     assert spec.context_length == (32768 if "350m" in spec.name else 131072)
     assert spec.unverified <= {field.name for field in fields(Shape)}
-    assert spec.sampling == (SamplingParams(temperature=1.0, top_p=0.95) if version == "4.2" else SamplingParams())
+    own = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=8192)
+    assert spec.sampling == (own if version == "4.2" else SamplingParams())
 
 
 @pytest.mark.parametrize("spec", GRANITES, ids=lambda spec: spec.name)

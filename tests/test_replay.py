@@ -19,7 +19,7 @@ from granite_demo.bundle import Bundle, versions
 from granite_demo.cli import main, run_replay
 from granite_demo.errors import EngineError, UnknownModelError
 from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.messages import ToolCall
+from granite_demo.messages import Message, ToolCall
 from granite_demo.replay import Outcome, replay, report, settings_for
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
@@ -316,3 +316,27 @@ def test_the_sample_says_the_same_again(
             main(["replay", str(path), "--device", "cpu", "--dtype", "float32"])
         assert (end.value.code, words in capsys.readouterr().out) == (code, True)
         value["made"]["token_ids"][1] += 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("cut", [1, 7])
+def test_the_sample_goes_on_as_if_it_had_never_been_cut(sample: "LoadedModel", cut: int) -> None:
+    from granite_demo.engine.create import create_engine
+
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        return ReadyModel(sample, create_engine(sample))
+
+    async def finish(tokens: int, written: tuple[int, ...] = ()) -> Finish:
+        sampling = SamplingParams(max_tokens=tokens)
+        request = GenerationRequest((Message("user", "Name three colours."),), sampling=sampling, written=written)
+        events = [event async for event in backend.stream(request)]
+        return next(event for event in events if isinstance(event, Finish))
+
+    async def compared() -> tuple[Finish, Finish]:
+        first = await finish(cut)
+        return await finish(12), await finish(12 - cut, first.token_ids)
+
+    with closing(LocalBackend(ModelManager(load), LoadOptions())) as backend:
+        whole, gone_on = asyncio.run(compared())
+    assert gone_on.token_ids == whole.token_ids
+    assert (gone_on.reason, gone_on.usage, gone_on.provenance) == (whole.reason, whole.usage, whole.provenance)

@@ -107,6 +107,8 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         backend="http://localhost:8000",
         backend_key="open",
         backend_model="big",
+        beside="http://localhost:9000",
+        beside_key="shut",
         log_level="error",
         cache_dir=Path("/a b/c"),
     )

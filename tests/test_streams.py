@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
+from dataclasses import replace
 from os.path import commonprefix
 from types import SimpleNamespace
 from typing import Any
@@ -61,8 +62,10 @@ class Answering:
         ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
         return ids
 
-    async def events(self, limit: int = 10_000, stop: Sequence[str] = (), **options: Any) -> list[StreamEvent]:
-        return [event async for event in self.stream(asking(limit, stop), **options)]
+    async def events(
+        self, limit: int = 10_000, stop: Sequence[str] = (), written: tuple[int, ...] = (), **options: Any
+    ) -> list[StreamEvent]:
+        return [event async for event in self.stream(asking(limit, stop, written=written), **options)]
 
     def stream(self, request: GenerationRequest, **options: Any) -> AsyncGenerator[StreamEvent]:
         return answer_events(self.ready, request, self.prompt_ids, time.perf_counter(), **options)
@@ -352,6 +355,25 @@ async def test_a_reader_who_leaves_gets_the_rest_wherever_it_is(
     assert rest == []
 
 
+@pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
+async def test_an_answer_that_goes_on_is_the_whole_one_wherever_it_was_cut(
+    tokenizer: Any, dialect: str, prompt: str, text: str, seen: list[Any], reason: str
+) -> None:
+    whole = await Answering(tokenizer, dialect, text, prompt).events()
+    ids = finish_of(whole).token_ids
+    for cut in range(1, len(ids)):
+        answering = Answering(tokenizer, dialect, text, prompt)
+        answering.engine.token_ids = answering.ids[cut:]
+        first, answering.prompt_ids = answering.prompt_ids, [*answering.prompt_ids, *ids[:cut]]
+        events = await answering.events(written=tuple(ids[:cut]))
+        assert shown(events) == shown(whole)
+        finish = finish_of(events)
+        assert (finish.token_ids, finish.reason) == (ids, finish_of(whole).reason)
+        assert finish.usage == finish_of(whole).usage
+        assert (finish.usage.prompt_tokens, finish.timings.written) == (len(first), cut)
+        assert answering.engine.prompts == [[*first, *ids[:cut]]]
+
+
 async def test_an_engine_that_fails_leaves_the_rest(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", 'A\n<tool_call>\n{"name": "f"')
     answering.engine.error = EngineError("No more memory.")
@@ -363,14 +385,18 @@ async def test_an_engine_that_fails_leaves_the_rest(tokenizer: Any) -> None:
     assert finish_of(rest).token_ids == tuple(answering.ids)
 
 
-async def test_nothing_is_left_of_an_answer_that_never_began(tokenizer: Any) -> None:
+async def test_of_an_answer_that_never_began_its_seed_and_provenance_are_left(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", "A")
     answering.engine.queued = [Queued(1)]
     rest: list[StreamEvent] = []
-    stream = answering.stream(asking(rest=rest))
+    request = replace(asking(rest=rest), sampling=SamplingParams(temperature=1.0, seed=7, max_tokens=9))
+    stream = answering.stream(request, provenance=Provenance("model"))
     assert await anext(stream) == Queued(1)
     await stream.aclose()
-    assert rest == []
+    [finish] = rest
+    assert isinstance(finish, Finish)
+    assert (finish.reason, finish.seed, finish.provenance) == ("stopped", 7, Provenance("model"))
+    assert (finish.token_ids, finish.usage.completion_tokens) == ((), 0)
 
 
 async def test_a_model_without_template_has_no_dialect(tokenizer: Any) -> None:

@@ -26,7 +26,7 @@ from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
 from granite_demo.placement import free_memory, is_out_of_memory, precision_of
 from granite_demo.planning import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
-from granite_demo.status import EngineName, Fact, Report
+from granite_demo.status import IN_TURNS, EngineName, Fact, Report
 from granite_demo.tensor_parallel import ALONE, Group
 
 log = logging.getLogger(__name__)
@@ -203,7 +203,7 @@ def _interleaved(
     reasons: list[str],
     layers: tuple[Fact, ...] = (),
 ) -> Engine:
-    fact: Fact = ("Engine", f"{name}, up to {runner.slots} requests in turns", "; ".join(reasons))
+    fact: Fact = ("Engine", f"{name}, up to {runner.slots} {IN_TURNS}", "; ".join(reasons))
     engine = InterleavedEngine(runner, loaded.eos_ids, (fact, *layers))
     with _closed_if_it_fails(engine):
         report("warming up", None, "")

@@ -19,6 +19,11 @@ def remote_backend(settings: Settings) -> RemoteBackend:
     return RemoteBackend(endpoints, settings.backend_model or named)
 
 
+def backend_beside(settings: Settings) -> RemoteBackend:
+    """The backend over the server that is asked side by side. Raises ConfigurationError."""
+    return RemoteBackend(Endpoints(parse_urls(settings.beside), settings.beside_key))
+
+
 def show_remote_models(settings: Settings, as_json: bool) -> None:
     """Print what the servers offer. Raises GraniteDemoError where none of them answers."""
     backend = remote_backend(settings)

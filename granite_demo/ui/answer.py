@@ -40,6 +40,8 @@ class Answer:
     """Characters of the text after each of them."""
     dropped: int = 0
     """Messages that were left out to make room."""
+    written: int = 0
+    """Tokens that were there before it went on."""
     tokens: int = 0
     thinking_tokens: int = 0
     thinking_start: float | None = None
@@ -92,7 +94,8 @@ class Answer:
     def _end(self, event: Finish, elapsed: float) -> None:
         self.finish = event
         self.tokens = event.usage.completion_tokens
-        self.ttft = event.timings.ttft
+        if event.usage.completion_tokens:
+            self.ttft = event.timings.ttft
         if self.thinking_start is not None and self.thinking_end is None:
             self.thinking_end = elapsed
         if event.usage.reasoning_tokens:
@@ -127,15 +130,17 @@ class Answer:
 
     def stopped_note(self, elapsed: float) -> str:
         """The note under an answer that its reader stopped."""
-        if self.finish is not None:  # which tells it, or that it ended by itself just then
-            return self.note(elapsed)
-        return "stopped" if self.ttft is None else f"{self.note(elapsed)} · stopped"
+        if self.ttft is None:
+            return "stopped"
+        # The end tells it, or that it came by itself just then.
+        return self.note(elapsed) if self.finish is not None else f"{self.note(elapsed)} · stopped"
 
     def _rate(self, elapsed: float) -> float | None:
         if self.finish is not None:
             return self.finish.timings.decode_rate(self.tokens)
         seconds = elapsed - (self.ttft or 0.0)
-        return (self.tokens - 1) / seconds if self.tokens > 1 and seconds > 0.2 else None
+        new = self.tokens - self.written
+        return (new - 1) / seconds if new > 1 and seconds > 0.2 else None
 
 
 def waiting_words(ahead: int | None) -> str:

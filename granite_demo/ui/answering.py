@@ -109,6 +109,7 @@ async def snapshots(
     rest: list[StreamEvent] = []
     try:
         request = replace(await asyncio.to_thread(build), rest=rest)
+        answer.written = len(request.written)
         async with aclosing(paced(backend.stream(request))) as batches:
             async for batch in batches:
                 elapsed = time.perf_counter() - start

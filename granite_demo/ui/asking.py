@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Any
 
 from granite_demo import conversations
-from granite_demo.conversations import Conversation
+from granite_demo.conversations import Conversation, Turn
 from granite_demo.errors import InvalidRequestError
 
 
@@ -14,6 +15,8 @@ class Asked:
 
     conversation: Conversation
     ask: bool = False
+    begun: dict[str, Any] | None = None
+    """What made an answer that is to go on; see ``conversations.Turn.made``."""
 
 
 def send(conversation: Conversation, text: str | None) -> Asked:
@@ -42,16 +45,42 @@ def edit(conversation: Conversation, turn_id: str, text: str | None) -> Asked:
         for other in takewhile(lambda other: other.role == "tool", after):
             edited = conversations.add(edited, "tool", content=other.content, name=other.name)
         return Asked(edited, ask=True)
-    values = {"content": text, "thinking": turn.thinking, "note": "edited", "parent": turn.parent}
-    return Asked(conversations.add(conversation, turn.role, **values))
+    return Asked(conversations.add(conversation, turn.role, **_rewritten(turn, text)))
 
 
-def act(conversation: Conversation, action: str, turn_id: str) -> Asked:
-    """What a button under a message does: retry, show, branch, up or down. Raises InvalidRequestError."""
+def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
+    """The values of another version of an answer: its figures go, and citations of what it says no more."""
+    cites = []
+    for cite in turn.citations:
+        at = text.find(turn.content[cite.start : cite.end]) if cite.start < cite.end else -1
+        if at >= 0:
+            cites.append(cite.model_copy(update={"start": at, "end": at + cite.end - cite.start}))
+        elif cite.start == cite.end and text.startswith(turn.content[: cite.start]):
+            cites.append(cite)
+    kept = turn.model_dump(exclude={"id", "role", "made", "vote", "kind"})
+    return {**kept, "content": text, "citations": cites, "note": "edited"}
+
+
+def can_go_on(conversation: Conversation, turn: Turn) -> bool:
+    """Whether this answer stands last and was cut, and its tokens are known."""
+    made = turn.made
+    cut = made.get("finish_reason") in ("length", "stopped") and bool(made.get("tokens") or made.get("token_ids"))
+    return turn.id == conversation.head and cut and not turn.calls
+
+
+def act(conversation: Conversation, action: str, turn_id: str, made: Any = None) -> Asked:
+    """What a button under a message does: go, retry, show, branch, up or down. Raises InvalidRequestError.
+
+    ``made`` is what made the answer that is to go on.
+    """
     turn = conversations.find(conversation, turn_id)
     if action == "retry":
         question = turn.parent if turn.role == "assistant" else turn.id
         return Asked(conversations.rewind(conversation, question), ask=question is not None)
+    if action == "go":
+        if not isinstance(made, dict) or not can_go_on(conversation, turn):
+            raise InvalidRequestError("This answer cannot go on. Retry it.")
+        return Asked(conversations.rewind(conversation, turn.parent), ask=True, begun=made)
     if action == "show":
         return Asked(conversations.show(conversation, turn_id))
     if action == "branch":

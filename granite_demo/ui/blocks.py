@@ -59,7 +59,7 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
         library.wire(conversations, chat_tab.holder)
         talking.wire(chat_tab, conversations, preferences, backend, access, demo, [answering.change])
         completion.wire(completion_tab, preferences, backend, access, demo, [answering.change])
-        settings.wire(preferences, demo)
+        settings.wire(preferences, backend, demo, [answering.change])
         models.wire(panel, backend, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
     demo._queue.sleep_when_free = QUEUE_POLL_SECONDS

@@ -51,8 +51,12 @@ class ChatTab:
     """The open conversation, as ``conversations.dump`` writes it."""
     pending: gr.JSON
     """The answer that is being written; see ``responding``."""
+    over: gr.Checkbox
+    """Whether no answer was being written when the last event ended."""
     ask: gr.Textbox
     """The id of the turn that the model is to answer."""
+    begun: gr.JSON
+    """What made the answer that is to go on, if one is."""
     acts: gr.HTML
     """Tells of the buttons under the messages."""
     download: gr.JSON
@@ -87,8 +91,8 @@ class ChatTab:
 
 def layout(backend: Backend, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
-    holder, pending, download = gr.JSON({}, visible=False), gr.JSON(visible=False), gr.JSON(visible=False)
-    ask, target = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    holder, (pending, download, begun) = gr.JSON({}, visible=False), (gr.JSON(visible=False) for _ in range(3))
+    ask, target, over = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Checkbox(visible=False)
     acts = gr.HTML(js_on_load=script("page.js") + script("chat.js"), elem_id="acts")
     earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
     chatbot = _chatbot()
@@ -101,17 +105,7 @@ def layout(backend: Backend, access: Access) -> ChatTab:
         grounding = gr.HTML()
     results = tools.results_layout()
     message = gr.HTML(elem_id="chat-message")
-    textbox = gr.Textbox(
-        elem_id="message",
-        label="Message",
-        show_label=False,
-        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
-        lines=1,
-        max_lines=12,
-        autofocus=True,
-        submit_btn=SEND,
-        stop_btn=False,
-    )
+    textbox = _textbox()
     context = meter.layout()
     switch_panel = switches.layout()
     with gr.Accordion("System prompt", open=False, elem_id="system"):
@@ -126,7 +120,9 @@ def layout(backend: Backend, access: Access) -> ChatTab:
     return ChatTab(
         holder,
         pending,
+        over,
         ask,
+        begun,
         acts,
         download,
         earlier,
@@ -144,6 +140,20 @@ def layout(backend: Backend, access: Access) -> ChatTab:
         context,
         xray.layout(),
         compare.layout(backend, access),
+    )
+
+
+def _textbox() -> gr.Textbox:
+    return gr.Textbox(
+        elem_id="message",
+        label="Message",
+        show_label=False,
+        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
+        lines=1,
+        max_lines=12,
+        autofocus=True,
+        submit_btn=SEND,
+        stop_btn=False,
     )
 
 

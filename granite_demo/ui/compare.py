@@ -14,7 +14,7 @@ from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message
 from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import ModelStatus
+from granite_demo.status import BESIDE, LoadOptions, ModelStatus
 from granite_demo.types import GenerationRequest
 from granite_demo.ui import latex
 from granite_demo.ui.answering import Snapshot, Visitors, address, own, session, snapshots
@@ -69,7 +69,13 @@ def shown_values(backend: Backend, status: ModelStatus) -> tuple[Any, ...]:
     """What ``status`` changes in the panel: the levels of thinking, and the models to pick."""
     if status.stage != "ready":
         return (gr.skip(), gr.skip()) * len(NAMES)
-    return (_thinking(status), gr.Dropdown(choices=[THE_LOADED, *labelled(backend)])) * len(NAMES)
+    return (_thinking(status), gr.Dropdown(choices=_models(backend, status))) * len(NAMES)
+
+
+def _models(backend: Backend, status: ModelStatus) -> list[tuple[str, str]]:
+    """The models that a side can ask, as (label, name)."""
+    beside = [(f"{status.beside} (the other server)", BESIDE)] if status.beside else []
+    return [THE_LOADED, *beside, *labelled(backend)]
 
 
 def _thinking(status: ModelStatus) -> gr.Dropdown:
@@ -91,7 +97,11 @@ def to_request(
     if not question or not question.strip():
         raise InvalidRequestError("Write a question first.")
     options = None
-    if model or precision != "Automatic":
+    if model == BESIDE and backend.status().beside:
+        if precision != "Automatic":
+            raise InvalidRequestError("The other server chooses the precision itself. Leave it at Automatic.")
+        options = LoadOptions(BESIDE)
+    elif model or precision != "Automatic":
         allow()
         model = model or backend.status().model
         if model not in {choice.name for choice in backend.choices()}:
@@ -131,7 +141,7 @@ def layout(backend: Backend, access: Access) -> Comparison:
 
 
 def _column(name: str, backend: Backend) -> list[Any]:
-    models = labelled(backend)
+    models = _models(backend, backend.status())
     with gr.Column(min_width=300, elem_id=f"compare-{name.lower()}"), gr.Group():
         gr.Markdown(f"#### {name}", elem_classes="side")
         thinking = _thinking(backend.status())
@@ -142,9 +152,9 @@ def _column(name: str, backend: Backend) -> list[Any]:
         with gr.Row():
             # Gradio turns an empty number into 0 as soon as it is shown.
             seed = gr.Textbox("", label=f"Seed of {name}", placeholder="random", min_width=90)
-            tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, maximum=8192, min_width=90)
-        with gr.Row(visible=bool(models)):
-            model = gr.Dropdown([THE_LOADED, *models], value="", label=f"Model of {name}", min_width=130)
+            tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, min_width=90)
+        with gr.Row(visible=len(models) > 1):
+            model = gr.Dropdown(models, value="", label=f"Model of {name}", min_width=130)
             precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label=f"Precision of {name}", min_width=130)
     return [thinking, temperature, top_p, seed, tokens, model, precision]
 
@@ -202,21 +212,29 @@ async def answers(
     def stream(side: Sequence[Any]) -> Callable[[], AsyncGenerator[Snapshot]]:
         return lambda: snapshots(backend, build(side), stop)
 
-    # Another model takes the memory of the first one: then one after the other.
-    together = all(not model and precision == "Automatic" for *_, model, precision in sides)
-    yield *_buttons(busy=True), "", *(part for _ in sides for part in _shown(None, "Waiting"))
+    together = _together(backend.status(), [(model, precision) for *_, model, precision in sides])
+    first, *others = NAMES
+    waits = ["Waiting"] + ["Waiting" if together else f"Answered after {first}"] * len(others)
+    yield *_buttons(busy=True), "", *(part for words in waits for part in _shown(None, words))
     latest: Latest = []
     async with aclosing(side_by_side([stream(side) for side in sides], stop, together)) as states:
         async for latest in states:
-            yield gr.skip(), gr.skip(), gr.skip(), *(part for shot in latest for part in _shown(shot, _wait(together)))
+            both = zip(latest, waits, strict=True)
+            yield gr.skip(), gr.skip(), gr.skip(), *(part for shot, words in both for part in _shown(shot, words))
     words = difference_words(*[shot for shot in latest if shot]) if all(latest) else ""
     # All of it once more: of two quick updates Gradio may lose the first one's labels.
     last = [part for shot in latest for part in _shown(shot, "Not asked")]
     yield *_buttons(busy=False), note_html(words) if words else "", *last
 
 
-def _wait(together: bool) -> str:
-    return "Waiting" if together else "Answered after A"
+def _together(status: ModelStatus, asked: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether the sides are answered at once: not where one takes the memory of another, or their time.
+
+    On an engine that answers in turns each would look slower than it is.
+    """
+    if any(precision != "Automatic" or model not in ("", BESIDE) for model, precision in asked):
+        return False
+    return not status.in_turns or sum(model == "" for model, _ in asked) < 2
 
 
 def _shown(shot: Snapshot | None, waiting: str) -> tuple[Any, ...]:

@@ -29,6 +29,9 @@ from granite_demo.ui.render import note_html
 MAX_REASONS = 4
 """Errors of one upload that are shown; the others are counted."""
 
+PART_JS = "(held, ...rest) => { const { turns, head, ...part } = held ?? {}; return [part, ...rest]; }"
+"""What was said need not travel."""
+
 MERGE_JS = """(held, patch) => {
   if (!patch || (held?.id && held.id !== patch.id)) return [held];
   const { id, created, documents = [], updated } = patch;
@@ -43,7 +46,7 @@ KEEP_JS = """(held, patch) => {
   }
   return [{ ...held, documents }];
 }"""
-"""For after an answer: the server gave the conversation back as it had got it, maybe before a file was read."""
+"""For after a question: the server gave the conversation back as it had got it, maybe before a file was read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +125,11 @@ def wire(panel: DocumentsPanel, holder: gr.JSON) -> None:
     """Connect the events. ``holder`` keeps the conversation, as ``conversations.dump`` gives it."""
     changed = [panel.patch, *panel.shown]
     for event in (
-        panel.upload.upload(add_files, [holder, panel.upload], [*changed, panel.upload], **DIRECT),
-        panel.add.click(add_text, [holder, panel.title, panel.text], [*changed, panel.title, panel.text], **DIRECT),
-        panel.remove.click(remove, [holder, panel.listing], changed, **DIRECT),
+        panel.upload.upload(add_files, [holder, panel.upload], [*changed, panel.upload], js=PART_JS, **DIRECT),
+        panel.add.click(
+            add_text, [holder, panel.title, panel.text], [*changed, panel.title, panel.text], js=PART_JS, **DIRECT
+        ),
+        panel.remove.click(remove, [holder, panel.listing], changed, js=PART_JS, **DIRECT),
     ):
         event.then(None, [holder, panel.patch], [holder], js=MERGE_JS, **DIRECT)
 

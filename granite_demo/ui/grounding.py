@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 
-from granite_demo.conversations import Turn
+from granite_demo.conversations import Sent, Turn
 from granite_demo.grounding import Support, cited, fences, support
 from granite_demo.messages import Document
 from granite_demo.types import Citation
@@ -31,6 +31,8 @@ OWN = "The marks are the model's own citations. The passages within the document
 WORDS = "The marks were found by matching words, not by the model."
 BOTH = "Solid lines are the model's own citations. Dashed lines were found by matching words, not by the model."
 
+REMOVED = "This document was removed from the conversation."
+
 _Place = tuple[int, int, int]
 """(document, start, end)"""
 
@@ -40,8 +42,28 @@ _kept: OrderedDict[bytes, tuple[str, str]] = OrderedDict()
 _lock = threading.Lock()
 
 
+def sent(documents: Sequence[Document]) -> tuple[Sent, ...]:
+    """What to keep with an answer that was given ``documents``."""
+    return tuple(Sent(title=one.title, digest=_text_digest(one)) for one in documents)
+
+
+def as_sent(turn: Turn, documents: Sequence[Document]) -> list[Document]:
+    """The documents as the answer ``turn`` counts them; one that is not among ``documents`` any more has no text."""
+    if not turn.sent:
+        return list(documents)
+    present = {_text_digest(one): one for one in documents}
+    return [present.get(one.digest) or Document(one.title, "") for one in turn.sent]
+
+
+def _text_digest(document: Document) -> str:
+    return hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def footnotes(turn: Turn, documents: Sequence[Document]) -> tuple[str, str]:
-    """The answer's Markdown with a mark behind all that the model cites, and the notes that these open."""
+    """The answer's Markdown with a mark behind all that the model cites, and the notes that these open.
+
+    ``documents`` are those that it was given; see ``as_sent``.
+    """
     key = _digest(turn, documents)
     with _lock:
         if key in _kept:
@@ -164,6 +186,8 @@ def _color(number: int) -> str:
 def _passage(document: Document, place: _Place, color: str) -> str:
     """The passage, marked, with some of the text around it."""
     _, start, end = place
+    if not document.text:
+        return REMOVED
     if start == end:
         return "The model names this document, but no sentence of it shares a word with the answer."
     before, after = document.text[max(0, start - CONTEXT) : start], document.text[end : end + CONTEXT]

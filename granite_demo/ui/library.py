@@ -14,8 +14,10 @@ from granite_demo.ui import theme
 
 SAVE_JS = "(conversation) => { window.graniteDemo?.save(conversation); }"
 """For the change event of the component that holds the open conversation."""
-SCRIPTS = ("library_store.js", "library.js")
-"""Two halves of one script."""
+SHOWN_JS = "(held, ...rest) => [window.graniteDemo?.shownPart(held) ?? held, ...rest]"
+"""For events that need no more of the open conversation, their first input, than the branch that is shown."""
+SCRIPTS = ("library_turns.js", "library_store.js", "library.js")
+"""The parts of one script."""
 UNREADABLE = "This is not a conversation that granite-demo can read."
 
 

@@ -15,6 +15,7 @@ from granite_demo.sampling_params import SamplingParams
 from granite_demo.types import PromptView
 from granite_demo.ui.answering import own
 from granite_demo.ui.events import DIRECT
+from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling
 
@@ -124,6 +125,6 @@ def wire(
             return ""
 
     changes = [holder.change, message.change, *(part.change for part in components), *ready]
-    gr.on(changes, update, [holder, message, *components], [panel.bar], **LATEST)
+    gr.on(changes, update, [holder, message, *components], [panel.bar], js=SHOWN_JS, **LATEST)
     panel.overflow.input(None, [holder, panel.overflow], [holder], js=CHOOSE_JS, **DIRECT)
     holder.change(None, [holder], [panel.overflow], js=CHOSEN_JS, **DIRECT)

@@ -7,9 +7,12 @@ from typing import Any
 
 import gradio as gr
 
+from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.sampling_params import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
+from granite_demo.status import ModelStatus
 from granite_demo.ui.events import DIRECT
+from granite_demo.ui.render import note_html
 
 STORAGE_KEY = "granite-demo-settings"
 KEEP_JS = f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"
@@ -28,6 +31,14 @@ class Preferences:
 
     components: list[Any]
     reset: gr.Button
+    own: gr.Button
+    """Takes the values that the makers of the model use."""
+    makers: gr.HTML
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that ``shown_values`` fills."""
+        return [self.makers, self.own]
 
 
 def to_sampling(
@@ -51,6 +62,22 @@ def to_sampling(
         seed=to_seed(seed),
         stop=tuple(_unescape(line) for line in str(stop or "").splitlines() if line),
     )
+
+
+def shown_values(status: ModelStatus) -> tuple[Any, ...]:
+    """What the makers of the model of ``status`` use, if they name anything, and the button that takes it."""
+    own = status.sampling
+    if status.stage != "ready" or own == SamplingParams():
+        return "", gr.Button(visible=False)
+    values = f"temperature {own.temperature:g}, top-p {own.top_p:g}"
+    values += f", up to {own.max_tokens:,} new tokens" if own.max_tokens else ""
+    return note_html(f"The makers of {status.title} use {values}."), gr.Button(visible=True)
+
+
+def own_values(own: SamplingParams) -> list[Any]:
+    """``own`` as values of ``Preferences.components``; seed and stop strings stay as they are."""
+    values = [own.temperature, own.top_p, own.top_k, own.min_p, own.repetition_penalty, own.max_tokens or DEFAULTS[5]]
+    return [*values, gr.skip(), gr.skip()]
 
 
 def to_seed(value: Any) -> Any:
@@ -95,7 +122,13 @@ def layout() -> Preferences:
     with gr.Row():
         components += [
             gr.Slider(0.8, 2, penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less; 1 is off."),
-            gr.Slider(1, 8192, max_tokens, step=1, label="Max new tokens", info="An answer ends here at the latest."),
+            gr.Number(
+                max_tokens,
+                precision=0,
+                step=1,
+                label="Max new tokens",
+                info="An answer ends here at the latest, or where the context is full.",
+            ),
             # No gr.Number: an empty one becomes 0 as soon as it is shown.
             gr.Textbox(seed, label="Seed", info="The same seed repeats a sampled answer; empty is random."),
         ]
@@ -109,15 +142,25 @@ def layout() -> Preferences:
             "The answer is cut before the first one. \\n is a line break.",
         )
     )
-    reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
-    return Preferences(components, reset)
+    makers = gr.HTML(elem_id="makers", padding=False)
+    with gr.Row():
+        own = gr.Button("Use the model's own", size="sm", elem_id="own-sampling", visible=False)
+        reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
+    return Preferences(components, reset, own, makers)
 
 
-def wire(preferences: Preferences, demo: gr.Blocks) -> None:
-    """Connect the events: values are kept in the browser and come back with the page."""
+def wire(preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:
+    """Connect the events: values are kept in the browser and come back with the page.
+
+    ``ready`` are those after which another model may answer.
+    """
     values = preferences.components
     # input, not change: a page that opens changes values, too, and would overwrite what was kept.
     gr.on([value.input for value in values], None, values, None, js=KEEP_JS, **DIRECT)
-    reset = preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT)
-    reset.then(None, values, None, js=KEEP_JS, **DIRECT)
+    for chosen in (
+        preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT),
+        preferences.own.click(lambda: own_values(backend.status().sampling), None, values, **DIRECT),
+    ):
+        chosen.then(None, values, None, js=KEEP_JS, **DIRECT)
+    gr.on(ready, lambda: shown_values(backend.status()), None, preferences.shown, **DIRECT)
     demo.load(None, values, values, js=KEPT_JS, **DIRECT)

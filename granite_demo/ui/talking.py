@@ -20,12 +20,21 @@ from granite_demo.ui.answering import Visitors, own, session
 from granite_demo.ui.asking import Asked
 from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
-from granite_demo.ui.grounding import grounding_html, listed_of
+from granite_demo.ui.grounding import as_sent, grounding_html, listed_of
+from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.render import note_html
-from granite_demo.ui.responding import respond, settle, waits_for_answer
+from granite_demo.ui.responding import respond
 from granite_demo.ui.settings import Preferences
+from granite_demo.ui.tools import waits_for_answer
 
 SYSTEM_JS = "(value, system) => [{ ...value, system }]"
+ASK_JS = "(held, ...rest) => [window.graniteDemo?.settled(held) ?? held, ...rest]"
+"""The next question comes after what there is of an answer, though its end may have been lost on the way."""
+ANSWER_JS = "(held, ...rest) => [window.graniteDemo?.begun(held) ?? held, ...rest]"
+STOP_JS = "(held, pending) => window.graniteDemo?.ended(held, pending) ?? [held, false]"
+ENDED_JS = "(held, pending) => window.graniteDemo?.arrived(held, pending) ?? [held, false]"
+LOST_JS = "(over) => { if (over) window.graniteDemo?.reloadIfLost(); }"
+SETTLE_JS = "(held, pending, over) => [(over && window.graniteDemo?.settled(held, pending)) || held]"
 KEEP_JS = "(pending) => { window.graniteDemo?.keep(pending); }"
 DOWNLOAD_JS = """(bundle) => {
   if (bundle) window.graniteDemo?.download(JSON.stringify(bundle, null, 1), "answer.json", "application/json");
@@ -82,25 +91,28 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
         conversation = conversations.load(value)
         turn = conversations.find(conversation, str(event.id))
         citations = [Citation(cited.document, cited.start, cited.end) for cited in turn.citations]
-        texts = conversations.documents_of(conversation)
+        texts = as_sent(turn, conversations.documents_of(conversation))
         view = grounding_html(turn.content, texts, citations, listed_of(turn))
         return gr.Accordion(visible=True, open=True), view
 
     def download(event: gr.EventData, value: Any) -> tuple[Any, ...]:
-        return (bundle(conversations.load(value), str(event.id)),)
+        turn_id = str(event.id)
+        # What made the answer comes with the event: the page holds a mark in its place.
+        whole = conversations.change(conversations.load(value), turn_id, made=event.made or {})
+        return (bundle(whole, turn_id),)
 
     panels = [*tab.documents.shown, *tab.tools.shown]
     holder = [tab.holder]
     gr.on(ready, forgiving(attached, len(panels)), holder, [*panels, tab.message], **DIRECT)
-    tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], **DIRECT)
-    tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], **DIRECT)
-    asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], **DIRECT)
+    tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], js=SHOWN_JS, **DIRECT)
+    tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], js=SHOWN_JS, **DIRECT)
+    asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], js=SHOWN_JS, **DIRECT)
     asked.then(None, [tab.download], [tab.download], js=DOWNLOAD_JS, **DIRECT)
 
 
 def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
     """Each way to ask changes the conversation; the events after which it is to be answered."""
-    outputs = [tab.holder, *tab.screen, tab.ask, tab.message, tab.textbox, tab.editor.group]
+    outputs = [tab.holder, *tab.screen, tab.ask, tab.begun, tab.message, tab.textbox, tab.editor.group]
 
     def changed(
         visit: gr.Request, carried: tuple[Any, ...], change: Callable[[Conversation], Asked], **box: Any
@@ -118,14 +130,14 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
                 raise InvalidRequestError(f"This conversation has {conversations.MAX_TURNS:,} turns. Start a new one.")
         except (GraniteDemoError, ValidationError, TypeError, AttributeError) as error:
             kept = [gr.skip()] * (1 + len(tab.screen))
-            return *kept, gr.skip(), note_html(told(error), "error"), gr.skip(), gr.skip()
+            return *kept, gr.skip(), gr.skip(), note_html(told(error), "error"), gr.skip(), gr.skip()
         shown = screen_values(done.conversation, busy=done.ask)
         if tools.pending(done.conversation) == tools.pending(before):  # what was typed as a result stays
             kept_results = len(tab.results.shown)
             shown = *shown[:-kept_results], *(gr.skip(),) * kept_results
         # Two events may overlap: a turn's id tells which of them is answered, where a yes or no could not.
-        ask = done.conversation.head if done.ask else gr.skip()
-        return conversations.dump(done.conversation), *shown, ask, "", gr.Textbox(**box), gr.Group(visible=False)
+        ask = (done.conversation.head, done.begun) if done.ask else (gr.skip(), gr.skip())
+        return conversations.dump(done.conversation), *shown, *ask, "", gr.Textbox(**box), gr.Group(visible=False)
 
     def send(visit: gr.Request, held: Any, system: Any, defined: Any, text: str | None) -> tuple[Any, ...]:
         return changed(visit, (held, system, defined), lambda talk: asking.send(talk, text), value="")
@@ -134,27 +146,33 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
         return changed(visit, carried, lambda talk: asking.send(talk, str(data.value["text"])))
 
     def act(visit: gr.Request, event: gr.EventData, *carried: Any) -> tuple[Any, ...]:
-        return changed(visit, carried, lambda talk: asking.act(talk, str(event.action), str(event.id)))
+        return changed(visit, carried, lambda talk: asking.act(talk, str(event.action), str(event.id), event.made))
 
     def edit(visit: gr.Request, held: Any, system: Any, defined: Any, target: Any, text: str | None) -> tuple[Any, ...]:
         return changed(visit, (held, system, defined), lambda talk: asking.edit(talk, str(target), text))
 
     def results(visit: gr.Request, held: Any, system: Any, defined: Any, *texts: str | None) -> tuple[Any, ...]:
-        def answered(conversation: Conversation) -> Asked:
-            done = tools.with_results(conversation, texts)
-            return Asked(done, ask=not tools.pending(done))  # there are more calls than boxes at times
+        return changed(visit, (held, system, defined), lambda talk: _going_on(tools.with_results(talk, texts)))
 
-        return changed(visit, (held, system, defined), answered)
+    def run_all(visit: gr.Request, *carried: Any) -> tuple[Any, ...]:
+        return changed(visit, carried, lambda talk: _going_on(tools.run_all(talk)))
 
     # System prompt and tools come as they are written: what the browser keeps of them may lag behind.
     inputs = [tab.holder, tab.system_prompt, tab.tools.definitions]
-    return [
-        tab.textbox.submit(send, [*inputs, tab.textbox], outputs, **DIRECT),
-        tab.chatbot.example_select(example, inputs, outputs, **DIRECT),
-        tab.acts.select(act, inputs, outputs, **DIRECT),
-        tab.editor.save.click(edit, [*inputs, tab.editor.target, tab.editor.box], outputs, **DIRECT),
-        tab.results.send.click(results, [*inputs, *tab.results.results], outputs, **DIRECT),
-    ]
+    ways: tuple[tuple[Any, Any, list[Any]], ...] = (
+        (tab.textbox.submit, send, [tab.textbox]),
+        (tab.chatbot.example_select, example, []),
+        (tab.acts.select, act, []),
+        (tab.editor.save.click, edit, [tab.editor.target, tab.editor.box]),
+        (tab.results.send.click, results, tab.results.results),
+        (tab.results.run_all.click, run_all, []),
+    )
+    return [event(change, [*inputs, *more], outputs, js=ASK_JS, **DIRECT) for event, change, more in ways]
+
+
+def _going_on(conversation: Conversation) -> Asked:
+    """The model goes on when all of its calls have results; there are more of them than boxes at times."""
+    return Asked(conversation, ask=not tools.pending(conversation))
 
 
 def wire_answering(
@@ -162,7 +180,9 @@ def wire_answering(
 ) -> None:
     """The one ``answer`` to all ways to ask."""
 
-    async def answer(visit: gr.Request, value: Any, ask: Any, *values: Any) -> AsyncGenerator[tuple[Any, ...]]:
+    async def answer(
+        visit: gr.Request, value: Any, ask: Any, begun: Any, *values: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
         conversation = _readable(value)
         if (
             visitors.streaming(session(visit))
@@ -174,36 +194,42 @@ def wire_answering(
             return
         yield gr.skip(), message_box(busy=True), None
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(respond(own(backend, visit), conversation, values, stop)) as updates:
+            async with aclosing(respond(own(backend, visit), conversation, values, stop, begun)) as updates:
                 async for update in updates:
                     yield update.history, gr.skip(), update.pending or gr.skip()
             visitors.settling(session(visit))
 
-    def finish(visit: gr.Request, value: Any, pending: Any) -> tuple[Any, ...]:
-        kept = (gr.skip(),) * (len(settled) - 1)
-        if visitors.streaming(session(visit)) or not pending:  # asked too early, or nothing was
-            return *kept, gr.skip()
+    def finish(visit: gr.Request, value: Any, grown: Any) -> tuple[Any, ...]:
+        kept = (gr.skip(),) * (len(tab.screen) + 1)
+        if visitors.streaming(session(visit)):  # asked too early
+            return *kept, False
         visitors.settled(session(visit))
-        try:
-            conversation = settle(value, pending)
-        except (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError):
-            conversation = None  # it was removed meanwhile, in another tab
-        if conversation is None:
-            return *kept, message_box(busy=False)
-        return conversations.dump(conversation), *screen_values(conversation), message_box(busy=False)
+        conversation = _readable(value)
+        if not grown and not waits_for_answer(conversation):  # nothing was to be answered
+            return *kept, False
+        # Where nothing has grown, another answer may be about to begin: its box stays as it is.
+        return *screen_values(conversation), message_box(busy=False) if grown else gr.skip(), True
 
-    async def stop(visit: gr.Request) -> Any:
+    def stop(visit: gr.Request, value: Any, grown: Any) -> tuple[Any, ...]:
+        visitors.stop(session(visit))
+        *screen, box, over = finish(visit, value, grown)
         # The stream itself tells that it was stopped; without one, as after a restart, the box is set free here.
-        return gr.skip() if visitors.stop(session(visit)) else message_box(busy=False)
+        return *screen, box if visitors.streaming(session(visit)) else message_box(busy=False), over
 
-    inputs = [tab.holder, tab.ask, *preferences.components]
-    settled = [tab.holder, *tab.screen, tab.textbox]
+    inputs = [tab.holder, tab.ask, tab.begun, *preferences.components]
+    ended = [tab.holder, tab.pending], [*tab.screen, tab.textbox, tab.over]
+    stopped = tab.textbox.stop(stop, *ended, js=STOP_JS, **DIRECT)
+    stopped.then(None, [tab.over], None, js=LOST_JS, **DIRECT)
+    finished = [stopped]
     for event in asked:
-        answered = event.then(answer, inputs, [tab.chatbot, tab.textbox, tab.pending], **STREAMING)
-        ended = answered.then(finish, [tab.holder, tab.pending], settled, **DIRECT)
-        documents_too = [tab.holder, tab.documents.patch]
-        ended.then(None, documents_too, [tab.holder], js=documents.KEEP_JS, **DIRECT)
-    tab.textbox.stop(stop, None, [tab.textbox], **DIRECT)
+        answered = event.then(answer, inputs, [tab.chatbot, tab.textbox, tab.pending], js=ANSWER_JS, **STREAMING)
+        # Gradio goes on in one way after an answer that ended, and in another after one that was refused.
+        finished += [
+            following(finish, *ended, js=ENDED_JS, **DIRECT) for following in (answered.then, answered.failure)
+        ]
+    for event in finished:
+        settled = event.then(None, [tab.holder, tab.pending, tab.over], [tab.holder], js=SETTLE_JS, **DIRECT)
+        settled.then(None, [tab.holder, tab.documents.patch], [tab.holder], js=documents.KEEP_JS, **DIRECT)
 
 
 def wire_opening(tab: ChatTab, library: gr.HTML, backend: Backend, visitors: Visitors) -> None:
@@ -246,7 +272,7 @@ def wire_editor(tab: ChatTab) -> None:
         return gr.Group(visible=True), gr.Textbox(value=turn.content), gr.Button(save), turn.id
 
     shown = [editor.group, editor.box, editor.save, editor.target]
-    begun = tab.acts.edit(forgiving(begin, len(shown)), [tab.holder], [*shown, tab.message], **DIRECT)
+    begun = tab.acts.edit(forgiving(begin, len(shown)), [tab.holder], [*shown, tab.message], js=SHOWN_JS, **DIRECT)
     begun.then(None, None, None, js="() => document.querySelector('#editor-box textarea')?.focus()", **DIRECT)
     editor.cancel.click(lambda: gr.Group(visible=False), None, [editor.group], **DIRECT)
 

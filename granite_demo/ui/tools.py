@@ -18,12 +18,14 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import ToolCall, ToolSpec
 from granite_demo.tools import EXAMPLES, check_call, parse_tools, run, runs_here, to_json
 from granite_demo.ui.events import DIRECT
+from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.render import note_html
 
 MAX_CARDS = 4
 """Calls that are shown at once; further ones follow when these have results."""
 MAX_RESULT = 100_000
 """Characters of one result."""
+REJECTED = "The user rejected this call; it was not run."
 DEFINITIONS_JS = "(value, tools) => [{ ...value, tools: (tools ?? '').trim() }]"
 """In the browser alone: a round trip would undo what was said meanwhile."""
 
@@ -126,6 +128,7 @@ class ResultCard:
     call: gr.HTML
     result: gr.Textbox
     run: gr.Button
+    reject: gr.Button
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +138,8 @@ class ResultsPanel:
     box: gr.Column
     cards: tuple[ResultCard, ...]
     send: gr.Button
+    run_all: gr.Button
+    """Runs all calls that wait, where each can run here, and sends the results."""
     message: gr.HTML
 
     @property
@@ -146,7 +151,7 @@ class ResultsPanel:
     def shown(self) -> list[Any]:
         """The components that ``results_shown_values`` fills."""
         cards = [part for card in self.cards for part in (card.box, card.call, card.result, card.run)]
-        return [self.box, self.message, *cards]
+        return [self.box, self.run_all, self.message, *cards]
 
 
 def results_layout() -> ResultsPanel:
@@ -154,8 +159,10 @@ def results_layout() -> ResultsPanel:
     with gr.Column(visible=False, elem_id="tool-results") as box:
         cards = tuple(_card_layout(number) for number in range(1, MAX_CARDS + 1))
         message = gr.HTML(elem_id="results-message", padding=False)
-        send = gr.Button("Send results", variant="primary", elem_id="send-results")
-    return ResultsPanel(box, cards, send, message)
+        with gr.Row():
+            run_all = gr.Button("Run all and send", visible=False, elem_id="run-all")
+            send = gr.Button("Send results", variant="primary", elem_id="send-results")
+    return ResultsPanel(box, cards, send, run_all, message)
 
 
 def _card_layout(number: int) -> ResultCard:
@@ -164,7 +171,8 @@ def _card_layout(number: int) -> ResultCard:
         with gr.Row(equal_height=False):
             result = gr.Textbox(label=f"Result {number}", lines=1, max_lines=6, elem_id=f"result-{number}")
             button = gr.Button("Run", size="sm", scale=0, min_width=80, visible=False, elem_id=f"run-{number}")
-    return ResultCard(box, call, result, button)
+            reject = gr.Button("Reject", size="sm", scale=0, min_width=80, elem_id=f"reject-{number}")
+    return ResultCard(box, call, result, button, reject)
 
 
 def pending(conversation: Conversation) -> tuple[Call, ...]:
@@ -177,6 +185,12 @@ def pending(conversation: Conversation) -> tuple[Call, ...]:
     return turns[-1].calls[given:] if turns and turns[-1].role == "assistant" else ()
 
 
+def waits_for_answer(conversation: Conversation) -> bool:
+    """Whether the last turn that is shown is one to answer: a question, or the last of the results."""
+    turns = conversations.path(conversation)
+    return bool(turns) and turns[-1].role != "assistant" and not pending(conversation)
+
+
 def results_shown_values(conversation: Conversation) -> tuple[Any, ...]:
     """What the results show for ``conversation``: nothing, or an empty box for each call."""
     calls = pending(conversation)
@@ -184,18 +198,19 @@ def results_shown_values(conversation: Conversation) -> tuple[Any, ...]:
     values: list[Any] = []
     for number in range(MAX_CARDS):
         call = calls[number] if number < len(calls) else None
-        runs = call is not None and not call.error and runs_here(call.name)
+        runs = call is not None and _runs(call)
         card = call_card(call, check_call(specs, _tool_call(call))) if call else ""
         values += [gr.Column(visible=call is not None), card, "", gr.Button(visible=runs)]
     more = len(calls) - MAX_CARDS
     message = note_html(f"{more} more follow when these have results.") if more > 0 else ""
-    return gr.Column(visible=bool(calls)), message, *values
+    return gr.Column(visible=bool(calls)), gr.Button(visible=all(map(_runs, calls))), message, *values
 
 
 def wire_results(panel: ResultsPanel, holder: gr.JSON) -> None:
     """Connect the Run buttons. The owner of the chat connects ``send``."""
     for number, card in enumerate(panel.cards):
-        card.run.click(partial(run_pending, number), [holder], [card.result, panel.message], **DIRECT)
+        card.run.click(partial(run_pending, number), [holder], [card.result, panel.message], js=SHOWN_JS, **DIRECT)
+        card.reject.click(lambda: REJECTED, None, [card.result], **DIRECT)
 
 
 def run_pending(index: int, held: Any) -> tuple[Any, str]:
@@ -204,9 +219,21 @@ def run_pending(index: int, held: Any) -> tuple[Any, str]:
         calls = pending(conversations.load(held))
     except InvalidRequestError as error:
         return gr.skip(), note_html(error.user_text, "error")
-    if index >= len(calls) or calls[index].error or not runs_here(calls[index].name):
+    if index >= len(calls) or not _runs(calls[index]):
         return gr.skip(), note_html("That call cannot be run here. Type its result.", "error")
     return run(_tool_call(calls[index])), ""
+
+
+def run_all(conversation: Conversation) -> Conversation:
+    """Answer the pending calls with what they give here. Raises InvalidRequestError where one cannot run."""
+    calls = pending(conversation)
+    if not all(map(_runs, calls)):
+        raise InvalidRequestError("Not all of these calls can be run here. Type the results.")
+    return with_results(conversation, [run(_tool_call(call)) for call in calls])
+
+
+def _runs(call: Call) -> bool:
+    return not call.error and runs_here(call.name)
 
 
 def with_results(conversation: Conversation, results: Sequence[str | None]) -> Conversation:

@@ -9,12 +9,13 @@ from typing import Any
 
 from granite_demo import conversations
 from granite_demo.conversations import Conversation, Turn
+from granite_demo.ui import asking
 from granite_demo.ui.answering import Snapshot
-from granite_demo.ui.grounding import footnotes
+from granite_demo.ui.grounding import as_sent, footnotes
 from granite_demo.ui.latex import prepare
 from granite_demo.ui.plain import plain
 from granite_demo.ui.render import note_html
-from granite_demo.ui.tools import call_card, result_card
+from granite_demo.ui.tools import call_card, result_card, waits_for_answer
 
 ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value."""
@@ -24,6 +25,7 @@ WINDOW = 24
 
 _USER_ACTS = (("edit", "Edit"), ("clip", "Copy"))
 _ANSWER_ACTS = (
+    ("go", "Continue"),
     ("clip", "Copy"),
     ("edit", "Edit"),
     ("retry", "Retry"),
@@ -32,6 +34,7 @@ _ANSWER_ACTS = (
     ("bundle", "Reproduce"),
 )
 _TITLES = {
+    "go": "Go on where this answer was cut",
     "clip": "Copy this text",
     "edit": "Edit; the old version is kept",
     "retry": "Answer again; the old answer is kept",
@@ -52,7 +55,7 @@ def chat_messages(
     turns = conversations.path(conversation)
     hidden = 0 if everything else max(len(turns) - WINDOW, 0)
     messages = [message for turn in turns[hidden:] for message in turn_messages(conversation, turn)]
-    if turns and turns[-1].role == "user" and not busy:
+    if waits_for_answer(conversation) and not busy:
         again = _button("retry", turns[-1].id, "Ask again", "This question has no answer yet")
         messages[-1]["content"][-1]["text"] += f'<div class="acts">{again}</div>'
     return messages, hidden
@@ -66,7 +69,8 @@ def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False)
         return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
     # Finding the passages takes time: once, at the end.
     cites = turn.citations and not busy
-    text, foot = footnotes(turn, conversations.documents_of(conversation)) if cites else (turn.content, "")
+    given = as_sent(turn, conversations.documents_of(conversation)) if cites else []
+    text, foot = footnotes(turn, given) if cites else (turn.content, "")
     cards = "".join(call_card(call) for call in turn.calls)
     lists = "".join(
         f"<details><summary>{_LISTS[listed.kind]}</summary><pre>{html.escape(listed.text.strip())}</pre></details>"
@@ -98,7 +102,8 @@ def _message(role: str, text: str, below: str) -> dict[str, Any]:
 
 def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
     without = {"bundle"} if not turn.made else set[str]()
-    without |= {"ground"} if not conversation.documents else set()
+    without |= {"go"} if not asking.can_go_on(conversation, turn) else set()
+    without |= {"ground"} if not conversation.documents and not turn.sent else set()
     buttons = [_button(name, turn.id, label, _TITLES[name]) for name, label in acts if name not in without]
     if turn.role == "assistant":
         for vote, title in (("up", "Good answer"), ("down", "Bad answer")):

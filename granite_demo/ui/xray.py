@@ -15,6 +15,7 @@ from granite_demo.errors import GraniteDemoError
 from granite_demo.types import Origin, PromptPart, PromptView
 from granite_demo.ui.answering import own
 from granite_demo.ui.events import DIRECT
+from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.render import note_html
 from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling
@@ -232,7 +233,7 @@ def wire(panel: Xray, backend: Backend, holder: Any, message: gr.Textbox, compon
         return shown, changed, gr.Textbox(value=raw_text(view), visible=True), kept
 
     outputs = [panel.view, panel.difference, panel.text, panel.last]
-    panel.show.click(show, [holder, message, panel.last, *components], outputs, **DIRECT)
+    panel.show.click(show, [holder, message, panel.last, *components], outputs, js=SHOWN_JS, **DIRECT)
 
 
 def _pages(view: PromptView, last: Any) -> tuple[str, str, list[Any]]:

@@ -63,6 +63,7 @@ def measure(page: Page, backend: Timed, turns: int) -> tuple[float, float, float
 
 def main() -> None:
     """Print a row for each length."""
+    expect.set_options(timeout=30_000)
     backend = Timed([f"word{number} " for number in range(UPDATES)], 1 / 11)
     print(f"Milliseconds for each of {UPDATES} updates")
     with running(create_app(backend), backend) as url, sync_playwright() as playwright:
@@ -70,7 +71,7 @@ def main() -> None:
         for turns in (2, 20, 200, 2, 200):
             page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
             page.goto(url)
-            page.locator("#message textarea").wait_for()
+            page.locator("#model-status .status").wait_for()
             server, task, script = measure(page, backend, turns)
             print(f"{turns:4} turns: server {server:5.1f}  browser {task:5.1f}, of which scripts {script:5.1f}")
             page.context.close()

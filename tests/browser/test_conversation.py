@@ -70,7 +70,6 @@ def test_versions_of_an_answer_have_arrows(page: Page, fake: FakeBackend) -> Non
     expect(answers(page)).to_contain_text("Another")
 
 
-@pytest.mark.release
 def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
@@ -124,6 +123,24 @@ def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) ->
 
 
 @pytest.mark.release
+def test_an_answer_that_was_cut_goes_on(page: Page, fake: FakeBackend) -> None:
+    fake.script = [TextDelta("Once", 3), replace(END, reason="length")]
+    send(page, "A tale")
+    settled(page)
+    fake.script = [TextDelta("Once upon a time", 9), END]
+    act(page, "go")
+    expect(page.locator("#chatbot .versions")).to_have_text("2/2")
+    expect(answers(page)).to_contain_text("Once upon a time")
+    settled(page)
+    expect(page.locator("#chatbot .act.go")).to_have_count(0)
+    assert fake.requests[-1].written == (1, 2, 3)
+    assert fake.requests[-1].messages == (Message("user", "A tale"),)
+    act(page, "retry")
+    settled(page)
+    assert not fake.requests[-1].written
+
+
+@pytest.mark.release
 def test_a_vote_is_kept(page: Page) -> None:
     send(page, "Hello")
     settled(page)
@@ -131,6 +148,10 @@ def test_a_vote_is_kept(page: Page) -> None:
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
     reload(page)
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
+    with page.expect_download() as waiting:
+        page.get_by_role("button", name="Export ratings").click()
+    saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
+    assert saved == {"vote": "up", "prompt": "Hello", "answer": "Hello world!"}
 
 
 @pytest.mark.release
@@ -144,7 +165,6 @@ def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> No
     assert page.evaluate("navigator.clipboard.readText()") == "**bold** and $x$"
 
 
-@pytest.mark.release
 def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
     fake.script = [TextDelta("Blue.", 3), END]
     send(page, "Which colour?")
@@ -166,6 +186,8 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
     settled(page)
     assert [tool.name for tool in fake.requests[-1].tools] == ["calculator", "current_time"]
     fake.script = None
+    page.get_by_role("button", name="Reject", exact=True).click()
+    expect(page.get_by_label("Result 1")).to_have_value("The user rejected this call; it was not run.")
     page.get_by_role("button", name="Run", exact=True).click()
     expect(page.get_by_label("Result 1")).to_have_value("42")
     page.get_by_role("button", name="Send results").click()
@@ -173,6 +195,21 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
     assert [message.role for message in fake.requests[-1].messages] == ["user", "assistant", "tool"]
     assert fake.requests[-1].messages[-1] == Message("tool", "42", name="calculator")
     expect(page.get_by_role("button", name="Send results")).to_be_hidden()
+
+
+@pytest.mark.release
+def test_all_calls_are_run_and_sent_at_one_press(page: Page, fake: FakeBackend) -> None:
+    page.get_by_role("button", name="Tools").click()
+    page.get_by_role("button", name="Use the examples").click()
+    calls = [ToolCalled(ToolCall("calculator", f'{{"expression": "{number}*7"}}')) for number in (6, 7)]
+    fake.script = [*calls, replace(END, reason="tool_calls")]
+    send(page, "What are 6 and 7 times 7?")
+    settled(page)
+    fake.script = None
+    page.get_by_role("button", name="Run all and send").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert [message.content for message in fake.requests[-1].messages[2:]] == ["42", "49"]
+    expect(page.get_by_role("button", name="Run all and send")).to_be_hidden()
 
 
 def open_tools(page: Page) -> None:
@@ -234,7 +271,6 @@ def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake:
     expect(page.locator("#sources mark, #sources .g0").first).to_be_visible()
 
 
-@pytest.mark.release
 def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
     switches = Switches(thinking=("off", "full"), citations=True, conflicts=(("thinking", "system"),))
     fake.state = replace(READY, switches=switches)

@@ -18,7 +18,7 @@ def open_tab(page: Page, name: str) -> None:
 def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend) -> None:
     open_tab(page, "Settings")
     page.get_by_label("number input for Temperature").fill("0.7")
-    page.get_by_label("number input for Max new tokens").fill("2")
+    page.get_by_label("Max new tokens").fill("2")
     page.get_by_label("Seed").press_sequentially("42")
     page.locator("#stop-strings textarea").press_sequentially("END\n\\n\\n")
     page.locator("#stop-strings textarea").blur()

@@ -115,8 +115,9 @@ class Site:
         self._join(session, event["id"], [conversations.dump(conversation), conversation.head, *values])
 
     def press(self, session: str, name: str) -> None:
-        """Make the event with this name happen, which takes no values: ``stop``, or ``leave_1`` of a page that goes."""
-        self._join(session, self._event(name)["id"], [])
+        """Make the event with this name happen, with no values: ``stop``, or ``leave_1`` of a page that goes."""
+        event = self._event(name)
+        self._join(session, event["id"], [None] * len(event["inputs"]))
 
     def _event(self, name: str) -> dict[str, Any]:
         event: dict[str, Any] = next(one for one in self.config["dependencies"] if one["api_name"] == name)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,15 @@ from rich.console import Console
 
 from granite_demo import bundle, cli, conversations
 from granite_demo.backends import LocalBackend
+from granite_demo.beside import BackendBeside
 from granite_demo.errors import RemoteDownError
+from granite_demo.messages import Message
 from granite_demo.remote.backend import RemoteBackend
+from granite_demo.remote.opening import backend_beside
 from granite_demo.settings import Settings
-from granite_demo.types import Finish, GenerationRequest, Timings, Usage
+from granite_demo.status import BESIDE, LoadOptions
+from granite_demo.types import Finish, GenerationRequest, TextDelta, Timings, Usage
+from tests.fakes import FakeBackend
 from tests.fakeserver import FakeServer, serving
 
 ROOT = Path(__file__).parents[2]
@@ -131,3 +137,23 @@ def test_the_settings_choose_the_backend() -> None:
     assert isinstance(local, LocalBackend)
     remote.close()
     local.close()
+
+
+async def test_the_server_beside_answers_what_asks_for_it_and_nothing_else() -> None:
+    here = FakeBackend()
+    server = FakeServer(key="shut")
+    with serving(server):
+        settings = Settings.resolve({"beside": server.url, "beside_key": "shut"}, {})
+        whole = BackendBeside(here, backend_beside(settings))
+        whole.start()
+        try:
+            question = GenerationRequest((Message("user", "Hi"),))
+            there = [event async for event in whole.stream(replace(question, model=LoadOptions(BESIDE)))]
+            assert "".join(event.text for event in there if isinstance(event, TextDelta)) == "Hello world"
+            assert not here.requests
+            assert [event async for event in whole.stream(question)]
+            assert here.requests == [question]
+        finally:
+            whole.close()
+    assert "shut" in settings.secrets
+    assert here.closed.is_set()

@@ -3,7 +3,7 @@
 import pytest
 
 from granite_demo import conversations
-from granite_demo.conversations import Conversation
+from granite_demo.conversations import Call, Cited, Conversation
 from granite_demo.errors import InvalidRequestError
 from granite_demo.ui import asking
 
@@ -53,6 +53,23 @@ def test_an_edited_answer_stands_as_written(talk: Conversation) -> None:
     last = conversations.path(asked.conversation)[-1]
     assert (last.role, last.thinking, last.note) == ("assistant", "hm", "edited")
     assert len(conversations.versions(asked.conversation, last.id)) == 2
+
+
+def test_an_edited_answer_keeps_its_calls_and_the_citations_of_what_it_still_says() -> None:
+    conversation = conversations.add(conversations.start(), "user", content="Why?")
+    cites = [
+        Cited(document="1", start=0, end=4),
+        Cited(document="2", start=6, end=10),
+        Cited(document="3", start=4, end=4),
+    ]
+    call = Call(name="add", arguments="{}")
+    values = {"content": "Blue. Red.", "citations": cites, "calls": [call], "made": {"seed": 1}, "vote": "up"}
+    conversation = conversations.add(conversation, "assistant", **values)
+    last = conversations.path(asking.edit(conversation, conversation.head or "", "Dark: Red.").conversation)[-1]
+    assert (last.content, last.calls, last.made, last.vote) == ("Dark: Red.", (call,), {}, "")
+    assert last.citations == (Cited(document="2", start=6, end=10),)
+    last = conversations.path(asking.edit(conversation, conversation.head or "", "Blue, or Red.").conversation)[-1]
+    assert last.citations == (cites[0], Cited(document="2", start=9, end=13), cites[2])
 
 
 def test_an_edited_result_is_told_with_the_other_results(talk: Conversation) -> None:
@@ -114,3 +131,18 @@ def test_a_vote_is_given_changed_and_taken_back(talk: Conversation) -> None:
 def test_what_is_not_there_is_refused(talk: Conversation, action: str, turn: str | None) -> None:
     with pytest.raises(InvalidRequestError):
         asking.act(talk, action, turn or turn_id(talk, "ONE"))
+
+
+@pytest.mark.parametrize(("reason", "goes"), [("length", True), ("stopped", True), ("stop", False)])
+def test_the_last_answer_goes_on_where_it_was_cut(talk: Conversation, reason: str, goes: bool) -> None:
+    made = {"finish_reason": reason, "token_ids": [1, 2]}
+    for name in ("ONE", "TWO"):
+        talk = conversations.change(talk, turn_id(talk, name), made=made)
+    assert not asking.can_go_on(talk, talk.turns[turn_id(talk, "ONE")])
+    last = turn_id(talk, "TWO")
+    assert asking.can_go_on(talk, talk.turns[last]) == goes
+    if goes:
+        asked = asking.act(talk, "go", last, made)
+        assert (texts(asked.conversation), asked.ask, asked.begun) == (["one", "ONE", "two"], True, made)
+    with pytest.raises(InvalidRequestError, match="cannot go on"):
+        asking.act(talk, "go", last, None)

@@ -9,10 +9,11 @@ import gradio as gr
 import pytest
 
 from granite_demo.access import Access
+from granite_demo.beside import BackendBeside
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message, Switches
 from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import LoadOptions
+from granite_demo.status import BESIDE, IN_TURNS, LoadOptions, ModelStatus
 from granite_demo.types import Finish, GenerationRequest, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.ui.compare import answers, shown_values, to_request
 from tests.fakes import READY, FakeBackend
@@ -100,7 +101,9 @@ def test_without_levels_the_reason_is_told(backend: FakeBackend) -> None:
     assert thinking.info == "Fake model has no thinking to switch."
 
 
-async def run(backend: FakeBackend, *sides: list[Any], access: Access | None = None) -> list[tuple[Any, ...]]:
+async def run(
+    backend: FakeBackend | BackendBeside, *sides: list[Any], access: Access | None = None
+) -> list[tuple[Any, ...]]:
     values = ["Why?", "", "", *[value for one in sides for value in one]]
     check = partial((access or Access()).check, visitor="")
     return [update async for update in answers(backend, check, values, threading.Event())]
@@ -148,3 +151,35 @@ async def test_another_model_waits_for_the_first_answer(backend: FakeBackend) ->
     updates = await run(backend, side(), side(model="two"))
     assert all(update[5] == "Hello world!" for update in updates[1:-1] if update[9])
     assert [request.model for request in backend.requests] == [None, LoadOptions("two")]
+
+
+TURNS = replace(READY, facts=(("Engine", f"dynamic, up to 4 {IN_TURNS}", ""),))
+
+
+@pytest.mark.parametrize("state", [READY, TURNS])
+async def test_an_engine_that_takes_turns_answers_one_after_the_other(backend: FakeBackend, state: ModelStatus) -> None:
+    backend.delay, backend.state = 0.1, state
+    updates = await run(backend, side(), side())
+    early = [update for update in updates[1:-1] if update[9] and update[5] != "Hello world!"]
+    assert bool(early) == (state is READY)
+    assert ("Answered after A" in updates[0][10]) == (state is TURNS)
+    assert "Waiting" in updates[0][6]
+
+
+async def test_the_server_beside_is_asked_at_the_same_time_and_by_everybody() -> None:
+    here, there = FakeBackend(["here"] * 4, 0.1), FakeBackend(["there"] * 4, 0.1)
+    here.state, there.state = TURNS, replace(READY, title="granite-4.1-8b")
+    both = BackendBeside(here, there)
+    _, models, *_ = shown_values(both, both.status())
+    assert ("granite-4.1-8b (the other server)", BESIDE) in models.choices
+    updates = await run(both, side(), side(model=BESIDE), access=Access(public=True, token="sesame"))
+    assert (updates[-1][5], updates[-1][9]) == ("here" * 4, "there" * 4)
+    assert [request.model for request in (*here.requests, *there.requests)] == [None, None]
+    assert any(update[9] and update[5] != "here" * 4 for update in updates[1:-1])
+    last = (await run(both, side(), side(model=BESIDE, precision="float32")))[-1]
+    assert "chooses the precision itself" in last[10]
+
+
+def test_without_a_server_beside_none_can_be_asked(backend: FakeBackend) -> None:
+    with pytest.raises(InvalidRequestError, match="Only the models in the list"):
+        ask(backend, model=BESIDE)

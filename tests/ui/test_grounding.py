@@ -13,7 +13,7 @@ from granite_demo.grounding import Support, cited
 from granite_demo.messages import Document
 from granite_demo.types import Citation
 from granite_demo.ui import grounding
-from granite_demo.ui.grounding import BOTH, CONTEXT, OWN, WORDS, footnotes, grounding_html
+from granite_demo.ui.grounding import BOTH, CONTEXT, OWN, REMOVED, WORDS, as_sent, footnotes, grounding_html, sent
 
 CITIES = Document("cities <b>", "Paris is the capital of France. Berlin is the capital of Germany.")
 WATER = Document("water", "Water boils\n\nat & <100> degrees. It freezes at 0 degrees.")
@@ -47,6 +47,22 @@ def test_marks_stand_behind_what_is_cited_and_open_its_passage() -> None:
         '<details id="note-t1-2"><summary>[2] water</summary>'
         "<p>Water boils at &amp; &lt;100&gt; degrees. <mark>It freezes at 0 degrees.</mark></p></details></div>"
     )
+
+
+def test_a_citation_stays_with_its_document_when_another_is_removed_and_tells_when_its_own_is() -> None:
+    answer = turn("It all freezes.", ("2", 0, 15)).model_copy(update={"sent": sent(DOCUMENTS)})
+    _, before = footnotes(answer, as_sent(answer, DOCUMENTS))
+    assert "<mark>It freezes at 0 degrees.</mark>" in before
+    assert footnotes(answer, as_sent(answer, [WATER]))[1] == before
+    _, after = footnotes(answer, as_sent(answer, [CITIES]))
+    assert f"[1] water</summary><p>{REMOVED}</p>" in after
+    view = grounding_html(answer.content, as_sent(answer, []), [Citation("2", 0, 15)])
+    assert REMOVED in view
+    assert "water" in view
+
+
+def test_an_answer_that_does_not_know_its_documents_counts_those_that_there_are() -> None:
+    assert as_sent(turn("Paris"), DOCUMENTS) == list(DOCUMENTS)
 
 
 def test_the_same_passage_has_one_note_and_one_mark_a_place() -> None:

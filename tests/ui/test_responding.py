@@ -1,17 +1,20 @@
-"""The answer to the last turn: streamed, kept on its way, and put into the conversation."""
+"""The answer to the last turn: streamed, and kept on its way."""
 
 import threading
+from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from granite_demo import conversations
-from granite_demo.conversations import Conversation, Turn
+from granite_demo.conversations import Conversation, Text, Turn
 from granite_demo.errors import EngineError
 from granite_demo.messages import Message
-from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.types import Dropped, Finish, GenerationRequest, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.ui import responding
-from granite_demo.ui.responding import Update, respond, settle
+from granite_demo.ui.responding import Update, left_out, respond
 from granite_demo.ui.settings import DEFAULTS
-from tests.fakes import FakeBackend
+from tests.fakes import READY, FakeBackend
 
 
 def question(text: str = "Why?") -> Conversation:
@@ -46,9 +49,8 @@ async def test_the_last_update_is_the_answer_to_keep(backend: FakeBackend) -> No
     conversation = question()
     last = (await updates(backend, conversation))[-1]
     assert last.pending is not None
-    done = settle(conversations.dump(conversation), last.pending)
-    assert done is not None
-    turn = conversations.path(done)[-1]
+    assert last.pending["conversation"] == conversation.id
+    turn = Turn.model_validate(last.pending["turn"])
     assert (turn.role, turn.content, turn.parent) == ("assistant", "Hello world!", conversation.head)
     assert "finished (stop)" in turn.note
     assert turn.made["sampling"]["max_tokens"] == 512
@@ -64,6 +66,13 @@ async def test_a_page_that_is_closed_finds_what_was_written_so_far(backend: Fake
     assert len({pending["turn"]["id"] for pending in seen}) == 1
 
 
+async def test_an_answer_knows_the_documents_that_it_was_given(backend: FakeBackend) -> None:
+    texts = (Text(title="sky.txt", text="The sky is blue."), Text(title="sea.txt", text="So is the sea."))
+    last = (await updates(backend, question().model_copy(update={"documents": texts})))[-1]
+    assert last.pending is not None
+    assert [one.title for one in Turn.model_validate(last.pending["turn"]).sent] == ["sky.txt", "sea.txt"]
+
+
 async def test_thinking_is_shown_before_the_answer(backend: FakeBackend) -> None:
     finish = Finish("stop", Usage(5, 3, 1), Timings(0.1, 0.3))
     backend.script, backend.delay = [ReasoningDelta("Hm", 1), TextDelta("Yes", 2), finish], 0.2
@@ -77,11 +86,57 @@ async def test_an_error_is_a_note_and_the_text_stays(backend: FakeBackend) -> No
     backend.error = EngineError("The model ran out of memory.")
     conversation = question()
     last = (await updates(backend, conversation))[-1]
-    done = settle(conversations.dump(conversation), last.pending)
-    assert done is not None
-    turn = conversations.path(done)[-1]
+    assert last.pending is not None
+    turn = Turn.model_validate(last.pending["turn"])
     assert (turn.content, turn.note, turn.kind) == ("Hello world!", "The model ran out of memory.", "error")
     assert turn.made["finish_reason"] == "stopped"
+
+
+async def test_an_answer_that_was_cut_goes_on_with_its_tokens_where_the_same_model_answers(
+    backend: FakeBackend,
+) -> None:
+    backend.state = replace(READY, name="granite")
+    begun = {"token_ids": [4, 5], "provenance": {"model": "granite"}}
+    seen = [update async for update in respond(backend, question(), DEFAULTS, threading.Event(), begun)]
+    assert backend.requests[0].written == (4, 5)
+    assert seen[-1].pending is not None
+    assert seen[-1].pending["turn"]["made"]["sampling"]["max_tokens"] == 514
+    for wrong in ({**begun, "provenance": {"model": "other"}}, {**begun, "token_ids": ["4"]}):
+        seen = [update async for update in respond(backend, question(), DEFAULTS, threading.Event(), wrong)]
+        assert seen[-1].pending is not None
+        assert "cannot go on" in seen[-1].pending["turn"]["note"]
+    assert len(backend.requests) == 1
+
+
+async def test_what_was_left_out_is_named(backend: FakeBackend) -> None:
+    backend.script = [Dropped(4), TextDelta("Yes", 2), Finish("stop", Usage(5, 2, 0), Timings(0.1, 0.3))]
+    conversation = conversations.start(system="Be brief.")
+    for text in ("What is\nblue · or red?", "And " * 30, "Why?"):
+        conversation = conversations.add(conversation, "user", content=text)
+        conversation = conversations.add(conversation, "assistant", content="So.")
+    conversation = conversations.add(conversation, "user", content="Really?")
+    last = (await updates(backend, conversation))[-1]
+    assert last.pending is not None
+    named = f"the oldest 4 messages · from “What is blue or red?” to “{('And ' * 10).rstrip()}…”"
+    assert last.pending["turn"]["note"].endswith(named)
+
+
+def test_one_question_that_was_left_out_is_named_alone() -> None:
+    request = GenerationRequest((Message("user", "One?"), Message("assistant", "Yes."), Message("user", "Two?")))
+    assert left_out(request, 2) == "the question “One?”"
+    assert left_out(request, 0) == ""
+
+
+@pytest.mark.parametrize(("tokens", "advice"), [(512, "raise Max new tokens"), (40, "the context is full")])
+async def test_an_answer_that_was_cut_says_what_to_do(backend: FakeBackend, tokens: int, advice: str) -> None:
+    backend.script = [TextDelta("Once upon", tokens), Finish("length", Usage(5, tokens, 0), Timings(0.1, 0.3))]
+    last = (await updates(backend, question()))[-1]
+    assert last.pending is not None
+    assert advice in last.pending["turn"]["note"]
+    backend.script = None
+    last = (await updates(backend, question()))[-1]
+    assert last.pending is not None
+    assert advice not in last.pending["turn"]["note"]
 
 
 async def test_values_out_of_range_are_told_under_the_question(backend: FakeBackend) -> None:
@@ -96,34 +151,3 @@ async def test_a_stopped_answer_keeps_its_text(backend: FakeBackend) -> None:
     assert seen[-1].pending is not None
     assert "stopped" in seen[-1].pending["turn"]["note"]
     assert backend.running == 0
-
-
-async def test_an_answer_for_another_conversation_is_not_put_into_this_one(backend: FakeBackend) -> None:
-    last = (await updates(backend, question()))[-1]
-    assert settle(conversations.dump(question("Other?")), last.pending) is None
-    assert settle(conversations.dump(question("Other?")), None) is None
-
-
-def test_what_was_changed_meanwhile_stays_changed() -> None:
-    conversation = question()
-    answer = responding.pending(conversation, Turn(id="a", parent=conversation.head, role="assistant", content="Yes"))
-    changed = conversation.model_copy(update={"system": "Be brief."})
-    done = settle(conversations.dump(changed), answer)
-    assert done is not None
-    assert (done.system, conversations.path(done)[-1].content) == ("Be brief.", "Yes")
-
-
-def test_an_answer_is_put_in_once() -> None:
-    conversation = question()
-    answer = responding.pending(conversation, Turn(id="a", parent=conversation.head, role="assistant", content="Yes"))
-    done = settle(conversations.dump(conversation), answer)
-    assert done is not None
-    voted = conversations.change(done, "a", vote="up")
-    assert settle(conversations.dump(voted), answer) is None
-
-
-def test_only_a_question_or_a_result_is_to_be_answered() -> None:
-    conversation = question()
-    assert responding.waits_for_answer(conversation)
-    assert not responding.waits_for_answer(conversations.add(conversation, "assistant", content="Yes"))
-    assert not responding.waits_for_answer(conversations.start())

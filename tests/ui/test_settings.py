@@ -1,12 +1,15 @@
 """The Settings tab's values to sampling parameters, and back from the browser."""
 
+from dataclasses import replace
 from typing import Any
 
+import gradio as gr
 import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.sampling_params import SamplingParams
-from granite_demo.ui.settings import DEFAULTS, to_sampling
+from granite_demo.ui.settings import DEFAULTS, own_values, shown_values, to_sampling
+from tests.fakes import READY
 
 
 def stop(text: Any) -> tuple[str, ...]:
@@ -73,3 +76,19 @@ def test_no_escape_is_broken_here(line: str, expected: str) -> None:
 def test_too_many_stop_strings_are_told() -> None:
     with pytest.raises(InvalidRequestError, match="At most 4 stop strings"):
         stop("a\nb\nc\nd\ne")
+
+
+def test_what_the_makers_of_the_model_use_is_shown_and_can_be_taken() -> None:
+    own = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=8192)
+    words, button = shown_values(replace(READY, sampling=own))
+    assert "The makers of Fake model use temperature 1, top-p 0.95, up to 8,192 new tokens." in words
+    assert button.visible
+    *values, seed, stop = own_values(own)
+    assert to_sampling(*(*values, "", "")) == own
+    assert seed == stop == gr.skip()
+
+
+def test_nothing_is_shown_of_a_model_whose_makers_name_nothing() -> None:
+    words, button = shown_values(READY)
+    assert not words
+    assert not button.visible

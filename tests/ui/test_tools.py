@@ -16,9 +16,11 @@ from granite_demo.ui.tools import (
     pending,
     result_card,
     results_shown_values,
+    run_all,
     run_pending,
     shown_values,
     verdict,
+    waits_for_answer,
     with_examples,
     with_results,
 )
@@ -39,7 +41,7 @@ def held(conversation: Conversation) -> dict[str, Any]:
 
 
 def visible(values: tuple[Any, ...]) -> list[bool]:
-    return [card.visible for card in values[2::4]]
+    return [card.visible for card in values[3::4]]
 
 
 # The definitions
@@ -134,7 +136,7 @@ def test_results_without_calls_are_refused() -> None:
 def test_more_calls_than_cards_come_in_turns() -> None:
     conversation = asked(*[TIME] * (MAX_CARDS + 1))
     values = results_shown_values(conversation)
-    assert "1 more follow" in values[1]
+    assert "1 more follow" in values[2]
     conversation = with_results(conversation, ["now"] * MAX_CARDS)
     assert visible(results_shown_values(conversation)) == [True, False, False, False]
 
@@ -143,10 +145,10 @@ def test_each_card_shows_what_can_be_done() -> None:
     values = results_shown_values(asked(SUM, WEATHER, BROKEN, tools=example_json()))
     assert values[0].visible
     assert visible(values) == [True, True, True, False]
-    assert [button.visible for button in values[5::4]] == [True, False, False, False]
-    assert "no tool with the name" in values[7]
-    assert "It ends too early." in values[11]
-    assert "malformed" not in values[3]
+    assert [button.visible for button in values[6::4]] == [True, False, False, False]
+    assert "no tool with the name" in values[8]
+    assert "It ends too early." in values[12]
+    assert "malformed" not in values[4]
 
 
 def test_the_panel_is_hidden_where_nothing_waits() -> None:
@@ -194,3 +196,30 @@ def test_a_result_is_escaped() -> None:
         '<div class="card result"><div class="card-head">Result of <b>calc</b></div>'
         "<pre>&lt;b&gt;1&lt;/b&gt;&#10;&#10;2</pre></div>"
     )
+
+
+def test_only_a_question_or_the_last_result_is_to_be_answered() -> None:
+    question = conversations.add(conversations.start(), "user", content="How much?")
+    assert waits_for_answer(question)
+    assert not waits_for_answer(conversations.start())
+    called = asked(SUM, TIME)
+    assert not waits_for_answer(called)
+    one = conversations.add(called, "tool", name="calculator", content="42")
+    assert not waits_for_answer(one)
+    assert waits_for_answer(conversations.add(one, "tool", name="current_time", content="12"))
+
+
+def test_all_calls_are_run_and_sent_at_once_where_all_can_run() -> None:
+    both = asked(SUM, TIME)
+    assert results_shown_values(both)[1].visible
+    done = run_all(both)
+    assert waits_for_answer(done)
+    assert [(turn.name, turn.role) for turn in conversations.path(done)[2:]] == [
+        ("calculator", "tool"),
+        ("current_time", "tool"),
+    ]
+    assert conversations.path(done)[2].content == "42"
+    one = asked(SUM, WEATHER)
+    assert not results_shown_values(one)[1].visible
+    with pytest.raises(InvalidRequestError, match="Not all of these calls"):
+        run_all(one)

@@ -129,6 +129,14 @@ def test_a_question_without_an_answer_can_be_asked_again() -> None:
     assert acts(parts(busy[-1])[-1]) == ["edit", "clip"]
 
 
+def test_results_without_an_answer_can_be_asked_again_when_all_are_there() -> None:
+    calls = (Call(name="add", arguments="{}"), Call(name="dice", arguments="{}"))
+    one = conversations.add(talk(calls=calls), "tool", name="add", content="3")
+    assert acts(parts(shown(one)[-1])[-1]) == ["edit", "clip"]
+    both = conversations.add(one, "tool", name="dice", content="6")
+    assert acts(parts(shown(both)[-1])[-1]) == ["edit", "clip", "retry"]
+
+
 @pytest.mark.parametrize(("turns", "hidden"), [(WINDOW, 0), (WINDOW + 2, 2), (200, 200 - WINDOW)])
 def test_only_the_last_turns_are_shown_unless_all_are_asked_for(turns: int, hidden: int) -> None:
     conversation = conversations.start()

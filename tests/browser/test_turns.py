@@ -1,0 +1,76 @@
+"""The 200th turn of a conversation costs what the 2nd does: bytes and nodes are counted, times are in measure_turns."""
+
+import json
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from granite_demo import conversations
+from granite_demo.conversations import Conversation
+from tests.browser.conftest import OpenPage
+from tests.browser.measure_turns import conversation_of
+from tests.browser.test_chat import answers, send
+from tests.fakes import FakeBackend
+
+pytestmark = pytest.mark.browser
+
+WORDS = [f"word{number} " for number in range(60)]
+MADE = {"token_ids": list(range(100_000, 100_800)), "versions": {"torch": "2.9.0"}}
+ENVELOPE = 6000
+"""Bytes of a request around the conversation."""
+
+COUNT_CHANGES = """() => {
+  window.seen = [0, 0];
+  new MutationObserver((records) => { window.seen = [window.seen[0] + records.length, window.seen[1] + 1]; })
+    .observe(document.querySelector("#chatbot"), { subtree: true, childList: true, characterData: true });
+}"""
+
+
+def of(turns: int) -> tuple[Conversation, int]:
+    """A conversation whose answers know what made them and have an older version, and the bytes of its shown branch."""
+    talk = conversations.load(json.loads(conversation_of(turns)))
+    for turn in conversations.path(talk):
+        if turn.role == "assistant":
+            other = turn.model_copy(update={"id": conversations.new_id(), "content": "Old. " * 200, "made": MADE})
+            known = turn.model_copy(update={"made": MADE})
+            talk = talk.model_copy(update={"turns": {**talk.turns, turn.id: known, other.id: other}})
+    shown = sum(len(turn.content) + 300 for turn in conversations.path(talk))
+    return talk, shown
+
+
+def cost(page: Page, turns: int) -> dict[str, Any]:
+    """What one more question takes: bytes of each request, changed nodes in each update; and those of its branch."""
+    talk, shown = of(turns)
+    file = {"name": "long.json", "mimeType": "text/plain", "buffer": json.dumps(conversations.dump(talk)).encode()}
+    page.locator("#library input[type=file]").set_input_files(file)  # type: ignore[arg-type]
+    expect(page.locator("#chatbot")).to_contain_text(f"Question {turns // 2 - 1}")
+    page.wait_for_timeout(2000)
+    posted: list[int] = []
+    page.on("request", lambda request: posted.append(len(request.post_data or "")))
+    page.locator("#message textarea").press_sequentially("Now", delay=700)
+    page.wait_for_timeout(1500)
+    typed = posted[:]
+    posted.clear()
+    send(page, "And now?")
+    expect(answers(page).last).to_contain_text("word3")
+    page.evaluate(COUNT_CHANGES)
+    expect(answers(page).last).to_contain_text("word40")
+    changes, updates = page.evaluate("window.seen")
+    expect(answers(page).last).to_contain_text("finished")
+    expect(page.locator("#chatbot .act.retry").last).to_be_visible()
+    page.wait_for_timeout(1500)
+    return {"typed": typed, "sent": posted, "changes": changes / updates, "shown": shown}
+
+
+@pytest.mark.release
+def test_the_200th_turn_costs_what_the_2nd_does(open_page: OpenPage, fake: FakeBackend) -> None:
+    fake.words, fake.delay = WORDS, 1 / 11
+    few, many = (cost(open_page(), turns) for turns in (2, 200))
+    for kind in ("typed", "sent"):
+        carrying = [size for size in many[kind] if size > many["shown"] / 2]
+        # Neither what made the answers nor their other versions travel, but for the question itself.
+        assert sorted(carrying)[-2] < 1.2 * many["shown"] + ENVELOPE
+        assert sum(many[kind]) - many["shown"] * len(carrying) <= 2 * sum(few[kind]) + ENVELOPE
+    assert len(many["sent"]) <= 2 * len(few["sent"])
+    assert many["changes"] <= 2 * few["changes"]
