@@ -4,6 +4,7 @@
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
 - gguf: a GGUF file, on a CPU; requests take turns. ``gguf_files`` says when such a file is taken.
+- zerogpu: a Space whose GPU is lent for the length of an answer.
 """
 
 import gc
@@ -20,6 +21,7 @@ from granite_demo.engine.dynamic import DynamicRunner
 from granite_demo.engine.gguf import GgufRunner
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.static import StaticRunner
+from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
@@ -56,6 +58,8 @@ def create_engine(
         return _gguf(loaded, report)
     if wanted == "gguf":
         raise ConfigurationError("The gguf engine was asked for, but no GGUF file was loaded. Choose auto.")
+    if wanted == "zerogpu":
+        return ZeroGpuEngine(loaded, load_spaces(), "the Space lends a GPU for the length of an answer")
     problem = batching_problem(loaded)
     if wanted == "batching" and problem:
         raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
