@@ -21,7 +21,7 @@ from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
 from granite_demo.server.gradio_log import log_errors
-from granite_demo.server.guards import Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
+from granite_demo.server.guards import CrowdGuard, Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
 from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
 from granite_demo.server.uploads import Sweeper
@@ -62,6 +62,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app.mount("/words", StaticFiles(directory=words_dir()))
     app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
     app.add_middleware(Guard, limit=policy.max_body)
+    app.add_middleware(CrowdGuard, most=policy.direct)
     app.add_middleware(RouteGuard)
     app.add_middleware(HostGuard, hosts=policy.hosts)
     guard_files(page)
