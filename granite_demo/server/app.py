@@ -24,6 +24,7 @@ from granite_demo.server.gradio_log import log_errors
 from granite_demo.server.guards import CrowdGuard, Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
 from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
+from granite_demo.server.sessions import keep_values_only
 from granite_demo.server.uploads import Sweeper
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
@@ -90,6 +91,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     mount: Any = app.routes[-1]
     app.state.page = mount.app
     refuse_unknown_events(mount.app)
+    keep_values_only(mount.app, page)
     return mounted
 
 

@@ -125,6 +125,7 @@ async def stopped(running: Loaded, door: Door) -> Row:
         return seed, pressed
 
     pressed = await asyncio.gather(*(stop(125_001 + 2 * number) for number in range(20)))
+    await asyncio.sleep(2)
     ended = {row.seed: row.ended for row in await running.served(door.http)}
     p95 = spread([(ended.get(seed) or float("inf")) - at for seed, at in pressed])[1]
     return Row("Stop -> engine idle, 20 at once", "p95 <= 1 s", f"p95 {p95:.2f} s", p95 <= 1)
