@@ -133,5 +133,9 @@ def test_t19_what_the_model_writes_does_nothing(
     assert "touch canary" in heard
     assert str(seed) in heard
     assert str(seed * seed) not in heard  # a call is run by whoever presses its button
+    with watched() as noticed:
+        (tmp_path / "canary").write_text("written")
+        (tmp_path / "canary").unlink()
+    assert len(noticed) == 2
     assert done == []
     assert list(tmp_path.iterdir()) == []
