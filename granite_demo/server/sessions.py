@@ -39,7 +39,7 @@ class Sessions(StateHolder):
 
 def keep_values_only(page: FastAPI, blocks: Blocks) -> None:
     """Have Gradio's application ``page`` over ``blocks`` keep no more than that."""
-    sessions = Sessions()
+    sessions: Any = Sessions()  # type: ignore[no-untyped-call]
     sessions.set_blocks(blocks)
     sessions.capacity = CAPACITY
     setattr(page, "state_holder", sessions)  # noqa: B010

@@ -52,7 +52,8 @@ async def test_behind_a_proxy_of_dockers_host_each_visitor_is_told_from_the_othe
         await PlainTextResponse(scope["client"][0])(scope, receive, send)
 
     async def seen(peer: str) -> str:
-        transport = httpx.ASGITransport(ProxyHeadersMiddleware(tell, proxies), client=(peer, 1))
+        app: Any = ProxyHeadersMiddleware(tell, proxies)
+        transport = httpx.ASGITransport(app, client=(peer, 1))
         async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
             return (await http.get("/", headers={"x-forwarded-for": "198.51.100.7, 203.0.113.9"})).text
 
