@@ -15,7 +15,7 @@ import pytest
 from tests.test_docker import UID, unprivileged
 
 ROOT = Path(__file__).parents[2]
-TESTS = ("tests/test_settings.py", "tests/test_conversations.py", "tests/server/test_guards.py")
+TESTS = ("tests/test_settings.py", "tests/test_conversations.py", "tests/server/test_share.py")
 """Some of them: with and without a server."""
 pytestmark = [
     pytest.mark.release,
