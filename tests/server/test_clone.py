@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,22 +25,21 @@ pytestmark = [
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Iterator[tuple[Path, dict[str, str]]]:
+def clone() -> Iterator[tuple[Path, dict[str, str]]]:
     """The folder, and the environment of its user."""
-    folder = tmp_path / "clone"
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    place.chmod(0o755)
+    folder = place / "clone"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(folder)], check=True)
     shutil.rmtree(folder / ".git")
     for path in [folder, *folder.rglob("*")]:
         path.chmod(0o555)
     for name in ("home", "tmp"):
-        (tmp_path / name).mkdir()
-        os.chown(tmp_path / name, UID, UID)
-    for path in (tmp_path, *list(tmp_path.parents)[:-2]):
-        path.chmod(path.stat().st_mode | 0o011)  # so that this user reaches it
+        (place / name).mkdir()
+        os.chown(place / name, UID, UID)
     kept = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("PIP_")}
-    yield folder, {**kept, "HOME": str(tmp_path / "home"), "TMPDIR": str(tmp_path / "tmp")}
-    for path in [folder, *folder.rglob("*")]:
-        path.chmod(0o755)
+    yield folder, {**kept, "HOME": str(place / "home"), "TMPDIR": str(place / "tmp")}
+    shutil.rmtree(place)
 
 
 def test_app_fetches_the_sample_and_answers(clone: tuple[Path, dict[str, str]]) -> None:
