@@ -4,6 +4,7 @@ Gradio 6.31 makes that copy for links to the state of a page, which are not offe
 loop and half a megabyte for each new page, and pages are remembered up to 10,000.
 """
 
+from collections import ChainMap
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,6 +23,10 @@ class Session(SessionState):
         # With no blocks there is nothing whose look could be copied; all else is in the configuration.
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))  # type: ignore[arg-type]
         setattr(self.blocks_config, "config_for_block", _no_look)  # noqa: B010
+        # Of components only those that an event has changed are this page's own, and no event adds another one.
+        shared: Any = blocks.default_config
+        self.blocks_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
+        self.blocks_config.fns = shared.fns
 
 
 def _no_look(*values: Any) -> dict[str, Any]:
