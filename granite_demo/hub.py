@@ -13,6 +13,7 @@ import re
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -35,6 +36,8 @@ POLL_SECONDS = 0.1
 MAX_HEADER = 100_000_000
 START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.hub_transfer import main; main()"
 
+_tokens: list[str] = []  # of the process, at most one
+
 Lines: TypeAlias = "queue.SimpleQueue[str]"
 
 
@@ -44,6 +47,11 @@ class Checkpoint:
 
     folder: Path
     commit: str
+
+
+def keep_token(token: str) -> None:
+    """The access token from now on, where it does not stay in the environment."""
+    _tokens[:] = [token] if token else []
 
 
 def fetch(
@@ -112,6 +120,18 @@ def cached(repo_id: str, revision: str | None = None, cache_dir: Path | None = N
     return Checkpoint(folder, folder.name) if sound else None
 
 
+def check_place(repo_id: str, revision: str | None = None) -> None:
+    """Raise ConfigurationError where the model is not in the cache and could not be written to it either."""
+    order = _order(repo_id, revision, None, None)
+    if cached(repo_id, revision) is None:
+        try:
+            Path(order.cache_dir).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=order.cache_dir).close()
+        except OSError as error:
+            log.error("The cache folder is %s.", order.cache_dir)
+            raise hub_transfer.explained(error, order) from error
+
+
 def download_size(repo_id: str, revision: str | None = None, endpoint: str | None = None) -> int:
     """The bytes of all files that ``fetch`` would want, cached or not, as the hub lists them."""
     order = _order(repo_id, revision, None, endpoint)
@@ -175,7 +195,7 @@ def _order(repo_id: str, revision: str | None, cache_dir: Path | None, endpoint:
     from huggingface_hub import constants
 
     cache = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
-    return Order(repo_id, revision, str(cache), (endpoint or constants.ENDPOINT).rstrip("/"))
+    return Order(repo_id, revision, str(cache), (endpoint or constants.ENDPOINT).rstrip("/"), *_tokens)
 
 
 def _download(order: Order, report: Report, cancelled: threading.Event) -> Checkpoint:

@@ -4,8 +4,8 @@ The transfer itself is huggingface_hub's ``http_get``, told to go on where an ea
 the cache as ``<etag>.incomplete``, the name that ``hf cache prune`` looks for. Plain HTTP for every file, because
 hf_xet cannot resume. In the end ``snapshot_download`` finds all files there and builds the snapshot's folder.
 
-JSON lines go both ways: the order and "go" in, the amounts, then the folder or an error out. The access token is in
-none of them: huggingface_hub finds it in the environment.
+JSON lines go both ways: the order and "go" in, the amounts, then the folder or an error out. The access token comes
+with the order, or huggingface_hub finds it in the environment; nothing that goes out has it.
 """
 
 import errno
@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,8 @@ class Order:
     revision: str | None
     cache_dir: str
     endpoint: str
+    token: str | None = field(default=None, repr=False)
+    """None is the one in the environment or in the hub's own file, if there is one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +80,7 @@ def list_files(order: Order) -> tuple[str, list[RemoteFile]]:
     """The commit that the revision means, and its wanted files. Raises what ``explained`` explains."""
     from huggingface_hub import HfApi
 
-    api = HfApi(endpoint=order.endpoint)
+    api = HfApi(endpoint=order.endpoint, token=order.token)
     info = api.model_info(order.repo_id, revision=order.revision, files_metadata=True, timeout=TIMEOUT_SECONDS)
     files = [
         RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
@@ -198,6 +200,7 @@ def _transfer(order: Order, send: Send) -> None:
         revision=order.revision,
         cache_dir=order.cache_dir,
         endpoint=order.endpoint,
+        token=order.token,
         allow_patterns=list(places),
         max_workers=WORKERS,
     )
@@ -260,7 +263,7 @@ def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..
         running = set()
         for place in places:
             url = hf_hub_url(order.repo_id, place.file.name, revision=commit, endpoint=order.endpoint)
-            running.add(pool.submit(_get, place, url, place.blob if linked else place.shown))
+            running.add(pool.submit(_get, place, url, place.blob if linked else place.shown, order.token))
         while running:
             ended, running = wait(running, TICK_SECONDS, FIRST_EXCEPTION)
             for future in ended:
@@ -270,11 +273,11 @@ def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..
         lock.release()
 
 
-def _get(place: _Place, url: str, target: Path) -> None:
+def _get(place: _Place, url: str, target: Path, token: str | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}  # ranges are of the bytes as they are
+    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}  # ranges are of the bytes as they are
     fruitless = 0
     while not place.is_complete():  # another process may have been faster
         before = place.arrived()

@@ -1,6 +1,5 @@
 """A folder and a placement in, a loaded model out. Safetensors only, never remote code. Imports torch."""
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancell
 from granite_demo.messages import Switches
 from granite_demo.placement import Placement, free_memory, is_out_of_memory, place_in, precision_of
 from granite_demo.registry import ModelSpec
-from granite_demo.shapes import Shape
+from granite_demo.shapes import Shape, read_config
 from granite_demo.status import Fact, LoadOptions, MemoryUse, Quantization, Report
 from granite_demo.switches import find_switches
 from granite_demo.tensor_parallel import ALONE, Group
@@ -80,17 +79,6 @@ def _sampling_words(spec: ModelSpec) -> str:
     if spec.sampling.temperature == 0:
         return "greedy"
     return f"temperature {spec.sampling.temperature:g}, top-p {spec.sampling.top_p:g}"
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises CorruptModelError."""
-    try:
-        config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{folder / 'config.json'} cannot be read: {error}. Remove the folder.") from error
-    if not isinstance(config, dict):
-        raise CorruptModelError(f"{folder / 'config.json'} does not hold an object. Remove the folder.")
-    return config
 
 
 def load_model(

@@ -51,6 +51,9 @@ def open_model(
     With ``ignore_ends`` no token ends an answer, and without ``fuse`` transformers computes the layers: to measure
     answers of one length, and that. The processes of ``group`` share the model; only the first of them downloads.
     """
+    if options.engine == "zerogpu":  # the GPU is not here: another process gets it
+        dtype = "bfloat16" if options.dtype == "auto" else options.dtype
+        options = replace(options, device="cpu", dtype=dtype)
     group.join()
     found = group.from_first(lambda: _find(cache_dir, options, report, cancelled, group))
     report("loading", None, "")
@@ -90,6 +93,22 @@ def open_model(
         fact = ("Compiled", "no", "asked for, but only the batching engine compiles its steps")
         loaded = replace(loaded, machine=(*loaded.machine, fact))
     return ReadyModel(loaded, engine)
+
+
+def check_places(cache_dir: Path, options: LoadOptions) -> None:
+    """Raise ConfigurationError where the model would have to be fetched and nothing can be written.
+
+    So that a start says so, not a page that never gets its model.
+    """
+    if options.model == "auto":
+        if not any(spec.repo_id and hub.cached(spec.repo_id) for spec in registry.MODELS.values()):
+            sample.check_place(cache_dir)
+        return
+    spec = registry.resolve(options.model)
+    if spec == registry.SAMPLE:
+        sample.check_place(cache_dir)
+    elif spec.repo_id and not spec.path:
+        hub.check_place(spec.repo_id, options.revision)
 
 
 def _load(

@@ -114,6 +114,14 @@ def ensure_gguf(
     return _ensure(cache_dir, GGUF_FOLDER, GGUF_ROOM, step, build) / Path(source.member).name
 
 
+def check_place(cache_dir: Path) -> None:
+    """Raise ConfigurationError where the sample is not there and could not be written either."""
+    if not any(_is_complete(cache_dir / name) for name in (FOLDER, GGUF_FOLDER)):
+        with _disk_errors_explained(cache_dir, 0):
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=cache_dir).close()
+
+
 def _stopping(report: Report, cancelled: threading.Event) -> Report:
     def step(stage: LoadStage, fraction: float | None, detail: str) -> None:  # every report is a place to stop
         if cancelled.is_set():

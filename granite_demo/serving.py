@@ -1,17 +1,20 @@
 """Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
 
+import os
+from types import SimpleNamespace
 from typing import Protocol
 
 from rich.console import Console
 
+from granite_demo import hub
 from granite_demo.access import Access
 from granite_demo.backends import LocalBackend
 from granite_demo.beside import BackendBeside
 from granite_demo.limits import LimitedBackend
-from granite_demo.opening import follow
+from granite_demo.opening import check_places, follow
 from granite_demo.remote.backend import RemoteBackend
 from granite_demo.remote.opening import backend_beside
-from granite_demo.settings import Settings
+from granite_demo.settings import HUB_TOKEN, SECRETS, Settings
 from granite_demo.tensor_parallel import ALONE, Group
 from granite_demo.terminal import set_up_logging
 
@@ -27,6 +30,9 @@ class Opener(Protocol):
 def run_server(settings: Settings, console: Console, opened: Opener) -> None:
     """Serve the page until a signal."""
     set_up_logging(settings.log_level, console, settings.secrets)
+    hub.keep_token(os.environ.get(HUB_TOKEN, ""))
+    for name in SECRETS:
+        os.environ.pop(name, None)
     group = Group(settings.processes, settings.rank, settings.local_rank)
     if not group.leads:
         return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
@@ -40,17 +46,30 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
 
     # Before the imports of several seconds: a port in use is told at once.
     listener = bind(settings.host, settings.port)
+    if not settings.backend:
+        check_places(settings.cache_dir, settings.load_options())
     link = _share(settings, listener.getsockname()[1])
+    lent = settings.engine == "zerogpu" and not settings.backend
+    if lent:
+        from granite_demo.engine import zerogpu
+
+        zerogpu.load_spaces()
     backend = opened(settings, console, group)
     console.print("granite-demo is starting.", highlight=False)
     if group.size > 1:
         backend.wait_until_ready()
+    if lent and (ready := backend.wait_until_ready()):
+        zerogpu.settle(ready.loaded)
     from granite_demo.server.app import create_app
     from granite_demo.server.policy import limits_of, policy_of
 
     whole = BackendBeside(backend, backend_beside(settings)) if settings.beside else backend
     limited = LimitedBackend(whole, limits_of(settings))
     app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
+    if lent:
+        # The processes that spaces forks close their copies of this port's connections, and look here for it.
+        port = SimpleNamespace(port=listener.getsockname()[1])
+        app.state.page.get_blocks().server = SimpleNamespace(config=port)
 
     def announce() -> None:
         console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)

@@ -17,6 +17,9 @@ from granite_demo.status import Attention, Device, Dtype, EngineName, LoadOption
 LogLevel = Literal["debug", "info", "warning", "error"]
 
 PREFIX = "GRANITE_DEMO_"
+HUB_TOKEN = "HF_TOKEN"
+SECRETS = (HUB_TOKEN, *(f"{PREFIX}{name}" for name in ("ADMIN_TOKEN", "API_KEY", "LOGIN", "BACKEND_KEY")))
+"""Variables that a server forgets once it has read them: what runs in it or is started by it has no use for them."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LIMITS = {"context": 10_000_000, "visitor_tokens": 10_000_000, "answer_seconds": 86_400}
 PROXIES = "127.0.0.1"
@@ -42,7 +45,7 @@ class Settings:
     quantization: Quantization = _option("auto", "Quantize the weights with bitsandbytes.")
     attention: Attention = _option("auto", "The attention implementation.")
     keep_quantized: Literal["no", "yes"] = _option("no", "Save a copy of a model that was quantized, to load faster.")
-    engine: EngineName = _option("auto", "What runs the model: batching, static, dynamic or gguf.")
+    engine: EngineName = _option("auto", "What runs the model: batching, static, dynamic, gguf or zerogpu.")
     compile: Literal["no", "yes"] = _option("no", "Compile the decode step: faster, but a minute later ready.")
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
@@ -142,7 +145,9 @@ def _on_a_space(environ: Mapping[str, str]) -> dict[str, Any]:
     if not environ.get("SPACE_ID"):
         return {}
     kept = {"cache_dir": STORAGE / "granite-demo"} if os.access(STORAGE, os.W_OK | os.X_OK) else {}
-    return {"space": True, "host": "0.0.0.0", "trusted_proxies": SPACE_PROXIES, **kept}
+    lent = environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
+    engine = {"engine": "zerogpu"} if lent else {}
+    return {"space": True, "host": "0.0.0.0", "trusted_proxies": SPACE_PROXIES, **engine, **kept}
 
 
 def _place_in_group(environ: Mapping[str, str]) -> dict[str, int]:

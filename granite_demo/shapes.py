@@ -4,8 +4,11 @@ Knows neither names nor bytes. The counts are those of the classes in transforme
 decoder-only classes of Granite, and Llama.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import astuple, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from granite_demo.errors import CorruptModelError, ModelError
@@ -14,6 +17,31 @@ DENSE_TYPES = {"granite", "llama"}
 MOE_TYPES = {"granitemoe", "granitemoeshared", "granitemoehybrid"}
 ATTENTION_LAYERS = {"attention", "full_attention"}
 MAMBA_LAYERS = {"mamba", "linear_attention"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json. Raises CorruptModelError."""
+    try:
+        config = json.loads((folder / "config.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise CorruptModelError(f"{folder / 'config.json'} cannot be read: {error}. Remove the folder.") from error
+    if not isinstance(config, dict):
+        raise CorruptModelError(f"{folder / 'config.json'} does not hold an object. Remove the folder.")
+    for value in _implementations(config):
+        # transformers would fetch it from the hub and run it, where the package kernels is installed.
+        raise CorruptModelError(
+            f"{folder / 'config.json'} asks for code of its own: {value!r:.80}. Choose another model."
+        )
+    return config
+
+
+def _implementations(config: Any) -> Iterator[Any]:
+    """What a config wants of attention or experts that is no plain name, at any depth."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            if "_implementation" in key and value is not None and not re.fullmatch(r"\w*", str(value)):
+                yield value
+            yield from _implementations(value)
 
 
 @dataclass(frozen=True, slots=True)

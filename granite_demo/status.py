@@ -116,7 +116,7 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
-EngineName = Literal["auto", "batching", "static", "dynamic", "gguf"]
+EngineName = Literal["auto", "batching", "static", "dynamic", "gguf", "zerogpu"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,9 +22,14 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# How long an example takes depends on what else the machine does.
-settings.register_profile("untimed", deadline=None)
+# How long an example takes depends on what else the machine does. The folder may be read-only: nothing is kept in it.
+settings.register_profile("untimed", deadline=None, database=None)
 settings.load_profile("untimed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """In a folder that is read-only pytest cannot keep what it would like to, either."""
+    config.addinivalue_line("filterwarnings", "ignore:could not create cache path:pytest.PytestCacheWarning")
 
 
 @pytest.fixture(scope="session")

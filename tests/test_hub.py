@@ -459,7 +459,7 @@ def test_malformed_revisions_are_refused_before_anything_is_touched(tiny: Setup,
 # The disk
 
 
-def test_too_small_a_disk_is_found_before_anything_is_fetched(
+def test_t05_too_small_a_disk_is_found_before_anything_is_fetched(
     tiny: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     needed = sum(map(len, tiny.files.values())) * 1.1
@@ -474,7 +474,7 @@ def test_too_small_a_disk_is_found_before_anything_is_fetched(
     tiny.assert_whole(tiny.fetch())
 
 
-def test_a_disk_that_fills_up_meanwhile(tiny: Setup) -> None:
+def test_t05_f05_a_disk_that_fills_up_meanwhile(tiny: Setup) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("needs /dev/full")
     part = tiny.blob(WEIGHTS, ".incomplete")
@@ -494,14 +494,14 @@ def test_a_cache_that_is_no_folder_is_a_configuration_error(tiny: Setup) -> None
 # Damaged files
 
 
-def test_a_file_that_arrives_damaged_is_fetched_once_more(tiny: Setup) -> None:
+def test_f16_a_file_that_arrives_damaged_is_fetched_once_more(tiny: Setup) -> None:
     tiny.hub.corrupt[WEIGHTS] = 1
     tiny.assert_whole(tiny.fetch())
     assert len(tiny.hub.transfers(WEIGHTS)) == 2
     assert len(tiny.hub.transfers("config.json")) == 1
 
 
-def test_a_file_that_arrives_damaged_twice_is_an_error(tiny: Setup) -> None:
+def test_f16_a_file_that_arrives_damaged_twice_is_an_error(tiny: Setup) -> None:
     tiny.hub.corrupt[WEIGHTS] = 2
     with pytest.raises(CorruptModelError, match=r"twice: model\.safetensors has "):
         tiny.fetch()
@@ -511,18 +511,29 @@ def test_a_file_that_arrives_damaged_twice_is_an_error(tiny: Setup) -> None:
 
 
 @pytest.mark.parametrize("name", [WEIGHTS, "tokenizer.json"])
-def test_a_file_truncated_in_the_cache_is_fetched_again(tiny: Setup, name: str) -> None:
+def test_f16_a_file_truncated_in_the_cache_is_fetched_again(tiny: Setup, name: str) -> None:
     tiny.fetch()
     tiny.blob(name).write_bytes(tiny.files[name][:-1])
     assert cached(REPO, None, tiny.cache) is None
     tiny.assert_whole(tiny.fetch())
 
 
-def test_a_damaged_file_in_the_cache_is_fetched_again(tiny: Setup) -> None:
+def test_f16_a_damaged_file_in_the_cache_is_fetched_again(tiny: Setup) -> None:
     tiny.fetch()
     tiny.blob(WEIGHTS).write_bytes(bytes(len(tiny.files[WEIGHTS])))
     assert cached(REPO, None, tiny.cache) is None
     tiny.assert_whole(tiny.fetch())
+
+
+def test_f16_what_a_killed_program_left_is_used_and_no_hindrance(tiny: Setup) -> None:
+    lock = tiny.cache / ".locks" / "models--ibm-granite--tiny" / "granite-demo.lock"
+    part = tiny.blob(WEIGHTS, ".incomplete")
+    for path in (lock, part):
+        path.parent.mkdir(parents=True)
+    lock.touch()
+    part.write_bytes(tiny.files[WEIGHTS][: SIZE // 2])
+    tiny.assert_whole(tiny.fetch())
+    assert [transfer.range for transfer in tiny.hub.transfers(WEIGHTS)] == [f"bytes={SIZE // 2}-"]
 
 
 def test_a_model_without_safetensors_is_refused(tiny: Setup) -> None:
@@ -594,14 +605,20 @@ def test_a_model_that_was_never_fetched_is_not_cached(tiny: Setup) -> None:
 # Secrets
 
 
-def test_the_token_goes_to_the_hub_and_nowhere_else(
+@pytest.mark.parametrize("kept", [False, True])
+def test_t15_the_token_goes_to_the_hub_and_nowhere_else(
     tiny: Setup,
+    kept: bool,
     closed_port: str,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    if kept:
+        monkeypatch.setattr(hub, "_tokens", [])
+        hub.keep_token(TOKEN)
+    else:
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
     caplog.set_level(logging.DEBUG)
     texts: list[str] = []
 

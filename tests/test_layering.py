@@ -104,6 +104,8 @@ MAY_IMPORT = {
         "access",
         "backends",
         "beside",
+        "engine",
+        "hub",
         "limits",
         "opening",
         "remote",
@@ -135,7 +137,7 @@ MAY_IMPORT = {
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
 # cli hands the environment to Settings, sample passes it on to pip, and tensor_parallel sets what NCCL reads.
-MAY_READ_ENVIRONMENT = {"settings", "cli", "sample", "tensor_parallel"}
+MAY_READ_ENVIRONMENT = {"settings", "cli", "sample", "serving", "tensor_parallel"}
 MAX_FILE_LINES = 300
 MAX_FUNCTION_LINES = 60
 

@@ -4,6 +4,7 @@
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
 - gguf: a GGUF file, on a CPU; requests take turns. ``gguf_files`` says when such a file is taken.
+- zerogpu: a Space whose GPU is lent for the length of an answer.
 """
 
 import gc
@@ -21,6 +22,7 @@ from granite_demo.engine.dynamic import DynamicRunner
 from granite_demo.engine.gguf import GgufRunner
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.engine.static import StaticRunner
+from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
@@ -58,6 +60,8 @@ def create_engine(
         return _gguf(loaded, report)
     if wanted == "gguf":
         raise ConfigurationError("The gguf engine was asked for, but no GGUF file was loaded. Choose auto.")
+    if wanted == "zerogpu":
+        return ZeroGpuEngine(loaded, load_spaces(), "the Space lends a GPU for the length of an answer")
     problem = batching_problem(loaded)
     if wanted == "batching" and problem:
         raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
@@ -86,7 +90,7 @@ def create_engine(
                 raise ConfigurationError(f"The static engine was asked for, but {error}.") from error
             problem = f"{problem}; not static: {error}"
     why = f"not batching: {problem}" if on_gpu else f"on {loaded.placement.device} requests take turns"
-    return _dynamic(loaded, report, reasons or [why])
+    return _dynamic(loaded, report, reasons or [why], layers)
 
 
 def batching_problem(loaded: LoadedModel) -> str:
@@ -122,7 +126,9 @@ def _fuse(loaded: LoadedModel, unwanted: str) -> tuple[Fact, ...]:
     if not problem:
         from granite_demo.engine import fused_kernels
 
-        fused.fuse(loaded.model, fused_kernels, USERS)
+        problem = fused.trial(loaded.model, fused_kernels)
+        if not problem:
+            fused.fuse(loaded.model, fused_kernels, USERS)
     return fused.facts(problem)
 
 
@@ -177,9 +183,9 @@ def _static(loaded: LoadedModel, report: Report, reasons: list[str], layers: tup
     return _interleaved(loaded, StaticRunner(loaded, slots), "static", report, reasons, layers)
 
 
-def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str]) -> Engine:
+def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str], layers: tuple[Fact, ...]) -> Engine:
     runner = DynamicRunner(loaded, int(KEPT_SHARE * free_memory(loaded.placement.device)))
-    return _interleaved(loaded, runner, "dynamic", report, reasons)
+    return _interleaved(loaded, runner, "dynamic", report, reasons, layers)
 
 
 def _gguf(loaded: LoadedModel, report: Report) -> Engine:

@@ -12,6 +12,7 @@ another in one tensor, of which the model's own are views, so they take no more 
 """
 
 import importlib.util
+import logging
 from typing import Any
 
 import torch
@@ -24,6 +25,10 @@ from granite_demo.engine.layers import decoder_layers
 from granite_demo.loading import LoadedModel
 from granite_demo.status import Fact
 
+log = logging.getLogger(__name__)
+
+TOLERANCE = 0.03
+"""By which part 16 bits may make results differ."""
 COMPILED = "compiling was asked for, which fuses by itself"
 
 
@@ -42,6 +47,8 @@ def fusion_problem(loaded: LoadedModel) -> str:
         return f"its products are bitsandbytes' {placement.quantization}"
     if not importlib.util.find_spec("triton"):
         return "Triton is not installed"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability(loaded.model.device) < (8, 0):
+        return "it needs a GPU of compute capability 8.0 or newer"
     return shape_problem(config)
 
 
@@ -74,6 +81,32 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1) -> None:
     decoder.norm = FusedNorm(decoder.norm)
     if kernels and type(model.lm_head) is nn.Linear:
         model.lm_head = FusedHead(model.lm_head, kernels)
+
+
+@torch.inference_mode()
+def trial(model: Any, kernels: Any) -> str:
+    """Why the kernels of one token cannot be used here, or nothing: what they make of a layer, beside torch."""
+    layer = FusedLayer(decoder_layers(model)[0], kernels, _Shared())
+    like = layer.input_layernorm.weight
+    draw = torch.Generator(like.device).manual_seed(0)
+
+    def drawn(size: int) -> torch.Tensor:
+        return torch.randn((1, size), generator=draw, device=like.device).to(like.dtype)
+
+    x, cos, sin = drawn(len(like)), drawn(layer.size), drawn(layer.size)
+    try:
+        gated = layer.norm_gate_up(None, x)
+        pairs = (
+            (layer.norm_qkv(kernels, x, cos, sin), layer.norm_qkv(None, x, cos, sin)),
+            (layer.norm_gate_up(kernels, x), gated),
+            (layer.add_down(kernels, gated, x), layer.add_down(None, gated, x)),
+        )
+        errors = [float((ours.float() - theirs.float()).norm() / theirs.float().norm()) for ours, theirs in pairs]
+    except Exception as error:
+        log.warning("The fused layers are not used.", exc_info=error)
+        return f"its kernels do not run here ({type(error).__name__})"
+    wrong = [error for error in errors if not error < TOLERANCE]  # NaN, too
+    return f"the results of its kernels are off by {wrong[0]:.0%} on this GPU" if wrong else ""
 
 
 def facts(problem: str) -> tuple[Fact, ...]:
@@ -131,7 +164,7 @@ class FusedLayer(nn.Module):
         self.multiplier: float = layer.residual_multiplier
         attention, config = layer.self_attn, layer.self_attn.config
         self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self._size: int = attention.head_dim
+        self.size: int = attention.head_dim
         self._qkv = Products(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = Products(attention.o_proj)
         self._gate_up = Products(layer.mlp.gate_proj, layer.mlp.up_proj)
@@ -152,13 +185,14 @@ class FusedLayer(nn.Module):
         # Of several rows at the same positions the rotary tables have only one.
         cos, sin = (table.expand(len(hidden_states), -1, -1).reshape(len(x), -1) for table in position_embeddings)
         kernels = self._kernels if len(x) == 1 else None
-        qkv = self._norm_qkv(kernels, x, cos, sin).view(*hidden_states.shape[:2], -1, self._size)
+        qkv = self.norm_qkv(kernels, x, cos, sin).view(*hidden_states.shape[:2], -1, self.size)
         attended = self._attend(qkv, attention_mask, past_key_values, **kwargs).reshape(len(x), -1)
         x = self._add(kernels, attended, self._out, x)
-        x = self._add(kernels, self._norm_gate_up(kernels, x), self._down, x)
+        x = self.add_down(kernels, self.norm_gate_up(kernels, x), x)
         return x.view_as(hidden_states)
 
-    def _norm_qkv(self, one: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    def norm_qkv(self, one: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values of the tokens, (n, heads of all * size); by ``one``, the kernels of one token."""
         norm, turned = self.input_layernorm, self._heads + self._kv_heads
         result: torch.Tensor
         if one:
@@ -167,7 +201,8 @@ class FusedLayer(nn.Module):
             result = (self._kernels.rotate if self._kernels else rotate)(self._qkv(_normed(norm, x)), cos, sin, turned)
         return result
 
-    def _norm_gate_up(self, one: Any, x: torch.Tensor) -> torch.Tensor:
+    def norm_gate_up(self, one: Any, x: torch.Tensor) -> torch.Tensor:
+        """silu(gate) * up of the tokens, (n, width)."""
         norm = self.post_attention_layernorm
         result: torch.Tensor
         if one:
@@ -175,6 +210,10 @@ class FusedLayer(nn.Module):
         else:
             result = (self._kernels.gate if self._kernels else gate)(self._gate_up(_normed(norm, x)))
         return result
+
+    def add_down(self, one: Any, gated: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """What the layer gives, (n, hidden)."""
+        return self._add(one, gated, self._down, residual)
 
     def _add(self, one: Any, x: torch.Tensor, products: Products, residual: torch.Tensor) -> torch.Tensor:
         if one:

@@ -21,9 +21,10 @@ from granite_demo.api.routes import create_api
 from granite_demo.api.transformers_chat import load_progress
 from granite_demo.backends import Backend
 from granite_demo.server.gradio_log import log_errors
-from granite_demo.server.guards import Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
+from granite_demo.server.guards import CrowdGuard, Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
 from granite_demo.server.policy import Policy
 from granite_demo.server.secrets_guard import SecretsGuard
+from granite_demo.server.sessions import keep_values_only
 from granite_demo.server.uploads import Sweeper
 from granite_demo.ui.blocks import build_ui
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
@@ -62,6 +63,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app.mount("/words", StaticFiles(directory=words_dir()))
     app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
     app.add_middleware(Guard, limit=policy.max_body)
+    app.add_middleware(CrowdGuard, most=policy.direct)
     app.add_middleware(RouteGuard)
     app.add_middleware(HostGuard, hosts=policy.hosts)
     guard_files(page)
@@ -89,6 +91,7 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     mount: Any = app.routes[-1]
     app.state.page = mount.app
     refuse_unknown_events(mount.app)
+    keep_values_only(mount.app, page)
     return mounted
 
 

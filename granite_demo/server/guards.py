@@ -3,6 +3,7 @@
 And to which name: a page elsewhere whose own name leads to this machine is not answered.
 """
 
+from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,6 +19,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from granite_demo.api.errors import error_body
+from granite_demo.limits import visitor_of
 from granite_demo.server.uploads import MAX_UPLOAD, UPLOADS, ending, is_multipart
 
 TOO_LARGE = "The request is larger than {} MB, the maximum allowed size."
@@ -25,6 +27,9 @@ UNKNOWN_EVENT = "The page has no such event. Reload it."
 GRADIO = "/gradio_api/"
 USED = {"queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress", "component_server"}
 USED |= {"info", "app_id", "startup-events", "theme.css"}
+DIRECT = tuple(f"{GRADIO}{name}" for name in ("run/", "upload", "component_server"))
+"""What Gradio answers at once, on threads of which there are a few for all."""
+CROWD = "Too many requests of yours are under way. Try again in a moment."
 USED_BELOW = ("run/", "heartbeat/", "file=")
 """What the page asks Gradio for. The rest, such as recordings that it converts, nobody needs and strangers could."""
 UNUSED_BELOW = "/monitoring"
@@ -116,6 +121,30 @@ class RouteGuard:
         if scope["type"] == "http" and not _is_used(scope["path"]):
             return await refusal(scope, "Not found.", 404, "not_found")(scope, receive, send)
         await self._app(scope, receive, send)
+
+
+class CrowdGuard:
+    """Answers 429 to whoever has ``most`` of the page's direct events running, which pass its queue by; 0 is any."""
+
+    def __init__(self, app: ASGIApp, most: int) -> None:
+        self._app = app
+        self._most = most
+        self._running: Counter[str] = Counter()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if not self._most or scope["type"] != "http" or not scope["path"].startswith(DIRECT):
+            return await self._app(scope, receive, send)
+        visitor = visitor_of((scope.get("client") or ("",))[0])
+        if self._running[visitor] >= self._most:
+            headers = {"retry-after": "1"}
+            return await refusal(scope, CROWD, 429, "rate_limit_exceeded", headers)(scope, receive, send)
+        self._running[visitor] += 1
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            self._running[visitor] -= 1
+            if not self._running[visitor]:
+                del self._running[visitor]
 
 
 def _is_used(path: str) -> bool:

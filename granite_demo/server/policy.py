@@ -10,6 +10,8 @@ MAX_BODY = 8 * 2**20
 """Bytes of one request. Uploads have their own limit, which Gradio keeps."""
 PUBLIC_MAX_BODY = 2 * 2**20
 """The same where strangers send it: a conversation with all the documents that it may have is smaller."""
+PUBLIC_DIRECT = 24
+"""A page has a few at a time, and several people may share an address. There are threads for 40."""
 PUBLIC_LIMITS = Limits(running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, reload=60)
 """One visitor of a public page: two answers side by side and four samples, and some 300 tokens/s for a minute."""
 
@@ -25,6 +27,8 @@ class Policy:
     hosts: tuple[str, ...] = ()
     """The names under which the server answers; empty is any."""
     max_body: int = MAX_BODY
+    direct: int = 0
+    """Direct events of the page that one visitor may have running; 0 is any number."""
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -34,7 +38,8 @@ def policy_of(settings: Settings) -> Policy:
         # Else a page elsewhere could give its own name this machine's address, and read what is answered.
         hosts = (settings.host.lower(),)
     max_body = PUBLIC_MAX_BODY if settings.public else MAX_BODY
-    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body)
+    direct = PUBLIC_DIRECT if settings.public else 0
+    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body, direct)
 
 
 def _reachable(hosts: tuple[str, ...]) -> tuple[str, ...]:

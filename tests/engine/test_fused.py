@@ -115,6 +115,31 @@ def test_other_architectures_and_shapes_stay_as_they_are(plain: Any) -> None:
     assert shape_problem(small_config()) == ""
 
 
+class Kernels:
+    """In place of the Triton ones: torch, off by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.rotate, self.gate = fused.rotate, fused.gate
+
+    def norm_qkv(self, x: Any, gain: Any, eps: float, weights: Any, cos: Any, sin: Any, turned: int) -> torch.Tensor:
+        normed = torch.nn.functional.rms_norm(x, gain.shape, gain, eps)
+        return self.factor * fused.rotate(normed @ weights.codes.T, cos, sin, turned)
+
+    def norm_gate_up(self, x: Any, gain: Any, eps: float, weights: Any) -> torch.Tensor:
+        return fused.gate(torch.nn.functional.rms_norm(x, gain.shape, gain, eps) @ weights.codes.T)
+
+    def linear_add(self, x: Any, weights: Any, residual: Any, multiplier: float) -> torch.Tensor:
+        return torch.addmm(residual, x, weights.codes.T, alpha=multiplier)
+
+
+def test_kernels_are_tried_before_they_are_used(plain: Any) -> None:
+    assert fused.trial(copy.deepcopy(plain), Kernels(1.0)) == ""
+    assert fused.trial(copy.deepcopy(plain), Kernels(1.1)) == "the results of its kernels are off by 10% on this GPU"
+    assert "off by nan%" in fused.trial(copy.deepcopy(plain), Kernels(float("nan")))
+    assert fused.trial(copy.deepcopy(plain), object()) == "its kernels do not run here (AttributeError)"
+
+
 def test_settings_tell_why() -> None:
     assert fused.facts("")[0][:2] == ("Layers", "fused")
     assert fused.facts("only on a CUDA GPU")[0][2] == "not fused: only on a CUDA GPU"

@@ -5,6 +5,7 @@ import json
 import socket
 import threading
 import time
+import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator
 from contextlib import aclosing, contextmanager
 from pathlib import Path
@@ -30,18 +31,23 @@ LONG = {**GREEDY, "max_tokens": 400, "stream": True}
 CHAT = {"messages": [{"role": "user", "content": "w1 w2 w3"}], "max_tokens": 400, "temperature": 0}
 SPARE_DESCRIPTORS = 2
 """Of a pool of the standard library or of httpx, which come and go by themselves."""
+SPARE_MB = 100
+"""What libraries allocate at first use, and keep."""
 
 
 class Faults:
     """What happens before each forward pass of a model, whose number since ``clear`` it is told."""
 
     def __init__(self, loaded: LoadedModel) -> None:
-        loaded.model.register_forward_pre_hook(self._before)
+        loaded.model.register_forward_pre_hook(self._before, with_kwargs=True)
+        self.caches: list[weakref.ref[Any]] = []
+        """Of each pass since ``clear``."""
         self.clear()
 
     def clear(self) -> None:
         """No more faults."""
         self.passes = 0
+        self.caches.clear()
         self.before: Callable[[int], None] = lambda number: None
 
     def raises(self, error: BaseException, at: int) -> None:
@@ -51,14 +57,17 @@ class Faults:
             if number == at:
                 raise error
 
-        self.passes, self.before = 0, before
+        self.clear()
+        self.before = before
 
     def slow(self, seconds: float = 0.02) -> None:
         """Let each pass take so long: an answer then goes on until somebody ends it."""
-        self.passes, self.before = 0, lambda number: time.sleep(seconds)
+        self.clear()
+        self.before = lambda number: time.sleep(seconds)
 
-    def _before(self, *arguments: Any) -> None:
+    def _before(self, module: Any, arguments: Any, named: dict[str, Any]) -> None:
         self.passes += 1
+        self.caches.append(weakref.ref(named["past_key_values"]))
         self.before(self.passes)
 
 
@@ -148,6 +157,8 @@ def wait_until(true: Callable[[], object], seconds: float) -> None:
 def unharmed(site: Site) -> Iterator[None]:
     """The block holds a fault; after it the server is as before: healthy, idle, nothing left over, the same answers."""
     assert not site.busy()
+    assert site.answer() == site.greedy
+    memory = _megabytes()
     threads, descriptors, tasks = _threads(), _descriptors(), _tasks(site)
     yield
     wait_until(lambda: not site.busy(), 5)
@@ -157,6 +168,7 @@ def unharmed(site: Site) -> Iterator[None]:
     _returns("threads", _threads, threads, 0)
     _returns("descriptors", _descriptors, descriptors, SPARE_DESCRIPTORS)
     _returns("tasks", lambda: _tasks(site), tasks, 0)
+    _returns("MB of memory", _megabytes, memory, SPARE_MB)
 
 
 def _returns(what: str, measure: Callable[[], int], before: int, spare: int) -> None:
@@ -169,6 +181,10 @@ def _returns(what: str, measure: Callable[[], int], before: int, spare: int) -> 
 def _threads() -> int:
     """Of models: those that serve requests grow to a fixed number and stay."""
     return sum(thread.name.startswith(("engine", "loader", "switch")) for thread in threading.enumerate())
+
+
+def _megabytes() -> int:
+    return psutil.Process().memory_info().rss // 2**20
 
 
 def _descriptors() -> int:

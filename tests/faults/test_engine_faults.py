@@ -1,5 +1,6 @@
 """A model that fails while it answers: the request is told, the next one is answered."""
 
+import gc
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import httpx
 import pytest
 import torch
 
+from granite_demo.engine import base
 from granite_demo.server import run
 from tests.faults.site import CHAT, LONG, Faults, Site, loader_of, serving, unharmed, wait_until
 
@@ -27,6 +29,20 @@ def test_f07_out_of_memory_is_told_and_the_next_request_works(site: Site, faults
     with unharmed(site):
         faults.raises(OUT_OF_MEMORY, at)
         assert "Use a shorter prompt or fewer new tokens" in told(site, at)
+
+
+@pytest.mark.parametrize("at", [1, 5])
+def test_f07_the_memory_of_a_request_that_failed_is_given_back(
+    site: Site, faults: Faults, at: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base.log, "disabled", True)  # pytest keeps what is logged, and with it the error's frames
+    with unharmed(site):
+        faults.raises(torch.OutOfMemoryError("CUDA out of memory."), at)
+        told(site, at)
+        caches = list(faults.caches)
+        faults.clear()  # lets go of the error
+        gc.collect()
+        assert [cache() for cache in caches] == [None] * at
 
 
 def test_f07_on_the_page_the_text_so_far_stays(site: Site, faults: Faults) -> None:

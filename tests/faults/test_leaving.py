@@ -103,7 +103,7 @@ def test_f17_who_reads_slowly_holds_up_nobody(site: Site, faults: Faults) -> Non
         assert site.answer() == site.greedy
         assert time.monotonic() - started < 5
         # The model does not wait for the reader either.
-        wait_until(lambda: not site.busy(), 10)
+        wait_until(lambda: not site.busy(), 60)
 
 
 def test_f17_updates_of_the_page_are_few(site: Site, faults: Faults) -> None:
@@ -144,4 +144,4 @@ def test_f18_a_page_that_never_listens_does_not_keep_the_next_from_its_answer(si
         thread.start()
         thread.join(10)
         assert not thread.is_alive()
-        wait_until(lambda: not site.busy(), 10)
+        wait_until(lambda: not site.busy(), 60)

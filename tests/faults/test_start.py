@@ -27,6 +27,23 @@ def test_f20_a_port_in_use() -> None:
 
 
 @pytest.mark.parametrize(
+    ("model", "variable", "named"),
+    [
+        ("sample", "HOME", "GRANITE_DEMO_CACHE"),
+        ("sample", "GRANITE_DEMO_CACHE", "GRANITE_DEMO_CACHE"),
+        ("granite-4.0-350m", "HF_HOME", "HF_HOME"),
+        ("auto", "HOME", "GRANITE_DEMO_CACHE"),
+    ],
+)
+def test_f20_a_folder_that_cannot_be_written(tmp_path: Path, model: str, variable: str, named: str) -> None:
+    (tmp_path / "file").touch()  # under which there are no folders, for root neither
+    code, said = start("--port", "0", "--model", model, **{"HOME": str(tmp_path), variable: str(tmp_path / "file/x")})
+    assert code == 2, said
+    assert f"Set {named} to a folder that can be written" in said
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
     ("flags", "words"),
     [
         (("--port", "many"), "--port"),

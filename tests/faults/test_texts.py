@@ -19,12 +19,14 @@ def refused(site: Site, path: str, body: dict[str, Any]) -> tuple[int, str]:
     return reply.status_code, reply.json()["error"]["message"]
 
 
-def test_f11_without_a_chat_template_completion_works_and_chat_does_as_well_as_it_can(tmp_path: Path) -> None:
+def test_f11_without_a_chat_template_completion_works_and_chat_says_why_it_does_not(tmp_path: Path) -> None:
     with serving(loader_of(checkpoint(tmp_path / "tiny", template=None))) as site, unharmed(site):
-        reply = site.http.post("/v1/chat/completions", json=HELLO)
-        assert reply.status_code in (200, 400)
-        if reply.status_code == 400:
-            assert "chat template" in reply.json()["error"]["message"]
+        status, message = refused(site, "/v1/chat/completions", HELLO)
+        assert (status, "has no chat template" in message) == (400, True)
+        site.join("chat")
+        heard = str(list(site.heard("chat")))
+        assert "has no chat template" in heard
+        assert "w1 w2 w3" in heard
 
 
 def test_f11_a_template_that_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
@@ -46,6 +48,18 @@ def test_f12_a_prompt_that_does_not_fit_is_refused_with_both_numbers(site: Site,
         assert status == 400
         assert f"holds {context:,}" in message
         assert "The prompt has" in message
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+def test_f12_more_new_tokens_than_fit_end_where_the_context_does(site: Site, path: str) -> None:
+    context = site.backend.status().context_length or 0
+    text = "w1 " * (context - 10)
+    with unharmed(site):
+        body = {**GREEDY, "prompt": text} if "chat" not in path else {"messages": [{"role": "user", "content": text}]}
+        reply = site.http.post(path, json={**body, "temperature": 0, "max_tokens": 100}).json()
+        assert reply["choices"][0]["finish_reason"] == "length"
+        assert reply["usage"]["total_tokens"] == context
+        assert 0 < reply["usage"]["completion_tokens"] <= 10
 
 
 def test_f12_on_the_page_the_question_stays(site: Site) -> None:

@@ -14,7 +14,7 @@ import psutil
 
 from tests.load.engine import Served
 
-START_SECONDS = 120
+START_SECONDS = 300
 
 
 @dataclass

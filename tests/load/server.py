@@ -11,7 +11,7 @@ from collections import defaultdict
 from contextlib import aclosing
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi.responses import JSONResponse
 from starlette.requests import Request
@@ -27,6 +27,9 @@ from granite_demo.settings import Settings
 from granite_demo.status import LoadOptions, Report
 from tests.load.engine import FixedSpeedEngine, RecordingEngine
 
+if TYPE_CHECKING:
+    from granite_demo.loading import LoadedModel
+
 TEMPLATE = (
     "{% for message in messages %}<|start_of_role|>{{ message.role }}<|end_of_role|>{{ message.content }}"
     "<|end_of_text|>\n{% endfor %}<|start_of_role|>assistant<|end_of_role|>"
@@ -34,15 +37,15 @@ TEMPLATE = (
 BARE_TOKENS = 64
 
 
-def fake_model(rate: float, ttft: float, places: int) -> ReadyModel:
-    """The whole path of texts over an engine of this speed."""
+def byte_model() -> "LoadedModel":
+    """All that a prompt and an answer need, with a token for each byte and no weights."""
     import torch
 
     from granite_demo.loading import LoadedModel
     from granite_demo.placement import Placement
     from tests.bytetokens import byte_tokenizer
 
-    loaded = LoadedModel(
+    return LoadedModel(
         SimpleNamespace(config=SimpleNamespace(vocab_size=300)),
         byte_tokenizer(TEMPLATE),
         registry.SAMPLE,
@@ -50,7 +53,11 @@ def fake_model(rate: float, ttft: float, places: int) -> ReadyModel:
         context_length=131_072,
         eos_ids=frozenset(),
     )
-    return ReadyModel(loaded, FixedSpeedEngine(rate, ttft, places))
+
+
+def fake_model(rate: float, ttft: float, places: int) -> ReadyModel:
+    """The whole path of texts over an engine of this speed."""
+    return ReadyModel(byte_model(), FixedSpeedEngine(rate, ttft, places))
 
 
 def real_sample() -> ReadyModel:

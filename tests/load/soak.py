@@ -21,8 +21,11 @@ SLACK = {"threads": 48, "fds": 16}
 """Pools of threads fill as they are needed and stay: anyio's has 40."""
 IDLE_SECONDS, LIGHT_SECONDS = 1.0, 0.2
 SETTLE_SECONDS = 15.0
-MIN_FOR_SLOPE = 500
-"""Requests below which allocators' noise is larger than a slope."""
+LIGHT_ASKERS, LIGHT_EVERY = 6, 0.1
+"""60 light requests a second, where they are answered in time."""
+SPARE_TASKS = 4
+MIN_FOR_GROWTH, MIN_FOR_SLOPE = 500, 2000
+"""Requests below which what fills up is more than what leaks: allocators, and the 2,000 pages that are remembered."""
 
 
 @dataclass
@@ -41,6 +44,8 @@ class Soak:
     grown: float
     base: dict[str, float]
     end: dict[str, float]
+    tasks: tuple[int, int]
+    """Of asyncio, before the first visitor and after the last."""
     updates_rate: float
     failures: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
@@ -104,6 +109,8 @@ async def soak(server: Loaded, visitors: int, seconds: float, tokens: int = 32, 
     """``visitors`` come again and again for ``seconds``."""
     async with client(server.url) as http, client(server.url) as aside:
         door = await opened(http)
+        await visit(door, 0, tokens, random.Random(0), 0, 0)  # the first of all starts what stays
+        before = int((await server.state(aside))["tasks"])
         start = time.monotonic()
         heard: list[Heard] = []
         served: dict[int | None, Served] = {}
@@ -122,7 +129,8 @@ async def soak(server: Loaded, visitors: int, seconds: float, tokens: int = 32, 
                 served.update({row.seed: row for row in await server.served(aside)})
                 await asyncio.sleep(max(0.5, seconds / 100))
 
-        watchers = [asyncio.create_task(watch()), asyncio.create_task(light_requests(aside, 1 / 20, light))]
+        asking = (light_requests(aside, LIGHT_EVERY, light) for _ in range(LIGHT_ASKERS))
+        watchers = [asyncio.create_task(one) for one in (watch(), *asking)]
         await asyncio.gather(*(come_again() for _ in range(visitors)))
         took = time.monotonic() - start
         for task in watchers:
@@ -130,8 +138,9 @@ async def soak(server: Loaded, visitors: int, seconds: float, tokens: int = 32, 
         await asyncio.gather(*watchers, return_exceptions=True)
         idle = await settled(server, aside)
         served.update({row.seed: row for row in await server.served(aside)})
-    await asyncio.sleep(1.0)
-    return _result(took, heard, list(served.values()), memory, server.census(), light, idle)
+        await asyncio.sleep(1.0)
+        counted = before, int((await server.state(aside))["tasks"])
+    return _result(took, heard, list(served.values()), memory, server.census(), light, idle, counted)
 
 
 def _result(
@@ -142,6 +151,7 @@ def _result(
     end: dict[str, float],
     light: list[float],
     idle: bool,
+    tasks: tuple[int, int],
 ) -> Soak:
     warm = [row for row in memory if row[0] >= WARM_UP * len(heard)] or memory[-1:]
     counts = [count for count, _ in warm]
@@ -159,6 +169,7 @@ def _result(
         end["rss_mb"] - sizes[0],
         warm[0][1],
         end,
+        tasks,
         sum(one.updates for one in heard if one.door == "page") / took,
         sorted({one.why for one in heard if one.outcome == "failed"})[:10],
     )
@@ -166,7 +177,8 @@ def _result(
         f"{found.outcomes.get('failed', 0)} requests failed": not found.outcomes.get("failed"),
         "the engine is not idle at the end": idle,
         "memory grows by each request": len(heard) < MIN_FOR_SLOPE or slope < SLOPE_MB,
-        "memory grew in all": found.grown < GROWN_MB or len(heard) < MIN_FOR_SLOPE,
+        "memory grew in all": found.grown < GROWN_MB or len(heard) < MIN_FOR_GROWTH,
+        "tasks are not back": tasks[1] <= tasks[0] + SPARE_TASKS,
         **{f"{name} are not back": end[name] <= found.base[name] + slack for name, slack in SLACK.items()},
     }
     found.broken = [name for name, kept in bounds.items() if not kept]

@@ -9,7 +9,7 @@ import pytest
 
 from granite_demo.engine.waiting import MAX_WAITING
 from tests.load.process import Loaded, server
-from tests.load.soak import client, settled, soak
+from tests.load.soak import client, light_requests, settled, soak, spread
 from tests.load.visitors import NONSENSE, Heard, crowd, opened
 
 PLAIN = {"leaves": 0, "nonsense": 0}
@@ -22,7 +22,7 @@ def running() -> Iterator[Loaded]:
         yield found
 
 
-async def test_f4_the_order_of_service_is_that_of_arrival(running: Loaded) -> None:
+async def test_f04_the_order_of_service_is_that_of_arrival(running: Loaded) -> None:
     async with client(running.url) as http:
         door = await opened(http)
         heard = await crowd(door, 16, 12, first=5001, **PLAIN)
@@ -46,6 +46,22 @@ async def test_nonsense_is_refused_and_not_a_failure(running: Loaded, number: in
         await (await opened(http)).nonsense(heard, Chosen())  # type: ignore[arg-type]
         assert await settled(running, http)
     assert heard.outcome == "nonsense", heard.why
+
+
+async def test_f04_a_hundred_at_once_are_answered_or_refused_and_light_requests_go_on(running: Loaded) -> None:
+    light: list[float] = []
+    async with client(running.url) as http, client(running.url) as aside:
+        door = await opened(http)
+        watcher = asyncio.create_task(light_requests(aside, 0.05, light))
+        heard = await crowd(door, 100, 4, first=7001, **PLAIN)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
+        assert await settled(running, http)
+    count = Counter(one.outcome for one in heard)
+    assert set(count) <= {"answered", "refused"}, [one.why for one in heard if one.why]
+    assert count["answered"] >= MAX_WAITING
+    assert len(light) > 5
+    assert spread(light)[1] < 2  # 200 ms where nobody else works; see targets
 
 
 async def test_those_who_have_no_room_are_refused_and_nobody_fails(running: Loaded) -> None:

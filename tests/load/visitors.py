@@ -40,6 +40,7 @@ class Door:
         self.http = http
         events = config["dependencies"]
         self._send = next(event for event in events if event["api_name"] == "send")
+        self._stop = next(event for event in events if event["api_name"] == "stop")
         self._answer = next(event for event in events if event.get("trigger_after") == self._send["id"])
         self._finish = next(event for event in events if event.get("trigger_after") == self._answer["id"])
         self._shown = {component["id"]: component["props"] for component in config["components"]}
@@ -110,6 +111,11 @@ class Door:
                 if leave:
                     heard.outcome = "left"
                     return
+
+    async def stop(self, heard: Heard) -> None:
+        """Press Stop on the page of ``heard``."""
+        body = {"data": [], "fn_index": self._stop["id"], "session_hash": f"visitor{heard.seed}"}
+        (await self.http.post("/gradio_api/queue/join", json=body)).raise_for_status()
 
     async def nonsense(self, heard: Heard, chance: random.Random) -> None:
         """What no page and no client would send, once. Refused with a code of its own, never by a failure."""

@@ -4,7 +4,7 @@ import pytest
 
 from granite_demo.errors import ConfigurationError
 from granite_demo.limits import Limits
-from granite_demo.server.policy import MAX_BODY, PUBLIC_LIMITS, PUBLIC_MAX_BODY, limits_of, policy_of
+from granite_demo.server.policy import MAX_BODY, PUBLIC_DIRECT, PUBLIC_LIMITS, PUBLIC_MAX_BODY, limits_of, policy_of
 from granite_demo.settings import LOOPBACK, Settings
 
 PUBLIC = {"host": "0.0.0.0"}
@@ -18,12 +18,13 @@ def test_at_home_only_this_machines_names_are_answered() -> None:
     policy = policy_of(resolved())
     assert set(policy.hosts) == set(LOOPBACK)
     assert (policy.api_key, policy.logins, policy.max_body) == ("", (), MAX_BODY)
+    assert not policy.direct
 
 
 def test_in_public_any_name_is_answered_and_less_is_taken() -> None:
     for flags in (PUBLIC, {"share": "yes"}):
         policy = policy_of(resolved(**flags))
-        assert (policy.hosts, policy.max_body) == ((), PUBLIC_MAX_BODY)
+        assert (policy.hosts, policy.max_body, policy.direct) == ((), PUBLIC_MAX_BODY, PUBLIC_DIRECT)
 
 
 def test_names_can_be_given_and_a_health_check_goes_on() -> None:

@@ -10,9 +10,13 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import yaml  # type: ignore[import-untyped]
+from starlette.responses import PlainTextResponse
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from granite_demo.errors import ConfigurationError
 from granite_demo.server.run import bind
@@ -37,6 +41,24 @@ def test_small_pieces_of_a_stream_are_sent_at_once() -> None:
 def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="192.0.2.1"):
         bind("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("service", ["cpu", "gpu", "page"])
+async def test_behind_a_proxy_of_dockers_host_each_visitor_is_told_from_the_others(service: str) -> None:
+    compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
+    proxies = compose["services"][service]["environment"]["GRANITE_DEMO_TRUSTED_PROXIES"]
+
+    async def tell(scope: Any, receive: Any, send: Any) -> None:
+        await PlainTextResponse(scope["client"][0])(scope, receive, send)
+
+    async def seen(peer: str) -> str:
+        app: Any = ProxyHeadersMiddleware(tell, proxies)
+        transport = httpx.ASGITransport(app, client=(peer, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            return (await http.get("/", headers={"x-forwarded-for": "198.51.100.7, 203.0.113.9"})).text
+
+    assert await seen("172.18.0.1") == "203.0.113.9"
+    assert await seen("203.0.113.5") == "203.0.113.5"
 
 
 @contextmanager
@@ -72,7 +94,7 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
     with app("--model", "sample") as (process, lines):
         url = address(lines)
         assert url.startswith("http://127.0.0.1:")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while httpx.get(f"{url}/health").json()["model"] != "ready":
             assert time.monotonic() < deadline
             time.sleep(0.2)

@@ -2,17 +2,29 @@
 
 import asyncio
 import logging
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
+from granite_demo import constraints
 from granite_demo.access import MAX_FAILURES
+from granite_demo.backends import LocalBackend
 from granite_demo.errors import EngineError
 from granite_demo.limits import Limits
+from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.server.guards import CrowdGuard
 from granite_demo.server.policy import PUBLIC_MAX_BODY
+from granite_demo.status import LoadOptions, Report
 from tests.bad_requests import CHAT, PLAIN
-from tests.fakes import FakeBackend
-from tests.threats.stranger import TOKEN, public
+from tests.fakes import FakeBackend, FakeEngine
+from tests.load.server import byte_model
+from tests.threats.stranger import TOKEN, Stranger, public
 
 HUB_TOKEN = "hf_" + "c4nary" * 5
 
@@ -77,6 +89,34 @@ async def test_t11_one_visitor_gets_so_many_answers_and_then_429(backend: FakeBa
         assert http.post(CHAT, json=PLAIN[CHAT]).status_code == 200
 
 
+async def test_t11_direct_events_of_the_page_are_bounded_for_each_visitor() -> None:
+    entered, gate = asyncio.Semaphore(0), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        entered.release()
+        await gate.wait()
+        await PlainTextResponse("done")(scope, receive, send)
+
+    guard = CrowdGuard(app, 2)
+
+    async def ask(path: str, host: str = "192.0.2.1") -> int:
+        transport = httpx.ASGITransport(guard, client=(host, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
+            return (await http.post(path)).status_code
+
+    running = [asyncio.create_task(ask("/gradio_api/run/predict")) for _ in range(2)]
+    for _ in running:
+        await entered.acquire()
+    assert await ask("/gradio_api/run/predict") == 429
+    assert await ask("/gradio_api/upload") == 429
+    others = [asyncio.create_task(ask("/gradio_api/run/predict", "192.0.2.2")), asyncio.create_task(ask("/health"))]
+    for _ in others:
+        await entered.acquire()
+    gate.set()
+    assert await asyncio.gather(*running, *others) == [200] * 4
+    assert await ask("/gradio_api/run/predict") == 200
+
+
 def test_t11_the_page_says_why_and_loses_nothing(backend: FakeBackend) -> None:
     with public(backend, Limits(tokens=1)) as http:
         assert "Hello" in http.ask("first")
@@ -135,3 +175,61 @@ def test_t17_no_other_page_may_read_an_answer(backend: FakeBackend, origin: str)
         simple = {"origin": origin, "content-type": "text/plain"}
         for path in (CHAT, "/gradio_api/queue/join"):
             assert http.post(path, content="{}", headers=simple).status_code in (400, 403, 422)
+
+
+def deep(levels: int) -> dict[str, Any]:
+    """A schema of so many schemas in one another."""
+    schema: dict[str, Any] = {}
+    for _ in range(levels):
+        schema = {"properties": {"a": schema}}
+    return schema
+
+
+def schema_of(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}}
+
+
+@pytest.fixture(scope="module")
+def open_site() -> Iterator[tuple[Stranger, FakeBackend]]:
+    """One page for many refusals."""
+    backend = FakeBackend()
+    with public(backend) as stranger:
+        yield stranger, backend
+
+
+BOMBS: dict[str, dict[str, Any]] = {
+    "five stop strings": {"stop": ["a", "b", "c", "d", "e"]},
+    "a long stop string": {"stop": ["x" * 65]},
+    "a template": {"chat_template": "{{ cycler.__init__.__globals__ }}"},
+    "a switch that tokenizes": {"chat_template_kwargs": {"tokenize": True}},
+    "a repetition of repetitions": {"guided_regex": "(a{1,1000}){1,1000}"},
+    "a long pattern": {"guided_regex": "a?" * 2001},
+    "too many choices": {"guided_choice": [str(number) for number in range(1001)]},
+    "a deep schema": schema_of(deep(220)),
+    "a large schema": schema_of({"description": "x" * 70_000}),
+    "a schema that fetches": schema_of({"$ref": "http://127.0.0.1:1/x"}),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_t10_what_takes_for_ever_is_refused(open_site: tuple[Stranger, FakeBackend], name: str) -> None:
+    stranger, backend = open_site
+    answer = stranger.post(CHAT, json={**PLAIN[CHAT], **BOMBS[name]})
+    assert answer.status_code == 400, answer.text
+    assert len(answer.json()["error"]["message"]) < 400
+    assert not backend.requests
+
+
+def test_t10_what_takes_long_to_prepare_is_given_up_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded, engine = byte_model(), FakeEngine([70])
+
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        return ReadyModel(replace(loaded, eos_ids=frozenset({3})), engine)
+
+    monkeypatch.setattr(constraints.compile_in_time, "__defaults__", (0.0, constraints.NOTHING))
+    backend = LocalBackend(ModelManager(load), LoadOptions("sample"))
+    with public(backend, Limits()) as stranger:
+        schema = schema_of({"type": "object", "properties": {"a": {"type": "integer"}}})
+        answer = stranger.post(CHAT, json={**PLAIN[CHAT], **schema})
+        assert (answer.status_code, "to prepare. Simplify it" in answer.text) == (400, True)
+        assert stranger.post(CHAT, json={**PLAIN[CHAT], "max_tokens": 1}).status_code == 200

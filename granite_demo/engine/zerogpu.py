@@ -1,0 +1,166 @@
+"""The engine of a ZeroGPU Space: each answer is written in a process that has a GPU for as long as the answer takes.
+
+The package ``spaces``, which such a Space has, forks that process for a function that it has decorated, and gives it
+the GPU. So the model is loaded without one, and what goes in and comes out is pickled. Nothing is kept for the next
+answer.
+"""
+
+import asyncio
+import contextvars
+import importlib
+import threading
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import ExitStack, aclosing, closing
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from granite_demo.constraints import Matcher
+from granite_demo.engine.base import Measure, T, TokenStream, answer_limit, as_user_error, closed_error
+from granite_demo.engine.dynamic import DynamicRunner
+from granite_demo.engine.layers import nothing
+from granite_demo.engine.sampler import Sampler
+from granite_demo.engine.waiting import MAX_WAITING
+from granite_demo.errors import ConfigurationError, EngineBusyError, EngineError, GraniteDemoError, InvalidRequestError
+from granite_demo.loading import LoadedModel
+from granite_demo.sampling_params import SamplingParams
+from granite_demo.status import EngineStats, Fact, Feature
+from granite_demo.types import Queued, Token
+
+START_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 20, 120
+"""How long a GPU is asked for: what moving the weights takes, and the answer at a careful speed. Quotas count it."""
+CLOSE_SECONDS = 2.0
+CANNOT = "on ZeroGPU the model runs in another process"
+UNABLE: tuple[Feature, ...] = ("scoring", "constraints", "comparing precisions")
+
+
+def load_spaces() -> Any:
+    """The package ``spaces``. To be called before anything asks torch for a GPU. Raises ConfigurationError."""
+    try:
+        spaces = importlib.import_module("spaces")
+    except ImportError:
+        raise ConfigurationError("ZeroGPU needs the package spaces: write it into requirements.txt.") from None
+    if not hasattr(spaces.zero, "startup"):
+        raise ConfigurationError("The zerogpu engine is for Spaces with ZeroGPU hardware. Choose another, or auto.")
+    return spaces
+
+
+def settle(loaded: LoadedModel) -> None:
+    """Give ZeroGPU the weights, and tell it that the Space has started. On the thread that imported ``spaces``.
+
+    There ``cuda`` is a place to keep weights for the processes to come. ``spaces`` would do the rest when a page is
+    launched, which one inside of another application never is.
+    """
+    loaded.model.to("cuda")
+    load_spaces().zero.startup()
+
+
+class ZeroGpuEngine:
+    """One process for each answer, as many at once as ZeroGPU has GPUs for; it lets the others wait."""
+
+    unable: tuple[tuple[Feature, str], ...] = tuple((feature, CANNOT) for feature in UNABLE)
+
+    def __init__(self, loaded: LoadedModel, spaces: Any, why: str, device: str = "cuda") -> None:
+        """``device``: that of the process that writes."""
+        self.facts: tuple[Fact, ...] = (
+            ("Engine", "ZeroGPU, a process for each answer", why),
+            ("KV cache", "of one answer", "the GPU is given back after it, with all that is on it"),
+        )
+        self._write = spaces.GPU(duration=seconds_for)(writer(loaded, device))
+        self._running: dict[TokenStream[Token], threading.Thread] = {}
+        self._lock = threading.Lock()
+        self._closed = False
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
+        """See ``Engine.generate``."""
+        answer_limit(sampling)
+        if matcher:
+            raise InvalidRequestError(f"An answer cannot be constrained: {CANNOT}.")
+        stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
+        self._begin(stream, list(prompt_ids), sampling)
+        async with aclosing(stream.read()) as items:
+            async for item in items:
+                yield item
+
+    async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
+        """See ``Engine.score``. It cannot."""
+        raise InvalidRequestError(f"A text cannot be scored: {CANNOT}.")
+        yield
+
+    def _begin(self, stream: TokenStream[Token], prompt_ids: list[int], sampling: SamplingParams) -> None:
+        # In the context of the page's event: ZeroGPU finds there whose quota it is.
+        context = contextvars.copy_context()
+        thread = threading.Thread(
+            target=context.run, args=(self._answer, stream, prompt_ids, sampling), name="engine", daemon=True
+        )
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            if len(self._running) >= MAX_WAITING:
+                raise EngineBusyError(len(self._running))
+            self._running[stream] = thread
+            thread.start()
+
+    def _answer(self, stream: TokenStream[Token], prompt_ids: list[int], sampling: SamplingParams) -> None:
+        outcome = None
+        try:
+            with closing(self._write(prompt_ids, sampling)) as tokens:  # closing it ends the process's work
+                for token in tokens:
+                    stream.put(token)
+        except BaseException as error:
+            outcome = _told(error)
+        with self._lock:
+            self._running.pop(stream, None)
+        stream.finish(outcome)
+
+    def stats(self) -> EngineStats:
+        """See ``Engine.stats``."""
+        return EngineStats(len(self._running), 0)
+
+    def close(self) -> None:
+        """See ``Engine.close``. An answer that still waits for a GPU is not waited for."""
+        with self._lock:
+            self._closed = True
+            running = list(self._running.items())
+        for stream, _ in running:
+            stream.cancel(closed_error())
+        for _, thread in running:
+            thread.join(CLOSE_SECONDS)
+
+
+def seconds_for(prompt_ids: list[int], sampling: SamplingParams) -> int:
+    """How long a GPU is asked for."""
+    return min(START_SECONDS + (sampling.max_tokens or 0) // TOKENS_PER_SECOND, MOST_SECONDS)
+
+
+def writer(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingParams], Iterator[Token]]:
+    """A function that writes an answer; it moves the model to ``device`` where it is not there."""
+    # What suits a processor does not suit a GPU.
+    there = replace(loaded, placement=replace(loaded.placement, device=device, wide=False))
+
+    def write(prompt_ids: list[int], sampling: SamplingParams) -> Iterator[Token]:
+        there.model.to(device)
+        runner = DynamicRunner(there, 0)
+        with torch.inference_mode(), ExitStack() as stack:
+            stack.callback(runner.release)  # the process may write another answer
+            slot = runner.open(prompt_ids)
+            for start in range(0, len(prompt_ids), runner.chunk):
+                logits = runner.forward(slot, prompt_ids[start : start + runner.chunk], nothing)
+            sample = Sampler(sampling, prompt_ids, logits.device)
+            for left in reversed(range(answer_limit(sampling))):
+                token = sample(logits)
+                yield token
+                if token.id in there.eos_ids or not left:
+                    return
+                logits = runner.forward(slot, [token.id], nothing)
+
+    return write
+
+
+def _told(error: BaseException) -> GraniteDemoError | None:
+    """What the reader is told: of gradio's own errors, which ``spaces`` raises, their words. They name quotas."""
+    message, title = getattr(error, "message", None), getattr(error, "title", "ZeroGPU")
+    return EngineError(f"{title}: {message}") if isinstance(message, str) else as_user_error(error)

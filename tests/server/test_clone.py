@@ -1,0 +1,74 @@
+"""A fresh clone, root's and read-only, in the hands of a user with an empty home: what README tells them to type."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.test_docker import UID, unprivileged
+
+ROOT = Path(__file__).parents[2]
+TESTS = ("tests/test_settings.py", "tests/test_conversations.py", "tests/server/test_share.py")
+"""Some of them: with and without a server."""
+pytestmark = [
+    pytest.mark.release,
+    pytest.mark.skipif(os.getuid() != 0 or not shutil.which("setpriv"), reason="only root can become another user"),
+]
+
+
+@pytest.fixture
+def clone() -> Iterator[tuple[Path, dict[str, str]]]:
+    """The folder, and the environment of its user."""
+    place = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    place.chmod(0o755)
+    folder = place / "clone"
+    subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(folder)], check=True)
+    shutil.rmtree(folder / ".git")
+    for path in [folder, *folder.rglob("*")]:
+        path.chmod(0o555)
+    for name in ("home", "tmp"):
+        (place / name).mkdir()
+        os.chown(place / name, UID, UID)
+    kept = {name: value for name, value in os.environ.items() if name == "PATH" or name.startswith("PIP_")}
+    yield folder, {**kept, "HOME": str(place / "home"), "TMPDIR": str(place / "tmp")}
+    shutil.rmtree(place)
+
+
+def test_app_fetches_the_sample_and_answers(clone: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = clone
+    command = [*unprivileged(), sys.executable, "app.py", "--port", "0"]
+    log = folder.parent / "log"
+    with log.open("w") as output:
+        process = subprocess.Popen(command, cwd=folder, env=environment, stderr=output)
+    try:
+        deadline = time.monotonic() + 600
+        while not (found := re.search(r"is at (http://\S+)", log.read_text())):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        while (state := httpx.get(f"{found[1]}/health", timeout=60).json()["model"]) != "ready":
+            assert state != "failed", log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.5)
+        body = {"prompt": "The capital of France is", "max_tokens": 8, "temperature": 0}
+        assert "Paris" in httpx.post(f"{found[1]}/v1/completions", json=body, timeout=120).text
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text()
+    assert {path.name for path in (folder.parent / "home").iterdir()} <= {".cache", ".config", ".local"}
+
+
+def test_the_tests_run(clone: tuple[Path, dict[str, str]]) -> None:
+    folder, environment = clone
+    command = [*unprivileged(), sys.executable, "-m", "pytest", "-q", "-n", "3", *TESTS]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]

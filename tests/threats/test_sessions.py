@@ -1,0 +1,141 @@
+"""Many at once: nobody hears of another. And what a model writes is a text, whatever it says."""
+
+import asyncio
+import json
+import logging
+import random
+import sys
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from granite_demo.messages import ToolCall
+from granite_demo.types import Finish, GenerationRequest, StreamEvent, TextDelta, Timings, ToolCalled, Usage
+from granite_demo.ui.blocks import MAX_WAITING
+from tests.fakes import FakeBackend
+from tests.threats.stranger import Stranger, asked, public
+
+SESSIONS = 50
+
+
+class Echo(FakeBackend):
+    """Answers with the words of the question."""
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
+        for count, word in enumerate(request.messages[-1].content.split(), 1):
+            yield TextDelta(f"{word} ", count)
+            await asyncio.sleep(0.01)
+        yield Finish("stop", Usage(5, 20), Timings(0.1, 0.2))
+
+
+class Visitor:
+    """One session of the page's own protocol."""
+
+    def __init__(self, http: httpx.AsyncClient, stranger: Stranger, number: int) -> None:
+        self.http, self.stranger = http, stranger
+        self.session, self.canary = f"visitor{number}", f"canary{number:03}x"
+        self.heard = ""
+
+    async def join(self, name: str, values: list[Any]) -> None:
+        body = {"data": values, "fn_index": self.stranger.event(name)["id"], "session_hash": self.session}
+        (await self.http.post("/gradio_api/queue/join", json=body)).raise_for_status()
+
+    async def ask(self, then: str = "") -> None:
+        """Ask, and do ``then`` in the middle of the answer."""
+        values = self.stranger.values(self.stranger.event("answer"))
+        held = asked(" ".join([self.canary] * 8))
+        await self.join("answer", [held, held["head"], *values[2:]])
+        async with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+            async for line in stream.aiter_lines():
+                self.heard += line
+                if then and '"process_generating"' in line:
+                    await self.join(then, [])
+                    then = ""
+                if line.startswith("data:") and json.loads(line[5:])["msg"] == "close_stream":
+                    break
+
+
+async def test_t18_of_fifty_sessions_none_hears_of_another(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG, "granite_demo")
+    with public(Echo()) as stranger:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+        async with httpx.AsyncClient(base_url=stranger.base_url, timeout=60, limits=limits) as http:
+            visitors = [Visitor(http, stranger, number) for number in range(SESSIONS)]
+            ways = ["", "", "stop", "leave_1"]
+            places = asyncio.Semaphore(MAX_WAITING // 2)  # of the page's queue: stopping takes one, too
+
+            async def come(one: Visitor, then: str) -> None:
+                async with places:
+                    await one.ask(then)
+
+            await asyncio.gather(*(come(one, ways[place % 4]) for place, one in enumerate(visitors)))
+            # Whoever gets the name of a session that was left hears nothing of what was said in it.
+            later = Visitor(http, stranger, SESSIONS)
+            later.session = visitors[0].session
+            await later.ask()
+    for one in (*visitors, later):
+        assert one.canary in one.heard
+        assert [other.canary for other in (*visitors, later) if other is not one and other.canary in one.heard] == []
+    assert "canary" not in caplog.text
+
+
+WRITES = frozenset({"os.system", "os.exec", "os.posix_spawn", "subprocess.Popen", "os.remove", "os.rename", "os.mkdir"})
+_watching: list[list[str]] = []
+
+
+def _audit(event: str, values: tuple[Any, ...]) -> None:
+    if not _watching:
+        return
+    if event in WRITES or (event == "open" and isinstance(values[1], str) and set(values[1]) & set("wax+")):
+        _watching[-1].append(f"{event} {values[0]!r}")
+    elif event == "compile" and "canary" in str(values[0]):
+        _watching[-1].append(event)
+
+
+@contextmanager
+def watched() -> Iterator[list[str]]:
+    """What this process writes and starts in the block."""
+    if _audit not in _hooked:
+        sys.addaudithook(_audit)  # for good: there is no way to take it back
+        _hooked.append(_audit)
+    _watching.append([])
+    try:
+        yield _watching[-1]
+    finally:
+        _watching.pop()
+
+
+_hooked: list[Any] = []
+
+
+def test_t19_what_the_model_writes_does_nothing(
+    backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seed = random.randrange(10**6, 10**7)
+    texts = ["```python\nopen('canary', 'w')\n```", "$(touch canary) `touch canary`", "{{ ''.__class__.__mro__ }}"]
+    calls = [("calculator", {"expression": f"{seed}*{seed}"}), ("os.system", {"command": "touch canary"})]
+    calls += [("eval", {"code": "open('canary', 'w')"}), ("../../app", {"path": "/etc/passwd"})]
+    written = [TextDelta(text, place) for place, text in enumerate(texts, 1)]
+    called = [ToolCalled(ToolCall(name, json.dumps(values))) for name, values in calls]
+    backend.script = [*written, *called, Finish("tool_calls", Usage(5, 9), Timings(0.1, 0.2))]
+    with public(backend) as stranger:
+        stranger.ask("warm up")  # which imports what writes caches
+        with watched() as done:
+            heard = stranger.ask("Go on.")
+            for stream in (False, True):
+                body = {"messages": [{"role": "user", "content": "Go on."}], "stream": stream}
+                heard += stranger.post("/v1/chat/completions", json=body).text
+    assert "touch canary" in heard
+    assert str(seed) in heard
+    assert str(seed * seed) not in heard  # a call is run by whoever presses its button
+    with watched() as noticed:
+        (tmp_path / "canary").write_text("written")
+        (tmp_path / "canary").unlink()
+    assert len(noticed) == 2
+    assert done == []
+    assert list(tmp_path.iterdir()) == []
