@@ -69,7 +69,7 @@ def test_what_is_kept_is_json_and_small() -> None:
     assert kept["sampling"] == {"temperature": 0.7, "top_p": 0.9, "stop": ["\n\n"], "max_tokens": 50, "seed": 77}
     assert kept["controls"] == {"thinking": "full", "citations": True}
     assert kept["provenance"]["choices"] == {"Device": "cpu", "Precision": "float32"}
-    assert kept["timings"] == {"ttft": 0.1235, "total": 0.5, "reasoning": 0.0}
+    assert kept["timings"] == {"ttft": 0.1235, "total": 0.5, "reasoning": 0.0, "written": 0}
     assert kept["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "reasoning_tokens": 0}
     always = {"granite-demo", "transformers", "torch", "tokenizers", "gradio", "python"}
     assert always <= set(kept["versions"]) <= always | {"llama-cpp-python", "bitsandbytes", "flash-attn"}

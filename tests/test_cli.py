@@ -84,7 +84,7 @@ def test_an_unknown_flag_is_exit_code_two() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--suite", "speed"], "--suite must be all or some of load, decode, ttft, page"),
+        (["--suite", "speed"], "--suite must be limit, all or some of load, decode, ttft, page"),
         (["--users", "0"], "--users must be 1 or more"),
         (["--model", "no-such-model"], "no-such-model"),
         (["--plot", "out.png"], "pip install matplotlib"),
@@ -102,13 +102,15 @@ def test_mistakes_in_bench_are_told_before_it_measures(
     assert printed.out == ""
 
 
-def test_bench_is_for_one_process(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_of_several_processes_measures_no_page(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit) as end:
-        main(["bench"])
+        main(["bench", "--suite", "page"])
     assert end.value.code == 2
-    assert "without torchrun" in " ".join(capsys.readouterr().err.split())
+    assert "--suite decode and ttft only" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_load_that_fails_keeps_its_exit_code(

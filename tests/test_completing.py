@@ -131,7 +131,7 @@ def test_thinking_goes_to_standard_error(
         "tool_calls": [],
         "finish_reason": "stop",
         "usage": {"prompt_tokens": 4, "completion_tokens": 2, "reasoning_tokens": 1},
-        "timings": {"ttft": 0.1, "total": 0.2, "reasoning": 0.0},
+        "timings": {"ttft": 0.1, "total": 0.2, "reasoning": 0.0, "written": 0},
         "seed": 9,
         "provenance": {
             "model": "sample",

@@ -54,6 +54,7 @@ FLAG_CELLS: dict[str, tuple[list[str], str]] = {
     "thinking that is a number": (["Hi", "--thinking", "1"], "hinking must be"),
     "an empty prompt": (["--raw", ""], "The prompt is empty."),
 }
+NUMBERS = "A box for numbers makes 1 of it."
 TYPED = "Whatever is typed is text: 7 is a number here, and there are no lists of numbers."
 LINES = "The box for stop strings holds lines of text: what is empty is none."
 NO_BOX = "The page has no box for it."
@@ -68,6 +69,8 @@ def page_cell(bad: Bad) -> tuple[dict[str, Any], str] | str:
     for name, value in bad.sampling.items():
         if name == "stop":
             return LINES if value in ("", 3, [3]) else ({"Stop strings": "\n".join(value)}, bad.words)
+        if name == "max_tokens" and value is True:
+            return NUMBERS
         if name == "seed" and value == "7":
             return TYPED
         if name in LABELS:

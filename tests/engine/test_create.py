@@ -104,6 +104,7 @@ def test_a_gpu_with_flash_attention_gets_batching(engines: Engines) -> None:
         ("KV cache", "262,144 tokens, 0.0 GB"),
         ("Decoding", "12 CUDA graphs"),
         ("Compiled", "no"),
+        ("Layers", "as transformers computes them"),
     ]
 
 
@@ -111,7 +112,7 @@ def test_compiling_is_asked_for(engines: Engines) -> None:
     said: list[str] = []
     engine = create_engine(loaded_on(GPU), "auto", True, lambda stage, fraction, detail: said.append(detail))
     assert engines.options["compile_level"] == 1
-    assert engine.facts[-1] == ("Compiled", "yes", "asked for")
+    assert engine.facts[-2] == ("Compiled", "yes", "asked for")
     assert said == ["compiling the decode step, about a minute"]
 
 

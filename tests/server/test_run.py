@@ -103,7 +103,7 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
             next(signs_of_life)
             # An open page must not keep the process alive.
             process.send_signal(stop)
-            assert process.wait(10) == 0
+            assert process.wait(20) == 0
     text = "".join(lines)
     assert "SmolLM2 135M sample (not an IBM model) is ready." in re.sub(r"\s+", " ", text)
     assert "Traceback" not in text

@@ -48,7 +48,7 @@ def test_the_events_and_server_functions_are_those_of_the_script() -> None:
     for name in ("select", "edit", "clear"):
         assert f'trigger("{name}"' in script
     assert demo.fns[3].js == library.SAVE_JS
-    assert "window.graniteDemo = { save" in script
+    assert "window.graniteDemo = {\n  save" in script
 
 
 def test_no_text_of_a_visitor_becomes_markup() -> None:
