@@ -68,6 +68,7 @@ def test_escape_closes_the_editor_and_gives_the_focus_back(page: Page) -> None:
     expect(page.locator("#message textarea")).to_be_focused()
 
 
+@pytest.mark.release
 def test_a_draft_outlives_a_reload(page: Page) -> None:
     page.locator("#message textarea").press_sequentially("Not yet")
     page.reload()

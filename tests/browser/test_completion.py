@@ -201,6 +201,7 @@ def test_an_edited_text_is_continued_anew(write: Page, fake: FakeBackend) -> Non
     assert fake.requests[-1].prompt == "The dog"
 
 
+@pytest.mark.release
 def test_undo_and_redo(write: Page) -> None:
     begin(write)
     write.locator("#accept").click()

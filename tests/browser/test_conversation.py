@@ -70,6 +70,7 @@ def test_versions_of_an_answer_have_arrows(page: Page, fake: FakeBackend) -> Non
     expect(answers(page)).to_contain_text("Another")
 
 
+@pytest.mark.release
 def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
@@ -165,6 +166,7 @@ def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> No
     assert page.evaluate("navigator.clipboard.readText()") == "**bold** and $x$"
 
 
+@pytest.mark.release
 def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
     fake.script = [TextDelta("Blue.", 3), END]
     send(page, "Which colour?")
@@ -219,6 +221,7 @@ def open_tools(page: Page) -> None:
     page.wait_for_timeout(500)
 
 
+@pytest.mark.release
 def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), tools=True))
     page = open_page()

@@ -51,6 +51,7 @@ def compare(page: Page, token: str = "secret") -> None:
     page.locator("#precisions-run").click()
 
 
+@pytest.mark.release
 def test_two_precisions_are_compared_and_nothing_is_fetched_from_elsewhere(pair: Page, fake: FakeBackend) -> None:
     asked: list[str] = []
     pair.on("request", lambda request: asked.append(request.url))
