@@ -5,21 +5,19 @@ Both are measured in one run, one after the other: each takes most of the memory
 
 import gc
 import json
-import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
 from rich.table import Table
 
-from granite_demo.bench import documented, tables
+from granite_demo.bench import documented, output, tables
 from granite_demo.bench.asking import GREEDY, SAMPLED, Prompts, ask
 from granite_demo.bench.figures import Spread
 from granite_demo.bench.limits import bandwidth, step_bytes
-from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
+from granite_demo.bench.options import BenchOptions
 from granite_demo.bench.report import SCHEMA, describe
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading import LoadedModel
@@ -79,7 +77,7 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
         name = "fused" if fuse else "plain"
         tell(f"{name}: loading")
         clock = _Clock()
-        ready = opened(clock, _Never(), fuse=fuse)
+        ready = opened(clock, threading.Event(), fuse=fuse)
         clock("ready", None, "")
         if fuse:
             report = describe(ready, asked.sizes("cuda"), ("limit",), "")
@@ -180,13 +178,6 @@ def _documented(loaded: LoadedModel, asked: BenchOptions) -> Spread:
     return Spread.of(run.decode_rate for run in runs)
 
 
-class _Never:
-    """Stands in for the event that cancels a load."""
-
-    def is_set(self) -> bool:
-        return False
-
-
 class _Clock:
     """Notes how long the warm-up of the engine took."""
 
@@ -203,13 +194,11 @@ class _Clock:
 
 def _write(head: dict[str, Any], ceilings: Ceilings, rows: Sequence[LimitRow], asked: BenchOptions) -> None:
     body = {"schema": SCHEMA, **head, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
-    text = json.dumps(body, indent=2)
-    if asked.json_file == STANDARD_OUTPUT:
-        sys.stdout.write(f"{text}\n")
-        return
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, tables.WIDE)
+    output.deliver(json.dumps(body, indent=2), lambda: _show(head, ceilings, rows), asked)
+
+
+def _show(head: dict[str, Any], ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
+    console = tables.wide_console()
     line = (
         f"{head['model']['title']} in {head['model']['precision']} on {head['device']['name']}: a copy moves "
         f"{ceilings.memory / 1e12:.2f} TB/s, a product of matrices {ceilings.arithmetic / 1e12:.0f} TFLOP/s"
@@ -219,11 +208,6 @@ def _write(head: dict[str, Any], ceilings: Ceilings, rows: Sequence[LimitRow], a
     for name, value, reason in head["facts"]:
         if name in ("Engine", "Layers"):
             console.print(f"{name}: {value} ({reason})", highlight=False, markup=False)
-    if asked.json_file:
-        try:
-            Path(asked.json_file).write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"The report cannot be written: {error}.") from error
 
 
 def table_of(rows: Sequence[LimitRow]) -> Table:

@@ -5,21 +5,16 @@ The first process measures the model alone while the others wait for it; then al
 
 import gc
 import json
-import sys
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
-from rich.console import Console
-
-from granite_demo.bench import decode, tables, ttft
+from granite_demo.bench import decode, output, tables, ttft
 from granite_demo.bench.decode import Decode
-from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
+from granite_demo.bench.options import BenchOptions
 from granite_demo.bench.report import SCHEMA, describe
 from granite_demo.bench.ttft import TtftRow
-from granite_demo.errors import ConfigurationError
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ReadyModel
 from granite_demo.status import Report
@@ -122,21 +117,11 @@ def _free() -> None:
 
 def _write(head: dict[str, Any], alone: Part, shared: Part, asked: BenchOptions) -> None:
     text = json.dumps({"schema": SCHEMA, **head, "parts": [asdict(alone), asdict(shared)]}, indent=2)
-    if asked.json_file == STANDARD_OUTPUT:
-        sys.stdout.write(f"{text}\n")
-        return
-    _show(head, alone, shared)
-    if asked.json_file:
-        try:
-            Path(asked.json_file).write_text(f"{text}\n", encoding="utf-8")
-        except OSError as error:
-            raise ConfigurationError(f"The report cannot be written: {error}.") from error
+    output.deliver(text, lambda: _show(head, alone, shared), asked)
 
 
 def _show(head: dict[str, Any], alone: Part, shared: Part) -> None:
-    console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, tables.WIDE)
+    console = tables.wide_console()
     model, device = head["model"], head["device"]
     line = f"{model['title']} in {model['precision']}, {shared.processes} processes beside one, on {device['name']}"
     console.print(line, highlight=False, markup=False)

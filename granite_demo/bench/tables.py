@@ -18,9 +18,7 @@ WIDE = 130  # columns where nobody looks, such as in a pipe: rows stay whole
 
 def show(report: Report, console: Console | None = None) -> None:
     """Print ``report``, by default to standard output."""
-    console = console or Console()
-    if not console.is_terminal:
-        console.width = max(console.width, WIDE)
+    console = wide_console(console)
     facts = ", ".join(f"{name} {value}" for name, value in report.versions.items() if name != "platform")
     lines = [
         f"{report.model['title']} in {report.model['precision']} on {report.device['name']}, "
@@ -46,6 +44,14 @@ def show(report: Report, console: Console | None = None) -> None:
             console.print(f"{name}: {value} ({reason})", highlight=False, markup=False)
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     console.print(f"Measured in {sum(report.seconds.values()):.0f} s: {parts}.", highlight=False)
+
+
+def wide_console(console: Console | None = None) -> Console:
+    """``console``, by default standard output, at least ``WIDE`` where it is no terminal."""
+    console = console or Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDE)
+    return console
 
 
 def tables(report: Report) -> Iterable[Table]:

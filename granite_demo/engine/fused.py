@@ -58,8 +58,13 @@ def shape_problem(config: Any) -> str:
         return "its products have biases"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
-    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    size = _head_size(config)
     return "" if size >= 16 and not size & (size - 1) else f"its heads have {size} dimensions"
+
+
+def _head_size(config: Any) -> int:
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return size
 
 
 def fuse(model: Any, kernels: Any = None, requests: int = 1) -> None:
@@ -67,14 +72,13 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1) -> None:
 
     ``requests``: the most in one step of continuous batching.
     """
-    config, shared = model.config, _Shared()
-    if kernels:
-        size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        heads = config.num_attention_heads, config.num_key_value_heads, size
-        shared.pages = kernels.Pages(requests, *heads, model.device)
     layers: Any = decoder_layers(model)
     if isinstance(layers[0], FusedLayer):
         return
+    config, shared = model.config, _Shared()
+    if kernels:
+        heads = config.num_attention_heads, config.num_key_value_heads, _head_size(config)
+        shared.pages = kernels.Pages(requests, *heads, model.device)
     for index, layer in enumerate(layers):
         layers[index] = FusedLayer(layer, kernels, shared)
     decoder = model.get_decoder()
@@ -129,11 +133,11 @@ class FusedNorm(nn.Module):
 
     def __init__(self, norm: Any) -> None:
         super().__init__()
-        self.weight, self.eps = norm.weight, norm.variance_epsilon
+        self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of the last dimension of ``x``."""
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        return _normed(self, x)
 
 
 class FusedHead(nn.Module):
