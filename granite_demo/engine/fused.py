@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from granite_demo.engine.fused_weights import Products, Weights
+from granite_demo.engine.fused_weights import Products, joined
 from granite_demo.engine.layers import decoder_layers
 from granite_demo.loading import LoadedModel
 from granite_demo.status import Fact
@@ -146,8 +146,7 @@ class FusedHead(nn.Module):
     def __init__(self, head: nn.Linear, kernels: Any) -> None:
         super().__init__()
         self.weight = head.weight
-        nothing = head.weight.new_empty(0)
-        self._weights = Weights(head.weight.detach(), nothing, nothing, *head.weight.shape)
+        self._weights = joined([head])
         self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -6,16 +6,31 @@ Only pages that are filled are read, and the part with the new token also writes
 """
 
 # mypy: disallow-untyped-decorators=False
+import functools
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PROGRAMS = 256
 """About two for each multiprocessor of an H100."""
 TOKENS = 64
 """That a program looks at together."""
+STAGES = 3
+"""Of loading: so many of them at once, less one."""
+JOINED: tl.constexpr = tl.constexpr(16)
+"""Parts that are put together at once."""
 LEAST_ROWS = 16
 """Of a product on tensor cores; fewer queries are filled up."""
+
+
+@functools.cache
+def early(device: torch.device) -> dict[str, Any]:
+    """Whether kernels may begin before the one before has ended (programmatic dependent launch; from Hopper on)."""
+    able = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return {"EARLY": able, "launch_pdl": able}
 
 
 class Pages:
@@ -43,14 +58,16 @@ class Pages:
         the cache so far, -1 for a row that only pads.
         """
         count, group = len(qkv), self._heads // self._kv_heads
+        few = triton.next_power_of_2(group)
         parts = max(1, PROGRAMS // self._kv_heads // count)
         out = torch.empty((count, self._heads * self._size), dtype=qkv.dtype, device=qkv.device)
         _attend[(count, self._kv_heads, parts)](
             qkv, keys, values, table, lengths, out, self._parts, self._ended, scaling,
             table.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
             values.stride(0), values.stride(1), values.stride(2),
-            KV_HEADS=self._kv_heads, GROUP=group, ROWS=max(LEAST_ROWS, triton.next_power_of_2(group)), SIZE=self._size,
-            PAGE=keys.shape[1], TOKENS=min(TOKENS, keys.shape[1]), PARTS=parts, num_warps=4, num_stages=3,
+            KV_HEADS=self._kv_heads, GROUP=group, ROWS=max(LEAST_ROWS, few), FEW=few, SIZE=self._size,
+            PAGE=keys.shape[1], TOKENS=min(TOKENS, keys.shape[1]), PARTS=parts, num_warps=4, num_stages=STAGES,
+            **early(qkv.device),
         )  # fmt: skip
         return out
 
@@ -78,19 +95,23 @@ def _keep(place, sums, largest, total, own, dim, SIZE: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _joined(partial, line, used, own, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
+def _joined(partial, line, used, row, own, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
     """What the parts amount to: each has sums, the largest score, and the total weight beside it."""
     largest, total, sums = _nothing(ROWS, SIZE)
-    for part in tl.range(0, used):
-        place = partial + (line + part * GROUP) * (SIZE + 2)
-        its_largest = tl.load(place + SIZE, mask=own, other=0.0, cache_modifier=".cg")
-        its_total = tl.load(place + SIZE + 1, mask=own, other=1.0, cache_modifier=".cg")
-        its_sums = tl.load(place[:, None] + dim[None, :], mask=own[:, None], other=0.0, cache_modifier=".cg")
+    for first in tl.range(0, used, JOINED):  # many at a time: each look at them takes as long as one
+        part = first + tl.arange(0, JOINED)
+        there = (part < used)[:, None] & own[None, :]
+        place = partial + (line + part[:, None] * GROUP + row[None, :]) * (SIZE + 2)
+        its_largest = tl.load(place + SIZE, mask=there, other=float("-inf"), cache_modifier=".cg")
+        its_total = tl.load(place + SIZE + 1, mask=there, other=0.0, cache_modifier=".cg")
+        its_sums = tl.load(
+            place[:, :, None] + dim[None, None, :], mask=there[:, :, None], other=0.0, cache_modifier=".cg"
+        )
         before = largest
-        largest = tl.maximum(before, its_largest)
-        shrunk, weight = tl.exp(before - largest), tl.exp(its_largest - largest)
-        total = total * shrunk + its_total * weight
-        sums = sums * shrunk[:, None] + its_sums * weight[:, None]
+        largest = tl.where(own, tl.maximum(before, tl.max(its_largest, 0)), 0.0)
+        shrunk, weight = tl.exp(before - largest), tl.exp(its_largest - largest[None, :])
+        total = total * shrunk + tl.sum(its_total * weight, 0)
+        sums = sums * shrunk[:, None] + tl.sum(its_sums * weight[:, :, None], 0)
     return sums / total[:, None]
 
 
@@ -98,8 +119,12 @@ def _joined(partial, line, used, own, dim, ROWS: tl.constexpr, SIZE: tl.constexp
 def _attend(  # type: ignore[no-untyped-def]
     qkv, keys, values, table, lengths, out, partial, ended, scaling, table_row, key_page, key_token, key_head,
     value_page, value_token, value_head, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    SIZE: tl.constexpr, PAGE: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
+    FEW: tl.constexpr, SIZE: tl.constexpr, PAGE: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     request, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     heads: tl.constexpr = KV_HEADS * GROUP
     row, dim, token = tl.arange(0, ROWS), tl.arange(0, SIZE), tl.arange(0, TOKENS)
@@ -144,12 +169,14 @@ def _attend(  # type: ignore[no-untyped-def]
     if used == 1:
         tl.store(result, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
         return
-    line = (request * KV_HEADS + kv_head) * PARTS * GROUP + row
-    _keep(partial + (line + part * GROUP) * (SIZE + 2), sums, largest, total, own, dim, SIZE)
+    line = (request * KV_HEADS + kv_head) * PARTS * GROUP
+    _keep(partial + (line + part * GROUP + row) * (SIZE + 2), sums, largest, total, own, dim, SIZE)
     tl.debug_barrier()
     count = ended + request * KV_HEADS + kv_head
     if tl.atomic_add(count, 1, sem="acq_rel") == used - 1:
         tl.debug_barrier()
-        whole = _joined(partial, line, used, own, dim, ROWS, SIZE, GROUP)
-        tl.store(result, whole.to(out.dtype.element_ty), mask=own[:, None])
+        few = tl.arange(0, FEW)
+        whole = _joined(partial, line, used, few, few < GROUP, dim, FEW, SIZE, GROUP)
+        place = out + request * heads * SIZE + (kv_head * GROUP + few)[:, None] * SIZE + dim[None, :]
+        tl.store(place, whole.to(out.dtype.element_ty), mask=(few < GROUP)[:, None])
         tl.store(count, 0)  # for the next layer

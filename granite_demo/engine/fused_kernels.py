@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_demo.engine.fused_attention import Pages as Pages
+from granite_demo.engine.fused_attention import early
 from granite_demo.engine.fused_weights import Weights
 
 
@@ -26,8 +28,8 @@ class Tile:
 
 
 BEST = {
-    ("rotated", False): Tile(2, 2048, 8),
-    ("gated", False): Tile(2, 2048, 8),
+    ("rotated", False): Tile(4, 2048, 8),
+    ("gated", False): Tile(4, 2048, 8),
     ("added", False): Tile(2, 1024, 4),
     ("scored", False): Tile(2, 2048, 8),
     ("rotated", True): Tile(4, 2048, 2),
@@ -36,106 +38,148 @@ BEST = {
 }
 """By kernel and whether the weights are in NF4; measured on an H100 (``python -m tests.gpu.measure_fused kernels``)."""
 
+HALF_A_WORD = """
+    shr.b32 s, c, {shift}; shr.b32 m, u, {shift};
+    prmt.b32 k, 0x0000ff00, 0, m;
+    prmt.b32 a, 0xb6b8b9bc, 0x00adb1b4, s; prmt.b32 b, 0x3533312d, 0x3c393837, s; lop3.b32 h, k, b, a, 0xca;
+    prmt.b32 a, 0x52339200, 0x00d4ea8d, s; prmt.b32 b, 0x68e02618, 0x00c9800d, s; lop3.b32 l, k, b, a, 0xca;
+    prmt.b32 a, l, h, 0x4051; prmt.b32 b, l, h, 0x6273;
+    mov.b32 {{p, q}}, a; cvt.f32.f16 ${0}, p; cvt.f32.f16 ${1}, q;
+    mov.b32 {{p, q}}, b; cvt.f32.f16 ${2}, p; cvt.f32.f16 ${3}, q;
+"""
+NF4: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 c, u, s, m, k, a, b, h, l; .reg .b16 p, q;"
+    "and.b32 c, $8, 0x77777777; shr.b32 u, $8, 3; and.b32 u, u, 0x11111111;"
+    + HALF_A_WORD.format(0, 1, 2, 3, shift=0)
+    + HALF_A_WORD.format(4, 5, 6, 7, shift=16)
+    + "}"
+)
+"""A word of eight codes to their numbers, without memory: ``prmt`` picks four bytes out of eight by four codes.
+
+The 16 numbers (QLoRA, https://arxiv.org/abs/2305.14314, appendix E) are there as float16, which is off by 0.02 % at
+most: h holds the upper bytes of four numbers, l the lower, each out of the lower (a) or the upper (b) eight by the
+fourth bit (k). Of a byte the upper code comes first.
+"""
+
+
+@triton.jit
+def _numbers(words, BLOCK: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The eight NF4 numbers of each of ``words`` (BLOCK, WORDS), in float32: (BLOCK, WORDS / 4, 32)."""
+    a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
+        NF4, "=f,=f,=f,=f,=f,=f,=f,=f,r", [words], dtype=(tl.float32,) * 8, is_pure=True, pack=1
+    )
+    even = tl.join(tl.join(a, e), tl.join(c, g))
+    odd = tl.join(tl.join(b, f), tl.join(d, h))
+    return tl.reshape(tl.join(even, odd), (BLOCK, WORDS // 4, 32))
+
 
 @triton.jit
 def _products(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, gain, rows, N, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr,
+    x, codes, scales, gain, rows, inside_rows, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """(the products of ``rows`` of the weights with x, the sum of the squares of x)"""
+    """(the products of ``BLOCK`` ``rows`` of the weights with x, the sum of the squares of x)
+
+    Weights do not depend on the kernel before, so with ``EARLY`` they are asked for while that one still runs.
+    """
     if FOUR:
-        # Eight numbers in a word. A thread has four words of every row, so that x is read once for all rows.
+        # A thread has four words of a row, which share a scale, and their x, which is read once for all rows.
         WORDS: tl.constexpr = STEP // 8
-        sums = tl.zeros((BLOCK, WORDS), dtype=tl.float32)
-        squares = tl.zeros((WORDS,), dtype=tl.float32)
+        sums = tl.zeros((BLOCK, WORDS // 4), dtype=tl.float32)
+        squares = tl.zeros((WORDS // 4, 32), dtype=tl.float32)
         for start in tl.static_range(0, K // 8, WORDS):
             word = start + tl.arange(0, WORDS)
-            inside = word < K // 8
-            mask = (rows < N)[:, None] & inside[None, :]
+            four = start // 4 + tl.arange(0, WORDS // 4)
+            mask = inside_rows[:, None] & (word < K // 8)[None, :]
             read = tl.load(codes + rows[:, None].to(tl.int64) * (K // 8) + word[None, :], mask=mask, other=0)
-            scale = tl.load(scales + rows[:, None].to(tl.int64) * (K // 64) + word[None, :] // 8, mask=mask, other=0.0)
-            product = tl.zeros((BLOCK, WORDS), dtype=tl.float32)
-            for place in tl.static_range(0, 8):
-                value = tl.load(x + word * 8 + place, mask=inside, other=0.0).to(tl.float32)
-                if NORM:
-                    squares += value * value
-                    value *= tl.load(gain + word * 8 + place, mask=inside, other=0.0).to(tl.float32)
-                # Of a byte the upper half comes first.
-                code = (read >> (8 * (place // 2) + 4 * (1 - place % 2))) & 15
-                product += tl.load(table + code) * value[None, :]
-            sums += product * scale
-        total = tl.sum(squares, 0)
+            mask = inside_rows[:, None] & (four < K // 32)[None, :]
+            scale = tl.load(scales + rows[:, None].to(tl.int64) * (K // 64) + four[None, :] // 2, mask=mask, other=0.0)
+            if EARLY and start == 0:
+                gdc_wait()
+                gdc_launch_dependents()
+            at = four[:, None] * 32 + tl.arange(0, 32)[None, :]
+            value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
+            if NORM:
+                squares += value * value
+                value *= tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
+            sums += tl.sum(_numbers(read, BLOCK, WORDS) * value[None, :, :], 2) * scale
+        total = tl.sum(squares)
     else:
         sums = tl.zeros((BLOCK, STEP), dtype=tl.float32)
         squares = tl.zeros((STEP,), dtype=tl.float32)
         for start in tl.static_range(0, K, STEP):
             at = start + tl.arange(0, STEP)
-            inside = at < K
-            value = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
+            mask = inside_rows[:, None] & (at < K)[None, :]
+            read = tl.load(codes + rows[:, None].to(tl.int64) * K + at[None, :], mask=mask, other=0.0)
+            if EARLY and start == 0:
+                gdc_wait()
+                gdc_launch_dependents()
+            value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
             if NORM:
                 squares += value * value
-                value *= tl.load(gain + at, mask=inside, other=0.0).to(tl.float32)
-            mask = (rows < N)[:, None] & inside[None, :]
-            read = tl.load(codes + rows[:, None].to(tl.int64) * K + at[None, :], mask=mask, other=0.0)
+                value *= tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
             sums += read.to(tl.float32) * value[None, :]
-        total = tl.sum(squares, 0)
+        total = tl.sum(squares)
     return tl.sum(sums, 1), total
 
 
 @triton.jit
 def _rotated(  # type: ignore[no-untyped-def]
-    x, gain, codes, scales, table, cos, sin, out, eps, turned, N, K: tl.constexpr, FOUR: tl.constexpr,
-    SIZE: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    x, gain, codes, scales, cos, sin, out, eps, turned, K: tl.constexpr, FOUR: tl.constexpr, SIZE: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Queries, keys and values of one token; a program takes ``BLOCK`` pairs of one head."""
+    """Queries, keys and values of one token; a program takes ``BLOCK`` results: pairs of one head."""
     HALF: tl.constexpr = SIZE // 2
-    PARTS: tl.constexpr = HALF // BLOCK
+    PAIRS: tl.constexpr = BLOCK // 2
+    PARTS: tl.constexpr = HALF // PAIRS
     head = tl.program_id(0) // PARTS
-    pair = (tl.program_id(0) % PARTS) * BLOCK + tl.arange(0, BLOCK)
-    low_rows, high_rows = head * SIZE + pair, head * SIZE + HALF + pair
-    low, squares = _products(x, codes, scales, table, gain, low_rows, N, K, True, FOUR, BLOCK, STEP)
-    high, _ = _products(x, codes, scales, table, gain, high_rows, N, K, True, FOUR, BLOCK, STEP)
-    scale = tl.rsqrt(squares / K + eps)
-    low, high = low * scale, high * scale
+    first_pair = (tl.program_id(0) % PARTS) * PAIRS
+    result = tl.arange(0, BLOCK)
+    rows = head * SIZE + first_pair + result // 2 + (result % 2) * HALF
+    sums, squares = _products(x, codes, scales, gain, rows, result < BLOCK, K, True, FOUR, BLOCK, STEP, EARLY)
+    low, high = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (PAIRS, 2)))
+    pair = first_pair + tl.arange(0, PAIRS)
     if head < turned:  # values are not rotated
         first = low * tl.load(cos + pair).to(tl.float32) - high * tl.load(sin + pair).to(tl.float32)
         second = high * tl.load(cos + HALF + pair).to(tl.float32) + low * tl.load(sin + HALF + pair).to(tl.float32)
         low, high = first, second
-    tl.store(out + low_rows, low.to(out.dtype.element_ty))
-    tl.store(out + high_rows, high.to(out.dtype.element_ty))
+    tl.store(out + head * SIZE + pair, low.to(out.dtype.element_ty))
+    tl.store(out + head * SIZE + HALF + pair, high.to(out.dtype.element_ty))
 
 
 @triton.jit
 def _gated(  # type: ignore[no-untyped-def]
-    x, gain, codes, scales, table, out, eps, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
-    STEP: tl.constexpr,
+    x, gain, codes, scales, out, eps, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
-    """silu(gate) * up, of which the weights are the first and the second N rows."""
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    gate, squares = _products(x, codes, scales, table, gain, rows, N, K, True, FOUR, BLOCK, STEP)
-    up, _ = _products(x, codes, scales, table, gain, rows + N, 2 * N, K, True, FOUR, BLOCK, STEP)
-    scale = tl.rsqrt(squares / K + eps)
-    gate, up = gate * scale, up * scale
-    tl.store(out + rows, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=rows < N)
+    """silu(gate) * up, of which the weights are the first and the second N rows; ``BLOCK`` rows in a program."""
+    result = tl.arange(0, BLOCK)
+    own = tl.program_id(0) * (BLOCK // 2) + result // 2
+    rows = own + (result % 2) * N
+    sums, squares = _products(x, codes, scales, gain, rows, own < N, K, True, FOUR, BLOCK, STEP, EARLY)
+    gate, up = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (BLOCK // 2, 2)))
+    place = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+    tl.store(out + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=place < N)
 
 
 @triton.jit
 def _added(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, residual, out, multiplier, N, K: tl.constexpr, FOUR: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr,
+    x, codes, scales, residual, out, multiplier, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums, _ = _products(x, codes, scales, table, codes, rows, N, K, False, FOUR, BLOCK, STEP)
+    sums, _ = _products(x, codes, scales, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
     before = tl.load(residual + rows, mask=rows < N, other=0.0).to(tl.float32)
     tl.store(out + rows, (before + multiplier * sums).to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
 def _scored(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, out, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr
+    x, codes, scales, out, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    EARLY: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums, _ = _products(x, codes, scales, table, codes, rows, N, K, False, FOUR, BLOCK, STEP)
+    sums, _ = _products(x, codes, scales, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
     tl.store(out + rows, sums.to(out.dtype.element_ty), mask=rows < N)
 
 
@@ -175,11 +219,10 @@ def norm_qkv(
 ) -> torch.Tensor:
     """Of one token ``x`` (1, K): RMSNorm, product, rotary of the first ``turned`` heads; shape (1, N)."""
     size, tile = cos.shape[-1], BEST["rotated", weights.four]
-    block = min(tile.results, size // 2)
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
-    _rotated[(weights.results // (2 * block),)](
-        x, gain, weights.codes, weights.scales, weights.table, cos, sin, out, eps, turned,
-        weights.results, weights.inputs, weights.four, SIZE=size, BLOCK=block, STEP=tile.inputs, num_warps=tile.warps,
+    _rotated[(weights.results // tile.results,)](
+        x, gain, weights.codes, weights.scales, cos, sin, out, eps, turned, weights.inputs, weights.four,
+        SIZE=size, BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return out
 
@@ -188,9 +231,9 @@ def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weigh
     """Of one token ``x`` (1, K): RMSNorm, then silu(gate) * up, of ``weights`` with 2 N results; shape (1, N)."""
     width, tile = weights.results // 2, BEST["gated", weights.four]
     out = torch.empty((1, width), dtype=x.dtype, device=x.device)
-    _gated[(triton.cdiv(width, tile.results),)](
-        x, gain, weights.codes, weights.scales, weights.table, out, eps,
-        width, weights.inputs, weights.four, BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps,
+    _gated[(triton.cdiv(weights.results, tile.results),)](
+        x, gain, weights.codes, weights.scales, out, eps, width, weights.inputs, weights.four,
+        BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return out
 
@@ -199,8 +242,8 @@ def linear_add(x: torch.Tensor, weights: Weights, residual: torch.Tensor, multip
     """residual + multiplier * product of ``x`` (1, K); shape (1, N)."""
     out, tile = torch.empty_like(residual), BEST["added", weights.four]
     _added[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, weights.table, residual, out, multiplier,
-        weights.results, weights.inputs, weights.four, BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps,
+        x, weights.codes, weights.scales, residual, out, multiplier, weights.results, weights.inputs, weights.four,
+        BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return out
 
@@ -210,8 +253,8 @@ def linear(x: torch.Tensor, weights: Weights) -> torch.Tensor:
     tile = BEST["scored", weights.four]
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _scored[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, weights.table, out,
-        weights.results, weights.inputs, weights.four, BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps,
+        x, weights.codes, weights.scales, out, weights.results, weights.inputs, weights.four,
+        BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
     )  # fmt: skip
     return out
 

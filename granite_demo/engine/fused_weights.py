@@ -13,13 +13,12 @@ class Weights:
     """Of products with one input: ``results`` rows of ``inputs`` numbers, or in NF4 their codes, scales and table.
 
     ``codes``: the numbers, (results, inputs); or eight of them in an int32 word, (results * inputs / 8,), two in a
-    byte, the first in its upper half (as bitsandbytes packs them). ``scales``: float32, one for 64 numbers. ``table``:
-    the 16 numbers of NF4, float32. The last two are empty where nothing is quantized.
+    byte, the first in its upper half (as bitsandbytes packs them). ``scales``: float32, one for 64 numbers; empty where
+    nothing is quantized.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
-    table: torch.Tensor
     results: int
     inputs: int
 
@@ -58,8 +57,7 @@ def joined(modules: Sequence[Any]) -> Weights:
         weights = torch.cat([module.weight.detach() for module in modules])
         for module, part in zip(modules, weights.split([len(module.weight) for module in modules]), strict=True):
             module.weight.data = part
-    nothing = weights.new_empty(0)
-    return Weights(weights, nothing, nothing, *weights.shape)
+    return Weights(weights, weights.new_empty(0), *weights.shape)
 
 
 def joined_nf4(modules: Sequence[Any]) -> Weights:
@@ -71,10 +69,10 @@ def joined_nf4(modules: Sequence[Any]) -> Weights:
         if state.nested:
             state.absmax = functional.dequantize_blockwise(state.absmax, state.state2).float() + state.offset
             state.nested, state.state2, state.offset = False, None, None
-    codes, scales = states[0].code.float(), [state.absmax.reshape(-1) for state in states]
+    scales = [state.absmax.reshape(-1) for state in states]
     packed = [module.weight.data.reshape(-1) for module in modules]
     if len(modules) == 1:
-        return Weights(packed[0].view(torch.int32), scales[0], codes, *states[0].shape)
+        return Weights(packed[0].view(torch.int32), scales[0], *states[0].shape)
     whole, all_scales = torch.cat(packed), torch.cat(scales)
     parts = zip(
         modules, whole.split([len(part) for part in packed]), all_scales.split([len(s) for s in scales]), strict=True
@@ -82,6 +80,4 @@ def joined_nf4(modules: Sequence[Any]) -> Weights:
     for module, part, scale in parts:
         module.weight.data = part.view(module.weight.shape)
         module.weight.quant_state.absmax = scale
-    return Weights(
-        whole.view(torch.int32), all_scales, codes, sum(state.shape[0] for state in states), states[0].shape[1]
-    )
+    return Weights(whole.view(torch.int32), all_scales, sum(state.shape[0] for state in states), states[0].shape[1])

@@ -1,7 +1,9 @@
 """The kernels of the fused layers on a GPU; whole engines are what ``granite-demo bench --suite limit`` measures.
 
 ``python -m tests.gpu.measure_fused kernels [2b|8b] [bf16|nf4]``: microseconds and bandwidth of each product by tile.
+``python -m tests.gpu.measure_fused attention [2b|8b]``: the same of attention, 30,000 tokens deep.
 ``python -m tests.gpu.measure_fused profile FOLDER [nf4]``: kernels of a step, fused and not.
+``python -m tests.gpu.measure_fused prompt FOLDER``: kernels of a prompt of 8,192 tokens, fused.
 """
 
 import itertools
@@ -9,8 +11,9 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +27,13 @@ from granite_demo.status import LoadOptions
 SHAPES = {"2b": (2048, 32, 8, 64, 8192), "8b": (4096, 32, 8, 128, 12800)}
 """hidden, heads, kv heads, head size, intermediate"""
 TILES: dict[bool, list[tuple[int, int, int]]] = {
-    False: [(r, *t) for r in (1, 2, 4) for t in ((1024, 4), (2048, 8), (2048, 4))],
-    True: [(r, *t) for r in (2, 4, 8) for t in ((1024, 1), (2048, 2), (2048, 4), (4096, 4))],
+    False: [(r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))],
+    True: [(r, *t) for r in (4, 8) for t in ((1024, 1), (2048, 2), (2048, 4), (4096, 4))] + [(2, 2048, 2)],
 }
+LOOKS = [dict(zip(("PROGRAMS", "TOKENS", "STAGES"), look, strict=True)) for look in
+         itertools.product((256, 512), (64, 128), (2, 3, 4))]  # fmt: skip
+DEPTH, PAGE = 30_000, 256
+JOBS = 12
 COPIES = 10
 """Of the weights, so that none is read from the cache of the GPU."""
 Call = Callable[[torch.Tensor, Weights], torch.Tensor]
@@ -35,12 +42,11 @@ Call = Callable[[torch.Tensor, Weights], torch.Tensor]
 def weights_of(results: int, inputs: int, four: bool) -> Weights:
     """Random ones."""
     if not four:
-        nothing = torch.empty(0, device="cuda", dtype=torch.bfloat16)
         codes = torch.randn(results, inputs, device="cuda", dtype=torch.bfloat16) / inputs**0.5
-        return Weights(codes, nothing, nothing, results, inputs)
+        return Weights(codes, codes.new_empty(0), results, inputs)
     codes = torch.randint(0, 256, (results * inputs // 2,), device="cuda", dtype=torch.uint8).view(torch.int32)
     scales = torch.rand(results * inputs // 64, device="cuda") / inputs**0.5
-    return Weights(codes, scales, torch.linspace(-1, 1, 16, device="cuda"), results, inputs)
+    return Weights(codes, scales, results, inputs)
 
 
 def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Call]]:
@@ -133,6 +139,58 @@ def time_tiles(kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> s
     return text
 
 
+def each(calls: Sequence[Callable[[], object]]) -> None:
+    """Make all."""
+    for call in calls:
+        call()
+
+
+def measure_attention(only: list[str], part: int | None = None, parts: int = 1) -> None:
+    """Time all ways to look at a cache; with ``part`` only compile every ``parts``-th."""
+    from granite_demo.engine import fused_attention
+
+    for shape, (_, heads, kv_heads, size, _) in SHAPES.items():
+        if only and only != [shape]:
+            continue
+        pages = -(-DEPTH // PAGE) + 1
+        caches = [torch.randn(2, pages, PAGE, kv_heads, size, device="cuda", dtype=torch.bfloat16) for _ in range(4)]
+        table = torch.randperm(pages, device="cuda").int()[None]
+        qkv = torch.randn(1, (heads + 2 * kv_heads) * size, device="cuda", dtype=torch.bfloat16)
+        found: list[tuple[float, dict[str, int]]] = []
+        for look in LOOKS[part::parts] if part is not None else LOOKS:
+            vars(fused_attention).update(look)
+            attend = fused_attention.Pages(1, heads, kv_heads, size, qkv.device).attend
+            for depth in (100, DEPTH):
+                length = torch.tensor([depth], dtype=torch.int32, device="cuda")
+                calls = [partial(attend, qkv, cache[0], cache[1], table, length, size**-0.5) for cache in caches]
+                if part is not None:
+                    calls[0]()
+                else:
+                    spent = graph_time(partial(each, calls), len(calls))
+                    found.append((spent, {**look, "depth": depth}))
+        for depth in (100, DEPTH) if part is None else ():
+            best = sorted(((us, look) for us, look in found if look["depth"] == depth), key=lambda pair: pair[0])
+            speed = 2 * depth * kv_heads * size * 2 / best[0][0] / 1e3
+            print(
+                f"{shape} attention, {depth}: {speed:.0f} GB/s |", *(f"{tuple(k.values())}: {us:.1f}" for us, k in best)
+            )
+
+
+def measure_prompt(folder: str) -> None:
+    """Kernels of a long prompt."""
+    from torch.profiler import ProfilerActivity, profile
+
+    ready = open_model(Path(folder), 0, LoadOptions(folder), lambda *_: None, threading.Event(), ignore_ends=True)
+    prompts = Prompts(ready.loaded.model.config.vocab_size)
+    for _ in range(2):
+        ask(ready.engine, prompts.many(1, 8192), replace(GREEDY, max_tokens=2))
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        run = ask(ready.engine, prompts.many(1, 8192), replace(GREEDY, max_tokens=1))
+    print(f"first token after {run.ttft * 1000:.0f} ms")
+    print(profiled.key_averages().table(sort_by="cuda_time_total", row_limit=25, max_name_column_width=90))
+    ready.engine.close()
+
+
 def measure_profile(folder: str, precision: str) -> None:
     """Kernels of a decode step of one user."""
     from torch.profiler import ProfilerActivity, profile
@@ -159,17 +217,28 @@ def measure_profile(folder: str, precision: str) -> None:
         torch.cuda.empty_cache()
 
 
+def compile_first(what: str, only: list[str]) -> None:
+    """Have other processes compile all, side by side."""
+    command = [sys.executable, "-m", "tests.gpu.measure_fused", "compile", what]
+    for job in [subprocess.Popen([*command, str(part), *only]) for part in range(JOBS)]:
+        job.wait()
+
+
 def main() -> None:
     """See the module."""
     match sys.argv[1:]:
         case ["kernels", *only]:
-            command = [sys.executable, "-m", "tests.gpu.measure_fused", "compile"]
-            jobs = [subprocess.Popen([*command, str(part), *only]) for part in range(8)]
-            for job in jobs:
-                job.wait()
+            compile_first("kernels", only)
             measure_kernels(only)
-        case ["compile", part, *only]:
-            measure_kernels(only, int(part), 8)
+        case ["attention", *only]:
+            compile_first("attention", only)
+            measure_attention(only)
+        case ["compile", "kernels", part, *only]:
+            measure_kernels(only, int(part), JOBS)
+        case ["compile", "attention", part, *only]:
+            measure_attention(only, int(part), JOBS)
+        case ["prompt", folder]:
+            measure_prompt(folder)
         case ["profile", folder, *precision]:
             measure_profile(folder, *precision or ["bf16"])
         case _:

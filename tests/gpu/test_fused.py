@@ -80,7 +80,8 @@ def test_products_of_nf4_equal_those_of_bitsandbytes() -> None:
     weights = joined_nf4(modules)
     assert error(torch.cat([module(x) for module in modules], dim=-1), before.double()) < 1e-5
     residual = torch.zeros(1, 1024, device="cuda")
-    assert error(kernels.linear_add(x, weights, residual, 1.0), before.double()) < 1e-5
+    # The 16 numbers are float16 there.
+    assert error(kernels.linear_add(x, weights, residual, 1.0), before.double()) < 3e-4
 
 
 @pytest.mark.parametrize(
