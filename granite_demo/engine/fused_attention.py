@@ -20,6 +20,8 @@ TOKENS = 64
 """That a program looks at together."""
 STAGES = 3
 """Of loading: so many of them at once, less one."""
+LEAST: tl.constexpr = tl.constexpr(2)
+"""Blocks of tokens that are worth a program of their own."""
 JOINED: tl.constexpr = tl.constexpr(16)
 """Parts that are put together at once."""
 LEAST_ROWS = 16
@@ -80,11 +82,19 @@ def _nothing(ROWS: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped
 
 
 @triton.jit
-def _added(rows, place, cache, fresh):  # type: ignore[no-untyped-def]
-    """Put the new row, which is at ``place``, where ``fresh`` says, and into the cache."""
-    rows = tl.where(fresh, tl.load(place), rows)
-    tl.store(cache, rows, mask=fresh)
-    return rows
+def _moved(source, target):  # type: ignore[no-untyped-def]
+    values = tl.load(source)
+    tl.store(target, values)
+    return values.to(tl.float32)
+
+
+@triton.jit
+def _more(score, value, largest, total, sums):  # type: ignore[no-untyped-def]
+    """What ``_nothing`` begins, with more tokens (the running softmax of FlashAttention)."""
+    now = tl.maximum(largest, tl.max(score, 1))
+    weight, shrunk = tl.exp(score - now[:, None]), tl.exp(largest - now)
+    sums = sums * shrunk[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+    return now, total * shrunk + tl.sum(weight, 1), sums
 
 
 @triton.jit
@@ -95,13 +105,15 @@ def _keep(place, sums, largest, total, own, dim, SIZE: tl.constexpr):  # type: i
 
 
 @triton.jit
-def _joined(partial, line, used, row, own, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
-    """What the parts amount to: each has sums, the largest score, and the total weight beside it."""
+def _join(partial, used, out, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Put the parts together: each has sums, the largest score, and the total weight beside it."""
+    row = tl.arange(0, ROWS)
+    own = row < GROUP
     largest, total, sums = _nothing(ROWS, SIZE)
     for first in tl.range(0, used, JOINED):  # many at a time: each look at them takes as long as one
         part = first + tl.arange(0, JOINED)
         there = (part < used)[:, None] & own[None, :]
-        place = partial + (line + part[:, None] * GROUP + row[None, :]) * (SIZE + 2)
+        place = partial + (part[:, None] * GROUP + row[None, :]) * (SIZE + 2)
         its_largest = tl.load(place + SIZE, mask=there, other=float("-inf"), cache_modifier=".cg")
         its_total = tl.load(place + SIZE + 1, mask=there, other=0.0, cache_modifier=".cg")
         its_sums = tl.load(
@@ -112,7 +124,8 @@ def _joined(partial, line, used, row, own, dim, ROWS: tl.constexpr, SIZE: tl.con
         shrunk, weight = tl.exp(before - largest), tl.exp(its_largest - largest[None, :])
         total = total * shrunk + tl.sum(its_total * weight, 0)
         sums = sums * shrunk[:, None] + tl.sum(its_sums * weight[:, :, None], 0)
-    return sums / total[:, None]
+    place = out + row[:, None] * SIZE + dim[None, :]
+    tl.store(place, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
 
 
 @triton.jit
@@ -129,54 +142,49 @@ def _attend(  # type: ignore[no-untyped-def]
     heads: tl.constexpr = KV_HEADS * GROUP
     row, dim, token = tl.arange(0, ROWS), tl.arange(0, SIZE), tl.arange(0, TOKENS)
     own = row < GROUP
-    query_at = (kv_head * GROUP + row)[:, None] * SIZE + dim[None, :]
-    new = qkv + request * (heads + 2 * KV_HEADS) * SIZE
-    query = tl.load(new + query_at, mask=own[:, None], other=0.0)
     length = tl.load(lengths + request)
-    blocks = length // TOKENS + 1  # with the new token
-    each = (blocks + PARTS - 1) // PARTS
-    used = (blocks + each - 1) // each
-    result = out + request * heads * SIZE + query_at
-    if length < 0:
-        if part == 0:
-            tl.store(result, tl.zeros((ROWS, SIZE), dtype=out.dtype.element_ty), mask=own[:, None])
-        return
+    blocks = tl.cdiv(length, TOKENS)
+    each = tl.maximum(tl.cdiv(blocks, PARTS), LEAST)
+    used = tl.maximum(tl.cdiv(blocks, each), 1)
     if part >= used:
         return
+    query_at = (kv_head * GROUP + row)[:, None] * SIZE + dim[None, :]
+    result = out + request * heads * SIZE + query_at
+    if length < 0:
+        tl.store(result, tl.zeros((ROWS, SIZE), dtype=out.dtype.element_ty), mask=own[:, None])
+        return
+    new = qkv + request * (heads + 2 * KV_HEADS) * SIZE
+    query = tl.load(new + query_at, mask=own[:, None], other=0.0)
+    pages = table + request * table_row
+    key_at = keys + kv_head * key_head + dim[None, :]
+    value_at = values + kv_head * value_head + dim[None, :]
     largest, total, sums = _nothing(ROWS, SIZE)
+    if part == used - 1:  # the new token comes from this step, and goes to the cache
+        page, at = tl.load(pages + length // PAGE).to(tl.int64), length % PAGE
+        key = _moved(new + (heads + kv_head) * SIZE + dim[None, :], key_at + page * key_page + at * key_token)
+        sums += _moved(
+            new + (heads + KV_HEADS + kv_head) * SIZE + dim[None, :], value_at + page * value_page + at * value_token
+        )
+        largest = tl.sum(query.to(tl.float32) * key, 1) * scaling
+        total += 1.0
     for block in tl.range(part * each, tl.minimum((part + 1) * each, blocks)):
         start = block * TOKENS
-        page = tl.load(table + request * table_row + start // PAGE).to(tl.int64)
-        at = start % PAGE + token
+        page = tl.load(pages + start // PAGE).to(tl.int64)
+        at = (start % PAGE + token)[:, None]
         there = start + token < length
-        key_at = keys + page * key_page + kv_head * key_head + at[:, None] * key_token + dim[None, :]
-        value_at = values + page * value_page + kv_head * value_head + at[:, None] * value_token + dim[None, :]
-        key = tl.load(key_at, mask=there[:, None], other=0.0)
-        value = tl.load(value_at, mask=there[:, None], other=0.0)
-        if block == blocks - 1:  # the new token comes from this step, and goes to the cache
-            fresh = (start + token == length)[:, None]
-            own_place = new + heads * SIZE + kv_head * SIZE + dim[None, :]
-            key = _added(key, own_place, key_at, fresh)
-            value = _added(value, own_place + KV_HEADS * SIZE, value_at, fresh)
+        key = tl.load(key_at + page * key_page + at * key_token, mask=there[:, None], other=0.0)
+        value = tl.load(value_at + page * value_page + at * value_token, mask=there[:, None], other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
-        score = tl.where((start + token <= length)[None, :], score, float("-inf"))
-        before = largest
-        largest = tl.maximum(before, tl.max(score, 1))
-        weight = tl.exp(score - largest[:, None])
-        shrunk = tl.exp(before - largest)
-        total = total * shrunk + tl.sum(weight, 1)
-        sums = sums * shrunk[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+        score = tl.where(there[None, :], score, float("-inf"))
+        largest, total, sums = _more(score, value, largest, total, sums)
     if used == 1:
         tl.store(result, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
         return
-    line = (request * KV_HEADS + kv_head) * PARTS * GROUP
-    _keep(partial + (line + part * GROUP + row) * (SIZE + 2), sums, largest, total, own, dim, SIZE)
+    first = partial + (request * KV_HEADS + kv_head) * PARTS * GROUP * (SIZE + 2)
+    _keep(first + (part * GROUP + row) * (SIZE + 2), sums, largest, total, own, dim, SIZE)
     tl.debug_barrier()
     count = ended + request * KV_HEADS + kv_head
     if tl.atomic_add(count, 1, sem="acq_rel") == used - 1:
         tl.debug_barrier()
-        few = tl.arange(0, FEW)
-        whole = _joined(partial, line, used, few, few < GROUP, dim, FEW, SIZE, GROUP)
-        place = out + request * heads * SIZE + (kv_head * GROUP + few)[:, None] * SIZE + dim[None, :]
-        tl.store(place, whole.to(out.dtype.element_ty), mask=(few < GROUP)[:, None])
+        _join(first, used, out + (request * heads + kv_head * GROUP) * SIZE, dim, FEW, SIZE, GROUP)
         tl.store(count, 0)  # for the next layer

@@ -7,6 +7,7 @@ float32 and rounded once. Triton comes with torch's CUDA builds for Linux.
 
 # mypy: disallow-untyped-decorators=False
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -28,26 +29,26 @@ class Tile:
 
 
 BEST = {
-    ("rotated", False): Tile(4, 2048, 8),
-    ("gated", False): Tile(4, 2048, 8),
+    ("rotated", False): Tile(4, 1024, 4),
+    ("gated", False): Tile(4, 1024, 4),
     ("added", False): Tile(2, 1024, 4),
-    ("scored", False): Tile(2, 2048, 8),
-    ("rotated", True): Tile(4, 2048, 2),
-    ("gated", True): Tile(4, 2048, 2),
-    ("added", True): Tile(4, 2048, 2),
+    ("scored", False): Tile(2, 1024, 4),
+    ("rotated", True): Tile(8, 2048, 4),
+    ("gated", True): Tile(8, 2048, 4),
+    ("added", True): Tile(4, 4096, 4),
 }
 """By kernel and whether the weights are in NF4; measured on an H100 (``python -m tests.gpu.measure_fused kernels``)."""
 
 HALF_A_WORD = """
     shr.b32 s, c, {shift}; shr.b32 m, u, {shift};
     prmt.b32 k, 0x0000ff00, 0, m;
-    prmt.b32 a, 0xb6b8b9bc, 0x00adb1b4, s; prmt.b32 b, 0x3533312d, 0x3c393837, s; lop3.b32 h, k, b, a, 0xca;
-    prmt.b32 a, 0x52339200, 0x00d4ea8d, s; prmt.b32 b, 0x68e02618, 0x00c9800d, s; lop3.b32 l, k, b, a, 0xca;
+    prmt.b32 a, $9, $10, s; prmt.b32 b, $11, $12, s; lop3.b32 h, k, b, a, 0xca;
+    prmt.b32 a, $13, $14, s; prmt.b32 b, $15, $16, s; lop3.b32 l, k, b, a, 0xca;
     prmt.b32 a, l, h, 0x4051; prmt.b32 b, l, h, 0x6273;
     mov.b32 {{p, q}}, a; cvt.f32.f16 ${0}, p; cvt.f32.f16 ${1}, q;
     mov.b32 {{p, q}}, b; cvt.f32.f16 ${2}, p; cvt.f32.f16 ${3}, q;
 """
-NF4: tl.constexpr = tl.constexpr(
+NUMBERS: tl.constexpr = tl.constexpr(
     "{ .reg .b32 c, u, s, m, k, a, b, h, l; .reg .b16 p, q;"
     "and.b32 c, $8, 0x77777777; shr.b32 u, $8, 3; and.b32 u, u, 0x11111111;"
     + HALF_A_WORD.format(0, 1, 2, 3, shift=0)
@@ -56,18 +57,20 @@ NF4: tl.constexpr = tl.constexpr(
 )
 """A word of eight codes to their numbers, without memory: ``prmt`` picks four bytes out of eight by four codes.
 
-The 16 numbers (QLoRA, https://arxiv.org/abs/2305.14314, appendix E) are there as float16, which is off by 0.02 % at
-most: h holds the upper bytes of four numbers, l the lower, each out of the lower (a) or the upper (b) eight by the
-fourth bit (k). Of a byte the upper code comes first.
+h holds the upper bytes of four numbers in float16, l the lower, each out of the lower (a) or the upper (b) eight of the
+table, by the fourth bit (k). Of a byte the upper code comes first.
 """
 
 
 @triton.jit
-def _numbers(words, BLOCK: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
+def _numbers(words, table, BLOCK: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
     """The eight NF4 numbers of each of ``words`` (BLOCK, WORDS), in float32: (BLOCK, WORDS / 4, 32)."""
     a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
-        NF4, "=f,=f,=f,=f,=f,=f,=f,=f,r", [words], dtype=(tl.float32,) * 8, is_pure=True, pack=1
-    )
+        NUMBERS, "=f,=f,=f,=f,=f,=f,=f,=f,r,r,r,r,r,r,r,r,r",
+        [words, tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3),
+         tl.load(table + 4), tl.load(table + 5), tl.load(table + 6), tl.load(table + 7)],
+        dtype=(tl.float32,) * 8, is_pure=True, pack=1,
+    )  # fmt: skip
     even = tl.join(tl.join(a, e), tl.join(c, g))
     odd = tl.join(tl.join(b, f), tl.join(d, h))
     return tl.reshape(tl.join(even, odd), (BLOCK, WORDS // 4, 32))
@@ -75,7 +78,7 @@ def _numbers(words, BLOCK: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[n
 
 @triton.jit
 def _products(  # type: ignore[no-untyped-def]
-    x, codes, scales, gain, rows, inside_rows, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
+    x, codes, scales, table, gain, rows, inside_rows, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """(the products of ``BLOCK`` ``rows`` of the weights with x, the sum of the squares of x)
@@ -102,7 +105,7 @@ def _products(  # type: ignore[no-untyped-def]
             if NORM:
                 squares += value * value
                 value *= tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
-            sums += tl.sum(_numbers(read, BLOCK, WORDS) * value[None, :, :], 2) * scale
+            sums += tl.sum(_numbers(read, table, BLOCK, WORDS) * value[None, :, :], 2) * scale
         total = tl.sum(squares)
     else:
         sums = tl.zeros((BLOCK, STEP), dtype=tl.float32)
@@ -125,7 +128,7 @@ def _products(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _rotated(  # type: ignore[no-untyped-def]
-    x, gain, codes, scales, cos, sin, out, eps, turned, K: tl.constexpr, FOUR: tl.constexpr, SIZE: tl.constexpr,
+    x, gain, codes, scales, table, cos, sin, out, eps, turned, K: tl.constexpr, FOUR: tl.constexpr, SIZE: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """Queries, keys and values of one token; a program takes ``BLOCK`` results: pairs of one head."""
@@ -136,7 +139,7 @@ def _rotated(  # type: ignore[no-untyped-def]
     first_pair = (tl.program_id(0) % PARTS) * PAIRS
     result = tl.arange(0, BLOCK)
     rows = head * SIZE + first_pair + result // 2 + (result % 2) * HALF
-    sums, squares = _products(x, codes, scales, gain, rows, result < BLOCK, K, True, FOUR, BLOCK, STEP, EARLY)
+    sums, squares = _products(x, codes, scales, table, gain, rows, result < BLOCK, K, True, FOUR, BLOCK, STEP, EARLY)
     low, high = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (PAIRS, 2)))
     pair = first_pair + tl.arange(0, PAIRS)
     if head < turned:  # values are not rotated
@@ -149,14 +152,14 @@ def _rotated(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _gated(  # type: ignore[no-untyped-def]
-    x, gain, codes, scales, out, eps, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
-    EARLY: tl.constexpr,
+    x, gain, codes, scales, table, out, eps, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
+    STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """silu(gate) * up, of which the weights are the first and the second N rows; ``BLOCK`` rows in a program."""
     result = tl.arange(0, BLOCK)
     own = tl.program_id(0) * (BLOCK // 2) + result // 2
     rows = own + (result % 2) * N
-    sums, squares = _products(x, codes, scales, gain, rows, own < N, K, True, FOUR, BLOCK, STEP, EARLY)
+    sums, squares = _products(x, codes, scales, table, gain, rows, own < N, K, True, FOUR, BLOCK, STEP, EARLY)
     gate, up = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (BLOCK // 2, 2)))
     place = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
     tl.store(out + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=place < N)
@@ -164,22 +167,22 @@ def _gated(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _added(  # type: ignore[no-untyped-def]
-    x, codes, scales, residual, out, multiplier, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
+    x, codes, scales, table, residual, out, multiplier, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
     STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums, _ = _products(x, codes, scales, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
+    sums, _ = _products(x, codes, scales, table, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
     before = tl.load(residual + rows, mask=rows < N, other=0.0).to(tl.float32)
     tl.store(out + rows, (before + multiplier * sums).to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
 def _scored(  # type: ignore[no-untyped-def]
-    x, codes, scales, out, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    x, codes, scales, table, out, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums, _ = _products(x, codes, scales, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
+    sums, _ = _products(x, codes, scales, table, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
     tl.store(out + rows, sums.to(out.dtype.element_ty), mask=rows < N)
 
 
@@ -208,6 +211,11 @@ def _gate(gate_up, out, WIDTH, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
     tl.store(out + token * WIDTH + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=mask)
 
 
+def _tiled(tile: Tile, x: torch.Tensor) -> dict[str, Any]:
+    step = min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
+    return {"BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, **early(x.device)}
+
+
 def norm_qkv(
     x: torch.Tensor,
     gain: torch.Tensor,
@@ -221,8 +229,8 @@ def norm_qkv(
     size, tile = cos.shape[-1], BEST["rotated", weights.four]
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _rotated[(weights.results // tile.results,)](
-        x, gain, weights.codes, weights.scales, cos, sin, out, eps, turned, weights.inputs, weights.four,
-        SIZE=size, BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
+        x, gain, weights.codes, weights.scales, weights.table, cos, sin, out, eps, turned, weights.inputs, weights.four,
+        SIZE=size, **_tiled(tile, x),
     )  # fmt: skip
     return out
 
@@ -232,8 +240,8 @@ def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weigh
     width, tile = weights.results // 2, BEST["gated", weights.four]
     out = torch.empty((1, width), dtype=x.dtype, device=x.device)
     _gated[(triton.cdiv(weights.results, tile.results),)](
-        x, gain, weights.codes, weights.scales, out, eps, width, weights.inputs, weights.four,
-        BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
+        x, gain, weights.codes, weights.scales, weights.table, out, eps, width, weights.inputs, weights.four,
+        **_tiled(tile, x),
     )  # fmt: skip
     return out
 
@@ -242,8 +250,8 @@ def linear_add(x: torch.Tensor, weights: Weights, residual: torch.Tensor, multip
     """residual + multiplier * product of ``x`` (1, K); shape (1, N)."""
     out, tile = torch.empty_like(residual), BEST["added", weights.four]
     _added[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, residual, out, multiplier, weights.results, weights.inputs, weights.four,
-        BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
+        x, weights.codes, weights.scales, weights.table, residual, out, multiplier,
+        weights.results, weights.inputs, weights.four, **_tiled(tile, x),
     )  # fmt: skip
     return out
 
@@ -253,8 +261,8 @@ def linear(x: torch.Tensor, weights: Weights) -> torch.Tensor:
     tile = BEST["scored", weights.four]
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _scored[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, out, weights.results, weights.inputs, weights.four,
-        BLOCK=tile.results, STEP=tile.inputs, num_warps=tile.warps, **early(x.device),
+        x, weights.codes, weights.scales, weights.table, out, weights.results, weights.inputs, weights.four,
+        **_tiled(tile, x),
     )  # fmt: skip
     return out
 

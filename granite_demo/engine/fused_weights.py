@@ -13,12 +13,13 @@ class Weights:
     """Of products with one input: ``results`` rows of ``inputs`` numbers, or in NF4 their codes, scales and table.
 
     ``codes``: the numbers, (results, inputs); or eight of them in an int32 word, (results * inputs / 8,), two in a
-    byte, the first in its upper half (as bitsandbytes packs them). ``scales``: float32, one for 64 numbers; empty where
-    nothing is quantized.
+    byte, the first in its upper half (as bitsandbytes packs them). ``scales``: float32, one for 64 numbers. ``table``:
+    see ``codebook``. The last two are empty where nothing is quantized.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
+    table: torch.Tensor
     results: int
     inputs: int
 
@@ -26,6 +27,12 @@ class Weights:
     def four(self) -> bool:
         """Whether they are in NF4."""
         return self.codes.dtype == torch.int32
+
+
+def codebook(numbers: torch.Tensor) -> torch.Tensor:
+    """The 16 ``numbers`` of NF4 as float16: their upper bytes, four in a word, then their lower ones; (8,) int32."""
+    pairs = numbers.to(torch.float16).view(torch.uint8).view(16, 2)
+    return pairs.flip(1).t().contiguous().view(torch.int32).flatten()
 
 
 class Products:
@@ -57,7 +64,8 @@ def joined(modules: Sequence[Any]) -> Weights:
         weights = torch.cat([module.weight.detach() for module in modules])
         for module, part in zip(modules, weights.split([len(module.weight) for module in modules]), strict=True):
             module.weight.data = part
-    return Weights(weights, weights.new_empty(0), *weights.shape)
+    nothing = weights.new_empty(0)
+    return Weights(weights, nothing, nothing, *weights.shape)
 
 
 def joined_nf4(modules: Sequence[Any]) -> Weights:
@@ -69,10 +77,10 @@ def joined_nf4(modules: Sequence[Any]) -> Weights:
         if state.nested:
             state.absmax = functional.dequantize_blockwise(state.absmax, state.state2).float() + state.offset
             state.nested, state.state2, state.offset = False, None, None
-    scales = [state.absmax.reshape(-1) for state in states]
+    table, scales = codebook(states[0].code), [state.absmax.reshape(-1) for state in states]
     packed = [module.weight.data.reshape(-1) for module in modules]
     if len(modules) == 1:
-        return Weights(packed[0].view(torch.int32), scales[0], *states[0].shape)
+        return Weights(packed[0].view(torch.int32), scales[0], table, *states[0].shape)
     whole, all_scales = torch.cat(packed), torch.cat(scales)
     parts = zip(
         modules, whole.split([len(part) for part in packed]), all_scales.split([len(s) for s in scales]), strict=True
@@ -80,4 +88,6 @@ def joined_nf4(modules: Sequence[Any]) -> Weights:
     for module, part, scale in parts:
         module.weight.data = part.view(module.weight.shape)
         module.weight.quant_state.absmax = scale
-    return Weights(whole.view(torch.int32), all_scales, sum(state.shape[0] for state in states), states[0].shape[1])
+    return Weights(
+        whole.view(torch.int32), all_scales, table, sum(state.shape[0] for state in states), states[0].shape[1]
+    )
