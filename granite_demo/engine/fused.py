@@ -230,6 +230,8 @@ class FusedLayer(nn.Module):
         """(batch, n, heads of all, size) to (batch, n, heads, size), by the attention that the model was given."""
         if self._kernels and kwargs.get("block_table") is not None:
             return self._attend_to_pages(qkv, **kwargs)
+        if self._kernels and kwargs.get("write_index") is not None and self._kernels.reads_prompts(qkv.device):
+            return self._attend_to_prompts(qkv, **kwargs)
         parts = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=2)
         query, key, value = (part.transpose(1, 2) for part in parts)
         if past_key_values is not None:
@@ -255,6 +257,23 @@ class FusedLayer(nn.Module):
         )
         if index == self._last:
             shared.lengths = None  # it is in the memory of a recorded step
+        return attended
+
+    def _attend_to_prompts(
+        self, qkv: torch.Tensor, *, cache: Any, cu_seq_lens_q: Any, cu_seq_lens_k: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """The prompts of continuous batching, or parts of them, over what the cache has of each request."""
+        allocator = cache.layer_to_allocator[self.self_attn.layer_idx]
+        write, read = (kwargs[name][allocator.index] for name in ("write_index", "read_index"))
+        _, key, value = qkv[0].split([self._heads, self._kv_heads, self._kv_heads], dim=1)
+        keys, values = allocator._kv_token_views[self.self_attn.layer_idx]
+        keys.index_copy_(0, write, key)
+        values.index_copy_(0, write, value)
+        where = (keys, values, read) if len(read) else (key, value, None)  # nothing but what is new
+        ends = cu_seq_lens_k[allocator.layer_type]
+        attended: torch.Tensor = self._kernels.attend_to_prompts(
+            qkv[0].flatten(1), self._heads, *where, cu_seq_lens_q, ends, self.self_attn.scaling
+        )
         return attended
 
 

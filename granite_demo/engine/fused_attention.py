@@ -16,10 +16,10 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PROGRAMS = 256
 """About two for each multiprocessor of an H100."""
-TOKENS = 64
-"""That a program looks at together."""
-STAGES = 3
-"""Of loading: so many of them at once, less one."""
+NUMBERS = 8192
+"""Of the keys that a program looks at together."""
+STAGES = 2
+"""Of loading."""
 LEAST: tl.constexpr = tl.constexpr(2)
 """Blocks of tokens that are worth a program of their own."""
 JOINED: tl.constexpr = tl.constexpr(16)
@@ -68,8 +68,8 @@ class Pages:
             table.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
             values.stride(0), values.stride(1), values.stride(2),
             KV_HEADS=self._kv_heads, GROUP=group, ROWS=max(LEAST_ROWS, few), FEW=few, SIZE=self._size,
-            PAGE=keys.shape[1], TOKENS=min(TOKENS, keys.shape[1]), PARTS=parts, num_warps=4, num_stages=STAGES,
-            **early(qkv.device),
+            PAGE=keys.shape[1], TOKENS=min(NUMBERS // self._size, keys.shape[1]), PARTS=parts,
+            num_warps=4, num_stages=STAGES, **early(qkv.device),
         )  # fmt: skip
         return out
 

@@ -14,8 +14,8 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-from granite_demo.engine.fused_attention import Pages as Pages
-from granite_demo.engine.fused_attention import early
+from granite_demo.engine.fused_attention import Pages, early
+from granite_demo.engine.fused_prompts import attend as attend_to_prompts
 from granite_demo.engine.fused_weights import Weights
 
 
@@ -28,16 +28,22 @@ class Tile:
     warps: int
 
 
+__all__ = ["Pages", "attend_to_prompts", "gate", "linear", "linear_add", "norm_gate_up", "norm_qkv", "reads_prompts",
+           "rotate"]  # fmt: skip
+LONG = 8192
 BEST = {
     ("rotated", False): Tile(4, 1024, 4),
     ("gated", False): Tile(4, 1024, 4),
-    ("added", False): Tile(2, 1024, 4),
+    ("added", False): Tile(8, 1024, 4),
+    ("added long", False): Tile(2, 1024, 4),
     ("scored", False): Tile(2, 1024, 4),
     ("rotated", True): Tile(8, 2048, 4),
-    ("gated", True): Tile(8, 2048, 4),
-    ("added", True): Tile(4, 4096, 4),
+    ("gated", True): Tile(8, 4096, 4),
+    ("added", True): Tile(8, 4096, 4),
+    ("added long", True): Tile(4, 2048, 4),
 }
-"""By kernel and whether the weights are in NF4; measured on an H100 (``python -m tests.gpu.measure_fused kernels``)."""
+"""By kernel (``long``: more inputs than ``LONG``) and whether the weights are in NF4; measured on an H100 with
+``python -m tests.gpu.measure_fused kernels``."""
 
 HALF_A_WORD = """
     shr.b32 s, c, {shift}; shr.b32 m, u, {shift};
@@ -211,6 +217,11 @@ def _gate(gate_up, out, WIDTH, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
     tl.store(out + token * WIDTH + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=mask)
 
 
+def reads_prompts(device: torch.device) -> bool:
+    """Whether ``attend_to_prompts`` is faster than FlashAttention 2 here: from Hopper on, where it was measured."""
+    return bool(early(device)["EARLY"])
+
+
 def _tiled(tile: Tile, x: torch.Tensor) -> dict[str, Any]:
     step = min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
     return {"BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, **early(x.device)}
@@ -248,7 +259,7 @@ def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weigh
 
 def linear_add(x: torch.Tensor, weights: Weights, residual: torch.Tensor, multiplier: float) -> torch.Tensor:
     """residual + multiplier * product of ``x`` (1, K); shape (1, N)."""
-    out, tile = torch.empty_like(residual), BEST["added", weights.four]
+    out, tile = torch.empty_like(residual), BEST["added long" if weights.inputs > LONG else "added", weights.four]
     _added[(triton.cdiv(weights.results, tile.results),)](
         x, weights.codes, weights.scales, weights.table, residual, out, multiplier,
         weights.results, weights.inputs, weights.four, **_tiled(tile, x),

@@ -2,6 +2,7 @@
 
 ``python -m tests.gpu.measure_fused kernels [2b|8b] [bf16|nf4] [PRODUCT]``: time and bandwidth of products by tile.
 ``python -m tests.gpu.measure_fused attention [2b|8b]``: the same of attention, 30,000 tokens deep.
+``python -m tests.gpu.measure_fused prompts [2b|8b]``: the same of prompts, the fourth chunk of four of 2,048 tokens.
 ``python -m tests.gpu.measure_fused profile FOLDER [nf4]``: kernels of a step, fused and not.
 ``python -m tests.gpu.measure_fused prompt FOLDER``: kernels of a prompt of 8,192 tokens, fused.
 """
@@ -30,8 +31,12 @@ TILES: dict[bool, list[tuple[int, int, int]]] = {
     False: [(r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))],
     True: [(r, *t) for r in (4, 8) for t in ((1024, 1), (2048, 2), (2048, 4), (4096, 4))] + [(2, 2048, 2)],
 }
-LOOKS = [dict(zip(("PROGRAMS", "TOKENS", "STAGES"), look, strict=True)) for look in
-         itertools.product((256, 512), (64, 128), (2, 3))]  # fmt: skip
+LOOKS = [dict(zip(("PROGRAMS", "NUMBERS", "STAGES"), look, strict=True)) for look in
+         itertools.product((256, 512), (4096, 8192), (2, 3))]  # fmt: skip
+PARTS = [
+    (128, 128, 8, 2), (128, 128, 8, 3), (128, 128, 4, 2), (128, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 3),
+    (128, 64, 8, 4), (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4),
+]  # fmt: skip
 DEPTH, PAGE = 30_000, 256
 JOBS = 12
 COPIES = 10
@@ -179,6 +184,30 @@ def measure_attention(only: list[str], part: int | None = None, parts: int = 1) 
             )
 
 
+def measure_prompts(only: list[str], part: int | None = None, parts: int = 1) -> None:
+    """Time all ways to read a prompt; with ``part`` only compile every ``parts``-th."""
+    from granite_demo.engine import fused_prompts
+
+    for shape, (_, heads, kv_heads, size, _) in SHAPES.items():
+        if only and only != [shape]:
+            continue
+        qkv = torch.randn(2048, (heads + 2 * kv_heads) * size, device="cuda", dtype=torch.bfloat16)
+        keys, values = torch.randn(2, 40_000, kv_heads, size, device="cuda", dtype=torch.bfloat16)
+        index = torch.arange(20_000, 20_000 + 8192 * 2, device="cuda")
+        starts, ends = (torch.tensor([0, last] + [last] * 63, device="cuda").int() for last in (2048, 8192))
+        read = partial(fused_prompts.attend, qkv, heads, keys, values, index, starts, ends, size**-0.5)
+        found = []
+        for tile in PARTS[part::parts] if part is not None else PARTS:
+            fused_prompts.BEST[size] = fused_prompts.Tile(*tile)
+            try:
+                read() if part is not None else found.append((graph_time(partial(each, [read] * 10), 10), tile))
+            except Exception as error:
+                print(tile, error)
+        if part is None:
+            speed = 4 * heads * size * 2048 * (8192 - 1024) / min(found)[0] / 1e6
+            print(f"{shape}: {speed:.0f} TFLOP/s |", *(f"{tile}: {us:.0f}" for us, tile in sorted(found)), flush=True)
+
+
 def measure_prompt(folder: str) -> None:
     """Kernels of a long prompt."""
     from torch.profiler import ProfilerActivity, profile
@@ -240,6 +269,11 @@ def main() -> None:
             measure_kernels(only, int(part), JOBS)
         case ["compile", "attention", part, *only]:
             measure_attention(only, int(part), JOBS)
+        case ["prompts", *only]:
+            compile_first("prompts", only)
+            measure_prompts(only)
+        case ["compile", "prompts", part, *only]:
+            measure_prompts(only, int(part), JOBS)
         case ["prompt", folder]:
             measure_prompt(folder)
         case ["profile", folder, *precision]:

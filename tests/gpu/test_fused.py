@@ -116,6 +116,36 @@ def test_attention_over_pages(lengths: list[int], size: int) -> None:
         assert torch.equal(values[places[length // page], length % page], value[row])
 
 
+@pytest.mark.parametrize("size", [64, 128])
+@pytest.mark.parametrize("parts", [[(300, 0)], [(33, 700), (1, 5), (0, 0), (512, 100), (128, 128)], [(2048, 6000)]])
+def test_attention_of_prompts(parts: list[tuple[int, int]], size: int) -> None:
+    from granite_demo.engine.fused_prompts import attend
+
+    heads, kv_heads = 8, 2
+    new, known = [part[0] for part in parts], [sum(part) for part in parts]
+    starts, ends = (torch.tensor([0, *sizes], device="cuda").cumsum(0).int() for sizes in (new, known))
+    qkv = drawn(sum(new) + 9, (heads + 2 * kv_heads) * size)
+    keys, values = drawn(2, 10_000, kv_heads, size)
+    index = torch.randperm(10_000, device="cuda")[: sum(known)]
+    ways = [(keys, values, index)]
+    if new == known:
+        ways.append((*qkv.view(len(qkv), -1, size)[:, heads:].split(kv_heads, dim=1), None))
+    for keys, values, index in ways:
+        found = attend(qkv, heads, keys, values, index, starts, ends, size**-0.5)
+        for row, (count, past) in enumerate(parts):
+            own, seen = slice(*starts[row : row + 2].tolist()), slice(*ends[row : row + 2].tolist())
+            query = qkv[own, : heads * size].view(count, heads, size).double()
+            key, value = (
+                (kept if index is None else kept[index])[seen].double().repeat_interleave(heads // kv_heads, 1)
+                for kept in (keys, values)
+            )
+            scores = torch.einsum("qhd,khd->hqk", query, key) * size**-0.5
+            hidden = torch.ones(count, count + past, device="cuda").tril(past) == 0
+            exact = torch.einsum("hqk,khd->qhd", scores.masked_fill(hidden, float("-inf")).softmax(-1), value)
+            if count:
+                assert error(found[own], exact.flatten(1)) < 6e-3
+
+
 def small(dtype: str, attention: str) -> LoadedModel:
     torch.manual_seed(0)
     placement = place(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
