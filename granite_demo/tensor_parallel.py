@@ -106,6 +106,13 @@ class Group:
         dist.all_reduce(smallest, op=dist.ReduceOp.MIN, group=self._talking)
         return int(smallest)
 
+    def add_up(self, part: Any) -> None:
+        """Make a tensor the sum of those that the processes have. May be recorded in a CUDA graph."""
+        if self.size > 1:
+            import torch.distributed as dist
+
+            dist.all_reduce(part)
+
     def gather(self, mine: T) -> list[T]:
         """What each process gives, in the order of their ranks."""
         if self.size == 1:

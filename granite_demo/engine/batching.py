@@ -271,8 +271,7 @@ class BatchingEngine:
     def _recover(self) -> None:
         if self._group.size > 1:
             raise EngineError("The other processes may be in the middle of the step.") from self._loop.error
-        with self._lock:
-            self._recovering = True  # nobody is submitted to a loop that has ended
+        self._recovering = True  # nobody is submitted to a loop that has ended
         cause = cause_of(self._loop.ended_by())
         with self._lock:
             failed = [request for request in self._places.running.values() if not request.stream.cancelled]
@@ -281,12 +280,13 @@ class BatchingEngine:
                 self._release(request)
             self._suspects.add(innocent, alone=not culprits)
             self._restarts += 1
-        self._loop.restart()
-        with self._lock:
-            self._recovering = False
+        try:
+            self._loop.restart()
+        finally:  # they are told in any case
+            for request in culprits:
+                request.stream.finish(cause)
+        self._recovering = False
         log.warning("The loop was started again; %d requests go on, %d failed.", len(innocent), len(culprits))
-        for request in culprits:
-            request.stream.finish(cause)
         self._admit()
 
     def _give_up(self, error: BaseException) -> None:

@@ -14,6 +14,7 @@ What is changed, and why (measured: ``granite_demo bench``; the line numbers are
 
 import gc
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,13 @@ from granite_demo.engine.graphs import KEY_GRAIN, QUERY_GRAIN, Graphs, capture, 
 
 PAGE = 256
 """Tokens in a block of the cache, and so the grain of prefix sharing: the least that FlashAttention 2 reads."""
+
+
+def forget_tensors(error: BaseException | None) -> None:
+    """Empty the frames of an exception whose thread has ended: whoever keeps it, as a log may, would keep the cache."""
+    while error:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 class Scheduler(FIFOScheduler):
@@ -239,7 +247,8 @@ class Loop:
 
         The old ones may be damaged: half-written blocks must not be shared, and a capture that failed blocks its pool.
         """
-        self._manager.background_thread_status.clear()  # drops the exception, whose traceback holds tensors
+        forget_tensors(self.error)
+        self._manager.background_thread_status.clear()
         for line in (self._manager.input_queue, self._manager.cancel_queue):
             while not line.empty():
                 line.get_nowait()

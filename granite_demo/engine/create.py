@@ -70,7 +70,7 @@ def create_engine(
         wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
     compiles = compiled and wanted in ("auto", "batching") and not problem
-    layers = _fuse(loaded, fused.COMPILED if compiles else "" if fuse else ASKED) if on_gpu else ()
+    layers = _fuse(loaded, fused.COMPILED if compiles else "" if fuse else ASKED, group) if on_gpu else ()
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
             return _batching(loaded, compiled, report, reasons, group, layers)
@@ -121,14 +121,15 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
-def _fuse(loaded: LoadedModel, unwanted: str) -> tuple[Fact, ...]:
+def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> tuple[Fact, ...]:
     problem = fused.fusion_problem(loaded) or unwanted
     if not problem:
         from granite_demo.engine import fused_kernels
 
-        problem = fused.trial(loaded.model, fused_kernels)
+        # What one process cannot do, none does.
+        problem = next(filter(None, group.gather(fused.trial(loaded.model, fused_kernels))), "")
         if not problem:
-            fused.fuse(loaded.model, fused_kernels, USERS)
+            fused.fuse(loaded.model, fused_kernels, USERS, group)
     return fused.facts(problem)
 
 

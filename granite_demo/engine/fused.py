@@ -20,10 +20,11 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from granite_demo.engine.fused_weights import Products, joined
+from granite_demo.engine.fused_weights import Products, joined, results
 from granite_demo.engine.layers import decoder_layers
 from granite_demo.loading import LoadedModel
 from granite_demo.status import Fact
+from granite_demo.tensor_parallel import ALONE, Group
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +40,7 @@ def fusion_problem(loaded: LoadedModel) -> str:
         return "only on a CUDA GPU"
     if getattr(config, "model_type", "") != "granite":
         return f"only for dense Granite models, and this one is {getattr(config, 'model_type', 'of an unknown kind')}"
-    if placement.spread or placement.processes > 1:
+    if placement.spread:
         return "the weights are spread over several GPUs"
     if placement.attention == "eager":
         return "eager attention was asked for"
@@ -58,32 +59,26 @@ def shape_problem(config: Any) -> str:
         return "its products have biases"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
-    size = _head_size(config)
+    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return "" if size >= 16 and not size & (size - 1) else f"its heads have {size} dimensions"
 
 
-def _head_size(config: Any) -> int:
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return size
-
-
-def fuse(model: Any, kernels: Any = None, requests: int = 1) -> None:
+def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALONE) -> None:
     """Replace the layers of ``model``. ``kernels``: the module ``fused_kernels``, or None for torch alone.
 
-    ``requests``: the most in one step of continuous batching.
+    ``requests``: the most in one step of continuous batching. ``group``: the processes that have a part of each layer.
     """
     layers: Any = decoder_layers(model)
     if isinstance(layers[0], FusedLayer):
         return
-    config, shared = model.config, _Shared()
-    if kernels:
-        heads = config.num_attention_heads, config.num_key_value_heads, _head_size(config)
-        shared.pages = kernels.Pages(requests, *heads, model.device)
+    shared = _Shared(group)
     for index, layer in enumerate(layers):
         layers[index] = FusedLayer(layer, kernels, shared)
+    if kernels:
+        shared.pages = kernels.Pages(requests, layers[0].heads, layers[0].kv_heads, layers[0].size, model.device)
     decoder = model.get_decoder()
     decoder.norm = FusedNorm(decoder.norm)
-    if kernels and type(model.lm_head) is nn.Linear:
+    if kernels and group.size == 1 and type(model.lm_head) is nn.Linear:
         model.lm_head = FusedHead(model.lm_head, kernels)
 
 
@@ -122,6 +117,9 @@ def facts(problem: str) -> tuple[Fact, ...]:
 
 class _Shared:
     """What the layers of one pass share."""
+
+    def __init__(self, group: Group = ALONE) -> None:
+        self.group = group
 
     lengths: torch.Tensor | None = None
     """Tokens in the cache of each request before this step, (n,) int32."""
@@ -165,15 +163,15 @@ class FusedLayer(nn.Module):
         self.self_attn, self.mlp = layer.self_attn, layer.mlp
         self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
         self.multiplier: float = layer.residual_multiplier
-        attention, config = layer.self_attn, layer.self_attn.config
-        self._heads, self._kv_heads = config.num_attention_heads, config.num_key_value_heads
+        attention = layer.self_attn
         self.size: int = attention.head_dim
+        self.heads, self.kv_heads = results(attention.q_proj) // self.size, results(attention.k_proj) // self.size
         self._qkv = Products(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = Products(attention.o_proj)
         self._gate_up = Products(layer.mlp.gate_proj, layer.mlp.up_proj)
         self._down = Products(layer.mlp.down_proj)
         self._kernels, self._shared = kernels, shared
-        self._last: int = config.num_hidden_layers - 1
+        self._last: int = attention.config.num_hidden_layers - 1
 
     def forward(
         self,
@@ -196,7 +194,7 @@ class FusedLayer(nn.Module):
 
     def norm_qkv(self, one: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
         """Queries, keys and values of the tokens, (n, heads of all * size); by ``one``, the kernels of one token."""
-        norm, turned = self.input_layernorm, self._heads + self._kv_heads
+        norm, turned = self.input_layernorm, self.heads + self.kv_heads
         result: torch.Tensor
         if one:
             result = one.norm_qkv(x, norm.weight, norm.variance_epsilon, self._qkv.weights, cos, sin, turned)
@@ -219,10 +217,15 @@ class FusedLayer(nn.Module):
         return self._add(one, gated, self._down, residual)
 
     def _add(self, one: Any, x: torch.Tensor, products: Products, residual: torch.Tensor) -> torch.Tensor:
+        group = self._shared.group
+        share = float(group.leads)  # the sum of what all processes have holds the residual once
+        result: torch.Tensor
         if one:
-            result: torch.Tensor = one.linear_add(x, products.weights, residual, self.multiplier)
-            return result
-        return products.add(x, residual, self.multiplier)
+            result = one.linear_add(x, products.weights, residual, self.multiplier, share)
+        else:
+            result = products.add(x, residual, self.multiplier, share)
+        group.add_up(result)
+        return result
 
     def _attend(
         self, qkv: torch.Tensor, mask: torch.Tensor | None, past_key_values: Any, **kwargs: Any
@@ -232,14 +235,13 @@ class FusedLayer(nn.Module):
             return self._attend_to_pages(qkv, **kwargs)
         if self._kernels and kwargs.get("write_index") is not None and self._kernels.reads_prompts(qkv.device):
             return self._attend_to_prompts(qkv, **kwargs)
-        parts = qkv.split([self._heads, self._kv_heads, self._kv_heads], dim=2)
+        parts = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         query, key, value = (part.transpose(1, 2) for part in parts)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.self_attn.layer_idx)
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.self_attn.config._attn_implementation, _no_attention)
-        attended: torch.Tensor = attend(
-            self.self_attn, query, key, value, mask, dropout=0.0, scaling=self.self_attn.scaling, **kwargs
-        )[0]
+        attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(self.self_attn.config._attn_implementation, _no_attention)
+        module, scaling = self.self_attn, self.self_attn.scaling
+        attended: torch.Tensor = attend(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
         return attended
 
     def _attend_to_pages(
@@ -265,16 +267,15 @@ class FusedLayer(nn.Module):
         """The prompts of continuous batching, or parts of them, over what the cache has of each request."""
         allocator = cache.layer_to_allocator[self.self_attn.layer_idx]
         write, read = (kwargs[name][allocator.index] for name in ("write_index", "read_index"))
-        _, key, value = qkv[0].split([self._heads, self._kv_heads, self._kv_heads], dim=1)
+        _, key, value = qkv[0].split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         keys, values = allocator._kv_token_views[self.self_attn.layer_idx]
         keys.index_copy_(0, write, key)
         values.index_copy_(0, write, value)
         where = (keys, values, read) if len(read) else (key, value, None)  # nothing but what is new
-        ends = cu_seq_lens_k[allocator.layer_type]
-        attended: torch.Tensor = self._kernels.attend_to_prompts(
-            qkv[0].flatten(1), self._heads, *where, cu_seq_lens_q, ends, self.self_attn.scaling
-        )
-        return attended
+        ends, scaling = cu_seq_lens_k[allocator.layer_type], self.self_attn.scaling
+        attend: Any = self._kernels.attend_to_prompts
+        result: torch.Tensor = attend(qkv[0].flatten(1), self.heads, *where, cu_seq_lens_q, ends, scaling)
+        return result
 
 
 def _no_attention(*_: Any, **__: Any) -> Any:

@@ -173,13 +173,13 @@ def _gated(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _added(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, residual, out, multiplier, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
-    STEP: tl.constexpr, EARLY: tl.constexpr,
+    x, codes, scales, table, residual, out, multiplier, share, N, K: tl.constexpr, FOUR: tl.constexpr,
+    BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     sums, _ = _products(x, codes, scales, table, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
     before = tl.load(residual + rows, mask=rows < N, other=0.0).to(tl.float32)
-    tl.store(out + rows, (before + multiplier * sums).to(out.dtype.element_ty), mask=rows < N)
+    tl.store(out + rows, (share * before + multiplier * sums).to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
@@ -257,11 +257,13 @@ def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weigh
     return out
 
 
-def linear_add(x: torch.Tensor, weights: Weights, residual: torch.Tensor, multiplier: float) -> torch.Tensor:
-    """residual + multiplier * product of ``x`` (1, K); shape (1, N)."""
+def linear_add(
+    x: torch.Tensor, weights: Weights, residual: torch.Tensor, multiplier: float, share: float = 1.0
+) -> torch.Tensor:
+    """share * residual + multiplier * product of ``x`` (1, K); shape (1, N)."""
     out, tile = torch.empty_like(residual), BEST["added long" if weights.inputs > LONG else "added", weights.four]
     _added[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, weights.table, residual, out, multiplier,
+        x, weights.codes, weights.scales, weights.table, residual, out, multiplier, share,
         weights.results, weights.inputs, weights.four, **_tiled(tile, x),
     )  # fmt: skip
     return out

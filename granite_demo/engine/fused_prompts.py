@@ -24,8 +24,9 @@ class Tile:
     stages: int
 
 
-BEST = {64: Tile(128, 128, 8, 3), 128: Tile(128, 64, 8, 3)}
-"""By head size; measured on an H100 (``python -m tests.gpu.measure_fused prompts``)."""
+BEST = {64: Tile(128, 128, 4, 2), 128: Tile(128, 64, 4, 3)}
+"""By head size, in 16 bits; measured on an H100 (``python -m tests.gpu.measure_fused prompts``)."""
+SMALL = Tile(64, 32, 4, 2)
 
 
 def attend(
@@ -46,7 +47,7 @@ def attend(
     behind the last request only pad: their results are left open.
     """
     (_, kv_heads, size), requests = keys.shape, len(starts) - 1
-    tile = BEST.get(size, Tile(64, 64, 4, 2))
+    tile = BEST.get(size, SMALL) if qkv.dtype.itemsize == 2 else SMALL
     out = torch.empty((len(qkv), heads * size), dtype=qkv.dtype, device=qkv.device)
     _attend[(triton.cdiv(len(qkv), tile.rows) + requests, heads)](
         qkv, keys, values, index, starts, key_starts, out, scaling * LOG2_E.value, requests, qkv.stride(0),
@@ -69,11 +70,11 @@ def _seen(  # type: ignore[no-untyped-def]
         there = token < last
         place = tl.load(index + token, mask=there, other=0) if INDEXED else token.to(tl.int64)
         key = tl.load(keys + place[:, None] * key_token + dim[None, :], mask=there[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+        score = tl.dot(query, tl.trans(key), input_precision="ieee")
         if MASKED:
             score = tl.where((token[None, :] <= row_sees[:, None]) & there[None, :], score, float("-inf"))
-        now = tl.maximum(largest, tl.max(score, 1))
-        weight = tl.exp2(score - now[:, None])
+        now = tl.maximum(largest, tl.max(score, 1) * scaling)
+        weight = tl.exp2(score * scaling - now[:, None])
         shrunk = tl.exp2(largest - now)
         total = total * shrunk + tl.sum(weight, 1)
         value = tl.load(values + place[:, None] * value_token + dim[None, :], mask=there[:, None], other=0.0)

@@ -35,6 +35,18 @@ def codebook(numbers: torch.Tensor) -> torch.Tensor:
     return pairs.flip(1).t().contiguous().view(torch.int32).flatten()
 
 
+def own(weight: torch.Tensor) -> torch.Tensor:
+    """The part of a weight that this process has: all, but for tensor parallelism."""
+    local: torch.Tensor = weight.to_local() if hasattr(weight, "to_local") else weight
+    return local.detach()
+
+
+def results(module: Any) -> int:
+    """How many results this process computes of a product."""
+    state = getattr(module.weight, "quant_state", None)
+    return int(state.shape[0]) if state else len(own(module.weight))
+
+
 class Products:
     """Products of one input, computed as one: modules whose weights are made to lie one after another."""
 
@@ -49,21 +61,21 @@ class Products:
             return torch.cat([module(x) for module in self._modules], dim=-1)
         return F.linear(x, self.weights.codes)
 
-    def add(self, x: torch.Tensor, residual: torch.Tensor, multiplier: float) -> torch.Tensor:
-        """residual + multiplier * product."""
+    def add(self, x: torch.Tensor, residual: torch.Tensor, multiplier: float, share: float = 1.0) -> torch.Tensor:
+        """share * residual + multiplier * product."""
         if self.four:
             return torch.add(residual, self(x), alpha=multiplier)
-        return torch.addmm(residual, x, self.weights.codes.t(), alpha=multiplier)
+        return torch.addmm(residual, x, self.weights.codes.t(), beta=share, alpha=multiplier)
 
 
 def joined(modules: Sequence[Any]) -> Weights:
     """The weights of ``modules``, one after another; theirs become views of them."""
     if len(modules) == 1:
-        weights = modules[0].weight.detach()
+        weights = own(modules[0].weight)
     else:
-        weights = torch.cat([module.weight.detach() for module in modules])
-        for module, part in zip(modules, weights.split([len(module.weight) for module in modules]), strict=True):
-            module.weight.data = part
+        weights = torch.cat([own(module.weight) for module in modules])
+        for module, part in zip(modules, weights.split([results(module) for module in modules]), strict=True):
+            module.weight = torch.nn.Parameter(part, requires_grad=False)
     nothing = weights.new_empty(0)
     return Weights(weights, nothing, nothing, *weights.shape)
 

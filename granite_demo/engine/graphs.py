@@ -61,7 +61,8 @@ def usual_steps(prefill: int, requests: int, context: int) -> list[Step]:
     steps += [(size, 0) for size in range((prefill - 1) // QUERY_GRAIN * QUERY_GRAIN, 0, -QUERY_GRAIN)]
     depth = 2048
     while depth <= min(context, KEY_GRAIN):
-        steps.append((QUERY_GRAIN, depth - QUERY_GRAIN))
+        # A short follow-up, and a chunk of a long first turn.
+        steps += [(size, depth - size) for size in (QUERY_GRAIN, prefill) if size < depth]
         depth *= 2
     size = 1
     while size < requests:

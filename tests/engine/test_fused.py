@@ -87,7 +87,6 @@ def test_layers_are_fused_once(plain: Any) -> None:
     [
         ({"device": "cpu"}, "only on a CUDA GPU"),
         ({"spread": True}, "spread over several GPUs"),
-        ({"processes": 2}, "spread over several GPUs"),
         ({"attention": "eager"}, "eager attention was asked for"),
         ({"quantization": "int8"}, "bitsandbytes' int8"),
     ],
@@ -129,7 +128,7 @@ class Kernels:
     def norm_gate_up(self, x: Any, gain: Any, eps: float, weights: Any) -> torch.Tensor:
         return fused.gate(torch.nn.functional.rms_norm(x, gain.shape, gain, eps) @ weights.codes.T)
 
-    def linear_add(self, x: Any, weights: Any, residual: Any, multiplier: float) -> torch.Tensor:
+    def linear_add(self, x: Any, weights: Any, residual: Any, multiplier: float, share: float) -> torch.Tensor:
         return torch.addmm(residual, x, weights.codes.T, alpha=multiplier)
 
 

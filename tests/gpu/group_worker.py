@@ -11,11 +11,15 @@ import os
 import sys
 import time
 from contextlib import aclosing
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from granite_demo import registry, tensor_parallel
 from granite_demo.engine.batching import BatchingEngine
+from granite_demo.engine.fused import fuse
 from granite_demo.loading import load_model
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.settings import Settings
@@ -32,6 +36,8 @@ def opened(folder: Path, group: Group) -> BatchingEngine:
     """The engine over the model in ``folder``, warm."""
     options = LoadOptions(str(folder), dtype="float32", attention="sdpa", engine="batching")
     loaded = load_model(folder, registry.resolve(str(folder)), options, group=group)
+    kernels = import_module("granite_demo.engine.fused_kernels") if torch.cuda.is_available() else None
+    fuse(loaded.model, kernels, 4, group)
     engine = BatchingEngine(loaded, cache_tokens=8192, requests=4, prefill=512, group=group)
     engine.warm_up()
     return engine

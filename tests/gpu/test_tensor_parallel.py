@@ -89,7 +89,7 @@ def site(folder: Path) -> Iterator[Site]:
 
 def body(tokens: int, stream: bool = False) -> dict[str, Any]:
     messages = [{"role": "user", "content": "w5 w6 w7"}]
-    return {"model": "any", "messages": messages, "max_tokens": tokens, "stream": stream, "temperature": 0}
+    return {"model": "default", "messages": messages, "max_tokens": tokens, "stream": stream, "temperature": 0}
 
 
 def test_a_chat_a_stop_and_sigterm(site: Site) -> None:
