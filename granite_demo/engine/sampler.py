@@ -47,7 +47,7 @@ class Sampler:
         seed = torch.tensor([sampling.seed or 0], device=device)
         self._rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, self._slot.clone())
         self._unpenalised = replace(self._rows, penalty=torch.ones_like(penalty))
-        self._values = (*numbers[:4].tolist(), sampling.seed or 0)
+        self._cuts: list[float] = numbers[:4].tolist()
 
     def __call__(self, logits: torch.Tensor) -> Token:
         """The next token from ``logits`` of shape (1, vocabulary).
@@ -90,7 +90,8 @@ class Sampler:
     def _choose(self, scores: torch.Tensor) -> torch.Tensor:
         assert self._seen is not None
         if self._on_cpu:
-            return torch.tensor([choose_one(scores[0].numpy(), *self._values, int(self._rows.position))])
+            key = {"seed": self._sampling.seed or 0, "position": int(self._rows.position)}
+            return torch.tensor([choose_one(scores[0].numpy(), *self._cuts, **key)])
         if self._greedy:
             return scores.argmax(dim=-1)
         if self._chooser is penalise_and_choose:

@@ -24,9 +24,10 @@ def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, sl
     """See ``sampling.penalise_and_choose``. Overwrites nothing."""
     if (rows.penalty != 1).any():
         logits = penalise(logits, seen[slot], rows.penalty)
-    each = (rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.seed, rows.position)
-    values = zip(*(of_all.tolist() for of_all in each), strict=True)
-    return torch.tensor([choose_one(row, *of_one) for row, of_one in zip(logits.numpy(), values, strict=True)])
+    numbers = [of_all.tolist() for of_all in (rows.temperature, rows.top_k, rows.top_p, rows.min_p)]
+    keys = zip(rows.seed.tolist(), rows.position.tolist(), strict=True)
+    each = zip(logits.numpy(), zip(*numbers, strict=True), keys, strict=True)
+    return torch.tensor([choose_one(row, *of_one, seed=seed, position=at) for row, of_one, (seed, at) in each])
 
 
 def cut_off(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
@@ -36,7 +37,7 @@ def cut_off(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def choose_one(
-    logits: Floats, temperature: float, top_k: float, top_p: float, min_p: float, seed: int, position: int
+    logits: Floats, temperature: float, top_k: float, top_p: float, min_p: float, *, seed: int, position: int
 ) -> int:
     """The choice for one request, from penalised logits of shape (V,). Where one of them is NaN, its place."""
     highest = int(logits.argmax())
