@@ -1,13 +1,14 @@
 """GGUF files: whether one is taken instead of safetensors, which, and how it is loaded. Imports no torch by itself."""
 
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from granite_demo import llama
+from granite_demo import hub, hub_transfer, llama
 from granite_demo.catalogue import ModelSpec
 from granite_demo.errors import ConfigurationError, CorruptModelError, LoadCancelledError, OutOfMemoryError
-from granite_demo.status import LoadOptions, MemoryUse, Report
+from granite_demo.status import LoadOptions, LoadStage, MemoryUse, Report
 
 if TYPE_CHECKING:
     from granite_demo.loading import LoadedModel
@@ -53,6 +54,28 @@ def cached_file(spec: ModelSpec) -> Path | None:
 
     found = try_to_load_from_cache(*_of_the_hub(spec))
     return Path(found) if isinstance(found, str) else None
+
+
+def fetch(spec: ModelSpec, report: Report, cancelled: threading.Event) -> Path:
+    """Download a model's GGUF file and its tokenizer into the hub's cache. Raises as ``hub.fetch`` does."""
+    assert spec.repo_id is not None
+    repo, name = _of_the_hub(spec)
+
+    def heard(stage: LoadStage, fraction: float | None, detail: str) -> None:
+        report(stage, fraction, f"{detail}; {QUANTIZATION} in a GGUF file: {FASTER}")
+
+    file = hub.fetch_some(repo, [name], heard, cancelled) / name
+    # transformers does not know how every GGUF file splits words.
+    hub.fetch_some(spec.repo_id, hub_transfer.TOKENIZER, report, cancelled)
+    return file
+
+
+def tokenizer_folder(spec: ModelSpec) -> Path | None:
+    """The folder in the hub's cache with the model's tokenizer, and perhaps all of it. Uses no network."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(spec.repo_id or "", "tokenizer.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def how_to_fetch(spec: ModelSpec) -> str:

@@ -16,8 +16,9 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO, TypeAlias
 
@@ -98,6 +99,14 @@ def fetch(
     raise errors.CorruptModelError(
         f"{repo_id} arrived damaged twice: {flaws}. Try again later, or choose another model or revision."
     )
+
+
+def fetch_some(repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event) -> Path:
+    """The folder with those files of the main branch that match ``patterns`` alone; raises as ``fetch`` does.
+
+    ``cached`` does not take it for a copy of the model.
+    """
+    return _download(replace(_order(repo_id, None, None, None), patterns=patterns), report, cancelled).folder
 
 
 def cached(repo_id: str, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint | None:

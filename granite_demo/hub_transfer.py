@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -27,9 +27,10 @@ from filelock import FileLock, Timeout
 
 from granite_demo import errors
 
-ALLOWED = ["*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", "tokenizer*"]
-ALLOWED += ["special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "*.jinja"]
-SUFFIXES = {".safetensors", ".json", ".txt", ".model", ".jinja"}  # so that tokenizer* lets in no code and no pickle
+TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "*.jinja")
+ALLOWED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER)
+# So that tokenizer* lets in no code and no pickle.
+SUFFIXES = {".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja"}
 DUPLICATES = "consolidated*"  # the same weights once more, in another program's layout
 FILE_NAME = re.compile(r"[\w.-]+", re.ASCII)  # in the top folder
 ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -55,6 +56,8 @@ class Order:
     endpoint: str
     token: str | None = field(default=None, repr=False)
     """None is the one in the environment or in the hub's own file, if there is one."""
+    patterns: Sequence[str] = ALLOWED
+    """Of the files to fetch; one at least has to match the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,12 +69,12 @@ class RemoteFile:
     etag: str
 
 
-def is_wanted(name: str) -> bool:
-    """Whether a file of a repository is one that a model is loaded from."""
+def is_wanted(name: str, patterns: Sequence[str] = ALLOWED) -> bool:
+    """Whether a file of a repository is one that a model is loaded from, and matches one of the ``patterns``."""
     return (
         FILE_NAME.fullmatch(name) is not None
         and Path(name).suffix in SUFFIXES
-        and any(fnmatchcase(name, pattern) for pattern in ALLOWED)
+        and any(fnmatchcase(name, pattern) for pattern in patterns)
         and not fnmatchcase(name, DUPLICATES)
     )
 
@@ -85,13 +88,15 @@ def list_files(order: Order) -> tuple[str, list[RemoteFile]]:
     files = [
         RemoteFile(file.rfilename, file.size or 0, file.lfs.sha256 if file.lfs else file.blob_id or "")
         for file in info.siblings or ()
-        if is_wanted(file.rfilename)
+        if is_wanted(file.rfilename, order.patterns)
     ]
     if not all(ETAG.fullmatch(file.etag) for file in files):  # they become file names
         raise ValueError("the hub's listing has a malformed hash")
-    if not any(file.name.endswith(".safetensors") for file in files):
+    first = order.patterns[0]
+    if not any(fnmatchcase(file.name, first) for file in files):
+        only = first.rpartition(".")[2]
         raise errors.CorruptModelError(
-            f"{order.repo_id} has no *.safetensors file, and only safetensors is loaded. Choose another model."
+            f"{order.repo_id} has no {first} file, and only {only} is loaded. Choose another model."
         )
     return info.sha or "", files
 

@@ -11,7 +11,13 @@ from typing import TYPE_CHECKING
 
 from granite_demo import gguf_files, hub, registry, sample
 from granite_demo.constraints import prepare
-from granite_demo.errors import ConfigurationError, CorruptModelError, InvalidRequestError, LoadCancelledError
+from granite_demo.errors import (
+    ConfigurationError,
+    CorruptModelError,
+    GraniteDemoError,
+    InvalidRequestError,
+    LoadCancelledError,
+)
 from granite_demo.manager import ReadyModel
 from granite_demo.registry import ModelSpec
 from granite_demo.status import Fact, LoadOptions, LoadStage, Report
@@ -178,7 +184,7 @@ def _find(
             reason = gguf_files.ASKED if options.engine == "gguf" else gguf_files.FASTER
             return Found(spec, cache_dir / sample.FOLDER, None, why, file, reason)
     elif spec.repo_id and group.size == 1:
-        found = _gguf_in_cache(spec, options, why)
+        found = _gguf_of_the_hub(spec, options, report, cancelled, why)
         if isinstance(found, Found):
             return found
         problem = found
@@ -208,18 +214,26 @@ def _safetensors(
     return Found(spec, folder, commit, why, engine_why=problem)
 
 
-def _gguf_in_cache(spec: ModelSpec, options: LoadOptions, why: str) -> Found | str:
-    """The model by its GGUF file in the hub's cache, or why that is not taken."""
+def _gguf_of_the_hub(
+    spec: ModelSpec, options: LoadOptions, report: Report, cancelled: threading.Event, why: str
+) -> Found | str:
+    """The model by its GGUF file, fetched where it has to be, or why that is not taken."""
     asked, file = options.engine == "gguf", gguf_files.cached_file(spec)
     if not asked and (problem := gguf_files.why_not(options, _device(options))):
         return problem
     if file is None:
-        fetch = gguf_files.how_to_fetch(spec)
-        if asked:
-            raise ConfigurationError(f"{spec.title} has no GGUF file here. Run: {fetch}")
-        return f"it is not in the hub's cache; it is several times as fast on a CPU: {fetch}"
-    checkpoint = hub.cached(spec.repo_id or "")
-    folder = checkpoint.folder if checkpoint else file.parent
+        if not asked and hub.cached(spec.repo_id or ""):
+            fetch = gguf_files.how_to_fetch(spec)
+            return f"the safetensors are in the hub's cache already; it is several times as fast on a CPU: {fetch}"
+        try:
+            file = gguf_files.fetch(spec, report, cancelled)
+        except LoadCancelledError:
+            raise
+        except GraniteDemoError as error:
+            if asked:
+                raise
+            return f"it could not be fetched: {error}"
+    folder = gguf_files.tokenizer_folder(spec) or file.parent
     return Found(spec, folder, None, why, file, gguf_files.ASKED if asked else gguf_files.FASTER)
 
 

@@ -2,6 +2,7 @@
 
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,10 +10,17 @@ from typing import Any
 import pytest
 
 from granite_demo import gguf_files, hub, llama, registry
-from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, OutOfMemoryError
+from granite_demo.errors import (
+    ConfigurationError,
+    CorruptModelError,
+    GraniteDemoError,
+    OutOfMemoryError,
+    UnknownModelError,
+)
 from granite_demo.gguf_files import cached_file, choose_context, file_in, why_not
 from granite_demo.opening import open_model
 from granite_demo.status import LoadOptions
+from tests.fakehub import FakeHub, model_files
 from tests.tinymodels import write_checkpoint
 
 AUTO = LoadOptions(device="cpu")
@@ -93,7 +101,8 @@ def test_the_engine_needs_a_file(tmp_path: Path) -> None:
 
 
 GRANITE = "granite-4.0-350m"
-FETCH = "hf download ibm-granite/granite-4.0-350m-GGUF granite-4.0-350m-Q4_K_M.gguf"
+GGUF_REPO, GGUF = "ibm-granite/granite-4.0-350m-GGUF", "granite-4.0-350m-Q4_K_M.gguf"
+FETCH = f"hf download {GGUF_REPO} {GGUF}"
 
 
 @pytest.fixture
@@ -118,32 +127,63 @@ def load(tmp_path: Path, **options: Any) -> None:
     open_model(tmp_path, 0, wanted, lambda stage, fraction, detail: None, threading.Event())
 
 
-def test_the_file_to_fetch_is_named(hub_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=FETCH):
+@pytest.fixture
+def server(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with IBM's GGUF file of a model, beside its safetensors."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with FakeHub() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        server.add(GGUF_REPO, {GGUF: b"GGUF, but no model", "granite-4.0-350m-f16.gguf": b"GGUF" * 1000})
+        server.add(f"ibm-granite/{GRANITE}", model_files())
+        yield server
+
+
+def test_one_file_and_the_tokenizer_are_fetched(server: FakeHub) -> None:
+    spec, told = registry.resolve(GRANITE), list[str]()
+    file = gguf_files.fetch(spec, lambda stage, fraction, detail: told.append(detail), threading.Event())
+    assert file.read_bytes() == b"GGUF, but no model"
+    assert cached_file(spec) == file
+    folder = gguf_files.tokenizer_folder(spec)
+    assert folder
+    assert [path.name for path in folder.iterdir()] == ["tokenizer.json"]
+    assert not server.transfers("model.safetensors")
+    assert not server.transfers("granite-4.0-350m-f16.gguf")
+    assert hub.cached(spec.repo_id or "") is None
+    assert any(" of " in detail and "MB" in detail and gguf_files.FASTER in detail for detail in told)
+
+
+def test_whoever_asks_for_the_engine_gets_the_file(server: FakeHub, tmp_path: Path) -> None:
+    with pytest.raises(GraniteDemoError, match=r"llama\.cpp cannot read .*350m-Q4_K_M\.gguf|is read by llama-cpp"):
         load(tmp_path, engine="gguf")
-    assert cached_file(registry.SAMPLE) is None
+    assert server.transfers(GGUF)
+    with pytest.raises(UnknownModelError, match="granite-4.0-micro-GGUF"):
+        load(tmp_path, engine="gguf", model="granite-4.0-micro")
 
 
 def test_a_file_in_the_cache_is_taken(hub_cache: Path, tmp_path: Path) -> None:
-    file = in_cache(hub_cache, "ibm-granite/granite-4.0-350m-GGUF", "granite-4.0-350m-Q4_K_M.gguf")
+    file = in_cache(hub_cache, GGUF_REPO, GGUF)
     assert cached_file(registry.resolve(GRANITE)) == file
+    assert cached_file(registry.SAMPLE) is None
     # It is no model, and maybe nobody is there who reads one.
     with pytest.raises(GraniteDemoError, match=r"llama\.cpp cannot read .*350m-Q4_K_M\.gguf|is read by llama-cpp"):
         load(tmp_path, engine="gguf")
 
 
-@pytest.mark.parametrize("reason", [FETCH, "is damaged"])
+@pytest.mark.parametrize("reason", [FETCH, "is damaged", "could not be fetched: There is no model"])
 def test_without_a_good_file_safetensors_are_loaded_and_the_reason_is_told(
-    hub_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     def damaged(path: Path, *_: Any, **__: Any) -> None:
         raise CorruptModelError(f"{path.name} is damaged")
 
-    if reason != FETCH:
-        in_cache(hub_cache, "ibm-granite/granite-4.0-350m-GGUF", "granite-4.0-350m-Q4_K_M.gguf")
-        monkeypatch.setattr(gguf_files, "load_gguf", damaged)
     folder = write_checkpoint(tmp_path / "tiny", "granite")
-    monkeypatch.setattr(hub, "fetch", lambda *_: hub.Checkpoint(folder, "a" * 40))
+    checkpoint = hub.Checkpoint(folder, "a" * 40)
+    if reason == FETCH:
+        monkeypatch.setattr(hub, "cached", lambda *_: checkpoint)
+    if reason.endswith("no model"):
+        del server.repos[GGUF_REPO]
+    monkeypatch.setattr(gguf_files, "load_gguf", damaged)
+    monkeypatch.setattr(hub, "fetch", lambda *_: checkpoint)
     monkeypatch.setattr(gguf_files, "why_not", lambda options, device: "")
     options = LoadOptions(model=GRANITE, device="cpu")
     ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
@@ -151,6 +191,7 @@ def test_without_a_good_file_safetensors_are_loaded_and_the_reason_is_told(
     [(_, value, why)] = [fact for fact in ready.loaded.facts if fact[0] == "GGUF file"]
     assert value == "not used"
     assert reason in why
+    assert bool(server.transfers(GGUF)) is (reason == "is damaged")
 
 
 def test_another_engine_does_not_run_a_file(tmp_path: Path) -> None:

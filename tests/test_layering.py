@@ -63,7 +63,8 @@ MAY_IMPORT = {
     "cards": BASE | {"shapes"},
     "quantized": BASE | {"catalogue"},
     "llama": BASE,
-    "gguf_files": BASE | {"llama", "shapes", "catalogue", "placement", "planning", "loading", "cards", "switches"},
+    "gguf_files": BASE
+    | {"llama", "shapes", "catalogue", "placement", "planning", "loading", "cards", "switches", "hub", "hub_transfer"},
     "loading": BASE
     | {"quantized", "shapes", "registry", "placement", "planning", "cards", "tensor_parallel", "switches"},
     "engine": BASE

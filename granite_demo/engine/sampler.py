@@ -18,6 +18,7 @@ from granite_demo.engine.sampling import (
     penalise,
     penalise_and_choose,
 )
+from granite_demo.engine.sampling_cpu import choose_one
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.types import Token
 
@@ -35,14 +36,18 @@ class Sampler:
         self._sampling = sampling
         self._greedy = sampling.temperature == 0
         self._penalised = sampling.repetition_penalty != 1
+        self._on_cpu = device.type == "cpu"
         self._chooser, self._cut_off = chooser(device), cutter(device)
         self._prompt = torch.tensor(list(prompt_ids), dtype=torch.int64, device=device)
         self._seen: torch.Tensor | None = None
         self._adjust = Adjuster(sampling, matcher, device) if sampling.adjusts or matcher else None
         self._slot = torch.zeros(1, dtype=torch.int64, device=device)
-        temperature, top_k, top_p, min_p, penalty = torch.tensor(parameters(sampling), device=device)[:, None]
+        numbers = torch.tensor(parameters(sampling), device=device)
+        temperature, top_k, top_p, min_p, penalty = numbers[:, None]
         seed = torch.tensor([sampling.seed or 0], device=device)
         self._rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, self._slot.clone())
+        self._unpenalised = replace(self._rows, penalty=torch.ones_like(penalty))
+        self._cuts: list[float] = numbers[:4].tolist()
 
     def __call__(self, logits: torch.Tensor) -> Token:
         """The next token from ``logits`` of shape (1, vocabulary).
@@ -57,17 +62,19 @@ class Sampler:
             if self._penalised:
                 self._seen[0, self._prompt] = True
         wanted = self._sampling.logprobs
-        # NaN if any logit is. One wait for the GPU, and no float64, which Apple's has not: an id is exact in float32.
-        numbers = [logits.sum()[None]]
         scores = self._penalise(logits)
-        choice = scores.argmax(dim=-1) if self._greedy else self._choose(scores)
+        choice = self._choose(scores)
+        # NaN if any logit is; a CPU chooses it then. One wait for the GPU, and no float64, which Apple's has not: an id
+        # is exact in float32.
+        numbers = [choice.float(), scores[0, choice] if self._on_cpu else logits.sum()[None]]
         if wanted is not None:
             own = torch.log_softmax(logits, dim=-1)
             numbers.append(report(own, scores, self._rows, choice, self._cut_off, wanted)[0])
-        token, total, *reported = torch.cat((choice.float(), *numbers)).tolist()
+        token, total, *reported = torch.cat(numbers).tolist()
         if total != total:
             raise not_a_number()
-        self._seen[0, choice] = True
+        if self._penalised:
+            self._seen[0, choice] = True
         self._rows.position.add_(1)
         if self._adjust:
             self._adjust.accept(int(token))
@@ -82,8 +89,12 @@ class Sampler:
 
     def _choose(self, scores: torch.Tensor) -> torch.Tensor:
         assert self._seen is not None
+        if self._on_cpu:
+            key = {"seed": self._sampling.seed or 0, "position": int(self._rows.position)}
+            return torch.tensor([choose_one(scores[0].numpy(), *self._cuts, **key)])
+        if self._greedy:
+            return scores.argmax(dim=-1)
         if self._chooser is penalise_and_choose:
             # Outside of a graph the searches that nobody asked for can be left out.
             return choose(scores, self._rows, cut_k=self._sampling.top_k > 0, cut_p=self._sampling.top_p < 1)
-        rows = replace(self._rows, penalty=torch.ones_like(self._rows.penalty))
-        return self._chooser(scores.clone(), rows, self._seen, self._slot)
+        return self._chooser(scores.clone(), self._unpenalised, self._seen, self._slot)

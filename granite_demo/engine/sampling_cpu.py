@@ -1,121 +1,97 @@
 """``sampling.choose`` and ``sampling.cut_off`` for processors: the same choices, for less work.
 
-On a GPU every step goes over the whole vocabulary, since nothing may wait for a number. Here each halving looks only
-at the scores that are still in question, and noise is made only for what may be drawn. The arithmetic is numpy's, in
-place: for a row of numbers half of torch's time goes into memory that is asked for anew.
+On a GPU every step goes over the whole vocabulary, since nothing may wait for a number. Here each cut is found among
+the few scores that it may lie between, and noise is made only for what may be drawn. The arithmetic is numpy's: torch
+shares a row of numbers among its threads, who wait for one another longer than the row takes, above all beside
+llama.cpp's threads and where others use the cores.
 """
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from granite_demo.engine.sampling import BELOW_ONE, BISECTIONS, Rows, penalise, tempered
+from granite_demo.engine.sampling import BELOW_ONE, BISECTIONS, Rows, penalise
 
 Floats = npt.NDArray[np.float32]
 
-FEW = 16
-"""This part of a row or less is worth taking out of it."""
-DOUBTFUL = 1e-5
-"""Relative error of a sum of weights in float32, at most."""
+LOWEST = np.float32(-1e4)
+"""No score below is ever drawn."""
+HOPELESS = np.float32(-20)
+"""A score below cannot win from the highest, which is 0: noise is between -2.9 and 16.7."""
 
 
 def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """See ``sampling.penalise_and_choose``."""
+    """See ``sampling.penalise_and_choose``. Overwrites nothing."""
     if (rows.penalty != 1).any():
         logits = penalise(logits, seen[slot], rows.penalty)
-    scores = tempered(logits, rows)
-    choice = scores.argmax(dim=-1)
-    threshold = cut_off(scores, rows)
-    for at, temperature in enumerate(rows.temperature.tolist()):
-        if temperature and not scores[at, choice[at]].isnan():
-            choice[at] = _draw(scores[at].numpy(), threshold[at].item(), int(rows.seed[at]), int(rows.position[at]))
-    return choice
+    numbers = [of_all.tolist() for of_all in (rows.temperature, rows.top_k, rows.top_p, rows.min_p)]
+    keys = zip(rows.seed.tolist(), rows.position.tolist(), strict=True)
+    each = zip(logits.numpy(), zip(*numbers, strict=True), keys, strict=True)
+    return torch.tensor([choose_one(row, *of_one, seed=seed, position=at) for row, of_one, (seed, at) in each])
 
 
 def cut_off(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """A threshold that keeps the same scores as that of ``sampling.cut_off``."""
-    lowest = scores.amin(dim=-1).clamp(min=-1e4)
-    threshold = lowest.clone()
-    parameters = zip(rows.temperature.tolist(), rows.top_k.tolist(), rows.top_p.tolist(), strict=True)
-    for at, (temperature, top_k, top_p) in enumerate(parameters):
-        if not temperature or lowest[at].isnan():
-            continue
-        row = scores[at].numpy()
-        if top_k:
-            threshold[at] = _Search(row, None, top_k).largest_threshold(lowest[at].item())
-        if top_p < 1:
-            weights = torch.where(scores[at : at + 1] >= threshold[at], scores[at : at + 1].exp(), 0.0)
-            wanted = (rows.top_p[at] * weights.sum(dim=-1)).item()
-            kept = _Search(row, weights[0].numpy(), wanted).largest_threshold(lowest[at].item())
-            threshold[at] = max(threshold[at].item(), kept)
-    return torch.maximum(threshold, rows.min_p.log())
+    """A threshold that keeps the same scores as that of ``sampling.cut_off``; none for a greedy row."""
+    values = zip(*(of_all.tolist() for of_all in (rows.top_k, rows.top_p, rows.min_p)), strict=True)
+    return torch.tensor([_threshold(row, *of_one) for row, of_one in zip(scores.numpy(), values, strict=True)])
 
 
-class _Search:
-    """For the largest threshold of one row; see ``sampling._largest_threshold``. Without ``weights`` each is 1."""
-
-    def __init__(self, scores: Floats, weights: Floats | None, wanted: float) -> None:
-        self._scores, self._weights, self._wanted = scores, weights, wanted
-        self._upper = np.empty(scores.shape, dtype=bool)
-        self._scratch = np.empty_like(scores)
-
-    def _enough(self, middle: np.float32) -> bool:
-        """Whether the weights from ``middle`` on add up to what is wanted, added as ``sampling`` adds them."""
-        np.greater_equal(self._scores, middle, out=self._upper)
-        if self._weights is None:
-            return bool(np.count_nonzero(self._upper) >= self._wanted)
-        np.multiply(self._weights, self._upper, out=self._scratch)
-        return torch.from_numpy(self._scratch)[None].sum(dim=-1).item() >= self._wanted
-
-    def largest_threshold(self, lowest: float) -> float:
-        low, high, left = np.float32(lowest), np.float32(0), BISECTIONS
-        if self._enough(high):
-            return 0.0
-        few = len(self._scores) // FEW
-        # Taking numbers out of the row costs more than another look at all of it, until only a few are left.
-        while (many := np.count_nonzero(self._scores >= low) > few) and left:
-            middle = (low + high) / np.float32(2)
-            low, high = (middle, high) if self._enough(middle) else (low, middle)
-            left -= 1
-        return float(low) if many else self._narrow(low, high, left)
-
-    def _narrow(self, low: np.float32, high: np.float32, left: int) -> float:
-        """Go on for ``left`` halvings with the few scores from ``low`` on."""
-        places = np.flatnonzero(self._scores >= low)
-        values = self._scores[places]
-        masses = np.ones(len(places)) if self._weights is None else self._weights[places].astype(np.float64)
-        doubt = 0.0 if self._weights is None else DOUBTFUL * self._wanted
-        # The mass from high on. The scores from low to high are still in question.
-        above = float(masses[values >= high].sum())
-        values, masses = values[values < high], masses[values < high]
-        # Where no score is in question, any threshold between the two keeps the same.
-        while len(values) and left:
-            middle = (low + high) / np.float32(2)
-            upper = values >= middle
-            mass = above + float(masses[upper].sum())
-            if self._enough(middle) if abs(mass - self._wanted) < doubt else mass >= self._wanted:
-                low, values, masses = middle, values[upper], masses[upper]
-            else:
-                high, above, values, masses = middle, mass, values[~upper], masses[~upper]
-            left -= 1
-        return float(low)
-
-
-def _draw(scores: Floats, threshold: float, seed: int, position: int) -> int:
-    """The choice among the ``scores`` from ``threshold`` on."""
-    kept = np.flatnonzero(scores >= np.float32(threshold)).astype(np.uint64)
+def choose_one(
+    logits: Floats, temperature: float, top_k: float, top_p: float, min_p: float, *, seed: int, position: int
+) -> int:
+    """The choice for one request, from penalised logits of shape (V,). Where one of them is NaN, its place."""
+    highest = int(logits.argmax())
+    if not temperature or np.isnan(logits[highest]):
+        return highest
+    scores = logits / np.float32(temperature)
+    scores -= scores[highest]
+    threshold = np.float32(_threshold(scores, top_k, top_p, min_p))
+    kept = np.flatnonzero(scores >= max(threshold, HOPELESS)).astype(np.uint64)
     return int(kept[np.argmax(scores[kept] + gumbel(seed, position, kept))])
 
 
+def _threshold(scores: Floats, top_k: float, top_p: float, min_p: float) -> float:
+    """The lowest of ``sampling.tempered`` scores that may be drawn."""
+    threshold = lowest = max(scores.min(), LOWEST)
+    if 0 < top_k < len(scores):
+        place = len(scores) - int(top_k)
+        threshold = _halved(np.partition(scores, place)[place], lowest)
+    if top_p < 1:
+        weights = np.exp(scores)
+        if top_k:
+            weights *= scores >= threshold
+        threshold = max(threshold, _halved(_last_of(top_p, scores, weights), lowest))
+    return max(float(threshold), float(np.log(np.float32(min_p)))) if min_p else float(threshold)
+
+
+def _last_of(share: float, scores: Floats, weights: Floats) -> np.float32:
+    """The highest score from which on the weights add up to ``share`` of all."""
+    total = weights.sum()
+    # Weights below the others' average part of the rest add up to less than the rest.
+    few = np.sort(scores[weights > 0.99 * (1 - share) * total / len(weights)])[::-1]
+    sums = np.exp(few).cumsum(dtype=np.float64)
+    return np.float32(few[min(np.searchsorted(sums, np.float32(share) * total), len(few) - 1)])
+
+
+def _halved(threshold: np.float32, lowest: np.float32) -> np.float32:
+    """What ``sampling``'s bisection arrives at: slightly less than ``threshold``, the exact one."""
+    low, high = lowest, np.float32(0)
+    if threshold >= high:
+        return high
+    for _ in range(BISECTIONS):
+        middle = (low + high) / np.float32(2)
+        low, high = (middle, high) if middle <= threshold else (low, middle)
+    return low
+
+
 def gumbel(seed: int, position: int, tokens: npt.NDArray[np.uint64]) -> Floats:
-    """``sampling.gumbel`` for some ``tokens`` alone, to the bit."""
+    """``sampling.gumbel`` for some ``tokens`` alone, but for the logarithms' last bits."""
     with np.errstate(over="ignore"):  # it is meant to wrap around
         key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position))
         bits = _mix(key + tokens)
     bits >>= np.uint64(40)
-    uniform = torch.from_numpy(bits.astype(np.float32)).add_(0.5).mul_(2.0**-24).clamp_(max=BELOW_ONE)
-    # torch's logarithms: others differ in the last bit.
-    noise: Floats = uniform.log_().neg_().log_().neg_().numpy()
+    uniform = np.minimum((bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24), np.float32(BELOW_ONE))
+    noise: Floats = -np.log(-np.log(uniform))
     return noise
 
 

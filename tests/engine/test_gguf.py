@@ -6,17 +6,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from granite_demo.engine.gguf import GgufRunner
 from granite_demo.engine.interleaved import InterleavedEngine
 from granite_demo.errors import CorruptModelError
-from granite_demo.gguf_files import load_tokenizer
+from granite_demo.gguf_files import FASTER, load_tokenizer
 from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel
+from granite_demo.opening import open_model
 from granite_demo.sample import ensure_gguf
 from granite_demo.settings import Settings
+from granite_demo.status import LoadOptions
 from tests.engine.gguf_writing import MISSING, write_gguf
 from tests.engine.running import answer, tiny_model
+from tests.fakehub import FakeHub, model_files
+from tests.tinymodels import write_checkpoint
 
 TEXT = (
     "The capital of France is Paris. Water boils at one hundred degrees Celsius, and ice melts at zero. In 1969 two "
@@ -55,6 +60,30 @@ def test_the_tokenizer_in_a_file_reads_as_llama_cpp_does(tmp_path: Path, monkeyp
         load_tokenizer(alone, file)
     assert load_tokenizer(alone, file, checkpoint=beside.parent) is not None
     file.close()
+
+
+async def test_a_model_of_the_hub_is_loaded_from_its_gguf_file_and_its_own_tokenizer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    tokenizer = {path.name: path.read_bytes() for path in folder.glob("tokenizer*")}
+    file = write_gguf(tiny_model().model, tmp_path / "tiny.gguf").read_bytes()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with FakeHub() as hub:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        hub.add("ibm-granite/granite-4.0-350m-GGUF", {"granite-4.0-350m-Q4_K_M.gguf": file})
+        hub.add("ibm-granite/granite-4.0-350m", {**model_files(), **tokenizer})
+        options = LoadOptions(model="granite-4.0-350m", device="cpu")
+        ready = open_model(tmp_path, 1, options, lambda stage, fraction, detail: None, threading.Event())
+        with closing(ready.engine):
+            assert len(await answer(ready.engine, [1, 2, 3], max_tokens=4)) == 4
+        again = open_model(tmp_path, 1, options, lambda stage, fraction, detail: None, threading.Event())
+        again.engine.close()
+        assert len(hub.transfers("granite-4.0-350m-Q4_K_M.gguf")) == 1
+        assert not hub.transfers("model.safetensors")
+    assert ready.loaded.tokenizer("Hello").input_ids == AutoTokenizer.from_pretrained(folder)("Hello").input_ids
+    assert ready.engine.facts[0][1:] == ("gguf, up to 4 requests in turns", FASTER)
 
 
 @pytest.mark.slow
