@@ -27,6 +27,7 @@ class Session(SessionState):
         # With no blocks there is nothing whose look could be copied; all else is in the configuration.
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))  # type: ignore[arg-type]
         setattr(self.blocks_config, "config_for_block", _no_look)  # noqa: B010
+        self.config_values = Looks()
         # Of components only those that an event has changed are this page's own, and no event adds another one.
         shared: Any = blocks.default_config
         self.blocks_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
@@ -39,6 +40,16 @@ class Session(SessionState):
             self.blocks_config.blocks.pop(self._changed, None)
             self._changed = key
         super().__setitem__(key, value)
+
+
+class Looks(dict[int, Any]):
+    """How the components of a page look: kept of none."""
+
+    def __setitem__(self, key: int, look: Any) -> None:
+        pass
+
+    def __missing__(self, key: int) -> dict[str, Any]:
+        return {}
 
 
 def _no_look(*values: Any) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def test_the_values_of_a_page_are_kept_and_the_looks_of_its_components_are_not(b
             assert answer.status_code == 200, answer.text
     assert set(holder.session_data) == {"ann", "bob"}
     assert all(isinstance(kept, Session) for kept in holder.session_data.values())
-    assert not any(look for kept in holder.session_data.values() for look in kept.config_values.values())
+    assert not any(kept.config_values for kept in holder.session_data.values())
     page = app.state.page.get_blocks()
     state = next(key for key, block in page.blocks.items() if block.stateful)
     holder["ann"][state] = "hers"
