@@ -32,7 +32,7 @@ class Session(SessionState):
         shared: Any = blocks.default_config
         self.blocks_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
         self.blocks_config.fns = shared.fns
-        self._changed: int | None = None
+        self._changed = -1  # no component has this number
 
     def __setitem__(self, key: int, value: Any) -> None:
         if isinstance(value, UNREAD):

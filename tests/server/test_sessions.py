@@ -42,7 +42,8 @@ def test_of_what_an_event_has_changed_only_what_checks_values_is_kept(backend: F
         changed = type(block)(render=False)
         session[block._id] = changed
         assert session[block._id] is changed
-    assert len(session.blocks_config.blocks.maps[0]) == 1
+    kept: Any = session.blocks_config.blocks
+    assert len(kept.maps[0]) == 1
     choice = next(block for block in page.blocks.values() if isinstance(block, gr.Dropdown))
     session[choice._id] = gr.Dropdown(["new"], render=False)
     session[looks[0]._id] = gr.Button(render=False)
