@@ -1,6 +1,7 @@
 """What is refused as a constraint before anything is compiled: what could not be kept to, or would take too long."""
 
 import json
+import math
 import re
 from decimal import Decimal
 from typing import Any
@@ -11,6 +12,7 @@ from granite_demo.errors import InvalidRequestError
 MAX_SCHEMA_BYTES = 65_536
 MAX_LEVELS = 200  # schemas in schemas, referred ones included: llguidance takes 8 kB of stack for each
 MAX_COUNT, MAX_MULTIPLE_DIGITS = 100_000, 4
+MAX_COMMON_MULTIPLE = 50_000  # of all of them: a number is divided by it digit by digit; 10^6 takes minutes
 MAX_PATTERNS = 12  # different ones, and formats: work doubles with each that is laid over another
 MAX_PATTERN, MAX_WRITTEN_OUT = 4_000, 50_000
 MAX_CHOICES, MAX_CHOICE_BYTES = 1_000, 16_384
@@ -48,6 +50,8 @@ def checked_schema(schema: Any) -> str:
         raise InvalidRequestError(f"The schema refers to {missing[0]!r}, which is no schema inside it.")
     patterns = {schema[name] for schema in schemas for name in ("pattern", "format") if name in schema}
     patterns |= {pattern for schema in schemas for pattern in schema.get("patternProperties", ())}
+    if math.lcm(*(_digits(schema["multipleOf"]) for schema in schemas if "multipleOf" in schema)) > MAX_COMMON_MULTIPLE:
+        raise InvalidRequestError("The values of multipleOf in the schema are too different: leave some of them out.")
     levels += sum(found[place][0] for place in references)
     if levels > MAX_LEVELS or len(patterns) > MAX_PATTERNS:
         what = f"{levels} levels and {len(patterns)} different patterns and formats"
@@ -71,9 +75,16 @@ def _walk(schema: Any, place: str, found: dict[str, tuple[int, dict[str, Any]]])
     return levels
 
 
+def _digits(value: Any) -> int:
+    """A number without sign, point and the zeros at its ends; 1 for what is none."""
+    if type(value) not in (int, float) or not math.isfinite(value):
+        return 1
+    return int("".join(map(str, Decimal(str(value)).normalize().as_tuple().digits))) or 1
+
+
 def _check_keyword(schema: dict[str, Any], name: str, value: Any, place: str) -> None:
     number = value if type(value) in (int, float) else 0
-    long = len(Decimal(str(number)).normalize().as_tuple().digits) > MAX_MULTIPLE_DIGITS
+    long = _digits(value) >= 10**MAX_MULTIPLE_DIGITS
     required = len(schema["required"]) if isinstance(schema.get("required"), list) else 0
     for wrong, words in (
         (name not in _KEYWORDS and (not name.startswith("x-") or name == "x-guidance"), "is not supported"),

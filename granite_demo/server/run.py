@@ -1,6 +1,7 @@
 """Serves the application until a signal, then ends in order: answers get their message, then connections close."""
 
 import asyncio
+import atexit
 import os
 import signal
 import socket
@@ -18,10 +19,10 @@ from granite_demo.backends import Backend
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.settings import PROXIES
 
-GRACE_SECONDS = 5
+GRACE_SECONDS = 4
 """Time that open connections get to end after a signal."""
-LAST_SECONDS = 10
-"""From a signal to the end of the process, whatever still hangs: a load inside a library cannot be stopped."""
+LAST_SECONDS = 8
+"""From a signal to the end of what still hangs: a load inside a library cannot be stopped. Ten are promised."""
 FAILED_SECONDS = 5
 """For /health and the readers to tell that the engine has failed, before the process ends because of it."""
 
@@ -58,6 +59,8 @@ def serve(
         _end_children()
     if failure:
         raise EngineError(failure)
+    # All is over in order. What Python would take apart now, torch above all, takes seconds and nobody needs it.
+    atexit.register(_exit, 0)
 
 
 @contextmanager

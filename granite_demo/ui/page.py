@@ -5,14 +5,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
+from gradio.blocks import Block, BlockContext
 
 UNCHANGED = gr.skip()
+PLAIN = {"__type__", "visible", "interactive"}
+"""What a component takes as it is: an update of no more needs none to be built."""
 
 
 class Page(gr.Blocks):
-    """Blocks that do not build a component anew, as Gradio 6.31 does, for each output that is ``gr.skip()``.
-
-    That takes milliseconds each time, and each word of an answer is such an update.
+    """Blocks that do not build a component anew, as Gradio 6.31 does, for each output that is ``gr.skip()``,
+    shown or hidden. That takes milliseconds each time, and each word of an answer is such an update.
     """
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
@@ -23,10 +25,12 @@ class Page(gr.Blocks):
         if isinstance(predictions, dict) and not set(predictions) <= set(outputs):
             return await super().postprocess_data(block_fn, predictions, state)  # which says what is wrong
         values = _in_order(outputs, predictions)
-        changed = [place for place, value in enumerate(values) if not _is_unchanged(value)]
-        if len(changed) == len(values) or len(values) != len(outputs):
+        if len(values) != len(outputs):
             return await super().postprocess_data(block_fn, predictions, state)
-        shown: list[Any] = [dict(UNCHANGED) for _ in outputs]
+        shown: list[Any] = [_plain(output, value) for output, value in zip(outputs, values, strict=True)]
+        changed = [place for place, look in enumerate(shown) if look is None]
+        if len(changed) == len(values):
+            return await super().postprocess_data(block_fn, predictions, state)
         if changed:
             part = copy.copy(block_fn)
             part.outputs = [outputs[place] for place in changed]
@@ -44,5 +48,12 @@ def _in_order(outputs: Sequence[Any], predictions: Any) -> list[Any]:
     return [predictions.get(output, UNCHANGED) for output in outputs]
 
 
-def _is_unchanged(value: Any) -> bool:
-    return isinstance(value, dict) and value == UNCHANGED
+def _plain(output: Any, value: Any) -> dict[str, Any] | None:
+    """What the page is told of an update that needs no component to be built; None of any other value."""
+    if isinstance(value, Block):
+        value = {**value.constructor_args, "__type__": "update"}
+    if not isinstance(value, dict) or value.get("__type__") != "update":
+        return None
+    # What checks values, such as a list of choices, is built: how it is now matters when the page sends one.
+    looks = PLAIN if isinstance(output, BlockContext | gr.Button) else {"__type__"}
+    return dict(value) if value.keys() <= looks and None not in value.values() else None

@@ -58,7 +58,7 @@ async def measure(visitors: int, seconds: float) -> list[Row]:
     with server(rate=100, places=16) as running:
         rows += await connected(running)
     for name, signals, limit, code in (
-        ("SIGTERM, answers and tabs open", ((0.0, signal.SIGTERM),), 12.0, 0),
+        ("SIGTERM, answers and tabs open", ((0.0, signal.SIGTERM),), 10.0, 0),
         ("the same, and a second SIGTERM", ((0.0, signal.SIGTERM), (0.05, signal.SIGTERM)), 4.0, 128 + signal.SIGTERM),
     ):
         with server(places=16) as running:

@@ -4,6 +4,7 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from gradio.state_holder import SessionState
 
 from granite_demo.ui.page import Page
 
@@ -65,3 +66,19 @@ async def test_what_is_left_alone_is_not_made_anew(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(gr.Number, "__init__", fail)
     await answered(demo, [gr.skip(), "b", gr.skip()])
+
+
+@pytest.mark.parametrize("kind", [Page, gr.Blocks])
+async def test_what_is_shown_or_hidden_is_not_made_anew(kind: Any) -> None:
+    with kind(analytics_enabled=False) as demo:
+        outputs = [gr.Column(), gr.Button("B"), gr.Button("C"), gr.Dropdown(["a"], label="D")]
+        demo.load(lambda: None, None, outputs)
+    hidden, grey = gr.update(visible=False), gr.update(visible=True, interactive=False)
+    named, chosen = gr.update(value="Go", visible=True), gr.update(choices=["b"], visible=True)
+    expected = [hidden, grey, dict(named), {**chosen, "choices": [["b", "b"]]}]
+    session = SessionState(demo)
+    made = gr.Button(visible=True, interactive=False)
+    for shown in ([hidden, grey, dict(named), dict(chosen)], [gr.Column(visible=False), made, named, chosen]):
+        assert await demo.postprocess_data(demo.default_config.fns[0], shown, session) == expected
+    assert session[outputs[3]._id].choices == [("b", "b")]
+    assert (session[outputs[1]._id] is outputs[1]) == (kind is Page)
