@@ -79,11 +79,11 @@ def fake(fake_server: tuple[FakeBackend, str]) -> FakeBackend:
 
 @pytest.fixture
 def open_page(new_context: NewContext, fake: FakeBackend, fake_server: tuple[FakeBackend, str]) -> OpenPage:
-    """Opens the page as a new visitor; extra arguments are those of ``browser.new_context``."""
+    """Opens the page as a new visitor, at a query; extra arguments are those of ``browser.new_context``."""
 
-    def open_new(**options: object) -> Page:
+    def open_new(query: str = "", **options: object) -> Page:
         page = new_context(**options).new_page()
-        page.goto(fake_server[1])
+        page.goto(f"{fake_server[1]}/{query}")
         page.locator("#message textarea").wait_for()
         # What the page asks for at its start is there, and does not come after what a test does.
         page.locator("#model-status .status").wait_for()
