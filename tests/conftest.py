@@ -1,5 +1,6 @@
 """Fixtures of all tests: the real sample model, loaded once, and fakes at the seams."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -36,6 +37,8 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:could not create cache path:pytest.PytestCacheWarning")
     # Workers take the files in the order below; else those with the most tests would come first.
     config.option.loadscopereorder = False
+    # Collecting makes a million objects that stay.
+    gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,6 +50,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         return next((at for at, start in enumerate(LONG) if name.startswith(start)), len(LONG))
 
     items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: who looks for garbage, as each engine does that is closed, need not look at it."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
