@@ -1,5 +1,6 @@
 """Fixtures of all tests: the real sample model, loaded once, and fakes at the seams."""
 
+import gc
 import os
 import threading
 from collections.abc import Iterator
@@ -27,9 +28,34 @@ settings.register_profile("untimed", deadline=None, database=None)
 settings.load_profile("untimed")
 
 
+LONG = ("engine/test_contract.py", "browser/", "faults/", "threats/", "load/", "engine/", "remote/", "server/", "api/")
+"""What takes longest, in this order."""
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """In a folder that is read-only pytest cannot keep what it would like to, either."""
     config.addinivalue_line("filterwarnings", "ignore:could not create cache path:pytest.PytestCacheWarning")
+    # Workers take the files in the order below; else those with the most tests would come first.
+    config.option.loadscopereorder = False
+    # Collecting makes a million objects that stay.
+    gc.disable()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long begins first, so that the workers end together; those that share a browser follow each other."""
+    tests = Path(__file__).parent
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(tests).as_posix()
+        return next((at for at, start in enumerate(LONG) if name.startswith(start)), len(LONG))
+
+    items.sort(key=rank)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported stays: who looks for garbage, as each engine does that is closed, need not look at it."""
+    gc.enable()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ from granite_demo.server.run import running
 from tests.fakes import FakeBackend
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def fake_server() -> Iterator[tuple[FakeBackend, str]]:
     backend = FakeBackend()
     with running(create_app(backend), backend) as url:
@@ -26,13 +26,21 @@ def fake(fake_server: tuple[FakeBackend, str]) -> FakeBackend:
     return backend
 
 
-@pytest.fixture
-def http(fake: FakeBackend, fake_server: tuple[FakeBackend, str]) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=fake_server[1], timeout=30) as client:
-        yield client
+@pytest.fixture(scope="package")
+def clients(fake_server: tuple[FakeBackend, str]) -> Iterator[tuple[httpx.Client, openai.OpenAI]]:
+    """Made once: each reads all the certificates there are."""
+    with (
+        httpx.Client(base_url=fake_server[1], timeout=30) as http,
+        openai.OpenAI(base_url=f"{fake_server[1]}/v1", api_key="any", max_retries=0, timeout=30) as client,
+    ):
+        yield http, client
 
 
 @pytest.fixture
-def client(fake: FakeBackend, fake_server: tuple[FakeBackend, str]) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{fake_server[1]}/v1", api_key="any", max_retries=0, timeout=30) as client:
-        yield client
+def http(fake: FakeBackend, clients: tuple[httpx.Client, openai.OpenAI]) -> httpx.Client:
+    return clients[0]
+
+
+@pytest.fixture
+def client(fake: FakeBackend, clients: tuple[httpx.Client, openai.OpenAI]) -> openai.OpenAI:
+    return clients[1]

@@ -150,9 +150,7 @@ def test_two_settings_answer_side_by_side(page: Page, fake: FakeBackend) -> None
 def test_axe_finds_no_serious_fault(open_page: OpenPage, fake: FakeBackend, theme: str, width: int) -> None:
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), citations=True, documents=True, tools=True))
     fake.view = VIEW
-    page = open_page(viewport={"width": width, "height": 900})
-    page.goto(page.url.split("?")[0] + f"?__theme={theme}")
-    page.locator("#message textarea").wait_for()
+    page = open_page(f"?__theme={theme}", viewport={"width": width, "height": 900})
     expect(page.locator("#switches")).to_be_visible()
     assert faults(page) == [], "empty"
     call = ToolCalled(ToolCall("calculator", '{"expression": "1+1"}'))

@@ -396,8 +396,7 @@ def test_nothing_overflows_and_axe_finds_no_fault(
     open_page: OpenPage, fake: FakeBackend, theme: str, width: int
 ) -> None:
     fake.view, fake.script = VIEW, scripted(" sat", " down", " far")
-    page = open_page(viewport={"width": width, "height": 900})
-    page.goto(page.url.split("?")[0] + f"?__theme={theme}")
+    page = open_page(f"?__theme={theme}", viewport={"width": width, "height": 900})
     opened(page)
     begin(page)
     pick(page, 1, "ran")

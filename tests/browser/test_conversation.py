@@ -1,6 +1,7 @@
 """What a conversation can hold, in a real browser: thinking, versions, branches, tools, documents, switches."""
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -178,9 +179,21 @@ def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
     assert "Which colour?" in json.dumps(saved)
 
 
-def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
+def open_tools(page: Page) -> None:
+    """What is written while Gradio still builds the panel would be lost."""
     page.get_by_role("button", name="Tools").click()
+    page.get_by_label("Definitions").wait_for()
+    page.wait_for_timeout(500)
+
+
+def use_examples(page: Page) -> None:
+    open_tools(page)
     page.get_by_role("button", name="Use the examples").click()
+    expect(page.get_by_label("Definitions")).to_have_value(re.compile("calculator"))
+
+
+def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
+    use_examples(page)
     call = ToolCalled(ToolCall("calculator", '{"expression": "6*7"}'))
     fake.script = [call, replace(END, reason="tool_calls")]
     send(page, "What is 6 times 7?")
@@ -201,8 +214,7 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
 
 @pytest.mark.release
 def test_all_calls_are_run_and_sent_at_one_press(page: Page, fake: FakeBackend) -> None:
-    page.get_by_role("button", name="Tools").click()
-    page.get_by_role("button", name="Use the examples").click()
+    use_examples(page)
     calls = [ToolCalled(ToolCall("calculator", f'{{"expression": "{number}*7"}}')) for number in (6, 7)]
     fake.script = [*calls, replace(END, reason="tool_calls")]
     send(page, "What are 6 and 7 times 7?")
@@ -212,13 +224,6 @@ def test_all_calls_are_run_and_sent_at_one_press(page: Page, fake: FakeBackend) 
     expect(answers(page).last).to_contain_text("Hello world!")
     assert [message.content for message in fake.requests[-1].messages[2:]] == ["42", "49"]
     expect(page.get_by_role("button", name="Run all and send")).to_be_hidden()
-
-
-def open_tools(page: Page) -> None:
-    """What is written while Gradio still builds the panel would be lost."""
-    page.get_by_role("button", name="Tools").click()
-    page.get_by_label("Definitions").wait_for()
-    page.wait_for_timeout(500)
 
 
 @pytest.mark.release

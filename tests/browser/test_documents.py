@@ -5,12 +5,13 @@ from pathlib import Path
 
 import gradio as gr
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from granite_demo.conversations import documents_of, load
 from granite_demo.ui import documents
 from granite_demo.ui.grounding import grounding_html
 from granite_demo.ui.theme import assets_dir
+from tests.browser.conftest import NewContext
 
 pytestmark = pytest.mark.browser
 
@@ -39,14 +40,12 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def page(chromium: Browser, url: str) -> Iterator[Page]:
+def page(new_context: NewContext, url: str) -> Page:
     """The page, at the width of a telephone, with the panel open."""
-    context = chromium.new_context(viewport={"width": 390, "height": 844})
-    page = context.new_page()
+    page = new_context(viewport={"width": 390, "height": 844}).new_page()
     page.goto(url)
     page.get_by_role("button", name="Documents").click()
-    yield page
-    context.close()
+    return page
 
 
 def upload(page: Page, *paths: Path) -> None:

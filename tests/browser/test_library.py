@@ -14,12 +14,13 @@ import pytest
 import uvicorn
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
 from fastapi import FastAPI
-from playwright.sync_api import Browser, BrowserContext, FilePayload, Locator, Page, expect
+from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
 
 from granite_demo import conversations, exchange
 from granite_demo.server.run import address, bind
 from granite_demo.ui import library
 from granite_demo.ui.theme import load_theme, style_paths
+from tests.browser.conftest import NewContext
 
 pytestmark = pytest.mark.browser
 
@@ -81,10 +82,8 @@ def url() -> Iterator[str]:
 
 
 @pytest.fixture
-def context(chromium: Browser) -> Iterator[BrowserContext]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    yield context
-    context.close()
+def context(new_context: NewContext) -> BrowserContext:
+    return new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
 
 
 def visit(context: BrowserContext, url: str) -> Page:
@@ -325,17 +324,16 @@ def test_export_markdown_and_import_it_into_an_empty_browser(page: Page) -> None
     expect(titles(page)).to_have_text(["What is **this**?"])
 
 
-def test_export_all_brings_all_back_into_another_browser(page: Page, chromium: Browser, url: str) -> None:
+def test_export_all_brings_all_back_into_another_browser(page: Page, new_context: NewContext, url: str) -> None:
     for text in ("One", "Two", "Three"):
         speak(page, text)
         new(page)
     with page.expect_download() as download:
         page.get_by_role("button", name="Export all").click()
-    other = visit(chromium.new_context(), url)
+    other = visit(new_context(), url)
     bring(other, ("all.json", download.value.path().read_text(encoding="utf-8")))
     expect(titles(other)).to_have_text(["Three", "Two", "One"])
     assert kept(other) == kept(page)
-    other.context.close()
 
 
 @pytest.mark.parametrize(
@@ -404,9 +402,9 @@ def test_a_name_from_another_tab_is_not_undone(page: Page, context: BrowserConte
     expect(titles(page)).to_have_text(["Named"])
 
 
-def test_without_a_database_a_line_says_so(context: BrowserContext, url: str) -> None:
-    context.add_init_script("indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }")
-    page = visit(context, url)
+def test_without_a_database_a_line_says_so(page: Page) -> None:
+    page.add_init_script("indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }")
+    page.reload()
     expect(page.locator("#library .message.error")).to_contain_text("keeps nothing")
     page.locator("#say textarea").fill("Still works")
     page.locator("#say textarea").press("Enter")
@@ -415,9 +413,8 @@ def test_without_a_database_a_line_says_so(context: BrowserContext, url: str) ->
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])
-def test_it_fits_and_can_be_read(chromium: Browser, url: str, width: int, scheme: str) -> None:
-    context = chromium.new_context(viewport={"width": width, "height": 844})
-    page = visit(context, f"{url}/?__theme={scheme}")
+def test_it_fits_and_can_be_read(new_context: NewContext, url: str, width: int, scheme: str) -> None:
+    page = visit(new_context(viewport={"width": width, "height": 844}), f"{url}/?__theme={scheme}")
     for text in ("A question with a very long title that does not fit into one line", "Short"):
         page.locator("#say textarea").fill(text)
         page.locator("#say textarea").press("Enter")
@@ -435,4 +432,3 @@ def test_it_fits_and_can_be_read(chromium: Browser, url: str, width: int, scheme
     titles(page).first.click()
     expect(page.locator("#shown textarea")).to_have_value(holds("You said"))
     expect(page.get_by_role("button", name="New chat")).to_be_visible(visible=width > 390)
-    context.close()

@@ -8,13 +8,14 @@ import gradio as gr
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
 from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from granite_demo.errors import ContextOverflowError
 from granite_demo.messages import Controls, Message
 from granite_demo.server.run import running
 from granite_demo.types import PromptPart
 from granite_demo.ui.theme import assets_dir, load_theme
+from tests.browser.conftest import NewContext
 from tests.browser.panels_page import THINKS, VIEW, build, script
 from tests.fakes import FakeBackend
 
@@ -42,13 +43,11 @@ def fake(panels_server: tuple[FakeBackend, str]) -> FakeBackend:
 
 
 @pytest.fixture
-def panels(chromium: Browser, fake: FakeBackend, panels_server: tuple[FakeBackend, str]) -> Iterator[Page]:
+def panels(new_context: NewContext, fake: FakeBackend, panels_server: tuple[FakeBackend, str]) -> Page:
     """The page, opened by one visitor."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
+    page = new_context(viewport={"width": 1280, "height": 900}).new_page()
     visit(page, panels_server[1])
-    yield page
-    context.close()
+    return page
 
 
 def visit(page: Page, url: str) -> None:

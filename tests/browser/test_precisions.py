@@ -7,12 +7,13 @@ from dataclasses import replace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from granite_demo.access import Access
 from granite_demo.server.run import running
 from granite_demo.ui.precisions import EXAMPLE
 from tests.browser.completion_tabs import build, script
+from tests.browser.conftest import NewContext
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -34,14 +35,12 @@ def fake(server: tuple[FakeBackend, str]) -> FakeBackend:
 
 
 @pytest.fixture
-def pair(chromium: Browser, fake: FakeBackend, server: tuple[FakeBackend, str]) -> Iterator[Page]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 900})
-    page = context.new_page()
+def pair(new_context: NewContext, fake: FakeBackend, server: tuple[FakeBackend, str]) -> Page:
+    page = new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.goto(server[1])
     page.get_by_role("tab", name="Precision").click()
     page.locator("#precisions-run").wait_for()
-    yield page
-    context.close()
+    return page
 
 
 def compare(page: Page, token: str = "secret") -> None:

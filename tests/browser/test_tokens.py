@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 from granite_demo.access import Access
 from granite_demo.server.run import running
 from granite_demo.ui.scoring import WRITTEN
 from tests.browser.completion_tabs import CSP, WORDS, build, scored, summary
+from tests.browser.conftest import NewContext
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -32,13 +33,11 @@ def fake(server: tuple[FakeBackend, str]) -> FakeBackend:
 
 
 @pytest.fixture
-def tabs(chromium: Browser, fake: FakeBackend, server: tuple[FakeBackend, str]) -> Iterator[Page]:
-    context = chromium.new_context(viewport={"width": 1280, "height": 900}, has_touch=True)
-    page = context.new_page()
+def tabs(new_context: NewContext, fake: FakeBackend, server: tuple[FakeBackend, str]) -> Page:
+    page = new_context(viewport={"width": 1280, "height": 900}, has_touch=True).new_page()
     page.goto(server[1])
     page.locator("#fill-run").wait_for()
-    yield page
-    context.close()
+    return page
 
 
 @pytest.fixture

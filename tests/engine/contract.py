@@ -146,13 +146,13 @@ EXPECTED: dict[tuple[int, str], list[int]] = {}
 async def greedy_equals_generate(ground: Ground) -> None:
     for text in ("Write a story about a lighthouse.", "List the planets and say one thing each.", "def quicksort("):
         prompt = render_chat(ground.sample.tokenizer, GenerationRequest((Message("user", text),)))
-        ours = await answer(ground.engine, prompt, max_tokens=30)
-        assert len(ours) == 30 or ours[-1] in ground.sample.eos_ids
+        ours = await answer(ground.engine, prompt, max_tokens=12)
+        assert len(ours) == 12 or ours[-1] in ground.sample.eos_ids
         if ground.row.noise > FLOAT32:
             ground.check(ground.sample, prompt, ours)
             continue
         if (key := (id(ground.sample), text)) not in EXPECTED:
-            EXPECTED[key] = reference(ground.sample, prompt, 30)
+            EXPECTED[key] = reference(ground.sample, prompt, 12)
         assert ours == EXPECTED[key]
 
 
@@ -334,7 +334,7 @@ async def places_fall_to_the_front(ground: Ground) -> None:
 
     with ground.tiny() as engine:
         running = [
-            asyncio.create_task(answer(engine, PROMPT, max_tokens=250 + 20 * index))
+            asyncio.create_task(answer(engine, PROMPT, max_tokens=150 + 20 * index))
             for index in range(ground.row.slots)
         ]
         await until(engine, ground.row.slots)
@@ -350,26 +350,26 @@ async def places_fall_to_the_front(ground: Ground) -> None:
 @behaviour
 async def a_full_line_refuses(ground: Ground) -> None:
     with ground.tiny(max_waiting=2) as engine:
-        taken = ground.fill(engine, 250)
+        taken = ground.fill(engine, 150)
         await until(engine, ground.row.slots)
-        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=250)) for _ in range(2)]
+        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=150)) for _ in range(2)]
         await until(engine, ground.row.slots, 2)
         with pytest.raises(EngineBusyError, match="2 requests wait already"):
             await answer(engine, PROMPT, max_tokens=5)
-        assert [len(ids) for ids in await asyncio.gather(*taken)] == [250] * (ground.row.slots + 2)
+        assert [len(ids) for ids in await asyncio.gather(*taken)] == [150] * (ground.row.slots + 2)
 
 
 @behaviour
 async def cancelled_while_waiting_it_is_gone_within_a_second(ground: Ground) -> None:
     with ground.tiny() as engine:
-        running = ground.fill(engine)
+        running = ground.fill(engine, 200)
         await until(engine, ground.row.slots)
-        first, second = (asyncio.create_task(answer(engine, PROMPT, max_tokens=400)) for _ in range(2))
+        first, second = (asyncio.create_task(answer(engine, PROMPT, max_tokens=20)) for _ in range(2))
         await until(engine, ground.row.slots, 2)
         first.cancel()
         async with asyncio.timeout(1):
             await until(engine, ground.row.slots, 1)
-        assert len(await second) == 400
+        assert len(await second) == 20
         await asyncio.gather(*running)
 
 
