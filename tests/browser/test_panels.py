@@ -110,7 +110,7 @@ def test_the_x_ray_shows_tokens_ids_and_what_changed(panels: Page, fake: FakeBac
 
 
 def test_side_by_side_streams_both_and_tells_the_difference(panels: Page, fake: FakeBackend) -> None:
-    fake.script, fake.delay = script(8, thoughts=4), 0.1
+    fake.script, fake.delay = script(8, thoughts=4), 0.3
     open_panel(panels, "compare")
     panels.locator("#compare-question textarea").fill("Why?")
     panels.get_by_label("Thinking of B").click()

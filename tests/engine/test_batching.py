@@ -111,6 +111,31 @@ async def test_alone_a_poison_costs_one_restart() -> None:
         engine.close()
 
 
+async def test_who_made_the_loop_fail_is_told_where_it_cannot_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = without_poison()
+    with poisoned(loaded, broken):
+        engine = batching_engine(loaded)
+        monkeypatch.setattr(engine._loop, "restart", lambda: broken(torch.empty(0), torch.empty(0)))
+        async with asyncio.timeout(20):
+            with pytest.raises(EngineError, match="ZeroDivisionError"):
+                await answer(engine, [POISON], max_tokens=5)
+        engine.close()
+
+
+async def test_a_log_that_keeps_the_failure_does_not_keep_the_cache(caplog: pytest.LogCaptureFixture) -> None:
+    loaded = without_poison()
+    with poisoned(loaded, broken):
+        engine = batching_engine(loaded)
+        before = weakref.ref(engine._loop._manager.batch_processor.cache)
+        with pytest.raises(EngineError):
+            await answer(engine, [POISON], max_tokens=5)
+        assert len(await answer(engine, PROMPT, max_tokens=5)) == 5
+        gc.collect()
+        assert any(record.exc_info and record.exc_info[2] for record in caplog.records)
+        assert before() is None
+        engine.close()
+
+
 async def test_a_loop_that_dies_with_nobody_in_it_is_started_again() -> None:
     engine = batching_engine(tiny_model())
 

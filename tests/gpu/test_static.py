@@ -84,6 +84,7 @@ def test_recorded_equals_computed_token_for_token(tmp_path: Path, kind: str) -> 
         ("hybrid of attention", "bfloat16", "none"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:inner dimension")  # bitsandbytes, of a small model
 def test_rows_and_views_agree_in_16_bits(tmp_path: Path, kind: str, dtype: Any, quantization: Any) -> None:
     loaded = load(tmp_path, kind, dtype=dtype, quantization=quantization)
     ids = [PROMPT[index * index % 20] for index in range(300)]
