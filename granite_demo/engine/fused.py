@@ -267,11 +267,10 @@ class FusedLayer(nn.Module):
         """The prompts of continuous batching, or parts of them, over what the cache has of each request."""
         allocator = cache.layer_to_allocator[self.self_attn.layer_idx]
         write, read = (kwargs[name][allocator.index] for name in ("write_index", "read_index"))
-        _, key, value = qkv[0].split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         keys, values = allocator._kv_token_views[self.self_attn.layer_idx]
-        keys.index_copy_(0, write, key)
-        values.index_copy_(0, write, value)
-        where = (keys, values, read) if len(read) else (key, value, None)  # nothing but what is new
+        self._kernels.keep(qkv[0].flatten(1), self.heads, keys, values, write)
+        new = qkv[0].split([self.heads, self.kv_heads, self.kv_heads], dim=1)
+        where = (keys, values, read) if len(read) else (*new[1:], None)
         ends, scaling = cu_seq_lens_k[allocator.layer_type], self.self_attn.scaling
         attend: Any = self._kernels.attend_to_prompts
         result: torch.Tensor = attend(qkv[0].flatten(1), self.heads, *where, cu_seq_lens_q, ends, scaling)

@@ -16,6 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 PROGRAMS = 256
 """About two for each multiprocessor of an H100."""
+LOG2_E = 1.4426950408889634
 NUMBERS = 8192
 """Of the keys that a program looks at together."""
 STAGES = 2
@@ -64,7 +65,7 @@ class Pages:
         parts = max(1, PROGRAMS // self._kv_heads // count)
         out = torch.empty((count, self._heads * self._size), dtype=qkv.dtype, device=qkv.device)
         _attend[(count, self._kv_heads, parts)](
-            qkv, keys, values, table, lengths, out, self._parts, self._ended, scaling,
+            qkv, keys, values, table, lengths, out, self._parts, self._ended, scaling * LOG2_E,
             table.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
             values.stride(0), values.stride(1), values.stride(2),
             KV_HEADS=self._kv_heads, GROUP=group, ROWS=max(LEAST_ROWS, few), FEW=few, SIZE=self._size,
@@ -89,10 +90,10 @@ def _moved(source, target):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _more(score, value, largest, total, sums):  # type: ignore[no-untyped-def]
-    """What ``_nothing`` begins, with more tokens (the running softmax of FlashAttention)."""
-    now = tl.maximum(largest, tl.max(score, 1))
-    weight, shrunk = tl.exp(score - now[:, None]), tl.exp(largest - now)
+def _more(score, scaling, value, largest, total, sums):  # type: ignore[no-untyped-def]
+    """What ``_nothing`` begins, with more tokens (the running softmax of FlashAttention, with powers of two)."""
+    now = tl.maximum(largest, tl.max(score, 1) * scaling)
+    weight, shrunk = tl.exp2(score * scaling - now[:, None]), tl.exp2(largest - now)
     sums = sums * shrunk[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
     return now, total * shrunk + tl.sum(weight, 1), sums
 
@@ -121,7 +122,7 @@ def _join(partial, used, out, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP
         )
         before = largest
         largest = tl.where(own, tl.maximum(before, tl.max(its_largest, 0)), 0.0)
-        shrunk, weight = tl.exp(before - largest), tl.exp(its_largest - largest[None, :])
+        shrunk, weight = tl.exp2(before - largest), tl.exp2(its_largest - largest[None, :])
         total = total * shrunk + tl.sum(its_total * weight, 0)
         sums = sums * shrunk[:, None] + tl.sum(its_sums * weight[:, :, None], 0)
     place = out + row[:, None] * SIZE + dim[None, :]
@@ -135,9 +136,6 @@ def _attend(  # type: ignore[no-untyped-def]
     FEW: tl.constexpr, SIZE: tl.constexpr, PAGE: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    if EARLY:
-        gdc_wait()
-        gdc_launch_dependents()
     request, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     heads: tl.constexpr = KV_HEADS * GROUP
     row, dim, token = tl.arange(0, ROWS), tl.arange(0, SIZE), tl.arange(0, TOKENS)
@@ -153,6 +151,9 @@ def _attend(  # type: ignore[no-untyped-def]
     if length < 0:
         tl.store(result, tl.zeros((ROWS, SIZE), dtype=out.dtype.element_ty), mask=own[:, None])
         return
+    if EARLY:  # where the pages are does not depend on the kernel before
+        gdc_wait()
+        gdc_launch_dependents()
     new = qkv + request * (heads + 2 * KV_HEADS) * SIZE
     query = tl.load(new + query_at, mask=own[:, None], other=0.0)
     pages = table + request * table_row
@@ -174,9 +175,9 @@ def _attend(  # type: ignore[no-untyped-def]
         there = start + token < length
         key = tl.load(key_at + page * key_page + at * key_token, mask=there[:, None], other=0.0)
         value = tl.load(value_at + page * value_page + at * value_token, mask=there[:, None], other=0.0)
-        score = tl.dot(query, tl.trans(key), input_precision="ieee") * scaling
+        score = tl.dot(query, tl.trans(key), input_precision="ieee")
         score = tl.where(there[None, :], score, float("-inf"))
-        largest, total, sums = _more(score, value, largest, total, sums)
+        largest, total, sums = _more(score, scaling, value, largest, total, sums)
     if used == 1:
         tl.store(result, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
         return

@@ -16,6 +16,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_demo.engine.fused_attention import Pages, early
 from granite_demo.engine.fused_prompts import attend as attend_to_prompts
+from granite_demo.engine.fused_prompts import keep
 from granite_demo.engine.fused_weights import Weights
 
 
@@ -28,8 +29,8 @@ class Tile:
     warps: int
 
 
-__all__ = ["Pages", "attend_to_prompts", "gate", "linear", "linear_add", "norm_gate_up", "norm_qkv", "reads_prompts",
-           "rotate"]  # fmt: skip
+__all__ = ["Pages", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
+           "reads_prompts", "rotate"]  # fmt: skip
 LONG = 8192
 BEST = {
     ("rotated", False): Tile(4, 1024, 4),

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+from granite_demo.engine.fused_attention import LOG2_E
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,18 @@ class Tile:
 BEST = {64: Tile(128, 128, 4, 2), 128: Tile(128, 64, 4, 3)}
 """By head size, in 16 bits; measured on an H100 (``python -m tests.gpu.measure_fused prompts``)."""
 SMALL = Tile(64, 32, 4, 2)
+
+
+def keep(qkv: torch.Tensor, heads: int, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
+    """Put the keys and values of ``qkv`` (n, all heads * size) to their ``places`` (n,) in the cache.
+
+    ``keys``, ``values``: (tokens, kv heads, size), the heads of a token one after another.
+    """
+    _, kv_heads, size = keys.shape
+    _keep[(len(qkv),)](
+        qkv, keys, values, places, qkv.stride(0), heads * size, keys.stride(0), values.stride(0),
+        COUNT=kv_heads * size, COLUMNS=triton.next_power_of_2(kv_heads * size),
+    )  # fmt: skip
 
 
 def attend(
@@ -50,12 +62,23 @@ def attend(
     tile = BEST.get(size, SMALL) if qkv.dtype.itemsize == 2 else SMALL
     out = torch.empty((len(qkv), heads * size), dtype=qkv.dtype, device=qkv.device)
     _attend[(triton.cdiv(len(qkv), tile.rows) + requests, heads)](
-        qkv, keys, values, index, starts, key_starts, out, scaling * LOG2_E.value, requests, qkv.stride(0),
+        qkv, keys, values, index, starts, key_starts, out, scaling * LOG2_E, requests, qkv.stride(0),
         keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), HEADS=heads, GROUP=heads // kv_heads,
         SIZE=size, ROWS=tile.rows, TOKENS=tile.tokens, MOST=triton.next_power_of_2(requests),
         INDEXED=index is not None, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return out
+
+
+@triton.jit
+def _keep(  # type: ignore[no-untyped-def]
+    qkv, keys, values, places, width, first, key_token, value_token, COUNT: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    place, column = tl.load(places + token), tl.arange(0, COLUMNS)
+    new = qkv + token * width + first + column
+    tl.store(keys + place * key_token + column, tl.load(new, mask=column < COUNT), mask=column < COUNT)
+    tl.store(values + place * value_token + column, tl.load(new + COUNT, mask=column < COUNT), mask=column < COUNT)
 
 
 @triton.jit

@@ -146,6 +146,16 @@ def test_attention_of_prompts(parts: list[tuple[int, int]], size: int) -> None:
                 assert error(found[own], exact.flatten(1)) < 6e-3
 
 
+def test_keys_and_values_are_kept() -> None:
+    from granite_demo.engine.fused_prompts import keep
+
+    qkv, cache, places = drawn(70, (9 + 2 * 3) * 64), drawn(2, 500, 3, 64), torch.randperm(500, device="cuda")[:70]
+    keep(qkv, 9, cache[0], cache[1], places)
+    _, *parts = qkv.view(70, 15, 64).split([9, 3, 3], dim=1)
+    for kept, new in zip(cache, parts, strict=True):
+        assert torch.equal(kept[places], new)
+
+
 def small(dtype: str, attention: str) -> LoadedModel:
     torch.manual_seed(0)
     placement = place(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
