@@ -65,11 +65,11 @@ class Pages:
         parts = max(1, PROGRAMS // self._kv_heads // count)
         out = torch.empty((count, self._heads * self._size), dtype=qkv.dtype, device=qkv.device)
         _attend[(count, self._kv_heads, parts)](
-            qkv, keys, values, table, lengths, out, self._parts, self._ended, scaling * LOG2_E,
+            qkv, keys, values, table, lengths, out, self._parts, self._ended, scaling * LOG2_E, parts,
             table.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
             values.stride(0), values.stride(1), values.stride(2),
             KV_HEADS=self._kv_heads, GROUP=group, ROWS=max(LEAST_ROWS, few), FEW=few, SIZE=self._size,
-            PAGE=keys.shape[1], TOKENS=min(NUMBERS // self._size, keys.shape[1]), PARTS=parts,
+            PAGE=keys.shape[1], TOKENS=min(NUMBERS // self._size, keys.shape[1]),
             num_warps=4, num_stages=STAGES, **early(qkv.device),
         )  # fmt: skip
         return out
@@ -129,12 +129,11 @@ def _join(partial, used, out, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP
     tl.store(place, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])  # or each number of users would be a kernel of its own
 def _attend(  # type: ignore[no-untyped-def]
-    qkv, keys, values, table, lengths, out, partial, ended, scaling, table_row, key_page, key_token, key_head,
+    qkv, keys, values, table, lengths, out, partial, ended, scaling, parts, table_row, key_page, key_token, key_head,
     value_page, value_token, value_head, KV_HEADS: tl.constexpr, GROUP: tl.constexpr, ROWS: tl.constexpr,
-    FEW: tl.constexpr, SIZE: tl.constexpr, PAGE: tl.constexpr, TOKENS: tl.constexpr, PARTS: tl.constexpr,
-    EARLY: tl.constexpr,
+    FEW: tl.constexpr, SIZE: tl.constexpr, PAGE: tl.constexpr, TOKENS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     request, kv_head, part = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     heads: tl.constexpr = KV_HEADS * GROUP
@@ -142,7 +141,7 @@ def _attend(  # type: ignore[no-untyped-def]
     own = row < GROUP
     length = tl.load(lengths + request)
     blocks = tl.cdiv(length, TOKENS)
-    each = tl.maximum(tl.cdiv(blocks, PARTS), LEAST)
+    each = tl.maximum(tl.cdiv(blocks, parts), LEAST)
     used = tl.maximum(tl.cdiv(blocks, each), 1)
     if part >= used:
         return
@@ -181,7 +180,7 @@ def _attend(  # type: ignore[no-untyped-def]
     if used == 1:
         tl.store(result, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
         return
-    first = partial + (request * KV_HEADS + kv_head) * PARTS * GROUP * (SIZE + 2)
+    first = partial + (request * KV_HEADS + kv_head) * parts * GROUP * (SIZE + 2)
     _keep(first + (part * GROUP + row) * (SIZE + 2), sums, largest, total, own, dim, SIZE)
     tl.debug_barrier()
     count = ended + request * KV_HEADS + kv_head

@@ -106,7 +106,7 @@ def _seen(  # type: ignore[no-untyped-def]
     return largest, total, sums
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["requests"])
 def _attend(  # type: ignore[no-untyped-def]
     qkv, keys, values, index, starts, key_starts, out, scaling, requests, width, key_token, key_head, value_token,
     value_head, HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
