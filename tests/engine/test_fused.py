@@ -1,18 +1,22 @@
 """Fused layers, computed by torch alone, beside those of transformers. The kernels: tests/gpu/test_fused.py."""
 
+import asyncio
 import copy
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, GraniteForCausalLM
 
 from granite_demo.engine import fused
 from granite_demo.engine.fused import FusedLayer, fuse, fusion_problem, shape_problem
 from granite_demo.placement import Placement, place
 from granite_demo.status import LoadOptions
-from tests.engine.running import reference
+from tests.engine.running import answer, batching_engine, reference, tiny_model
 from tests.gpu.checkpoints import small_config
 
 
@@ -129,7 +133,45 @@ class Kernels:
         return fused.gate(torch.nn.functional.rms_norm(x, gain.shape, gain, eps) @ weights.codes.T)
 
     def linear_add(self, x: Any, weights: Any, residual: Any, multiplier: float, share: float) -> torch.Tensor:
-        return torch.addmm(residual, x, weights.codes.T, alpha=multiplier)
+        return torch.addmm(residual, x, weights.codes.T, beta=share, alpha=multiplier)
+
+    def linear(self, x: Any, weights: Any) -> torch.Tensor:
+        return torch.nn.functional.linear(x, weights.codes)
+
+    def Pages(self, *_: Any) -> None:
+        """Not asked for: on a CPU there are no tables of pages."""
+
+    def reads_prompts(self, device: Any) -> bool:
+        return True
+
+    def keep(self, qkv: Any, heads: int, keys: Any, values: Any, places: Any) -> None:
+        _, count, size = keys.shape
+        _, keys[places], values[places] = qkv.view(len(qkv), -1, size).split([heads, count, count], dim=1)
+
+    def attend_to_prompts(
+        self, qkv: Any, heads: int, keys: Any, values: Any, index: Any, starts: Any, ends: Any, scaling: float
+    ) -> torch.Tensor:
+        size, group, out = keys.shape[2], heads // keys.shape[1], torch.zeros(len(qkv), heads * keys.shape[2])
+        known = (keys, values) if index is None else (keys[index], values[index])
+        for (first, last), (begin, end) in zip(pairwise(starts.tolist()), pairwise(ends.tolist()), strict=True):
+            query = qkv[first:last].view(last - first, -1, size)[:, :heads].transpose(0, 1)
+            key, value = (kept[begin:end].repeat_interleave(group, 1).transpose(0, 1) for kept in known)
+            mask = torch.ones(last - first, end - begin, dtype=torch.bool).tril(end - begin - (last - first))
+            attended = scaled_dot_product_attention(query, key, value, mask, scale=scaling)
+            out[first:last] = attended.transpose(0, 1).flatten(1)
+        return out
+
+
+async def test_answers_of_the_batching_engine_are_those_of_transformers() -> None:
+    loaded = tiny_model()
+    prompts = [list(range(1, 60)), [5, 6, 7], [40 - index * 7 % 30 for index in range(300)]]
+    expected = [reference(loaded, prompt, 40) for prompt in prompts]
+    fuse(loaded.model, Kernels(1.0))
+    # What is left of the last one, and more, which is read in two parts.
+    longer = prompts[2] + expected[2] + [3, 4]
+    with closing(batching_engine(loaded, prefill=128)) as engine:
+        assert await asyncio.gather(*(answer(engine, prompt, max_tokens=40) for prompt in prompts)) == expected
+        assert await answer(engine, longer, max_tokens=40) == reference(tiny_model(), longer, 40)
 
 
 def test_kernels_are_tried_before_they_are_used(plain: Any) -> None:
