@@ -7,7 +7,7 @@ import gc
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -32,7 +32,7 @@ DEEP_ANSWER = 128
 LONG = 8192
 CUBE = 8192
 """Rows, columns and products of the matrices whose product shows what arithmetic allows."""
-DOCUMENTED_ANSWER = 64
+DOCUMENTED_ANSWER = 32
 Tell = Callable[[str], None]
 
 
@@ -117,27 +117,30 @@ def product_speed() -> float:
 def _measure(ready: ReadyModel, asked: BenchOptions, tell: Tell) -> dict[str, Spread]:
     rounds, many = asked.rounds, asked.users or USERS
     prompts = Prompts(ready.loaded.model.config.vocab_size, seed=3)
-    found = {}
+    found: dict[str, Spread] = {}
+
+    def keep(what: str, values: Iterable[float]) -> None:
+        found[what] = Spread.of(values)
+        tell(f"{what}: {found[what].median:.4g}")  # a run that is cut off has told so much
+
     for users in many:
         for label, sampling in (("", GREEDY), (", sampled", SAMPLED)):
             if label and users != many[-1]:
                 continue
-            tell(f"{users} users{label}")
             ask(ready.engine, prompts.many(users, PROMPT), replace(sampling, max_tokens=8))
             runs = [
                 ask(ready.engine, prompts.many(users, PROMPT), replace(sampling, max_tokens=ANSWER))
                 for _ in range(rounds)
             ]
-            found[_name(users) + label] = Spread.of(run.decode_rate for run in runs)
+            keep(_name(users) + label, (run.decode_rate for run in runs))
     if _deep(ready.loaded):
-        tell(f"depth {DEEP:,}")
         prompt = prompts.one(DEEP)
         runs = [ask(ready.engine, [prompt], replace(GREEDY, max_tokens=DEEP_ANSWER)) for _ in range(rounds + 1)]
-        found[f"1 user, depth {DEEP:,}"] = Spread.of(run.decode_rate for run in runs[1:])
+        keep(f"1 user, depth {DEEP:,}", (run.decode_rate for run in runs[1:]))
     for length in (PROMPT, LONG):
         if length + 2 <= ready.loaded.context_length:
             runs = [ask(ready.engine, [prompts.one(length)], replace(GREEDY, max_tokens=2)) for _ in range(rounds + 1)]
-            found[f"first token, {length:,} tokens"] = Spread.of(run.ttft for run in runs[1:])
+            keep(f"first token, {length:,} tokens", (run.ttft for run in runs[1:]))
     return found
 
 
