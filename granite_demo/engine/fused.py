@@ -268,12 +268,13 @@ class FusedLayer(nn.Module):
         allocator = cache.layer_to_allocator[self.self_attn.layer_idx]
         write, read = (kwargs[name][allocator.index] for name in ("write_index", "read_index"))
         keys, values = allocator._kv_token_views[self.self_attn.layer_idx]
-        self._kernels.keep(qkv[0].flatten(1), self.heads, keys, values, write)
+        rows = qkv[0].flatten(1)
+        self._kernels.keep(rows, self.heads, keys, values, write)
         new = qkv[0].split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         where = (keys, values, read) if len(read) else (*new[1:], None)
         ends, scaling = cu_seq_lens_k[allocator.layer_type], self.self_attn.scaling
         attend: Any = self._kernels.attend_to_prompts
-        result: torch.Tensor = attend(qkv[0].flatten(1), self.heads, *where, cu_seq_lens_q, ends, scaling)
+        result: torch.Tensor = attend(rows, self.heads, *where, cu_seq_lens_q, ends, scaling)
         return result
 
 

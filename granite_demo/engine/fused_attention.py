@@ -76,7 +76,7 @@ class Pages:
 
 
 @triton.jit
-def _nothing(ROWS: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
+def nothing(ROWS: tl.constexpr, SIZE: tl.constexpr):  # type: ignore[no-untyped-def]
     """The largest score, the total weight, and the weighted sum of no tokens."""
     largest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
     return largest, tl.zeros((ROWS,), dtype=tl.float32), tl.zeros((ROWS, SIZE), dtype=tl.float32)
@@ -90,11 +90,11 @@ def _moved(source, target):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _more(score, scaling, value, largest, total, sums):  # type: ignore[no-untyped-def]
-    """What ``_nothing`` begins, with more tokens (the running softmax of FlashAttention, with powers of two)."""
+def more(score, scaling, value, largest, total, sums):  # type: ignore[no-untyped-def]
+    """What ``nothing`` begins, with more tokens (the running softmax of FlashAttention, with powers of two)."""
     now = tl.maximum(largest, tl.max(score, 1) * scaling)
     weight, shrunk = tl.exp2(score * scaling - now[:, None]), tl.exp2(largest - now)
-    sums = sums * shrunk[:, None] + tl.dot(weight.to(value.dtype), value, input_precision="ieee")
+    sums = tl.dot(weight.to(value.dtype), value, sums * shrunk[:, None], input_precision="ieee")
     return now, total * shrunk + tl.sum(weight, 1), sums
 
 
@@ -110,7 +110,7 @@ def _join(partial, used, out, dim, ROWS: tl.constexpr, SIZE: tl.constexpr, GROUP
     """Put the parts together: each has sums, the largest score, and the total weight beside it."""
     row = tl.arange(0, ROWS)
     own = row < GROUP
-    largest, total, sums = _nothing(ROWS, SIZE)
+    largest, total, sums = nothing(ROWS, SIZE)
     for first in tl.range(0, used, JOINED):  # many at a time: each look at them takes as long as one
         part = first + tl.arange(0, JOINED)
         there = (part < used)[:, None] & own[None, :]
@@ -147,18 +147,18 @@ def _attend(  # type: ignore[no-untyped-def]
         return
     query_at = (kv_head * GROUP + row)[:, None] * SIZE + dim[None, :]
     result = out + request * heads * SIZE + query_at
+    if EARLY:  # how much there is does not depend on the kernel before; what is written may be what it still reads
+        gdc_wait()
+        gdc_launch_dependents()
     if length < 0:
         tl.store(result, tl.zeros((ROWS, SIZE), dtype=out.dtype.element_ty), mask=own[:, None])
         return
-    if EARLY:  # where the pages are does not depend on the kernel before
-        gdc_wait()
-        gdc_launch_dependents()
     new = qkv + request * (heads + 2 * KV_HEADS) * SIZE
     query = tl.load(new + query_at, mask=own[:, None], other=0.0)
     pages = table + request * table_row
     key_at = keys + kv_head * key_head + dim[None, :]
     value_at = values + kv_head * value_head + dim[None, :]
-    largest, total, sums = _nothing(ROWS, SIZE)
+    largest, total, sums = nothing(ROWS, SIZE)
     if part == used - 1:  # the new token comes from this step, and goes to the cache
         page, at = tl.load(pages + length // PAGE).to(tl.int64), length % PAGE
         key = _moved(new + (heads + kv_head) * SIZE + dim[None, :], key_at + page * key_page + at * key_token)
@@ -176,7 +176,7 @@ def _attend(  # type: ignore[no-untyped-def]
         value = tl.load(value_at + page * value_page + at * value_token, mask=there[:, None], other=0.0)
         score = tl.dot(query, tl.trans(key), input_precision="ieee")
         score = tl.where(there[None, :], score, float("-inf"))
-        largest, total, sums = _more(score, scaling, value, largest, total, sums)
+        largest, total, sums = more(score, scaling, value, largest, total, sums)
     if used == 1:
         tl.store(result, (sums / total[:, None]).to(out.dtype.element_ty), mask=own[:, None])
         return

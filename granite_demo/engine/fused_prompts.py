@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from granite_demo.engine.fused_attention import LOG2_E
+from granite_demo.engine.fused_attention import LOG2_E, more, nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +96,8 @@ def _seen(  # type: ignore[no-untyped-def]
         score = tl.dot(query, tl.trans(key), input_precision="ieee")
         if MASKED:
             score = tl.where((token[None, :] <= row_sees[:, None]) & there[None, :], score, float("-inf"))
-        now = tl.maximum(largest, tl.max(score, 1) * scaling)
-        weight = tl.exp2(score * scaling - now[:, None])
-        shrunk = tl.exp2(largest - now)
-        total = total * shrunk + tl.sum(weight, 1)
         value = tl.load(values + place[:, None] * value_token + dim[None, :], mask=there[:, None], other=0.0)
-        sums = tl.dot(weight.to(value.dtype), value, sums * shrunk[:, None], input_precision="ieee")
-        largest = now
+        largest, total, sums = more(score, scaling, value, largest, total, sums)
     return largest, total, sums
 
 
@@ -136,9 +131,7 @@ def _attend(  # type: ignore[no-untyped-def]
         values += key_start.to(tl.int64) * value_token
     keys += head // GROUP * key_head
     values += head // GROUP * value_head
-    largest = tl.full((ROWS,), float("-inf"), dtype=tl.float32)
-    total = tl.zeros((ROWS,), dtype=tl.float32)
-    sums = tl.zeros((ROWS, SIZE), dtype=tl.float32)
+    largest, total, sums = nothing(ROWS, SIZE)
     row_sees = row + known - length
     first_sees = (block - before) * ROWS + known - length
     seen_by_all = (first_sees + 1) // TOKENS * TOKENS
