@@ -44,6 +44,12 @@ def test_a_first_turn_of_any_length_finds_its_graph() -> None:
     assert {size for size, cached in usual_steps(512, 64, 4096) if cached == 0} == {512}
 
 
+def test_the_chunks_of_a_long_first_turn_find_their_graphs() -> None:
+    # By the power of two that all tokens so far come to.
+    chunks = {size + cached for size, cached in usual_steps(2048, 64, 131072) if size == 2048 and cached}
+    assert chunks >= {4096, 8192, KEY_GRAIN}
+
+
 def test_decoding_has_the_powers_of_two_up_to_all_requests() -> None:
     for requests, sizes in ((1, [1]), (6, [1, 2, 4, 6]), (8, [1, 2, 4, 8])):
         assert [size for size, cached in usual_steps(2048, requests, 4096) if cached is None] == sizes
