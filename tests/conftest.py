@@ -29,14 +29,12 @@ settings.load_profile("untimed")
 
 
 LONG = ("engine/test_contract.py", "browser/", "faults/", "threats/", "load/", "engine/", "remote/", "server/", "api/")
-"""What takes longest, in this order."""
+"""What takes longest, in this order, which ``--no-loadscope-reorder`` has the workers keep."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """In a folder that is read-only pytest cannot keep what it would like to, either."""
     config.addinivalue_line("filterwarnings", "ignore:could not create cache path:pytest.PytestCacheWarning")
-    # Workers take the files in the order below; else those with the most tests would come first.
-    config.option.loadscopereorder = False
     # Collecting makes a million objects that stay.
     gc.disable()
 

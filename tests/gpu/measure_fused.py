@@ -256,24 +256,21 @@ def compile_first(what: str, only: list[str]) -> None:
         job.wait()
 
 
+MEASURES: dict[str, Callable[..., None]] = {
+    "kernels": measure_kernels,
+    "attention": measure_attention,
+    "prompts": measure_prompts,
+}
+
+
 def main() -> None:
     """See the module."""
     match sys.argv[1:]:
-        case ["kernels", *only]:
-            compile_first("kernels", only)
-            measure_kernels(only)
-        case ["attention", *only]:
-            compile_first("attention", only)
-            measure_attention(only)
-        case ["compile", "kernels", part, *only]:
-            measure_kernels(only, int(part), JOBS)
-        case ["compile", "attention", part, *only]:
-            measure_attention(only, int(part), JOBS)
-        case ["prompts", *only]:
-            compile_first("prompts", only)
-            measure_prompts(only)
-        case ["compile", "prompts", part, *only]:
-            measure_prompts(only, int(part), JOBS)
+        case [what, *only] if what in MEASURES:
+            compile_first(what, only)
+            MEASURES[what](only)
+        case ["compile", what, part, *only]:
+            MEASURES[what](only, int(part), JOBS)
         case ["prompt", folder]:
             measure_prompt(folder)
         case ["profile", folder, *precision]:
