@@ -130,7 +130,7 @@ def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> tuple[Fact, ...]:
         problem = next(filter(None, group.gather(fused.trial(loaded.model, fused_kernels))), "")
         if not problem:
             fused.fuse(loaded.model, fused_kernels, USERS, group)
-    return fused.facts(problem)
+    return (*fused.facts(problem), *group.facts)
 
 
 def _batching(

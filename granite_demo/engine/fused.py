@@ -44,8 +44,8 @@ def fusion_problem(loaded: LoadedModel) -> str:
         return "the weights are spread over several GPUs"
     if placement.attention == "eager":
         return "eager attention was asked for"
-    if placement.quantization not in ("none", "nf4"):
-        return f"its products are bitsandbytes' {placement.quantization}"
+    if (kind := placement.quantization) != "none" and (kind, placement.dtype) != ("nf4", torch.bfloat16):
+        return f"its products are bitsandbytes' {kind} in {str(placement.dtype).removeprefix('torch.')}"
     if not importlib.util.find_spec("triton"):
         return "Triton is not installed"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(loaded.model.device) < (8, 0):

@@ -15,6 +15,7 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_demo.engine.fused_attention import Pages, early
+from granite_demo.engine.fused_four import products_of_four
 from granite_demo.engine.fused_prompts import attend as attend_to_prompts
 from granite_demo.engine.fused_prompts import keep
 from granite_demo.engine.fused_weights import Weights
@@ -39,83 +40,33 @@ BEST = {
     ("added long", False): Tile(2, 1024, 4),
     ("scored", False): Tile(2, 1024, 4),
     ("rotated", True): Tile(8, 2048, 4),
-    ("gated", True): Tile(8, 4096, 4),
-    ("added", True): Tile(8, 4096, 4),
-    ("added long", True): Tile(4, 2048, 4),
+    ("gated", True): Tile(8, 2048, 4),
+    ("added", True): Tile(8, 2048, 4),
+    ("added long", True): Tile(8, 2048, 4),
 }
 """By kernel (``long``: more inputs than ``LONG``) and whether the weights are in NF4; measured on an H100 with
 ``python -m tests.gpu.measure_fused kernels``."""
 
-HALF_A_WORD = """
-    shr.b32 s, c, {shift}; shr.b32 m, u, {shift};
-    prmt.b32 k, 0x0000ff00, 0, m;
-    prmt.b32 a, $9, $10, s; prmt.b32 b, $11, $12, s; lop3.b32 h, k, b, a, 0xca;
-    prmt.b32 a, $13, $14, s; prmt.b32 b, $15, $16, s; lop3.b32 l, k, b, a, 0xca;
-    prmt.b32 a, l, h, 0x4051; prmt.b32 b, l, h, 0x6273;
-    mov.b32 {{p, q}}, a; cvt.f32.f16 ${0}, p; cvt.f32.f16 ${1}, q;
-    mov.b32 {{p, q}}, b; cvt.f32.f16 ${2}, p; cvt.f32.f16 ${3}, q;
-"""
-NUMBERS: tl.constexpr = tl.constexpr(
-    "{ .reg .b32 c, u, s, m, k, a, b, h, l; .reg .b16 p, q;"
-    "and.b32 c, $8, 0x77777777; shr.b32 u, $8, 3; and.b32 u, u, 0x11111111;"
-    + HALF_A_WORD.format(0, 1, 2, 3, shift=0)
-    + HALF_A_WORD.format(4, 5, 6, 7, shift=16)
-    + "}"
-)
-"""A word of eight codes to their numbers, without memory: ``prmt`` picks four bytes out of eight by four codes.
-
-h holds the upper bytes of four numbers in float16, l the lower, each out of the lower (a) or the upper (b) eight of the
-table, by the fourth bit (k). Of a byte the upper code comes first.
-"""
-
-
-@triton.jit
-def _numbers(words, table, BLOCK: tl.constexpr, WORDS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The eight NF4 numbers of each of ``words`` (BLOCK, WORDS), in float32: (BLOCK, WORDS / 4, 32)."""
-    a, b, c, d, e, f, g, h = tl.inline_asm_elementwise(
-        NUMBERS, "=f,=f,=f,=f,=f,=f,=f,=f,r,r,r,r,r,r,r,r,r",
-        [words, tl.load(table), tl.load(table + 1), tl.load(table + 2), tl.load(table + 3),
-         tl.load(table + 4), tl.load(table + 5), tl.load(table + 6), tl.load(table + 7)],
-        dtype=(tl.float32,) * 8, is_pure=True, pack=1,
-    )  # fmt: skip
-    even = tl.join(tl.join(a, e), tl.join(c, g))
-    odd = tl.join(tl.join(b, f), tl.join(d, h))
-    return tl.reshape(tl.join(even, odd), (BLOCK, WORDS // 4, 32))
-
 
 @triton.jit
 def _products(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, gain, rows, inside_rows, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+    x, codes, scales, table, gain, first, distance, end, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
+    STRIDE: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """(the products of ``BLOCK`` ``rows`` of the weights with x, the sum of the squares of x)
+    """(the products of ``BLOCK`` rows of the weights with x, the sum of the squares of x)
 
+    The rows are pairs: row ``first``, the one in a ``distance`` from it, and the same a ``STRIDE`` on, to ``end``.
     Weights do not depend on the kernel before, so with ``EARLY`` they are asked for while that one still runs.
     """
     if FOUR:
-        # A thread has four words of a row, which share a scale, and their x, which is read once for all rows.
-        WORDS: tl.constexpr = STEP // 8
-        sums = tl.zeros((BLOCK, WORDS // 4), dtype=tl.float32)
-        squares = tl.zeros((WORDS // 4, 32), dtype=tl.float32)
-        for start in tl.static_range(0, K // 8, WORDS):
-            word = start + tl.arange(0, WORDS)
-            four = start // 4 + tl.arange(0, WORDS // 4)
-            mask = inside_rows[:, None] & (word < K // 8)[None, :]
-            read = tl.load(codes + rows[:, None].to(tl.int64) * (K // 8) + word[None, :], mask=mask, other=0)
-            mask = inside_rows[:, None] & (four < K // 32)[None, :]
-            scale = tl.load(scales + rows[:, None].to(tl.int64) * (K // 64) + four[None, :] // 2, mask=mask, other=0.0)
-            if EARLY and start == 0:
-                gdc_wait()
-                gdc_launch_dependents()
-            at = four[:, None] * 32 + tl.arange(0, 32)[None, :]
-            value = tl.load(x + at, mask=at < K, other=0.0).to(tl.float32)
-            if NORM:
-                squares += value * value
-                value *= tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
-            sums += tl.sum(_numbers(read, table, BLOCK, WORDS) * value[None, :, :], 2) * scale
-        total = tl.sum(squares)
+        sums, total = products_of_four(
+            x, codes, scales, table, gain, first, distance, end, K, NORM, STRIDE, BLOCK, STEP // 16, EARLY
+        )
     else:
-        sums = tl.zeros((BLOCK, STEP), dtype=tl.float32)
+        result = tl.arange(0, BLOCK)
+        rows = first + result // 2 * STRIDE + result % 2 * distance
+        inside_rows = first + result // 2 * STRIDE + result % 2 * (STRIDE - 1) < end
+        sum_of = tl.zeros((BLOCK, STEP), dtype=tl.float32)
         squares = tl.zeros((STEP,), dtype=tl.float32)
         for start in tl.static_range(0, K, STEP):
             at = start + tl.arange(0, STEP)
@@ -128,9 +79,9 @@ def _products(  # type: ignore[no-untyped-def]
             if NORM:
                 squares += value * value
                 value *= tl.load(gain + at, mask=at < K, other=0.0).to(tl.float32)
-            sums += read.to(tl.float32) * value[None, :]
-        total = tl.sum(squares)
-    return tl.sum(sums, 1), total
+            sum_of += read.to(tl.float32) * value[None, :]
+        sums, total = tl.sum(sum_of, 1), tl.sum(squares)
+    return sums, total
 
 
 @triton.jit
@@ -144,9 +95,10 @@ def _rotated(  # type: ignore[no-untyped-def]
     PARTS: tl.constexpr = HALF // PAIRS
     head = tl.program_id(0) // PARTS
     first_pair = (tl.program_id(0) % PARTS) * PAIRS
-    result = tl.arange(0, BLOCK)
-    rows = head * SIZE + first_pair + result // 2 + (result % 2) * HALF
-    sums, squares = _products(x, codes, scales, table, gain, rows, result < BLOCK, K, True, FOUR, BLOCK, STEP, EARLY)
+    first_row = head * SIZE + first_pair
+    sums, squares = _products(
+        x, codes, scales, table, gain, first_row, HALF, first_row + PAIRS, K, True, FOUR, 1, BLOCK, STEP, EARLY
+    )
     low, high = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (PAIRS, 2)))
     pair = first_pair + tl.arange(0, PAIRS)
     if head < turned:  # values are not rotated
@@ -163,12 +115,10 @@ def _gated(  # type: ignore[no-untyped-def]
     STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
     """silu(gate) * up, of which the weights are the first and the second N rows; ``BLOCK`` rows in a program."""
-    result = tl.arange(0, BLOCK)
-    own = tl.program_id(0) * (BLOCK // 2) + result // 2
-    rows = own + (result % 2) * N
-    sums, squares = _products(x, codes, scales, table, gain, rows, own < N, K, True, FOUR, BLOCK, STEP, EARLY)
+    first = tl.program_id(0) * (BLOCK // 2)
+    sums, squares = _products(x, codes, scales, table, gain, first, N, N, K, True, FOUR, 1, BLOCK, STEP, EARLY)
     gate, up = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (BLOCK // 2, 2)))
-    place = tl.program_id(0) * (BLOCK // 2) + tl.arange(0, BLOCK // 2)
+    place = first + tl.arange(0, BLOCK // 2)
     tl.store(out + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=place < N)
 
 
@@ -177,8 +127,9 @@ def _added(  # type: ignore[no-untyped-def]
     x, codes, scales, table, residual, out, multiplier, share, N, K: tl.constexpr, FOUR: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums, _ = _products(x, codes, scales, table, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
+    first = tl.program_id(0) * BLOCK
+    sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, FOUR, 2, BLOCK, STEP, EARLY)
+    rows = first + tl.arange(0, BLOCK)
     before = tl.load(residual + rows, mask=rows < N, other=0.0).to(tl.float32)
     tl.store(out + rows, (share * before + multiplier * sums).to(out.dtype.element_ty), mask=rows < N)
 
@@ -188,8 +139,9 @@ def _scored(  # type: ignore[no-untyped-def]
     x, codes, scales, table, out, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
-    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    sums, _ = _products(x, codes, scales, table, codes, rows, rows < N, K, False, FOUR, BLOCK, STEP, EARLY)
+    first = tl.program_id(0) * BLOCK
+    sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, FOUR, 2, BLOCK, STEP, EARLY)
+    rows = first + tl.arange(0, BLOCK)
     tl.store(out + rows, sums.to(out.dtype.element_ty), mask=rows < N)
 
 
@@ -223,8 +175,8 @@ def reads_prompts(device: torch.device) -> bool:
     return bool(early(device)["EARLY"])
 
 
-def _tiled(tile: Tile, x: torch.Tensor) -> dict[str, Any]:
-    step = min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
+def _tiled(tile: Tile, x: torch.Tensor, four: bool) -> dict[str, Any]:
+    step = tile.inputs if four else min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
     return {"BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, **early(x.device)}
 
 
@@ -242,7 +194,7 @@ def norm_qkv(
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _rotated[(weights.results // tile.results,)](
         x, gain, weights.codes, weights.scales, weights.table, cos, sin, out, eps, turned, weights.inputs, weights.four,
-        SIZE=size, **_tiled(tile, x),
+        SIZE=size, **_tiled(tile, x, weights.four),
     )  # fmt: skip
     return out
 
@@ -253,7 +205,7 @@ def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weigh
     out = torch.empty((1, width), dtype=x.dtype, device=x.device)
     _gated[(triton.cdiv(weights.results, tile.results),)](
         x, gain, weights.codes, weights.scales, weights.table, out, eps, width, weights.inputs, weights.four,
-        **_tiled(tile, x),
+        **_tiled(tile, x, weights.four),
     )  # fmt: skip
     return out
 
@@ -265,7 +217,7 @@ def linear_add(
     out, tile = torch.empty_like(residual), BEST["added long" if weights.inputs > LONG else "added", weights.four]
     _added[(triton.cdiv(weights.results, tile.results),)](
         x, weights.codes, weights.scales, weights.table, residual, out, multiplier, share,
-        weights.results, weights.inputs, weights.four, **_tiled(tile, x),
+        weights.results, weights.inputs, weights.four, **_tiled(tile, x, weights.four),
     )  # fmt: skip
     return out
 
@@ -276,7 +228,7 @@ def linear(x: torch.Tensor, weights: Weights) -> torch.Tensor:
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _scored[(triton.cdiv(weights.results, tile.results),)](
         x, weights.codes, weights.scales, weights.table, out, weights.results, weights.inputs, weights.four,
-        **_tiled(tile, x),
+        **_tiled(tile, x, weights.four),
     )  # fmt: skip
     return out
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 class Weights:
     """Of products with one input: ``results`` rows of ``inputs`` numbers, or in NF4 their codes, scales and table.
 
-    ``codes``: the numbers, (results, inputs); or eight of them in an int32 word, (results * inputs / 8,), two in a
+    ``codes``: the numbers, (results, inputs); or sixteen of them in an int64 word, (results * inputs / 16,), two in a
     byte, the first in its upper half (as bitsandbytes packs them). ``scales``: float32, one for 64 numbers. ``table``:
     see ``codebook``. The last two are empty where nothing is quantized.
     """
@@ -26,13 +26,16 @@ class Weights:
     @property
     def four(self) -> bool:
         """Whether they are in NF4."""
-        return self.codes.dtype == torch.int32
+        return self.codes.dtype == torch.int64
 
 
 def codebook(numbers: torch.Tensor) -> torch.Tensor:
-    """The 16 ``numbers`` of NF4 as float16: their upper bytes, four in a word, then their lower ones; (8,) int32."""
-    pairs = numbers.to(torch.float16).view(torch.uint8).view(16, 2)
-    return pairs.flip(1).t().contiguous().view(torch.int32).flatten()
+    """The 16 ``numbers`` of NF4 as bfloat16: their upper bytes, four in an int32, then their lower ones; (16,), twice.
+
+    Twice, as what all threads read from one place is kept where ``prmt`` cannot take two of.
+    """
+    pairs = numbers.to(torch.bfloat16).view(torch.uint8).view(16, 2)
+    return pairs.flip(1).t().contiguous().view(torch.int32).flatten().repeat(2)
 
 
 def own(weight: torch.Tensor) -> torch.Tensor:
@@ -92,7 +95,7 @@ def joined_nf4(modules: Sequence[Any]) -> Weights:
     table, scales = codebook(states[0].code), [state.absmax.reshape(-1) for state in states]
     packed = [module.weight.data.reshape(-1) for module in modules]
     if len(modules) == 1:
-        return Weights(packed[0].view(torch.int32), scales[0], table, *states[0].shape)
+        return Weights(packed[0].view(torch.int64), scales[0], table, *states[0].shape)
     whole, all_scales = torch.cat(packed), torch.cat(scales)
     parts = zip(
         modules, whole.split([len(part) for part in packed]), all_scales.split([len(s) for s in scales]), strict=True
@@ -101,5 +104,5 @@ def joined_nf4(modules: Sequence[Any]) -> Weights:
         module.weight.data = part.view(module.weight.shape)
         module.weight.quant_state.absmax = scale
     return Weights(
-        whole.view(torch.int32), all_scales, table, sum(state.shape[0] for state in states), states[0].shape[1]
+        whole.view(torch.int64), all_scales, table, sum(state.shape[0] for state in states), states[0].shape[1]
     )

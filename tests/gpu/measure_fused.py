@@ -29,7 +29,7 @@ SHAPES = {"2b": (2048, 32, 8, 64, 8192), "8b": (4096, 32, 8, 128, 12800)}
 """hidden, heads, kv heads, head size, intermediate"""
 TILES: dict[bool, list[tuple[int, int, int]]] = {
     False: [(r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))],
-    True: [(r, *t) for r in (4, 8) for t in ((1024, 1), (2048, 2), (2048, 4), (4096, 4))] + [(2, 2048, 2)],
+    True: [(r, 512 * warps, warps) for r in (4, 8, 16) for warps in (1, 2, 4)],
 }
 LOOKS = [dict(zip(("PROGRAMS", "NUMBERS", "STAGES"), look, strict=True)) for look in
          itertools.product((256, 512), (4096, 8192), (2, 3))]  # fmt: skip
@@ -50,7 +50,7 @@ def weights_of(results: int, inputs: int, four: bool) -> Weights:
         codes = torch.randn(results, inputs, device="cuda", dtype=torch.bfloat16) / inputs**0.5
         nothing = codes.new_empty(0)
         return Weights(codes, nothing, nothing, results, inputs)
-    codes = torch.randint(0, 256, (results * inputs // 2,), device="cuda", dtype=torch.uint8).view(torch.int32)
+    codes = torch.randint(0, 256, (results * inputs // 2,), device="cuda", dtype=torch.uint8).view(torch.int64)
     scales = torch.rand(results * inputs // 64, device="cuda") / inputs**0.5
     return Weights(codes, scales, codebook(torch.linspace(-1, 1, 16, device="cuda")), results, inputs)
 

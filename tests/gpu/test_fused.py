@@ -64,24 +64,61 @@ def test_kernels_of_one_token(sizes: tuple[int, ...], dtype: torch.dtype, most: 
     assert error(kernels.gate(torch.cat((gate, up), dim=-1)), exact) < most
 
 
-def test_products_of_nf4_equal_those_of_bitsandbytes() -> None:
+def in_nf4(*results: int, inputs: int) -> list[Any]:
     import bitsandbytes
-
-    from granite_demo.engine import fused_kernels as kernels
 
     bnb: Any = bitsandbytes.nn
     modules = []
-    for results in (512, 256, 256):
-        module = bnb.Linear4bit(512, results, bias=False, quant_type="nf4", compute_dtype=torch.float32)
-        module.weight = bnb.Params4bit(drawn(results, 512).cpu(), requires_grad=False, quant_type="nf4")
+    for count in results:
+        module = bnb.Linear4bit(inputs, count, bias=False, quant_type="nf4", compute_dtype=torch.bfloat16)
+        exact = drawn(count, inputs, dtype=torch.float32).cpu() / inputs**0.5
+        module.weight = bnb.Params4bit(exact, requires_grad=False, quant_type="nf4")
         modules.append(module.to("cuda"))
-    x = drawn(1, 512, dtype=torch.float32)
+    return modules
+
+
+def numbers_of(modules: list[Any]) -> torch.Tensor:
+    from bitsandbytes import functional
+
+    weights = [functional.dequantize_4bit(module.weight.data, module.weight.quant_state) for module in modules]
+    assert weights[0].dtype == torch.float32
+    return torch.cat(weights).double()
+
+
+@pytest.mark.parametrize("sizes", [(512, 8, 4, 64, 1000), (576, 9, 3, 64, 1536), (4096, 32, 8, 128, 12800)])
+def test_kernels_of_one_token_in_nf4(sizes: tuple[int, ...]) -> None:
+    from granite_demo.engine import fused_kernels as kernels
+
+    hidden, heads, kv_heads, size, width = sizes
+    x, gain, residual = drawn(1, hidden), drawn(hidden), drawn(1, hidden)
+    cos, sin = drawn(2, 1, size)
+    normed = F.rms_norm(x.double(), (hidden,), gain.double(), 1e-5)
+    turned = heads + kv_heads
+    modules = in_nf4(*(count * size for count in (heads, kv_heads, kv_heads)), inputs=hidden)
+    exact = rotate(normed @ numbers_of(modules).T, cos.double(), sin.double(), turned)
+    assert error(kernels.norm_qkv(x, gain, 1e-5, joined_nf4(modules), cos, sin, turned), exact) < 6e-3
+    modules = in_nf4(width, width, inputs=hidden)
+    gate, up = (normed @ numbers_of(modules).T).chunk(2, dim=-1)
+    gated = kernels.norm_gate_up(x, gain, 1e-5, joined_nf4(modules))
+    assert error(gated, F.silu(gate) * up) < 6e-3
+    if width % 64 == 0:
+        modules = in_nf4(hidden, inputs=width)
+        exact = residual.double() + 0.22 * (gated.double() @ numbers_of(modules).T)
+        assert error(kernels.linear_add(gated, joined_nf4(modules), residual, 0.22), exact) < 6e-3
+
+
+def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
+    from granite_demo.engine import fused_kernels as kernels
+
+    modules = in_nf4(512, 256, 256, inputs=2048)
+    x, nothing = drawn(1, 2048), torch.zeros(1, 1024, device="cuda", dtype=torch.bfloat16)
+    exact = x.double() @ numbers_of(modules).T
     before = torch.cat([module(x) for module in modules], dim=-1)
     weights = joined_nf4(modules)
     assert error(torch.cat([module(x) for module in modules], dim=-1), before.double()) < 1e-5
-    residual = torch.zeros(1, 1024, device="cuda")
-    # The 16 numbers are float16 there.
-    assert error(kernels.linear_add(x, weights, residual, 1.0), before.double()) < 3e-4
+    ours = error(kernels.linear_add(x, weights, nothing, 1.0), exact)
+    print(f"error in NF4: {ours:.2e}, that of bitsandbytes {error(before, exact):.2e}")
+    assert ours < 1.1 * error(before, exact)
 
 
 @pytest.mark.parametrize(

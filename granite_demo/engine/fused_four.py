@@ -1,0 +1,141 @@
+"""Triton and PTX: products of one token with weights in NF4, unpacked in registers and multiplied by tensor cores.
+
+A thread takes sixteen numbers of two rows at a time and the x that belongs to them. Of the product that a warp makes of
+its A (m16n8k16: the first and the second of the rows, eight threads deep) and its B (x), the diagonal is what is
+wanted, each thread's numbers times its own x; the rest is left. Tensor cores have the time: unpacking takes twenty-one
+instructions for eight numbers, this one for sixty-four.
+"""
+
+# mypy: disallow-untyped-decorators=False, disable-error-code="assignment"
+import triton
+import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
+
+UNPACK = """
+    and.b32 s, {word}, 0x77777777; shl.b32 u, {word}, 4;
+    prmt.b32 k, u, {word}, 0xd9c8;
+    prmt.b32 a, $14, $15, s; prmt.b32 b, $16, $17, s; lop3.b32 h, k, b, a, 0xca;
+    prmt.b32 a, $18, $19, s; prmt.b32 b, $20, $21, s; lop3.b32 l, k, b, a, 0xca;
+    prmt.b32 {row}{0}, l, h, 0x4051; prmt.b32 {row}{1}, l, h, 0x6273;
+    shr.b32 s, s, 16; prmt.b32 k, u, {word}, 0xfbea;
+    prmt.b32 a, $14, $15, s; prmt.b32 b, $16, $17, s; lop3.b32 h, k, b, a, 0xca;
+    prmt.b32 a, $18, $19, s; prmt.b32 b, $20, $21, s; lop3.b32 l, k, b, a, 0xca;
+    prmt.b32 {row}{2}, l, h, 0x4051; prmt.b32 {row}{3}, l, h, 0x6273;
+"""
+"""A word of eight codes to four pairs of bfloat16, without memory: ``prmt`` picks four bytes of eight by four codes.
+
+h holds the upper bytes of four numbers, l the lower, each out of the lower (a) or the upper (b) eight of the table, by
+the fourth bit of their codes (k). Of a byte the upper code comes first.
+"""
+ZERO = "mov.f32 c0, 0f00000000; mov.f32 c1, c0; mov.f32 c2, c0; mov.f32 c3, c0;"
+ADD = (
+    "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+    "{{c0, c1, c2, c3}}, {{{}, {}, {}, {}}}, {{${}, ${}}}, {{c0, c1, c2, c3}};"
+)
+PRODUCT: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 s, u, k, a, b, h, l, p<8>, q<8>, v<2>, w<2>; .reg .f32 c<4>;"
+    "mov.b64 {v0, v1}, $4; mov.b64 {w0, w1}, $5;"
+    + "".join(
+        UNPACK.format(*range(4 * half, 4 * half + 4), word=f"{word}{half}", row=row)
+        for word, row in (("v", "p"), ("w", "q"))
+        for half in (0, 1)
+    )
+    + ZERO
+    + "".join(ADD.format(f"p{at}", f"q{at}", f"p{at + 1}", f"q{at + 1}", 6 + at, 7 + at) for at in (0, 2, 4, 6))
+    + "mov.f32 $0, c0; mov.f32 $1, c1; mov.f32 $2, c2; mov.f32 $3, c3; }"
+)
+LOAD: tl.constexpr = tl.constexpr(
+    "ld.global.v4.b32 {$0, $1, $2, $3}, [$8]; ld.global.v4.b32 {$4, $5, $6, $7}, [$8+16];"
+)
+SQUARE: tl.constexpr = tl.constexpr(
+    "{ .reg .b32 z; .reg .f32 c<4>; mov.b32 z, 0;"
+    + ZERO
+    + "".join(ADD.format(f"${at}", "z", f"${at + 1}", "z", at, at + 1) for at in (2, 4, 6, 8))
+    + "mov.f32 $0, c0; mov.f32 $1, c1; }"
+)
+TIMES: tl.constexpr = tl.constexpr("{ .reg .b32 z; mov.b32 z, 0x80008000; fma.rn.bf16x2 $0, $1, $2, z; }")
+EIGHT: tl.constexpr = tl.constexpr("r,r,r,r,r,r,r,r")
+
+
+@triton.jit
+def _sixteen(numbers, at):  # type: ignore[no-untyped-def]
+    """Sixteen bfloat16 numbers for each of ``at`` (n,), which counts by sixteen: eight pairs, each (n,) int32."""
+    return tl.inline_asm_elementwise(
+        LOAD, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l", [(numbers + at * 16).to(tl.int64)],
+        dtype=(tl.int32,) * 8, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def _diagonal(even, odd, thread):  # type: ignore[no-untyped-def]
+    """Of a product of a warp: what a thread has of the diagonal, which is in its even or odd column, or in neither."""
+    row, column = thread % 32 // 4, thread % 4 * 2
+    return tl.where(row == column, even, tl.where(row == column + 1, odd, 0.0))
+
+
+@triton.jit
+def _stacked(rows):  # type: ignore[no-untyped-def]
+    """The tensors (n,) of a tuple as one: (n, count)."""
+    COUNT: tl.constexpr = len(rows)
+    if COUNT == 1:
+        result = rows[0]
+    else:
+        pairs = ()
+        for at in tl.static_range(COUNT // 2):
+            pairs += (tl.join(rows[at], rows[at + COUNT // 2]),)
+        result = _stacked(pairs)
+    return result
+
+
+@triton.jit
+def products_of_four(  # type: ignore[no-untyped-def]
+    x, codes, scales, table, gain, first, distance, end, K: tl.constexpr, NORM: tl.constexpr, STRIDE: tl.constexpr,
+    BLOCK: tl.constexpr, THREADS: tl.constexpr, EARLY: tl.constexpr,
+):  # fmt: skip
+    """See ``_products`` of ``fused_kernels``; ``THREADS`` are those of the program."""
+    PAIRS: tl.constexpr = BLOCK // 2
+    thread = tl.arange(0, THREADS)
+    numbers = ()
+    for at in tl.static_range(8):
+        numbers += (tl.load(table + thread % 2 * 8 + at),)
+    sums = ()
+    for _ in tl.static_range(4 * PAIRS):
+        sums += (tl.zeros((THREADS,), dtype=tl.float32),)
+    squares = tl.zeros((THREADS,), dtype=tl.float32)
+    for start in tl.static_range(0, K // 16, THREADS):
+        at = start + thread
+        mask = at < K // 16
+        words, factors = (), ()
+        for row in tl.static_range(BLOCK):
+            own = tl.minimum(first + row // 2 * STRIDE, end - STRIDE) + row % 2 * distance
+            words += (tl.load(codes + own.to(tl.int64) * (K // 16) + at, mask=mask, other=0),)
+            factors += (tl.load(scales + own.to(tl.int64) * (K // 64) + at // 4, mask=mask, other=0.0),)
+        if EARLY and start == 0:
+            gdc_wait()
+            gdc_launch_dependents()
+        inside = tl.minimum(at, K // 16 - 1)  # what is read twice is multiplied by a factor of 0
+        values = _sixteen(x, inside)
+        if NORM:
+            even, odd = tl.inline_asm_elementwise(
+                SQUARE, "=f,=f," + EIGHT, values, dtype=(tl.float32,) * 2, is_pure=True, pack=1
+            )
+            squares += tl.where(mask, _diagonal(even, odd, thread), 0.0)
+            gains, scaled = _sixteen(gain, inside), ()
+            for pair in tl.static_range(8):
+                scaled += (tl.inline_asm_elementwise(TIMES, "=r,r,r", (values[pair], gains[pair]), dtype=tl.int32,
+                                                     is_pure=True, pack=1),)  # fmt: skip
+            values = scaled
+        added = ()
+        for pair in tl.static_range(PAIRS):
+            four = tl.inline_asm_elementwise(
+                PRODUCT, "=&f,=&f,=&f,=&f,l,l," + EIGHT + "," + EIGHT,
+                (words[2 * pair], words[2 * pair + 1]) + values + numbers,
+                dtype=(tl.float32,) * 4, is_pure=True, pack=1,
+            )  # fmt: skip
+            for part in tl.static_range(4):
+                added += (sums[4 * pair + part] + four[part] * factors[2 * pair + part // 2],)
+        sums = added
+    rows = ()
+    for row in tl.static_range(BLOCK):
+        rows += (_diagonal(sums[2 * row], sums[2 * row + 1], thread),)
+    return tl.sum(tl.reshape(_stacked(rows), (THREADS, BLOCK)), 0), tl.sum(squares)
