@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 
 from granite_demo.errors import ConfigurationError, GraniteDemoError, ModelError
 from granite_demo.shapes import Shape
-from granite_demo.status import Fact, LoadOptions
+from granite_demo.status import LoadOptions
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +29,6 @@ FETCH_TIMEOUT = timedelta(days=1)
 LOAD_TIMEOUT = timedelta(hours=2)
 END_SECONDS = 20.0
 """How long a process may take to end in order. One that died may be waited for."""
-SHARED_BYTES = 2**20
-"""Of a sum that each GPU reads out of the memory of the others; for more, NCCL's ways are faster."""
 
 
 class Group:
@@ -41,24 +39,13 @@ class Group:
         self.rank = rank
         self.local_rank = local_rank
         self._talking: Any = None
-        self._shared: Any = None
-        """Memory of this GPU that the others can read, ``SHARED_BYTES``, where they can."""
+        self.reads_others = False
+        """Whether all GPUs can read and write the memory of all, once the processes have met."""
 
     @property
     def leads(self) -> bool:
         """Whether this process serves the page."""
         return self.rank == 0
-
-    @property
-    def facts(self) -> tuple[Fact, ...]:
-        """What the Settings tab says of the sums."""
-        import torch
-
-        if self.size == 1 or not torch.cuda.is_available():
-            return ()
-        if self._shared is None:
-            return (("Sums", "by NCCL", "the GPUs cannot read each other's memory"),)
-        return (("Sums", "each GPU reads the memory of the others", "faster than NCCL, which adds up what is large"),)
 
     @property
     def fixed(self) -> str:
@@ -91,27 +78,30 @@ class Group:
             device_id=device,
         )
         self._talking = dist.new_group(backend="gloo", timeout=FETCH_TIMEOUT)
-        if device and all(self.gather(self._reads_others())):
-            self._share(device)
+        self.reads_others = bool(device) and all(self.gather(self._can_read_others()))
 
-    def _reads_others(self) -> bool:
+    def _can_read_others(self) -> bool:
         import torch
 
         count = torch.cuda.device_count()
         others = [other for other in range(count) if other != self.local_rank]
         return self.size <= count and all(torch.cuda.can_device_access_peer(self.local_rank, other) for other in others)
 
-    def _share(self, device: Any) -> None:
+    def shared_memory(self, words: int) -> tuple[Any, list[int]]:
+        """So many int64 words, all 0, and where they are in each process; for all processes at a time."""
         import torch
         import torch.distributed as dist
         import torch.distributed._symmetric_memory as symmetric
 
         # Multicast in the switch of the GPUs is not needed for this, and where it fails all of them need a restart.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        memory: Any = symmetric.empty(SHARED_BYTES, dtype=torch.uint8, device=device)
+        memory: Any = symmetric.empty(words, dtype=torch.int64, device=torch.device("cuda", self.local_rank))
         world: Any = dist.group.WORLD
-        symmetric.rendezvous(memory, world)
-        self._shared = memory
+        places = symmetric.rendezvous(memory, world).buffer_ptrs
+        memory.zero_()
+        torch.cuda.synchronize()
+        self.gather(None)  # nobody writes before all are 0
+        return memory, list(places)
 
     def from_first(self, compute: Callable[[], T]) -> T:
         """What the first process computes, for all. Where it raises a GraniteDemoError, the others raise ModelError."""
@@ -144,18 +134,10 @@ class Group:
 
     def add_up(self, part: Any) -> None:
         """Make a tensor the sum of those that the processes have. May be recorded in a CUDA graph."""
-        if self.size == 1:
-            return
-        import torch
-        import torch.distributed as dist
+        if self.size > 1:
+            import torch.distributed as dist
 
-        small = part.nbytes * (self.size - 1) <= SHARED_BYTES and part.dtype in (torch.bfloat16, torch.float32)
-        if self._shared is None or not small:
             dist.all_reduce(part)
-            return
-        mine = self._shared.view(part.dtype)[: part.numel()].view(part.shape)
-        world: Any = dist.group.WORLD
-        torch.ops.symm_mem.one_shot_all_reduce_copy_out(mine, part, "sum", world.group_name, part)
 
     def gather(self, mine: T) -> list[T]:
         """What each process gives, in the order of their ranks."""

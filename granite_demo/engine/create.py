@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 import torch
 
-from granite_demo.engine import fused
+from granite_demo.engine import fused, fusing
 from granite_demo.engine.base import Engine
 from granite_demo.engine.batching import BatchingEngine
 from granite_demo.engine.continuous import PAGE
@@ -70,7 +70,7 @@ def create_engine(
         wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
     compiles = compiled and wanted in ("auto", "batching") and not problem
-    layers = _fuse(loaded, fused.COMPILED if compiles else "" if fuse else ASKED, group) if on_gpu else ()
+    layers = _fuse(loaded, fusing.COMPILED if compiles else "" if fuse else ASKED, group) if on_gpu else ()
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
             return _batching(loaded, compiled, report, reasons, group, layers)
@@ -122,7 +122,7 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
 
 
 def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> tuple[Fact, ...]:
-    problem = fused.fusion_problem(loaded) or unwanted
+    problem = fusing.fusion_problem(loaded) or unwanted
     if not problem:
         from granite_demo.engine import fused_kernels
 
@@ -130,7 +130,7 @@ def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> tuple[Fact, ...]:
         problem = next(filter(None, group.gather(fused.trial(loaded.model, fused_kernels))), "")
         if not problem:
             fused.fuse(loaded.model, fused_kernels, USERS, group)
-    return (*fused.facts(problem), *group.facts)
+    return fusing.facts(problem, group)
 
 
 def _batching(

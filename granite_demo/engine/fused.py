@@ -11,7 +11,6 @@ for more, torch's own products with what is around them as one kernel each. The 
 another in one tensor, of which the model's own are views, so they take no more memory. README.md has the figures.
 """
 
-import importlib.util
 import logging
 from typing import Any
 
@@ -22,45 +21,12 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from granite_demo.engine.fused_weights import Products, joined, results
 from granite_demo.engine.layers import decoder_layers
-from granite_demo.loading import LoadedModel
-from granite_demo.status import Fact
 from granite_demo.tensor_parallel import ALONE, Group
 
 log = logging.getLogger(__name__)
 
 TOLERANCE = 0.03
 """By which part 16 bits may make results differ."""
-COMPILED = "compiling was asked for, which fuses by itself"
-
-
-def fusion_problem(loaded: LoadedModel) -> str:
-    """Why the layers of this model are not fused here, as half a sentence, or nothing."""
-    placement, config = loaded.placement, getattr(loaded.model, "config", None)
-    if placement.device != "cuda":
-        return "only on a CUDA GPU"
-    if getattr(config, "model_type", "") != "granite":
-        return f"only for dense Granite models, and this one is {getattr(config, 'model_type', 'of an unknown kind')}"
-    if placement.spread:
-        return "the weights are spread over several GPUs"
-    if placement.attention == "eager":
-        return "eager attention was asked for"
-    if (kind := placement.quantization) != "none" and (kind, placement.dtype) != ("nf4", torch.bfloat16):
-        return f"its products are bitsandbytes' {kind} in {str(placement.dtype).removeprefix('torch.')}"
-    if not importlib.util.find_spec("triton"):
-        return "Triton is not installed"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability(loaded.model.device) < (8, 0):
-        return "it needs a GPU of compute capability 8.0 or newer"
-    return shape_problem(config)
-
-
-def shape_problem(config: Any) -> str:
-    """Why a Granite of this config has layers that are not what is fused, or nothing."""
-    if config.attention_bias or config.mlp_bias:
-        return "its products have biases"
-    if config.hidden_act != "silu":
-        return f"its activation is {config.hidden_act}"
-    size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return "" if size >= 16 and not size & (size - 1) else f"its heads have {size} dimensions"
 
 
 def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALONE) -> None:
@@ -76,6 +42,7 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALON
         layers[index] = FusedLayer(layer, kernels, shared)
     if kernels:
         shared.pages = kernels.Pages(requests, layers[0].heads, layers[0].kv_heads, layers[0].size, model.device)
+        shared.sums = kernels.Sums(group, model.config.hidden_size) if group.reads_others else None
     decoder = model.get_decoder()
     decoder.norm = FusedNorm(decoder.norm)
     if kernels and group.size == 1 and type(model.lm_head) is nn.Linear:
@@ -108,13 +75,6 @@ def trial(model: Any, kernels: Any) -> str:
     return f"the results of its kernels are off by {wrong[0]:.0%} on this GPU" if wrong else ""
 
 
-def facts(problem: str) -> tuple[Fact, ...]:
-    """What the Settings tab says of it."""
-    if problem:
-        return (("Layers", "as transformers computes them", f"not fused: {problem}"),)
-    return (("Layers", "fused", "seven kernels instead of about thirty, and one product for queries, keys and values"),)
-
-
 class _Shared:
     """What the layers of one pass share."""
 
@@ -124,6 +84,7 @@ class _Shared:
     lengths: torch.Tensor | None = None
     """Tokens in the cache of each request before this step, (n,) int32."""
     pages: Any = None
+    sums: Any = None
 
 
 class FusedNorm(nn.Module):
@@ -220,6 +181,9 @@ class FusedLayer(nn.Module):
         group = self._shared.group
         share = float(group.leads)  # the sum of what all processes have holds the residual once
         result: torch.Tensor
+        if one and self._shared.sums:
+            result = one.linear_add(x, products.weights, residual, self.multiplier, share, self._shared.sums)
+            return result
         if one:
             result = one.linear_add(x, products.weights, residual, self.multiplier, share)
         else:

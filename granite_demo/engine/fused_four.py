@@ -88,6 +88,20 @@ def _stacked(rows):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
+def _asked_for(  # type: ignore[no-untyped-def]
+    codes, scales, first, distance, end, at, K: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """The words of sixteen codes of each row, each (n,), and the scales that belong to them."""
+    mask = at < K // 16
+    words, factors = (), ()
+    for row in tl.static_range(BLOCK):
+        own = (tl.minimum(first + row // 2 * STRIDE, end - STRIDE) + row % 2 * distance).to(tl.int64)
+        words += (tl.load(codes + own * (K // 16) + at, mask=mask, other=0),)
+        factors += (tl.load(scales + own * (K // 64) + at // 4, mask=mask, other=0.0),)
+    return words, factors
+
+
+@triton.jit
 def products_of_four(  # type: ignore[no-untyped-def]
     x, codes, scales, table, gain, first, distance, end, K: tl.constexpr, NORM: tl.constexpr, STRIDE: tl.constexpr,
     BLOCK: tl.constexpr, THREADS: tl.constexpr, EARLY: tl.constexpr,
@@ -102,24 +116,22 @@ def products_of_four(  # type: ignore[no-untyped-def]
     for _ in tl.static_range(4 * PAIRS):
         sums += (tl.zeros((THREADS,), dtype=tl.float32),)
     squares = tl.zeros((THREADS,), dtype=tl.float32)
+    asked = _asked_for(codes, scales, first, distance, end, thread, K, STRIDE, BLOCK)
+    if EARLY:
+        gdc_wait()
+        gdc_launch_dependents()
     for start in tl.static_range(0, K // 16, THREADS):
         at = start + thread
-        mask = at < K // 16
-        words, factors = (), ()
-        for row in tl.static_range(BLOCK):
-            own = tl.minimum(first + row // 2 * STRIDE, end - STRIDE) + row % 2 * distance
-            words += (tl.load(codes + own.to(tl.int64) * (K // 16) + at, mask=mask, other=0),)
-            factors += (tl.load(scales + own.to(tl.int64) * (K // 64) + at // 4, mask=mask, other=0.0),)
-        if EARLY and start == 0:
-            gdc_wait()
-            gdc_launch_dependents()
+        words, factors = asked
+        if start + THREADS < K // 16:  # asked for before what is there is worked on
+            asked = _asked_for(codes, scales, first, distance, end, at + THREADS, K, STRIDE, BLOCK)
         inside = tl.minimum(at, K // 16 - 1)  # what is read twice is multiplied by a factor of 0
         values = _sixteen(x, inside)
         if NORM:
             even, odd = tl.inline_asm_elementwise(
                 SQUARE, "=f,=f," + EIGHT, values, dtype=(tl.float32,) * 2, is_pure=True, pack=1
             )
-            squares += tl.where(mask, _diagonal(even, odd, thread), 0.0)
+            squares += tl.where(at < K // 16, _diagonal(even, odd, thread), 0.0)
             gains, scaled = _sixteen(gain, inside), ()
             for pair in tl.static_range(8):
                 scaled += (tl.inline_asm_elementwise(TIMES, "=r,r,r", (values[pair], gains[pair]), dtype=tl.int32,

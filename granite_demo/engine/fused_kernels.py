@@ -18,31 +18,36 @@ from granite_demo.engine.fused_attention import Pages, early
 from granite_demo.engine.fused_four import products_of_four
 from granite_demo.engine.fused_prompts import attend as attend_to_prompts
 from granite_demo.engine.fused_prompts import keep
+from granite_demo.engine.fused_sums import Sums, send
 from granite_demo.engine.fused_weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How much a program takes: results, and of each row so much at a time; ``warps`` of 32 threads."""
+    """How much a program takes: results, and of each row so much at a time; ``warps`` of 32 threads.
+
+    ``registers``: the most of a thread, which decides how many programs a multiprocessor has at a time.
+    """
 
     results: int
     inputs: int
     warps: int
+    registers: int | None = None
 
 
-__all__ = ["Pages", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
+__all__ = ["Pages", "Sums", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
            "reads_prompts", "rotate"]  # fmt: skip
 LONG = 8192
 BEST = {
-    ("rotated", False): Tile(4, 1024, 4),
-    ("gated", False): Tile(4, 1024, 4),
+    ("rotated", False): Tile(4, 1024, 4, 96),
+    ("gated", False): Tile(4, 1024, 4, 96),
     ("added", False): Tile(8, 1024, 4),
     ("added long", False): Tile(2, 1024, 4),
     ("scored", False): Tile(2, 1024, 4),
     ("rotated", True): Tile(8, 2048, 4),
-    ("gated", True): Tile(8, 2048, 4),
-    ("added", True): Tile(8, 2048, 4),
-    ("added long", True): Tile(8, 2048, 4),
+    ("gated", True): Tile(4, 1024, 2),
+    ("added", True): Tile(2, 2048, 4),
+    ("added long", True): Tile(2, 2048, 4),
 }
 """By kernel (``long``: more inputs than ``LONG``) and whether the weights are in NF4; measured on an H100 with
 ``python -m tests.gpu.measure_fused kernels``."""
@@ -64,8 +69,8 @@ def _products(  # type: ignore[no-untyped-def]
         )
     else:
         result = tl.arange(0, BLOCK)
-        rows = first + result // 2 * STRIDE + result % 2 * distance
-        inside_rows = first + result // 2 * STRIDE + result % 2 * (STRIDE - 1) < end
+        own = first + (result if STRIDE == 2 else result // 2)
+        rows, inside_rows = own if STRIDE == 2 else own + result % 2 * distance, own < end
         sum_of = tl.zeros((BLOCK, STEP), dtype=tl.float32)
         squares = tl.zeros((STEP,), dtype=tl.float32)
         for start in tl.static_range(0, K, STEP):
@@ -124,14 +129,19 @@ def _gated(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _added(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, residual, out, multiplier, share, N, K: tl.constexpr, FOUR: tl.constexpr,
-    BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
+    x, codes, scales, table, residual, out, places, number, multiplier, share, N, K: tl.constexpr, FOUR: tl.constexpr,
+    RANK: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
+    """share * residual + multiplier * product, into ``out`` or to the ``SIZE`` processes of a group."""
     first = tl.program_id(0) * BLOCK
     sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, FOUR, 2, BLOCK, STEP, EARLY)
     rows = first + tl.arange(0, BLOCK)
     before = tl.load(residual + rows, mask=rows < N, other=0.0).to(tl.float32)
-    tl.store(out + rows, (share * before + multiplier * sums).to(out.dtype.element_ty), mask=rows < N)
+    results = share * before + multiplier * sums
+    if SIZE > 1:
+        send(places, number, results, rows, rows < N, N, RANK, SIZE)
+    else:
+        tl.store(out + rows, results.to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
@@ -177,7 +187,9 @@ def reads_prompts(device: torch.device) -> bool:
 
 def _tiled(tile: Tile, x: torch.Tensor, four: bool) -> dict[str, Any]:
     step = tile.inputs if four else min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
-    return {"BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, **early(x.device)}
+    return {
+        "BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, "maxnreg": tile.registers, **early(x.device)
+    }  # fmt: skip
 
 
 def norm_qkv(
@@ -211,15 +223,22 @@ def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weigh
 
 
 def linear_add(
-    x: torch.Tensor, weights: Weights, residual: torch.Tensor, multiplier: float, share: float = 1.0
+    x: torch.Tensor,
+    weights: Weights,
+    residual: torch.Tensor,
+    multiplier: float,
+    share: float = 1.0,
+    sums: Sums | None = None,
 ) -> torch.Tensor:
-    """share * residual + multiplier * product of ``x`` (1, K); shape (1, N)."""
-    out, tile = torch.empty_like(residual), BEST["added long" if weights.inputs > LONG else "added", weights.four]
+    """share * residual + multiplier * product of ``x`` (1, K), of all processes of ``sums`` together; shape (1, N)."""
+    tile = BEST["added long" if weights.inputs > LONG else "added", weights.four]
+    out = residual if sums else torch.empty_like(residual)
+    places, number, rank, size = (sums.places, sums.number, sums.rank, sums.size) if sums else (out, out, 0, 1)
     _added[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, weights.table, residual, out, multiplier, share,
-        weights.results, weights.inputs, weights.four, **_tiled(tile, x, weights.four),
+        x, weights.codes, weights.scales, weights.table, residual, out, places, number, multiplier, share,
+        weights.results, weights.inputs, weights.four, rank, size, **_tiled(tile, x, weights.four),
     )  # fmt: skip
-    return out
+    return sums.receive(residual) if sums else out
 
 
 def linear(x: torch.Tensor, weights: Weights) -> torch.Tensor:

@@ -13,9 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, GraniteForCausalLM
 
 from granite_demo.engine import fused
-from granite_demo.engine.fused import FusedLayer, fuse, fusion_problem, shape_problem
-from granite_demo.placement import Placement, place
-from granite_demo.status import LoadOptions
+from granite_demo.engine.fused import FusedLayer, fuse
+from tests.engine.fused_models import Loaded
 from tests.engine.running import answer, batching_engine, reference, tiny_model
 from tests.gpu.checkpoints import small_config
 
@@ -24,19 +23,6 @@ from tests.gpu.checkpoints import small_config
 def plain() -> Any:
     torch.manual_seed(0)
     return GraniteForCausalLM(small_config(num_hidden_layers=2)).eval()
-
-
-class Loaded:
-    """What the checks look at."""
-
-    def __init__(self, model: Any, **placement: Any) -> None:
-        usual = {"device": "cuda", "dtype": torch.bfloat16, "attention": "sdpa", **placement}
-        self.placement = Placement(**{**vars_of(place(LoadOptions(device="cpu"))), **usual})
-        self.model = model
-
-
-def vars_of(placement: Placement) -> dict[str, Any]:
-    return {name: getattr(placement, name) for name in placement.__dataclass_fields__}
 
 
 def test_greedy_answers_and_logits_are_those_of_transformers(plain: Any) -> None:
@@ -84,38 +70,6 @@ def test_layers_are_fused_once(plain: Any) -> None:
     fuse(ours)
     assert all(type(layer) is FusedLayer for layer in layers)
     assert list(ours.model.layers) == layers
-
-
-@pytest.mark.parametrize(
-    ("placement", "problem"),
-    [
-        ({"device": "cpu"}, "only on a CUDA GPU"),
-        ({"spread": True}, "spread over several GPUs"),
-        ({"attention": "eager"}, "eager attention was asked for"),
-        ({"quantization": "int8"}, "bitsandbytes' int8"),
-    ],
-)
-def test_where_layers_stay_as_they_are(plain: Any, placement: dict[str, Any], problem: str) -> None:
-    assert problem in fusion_problem(Loaded(plain, **placement))  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("quantization", ["none", "nf4"])
-def test_dense_granite_on_a_gpu_is_fused(plain: Any, monkeypatch: pytest.MonkeyPatch, quantization: str) -> None:
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
-    assert fusion_problem(Loaded(plain, quantization=quantization)) == ""  # type: ignore[arg-type]
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert fusion_problem(Loaded(plain)) == "Triton is not installed"  # type: ignore[arg-type]
-
-
-def test_other_architectures_and_shapes_stay_as_they_are(plain: Any) -> None:
-    hybrid = copy.copy(plain)
-    hybrid.config = copy.copy(plain.config)
-    hybrid.config.model_type = "granitemoehybrid"
-    assert "this one is granitemoehybrid" in fusion_problem(Loaded(hybrid))  # type: ignore[arg-type]
-    assert shape_problem(small_config(attention_bias=True)) == "its products have biases"
-    assert shape_problem(small_config(hidden_act="gelu")) == "its activation is gelu"
-    assert shape_problem(small_config(head_dim=80)) == "its heads have 80 dimensions"
-    assert shape_problem(small_config()) == ""
 
 
 class Kernels:
@@ -179,8 +133,3 @@ def test_kernels_are_tried_before_they_are_used(plain: Any) -> None:
     assert fused.trial(copy.deepcopy(plain), Kernels(1.1)) == "the results of its kernels are off by 10% on this GPU"
     assert "off by nan%" in fused.trial(copy.deepcopy(plain), Kernels(float("nan")))
     assert fused.trial(copy.deepcopy(plain), object()) == "its kernels do not run here (AttributeError)"
-
-
-def test_settings_tell_why() -> None:
-    assert fused.facts("")[0][:2] == ("Layers", "fused")
-    assert fused.facts("only on a CUDA GPU")[0][2] == "not fused: only on a CUDA GPU"

@@ -1,6 +1,6 @@
 """The kernels of the fused layers on a GPU; whole engines are what ``granite-demo bench --suite limit`` measures.
 
-``python -m tests.gpu.measure_fused kernels [2b|8b] [bf16|nf4] [PRODUCT]``: time and bandwidth of products by tile.
+``python -m tests.gpu.measure_fused kernels [2b|8b|half8b] [bf16|nf4] [PRODUCT]``: time and bandwidth of products by tile.
 ``python -m tests.gpu.measure_fused attention [2b|8b]``: the same of attention, 30,000 tokens deep.
 ``python -m tests.gpu.measure_fused prompts [2b|8b]``: the same of prompts, the fourth chunk of four of 2,048 tokens.
 ``python -m tests.gpu.measure_fused profile FOLDER [nf4]``: kernels of a step, fused and not.
@@ -25,11 +25,16 @@ from granite_demo.engine.fused_weights import Weights, codebook
 from granite_demo.opening import open_model
 from granite_demo.status import LoadOptions
 
-SHAPES = {"2b": (2048, 32, 8, 64, 8192), "8b": (4096, 32, 8, 128, 12800)}
+SHAPES = {
+    "2b": (2048, 32, 8, 64, 8192),
+    "8b": (4096, 32, 8, 128, 12800),
+    "half8b": (4096, 16, 4, 128, 6400),  # of one of two processes
+}
 """hidden, heads, kv heads, head size, intermediate"""
-TILES: dict[bool, list[tuple[int, int, int]]] = {
-    False: [(r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))],
-    True: [(r, 512 * warps, warps) for r in (4, 8, 16) for warps in (1, 2, 4)],
+TILES: dict[bool, list[tuple[int, ...]]] = {
+    False: [(r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))]
+    + [(2, 1024, 4, 64), (2, 1024, 4, 80), (4, 1024, 4, 80), (4, 1024, 4, 96), (4, 1024, 4, 128), (8, 1024, 4, 128)],
+    True: [(r, 512 * warps, warps) for r in (2, 4, 8) for warps in (2, 4, 8)],
 }
 LOOKS = [dict(zip(("PROGRAMS", "NUMBERS", "STAGES"), look, strict=True)) for look in
          itertools.product((256, 512), (4096, 8192), (2, 3))]  # fmt: skip
@@ -77,7 +82,7 @@ def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Ca
         "qkv": ("rotated", ((heads + 2 * kv_heads) * size, hidden), qkv),
         "out": ("added", (hidden, heads * size), add),
         "gate_up": ("gated", (2 * width, hidden), gate_up),
-        "down": ("added", (hidden, width), add),
+        "down": ("added long" if width > kernels.LONG else "added", (hidden, width), add),
     }
     return found if four else found | {"head": ("scored", (49159, hidden), kernels.linear)}
 
@@ -116,9 +121,7 @@ def measure_kernels(only: list[str], part: int | None = None, parts: int = 1) ->
                 print(f"{shape} {precision} {name}: {time_tiles(kernel, four, sizes, call)}", flush=True)
 
 
-def compile_tiles(
-    tiles: list[tuple[int, int, int]], kernel: str, four: bool, sizes: tuple[int, int], call: Call
-) -> None:
+def compile_tiles(tiles: list[tuple[int, ...]], kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> None:
     """Run each once."""
     from granite_demo.engine import fused_kernels as kernels
 
@@ -133,7 +136,7 @@ def time_tiles(kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> s
 
     x = torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16)
     copies = [weights_of(*sizes, four) for _ in range(COPIES)]
-    found: list[tuple[float, tuple[int, int, int]]] = []
+    found: list[tuple[float, tuple[int, ...]]] = []
     for tile in TILES[four]:
         kernels.BEST[kernel, four] = kernels.Tile(*tile)
         found.append((graph_time(lambda: [call(x, weights) for weights in copies], COPIES), tile))

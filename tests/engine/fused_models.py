@@ -1,0 +1,21 @@
+"""What the checks of fused layers look at."""
+
+from typing import Any
+
+import torch
+
+from granite_demo.placement import Placement, place
+from granite_demo.status import LoadOptions
+
+
+class Loaded:
+    """What the checks look at."""
+
+    def __init__(self, model: Any, **placement: Any) -> None:
+        usual = {"device": "cuda", "dtype": torch.bfloat16, "attention": "sdpa", **placement}
+        self.placement = Placement(**{**vars_of(place(LoadOptions(device="cpu"))), **usual})
+        self.model = model
+
+
+def vars_of(placement: Placement) -> dict[str, Any]:
+    return {name: getattr(placement, name) for name in placement.__dataclass_fields__}
