@@ -37,20 +37,32 @@ class Tile:
 
 __all__ = ["Pages", "Sums", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
            "reads_prompts", "rotate"]  # fmt: skip
-LONG = 8192
+SHORT, LONG, EVEN = 2048, 8192, 1024
 BEST = {
-    ("rotated", False): Tile(4, 1024, 4, 96),
-    ("gated", False): Tile(4, 1024, 4, 96),
+    ("rotated", False): Tile(4, 1024, 4, 128),
+    ("rotated short", False): Tile(4, 1024, 4, 80),
+    ("gated", False): Tile(4, 1024, 4, 128),
     ("added", False): Tile(8, 1024, 4),
-    ("added long", False): Tile(2, 1024, 4),
+    ("added long", False): Tile(4, 1024, 4),
     ("scored", False): Tile(2, 1024, 4),
-    ("rotated", True): Tile(8, 2048, 4),
+    ("rotated", True): Tile(4, 2048, 4),
+    ("rotated short", True): Tile(8, 2048, 4),
     ("gated", True): Tile(4, 1024, 2),
     ("added", True): Tile(2, 2048, 4),
     ("added long", True): Tile(2, 2048, 4),
 }
-"""By kernel (``long``: more inputs than ``LONG``) and whether the weights are in NF4; measured on an H100 with
-``python -m tests.gpu.measure_fused kernels``."""
+"""By name (``name_of``) and whether the weights are in NF4; measured on an H100 with ``python -m
+tests.gpu.measure_fused kernels``. A limit above the registers that a kernel takes without one makes it ask for more at
+a time."""
+
+
+def name_of(kernel: str, inputs: int) -> str:
+    """What decides on the tile: the kernel, and how many inputs its product has."""
+    if kernel == "rotated" and inputs <= SHORT:
+        return "rotated short"
+    if kernel == "added" and (inputs > LONG or inputs % EVEN):
+        return "added long"
+    return kernel
 
 
 @triton.jit
@@ -202,7 +214,7 @@ def norm_qkv(
     turned: int,
 ) -> torch.Tensor:
     """Of one token ``x`` (1, K): RMSNorm, product, rotary of the first ``turned`` heads; shape (1, N)."""
-    size, tile = cos.shape[-1], BEST["rotated", weights.four]
+    size, tile = cos.shape[-1], BEST[name_of("rotated", weights.inputs), weights.four]
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _rotated[(weights.results // tile.results,)](
         x, gain, weights.codes, weights.scales, weights.table, cos, sin, out, eps, turned, weights.inputs, weights.four,
@@ -231,7 +243,7 @@ def linear_add(
     sums: Sums | None = None,
 ) -> torch.Tensor:
     """share * residual + multiplier * product of ``x`` (1, K), of all processes of ``sums`` together; shape (1, N)."""
-    tile = BEST["added long" if weights.inputs > LONG else "added", weights.four]
+    tile = BEST[name_of("added", weights.inputs), weights.four]
     out = residual if sums else torch.empty_like(residual)
     places, number, rank, size = (sums.places, sums.number, sums.rank, sums.size) if sums else (out, out, 0, 1)
     _added[(triton.cdiv(weights.results, tile.results),)](

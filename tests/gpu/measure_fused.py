@@ -1,6 +1,6 @@
 """The kernels of the fused layers on a GPU; whole engines are what ``granite-demo bench --suite limit`` measures.
 
-``python -m tests.gpu.measure_fused kernels [2b|8b|half8b] [bf16|nf4] [PRODUCT]``: time and bandwidth of products by tile.
+``python -m tests.gpu.measure_fused kernels [2b|8b|half8b] [bf16|nf4] [PRODUCT]``: time and bandwidth by tile.
 ``python -m tests.gpu.measure_fused attention [2b|8b]``: the same of attention, 30,000 tokens deep.
 ``python -m tests.gpu.measure_fused prompts [2b|8b]``: the same of prompts, the fourth chunk of four of 2,048 tokens.
 ``python -m tests.gpu.measure_fused profile FOLDER [nf4]``: kernels of a step, fused and not.
@@ -31,10 +31,18 @@ SHAPES = {
     "half8b": (4096, 16, 4, 128, 6400),  # of one of two processes
 }
 """hidden, heads, kv heads, head size, intermediate"""
-TILES: dict[bool, list[tuple[int, ...]]] = {
-    False: [(r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))]
-    + [(2, 1024, 4, 64), (2, 1024, 4, 80), (4, 1024, 4, 80), (4, 1024, 4, 96), (4, 1024, 4, 128), (8, 1024, 4, 128)],
-    True: [(r, 512 * warps, warps) for r in (2, 4, 8) for warps in (2, 4, 8)],
+TILES: dict[bool, Sequence[tuple[int, ...]]] = {
+    False: (
+        *((r, *t) for r in (2, 4, 8) for t in ((1024, 4), (2048, 8), (2048, 4))),
+        *((2, 1024, 4, registers) for registers in (64, 80)),
+        *((4, 1024, 4, registers) for registers in (80, 96, 128)),
+        (8, 1024, 4, 128),
+    ),
+    True: (
+        *((r, 512 * warps, warps) for r in (2, 4, 8) for warps in (2, 4, 8)),
+        *((r, 512 * warps, warps, 128) for r in (2, 4, 8) for warps in (2, 4)),
+        *((4, 2048, 4, 80), (4, 1024, 2, 80), (8, 2048, 4, 96), (8, 1024, 2, 168), (4, 1024, 2, 168)),
+    ),
 }
 LOOKS = [dict(zip(("PROGRAMS", "NUMBERS", "STAGES"), look, strict=True)) for look in
          itertools.product((256, 512), (4096, 8192), (2, 3))]  # fmt: skip
@@ -82,9 +90,11 @@ def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Ca
         "qkv": ("rotated", ((heads + 2 * kv_heads) * size, hidden), qkv),
         "out": ("added", (hidden, heads * size), add),
         "gate_up": ("gated", (2 * width, hidden), gate_up),
-        "down": ("added long" if width > kernels.LONG else "added", (hidden, width), add),
+        "down": ("added", (hidden, width), add),
     }
-    return found if four else found | {"head": ("scored", (49159, hidden), kernels.linear)}
+    if not four:
+        found["head"] = ("scored", (49159, hidden), kernels.linear)
+    return {name: (kernels.name_of(kernel, sizes[1]), sizes, call) for name, (kernel, sizes, call) in found.items()}
 
 
 def graph_time(work: Callable[[], object], calls: int) -> float:
