@@ -131,7 +131,9 @@ def measure_kernels(only: list[str], part: int | None = None, parts: int = 1) ->
                 print(f"{shape} {precision} {name}: {time_tiles(kernel, four, sizes, call)}", flush=True)
 
 
-def compile_tiles(tiles: list[tuple[int, ...]], kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> None:
+def compile_tiles(
+    tiles: Sequence[tuple[int, ...]], kernel: str, four: bool, sizes: tuple[int, int], call: Call
+) -> None:
     """Run each once."""
     from granite_demo.engine import fused_kernels as kernels
 
