@@ -44,7 +44,7 @@ def random_model(shape: Shape, attention: str | None = None) -> Any:
 def write_checkpoint(folder: Path, shape: Shape) -> None:
     """Save a ``random_model``, and a tokenizer of single words."""
     random_model(shape).save_pretrained(folder)
-    _write_tokenizer(folder)
+    _write_tokenizer(folder, shape.vocab_size)
 
 
 def small_config(**changes: Any) -> GraniteConfig:
@@ -73,11 +73,11 @@ def write_small(folder: Path) -> None:
     """Save a model of ``small_config`` in float32 with random weights, always the same, and a tokenizer."""
     torch.manual_seed(0)
     GraniteForCausalLM(small_config()).eval().save_pretrained(folder)
-    _write_tokenizer(folder)
+    _write_tokenizer(folder, small_config().vocab_size)
 
 
-def _write_tokenizer(folder: Path) -> None:
-    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(1000)}, unk_token="w1"))
+def _write_tokenizer(folder: Path, count: int) -> None:
+    words = Tokenizer(models.WordLevel({f"w{index}": index for index in range(count)}, unk_token="w1"))
     words.pre_tokenizer = pre_tokenizers.Whitespace()
     PreTrainedTokenizerFast(tokenizer_object=words, eos_token="w0", chat_template=TEMPLATE).save_pretrained(folder)
 
