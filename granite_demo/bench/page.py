@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -32,6 +33,7 @@ from granite_demo.types import Finish, GenerationRequest, TextDelta
 QUESTION = "Story {}: write a long story about a ship and its crew."
 """With a number, so that nothing of one answer helps with another."""
 MOST_VISITORS = 16
+WARM_UP_TOKENS = 8
 ENGINE, BACKEND = "granite-demo, engine", "granite-demo, engine and backend"
 PAGE, API = "granite-demo, page", "granite-demo, API"
 
@@ -68,23 +70,29 @@ def compare(
     from granite_demo.server.run import running
 
     counts = sorted({1, *(users for users in sizes.users if users <= MOST_VISITORS)})
-    with running(create_app(backend), backend) as url, visitors.crowd(url, max(counts)) as visit:
+    with running(create_app(backend), backend) as url, visitors.crowd(url) as visit:
         questions = map(QUESTION.format, itertools.count(1))
         kinds: list[tuple[str, int]] = []
         ways: list[Way[Run]] = []
 
-        def add(kind: str, count: int, run: Callable[[list[str]], Run], may_fail: bool = False) -> None:
+        def add(
+            kind: str, count: int, run: Callable[[list[str]], Run], may_fail: bool = False, api: bool | None = None
+        ) -> None:
+            def warm_up() -> None:
+                if api is not None:
+                    visit(WARM_UP_TOKENS, list(itertools.islice(questions, count)), api)
+
             kinds.append((kind, count))
             label = f"{kind} with {count} visitors"
-            ways.append(Way(label, lambda: run(list(itertools.islice(questions, count))), may_fail=may_fail))
+            ways.append(Way(label, lambda: run(list(itertools.islice(questions, count))), warm_up, may_fail))
 
         for copy in documented.like(ready.loaded, copies):
             add(documented.GENERATE, 1, partial(_documented, copy, sizes.tokens), may_fail=True)
         add(BACKEND, 1, partial(_backend, backend, sizes.tokens))
         for count in counts:
             add(ENGINE, count, partial(_engine, ready, sizes.tokens))
-            add(PAGE, count, lambda questions: visit(sizes.tokens, questions, False))
-            add(API, count, lambda questions: visit(sizes.tokens, questions, True))
+            add(PAGE, count, lambda questions: visit(sizes.tokens, questions, False), api=False)
+            add(API, count, lambda questions: visit(sizes.tokens, questions, True), api=True)
         turns = in_turns(ways, sizes.rounds, tell)
     return rows_of(kinds, turns.samples), turns.left_out
 
@@ -140,13 +148,13 @@ def measure_startup(arguments: Sequence[str]) -> Startup:
             url = _address(process.stderr or ())
             page = time.perf_counter() - start
             threading.Thread(target=_drain, args=(process.stderr or (),), daemon=True).start()
-            with visitors.client_of(url) as client:
-                asked = time.perf_counter()
-                job = visitors.ask_page(client, 8, QUESTION.format(1))
+            asked = time.perf_counter()
+            with ThreadPoolExecutor(1) as visitor:
+                answered = visitor.submit(lambda: asyncio.run(visitors.ask_page(url, 8, [QUESTION.format(1)])))
                 while httpx.get(f"{url}/health").json()["model"] != "ready":
                     time.sleep(0.05)
                 ready = time.perf_counter() - start
-                answer = visitors.follow(asked, job)
+                [answer] = answered.result().answers
             return Startup(page, ready, asked - start + answer.first)
         finally:
             process.terminate()

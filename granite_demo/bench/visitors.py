@@ -1,36 +1,32 @@
-"""Visitors of the page, clients that speak its own protocol as a browser does, and programs that ask its API."""
+"""Visitors of the page, who speak its own protocol as a browser does, and programs that ask its API.
+
+Not ``gradio_client``, which waits for updates in threads that keep each other's lock: sixteen of them hear little on a
+machine with many cores.
+"""
 
 import asyncio
+import json
 import multiprocessing
 import re
+import secrets
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from multiprocessing.connection import Connection
 from typing import Any
+
+import httpx
 
 from granite_demo import conversations
 from granite_demo.bench.figures import Answer, Run
 from granite_demo.errors import EngineError
 
-
-@contextmanager
-def client_of(url: str) -> Iterator[Any]:
-    """A visitor of the page at ``url``, who leaves at the end of the block."""
-    from gradio_client import Client
-
-    client = Client(url, verbose=False)
-    try:
-        yield client
-    finally:
-        client.close()
+PATIENCE_SECONDS = 600
 
 
 @contextmanager
-def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
-    """So many visitors of the page at ``url``; call it with the tokens an answer may have, and a question for each.
+def crowd(url: str) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
+    """Visitors of the page at ``url``; call it with the tokens an answer may have, and a question for each of them.
 
     With True as the third argument they ask the API.
 
@@ -39,7 +35,7 @@ def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str], bool],
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve_crowd, args=(theirs, url, count), daemon=True)
+    process = context.Process(target=_serve_crowd, args=(theirs, url), daemon=True)
     process.start()
 
     def ask(tokens: int, questions: Sequence[str], api: bool = False) -> Run:
@@ -60,24 +56,73 @@ def crowd(url: str, count: int) -> Iterator[Callable[[int, Sequence[str], bool],
         process.kill()
 
 
-def _serve_crowd(connection: Connection, url: str, count: int) -> None:
-    with ExitStack() as stack:
-        clients = [stack.enter_context(client_of(url)) for _ in range(count)]
-        while (asked := connection.recv()) is not None:
-            try:
-                tokens, questions, api = asked
-                run = asyncio.run(ask_api(url, tokens, questions)) if api else visit(clients, tokens, questions)
-                connection.send(run)
-            except Exception as error:
-                connection.send(str(error))
+def _serve_crowd(connection: Connection, url: str) -> None:
+    while (asked := connection.recv()) is not None:
+        try:
+            tokens, questions, api = asked
+            connection.send(asyncio.run((ask_api if api else ask_page)(url, tokens, questions)))
+        except Exception as error:
+            connection.send(str(error))
 
 
-def visit(clients: Sequence[Any], tokens: int, questions: Sequence[str]) -> Run:
-    """As many of ``clients`` as there are ``questions`` ask one each, all at once."""
-    start = time.perf_counter()
-    jobs = [ask_page(client, tokens, question) for client, question in zip(clients, questions, strict=False)]
-    with ThreadPoolExecutor(len(jobs)) as followers:
-        return Run(tuple(followers.map(partial(follow, start), jobs)))
+async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
+    """A visitor of the page at ``url`` for each of ``questions`` asks it in the Chat tab: greedily, all at once.
+
+    All other settings are as the page has them.
+    """
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, limits=limits) as http:
+        config = (await http.get("/config")).json()
+        event = next(event for event in config["dependencies"] if event["api_name"] == "answer")
+        shown = {component["id"]: component["props"] for component in config["components"]}
+        chosen = {"Max new tokens": tokens, "Temperature": 0.0}
+        inputs = [shown[number] for number in event["inputs"][2:]]  # after the conversation, and whether to answer it
+        values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
+        start = time.perf_counter()
+
+        async def ask(question: str) -> Answer:
+            conversation = conversations.add(conversations.start(), "user", content=question)
+            session = secrets.token_hex(8)
+            data = [conversations.dump(conversation), conversation.head, *values]
+            body = {"data": data, "fn_index": event["id"], "session_hash": session}
+            (await http.post("/gradio_api/queue/join", json=body)).raise_for_status()
+            async with aclosing(updates(http, session)) as outputs:
+                return await heard(start, outputs)
+
+        return Run(tuple(await asyncio.gather(*map(ask, questions))))
+
+
+async def updates(http: httpx.AsyncClient, session: str) -> AsyncGenerator[list[Any]]:
+    """The values of an event's outputs, as they change. Raises EngineError where it fails."""
+    from gradio_client.utils import apply_diff
+
+    known: list[Any] = []
+    async with http.stream("GET", "/gradio_api/queue/data", params={"session_hash": session}) as stream:
+        async for line in stream.aiter_lines():
+            message = json.loads(line[5:]) if line.startswith("data:") else {}
+            if message.get("msg") == "process_generating":
+                changes = message["output"]["data"]
+                known = [apply_diff(*pair) for pair in zip(known, changes, strict=True)] if known else changes
+                yield known
+            elif message.get("msg") == "process_completed":
+                if not message["success"]:
+                    raise EngineError(f"The page did not answer: {message['output']}")
+                return
+
+
+async def heard(start: float, outputs: AsyncGenerator[list[Any]]) -> Answer:
+    """Until the answer is there, which tells its number of tokens. Raises EngineError where there is none."""
+    first, note = 0.0, ""
+    async for history, *_ in outputs:
+        if not isinstance(history, list) or not history:  # only the message box changed
+            continue
+        note = history[-1]["content"][-1]["text"]
+        if not first and " to first token" in note:
+            first = time.perf_counter() - start
+    found = re.search(r"([\d,]+) tokens? ·", note)
+    if not found:
+        raise EngineError(f"The page did not answer: {note}")
+    return Answer(int(found[1].replace(",", "")), first, time.perf_counter() - start)
 
 
 async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
@@ -107,30 +152,3 @@ async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
             return Answer(count, first or last, last)
 
         return Run(tuple(await asyncio.gather(*map(answer, questions))))
-
-
-def ask_page(client: Any, tokens: int, question: str) -> Any:
-    """Begin one chat: greedy, with all other settings as the page has them."""
-    conversation = conversations.add(conversations.start(), "user", content=question)
-    answer = next(event for event in client.config["dependencies"] if event["api_name"] == "answer")
-    shown = {component["id"]: component["props"] for component in client.config["components"]}
-    chosen = {"Max new tokens": tokens, "Temperature": 0.0}
-    inputs = [shown[number] for number in answer["inputs"][2:]]  # after the conversation, and whether to answer it
-    values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
-    return client.submit(conversations.dump(conversation), conversation.head, *values, fn_index=answer["id"])
-
-
-def follow(start: float, job: Any) -> Answer:
-    """Wait for the answer, which tells its number of tokens. Raises EngineError where there is none."""
-    first = 0.0
-    note = ""
-    for history, *_ in job:
-        if not isinstance(history, list):  # only the message box changed
-            continue
-        note = history[-1]["content"][-1]["text"]
-        if not first and " to first token" in note:
-            first = time.perf_counter() - start
-    found = re.search(r"([\d,]+) tokens? ·", note)
-    if not found:
-        raise EngineError(f"The page did not answer: {note}")
-    return Answer(int(found[1].replace(",", "")), first, time.perf_counter() - start)

@@ -8,7 +8,7 @@ from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.ui import chat, compare, completion, library, models, settings, talking, words
 from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
-from granite_demo.ui.page import Page
+from granite_demo.ui.page import Page, settle_drawing
 from granite_demo.ui.render import status_html
 from granite_demo.ui.theme import logo_svg
 
@@ -23,6 +23,7 @@ SETTLED_SECONDS = 5.0
 
 def build_ui(backend: Backend, access: Access) -> gr.Blocks:
     """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
+    settle_drawing()
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
         words.layout()

@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import gradio as gr
@@ -10,6 +11,17 @@ from gradio.blocks import Block, BlockContext
 UNCHANGED = gr.skip()
 PLAIN = {"__type__", "visible", "interactive"}
 """What a component takes as it is: an update of no more needs none to be built."""
+
+
+def settle_drawing() -> None:
+    """Have matplotlib, where it is installed, draw without a window system.
+
+    Gradio 6.31 asks it around each event, and the first time it would look for one: seconds of somebody's question.
+    """
+    if find_spec("matplotlib"):
+        import matplotlib
+
+        matplotlib.use("agg")
 
 
 class Page(gr.Blocks):

@@ -1,5 +1,8 @@
 """Visitors of a real page over a backend that answers at once."""
 
+from collections.abc import AsyncGenerator
+from typing import Any
+
 import pytest
 
 from granite_demo.bench import visitors
@@ -13,7 +16,7 @@ from tests.fakes import FakeBackend
 @pytest.mark.slow
 def test_visitors_ask_at_once_and_greedily(backend: FakeBackend) -> None:
     backend.delay = 0.05
-    with running(create_app(backend), backend) as url, visitors.crowd(url, 3) as visit:
+    with running(create_app(backend), backend) as url, visitors.crowd(url) as visit:
         run = visit(2, ["one?", "two?"], False)
         asked = visit(2, ["one?", "two?"], True)
         requests = list(backend.requests)
@@ -30,7 +33,10 @@ def test_visitors_ask_at_once_and_greedily(backend: FakeBackend) -> None:
     assert {(request.sampling.max_tokens, request.sampling.temperature) for request in requests} == {(2, 0)}
 
 
-def test_a_page_that_does_not_answer_is_an_error() -> None:
-    job = [([{"content": [{"text": "Something went wrong."}]}],)]
+async def test_a_page_that_does_not_answer_is_an_error() -> None:
+    async def outputs() -> AsyncGenerator[list[Any]]:
+        yield [{"__type__": "update"}, None]
+        yield [[{"content": [{"text": "Something went wrong."}]}], None]
+
     with pytest.raises(EngineError, match=r"Something went wrong\."):
-        visitors.follow(0.0, job)
+        await visitors.heard(0.0, outputs())

@@ -429,7 +429,7 @@ async def out_of_memory_fails_one_request_only(ground: Ground) -> None:
     for error in OUT_OF_MEMORY:
 
         def fail(output: torch.Tensor, hit: torch.Tensor, error: Exception = error) -> torch.Tensor:
-            raise error
+            raise type(error)(*error.args)  # each time a new one: what has failed before is taken apart
 
         assert "Use a shorter prompt" in (await one_fails_beside_three(ground, fail)).user_text
 

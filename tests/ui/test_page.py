@@ -1,5 +1,7 @@
 """What an update leaves alone is not built anew, and what it changes arrives as it would from Gradio itself."""
 
+import subprocess
+import sys
 from typing import Any
 
 import gradio as gr
@@ -82,3 +84,16 @@ async def test_what_is_shown_or_hidden_is_not_made_anew(kind: Any) -> None:
         assert await demo.postprocess_data(demo.default_config.fns[0], shown, session) == expected
     assert session[outputs[3]._id].choices == [("b", "b")]
     assert (session[outputs[1]._id] is outputs[1]) == (kind is Page)
+
+
+def test_no_event_waits_for_a_window_system_to_be_looked_for() -> None:
+    around_an_event = """
+import sys
+from gradio.utils import MatplotlibBackendMananger
+from granite_demo.ui.page import settle_drawing
+settle_drawing()
+with MatplotlibBackendMananger():
+    print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", around_an_event], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "False"]
