@@ -4,6 +4,7 @@ import logging
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Generic, TypeVar
 
 from granite_demo.errors import EngineBusyError, EngineError
@@ -38,6 +39,8 @@ class Answer:
     last: float
     ids: tuple[int, ...] = ()
     """The tokens, where they are known."""
+    counts: tuple[tuple[float, int], ...] = ()
+    """(seconds from the start, tokens so far) in between, where that is known; else it went on evenly."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
@@ -47,6 +50,14 @@ class Answer:
     def rate(self) -> float:
         """Tokens per second from the first to the last."""
         return (self.tokens - 1) / max(self.last - self.first, 1e-9)
+
+    def tokens_at(self, moment: float) -> float:
+        """How many there were by then, in seconds from the start, between the first and the last."""
+        points = [(self.first, 1), *self.counts, (self.last, self.tokens)]
+        for (begun, before), (ended, after) in pairwise(points):
+            if moment <= ended:
+                return before + (after - before) * max(moment - begun, 0.0) / max(ended - begun, 1e-9)
+        return self.tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +87,16 @@ class Run:
         if seconds <= 0:
             raise EngineError("The answers were too short to measure. Ask for more --tokens.")
         return (self.tokens - len(self.answers)) / seconds
+
+    @property
+    def together(self) -> float | None:
+        """Tokens per second of all requests while each of them is answered: from the first token of the last who gets
+        one until the first has its answer. None where one has it before another begins.
+        """
+        begun, ended = max(answer.first for answer in self.answers), min(answer.last for answer in self.answers)
+        if begun >= ended:
+            return None
+        return sum(answer.tokens_at(ended) - answer.tokens_at(begun) for answer in self.answers) / (ended - begun)
 
     @property
     def evenness(self) -> float | None:

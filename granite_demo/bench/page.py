@@ -46,8 +46,10 @@ class PageRow:
     visitors: int
     rate: Spread
     ttft: Spread
+    together: Spread | None
+    """The same while every one of them is answered; None where that was never so."""
     cost: float | None
-    """For the page and the API, the share of the bare engine's speed that they take."""
+    """For the page and the API, the share of the bare engine's speed that they take while every one is answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,13 +102,19 @@ def compare(
 def rows_of(kinds: Sequence[tuple[str, int]], samples: Sequence[Sequence[Run]]) -> tuple[PageRow, ...]:
     """A row for each (way, visitors) that was measured, those of the same number together."""
     measured = {kind: runs for kind, runs in zip(kinds, samples, strict=True) if runs}
-    rates = {kind: Spread.of(run.decode_rate for run in runs) for kind, runs in measured.items()}
+    together = {kind: _together(runs) for kind, runs in measured.items()}
     rows = []
     for (way, count), runs in measured.items():
-        bare, rate = rates.get((ENGINE, count)), rates[way, count]
-        cost = 1 - rate.median / bare.median if way in (PAGE, API) and bare else None
-        rows.append(PageRow(way, count, rate, Spread.of(run.ttft for run in runs), cost))
+        bare, own = together.get((ENGINE, count)), together[way, count]
+        cost = 1 - own.median / bare.median if way in (PAGE, API) and bare and own else None
+        rate, first = Spread.of(run.decode_rate for run in runs), Spread.of(run.ttft for run in runs)
+        rows.append(PageRow(way, count, rate, first, own, cost))
     return tuple(sorted(rows, key=lambda row: row.visitors))
+
+
+def _together(runs: Sequence[Run]) -> Spread | None:
+    rates = [rate for run in runs if (rate := run.together)]
+    return Spread.of(rates) if rates else None
 
 
 def _prompt(loaded: LoadedModel, question: str) -> list[int]:

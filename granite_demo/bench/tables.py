@@ -159,14 +159,16 @@ def shared_ttft_table(alone: Iterable[TtftRow], shared: Iterable[TtftRow], proce
 def page_table(report: Report) -> Table:
     """The page beside the engine, by visitors at the same time."""
     title = f"The page, answers of {report.settings['tokens']} tokens"
-    table = _table(title, "visitors", "way", "tokens/s", "cost", "first token", left=("way",))
+    columns = ("visitors", "way", "tokens/s", "all at once", "cost", "first token")
+    table = _table(title, *columns, left=("way",))
     visitors = 0
     for row in report.page:
         if visitors and row.visitors != visitors:
             table.add_section()
         visitors = row.visitors
         cost = MISSING if row.cost is None else f"{row.cost:.1%}"
-        table.add_row(str(visitors), row.way, spread(row.rate, 1), cost, f"{row.ttft.median:.2f} s")
+        together = spread(row.together, 1) if row.together else MISSING
+        table.add_row(str(visitors), row.way, spread(row.rate, 1), together, cost, f"{row.ttft.median:.2f} s")
     return table
 
 

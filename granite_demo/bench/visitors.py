@@ -112,17 +112,22 @@ async def updates(http: httpx.AsyncClient, session: str) -> AsyncGenerator[list[
 
 async def heard(start: float, outputs: AsyncGenerator[list[Any]]) -> Answer:
     """Until the answer is there, which tells its number of tokens. Raises EngineError where there is none."""
-    first, note = 0.0, ""
+    first, note, counts = 0.0, "", []
     async for history, *_ in outputs:
         if not isinstance(history, list) or not history:  # only the message box changed
             continue
-        note = history[-1]["content"][-1]["text"]
-        if not first and " to first token" in note:
-            first = time.perf_counter() - start
-    found = re.search(r"([\d,]+) tokens? ·", note)
-    if not found:
+        note, now = history[-1]["content"][-1]["text"], time.perf_counter() - start
+        if " to first token" in note and (count := _count(note)):
+            first = first or now
+            counts.append((now, count))
+    if not (tokens := _count(note)):
         raise EngineError(f"The page did not answer: {note}")
-    return Answer(int(found[1].replace(",", "")), first, time.perf_counter() - start)
+    return Answer(tokens, first, time.perf_counter() - start, counts=tuple(counts))
+
+
+def _count(note: str) -> int:
+    found = re.search(r"([\d,]+) tokens? ·", note)
+    return int(found[1].replace(",", "")) if found else 0
 
 
 async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:

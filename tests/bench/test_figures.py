@@ -23,6 +23,17 @@ def test_the_time_to_first_token_is_the_median_over_the_users() -> None:
     assert Run(tuple(Answer(2, first, 9.0) for first in (1.0, 2.0, 8.0))).ttft == 2.0
 
 
+def test_the_rate_of_all_together_leaves_out_who_is_alone() -> None:
+    # Both have 10 tokens/s while the other waits, and 5 while both are answered, from 1.5 to 3 s.
+    early = Answer(18, 0.5, 3.0, counts=((1.5, 11),))
+    late = Answer(18, 1.5, 4.0, counts=((3.0, 8),))
+    assert early.tokens_at(1.0) == 6
+    assert early.tokens_at(9.0) == 18
+    assert Run((early, late)).together == pytest.approx((7 + 7) / 1.5)
+    assert Run((early,)).together == pytest.approx(17 / 2.5)
+    assert Run((early, Answer(2, 3.5, 4.0))).together is None
+
+
 def test_one_token_is_too_short_to_measure() -> None:
     with pytest.raises(EngineError, match="--tokens"):
         _ = Run((Answer(1, 2.0, 2.0),)).decode_rate

@@ -2,6 +2,7 @@
 
 import pytest
 
+from granite_demo.bench.figures import Answer, Run
 from granite_demo.bench.page import API, BACKEND, ENGINE, PAGE, rows_of
 from tests.bench.made_up import run_of
 
@@ -26,3 +27,11 @@ def test_the_cost_is_that_of_the_page_over_the_engine_with_as_many_visitors() ->
     assert rows[API, 4].cost == pytest.approx(0.25)
     assert rows[BACKEND, 1].cost is None
     assert rows[PAGE, 1].ttft.median == 1.5
+
+
+def test_there_is_no_cost_where_nobody_was_answered_beside_another() -> None:
+    apart = Run((Answer(11, 1.0, 2.0), Answer(11, 2.5, 3.5)))
+    [engine, page] = rows_of([(ENGINE, 2), (PAGE, 2)], [[run_of(1.0, 2.0, users=2)], [apart]])
+    assert engine.together is not None
+    assert (page.together, page.cost) == (None, None)
+    assert page.rate.median == pytest.approx(20 / 2.5)
