@@ -87,21 +87,29 @@ class Group:
         others = [other for other in range(count) if other != self.local_rank]
         return self.size <= count and all(torch.cuda.can_device_access_peer(self.local_rank, other) for other in others)
 
-    def shared_memory(self, words: int) -> tuple[Any, list[int]]:
-        """So many int64 words, all 0, and where they are in each process; for all processes at a time."""
+    def shared_memory(self, words: int) -> tuple[Any, list[int]] | None:
+        """So many int64 words, all 0, and where they are in each process; None where the GPUs cannot share memory.
+
+        For all processes at a time. ``reads_others`` tells of it afterwards.
+        """
         import torch
         import torch.distributed as dist
         import torch.distributed._symmetric_memory as symmetric
 
         # Multicast in the switch of the GPUs is not needed for this, and where it fails all of them need a restart.
         os.environ.setdefault("TORCH_SYMM_MEM_DISABLE_MULTICAST", "1")
-        memory: Any = symmetric.empty(words, dtype=torch.int64, device=torch.device("cuda", self.local_rank))
         world: Any = dist.group.WORLD
-        places = symmetric.rendezvous(memory, world).buffer_ptrs
-        memory.zero_()
-        torch.cuda.synchronize()
-        self.gather(None)  # nobody writes before all are 0
-        return memory, list(places)
+        found: tuple[Any, list[int]] | None = None
+        try:
+            memory: Any = symmetric.empty(words, dtype=torch.int64, device=torch.device("cuda", self.local_rank))
+            found = memory, list(symmetric.rendezvous(memory, world).buffer_ptrs)
+            memory.zero_()
+            torch.cuda.synchronize()
+        except RuntimeError as error:  # a container may forbid it
+            log.warning("The GPUs cannot share memory: %s", error)
+            found = None
+        self.reads_others = all(self.gather(found is not None))  # and nobody writes before all are 0
+        return found if self.reads_others else None
 
     def from_first(self, compute: Callable[[], T]) -> T:
         """What the first process computes, for all. Where it raises a GraniteDemoError, the others raise ModelError."""

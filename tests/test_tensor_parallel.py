@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -65,6 +66,30 @@ def test_what_ends_in_order_in_time_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_first_process_takes_part_in_everything() -> None:
     assert (Group(2, 0).leads, Group(2, 1).leads) == (True, False)
     assert "Stop them" in Group(2, 0).fixed
+
+
+@pytest.mark.parametrize("here", [True, False])
+@pytest.mark.parametrize("there", [True, False])
+def test_memory_is_shared_where_all_can(monkeypatch: pytest.MonkeyPatch, here: bool, there: bool) -> None:
+    from torch.distributed import _symmetric_memory as symmetric
+
+    def empty(words: int, **_: Any) -> torch.Tensor:
+        if not here:
+            raise RuntimeError("not in this container")
+        return torch.full((words,), 7)
+
+    group = Group(2)
+    group.reads_others = True
+    monkeypatch.setattr(symmetric, "empty", empty)
+    monkeypatch.setattr(symmetric, "rendezvous", lambda memory, world: SimpleNamespace(buffer_ptrs=[11, 12]))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(group, "gather", lambda mine: [mine, there])
+    found = group.shared_memory(3)
+    assert group.reads_others == (here and there)
+    assert (found is not None) == group.reads_others
+    if found:
+        assert found[0].tolist() == [0, 0, 0]
+        assert found[1] == [11, 12]
 
 
 def shared(processes: int = 2, shape: Shape | None = FOUR_HEADS, **options: Any) -> Any:

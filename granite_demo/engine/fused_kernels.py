@@ -18,7 +18,7 @@ from granite_demo.engine.fused_attention import Pages, early
 from granite_demo.engine.fused_four import products_of_four
 from granite_demo.engine.fused_prompts import attend as attend_to_prompts
 from granite_demo.engine.fused_prompts import keep
-from granite_demo.engine.fused_sums import Sums, send
+from granite_demo.engine.fused_sums import Sums, send, sums_of
 from granite_demo.engine.fused_weights import Weights
 
 
@@ -35,8 +35,8 @@ class Tile:
     registers: int | None = None
 
 
-__all__ = ["Pages", "Sums", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
-           "reads_prompts", "rotate"]  # fmt: skip
+__all__ = ["Pages", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
+           "reads_prompts", "rotate", "sums_of"]  # fmt: skip
 SHORT, LONG, EVEN = 2048, 8192, 1024
 BEST = {
     ("rotated", False): Tile(4, 1024, 4, 128),

@@ -22,11 +22,10 @@ NUMBERS = 512
 class Sums:
     """The places for sums of one token's ``hidden`` numbers, here and in the other processes. One for a model."""
 
-    def __init__(self, group: Group, hidden: int) -> None:
-        """All processes of the group at a time. Raises RuntimeError where the GPUs cannot read each other's memory."""
+    def __init__(self, group: Group, hidden: int, words: torch.Tensor, addresses: list[int]) -> None:
+        """``words``: two for each number of each process; ``addresses``: of those of each process."""
         self.size, self.rank = group.size, group.rank
-        self._words, addresses = group.shared_memory(2 * group.size * hidden)
-        device = self._words.device
+        self._words, device = words, words.device
         self.places = torch.tensor(addresses, dtype=torch.int64, device=device)
         self.number = torch.ones(triton.cdiv(hidden, NUMBERS), dtype=torch.int32, device=device)
         """Of the next sum, once for each program of ``_received``."""
@@ -38,6 +37,12 @@ class Sums:
             self._words, self.number, out, like.numel(), self.size, NUMBERS, num_warps=4, **early(like.device)
         )
         return out
+
+
+def sums_of(group: Group, hidden: int) -> Sums | None:
+    """For all processes of the group at a time. None where there is one, or their GPUs cannot share memory."""
+    shared = group.shared_memory(2 * group.size * hidden) if group.reads_others else None
+    return Sums(group, hidden, *shared) if shared else None
 
 
 @triton.jit
