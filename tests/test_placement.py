@@ -10,6 +10,7 @@ import torch
 from granite_demo import placement as placement_module
 from granite_demo import planning
 from granite_demo.catalogue import MODELS
+from granite_demo.engine.base import gpu_is_lost
 from granite_demo.errors import ConfigurationError, OutOfMemoryError
 from granite_demo.placement import (
     ASKED,
@@ -20,6 +21,7 @@ from granite_demo.placement import (
     choose_products,
     choose_quantization,
     free_memory,
+    is_out_of_memory,
     place,
     precision_of,
 )
@@ -253,6 +255,28 @@ def test_without_a_shape_nothing_is_planned() -> None:
 
 def test_memory_is_measured() -> None:
     assert free_memory("cpu") > 10**6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        MemoryError(),
+    ],
+)
+def test_what_says_that_there_is_no_memory_left_leaves_the_gpu_usable(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    assert not gpu_is_lost(error)
+
+
+def test_other_errors_do_not_say_so() -> None:
+    assert not is_out_of_memory(RuntimeError("The size of tensor a must match that of tensor b"))
+    assert not is_out_of_memory(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert gpu_is_lost(torch.AcceleratorError("CUDA error: device-side assert triggered"))
 
 
 # Facts
