@@ -40,8 +40,8 @@ class Sums:
 
 
 def sums_of(group: Group, hidden: int) -> Sums | None:
-    """For all processes of the group at a time. None where there is one, or their GPUs cannot share memory."""
-    shared = group.shared_memory(2 * group.size * hidden) if group.reads_others else None
+    """For all processes of the group at a time. None where their GPUs cannot share memory."""
+    shared = group.shared_memory(2 * group.size * hidden)
     return Sums(group, hidden, *shared) if shared else None
 
 
