@@ -2,6 +2,7 @@
 
 import gc
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,9 +52,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported stays: who looks for garbage, as each engine does that is closed, need not look at it."""
     gc.enable()
-    gc.freeze()
+
+
+IMPORTED = pytest.StashKey[int]()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What is imported stays: who looks for garbage, as each engine does that is closed, need not look at it."""
+    stash, modules = item.config.stash, len(sys.modules)
+    if modules > stash.get(IMPORTED, 0) + 50:
+        stash[IMPORTED] = modules
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """Short hand-written stand-ins at the two seams."""
 
 import asyncio
+import sys
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
@@ -107,6 +108,7 @@ class FakeEngine:
 class FakeBackend:
     """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one.
 
+    ``allowed`` is how many words it may say; for more it waits until the test has raised it.
     ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers,
     ``scores`` and ``comparison`` are the events of those two. ``held`` is the rest of an answer that is cut off.
     """
@@ -115,6 +117,7 @@ class FakeBackend:
         self.words = list(words)
         self.delay = delay
         self.first_delay = 0.0
+        self.allowed = sys.maxsize
         self.error: Exception | None = None
         self.queued: list[Queued] = []
         self.state = READY
@@ -152,6 +155,8 @@ class FakeBackend:
                 return
             limit = request.sampling.max_tokens or len(self.words)
             for count, word in enumerate(self.words[:limit], 1):
+                while count > self.allowed:
+                    await asyncio.sleep(0.01)
                 yield TextDelta(word, count)
                 await asyncio.sleep(self.delay)
             if self.error:

@@ -29,25 +29,41 @@ def reload(page: Page) -> None:
     page.reload()
 
 
+def until_kept(page: Page, words: str) -> None:
+    """Until the browser keeps a conversation with these words: a growing answer is kept every two seconds."""
+    kept = """new Promise((resolve) => {
+      const opening = indexedDB.open("granite-demo");
+      opening.onsuccess = () => {
+        const all = opening.result.transaction("conversations").objectStore("conversations").getAll();
+        all.onsuccess = () => { opening.result.close(); resolve(JSON.stringify(all.result)); };
+      };
+    })"""
+    deadline = time.monotonic() + 30
+    while words not in page.evaluate(kept):
+        assert time.monotonic() < deadline, "they are not kept"
+        page.wait_for_timeout(100)
+
+
 def answers(page: Page) -> Locator:
     return page.locator("#chatbot .bot.message")
 
 
-def wait_idle(backend: FakeBackend, seconds: float = 1.0) -> None:
-    deadline = time.monotonic() + seconds
+def wait_idle(backend: FakeBackend) -> None:
+    """Until no request runs. How soon that has to be is asked of the real engine under load (``tests/load``)."""
+    deadline = time.monotonic() + 20
     while backend.running:
         time.sleep(0.02)
         assert time.monotonic() < deadline, "the request still runs"
 
 
 def test_an_answer_streams_in_more_than_three_steps(page: Page, fake: FakeBackend) -> None:
-    fake.words, fake.delay = [f"word{n} " for n in range(12)], 0.15
+    fake.words, fake.allowed = [f"word{n} " for n in range(12)], 0
     send(page, "Hello")
-    seen = set()
-    while "finished" not in (text := answers(page).last.inner_text() if answers(page).count() else ""):
-        seen.add(text.split("\n")[0])
-        time.sleep(0.05)
-    assert len(seen) > 3
+    for count in (1, 2, 5, 11):
+        fake.allowed = count
+        expect(answers(page)).to_contain_text(f"word{count - 1}")
+        expect(answers(page)).not_to_contain_text("finished")
+    fake.allowed = 12
     expect(answers(page)).to_contain_text("word11")
     expect(answers(page)).to_contain_text("12 tokens · 0.10 s to first token · ")
     expect(answers(page)).to_contain_text("tokens/s · finished (stop)")
@@ -178,9 +194,9 @@ def test_a_reload_in_the_middle_stops_the_request_and_keeps_what_was_said(page: 
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello there")
     expect(answers(page)).to_contain_text("word word")
-    page.wait_for_timeout(2500)  # the browser keeps a growing answer every two seconds
+    until_kept(page, "word word")
     page.reload()
-    wait_idle(fake, 2.0)
+    wait_idle(fake)
     expect(page.locator("#chatbot .user.message")).to_contain_text("Hello there")
     expect(answers(page)).to_contain_text("word word")
     expect(answers(page)).to_contain_text("interrupted")
@@ -195,7 +211,7 @@ def test_a_closed_tab_frees_the_engine_before_the_first_token(open_page: OpenPag
     send(page, "Hello")
     expect(answers(page)).to_contain_text("Waiting for the first token")
     page.close()
-    wait_idle(fake, 2.0)
+    wait_idle(fake)
 
 
 def test_an_error_keeps_the_text_and_the_next_message_works(page: Page, fake: FakeBackend) -> None:

@@ -8,7 +8,7 @@ from playwright.sync_api import Page, expect
 
 from granite_demo.messages import Message
 from tests.browser.conftest import OpenPage
-from tests.browser.test_chat import act, answers, send
+from tests.browser.test_chat import act, answers, send, until_kept
 from tests.browser.test_conversation import settled
 from tests.fakes import FakeBackend
 
@@ -58,7 +58,7 @@ def test_what_came_of_a_lost_answer_is_gone_on_from(open_page: OpenPage, fake: F
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")
     expect(answers(page)).to_contain_text("word word")
-    page.wait_for_timeout(3000)  # the browser keeps a growing answer every two seconds
+    until_kept(page, "word word")
     page.evaluate("how => { window.lost = how; }", how)
     until(lambda: not fake.running)
     if how == "hangs":
