@@ -9,7 +9,7 @@ from granite_demo.constraints import Constraint
 from granite_demo.errors import InvalidRequestError
 from granite_demo.status import ModelStatus
 from granite_demo.types import FinishReason
-from granite_demo.ui.events import DIRECT
+from granite_demo.ui.events import follow
 
 KINDS = [
     ("Nothing", ""),
@@ -115,4 +115,4 @@ def wire(panel: ConstraintPanel) -> None:
     def choose(kind: str | None) -> tuple[Any, ...]:
         return tuple(gr.Textbox(visible=kind == name) for name in ("json_schema", "regex", "choice"))
 
-    panel.kind.change(choose, [panel.kind], [panel.schema, panel.pattern, panel.choices], **DIRECT)
+    follow([panel.kind.change], choose, [panel.kind], [panel.schema, panel.pattern, panel.choices])

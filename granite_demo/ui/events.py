@@ -1,7 +1,7 @@
 """How the page's events run: long ones in the queue, short ones at once, none in the public API list."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -27,12 +27,27 @@ STREAMING: dict[str, Any] = {
 }
 DIRECT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
 
+NOTHING_JS = "() => []"
+
 DAMAGED = "What the browser sent is damaged. Reload the page."
 
 
 def told(error: Exception) -> str:
     """What a visitor is told of what their browser sent."""
     return error.user_text if isinstance(error, GraniteDemoError) else DAMAGED
+
+
+def follow(
+    changes: Sequence[Any], handler: Callable[..., Any], inputs: Any, outputs: Any, js: str | None = None
+) -> Any:
+    """Has ``handler`` run after each of ``changes``, once at a time, and once more for what came meanwhile.
+
+    Gradio calls that ``always_last``, but when it runs such a listener once more it also runs all others of the same
+    change (6.31): two of them set each other off for ever, and a page that stands idle asks a dozen times a second.
+    So the change has a step in the browser alone, and what comes after a step is run once more by itself.
+    """
+    step = gr.on(list(changes), None, js=NOTHING_JS, **DIRECT)
+    return step.then(handler, inputs, outputs, js=js, trigger_mode="always_last", **DIRECT)
 
 
 def forgiving(handler: Callable[..., tuple[Any, ...]], outputs: int) -> Callable[..., tuple[Any, ...]]:

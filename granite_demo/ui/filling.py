@@ -13,7 +13,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.status import ModelStatus
 from granite_demo.types import GenerationRequest
 from granite_demo.ui.answering import Visitors, own, session, snapshots
-from granite_demo.ui.events import DIRECT, STREAMING
+from granite_demo.ui.events import DIRECT, STREAMING, follow
 from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import Preferences, to_sampling
 
@@ -152,7 +152,7 @@ def wire(tab: FillingTab, preferences: Preferences, backend: Backend, demo: gr.B
     tab.accept.click(accept, [tab.prefix, tab.middle], accepted, **DIRECT)
     shown_of = [tab.prefix, tab.middle, tab.suffix, tab.language]
     tab.language.input(filled_html, shown_of, [tab.result], **DIRECT)
-    gr.on(ready, lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
+    follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
     demo.unload(leave)
 
 

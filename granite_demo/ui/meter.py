@@ -14,15 +14,13 @@ from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidR
 from granite_demo.sampling_params import SamplingParams
 from granite_demo.types import PromptView
 from granite_demo.ui.answering import own
-from granite_demo.ui.events import DIRECT
+from granite_demo.ui.events import DIRECT, follow
 from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.requests import build_request
 from granite_demo.ui.settings import to_sampling
 
 PAUSE_SECONDS = 0.5
 """Each measurement begins with this rest, and Gradio runs one at a time: two a second for each visitor."""
-
-LATEST: dict[str, Any] = {**DIRECT, "trigger_mode": "always_last"}
 
 CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
 
@@ -125,6 +123,6 @@ def wire(
             return ""
 
     changes = [holder.change, message.change, *(part.change for part in components), *ready]
-    gr.on(changes, update, [holder, message, *components], [panel.bar], js=SHOWN_JS, **LATEST)
+    follow(changes, update, [holder, message, *components], [panel.bar], js=SHOWN_JS)
     panel.overflow.input(None, [holder, panel.overflow], [holder], js=CHOOSE_JS, **DIRECT)
     holder.change(None, [holder], [panel.overflow], js=CHOSEN_JS, **DIRECT)

@@ -19,7 +19,7 @@ from granite_demo.scores import CompareRequest, Comparing, Comparison
 from granite_demo.status import LoadOptions, ModelStatus
 from granite_demo.ui import tokens
 from granite_demo.ui.answering import Kind, Visitors, address, own, session, unforeseen
-from granite_demo.ui.events import DIRECT, STREAMING
+from granite_demo.ui.events import DIRECT, STREAMING, follow
 from granite_demo.ui.models import PRECISIONS, load_options
 from granite_demo.ui.precision_plot import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.render import note_html
@@ -233,7 +233,7 @@ def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, 
     tab.save.click(None, [tab.csv], None, js=SAVE_JS, **DIRECT)
     boxes = [tab.reference, tab.other]
     demo.load(lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
-    gr.on(ready, lambda *chosen: shown_values(backend.status(), chosen), boxes, tab.shown, **DIRECT)
+    follow(ready, lambda *chosen: shown_values(backend.status(), chosen), boxes, tab.shown)
     demo.unload(leave)
 
 

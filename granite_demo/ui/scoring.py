@@ -20,7 +20,7 @@ from granite_demo.types import Queued
 from granite_demo.ui import tokens
 from granite_demo.ui.answer import waiting_words
 from granite_demo.ui.answering import Kind, Visitors, own, session, unforeseen
-from granite_demo.ui.events import DIRECT, STREAMING, forgiving
+from granite_demo.ui.events import DIRECT, STREAMING, follow, forgiving
 from granite_demo.ui.render import note_html
 from granite_demo.ui.streaming import paced
 
@@ -203,7 +203,7 @@ def wire(tab: ScoringTab, backend: Backend, demo: gr.Blocks, ready: list[Any], p
     tab.run.click(score, [tab.text, tab.special, tab.tint], screen, **STREAMING)
     tab.stop.click(stop, None, [tab.run, tab.stop], **DIRECT)
     tab.tint.input(tinted, [tab.scored, tab.tint], [tab.view], **DIRECT)
-    gr.on(ready, lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
+    follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
     demo.unload(leave)
     if prompt is None:
         return None

@@ -11,7 +11,7 @@ from granite_demo.backends import Backend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.sampling_params import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
 from granite_demo.status import ModelStatus
-from granite_demo.ui.events import DIRECT
+from granite_demo.ui.events import DIRECT, follow
 from granite_demo.ui.render import note_html
 
 STORAGE_KEY = "granite-demo-settings"
@@ -162,5 +162,5 @@ def wire(preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: lis
         preferences.own.click(lambda: own_values(backend.status().sampling), None, values, **DIRECT),
     ):
         chosen.then(None, values, None, js=KEEP_JS, **DIRECT)
-    gr.on(ready, lambda: shown_values(backend.status()), None, preferences.shown, **DIRECT)
+    follow(ready, lambda: shown_values(backend.status()), None, preferences.shown)
     demo.load(None, values, values, js=KEPT_JS, **DIRECT)

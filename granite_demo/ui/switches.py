@@ -10,7 +10,7 @@ from granite_demo.backends import Backend
 from granite_demo.conversations import Conversation
 from granite_demo.messages import Length, Originality, Switches
 from granite_demo.switches import reasons
-from granite_demo.ui.events import DIRECT
+from granite_demo.ui.events import DIRECT, follow
 
 DEFAULT = ("Model's own", "")
 LENGTHS = [DEFAULT, *((value.capitalize(), value) for value in get_args(Length))]
@@ -97,4 +97,4 @@ def wire(panel: SwitchPanel, holder: gr.JSON, backend: Backend, when: list[Any])
 
     for control in panel.controls:
         control.input(None, [holder, *panel.controls], [holder], js=CONTROLS_JS, **DIRECT)
-    gr.on(when, refresh, [holder], panel.shown, js=SUMMARY_JS, **DIRECT)
+    follow(when, refresh, [holder], panel.shown, js=SUMMARY_JS)

@@ -19,7 +19,7 @@ from granite_demo.ui import asking, compare, documents, meter, switches, tools, 
 from granite_demo.ui.answering import Visitors, own, session
 from granite_demo.ui.asking import Asked
 from granite_demo.ui.chat import ChatTab, attachments, message_box, panel_values, screen_values
-from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
+from granite_demo.ui.events import DIRECT, STREAMING, follow, forgiving, told
 from granite_demo.ui.grounding import as_sent, grounding_html, listed_of
 from granite_demo.ui.library import SHOWN_JS
 from granite_demo.ui.render import note_html
@@ -103,7 +103,7 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
 
     panels = [*tab.documents.shown, *tab.tools.shown]
     holder = [tab.holder]
-    gr.on(ready, forgiving(attached, len(panels)), holder, [*panels, tab.message], **DIRECT)
+    follow(ready, forgiving(attached, len(panels)), holder, [*panels, tab.message])
     tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], js=SHOWN_JS, **DIRECT)
     tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], js=SHOWN_JS, **DIRECT)
     asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], js=SHOWN_JS, **DIRECT)

@@ -16,7 +16,7 @@ from granite_demo.ui import constraining, tokens
 from granite_demo.ui.answering import Visitors, own, session
 from granite_demo.ui.branching import run_of
 from granite_demo.ui.editing import History, accepted, redone, seen, undone
-from granite_demo.ui.events import DIRECT, STREAMING, forgiving, told
+from granite_demo.ui.events import DIRECT, STREAMING, follow, forgiving, told
 from granite_demo.ui.growing import Ask, asked, buttons, growing, picked, wanted
 from granite_demo.ui.render import note_html
 from granite_demo.ui.settings import Preferences
@@ -33,7 +33,6 @@ from granite_demo.ui.writing import (
 
 PAUSE_SECONDS = 0.5
 """Without typing, before the text is looked at."""
-LATEST: dict[str, Any] = {**DIRECT, "trigger_mode": "always_last"}
 STILL_WRITING = "The continuation is still being written. Stop it first."
 
 
@@ -44,7 +43,7 @@ def wire(tab: WriteTab, preferences: Preferences, backend: Backend, demo: gr.Blo
     wire_pending(tab, visitors)
     wire_text(tab, backend, ready)
     constraining.wire(tab.constraint)
-    gr.on(ready, lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
+    follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
 
     def leave(visit: gr.Request) -> None:
         visitors.stop(session(visit))
@@ -184,7 +183,7 @@ def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
         return after.text, *history_values(after)
 
     changes = [tab.prompt.change, tab.special.change, *ready]
-    known = gr.on(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids], **LATEST)
+    known = follow(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids])
     # After the pause, and with what stands there then.
     known.then(record, tab.typed, tab.edited, **DIRECT)
     tab.undo.click(undo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)

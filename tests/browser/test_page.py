@@ -1,5 +1,7 @@
 """The head of the page and the tab Settings, in a real browser over a fake backend."""
 
+from typing import Any
+
 import pytest
 from playwright.sync_api import Page, expect
 
@@ -38,6 +40,24 @@ def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend
         expect(page.get_by_label("number input for Temperature")).to_have_value("0.7")
     page.get_by_role("button", name="Reset to defaults").click()
     expect(page.get_by_label("number input for Temperature")).to_have_value("0")
+
+
+@pytest.mark.release
+def test_a_page_that_stands_idle_asks_for_the_models_state_and_nothing_else(page: Page) -> None:
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    reload(page)
+    expect(answers(page)).to_contain_text("finished")
+    events = page.request.get(page.evaluate("location.origin") + "/config").json()["dependencies"]
+    looks = {event["id"] for event in events if event["targets"][0][1] == "tick"}
+    asked: list[Any] = []
+    page.on("request", lambda request: asked.append((request.post_data_json or {}).get("fn_index")))
+    for _ in range(10):  # until what the page asks for at its start is there
+        asked.clear()
+        page.wait_for_timeout(3000)
+        if set(asked) <= looks:
+            break
+    assert set(asked) <= looks
 
 
 @pytest.mark.release

@@ -1,0 +1,14 @@
+"""How the page's events run."""
+
+from granite_demo.access import Access
+from granite_demo.ui.blocks import build_ui
+from tests.fakes import FakeBackend
+
+
+def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
+    events = build_ui(FakeBackend(), Access()).config["dependencies"]
+    latest = [event for event in events if event["backend_fn"] and event["trigger_mode"] == "always_last"]
+    assert len(latest) > 5
+    # Two that listen to one change would set each other off for ever.
+    assert {kind for event in latest for _, kind in event["targets"]} == {"then"}
+    assert len({event["trigger_after"] for event in latest}) == len(latest)
