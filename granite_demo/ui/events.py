@@ -19,13 +19,17 @@ MAX_STREAMS = 128
 BUSY_SECONDS = 1.0
 """Between two looks at the model's state, while it is loaded."""
 
+QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
+"""No component shows that an event runs. Hidden alone would not do: at each step of an event Gradio (6.31) tells all
+components that are any event's output so far how far it is, and looks each up among all of the page."""
+
 STREAMING: dict[str, Any] = {
+    **QUIET,
     "concurrency_id": "generate",
     "concurrency_limit": MAX_STREAMS,
-    "show_progress": "hidden",
     "api_visibility": "undocumented",
 }
-DIRECT: dict[str, Any] = {"queue": False, "show_progress": "hidden", "api_visibility": "private"}
+DIRECT: dict[str, Any] = {**QUIET, "queue": False, "api_visibility": "private"}
 
 NOTHING_JS = "() => []"
 

@@ -11,6 +11,7 @@ import gradio as gr
 from granite_demo import conversations, exchange
 from granite_demo.errors import InvalidRequestError
 from granite_demo.ui import theme
+from granite_demo.ui.events import DIRECT
 
 SAVE_JS = "(conversation) => { window.graniteDemo?.save(conversation); }"
 """For the change event of the component that holds the open conversation."""
@@ -36,7 +37,7 @@ def layout() -> gr.HTML:
 
 def wire(library: gr.HTML, holder: gr.JSON) -> None:
     """Save the open conversation whenever it changes. Opening others is up to the chat."""
-    holder.change(None, [holder], None, js=SAVE_JS, show_progress="hidden", api_visibility="private")
+    holder.change(None, [holder], None, js=SAVE_JS, **DIRECT)
 
 
 def read_file(data: Any) -> dict[str, Any]:
