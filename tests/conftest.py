@@ -55,16 +55,19 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
-IMPORTED = pytest.StashKey[int]()
+FILE, IMPORTED = pytest.StashKey[Path](), pytest.StashKey[int]()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """What is imported stays: who looks for garbage, as each engine does that is closed, need not look at it."""
+    """What is there when a file's tests begin stays: each engine that is closed looks for garbage among the rest."""
     stash, modules = item.config.stash, len(sys.modules)
+    if item.path == stash.get(FILE, None):
+        return
+    stash[FILE] = item.path
     if modules > stash.get(IMPORTED, 0) + 50:
         stash[IMPORTED] = modules
         gc.collect()
-        gc.freeze()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

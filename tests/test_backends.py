@@ -78,20 +78,20 @@ async def test_max_tokens_ends_with_length(real: LocalBackend) -> None:
 
 
 async def test_a_stop_string_is_cut_exactly(real: LocalBackend) -> None:
-    whole, _ = await answer(real, chat("Count from one to ten in words.", max_tokens=60))
+    whole, _ = await answer(real, chat("Count from one to ten in words.", max_tokens=24))
     middle = len(whole) // 2
     stop = whole[middle : middle + 7]
-    text, finish = await answer(real, chat("Count from one to ten in words.", max_tokens=60, stop=(stop,)))
+    text, finish = await answer(real, chat("Count from one to ten in words.", max_tokens=24, stop=(stop,)))
     assert text == whole[: whole.index(stop)]
     assert finish.reason == "stop"
 
 
 async def test_a_seed_repeats_a_sampled_answer_and_is_told(real: LocalBackend) -> None:
-    request = chat("Tell me a story.", max_tokens=15, temperature=1.0)
+    request = chat("Tell me a story.", max_tokens=8, temperature=1.0)
     text, finish = await answer(real, request)
     assert finish.seed is not None
-    again, _ = await answer(real, chat("Tell me a story.", max_tokens=15, temperature=1.0, seed=finish.seed))
-    other, _ = await answer(real, chat("Tell me a story.", max_tokens=15, temperature=1.0, seed=finish.seed + 1))
+    again, _ = await answer(real, chat("Tell me a story.", max_tokens=8, temperature=1.0, seed=finish.seed))
+    other, _ = await answer(real, chat("Tell me a story.", max_tokens=8, temperature=1.0, seed=finish.seed + 1))
     assert text == again
     assert text != other
 

@@ -38,17 +38,17 @@ async def test_a_branch_reads_only_its_new_token(sample: LoadedModel) -> None:
         read.append(named["input_ids"].shape[1])
 
     with closing(InterleavedEngine(DynamicRunner(sample, 2**30), sample.eos_ids)) as engine:
-        shown = await answer(engine, prompt, 12)
+        shown = await answer(engine, prompt, 8)
         place = 5
         other = next(index for index, *_ in shown[place].alternatives if index != shown[place].id)
         branch = [*prompt, *(token.id for token in shown[:place]), other]
         hook = sample.model.register_forward_pre_hook(count, with_kwargs=True)
         try:
-            branched = await answer(engine, branch, 8)
+            branched = await answer(engine, branch, 4)
         finally:
             hook.remove()
     with closing(InterleavedEngine(DynamicRunner(sample, 0), sample.eos_ids)) as fresh:
-        anew = await answer(fresh, branch, 8)
+        anew = await answer(fresh, branch, 4)
     assert [token.id for token in branched] == [token.id for token in anew]
     assert len(prompt) > 80
     # The token that was chosen instead, and each new one; nothing of what stood before.

@@ -78,6 +78,7 @@ def test_enter_sends_and_the_box_is_emptied(page: Page, fake: FakeBackend) -> No
     assert fake.requests[-1].messages == (Message("user", "Hello"),)
 
 
+@pytest.mark.release
 def test_an_empty_message_sends_nothing(page: Page, fake: FakeBackend) -> None:
     send(page, "   ")
     page.wait_for_timeout(500)
@@ -164,6 +165,7 @@ def test_a_deleted_conversation_is_gone_for_good(page: Page) -> None:
     expect(answers(page)).to_have_count(0)
 
 
+@pytest.mark.release
 def test_an_example_is_asked(page: Page, fake: FakeBackend) -> None:
     page.get_by_text("What is the capital of France?").click()
     expect(answers(page)).to_contain_text("finished")

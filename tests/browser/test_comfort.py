@@ -80,6 +80,7 @@ def test_a_draft_outlives_a_reload(page: Page) -> None:
     expect(page.locator("#message textarea")).to_have_value("")
 
 
+@pytest.mark.release
 def test_shift_and_enter_begin_a_new_line(page: Page, fake: FakeBackend) -> None:
     box = page.locator("#message textarea")
     box.fill("one")

@@ -138,12 +138,14 @@ def test_what_is_still_written_cannot_be_accepted(page: Page, fake: FakeBackend)
     expect(page.locator("#prompt textarea")).to_have_value(re.compile("^Onceword"))
 
 
+@pytest.mark.release
 def test_an_empty_text_says_so(page: Page, fake: FakeBackend) -> None:
     opened(page).locator("#run").click()
     expect(page.locator("#completion-note .error")).to_contain_text("The prompt is empty")
     assert fake.requests == []
 
 
+@pytest.mark.release
 def test_keys_continue_and_stop(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     opened(page)

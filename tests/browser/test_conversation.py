@@ -245,6 +245,7 @@ def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: Open
     assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "And?"]
 
 
+@pytest.mark.release
 def test_a_malformed_call_is_shown_as_one(page: Page, fake: FakeBackend) -> None:
     broken = ToolCalled(ToolCall("", '{"name": "calc', "it was cut off"))
     fake.script = [broken, replace(END, reason="length")]
@@ -309,6 +310,7 @@ def test_what_the_model_would_not_see_is_hidden_or_told(open_page: OpenPage, fak
     expect(page.locator("#documents .label-wrap")).to_be_hidden()
 
 
+@pytest.mark.release
 def test_what_was_left_out_is_told(page: Page, fake: FakeBackend) -> None:
     fake.script = [Dropped(4), TextDelta("Blue.", 3), END]
     send(page, "Hello")

@@ -61,6 +61,7 @@ def test_a_load_is_cancelled(page: Page, fake: FakeBackend) -> None:
     assert fake.cancelled.wait(2)
 
 
+@pytest.mark.release
 def test_a_failure_is_told_while_the_old_model_answers(page: Page, fake: FakeBackend) -> None:
     choose(page, "Family · one")
     fake.state = ModelStatus("fake", "ready", 1.0, title="Fake model", notice="one: The hub cannot be reached.")

@@ -84,6 +84,7 @@ def test_kept_settings_of_another_kind_are_left_out(page: Page, fake: FakeBacken
     assert fake.requests[-1].sampling.max_tokens == 512
 
 
+@pytest.mark.release
 def test_a_bad_stop_string_is_told_in_the_chat(page: Page, fake: FakeBackend) -> None:
     open_tab(page, "Settings")
     page.locator("#stop-strings textarea").fill("a\nb\nc\nd\ne")

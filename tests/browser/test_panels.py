@@ -78,6 +78,7 @@ def test_the_meter_tells_that_it_does_not_fit(panels: Page, fake: FakeBackend) -
     expect(panels.locator(".meter-warning")).to_contain_text("will be refused")
 
 
+@pytest.mark.release
 def test_what_happens_on_overflow_is_chosen_and_measured(panels: Page, fake: FakeBackend) -> None:
     panels.locator("#message textarea").fill("Long")
     expect(panels.locator("#meter-bar")).to_contain_text("9 used")
@@ -162,6 +163,7 @@ def ask(page: Page) -> None:
     expect(page.locator("#chatbot")).to_contain_text("Line 3")
 
 
+@pytest.mark.release
 def test_arrow_up_in_the_empty_box_edits_the_last_question(panels: Page) -> None:
     box = panels.locator("#message textarea")
     box.fill("Draft")
@@ -206,6 +208,7 @@ def test_a_link_fills_the_box_and_sends_nothing(
     assert fake.requests == []
 
 
+@pytest.mark.release
 def test_a_link_to_a_footnote_opens_it(panels: Page) -> None:
     panels.get_by_role("button", name="Footnote").click()
     note = panels.locator("#note-1")
@@ -217,6 +220,7 @@ def test_a_link_to_a_footnote_opens_it(panels: Page) -> None:
     assert "note-1" not in panels.url
 
 
+@pytest.mark.release
 def test_math_is_shown_and_prices_stay(panels: Page) -> None:
     panels.get_by_role("button", name="Math").click()
     answer = panels.locator("#chatbot .bot.message")

@@ -62,6 +62,7 @@ def test_a_scored_text_is_shown_as_its_tokens(view: Page) -> None:
     expect(view.locator("#score-view .legend")).to_contain_text("Entropy in nats")
 
 
+@pytest.mark.release
 def test_hover_shows_what_else_could_stand_there(view: Page) -> None:
     popup = view.locator(".token-popup")
     view.locator("#score-view .tokens > b").nth(3).hover()
@@ -85,6 +86,7 @@ def test_a_tap_opens_it_and_a_tap_elsewhere_closes_it(view: Page) -> None:
     expect(view.locator(".token-popup")).to_have_count(0)
 
 
+@pytest.mark.release
 def test_the_first_token_is_predicted_by_nothing(view: Page) -> None:
     view.locator("#score-view .tokens > b").first.hover()
     expect(view.locator(".token-popup dl")).to_contain_text("nothing comes before it")
@@ -151,6 +153,7 @@ def test_what_was_filled_in_stands_in_its_place(tabs: Page, fake: FakeBackend) -
     expect(tabs.locator("#fill-accept")).to_be_disabled()
 
 
+@pytest.mark.release
 def test_filling_can_be_stopped(tabs: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["x "] * 500, 0.05
     tabs.locator("#fill-run").click()
@@ -162,6 +165,7 @@ def test_filling_can_be_stopped(tabs: Page, fake: FakeBackend) -> None:
     assert fake.running == 0
 
 
+@pytest.mark.release
 def test_a_model_without_it_says_why(tabs: Page, fake: FakeBackend) -> None:
     why = "This model's tokenizer has no fill-in-the-middle tokens."
     fake.state = replace(READY, unable=(("fill in the middle", why), ("scoring", "No scoring.")))

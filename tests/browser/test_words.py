@@ -58,6 +58,7 @@ def test_arabic_goes_from_right_to_left(open_page: OpenPage, width: int) -> None
     assert [one.evaluate("(p) => getComputedStyle(p).unicodeBidi") for one in paragraphs.all()] == ["plaintext"] * 2
 
 
+@pytest.mark.release
 def test_english_asks_for_no_words(open_page: OpenPage) -> None:
     page = open_page(locale="en-GB")
     asked: list[str] = []

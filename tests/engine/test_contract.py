@@ -46,8 +46,11 @@ ROWS = (
     GGUF,
 )
 SKIP = pytest.mark.skipif(bool(MISSING), reason=MISSING)
-LONG = {("interleaved on static caches", "greedy_equals_generate")}
-"""Takes half a minute, and the same loop on growing caches shows it."""
+LONG = {
+    ("interleaved on static caches", "greedy_equals_generate"),
+    ("interleaved on static caches", "log_probabilities_equal_a_forward_pass"),
+}
+"""Take long on a CPU; the same loop on growing caches, and tests of the runner alone, show it."""
 
 
 def _marks(row: Row, behaviour: Behaviour) -> list[pytest.MarkDecorator]:

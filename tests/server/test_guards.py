@@ -15,9 +15,9 @@ from tests.fakes import FakeBackend
 EMPTY = conversations.dump(conversations.start())
 
 
-@pytest.fixture
-def client(backend: FakeBackend) -> Iterator[TestClient]:
-    with TestClient(create_app(backend), raise_server_exceptions=False) as client:
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with TestClient(create_app(FakeBackend()), raise_server_exceptions=False) as client:
         yield client
 
 
