@@ -605,7 +605,7 @@ def test_a_model_that_was_never_fetched_is_not_cached(tiny: Setup) -> None:
 # Secrets
 
 
-@pytest.mark.parametrize("kept", [False, True])
+@pytest.mark.parametrize("kept", [pytest.param(False, marks=pytest.mark.release), True])
 def test_t15_the_token_goes_to_the_hub_and_nowhere_else(
     tiny: Setup,
     kept: bool,

@@ -389,6 +389,7 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Setup, error: BaseExcept
 # Other runs, before and beside this one
 
 
+@pytest.mark.release
 def test_stale_staging_folders_are_removed(tiny: Setup) -> None:
     stale = tiny.cache / f"{sample.STAGING}gone" / "download"
     stale.mkdir(parents=True)
@@ -416,6 +417,7 @@ def test_a_half_broken_folder_is_rebuilt(tiny: Setup) -> None:
     tiny.run(convert=must_not_run)
 
 
+@pytest.mark.release
 def test_two_threads_at_once_convert_once(tiny: Setup) -> None:
     waiting = threading.Event()
     converted, results = [], []
@@ -461,6 +463,7 @@ ensure_sample(
 """
 
 
+@pytest.mark.release
 def test_a_killed_process_does_not_stand_in_the_way(tiny: Setup) -> None:
     arguments = [str(tiny.cache), json.dumps(asdict(tiny.source)), *tiny.pip_args]
     command = [sys.executable, "-c", KILLED, *arguments]

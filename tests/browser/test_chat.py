@@ -226,6 +226,7 @@ def test_an_error_keeps_the_text_and_the_next_message_works(page: Page, fake: Fa
     expect(answers(page).last).to_contain_text("finished")
 
 
+@pytest.mark.release
 def test_an_unforeseen_error_shows_a_number_and_no_secret(page: Page, fake: FakeBackend) -> None:
     fake.error = RuntimeError("hf_SECRETTOKEN")
     send(page, "Hello")

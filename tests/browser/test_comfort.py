@@ -102,6 +102,7 @@ def test_a_link_may_carry_a_prompt(page: Page, fake: FakeBackend) -> None:
     assert fake.requests[-1].messages[0].content == "Why is the sky blue?"
 
 
+@pytest.mark.release
 def test_formulas_prices_and_diagrams(page: Page, fake: FakeBackend) -> None:
     fake.words = [r"$E = mc^2$ and \[x_1\] cost $5 to $6." + "\n\n```mermaid\ngraph TD; A-->B;\n```\n"]
     send(page, "Hello")

@@ -76,6 +76,7 @@ def test_files_and_text_are_added_and_one_is_removed(page: Page, tmp_path: Path)
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.release
 def test_a_bad_file_is_told_and_the_good_one_beside_it_is_added(page: Page, tmp_path: Path) -> None:
     (tmp_path / "bad.pdf").write_text("no pdf")
     (tmp_path / "good.md").write_text("fine")

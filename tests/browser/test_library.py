@@ -184,6 +184,7 @@ def test_search_looks_into_titles_and_answers(page: Page) -> None:
     expect(titles(page)).to_have_count(2)
 
 
+@pytest.mark.release
 def test_rename_by_keyboard(page: Page) -> None:
     speak(page, "Hello")
     page.get_by_role("button", name="More for Hello").focus()
@@ -221,6 +222,7 @@ def test_delete_asks_first_and_empties_the_chat(page: Page) -> None:
     assert kept(page) == []
 
 
+@pytest.mark.release
 def test_an_answer_that_comes_too_late_does_not_bring_a_deleted_one_back(page: Page) -> None:
     speak(page, "Hello")
     (item,) = kept(page)
@@ -242,6 +244,7 @@ def test_another_one_can_be_deleted_without_leaving_the_open_one(page: Page) -> 
     expect(page.locator("#shown textarea")).to_have_value("Second\nYou said: Second")
 
 
+@pytest.mark.release
 def test_titles_are_those_of_the_server(page: Page) -> None:
     for question in ("🙂" * 60, "🙂" * 61, "a \u00a0 b"):
         speak(page, question)
@@ -252,6 +255,7 @@ def test_titles_are_those_of_the_server(page: Page) -> None:
         assert item["title"] == conversations.title_of(conversations.load(item["conversation"]))
 
 
+@pytest.mark.release
 def test_settings_alone_are_kept_too(page: Page) -> None:
     value = conversations.dump(conversations.start(system="Be brief."))
     page.evaluate("(conversation) => window.graniteDemo.save(conversation)", value)
@@ -316,6 +320,7 @@ def test_export_json_and_import_it_as_a_copy(page: Page) -> None:
     assert one["conversation"]["turns"] == two["conversation"]["turns"]
 
 
+@pytest.mark.release
 def test_export_markdown_and_import_it_into_an_empty_browser(page: Page) -> None:
     speak(page, "What is **this**?")
     with page.expect_download() as download:
@@ -331,6 +336,7 @@ def test_export_markdown_and_import_it_into_an_empty_browser(page: Page) -> None
     expect(titles(page)).to_have_text(["What is **this**?"])
 
 
+@pytest.mark.release
 def test_export_all_brings_all_back_into_another_browser(page: Page, new_context: NewContext, url: str) -> None:
     for text in ("One", "Two", "Three"):
         speak(page, text)
@@ -368,6 +374,7 @@ def test_a_good_file_beside_a_corrupt_one_is_taken(page: Page) -> None:
     expect(titles(page)).to_have_text(["Good"])
 
 
+@pytest.mark.release
 def test_a_file_that_is_too_large_is_not_even_read(page: Page, tmp_path: Path) -> None:
     large = tmp_path / "large.json"
     large.write_bytes(b"[" + b" " * 20_000_000)

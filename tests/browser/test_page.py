@@ -114,6 +114,7 @@ def test_a_load_shows_its_progress_then_the_model(open_page: OpenPage, fake: Fak
     expect(answers(page)).to_contain_text("finished")
 
 
+@pytest.mark.release
 def test_a_failed_load_says_why_and_can_be_tried_again(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.state = ModelStatus("fake", "failed", None, "No network. Check the connection.")
     page = open_page()

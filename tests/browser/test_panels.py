@@ -178,6 +178,7 @@ def test_arrow_up_in_the_empty_box_edits_the_last_question(panels: Page) -> None
     expect(editor).to_have_attribute("aria-label", "Edit the message")
 
 
+@pytest.mark.release
 def test_scrolling_up_lets_go_and_the_end_takes_hold_again(panels: Page) -> None:
     ask(panels)
     gap = "e => e.scrollHeight - e.clientHeight - e.scrollTop"
@@ -195,7 +196,7 @@ def test_scrolling_up_lets_go_and_the_end_takes_hold_again(panels: Page) -> None
     assert log.evaluate(gap) < 60
 
 
-@pytest.mark.parametrize("name", ["q", "prompt"])
+@pytest.mark.parametrize("name", ["q", pytest.param("prompt", marks=pytest.mark.release)])
 def test_a_link_fills_the_box_and_sends_nothing(
     panels: Page, panels_server: tuple[FakeBackend, str], name: str, fake: FakeBackend
 ) -> None:

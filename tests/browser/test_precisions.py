@@ -71,6 +71,7 @@ def test_two_precisions_are_compared_and_nothing_is_fetched_from_elsewhere(pair:
     assert [(rule["id"], [node["html"] for node in rule["nodes"]][:3]) for rule in found] == []
 
 
+@pytest.mark.release
 def test_the_result_can_be_saved(pair: Page) -> None:
     compare(pair)
     expect(pair.locator("#precisions-worst tbody tr")).to_have_count(10)

@@ -92,6 +92,7 @@ def test_the_first_token_is_predicted_by_nothing(view: Page) -> None:
     expect(view.locator(".token-popup dl")).to_contain_text("nothing comes before it")
 
 
+@pytest.mark.release
 def test_the_keyboard_goes_from_token_to_token_and_picks(view: Page) -> None:
     view.locator("#score-view .tokens").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):

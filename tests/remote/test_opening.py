@@ -46,6 +46,7 @@ def test_complete_prints_the_servers_answer() -> None:
     assert server.bodies[0]["model"] == "mine"
 
 
+@pytest.mark.release
 def test_complete_raw_and_the_variables() -> None:
     server = FakeServer([{"choices": [{"text": " a time", "finish_reason": "length"}]}], key="open")
     with serving(server):
