@@ -12,3 +12,11 @@ def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
     # Two that listen to one change would set each other off for ever.
     assert {kind for event in latest for _, kind in event["targets"]} == {"then"}
     assert len({event["trigger_after"] for event in latest}) == len(latest)
+
+
+def test_how_far_an_event_is_no_component_is_told() -> None:
+    events = build_ui(FakeBackend(), Access()).config["dependencies"]
+    ours = [event for event in events if event["outputs"] and event["api_name"] != "load_example"]  # gr.Examples' own
+    assert len(ours) > 50
+    # What is told costs the browser a walk over the page for every output there has ever been.
+    assert [event["api_name"] for event in ours if event["show_progress_on"] != []] == []
