@@ -354,7 +354,9 @@ def test_ctrl_c_cancels_and_keeps_what_has_arrived(tmp_path: Path, hub: FakeHub)
 # What they do not need
 
 
-@pytest.mark.parametrize("arguments", [["models"], ["fits", "sample", "--memory", "24GB"]])
+@pytest.mark.parametrize(
+    "arguments", [["models"], pytest.param(["fits"], marks=pytest.mark.release), ["fits", "sample", "--memory", "24GB"]]
+)
 def test_no_torch_is_imported(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom granite_demo.cli import main\n"

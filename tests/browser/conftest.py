@@ -1,6 +1,7 @@
 """A real Chromium in front of the real page: over a fake backend, or over the sample model."""
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
@@ -12,6 +13,20 @@ from tests.fakes import READY, FakeBackend
 
 NewContext = Callable[..., BrowserContext]
 OpenPage = Callable[..., Page]
+
+
+def kept(page: Page) -> list[dict[str, Any]]:
+    """What the browser's database holds."""
+    found: list[dict[str, Any]] = page.evaluate(
+        """() => new Promise((resolve) => {
+            const request = indexedDB.open("granite-demo", 1);
+            request.onsuccess = () => {
+                const all = request.result.transaction("conversations").objectStore("conversations").getAll();
+                all.onsuccess = () => { request.result.close(); resolve(all.result); };
+            };
+        })"""
+    )
+    return found
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

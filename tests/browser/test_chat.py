@@ -7,7 +7,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from granite_demo.errors import EngineError
 from granite_demo.messages import Message
-from tests.browser.conftest import OpenPage
+from tests.browser.conftest import OpenPage, kept
 from tests.fakes import FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -31,15 +31,8 @@ def reload(page: Page) -> None:
 
 def until_kept(page: Page, words: str) -> None:
     """Until the browser keeps a conversation with these words: a growing answer is kept every two seconds."""
-    kept = """new Promise((resolve) => {
-      const opening = indexedDB.open("granite-demo");
-      opening.onsuccess = () => {
-        const all = opening.result.transaction("conversations").objectStore("conversations").getAll();
-        all.onsuccess = () => { opening.result.close(); resolve(JSON.stringify(all.result)); };
-      };
-    })"""
     deadline = time.monotonic() + 30
-    while words not in page.evaluate(kept):
+    while words not in str(kept(page)):
         assert time.monotonic() < deadline, "they are not kept"
         page.wait_for_timeout(100)
 

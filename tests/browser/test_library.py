@@ -20,7 +20,7 @@ from granite_demo import conversations, exchange
 from granite_demo.server.run import address, bind
 from granite_demo.ui import library
 from granite_demo.ui.theme import load_theme, style_paths
-from tests.browser.conftest import NewContext
+from tests.browser.conftest import NewContext, kept
 
 pytestmark = pytest.mark.browser
 
@@ -126,20 +126,6 @@ def choose(page: Page, title: str, action: str) -> None:
 def bring(page: Page, *files: tuple[str, str]) -> None:
     payloads: list[FilePayload] = [{"name": n, "mimeType": "text/plain", "buffer": t.encode()} for n, t in files]
     page.locator("#library input[type=file]").set_input_files(payloads)
-
-
-def kept(page: Page) -> list[dict[str, Any]]:
-    """What the browser's database holds."""
-    found: list[dict[str, Any]] = page.evaluate(
-        """() => new Promise((resolve) => {
-            const request = indexedDB.open("granite-demo", 1);
-            request.onsuccess = () => {
-                const all = request.result.transaction("conversations").objectStore("conversations").getAll();
-                all.onsuccess = () => { request.result.close(); resolve(all.result); };
-            };
-        })"""
-    )
-    return found
 
 
 def test_what_is_said_is_listed_and_marked_as_open(page: Page) -> None:
