@@ -2,14 +2,18 @@
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import AsyncGenerator
 from typing import TypeVar
 
 Event = TypeVar("Event")
 
-UPDATE_INTERVAL = 1 / 12
+UPDATE_INTERVAL = 1 / 15
 """Seconds between updates: faster than anybody reads, and cheap for server and browser."""
+SPREAD = 0.5
+"""An interval is longer by a random part of itself, up to this: visitors who asked together are then not all updated
+in the same moment, for which the model's thread would have to wait."""
 REST = 4
 """So many times as long as an update took is waited after it: when many are answered the server is not all updates."""
 LONGEST_INTERVAL = 1.0
@@ -48,7 +52,7 @@ async def paced(
             yield batch
             if not task.done():
                 rest = min(REST * (time.perf_counter() - start), LONGEST_INTERVAL)
-                await asyncio.wait([task], timeout=max(interval, rest))
+                await asyncio.wait([task], timeout=max(interval, rest) * random.uniform(1, 1 + SPREAD))
         if pending:
             yield list(pending)
         await task
