@@ -57,7 +57,9 @@ class BatchSampler:
         self._slots = slots
         self._owners: dict[int, str] = {}
         self._padding = Row(SamplingParams(), slots, 0)
-        self._blank = self._pack([self._padding] * slots, [0] * slots)
+        self._blank = self._pack([self._padding] * slots)
+        self._packed: list[Row] = []
+        self._columns = self._blank.clone()
         # One line more than requests: rows that only pad a batch write there.
         self._seen = torch.zeros((slots + 1, vocabulary), dtype=torch.bool, device=device)
         self._report = torch.zeros((STEPS_KEPT, slots + 1, width(MAX_ALTERNATIVES)), device=device)
@@ -69,7 +71,7 @@ class BatchSampler:
 
     def fill_defaults(self, storage: torch.Tensor) -> None:
         """Make each padding row greedy. ``storage``: (tensors_required, 1) int32."""
-        storage.copy_(self._pack([self._padding], [0]).to(storage.device))
+        storage.copy_(self._pack([self._padding]).to(storage.device))
 
     def prepare_tensor_args(self, requests_in_batch: Sequence[Any], arg_storage: torch.Tensor) -> torch.Tensor:
         """Write the columns of the requests that get a token into ``arg_storage``, (tensors_required, n) int32."""
@@ -83,20 +85,23 @@ class BatchSampler:
                 self._mark(row, state.request_id, state.initial_tokens + state.generated_tokens)
         # The offset counts the step that is being prepared, and so also one that is still in flight.
         positions = [state.position_offset - row.prompt_length for state, row in zip(states, rows, strict=True)]
-        # Columns that only pad the batch must not keep a slot from an earlier one.
-        columns = self._blank.clone()
-        if rows:
-            columns[:, : len(rows)] = self._pack(rows, positions)
-        arg_storage[:, : self._slots] = columns.to(arg_storage.device)
+        if rows != self._packed:  # mostly they are those of the step before
+            # Columns that only pad the batch must not keep a slot from an earlier one.
+            self._packed, self._columns = rows, self._blank.clone()
+            if rows:
+                self._columns[:, : len(rows)] = self._pack(rows)
+        self._columns[-1, : len(rows)] = torch.tensor(positions, dtype=torch.int32)
+        arg_storage[:, : self._slots] = self._columns.to(arg_storage.device)
         return arg_storage
 
-    def _pack(self, rows: list[Row], positions: list[int]) -> torch.Tensor:
+    def _pack(self, rows: list[Row]) -> torch.Tensor:
+        """The columns of ``rows``, with a place for each one's position in the last line."""
         samplings = [row.sampling for row in rows]
         floats = [(*parameters(s), s.frequency_penalty, s.presence_penalty) for s in samplings]
         seeds = torch.tensor([s.seed or 0 for s in samplings], dtype=torch.int64).view(torch.int32).view(-1, 2)
         # Rows that adjust nothing read and write the last line of the tables, whose bias is 0.
         lines = [row.slot if row.adjusts else self._slots for row in rows]
-        integers = torch.tensor([[n, row.slot, at] for n, row, at in zip(lines, rows, positions, strict=True)])
+        integers = torch.tensor([[line, row.slot, 0] for line, row in zip(lines, rows, strict=True)])
         return torch.cat((torch.tensor(floats).view(torch.int32), seeds, integers.int()), dim=1).T.contiguous()
 
     def _mark(self, row: Row, request_id: str, tokens: list[int]) -> None:
