@@ -4,16 +4,15 @@ Knows no torch: what a load does is injected as a ``Loader``, of which ``opening
 """
 
 import asyncio
-import gc
 import logging
-import sys
 import threading
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from granite_demo import garbage
 from granite_demo.engine.base import Engine
 from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError, OutOfMemoryError
 from granite_demo.fim import cannot_fill
@@ -244,6 +243,7 @@ class ModelManager:
             if not entry.future.done():
                 ready.engine.close()
                 raise LoadCancelledError("The load was cancelled.")
+            garbage.settle()
         except BaseException as error:
             shown = error
             if not isinstance(error, GraniteDemoError):
@@ -289,12 +289,4 @@ def _close(entry: _Entry) -> None:
     if entry.future.done() and entry.future.exception() is None:
         entry.future.result().engine.close()
         entry.future = Future()  # lets go of the weights
-    release_memory()
-
-
-def release_memory() -> None:
-    """Give back what torch keeps of models that are gone. Does nothing where torch was never imported."""
-    gc.collect()
-    torch: Any = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    garbage.release_memory()

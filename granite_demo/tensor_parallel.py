@@ -4,7 +4,6 @@ The first process serves the page and has the requests; the others compute along
 them can go on without the rest, so whatever ends one ends all. Imports torch only when a group is joined.
 """
 
-import gc
 import logging
 import os
 import signal
@@ -14,6 +13,7 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
+from granite_demo import garbage
 from granite_demo.errors import ConfigurationError, GraniteDemoError, ModelError
 from granite_demo.shapes import Shape
 from granite_demo.status import LoadOptions
@@ -163,7 +163,7 @@ class Group:
             import torch.distributed as dist
 
             self._talking = None
-            gc.collect()  # recorded steps that wait for it hold NCCL's end up
+            garbage.collect()  # recorded steps that wait for it hold NCCL's end up
             with self.deadline():
                 dist.destroy_process_group()
 

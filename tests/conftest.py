@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from granite_demo import garbage
 from granite_demo.sample import ensure_sample
 from granite_demo.settings import Settings
 from tests.fakes import FakeBackend
@@ -68,6 +69,15 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         stash[IMPORTED] = modules
         gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def not_settled() -> Iterator[None]:
+    """What is settled is searched whenever a model goes: here that is what all tests before have left."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(garbage, "settle", lambda: None)
+        patch.setattr(garbage, "collect", gc.collect)
+        yield
 
 
 @pytest.fixture(scope="session")

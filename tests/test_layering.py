@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "sampling_params": {"errors", "messages", "constraints"},
     "scores": {"errors", "messages", "status", "sampling_params"},
     "types": {"errors", "messages", "status", "sampling_params", "scores"},
+    "garbage": set[str](),
     "conversations": BASE,
     "tokentree": BASE,
     "exchange": BASE | {"conversations"},
@@ -58,7 +59,7 @@ MAY_IMPORT = {
     "provenance": BASE | {"template_inputs"},
     "wide": set[str](),
     "probing": {"wide"},
-    "tensor_parallel": BASE | {"shapes"},
+    "tensor_parallel": BASE | {"garbage", "shapes"},
     "placement": BASE | {"shapes", "planning", "probing", "tensor_parallel"},
     "cards": BASE | {"shapes"},
     "quantized": BASE | {"catalogue"},
@@ -68,8 +69,9 @@ MAY_IMPORT = {
     "loading": BASE
     | {"quantized", "shapes", "registry", "placement", "planning", "cards", "tensor_parallel", "switches"},
     "engine": BASE
-    | {"constraints", "registry", "planning", "placement", "loading", "engine", "wide", "tensor_parallel", "llama"},
-    "manager": BASE | {"loading", "engine", "fim"},
+    | {"constraints", "registry", "planning", "placement", "loading", "engine", "wide", "tensor_parallel", "llama"}
+    | {"garbage"},
+    "manager": BASE | {"garbage", "loading", "engine", "fim"},
     "choosing": BASE | {"catalogue", "shapes", "planning", "registry", "hub"},
     "opening": BASE
     | {
@@ -131,10 +133,22 @@ MAY_IMPORT = {
     | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
     | {"tokentree", "constraints", "comparison_csv", "access", "limits", "ui"},
     "bench": BASE
-    | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
+    | {
+        "garbage",
+        "shapes",
+        "planning",
+        "placement",
+        "loading",
+        "prompts",
+        "engine",
+        "manager",
+        "backends",
+        "server",
+        "bench",
+    }
     | {"conversations", "llama", "tensor_parallel"},
     "api": BASE | {"constraint_checks", "constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
-    "server": BASE | {"access", "limits", "api", "settings", "backends", "ui", "server"},
+    "server": BASE | {"access", "garbage", "limits", "api", "settings", "backends", "ui", "server"},
 }
 MAY_IMPORT_ALL = {"cli", "__main__", "__init__"}
 # cli hands the environment to Settings, sample passes it on to pip, and tensor_parallel sets what NCCL reads.

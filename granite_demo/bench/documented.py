@@ -14,9 +14,9 @@ from typing import Any
 
 from granite_demo.bench.figures import Answer, Run
 from granite_demo.errors import OutOfMemoryError
+from granite_demo.garbage import release_memory
 from granite_demo.llama import LlamaFile
 from granite_demo.loading import LoadedModel, load_model
-from granite_demo.manager import release_memory
 from granite_demo.status import Dtype, LoadOptions
 
 GENERATE = "generate + TextIteratorStreamer"

@@ -9,10 +9,10 @@ What is changed, and why (measured: ``granite_demo bench``; the line numbers are
   tokens 2,100 are computed again in every turn.
 - Outputs go to one function instead of a queue that requests steal from one another (continuous_api.py:1010).
 - Sampling is ours (``batch_sampling``), with graphs of its own where log probabilities are reported.
+- A step's inputs are prepared in less time (``batch_inputs``).
 - Prefill graphs of the usual sizes are captured in warm-up, not in the first user's request.
 """
 
-import gc
 import time
 import traceback
 from collections.abc import Callable
@@ -24,6 +24,8 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from transformers.generation.continuous_batching.requests import RequestState, RequestStatus
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
+from granite_demo import garbage
+from granite_demo.engine.batch_inputs import lighten
 from granite_demo.engine.batch_sampling import BatchSampler, Row
 from granite_demo.engine.graphs import KEY_GRAIN, QUERY_GRAIN, Graphs, capture, device_ios, usual_steps
 
@@ -145,14 +147,13 @@ class Loop:
 
     def _rebuild(self) -> None:
         self._manager.batch_processor = None
-        gc.collect()
-        if self._manager.model.device.type == "cuda":
-            torch.cuda.empty_cache()
+        garbage.release_memory()
         self._build()
 
     def _build(self) -> None:
         processor = self._manager._create_batch_processor()
         self._manager.batch_processor = processor
+        lighten(processor)
         self._sampler.stream = processor.inputs_and_outputs.compute_stream
         processor.scheduler.asynchronous = processor.use_async_batching
         processor.scheduler.between = self._run_between

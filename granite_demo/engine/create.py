@@ -7,13 +7,13 @@
 - zerogpu: a Space whose GPU is lent for the length of an answer.
 """
 
-import gc
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 
+from granite_demo import garbage
 from granite_demo.engine import fused, fusing
 from granite_demo.engine.base import Engine
 from granite_demo.engine.batching import BatchingEngine
@@ -81,7 +81,7 @@ def create_engine(
             if wanted == "batching":
                 raise ConfigurationError(f"The batching engine was asked for, but {problem}.") from error
             log.warning("The batching engine is not used: %s.", problem)
-        gc.collect()  # what it had allocated
+        garbage.collect()  # what it had allocated
     if wanted == "static" or (wanted == "auto" and on_gpu and not loaded.placement.spread):
         try:
             return _static(loaded, report, reasons or [f"not batching: {problem}"], layers)

@@ -15,6 +15,7 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 
+from granite_demo import garbage
 from granite_demo.backends import Backend
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.settings import PROXIES
@@ -51,6 +52,7 @@ def serve(
     parted by commas.
     """
     server = _Server(app, backend, proxies)
+    garbage.settle()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
     try:
