@@ -19,6 +19,24 @@ Item = tuple[int, StreamEvent | None] | Exception
 T = TypeVar("T")
 
 
+MOST_PIECES = 5000
+"""A second, of all answers together: where many are answered the model's thread would wait for them to be sent."""
+FEW = 16
+"""So many answers are sent token by token."""
+
+
+class Pace:
+    """How long an answer rests when all that has come of it is sent, by how many are sent at once."""
+
+    def __init__(self) -> None:
+        self.answers = 0
+
+    async def rest(self) -> None:
+        """What comes meanwhile goes out together."""
+        if self.answers > FEW:
+            await asyncio.sleep(self.answers / MOST_PIECES)
+
+
 class ClientGoneError(Exception):
     """Nobody waits for the answer any more."""
 
@@ -29,7 +47,8 @@ class Answers:
     Tasks rather than the caller's own loop: whatever cancels the caller, an answer's clean-up is not disturbed.
     """
 
-    def __init__(self, backend: Backend, requests: Sequence[GenerationRequest]) -> None:
+    def __init__(self, backend: Backend, requests: Sequence[GenerationRequest], pace: Pace) -> None:
+        self._pace = pace
         self._queue: asyncio.Queue[Item] = asyncio.Queue()
         self._ahead: deque[Item] = deque()
         self._tasks = [
@@ -64,15 +83,21 @@ class Answers:
     async def events(self) -> AsyncGenerator[tuple[int, StreamEvent]]:
         """Yield (number of the answer, event) until all have ended. Raises the first error."""
         left = len(self._tasks)
-        while left:
-            item = self._ahead.popleft() if self._ahead else await self._queue.get()
-            if isinstance(item, Exception):
-                raise item
-            number, event = item
-            if event is None:
-                left -= 1
-            else:
+        self._pace.answers += left
+        try:
+            while left:
+                item = self._ahead.popleft() if self._ahead else await self._queue.get()
+                if isinstance(item, Exception):
+                    raise item
+                number, event = item
+                if event is None:
+                    left -= 1
+                    continue
                 yield number, self._with_the_next(number, event)
+                if self._queue.empty() and not self._ahead:
+                    await self._pace.rest()
+        finally:
+            self._pace.answers -= len(self._tasks)
 
     def _with_the_next(self, number: int, event: StreamEvent) -> StreamEvent:
         """``event`` with the text that has come since: a reader who falls behind gets fewer, longer pieces."""

@@ -16,7 +16,7 @@ from starlette.exceptions import HTTPException
 
 from granite_demo import __version__
 from granite_demo.api import chat, completions
-from granite_demo.api.answers import Answers, ClientGoneError, EventStream, while_connected
+from granite_demo.api.answers import Answers, ClientGoneError, EventStream, Pace, while_connected
 from granite_demo.api.asking import check_model, served_name
 from granite_demo.api.errors import error_of, error_response
 from granite_demo.api.models import ChatRequest, CompletionRequest
@@ -80,6 +80,7 @@ def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
     api.router.route_class = ApiRoute
     for kind in (HTTPException, RequestValidationError):
         api.add_exception_handler(kind, _answer_error)
+    pace = Pace()
     key = [Security(HTTPBearer(auto_error=False))]
 
     def model() -> Json:
@@ -110,7 +111,7 @@ def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
         status = backend.status()
         requests = await asyncio.to_thread(chat.requests_of, body, status)
         wire = chat.wire_of(body, status)
-        return await respond(request, body, Answers(own(request), requests), wire, ping)
+        return await respond(request, body, Answers(own(request), requests, pace), wire, ping)
 
     @api.post(
         "/completions",
@@ -128,7 +129,7 @@ def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
         wire = completions.wire_of(body, status, echo)
         if body.max_tokens == 0:
             requests = []
-        return await respond(request, body, Answers(own(request), requests), wire, ping)
+        return await respond(request, body, Answers(own(request), requests, pace), wire, ping)
 
     return api
 

@@ -110,7 +110,7 @@ async def snapshots(
     try:
         request = replace(await asyncio.to_thread(build), rest=rest)
         answer.written = len(request.written)
-        async with aclosing(paced(backend.stream(request))) as batches:
+        async with aclosing(paced(backend.stream(request), answers=lambda: _answered(backend))) as batches:
             async for batch in batches:
                 elapsed = time.perf_counter() - start
                 answer.add(batch, elapsed)
@@ -133,6 +133,12 @@ def unforeseen(error: Exception) -> str:
     number = secrets.token_hex(4)
     log.error("Request failed (%s).", number, exc_info=error)
     return f"Something went wrong on the server. Try again; the log knows this as {number}."
+
+
+def _answered(backend: Backend) -> int:
+    """How many are answered now."""
+    engine = backend.status().engine
+    return engine.running if engine else 1
 
 
 def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:

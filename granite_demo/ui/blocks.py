@@ -7,7 +7,7 @@ import gradio as gr
 from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.ui import chat, compare, completion, library, models, settings, talking, words
-from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
+from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS, SHORT_EVENTS
 from granite_demo.ui.page import Page, settle_drawing
 from granite_demo.ui.render import status_html
 from granite_demo.ui.theme import logo_svg
@@ -63,5 +63,7 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
         settings.wire(preferences, backend, demo, [answering.change])
         models.wire(panel, backend, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
+    # Gradio (6.31) has 40 places for all queued events, whatever their own limits; who finds none waits unseen.
+    demo._queue.max_thread_count = MAX_STREAMS + SHORT_EVENTS
     demo._queue.sleep_when_free = QUEUE_POLL_SECONDS
     return demo

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import TypeVar
 
 Event = TypeVar("Event")
@@ -14,6 +14,8 @@ UPDATE_INTERVAL = 1 / 15
 SPREAD = 0.5
 """An interval is longer by a random part of itself, up to this: visitors who asked together are then not all updated
 in the same moment, for which the model's thread would have to wait."""
+MOST_UPDATES = 400
+"""A second, of all answers together: where many are answered the model's thread would wait for them."""
 REST = 4
 """So many times as long as an update took is waited after it: when many are answered the server is not all updates."""
 LONGEST_INTERVAL = 1.0
@@ -22,11 +24,15 @@ IDLE_INTERVAL = 0.4
 
 
 async def paced(
-    events: AsyncGenerator[Event], interval: float = UPDATE_INTERVAL, idle: float = IDLE_INTERVAL
+    events: AsyncGenerator[Event],
+    interval: float = UPDATE_INTERVAL,
+    idle: float = IDLE_INTERVAL,
+    answers: Callable[[], int] = lambda: 1,
 ) -> AsyncGenerator[list[Event]]:
     """Yield what came since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
 
-    Where the reader takes long over a batch the interval grows, up to ``LONGEST_INTERVAL``.
+    Where the reader takes long over a batch, or ``answers`` tells that many are answered, the interval grows, up to
+    ``LONGEST_INTERVAL``.
 
     Closing this generator closes ``events``. Raises what ``events`` raises, after the events before it.
     """
@@ -51,8 +57,9 @@ async def paced(
             start = time.perf_counter()
             yield batch
             if not task.done():
-                rest = min(REST * (time.perf_counter() - start), LONGEST_INTERVAL)
-                await asyncio.wait([task], timeout=max(interval, rest) * random.uniform(1, 1 + SPREAD))
+                rest = max(REST * (time.perf_counter() - start), answers() / MOST_UPDATES)
+                pause = max(interval, min(rest, LONGEST_INTERVAL))
+                await asyncio.wait([task], timeout=pause * random.uniform(1, 1 + SPREAD))
         if pending:
             yield list(pending)
         await task

@@ -1,6 +1,12 @@
 """How the page's events run."""
 
+import asyncio
+import sys
+
 from granite_demo.access import Access
+from granite_demo.bench.visitors import ask_page
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
 from granite_demo.ui.blocks import build_ui
 from tests.fakes import FakeBackend
 
@@ -20,3 +26,15 @@ def test_how_far_an_event_is_no_component_is_told() -> None:
     assert len(ours) > 50
     # What is told costs the browser a walk over the page for every output there has ever been.
     assert [event["api_name"] for event in ours if event["show_progress_on"] != []] == []
+
+
+async def test_more_visitors_are_answered_at_once_than_gradio_has_places_for() -> None:
+    backend = FakeBackend()
+    backend.allowed = 0
+    with running(create_app(backend), backend) as url:
+        asking = asyncio.create_task(ask_page(url, 3, ["Hi"] * 45))
+        async with asyncio.timeout(60):
+            while backend.running < 45:
+                await asyncio.sleep(0.05)
+        backend.allowed = sys.maxsize
+        assert [answer.tokens for answer in (await asking).answers] == [3] * 45

@@ -8,7 +8,7 @@ import pytest
 
 from granite_demo.errors import EngineError
 from granite_demo.types import StreamEvent, TextDelta
-from granite_demo.ui.streaming import REST, paced
+from granite_demo.ui.streaming import MOST_UPDATES, REST, SPREAD, paced
 
 
 def delta(number: int) -> TextDelta:
@@ -74,6 +74,27 @@ async def test_who_takes_long_over_a_batch_gets_the_next_one_later() -> None:
     gaps = [after - before for before, after in zip(begun, begun[1:-1], strict=False)]
     assert gaps
     assert min(gaps) > 0.05 * REST
+
+
+async def test_where_many_are_answered_updates_come_seldom() -> None:
+    clock = asyncio.get_running_loop().time
+    times: list[float] = []
+    async for _ in paced(Source(60, delay=0.01).stream(), interval=0.01, answers=lambda: MOST_UPDATES // 10):
+        times.append(clock())
+    gaps = [after - before for before, after in zip(times, times[1:-1], strict=False)]
+    assert len(gaps) >= 2
+    assert min(gaps) > 0.09
+
+
+async def test_those_who_stream_together_are_not_updated_together() -> None:
+    clock = asyncio.get_running_loop().time
+
+    async def updated() -> float:
+        times = [clock() async for _ in paced(Source(40, delay=0.01).stream(), interval=0.1)]
+        return times[2] - times[1]
+
+    gaps = await asyncio.gather(*(updated() for _ in range(20)))
+    assert max(gaps) - min(gaps) > 0.1 * SPREAD / 2
 
 
 async def test_the_first_event_does_not_wait() -> None:
