@@ -90,8 +90,11 @@ class BatchSampler:
             self._packed, self._columns = rows, self._blank.clone()
             if rows:
                 self._columns[:, : len(rows)] = self._pack(rows)
-        self._columns[-1, : len(rows)] = torch.tensor(positions, dtype=torch.int32)
-        arg_storage[:, : self._slots] = self._columns.to(arg_storage.device)
+        self._columns.numpy()[-1, : len(rows)] = positions
+        if arg_storage.device.type == "cpu":
+            arg_storage.numpy()[:, : self._slots] = self._columns.numpy()  # see batch_inputs
+        else:
+            arg_storage[:, : self._slots] = self._columns.to(arg_storage.device)
         return arg_storage
 
     def _pack(self, rows: list[Row]) -> torch.Tensor:

@@ -15,6 +15,7 @@ import gradio as gr
 from granite_demo.backends import Backend
 from granite_demo.errors import GraniteDemoError
 from granite_demo.limits import visitor_of
+from granite_demo.status import ModelStatus
 from granite_demo.types import GenerationRequest, StreamEvent
 from granite_demo.ui.answer import Answer
 from granite_demo.ui.streaming import paced
@@ -107,16 +108,18 @@ async def snapshots(
     start = time.perf_counter()
     elapsed = 0.0
     rest: list[StreamEvent] = []
+    answered = 1
     try:
         request = replace(await asyncio.to_thread(build), rest=rest)
         answer.written = len(request.written)
-        async with aclosing(paced(backend.stream(request), answers=lambda: _answered(backend))) as batches:
+        async with aclosing(paced(backend.stream(request), answers=lambda: answered)) as batches:
             async for batch in batches:
-                elapsed = time.perf_counter() - start
+                elapsed, status = time.perf_counter() - start, backend.status()
+                answered = status.engine.running if status.engine else 1
                 answer.add(batch, elapsed)
                 if stop.is_set():
                     break
-                yield Snapshot(replace(answer), _progress(backend, answer, elapsed), "note", elapsed)
+                yield Snapshot(replace(answer), _progress(status, answer, elapsed), "note", elapsed)
         answer.add(rest, elapsed)
         if stop.is_set():
             yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)
@@ -135,14 +138,7 @@ def unforeseen(error: Exception) -> str:
     return f"Something went wrong on the server. Try again; the log knows this as {number}."
 
 
-def _answered(backend: Backend) -> int:
-    """How many are answered now."""
-    engine = backend.status().engine
-    return engine.running if engine else 1
-
-
-def _progress(backend: Backend, answer: Answer, elapsed: float) -> str:
-    status = backend.status()
+def _progress(status: ModelStatus, answer: Answer, elapsed: float) -> str:
     if answer.ttft is None and answer.ahead is None and status.stage != "ready":
         percent = "" if status.fraction is None else f" {status.fraction:.0%}"
         return f"Getting the model ready: {status.stage}{percent} {status.detail}".rstrip()

@@ -15,8 +15,8 @@ from granite_demo.ui.theme import logo_svg
 QUEUE_POLL_SECONDS = 0.02
 """How often Gradio's queue looks for new events. Its own 1 ms wakes the process a thousand times a second for nothing,
 which costs a model on the same CPU several percent of its speed."""
-MAX_WAITING = 32
-"""Events that may wait in Gradio's queue; more are refused."""
+MAX_WAITING = MAX_STREAMS
+"""Events that may wait in Gradio's queue, for a moment; more are refused. Where they wait long is the engine's line."""
 SETTLED_SECONDS = 5.0
 """Between two looks at the model's state, while nothing happens to it."""
 

@@ -15,7 +15,6 @@ import pytest
 
 from granite_demo.messages import ToolCall
 from granite_demo.types import Finish, GenerationRequest, StreamEvent, TextDelta, Timings, ToolCalled, Usage
-from granite_demo.ui.blocks import MAX_WAITING
 from tests.fakes import FakeBackend
 from tests.threats.stranger import Stranger, asked, public
 
@@ -66,13 +65,7 @@ async def test_t18_of_fifty_sessions_none_hears_of_another(caplog: pytest.LogCap
         async with httpx.AsyncClient(base_url=stranger.base_url, timeout=60, limits=limits) as http:
             visitors = [Visitor(http, stranger, number) for number in range(SESSIONS)]
             ways = ["", "", "stop", "leave_1"]
-            places = asyncio.Semaphore(MAX_WAITING // 2)  # of the page's queue: stopping takes one, too
-
-            async def come(one: Visitor, then: str) -> None:
-                async with places:
-                    await one.ask(then)
-
-            await asyncio.gather(*(come(one, ways[place % 4]) for place, one in enumerate(visitors)))
+            await asyncio.gather(*(one.ask(ways[place % 4]) for place, one in enumerate(visitors)))
             # Whoever gets the name of a session that was left hears nothing of what was said in it.
             later = Visitor(http, stranger, SESSIONS)
             later.session = visitors[0].session
