@@ -135,4 +135,4 @@ class LoadOptions:
     """Save a quantized model in the cache folder, from which it loads faster the next time."""
     engine: EngineName = "auto"
     compile: bool = False
-    """Have torch compile the decode step while the model is made ready: faster, after a minute."""
+    """Have torch compile the decode step, where layers are not fused, while the model is made ready."""

@@ -19,9 +19,9 @@ Item = tuple[int, StreamEvent | None] | Exception
 T = TypeVar("T")
 
 
-MOST_PIECES = 5000
+MOST_PIECES = 4000
 """A second, of all answers together: where many are answered the model's thread would wait for them to be sent."""
-FEW = 16
+FEW = 8
 """So many answers are sent token by token."""
 
 

@@ -32,7 +32,7 @@ from granite_demo.types import Finish, GenerationRequest, TextDelta
 
 QUESTION = "Story {}: write a long story about a ship and its crew."
 """With a number, so that nothing of one answer helps with another."""
-MOST_VISITORS = 16
+MOST_VISITORS = 64
 WARM_UP_TOKENS = 8
 ENGINE, BACKEND = "granite-demo, engine", "granite-demo, engine and backend"
 PAGE, API = "granite-demo, page", "granite-demo, API"

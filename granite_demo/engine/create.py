@@ -69,11 +69,12 @@ def create_engine(
     if group.size > 1:
         wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
-    compiles = compiled and wanted in ("auto", "batching") and not problem
-    layers = _fuse(loaded, fusing.COMPILED if compiles else "" if fuse else ASKED, group) if on_gpu else ()
+    unfused = _fuse(loaded, "" if fuse else ASKED, group) if on_gpu else "no GPU"
+    layers = fusing.facts(unfused, group) if on_gpu else ()
+    compiling = _compiling(compiled, on_gpu, fused=not unfused)
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
-            return _batching(loaded, compiled, report, reasons, group, layers)
+            return _batching(loaded, compiling, report, reasons, group, layers)
         except Exception as error:
             if not isinstance(error, UnsuitableEngineError) and not is_out_of_memory(error):
                 raise
@@ -121,7 +122,16 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
-def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> tuple[Fact, ...]:
+def _compiling(asked: bool, on_gpu: bool, fused: bool) -> Fact:
+    if not on_gpu:
+        return ("Compiled", "no", "only on a GPU")
+    if not asked:
+        return ("Compiled", "no", "not asked for; it takes a minute")
+    return ("Compiled", "no", "the layers are fused, which is faster") if fused else ("Compiled", "yes", ASKED)
+
+
+def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
+    """Fuse the layers, or say why not."""
     problem = fusing.fusion_problem(loaded) or unwanted
     if not problem:
         from granite_demo.engine import fused_kernels
@@ -130,18 +140,18 @@ def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> tuple[Fact, ...]:
         problem = next(filter(None, group.gather(fused.trial(loaded.model, fused_kernels))), "")
         if not problem:
             fused.fuse(loaded.model, fused_kernels, USERS, group)
-    return fusing.facts(problem, group)
+    return problem
 
 
 def _batching(
     loaded: LoadedModel,
-    compiled: bool,
+    compiling: Fact,
     report: Report,
     reasons: list[str],
     group: Group,
     layers: tuple[Fact, ...],
 ) -> Engine:
-    on_gpu = loaded.placement.device == "cuda"
+    on_gpu, compiled = loaded.placement.device == "cuda", compiling[1] == "yes"
     tokens = cache_tokens(loaded, group.least(free_memory(loaded.placement.device)))
     users = USERS if on_gpu else USERS_ON_CPU
     engine = BatchingEngine(
@@ -149,7 +159,7 @@ def _batching(
         cache_tokens=tokens,
         requests=users,
         prefill=PREFILL_TOKENS if on_gpu else PREFILL_TOKENS // 4,
-        compile_level=int(compiled and on_gpu),
+        compile_level=int(compiled),
         group=group,
     )
     words = "compiling the decode step, about a minute" if compiled else "capturing CUDA graphs"
@@ -158,12 +168,11 @@ def _batching(
         graphs = engine.warm_up()
     why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
     size = f"{tokens:,} tokens, {gigabytes(tokens * _token_bytes(loaded))}"
-    compiling = ASKED if compiled else "not asked for; it takes a minute"
     engine.facts = (
         ("Engine", f"batching, up to {users} requests in a step", why),
         ("KV cache", size, "shared by all; a common beginning is kept once"),
         ("Decoding", f"{graphs} CUDA graphs", "a step is one launch") if graphs else ("Decoding", "eager", "no GPU"),
-        ("Compiled", "yes" if compiled and on_gpu else "no", compiling if on_gpu else "only on a GPU"),
+        compiling,
         *layers,
     )
     return engine

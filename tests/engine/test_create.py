@@ -116,6 +116,16 @@ def test_compiling_is_asked_for(engines: Engines) -> None:
     assert said == ["compiling the decode step, about a minute"]
 
 
+def test_fused_layers_are_not_compiled(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granite_demo.engine.create._fuse", lambda loaded, unwanted, group: unwanted)
+    engine = create_engine(loaded_on(GPU), "auto", True)
+    assert engines.options["compile_level"] == 0
+    assert engine.facts[-1][:2] == ("Layers", "fused")
+    assert ("Compiled", "no", "the layers are fused, which is faster") in engine.facts
+    create_engine(loaded_on(GPU), "auto", True, fuse=False)
+    assert engines.options["compile_level"] == 1
+
+
 @pytest.mark.parametrize(
     ("placement", "shape", "expected"),
     [
