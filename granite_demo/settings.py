@@ -46,7 +46,9 @@ class Settings:
     attention: Attention = _option("auto", "The attention implementation.")
     keep_quantized: Literal["no", "yes"] = _option("no", "Save a copy of a model that was quantized, to load faster.")
     engine: EngineName = _option("auto", "What runs the model: batching, static, dynamic, gguf or zerogpu.")
-    compile: Literal["no", "yes"] = _option("no", "Compile the decode step where its layers cannot be fused: faster, but a minute later ready.")
+    compile: Literal["no", "yes"] = _option(
+        "no", "Compile the decode step where its layers cannot be fused: faster, but a minute later ready."
+    )
     context: int = _option(0, "Limit the context to this many tokens; 0 takes what the model allows and fits.")
     revision: str = _option("", "A branch, tag or commit of the model's repository; empty is the main branch.")
     idle_minutes: int = _option(0, "Unload a model that nobody used for so long; 0 never does.")

@@ -9,6 +9,7 @@ from granite_demo.loading import LoadedModel
 from granite_demo.status import Fact
 from granite_demo.tensor_parallel import ALONE, Group
 
+
 def fusion_problem(loaded: LoadedModel) -> str:
     """Why the layers of this model are not fused here, as half a sentence, or nothing."""
     placement, config = loaded.placement, getattr(loaded.model, "config", None)

@@ -9,11 +9,11 @@ from typing import TypeVar
 
 Event = TypeVar("Event")
 
-UPDATE_INTERVAL = 1 / 15
+UPDATE_INTERVAL = 1 / 12
 """Seconds between updates: faster than anybody reads, and cheap for server and browser."""
-SPREAD = 0.5
-"""An interval is longer by a random part of itself, up to this: visitors who asked together are then not all updated
-in the same moment, for which the model's thread would have to wait."""
+SPREAD = 0.2
+"""Where several are answered an interval is longer or shorter by a random part of itself, up to this: those who asked
+together are then not all updated in the same moment, for which the model's thread would have to wait."""
 MOST_UPDATES = 400
 """A second, of all answers together: where many are answered the model's thread would wait for them."""
 REST = 4
@@ -59,7 +59,9 @@ async def paced(
             if not task.done():
                 rest = max(REST * (time.perf_counter() - start), answers() / MOST_UPDATES)
                 pause = max(interval, min(rest, LONGEST_INTERVAL))
-                await asyncio.wait([task], timeout=pause * random.uniform(1, 1 + SPREAD))
+                if answers() > 1:
+                    pause *= random.uniform(1 - SPREAD, 1 + SPREAD)
+                await asyncio.wait([task], timeout=pause)
         if pending:
             yield list(pending)
         await task
