@@ -2,7 +2,7 @@
 
 While a step runs on the GPU, the model's thread prepares the next one. Each operation of torch lets other threads of
 Python go first, and where page or API are busy they do. Here the tensors on the host are written as arrays, which
-nobody interrupts. On an H100 with 16 visitors of the page, and turns as short as ``server.run.SWITCH_SECONDS``, the GPU
+nobody interrupts. On an H100 with 16 visitors of the page, and turns as short as ``continuous.TURN_SECONDS``, the GPU
 had to wait for 3 instead of 10 of 100 steps.
 """
 

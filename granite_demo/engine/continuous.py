@@ -13,6 +13,7 @@ What is changed, and why (measured: ``granite_demo bench``; the line numbers are
 - Prefill graphs of the usual sizes are captured in warm-up, not in the first user's request.
 """
 
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -31,6 +32,9 @@ from granite_demo.engine.graphs import KEY_GRAIN, QUERY_GRAIN, Graphs, capture, 
 
 PAGE = 256
 """Tokens in a block of the cache, and so the grain of prefix sharing: the least that FlashAttention 2 reads."""
+TURN_SECONDS = 1e-4
+"""How long threads of Python may go on while the one of a GPU's model waits. Python's own 5 ms are longer than a step,
+which many small pieces of work of page and API would hold up. On a CPU steps are longer, and processors fewer."""
 
 
 def forget_tensors(error: BaseException | None) -> None:
@@ -201,6 +205,8 @@ class Loop:
 
     def start(self) -> None:
         """Start the thread."""
+        if self.wants_graphs:
+            sys.setswitchinterval(TURN_SECONDS)
         self._manager.start()
 
     def is_running(self) -> bool:

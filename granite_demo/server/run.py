@@ -5,7 +5,6 @@ import atexit
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -25,9 +24,6 @@ GRACE_SECONDS = 4
 """Time that open connections get to end after a signal."""
 LAST_SECONDS = 8
 """From a signal to the end of what still hangs: a load inside a library cannot be stopped. Ten are promised."""
-SWITCH_SECONDS = 1e-4
-"""How long a thread of Python may go on while another one waits. Python's own 5 ms are longer than a step of the model,
-which many small pieces of work of page and API would hold up."""
 FAILED_SECONDS = 5
 """For /health and the readers to tell that the engine has failed, before the process ends because of it."""
 
@@ -116,14 +112,6 @@ class _Server(uvicorn.Server):
 
     async def run_on(self, listener: socket.socket, announce: Callable[[], None]) -> str:
         """Serve on ``listener`` until ``should_exit`` is set or the engine dies, then end in order; why it died."""
-        usual = sys.getswitchinterval()
-        sys.setswitchinterval(SWITCH_SECONDS)
-        try:
-            return await self._run_on(listener, announce)
-        finally:
-            sys.setswitchinterval(usual)
-
-    async def _run_on(self, listener: socket.socket, announce: Callable[[], None]) -> str:
         serving = asyncio.create_task(self.serve(sockets=[listener]))
         while not self.started and not serving.done():
             await asyncio.sleep(0.02)

@@ -16,7 +16,7 @@ SPREAD = 0.2
 together are then not all updated in the same moment, for which the model's thread would have to wait."""
 MOST_UPDATES = 400
 """A second, of all answers together: where many are answered the model's thread would wait for them."""
-REST = 4
+REST = 2
 """So many times as long as an update took is waited after it: when many are answered the server is not all updates."""
 LONGEST_INTERVAL = 1.0
 IDLE_INTERVAL = 0.4

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import sys
 import time
 import weakref
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from transformers.generation.continuous_batching.scheduler import FIFOScheduler
 
 from granite_demo.engine import continuous
 from granite_demo.engine.batch_sampling import BatchSampler, Row
-from granite_demo.engine.continuous import PAGE, Loop, Router
+from granite_demo.engine.continuous import PAGE, TURN_SECONDS, Loop, Router
 from granite_demo.sampling_params import SamplingParams
 from tests.engine.running import tiny_model
 
@@ -204,3 +205,17 @@ def test_who_follows_another_process_never_waits_on_its_own(monkeypatch: pytest.
         with loop_over(tiny_model().model, []) as loop:
             loop._manager._wake_up_loop.clear()
             assert loop._manager._wake_up_loop.wait(0) is not drives
+
+
+def test_threads_take_short_turns_where_steps_are_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = sys.getswitchinterval()
+    with loop_over(tiny_model().model, []) as loop:
+        loop.start()
+        assert sys.getswitchinterval() == usual
+    monkeypatch.setattr(Loop, "wants_graphs", True)
+    try:
+        with loop_over(tiny_model().model, []) as loop:
+            loop.start()
+            assert sys.getswitchinterval() == pytest.approx(TURN_SECONDS)
+    finally:
+        sys.setswitchinterval(usual)

@@ -73,7 +73,7 @@ class Door:
                     continue
                 heard.updates += 1
                 heard.last = time.monotonic()
-                if "requests are waiting" in line:
+                if "requests wait already" in line:
                     heard.outcome = "refused"
                     return
                 if heard.first is None and " to first token" in line:
@@ -98,7 +98,7 @@ class Door:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if '"error"' in line:
-                    busy = '"code":503' in line or "waiting" in line
+                    busy = '"code":503' in line or "requests wait already" in line
                     heard.outcome, heard.why = ("refused" if busy else "failed"), line[:300]
                     return
                 if line == "data: [DONE]":

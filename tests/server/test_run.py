@@ -19,9 +19,7 @@ from starlette.responses import PlainTextResponse
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from granite_demo.errors import ConfigurationError
-from granite_demo.server.app import create_app
-from granite_demo.server.run import SWITCH_SECONDS, bind, running
-from tests.fakes import FakeBackend
+from granite_demo.server.run import bind
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,13 +29,6 @@ def test_a_port_in_use_names_the_flag_and_the_variable() -> None:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"{port}.*--port or GRANITE_DEMO_PORT"):
             bind("127.0.0.1", port)
-
-
-def test_threads_take_short_turns_while_it_serves() -> None:
-    usual, backend = sys.getswitchinterval(), FakeBackend()
-    with running(create_app(backend), backend):
-        assert sys.getswitchinterval() == pytest.approx(SWITCH_SECONDS)
-    assert sys.getswitchinterval() == usual
 
 
 def test_small_pieces_of_a_stream_are_sent_at_once() -> None:
