@@ -133,20 +133,8 @@ MAY_IMPORT = {
     | {"settings", "backends", "conversations", "exchange", "documents", "grounding", "tools", "bundle", "switches"}
     | {"tokentree", "constraints", "comparison_csv", "access", "limits", "ui"},
     "bench": BASE
-    | {
-        "garbage",
-        "shapes",
-        "planning",
-        "placement",
-        "loading",
-        "prompts",
-        "engine",
-        "manager",
-        "backends",
-        "server",
-        "bench",
-    }
-    | {"conversations", "llama", "tensor_parallel"},
+    | {"shapes", "planning", "placement", "loading", "prompts", "engine", "manager", "backends", "server", "bench"}
+    | {"conversations", "garbage", "llama", "tensor_parallel"},
     "api": BASE | {"constraint_checks", "constraints", "documents", "tools", "toolcalls", "backends", "limits", "api"},
     "server": BASE | {"access", "garbage", "limits", "api", "settings", "backends", "ui", "server"},
 }

@@ -3,7 +3,6 @@
 Both are measured in one run, one after the other: each takes most of the memory for its cache.
 """
 
-import gc
 import json
 import threading
 import time
@@ -20,6 +19,7 @@ from granite_demo.bench.limits import bandwidth, step_bytes
 from granite_demo.bench.options import BenchOptions
 from granite_demo.bench.report import SCHEMA, describe
 from granite_demo.errors import ConfigurationError
+from granite_demo.garbage import release_memory
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ReadyModel
 from granite_demo.shapes import linears
@@ -90,8 +90,7 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
             tell("the documented way")
             by_documentation["1 user"] = _documented(ready.loaded, asked)
         del ready
-        gc.collect()
-        torch.cuda.empty_cache()
+        release_memory()
     rows = [
         LimitRow(what, limits[what][0], spread, found[False][what], by_documentation.get(what), limits[what][1])
         for what, spread in found[True].items()

@@ -3,7 +3,6 @@
 The first process measures the model alone while the others wait for it; then all of them open it together.
 """
 
-import gc
 import json
 import threading
 from collections.abc import Callable
@@ -15,6 +14,7 @@ from granite_demo.bench.decode import Decode
 from granite_demo.bench.options import BenchOptions
 from granite_demo.bench.report import SCHEMA, describe
 from granite_demo.bench.ttft import TtftRow
+from granite_demo.garbage import release_memory
 from granite_demo.loading import LoadedModel
 from granite_demo.manager import ReadyModel
 from granite_demo.status import Report
@@ -109,9 +109,8 @@ def _memory(loaded: LoadedModel, weights: int) -> ProcessMemory:
 def _free() -> None:
     import torch
 
-    gc.collect()
+    release_memory()
     if torch.cuda.is_available():
-        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
 
 

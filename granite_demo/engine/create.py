@@ -69,7 +69,7 @@ def create_engine(
     if group.size > 1:
         wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
-    unfused = _fuse(loaded, "" if fuse else ASKED, group) if on_gpu else "no GPU"
+    unfused = _fuse(loaded, "" if fuse else ASKED, group)
     layers = fusing.facts(unfused, group) if on_gpu else ()
     compiling = _compiling(compiled, on_gpu, fused=not unfused)
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):

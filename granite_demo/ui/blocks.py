@@ -7,7 +7,7 @@ import gradio as gr
 from granite_demo.access import Access
 from granite_demo.backends import Backend
 from granite_demo.ui import chat, compare, completion, library, models, settings, talking, words
-from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS, SHORT_EVENTS
+from granite_demo.ui.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.page import Page, settle_drawing
 from granite_demo.ui.render import status_html
 from granite_demo.ui.theme import logo_svg
@@ -17,6 +17,8 @@ QUEUE_POLL_SECONDS = 0.02
 which costs a model on the same CPU several percent of its speed."""
 MAX_WAITING = MAX_STREAMS
 """Events that may wait in Gradio's queue, for a moment; more are refused. Where they wait long is the engine's line."""
+SHORT_EVENTS = 32
+"""Places in it for other events than answers."""
 SETTLED_SECONDS = 5.0
 """Between two looks at the model's state, while nothing happens to it."""
 

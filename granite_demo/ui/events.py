@@ -16,9 +16,6 @@ log = logging.getLogger(__name__)
 MAX_STREAMS = 128
 """Answers that may stream at once; the engine decides how many of them it serves at a time."""
 
-SHORT_EVENTS = 32
-"""Places for other events that wait in the queue."""
-
 BUSY_SECONDS = 1.0
 """Between two looks at the model's state, while it is loaded."""
 

@@ -57,9 +57,10 @@ async def paced(
             start = time.perf_counter()
             yield batch
             if not task.done():
-                rest = max(REST * (time.perf_counter() - start), answers() / MOST_UPDATES)
+                count = answers()
+                rest = max(REST * (time.perf_counter() - start), count / MOST_UPDATES)
                 pause = max(interval, min(rest, LONGEST_INTERVAL))
-                if answers() > 1:
+                if count > 1:
                     pause *= random.uniform(1 - SPREAD, 1 + SPREAD)
                 await asyncio.wait([task], timeout=pause)
         if pending:

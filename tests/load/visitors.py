@@ -14,6 +14,8 @@ import httpx
 from granite_demo import conversations
 
 REFUSALS = (429, 503)
+BUSY = "requests wait already"
+"""In the message of an engine whose line is full."""
 HUGE = b"x" * (9 * 2**20)
 JSON = {"content-type": "application/json", "connection": "close"}
 
@@ -73,7 +75,7 @@ class Door:
                     continue
                 heard.updates += 1
                 heard.last = time.monotonic()
-                if "requests wait already" in line:
+                if BUSY in line:
                     heard.outcome = "refused"
                     return
                 if heard.first is None and " to first token" in line:
@@ -98,7 +100,7 @@ class Door:
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if '"error"' in line:
-                    busy = '"code":503' in line or "requests wait already" in line
+                    busy = '"code":503' in line or BUSY in line
                     heard.outcome, heard.why = ("refused" if busy else "failed"), line[:300]
                     return
                 if line == "data: [DONE]":
