@@ -176,6 +176,7 @@ def _load(
             "Remove the folder and try again."
         )
     model.eval()
+    _keep_off_avx512(model)
     end = model.generation_config.eos_token_id
     ends = end if isinstance(end, list) else [end]
     limit = model.config.max_position_embeddings
@@ -194,6 +195,13 @@ def _load(
         memory=_memory_use(size, placement, shape, context),
         switches=find_switches(tokenizer),
     )
+
+
+def _keep_off_avx512(model: Any) -> None:
+    """Use one 4-bit path on all processors: bitsandbytes' kernel for AVX512-BF16 fails on some of Granite's sizes."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _memory_use(weights: int, placement: Placement, shape: Shape | None, context: int) -> MemoryUse | None:

@@ -148,8 +148,10 @@ def render_text(tokenizer: Any, request: GenerationRequest, write: Write = lambd
                 raise
             # Some templates go through the arguments of each call, and a call that cannot be read has but text.
             return _apply(tokenizer, template_inputs(request, template, write, objects=True))
+    except InvalidRequestError:
+        raise
     except Exception as error:
-        # Templates are code of the checkpoint's author and raise whatever Jinja does; so do deep objects.
+        # Templates are code of the checkpoint's author and raise whatever Jinja does.
         raise InvalidRequestError(f"The model's chat template refuses this conversation: {error}") from error
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
+from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Controls, Message, ToolCall, scrub
 from granite_demo.types import GenerationRequest, Origin
 
@@ -14,6 +15,9 @@ log = logging.getLogger(__name__)
 
 Write = Callable[[Origin, str, bool], str]
 """What becomes of each text that somebody wrote, before the template gets it; true for the key of an object."""
+
+MAX_DEPTH = 100
+"""Levels of objects and lists in a tool or a call. Python's own limit is higher, but not the same in each version."""
 
 
 def template_of(tokenizer: Any, tools: bool = False) -> str:
@@ -93,14 +97,16 @@ def _call(call: ToolCall, write: Write, objects: bool) -> dict[str, Any]:
     return {"type": "function", "function": _written({"name": call.name, "arguments": arguments}, write)}
 
 
-def _written(value: Any, write: Write) -> Any:
+def _written(value: Any, write: Write, level: int = 1) -> Any:
     if isinstance(value, str):
         return write("tool", scrub(value), False)  # JSON can spell what no tokenizer takes
+    if not isinstance(value, Mapping | list | tuple):
+        return value
+    if level > MAX_DEPTH:
+        raise InvalidRequestError(f"A tool or a call is nested more than {MAX_DEPTH} deep.")
     if isinstance(value, Mapping):
-        return {write("tool", scrub(str(key)), True): _written(item, write) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_written(item, write) for item in value]
-    return value
+        return {write("tool", scrub(str(key)), True): _written(item, write, level + 1) for key, item in value.items()}
+    return [_written(item, write, level + 1) for item in value]
 
 
 def switch_values(controls: Controls, variables: frozenset[str]) -> dict[str, Any]:

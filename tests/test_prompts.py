@@ -13,6 +13,7 @@ from granite_demo import prompts
 from granite_demo.errors import InvalidRequestError
 from granite_demo.messages import Document, Message, Role, ToolCall, ToolSpec
 from granite_demo.prompts import render_completion, render_parts
+from granite_demo.template_inputs import MAX_DEPTH
 from granite_demo.types import GenerationRequest
 from tests.bytetokens import THINKS, byte_tokenizer, real_template
 
@@ -175,9 +176,19 @@ def test_a_call_that_cannot_be_read_does_not_end_the_conversation() -> None:
 
 
 def test_objects_may_not_be_too_deep() -> None:
-    deep = ToolCall("f", '{"a":' * 900 + "1" + "}" * 900)
-    with pytest.raises(InvalidRequestError, match="recursion"):
-        render_chat(byte_tokenizer(THINKS), (USER, Message("assistant", "", tool_calls=(deep,)), USER))
+    def render_nested(levels: int) -> str:
+        call = ToolCall("f", '{"a":' * levels + "42" + "}" * levels)
+        tokenizer = byte_tokenizer(THINKS)
+        decoded: str = tokenizer.decode(
+            render_chat(tokenizer, (USER, Message("assistant", "", tool_calls=(call,)), USER))
+        )
+        return decoded
+
+    # The call itself is the first level.
+    assert "42" in render_nested(MAX_DEPTH - 1)
+    for levels in (MAX_DEPTH, 900):
+        with pytest.raises(InvalidRequestError, match=f"^A tool or a call is nested more than {MAX_DEPTH} deep"):
+            render_nested(levels)
 
 
 def parts(tokenizer: Any, request: GenerationRequest) -> list[tuple[str, str]]:

@@ -39,6 +39,18 @@ def test_a_copy_is_kept_when_asked_for_and_taken_the_next_time(folder: Path, tmp
         assert mine.equal(theirs), name
 
 
+def test_no_layer_takes_the_kernel_for_avx512_bf16(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a processor that has it; on others the layers say no by themselves.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    made = load(folder, tmp_path, keep_quantized=True)
+    for loaded in (made, load(folder, tmp_path)):
+        layers = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
+        assert layers
+        assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
 def test_a_checkpoint_that_was_saved_quantized_says_so(folder: Path, tmp_path: Path, quantization: Any) -> None:
     spec, options = registry.resolve(str(folder)), LoadOptions(device="cpu", quantization=quantization)
