@@ -69,9 +69,9 @@ def add_compare_command(
         if csv_file:
             write_csv(result, csv_file)
         if as_json:
-            print_json(to_json(result))
+            print_json(comparison_json(result))
         else:
-            show(result)
+            show_comparison(result)
 
 
 def in_precision(settings: Settings, precision: str, flag: str) -> Settings:
@@ -115,7 +115,7 @@ def write_csv(result: Comparison, file: Path) -> None:
         raise InvalidRequestError(f"{file} cannot be written: {error.strerror}.") from None
 
 
-def to_json(result: Comparison) -> dict[str, Any]:
+def comparison_json(result: Comparison) -> dict[str, Any]:
     """All of it, to print as JSON."""
     return {
         "mean_divergence": result.mean_divergence,
@@ -126,7 +126,7 @@ def to_json(result: Comparison) -> dict[str, Any]:
     }
 
 
-def show(result: Comparison) -> None:
+def show_comparison(result: Comparison) -> None:
     """Print both sides, the mean and the worst tokens."""
     columns = ("precision", "weights", "read", "written", "perplexity")
     output = print_table(columns, [_side(result.reference), _side(result.other)], left=("precision",))

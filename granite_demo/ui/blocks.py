@@ -36,9 +36,9 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             again = gr.Button("Try again", visible=False, size="sm", elem_id="again", scale=0)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", scale=1):
-                chat_tab = chat.layout(backend, access)
+                chat_parts = chat.layout(backend, access)
             with gr.Tab("Completion", id="completion"):
-                completion_tab = completion.layout(backend, access)
+                completion_parts = completion.layout(backend, access)
             with gr.Tab("Settings", id="settings"):
                 preferences = settings.layout()
                 panel = models.layout(backend, access)
@@ -55,13 +55,13 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             compared = compare.shown_values(backend, state)
             return status_html(state), again_button, pace, which, *compared, *models.shown_values(backend, state)
 
-        shown = [status, again, timer, answering, *chat_tab.comparison.shown, *panel.shown]
+        shown = [status, again, timer, answering, *chat_parts.comparison.shown, *panel.shown]
         demo.load(refresh, None, shown, **DIRECT)
         timer.tick(refresh, None, shown, **DIRECT)
         again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
-        library.wire(conversations, chat_tab.holder)
-        talking.wire(chat_tab, conversations, preferences, backend, access, demo, [answering.change])
-        completion.wire(completion_tab, preferences, backend, access, demo, [answering.change])
+        library.wire(conversations, chat_parts.holder)
+        talking.wire(chat_parts, conversations, preferences, backend, access, demo, [answering.change])
+        completion.wire(completion_parts, preferences, backend, access, demo, [answering.change])
         settings.wire(preferences, backend, demo, [answering.change])
         models.wire(panel, backend, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)

@@ -18,10 +18,10 @@ DELIMITERS: list[dict[str, str | bool]] = [
 
 _FENCE = re.compile(r"[ \t>]*(`{3,}|~{3,})([^\n]*)")
 _BLANK = re.compile(r"[ \t>]*\n?")
-_MARK = re.compile(r"\\[\s\S]|`+|\$\$|\$")
+_LATEX_MARK = re.compile(r"\\[\s\S]|`+|\$\$|\$")
 _WORD = re.compile(r"[A-Za-z0-9]")
 _ORDINALS = ("st", "nd", "rd", "th")
-_CLOSERS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
+_LATEX_CLOSERS = {"\\(": "\\)", "\\[": "\\]", "$$": "$$"}
 
 
 def prepare(text: str) -> str:
@@ -66,7 +66,7 @@ def blocks(text: str) -> Iterator[tuple[str, bool]]:
 def _paragraph(text: str, grows: bool) -> str:
     if "$" not in text:
         return text
-    marks = [(found.start(), found[0]) for found in _MARK.finditer(text)]
+    marks = [(found.start(), found[0]) for found in _LATEX_MARK.finditer(text)]
     places: dict[str, list[int]] = defaultdict(list)
     for number, (_, mark) in enumerate(marks):
         places[mark].append(number)
@@ -83,7 +83,7 @@ def _paragraph(text: str, grows: bool) -> str:
                 number = end + 1
                 continue
         # Code and other math run to the next mark of their kind, and nothing in them counts.
-        closer = mark if mark[0] == "`" else _CLOSERS.get(mark)
+        closer = mark if mark[0] == "`" else _LATEX_CLOSERS.get(mark)
         ends = places.get(closer, []) if closer else []
         place = bisect_right(ends, number)
         if closer and place == len(ends) and grows:
