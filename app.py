@@ -2,7 +2,7 @@
 
 import sys
 
-from granite_demo.cli import main
+from granite_demo.cli.main import main
 
 if __name__ == "__main__":
     main(["serve", *sys.argv[1:]])

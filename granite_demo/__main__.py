@@ -1,6 +1,6 @@
 """``python -m granite_demo`` is the command line."""
 
-from granite_demo.cli import main
+from granite_demo.cli.main import main
 
 if __name__ == "__main__":
     main()

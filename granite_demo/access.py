@@ -1,5 +1,6 @@
 """Who may do what on a server that others reach, and how often somebody may guess a secret."""
 
+import ipaddress
 import secrets
 import threading
 import time
@@ -69,3 +70,32 @@ class Access:
         if not secrets.compare_digest((token or "").encode(), self.token.encode()):
             self.failures.add(visitor)
             raise InvalidRequestError("That is not the admin token, so the model stays as it is.")
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one visitor may have; 0 is no limit."""
+
+    running: int = 0
+    """Requests that are answered at once."""
+    waiting: int = 0
+    """Requests that wait for these; without a limit on running ones none does."""
+    tokens: int = 0
+    """Tokens in any minute: written, scored, and a part of those read. A request that has begun is not ended by it."""
+    seconds: int = 0
+    """For an answer and the reading of its prompt. The waits for the engine and for a model come on top."""
+    characters: int = 0
+    """Of one request's texts, checked before anything reads them."""
+    reload: int = 0
+    """Seconds between two tries to load a model that has failed; who may change the model chooses it at any time."""
+
+
+def visitor_of(host: str | None) -> str:
+    """Who has the address ``host``: of IPv6 the /64 network, since one household has all of it."""
+    try:
+        address = ipaddress.ip_address(host or "")
+    except ValueError:
+        return host or ""
+    if isinstance(address, ipaddress.IPv6Address):
+        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False).network_address)
+    return str(address)

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import platformdirs
 
 from granite_demo.errors import ConfigurationError
-from granite_demo.status import Attention, Device, Dtype, EngineName, LoadOptions, Quantization
+from granite_demo.types.load_options import Attention, Device, Dtype, EngineName, LoadOptions, Quantization
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
-from granite_demo import garbage
-from granite_demo.sample import ensure_sample
+from granite_demo.hub.sample import ensure_sample
+from granite_demo.loading import gc as garbage
 from granite_demo.settings import Settings
 from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
-    from granite_demo.engine.base import Engine
-    from granite_demo.loading import LoadedModel
+    from granite_demo.engine.protocol import Engine
+    from granite_demo.loading.load import LoadedModel
 
 
 # Several processes with a thread for each processor would mostly wait for one another. torch is not imported yet.
@@ -30,7 +30,7 @@ settings.register_profile("untimed", deadline=None, database=None)
 settings.load_profile("untimed")
 
 
-LONG = ("engine/test_contract.py", "browser/", "faults/", "threats/", "load/", "engine/", "remote/", "server/", "api/")
+LONG = ("engine/test_contract.py", "browser/", "faults/", "threats/", "load/", "engine/", "backends/remote/", "server/")
 """What takes longest, in this order, which ``--no-loadscope-reorder`` has the workers keep."""
 
 
@@ -89,17 +89,17 @@ def sample_path() -> Path:
 @pytest.fixture(scope="session")
 def sample(sample_path: Path) -> "LoadedModel":
     """The sample model in float32 on the CPU."""
-    from granite_demo import registry
-    from granite_demo.loading import load_model
-    from granite_demo.status import LoadOptions
+    from granite_demo.loading.load import load_model
+    from granite_demo.models import catalogue
+    from granite_demo.types.load_options import LoadOptions
 
-    return load_model(sample_path, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    return load_model(sample_path, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
 
 
 @pytest.fixture(scope="session")
 def engine(sample: "LoadedModel") -> Iterator["Engine"]:
     """The engine of this machine over the sample model."""
-    from granite_demo.engine.create import create_engine
+    from granite_demo.engine.factory import create_engine
 
     engine = create_engine(sample)
     yield engine

@@ -6,24 +6,18 @@ import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
 
-from granite_demo.constraints import Matcher
-from granite_demo.engine.base import Measure, T, closed_error
-from granite_demo.messages import Switches
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.scores import CompareRequest, Comparing, Comparison, ScoredToken, ScoreRequest, ScoreSummary
-from granite_demo.status import EngineStats, Fact, Feature, LoadOptions, ModelChoice, ModelStatus
-from granite_demo.types import (
-    Finish,
-    FinishReason,
-    GenerationRequest,
-    PromptView,
-    Queued,
-    StreamEvent,
-    TextDelta,
-    Timings,
-    Token,
-    Usage,
-)
+from granite_demo.engine.failures import closed_error
+from granite_demo.engine.protocol import Measure, T
+from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.comparison import Comparing, Comparison
+from granite_demo.types.events import Finish, FinishReason, Queued, ScoreSummary, StreamEvent, TextDelta, Timings, Usage
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.logprobs import ScoredToken, Token
+from granite_demo.types.messages import Switches
+from granite_demo.types.model_status import EngineStats, Fact, Feature, ModelChoice, ModelStatus
+from granite_demo.types.prompt_view import PromptView
+from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
+from granite_demo.types.sampling_params import SamplingParams
 
 READY = ModelStatus(
     "fake",

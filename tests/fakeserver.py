@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from granite_demo.remote.backend import RemoteBackend
-from granite_demo.remote.endpoints import Endpoints, parse_urls
+from granite_demo.backends.remote.backend import RemoteBackend
+from granite_demo.backends.remote.endpoints import Endpoints, parse_urls
 
 Refuse = Callable[[dict[str, Any]], tuple[int, Any] | None]
 

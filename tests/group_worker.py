@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from granite_demo.engine.batching import BatchingEngine
+from granite_demo.backends.open_model import open_model
+from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.errors import EngineError
-from granite_demo.opening import open_model
-from granite_demo.sampling_params import SamplingParams
+from granite_demo.loading.tensor_parallel import Group
 from granite_demo.settings import Settings
-from granite_demo.status import LoadOptions
-from granite_demo.tensor_parallel import Group
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.running import answer
 
 PROMPTS = [[1 + index * 7 % 60 for index in range(300)], [5, 6, 7]]

@@ -72,6 +72,6 @@ def test_wheel_holds_modules_and_assets(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", code], cwd=source, check=True, capture_output=True, timeout=120)
     [wheel] = tmp_path.glob("granite_demo-*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("granite_demo/")}
-    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*") if path.suffix in (".py", ".js")}
     assets = {f"granite_demo/{path.relative_to(ROOT).as_posix()}" for path in (ROOT / "assets").rglob("*")}
     assert inside == modules | {name for name in assets if name.endswith(SHIPPED)}

@@ -9,7 +9,7 @@ import pytest
 from granite_demo import settings as settings_module
 from granite_demo.errors import ConfigurationError
 from granite_demo.settings import Settings, help_text, variable_name
-from granite_demo.status import LoadOptions
+from granite_demo.types.load_options import LoadOptions
 
 NAMES = [option.name for option in fields(Settings) if option.metadata.get("flag", True)]
 

@@ -1,6 +1,6 @@
 """One verdict on the bad requests: page and command line, driven for real, refuse what the API does.
 
-tests/api/test_errors.py has the API's verdicts. What a door has no way to say is named with the reason.
+tests/server/openai/test_errors.py has the API's verdicts. What a door has no way to say is named with the reason.
 """
 
 import json
@@ -12,8 +12,8 @@ import httpx
 import pytest
 from rich.console import Console
 
-from granite_demo import cli
-from granite_demo.cli import main
+from granite_demo.cli import main as cli
+from granite_demo.cli.main import main
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.settings import Settings

@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
-from granite_demo.shapes import Shape
+from granite_demo.models.config import Shape
 
 VOCABULARY = 64
 SHAPE = Shape(

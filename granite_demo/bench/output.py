@@ -1,12 +1,16 @@
 """Where a report goes: tables or JSON to standard output, and the files that were named."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from granite_demo.bench import tables
+from granite_demo.bench.measure import Spread
 from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
 from granite_demo.bench.report import Report
+from granite_demo.bench.suites.decode import Decode
+from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.errors import ConfigurationError
 
 
@@ -15,9 +19,7 @@ def write(report: Report, asked: BenchOptions) -> None:
     deliver(report.as_json(), lambda: tables.show(report), asked)
     try:
         if asked.plot_file is not None:
-            from granite_demo.bench import plot
-
-            plot.save(report, asked.plot_file)
+            save(report, asked.plot_file)
     except OSError as error:
         raise _not_written(error) from error
 
@@ -37,3 +39,98 @@ def deliver(text: str, show: Callable[[], None], asked: BenchOptions) -> None:
 
 def _not_written(error: OSError) -> ConfigurationError:
     return ConfigurationError(f"The report cannot be written: {error}.")
+
+
+# Okabe and Ito's colours, told apart by the colour-blind; the hatches by anybody in grey.
+DOCUMENTED, GREEDY, SAMPLED = ("#999999", ""), ("#0072B2", ""), ("#56B4E9", "//")
+FOLLOW_UP = ("#E69F00", "\\\\")
+LIMIT = "#D55E00"
+PIXELS = 1000
+DPI = 100
+LOG_FROM = 30.0
+"""The ratio of the highest to the lowest bar from which the lowest could not be seen on a linear axis."""
+
+Bars = dict[str, tuple[tuple[str, str], list[Spread | None]]]
+"""For each name its (colour, hatch) and a value for each group."""
+
+
+def save(report: Report, path: Path) -> None:
+    """Write the picture in the format that ``path`` ends with, PNG by default."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    parts = [draw for draw, found in ((_draw_decode, report.decode), (_draw_ttft, report.ttft)) if found]
+    figure = Figure(figsize=(PIXELS / DPI, 4.6), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, draw in zip(figure.subplots(1, max(1, len(parts)), squeeze=False)[0], parts, strict=False):
+        draw(axes, report)
+    figure.suptitle(f"{report.model['title']}, {report.model['precision']}, {report.device['name']}", fontsize=11)
+    figure.savefig(path, dpi=DPI, format=path.suffix.removeprefix(".") or "png")
+
+
+def decode_bars(decode: Decode) -> tuple[list[int], Bars, list[float | None]]:
+    """The numbers of users, the bars, and the engine's limit for each number of users."""
+    users = sorted({row.users for row in decode.rows})
+    own = {(row.users, row.choice): row for row in decode.rows if not row.documented}
+    base = [decode.baseline(count) for count in users]
+    bars: Bars = {
+        "transformers, documented": (DOCUMENTED, [row.rate if row else None for row in base]),
+        "granite-demo, greedy": (GREEDY, [own[count, "greedy"].rate for count in users]),
+        "granite-demo, sampled": (SAMPLED, [own[count, "sampled"].rate for count in users]),
+    }
+    return users, bars, [own[count, "greedy"].limit for count in users]
+
+
+def ttft_bars(rows: Sequence[TtftRow]) -> tuple[list[int], Bars]:
+    """The lengths of the prompts and the bars."""
+    return [row.prompt_tokens for row in rows], {
+        "transformers, documented": (DOCUMENTED, [row.documented for row in rows]),
+        "granite-demo, new prompt": (GREEDY, [row.cold for row in rows]),
+        "granite-demo, follow-up": (FOLLOW_UP, [row.follow_up for row in rows]),
+    }
+
+
+def _draw_decode(axes: Any, report: Report) -> None:
+    assert report.decode is not None
+    users, bars, limits = decode_bars(report.decode)
+    _draw_bars(axes, [f"{count}" for count in users], bars, _rate, [limit for limit in limits if limit])
+    for group, limit in enumerate(limits):
+        if limit is not None:
+            label = "limit: reading weights and cache" if group == 0 else None
+            axes.hlines(limit, group - 0.45, group + 0.45, colors=LIMIT, linestyles="dashed", linewidth=2, label=label)
+    axes.set(title="Speed of all users together", xlabel="users at the same time", ylabel="tokens/s")
+    axes.legend(fontsize=9, loc="upper left")
+
+
+def _draw_ttft(axes: Any, report: Report) -> None:
+    lengths, bars = ttft_bars(report.ttft)
+    _draw_bars(axes, [f"{length:,}" for length in lengths], bars, "{:.2g}".format)
+    axes.set(title="Time to first token", xlabel="tokens in the prompt", ylabel="seconds")
+    axes.legend(fontsize=9, loc="upper left")
+
+
+def _draw_bars(
+    axes: Any, groups: Sequence[str], bars: Bars, label: Callable[[float], str], others: Sequence[float] = ()
+) -> None:
+    width = 0.9 / len(bars)
+    shown = list(others)
+    for index, (name, ((colour, hatch), values)) in enumerate(bars.items()):
+        found = [(group, value) for group, value in enumerate(values) if value is not None]
+        shown += [value.median for _, value in found]
+        places = [group + (index - (len(bars) - 1) / 2) * width for group, _ in found]
+        medians = [value.median for _, value in found]
+        whiskers = [[v.median - v.low for _, v in found], [v.high - v.median for _, v in found]]
+        drawn = axes.bar(
+            places, medians, width, yerr=whiskers, label=name, color=colour, hatch=hatch, edgecolor="black",
+            linewidth=0.5, error_kw={"elinewidth": 1},
+        )  # fmt: skip
+        axes.bar_label(drawn, list(map(label, medians)), fontsize=8, padding=2)
+    axes.set_xticks(range(len(groups)), groups)
+    if max(shown) / min(shown) > LOG_FROM:
+        axes.set_yscale("log")
+    # Room for the legend above the bars.
+    axes.margins(y=0.45)
+
+
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"

@@ -9,12 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from granite_demo.bench.decode import Decode, precision_name
-from granite_demo.bench.load import Load
+from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench.options import Sizes
-from granite_demo.bench.ttft import TtftRow
-from granite_demo.manager import ReadyModel
-from granite_demo.status import Fact
+from granite_demo.bench.suites.decode import Decode, precision_name
+from granite_demo.bench.suites.load import Load
+from granite_demo.bench.suites.ttft import TtftRow
+from granite_demo.types.model_status import Fact
 
 SCHEMA = 1
 """Counted up when a field changes its meaning or goes away."""

@@ -5,12 +5,12 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table
 
-from granite_demo.bench.decode import Decode
-from granite_demo.bench.figures import Spread
-from granite_demo.bench.load import Load
+from granite_demo.bench.measure import Spread
 from granite_demo.bench.report import Report
-from granite_demo.bench.ttft import TtftRow
-from granite_demo.planning import gigabytes
+from granite_demo.bench.suites.decode import Decode
+from granite_demo.bench.suites.load import Load
+from granite_demo.bench.suites.ttft import TtftRow
+from granite_demo.models.memory import gigabytes
 
 MISSING = "-"
 WIDE = 130  # columns where nobody looks, such as in a pipe: rows stay whole

@@ -16,17 +16,20 @@ from typing import Any
 
 import torch
 
-from granite_demo.constraints import Matcher
-from granite_demo.engine.base import Measure, T, TokenStream, answer_limit, as_user_error, closed_error
-from granite_demo.engine.dynamic import DynamicRunner
-from granite_demo.engine.layers import nothing
-from granite_demo.engine.sampler import Sampler
-from granite_demo.engine.waiting import MAX_WAITING
+from granite_demo.engine.decoder_layers import nothing
+from granite_demo.engine.failures import as_user_error, closed_error
+from granite_demo.engine.interleaved.dynamic import DynamicRunner
+from granite_demo.engine.protocol import Measure, T, answer_limit
+from granite_demo.engine.sampling.sampler import Sampler
+from granite_demo.engine.token_stream import TokenStream
+from granite_demo.engine.waiting_queue import MAX_WAITING
 from granite_demo.errors import ConfigurationError, EngineBusyError, EngineError, GraniteDemoError, InvalidRequestError
-from granite_demo.loading import LoadedModel
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import EngineStats, Fact, Feature
-from granite_demo.types import Queued, Token
+from granite_demo.loading.load import LoadedModel
+from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.events import Queued
+from granite_demo.types.logprobs import Token
+from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.sampling_params import SamplingParams
 
 START_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 20, 120
 """How long a GPU is asked for: what moving the weights takes, and the answer at a careful speed. Quotas count it."""

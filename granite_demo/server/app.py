@@ -15,20 +15,21 @@ from starlette.staticfiles import StaticFiles
 
 from granite_demo import __version__
 from granite_demo.access import Access
-from granite_demo.api.keys import KeyGuard
-from granite_demo.api.metrics import Metrics, RequestCounter, WatchedBackend
-from granite_demo.api.routes import create_api
-from granite_demo.api.transformers_chat import load_progress
-from granite_demo.backends import Backend
-from granite_demo.server.gradio_log import log_errors
-from granite_demo.server.guards import CrowdGuard, Guard, HostGuard, RouteGuard, guard_files, refuse_unknown_events
+from granite_demo.backend import Backend
+from granite_demo.server.api_key import KeyGuard
+from granite_demo.server.brute_force import SecretsGuard
+from granite_demo.server.metrics import Metrics, RequestCounter, WatchedBackend
+from granite_demo.server.middleware import CrowdGuard, Guard, HostGuard, RouteGuard
+from granite_demo.server.openai.routes import create_api
+from granite_demo.server.openai.transformers_chat import load_progress
 from granite_demo.server.policy import Policy
-from granite_demo.server.secrets_guard import SecretsGuard
-from granite_demo.server.sessions import keep_values_only
 from granite_demo.server.uploads import Sweeper
-from granite_demo.ui.blocks import build_ui
+from granite_demo.ui.app import build_ui
+from granite_demo.ui.gradio_patches.errors import log_errors
+from granite_demo.ui.gradio_patches.files import guard_files, refuse_unknown_events
+from granite_demo.ui.gradio_patches.sessions import keep_values_only
+from granite_demo.ui.languages import translations, words_dir
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
-from granite_demo.ui.words import translations, words_dir
 
 API = "/v1"
 KEYED = (API, "/metrics", "/load_model")

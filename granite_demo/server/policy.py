@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
+from granite_demo.access import Limits
 from granite_demo.errors import ConfigurationError
-from granite_demo.limits import Limits
 from granite_demo.settings import LOOPBACK, Settings
 
 MAX_BODY = 8 * 2**20

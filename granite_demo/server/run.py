@@ -15,9 +15,9 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 
-from granite_demo import garbage
-from granite_demo.backends import Backend
+from granite_demo.backend import Backend
 from granite_demo.errors import ConfigurationError, EngineError
+from granite_demo.loading import gc as garbage
 from granite_demo.settings import PROXIES
 
 GRACE_SECONDS = 4

@@ -11,12 +11,13 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.access import Access
-from granite_demo.backends import Backend
+from granite_demo.backend import Backend
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
-from granite_demo.status import LoadOptions, ModelStatus
-from granite_demo.ui.answering import address
-from granite_demo.ui.events import BUSY_SECONDS, DIRECT
-from granite_demo.ui.render import facts_html, memory_html, note_html
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.model_status import ModelStatus
+from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT
+from granite_demo.ui.html import facts_html, memory_html, note_html
+from granite_demo.ui.streaming import address
 
 PRECISIONS: dict[str, dict[str, Any]] = {
     "Automatic": {},

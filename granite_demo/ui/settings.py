@@ -7,12 +7,12 @@ from typing import Any
 
 import gradio as gr
 
-from granite_demo.backends import Backend
+from granite_demo.backend import Backend
 from granite_demo.errors import InvalidRequestError
-from granite_demo.sampling_params import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
-from granite_demo.status import ModelStatus
-from granite_demo.ui.events import DIRECT, follow
-from granite_demo.ui.render import note_html
+from granite_demo.types.model_status import ModelStatus
+from granite_demo.types.sampling_params import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
+from granite_demo.ui.gradio_patches.events import DIRECT, follow
+from granite_demo.ui.html import note_html
 
 STORAGE_KEY = "granite-demo-settings"
 KEEP_JS = f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"

@@ -2,10 +2,25 @@
 
 import asyncio
 import contextlib
+import logging
 import random
+import secrets
+import threading
 import time
-from collections.abc import AsyncGenerator, Callable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from dataclasses import replace
+from typing import Literal, NamedTuple, TypeVar
+
+import gradio as gr
+
+from granite_demo.access import visitor_of
+from granite_demo.backend import Backend
+from granite_demo.chat.answer import Answer
+from granite_demo.errors import GraniteDemoError
+from granite_demo.types.events import StreamEvent
+from granite_demo.types.model_status import ModelStatus
+from granite_demo.types.requests import GenerationRequest
 
 Event = TypeVar("Event")
 
@@ -71,3 +86,186 @@ async def paced(
         with contextlib.suppress(asyncio.CancelledError, Exception):
             await task
         await events.aclose()
+
+
+log = logging.getLogger(__name__)
+
+Kind = Literal["note", "error"]
+
+SETTLING_SECONDS = 5.0
+"""For the browser to come back with an ended answer; after that it never will."""
+SETTLE_SECONDS = 0.2
+"""For the last update of an ended answer to reach the browser."""
+
+
+class Snapshot(NamedTuple):
+    """One state of an answer, with the note under it; ``kind`` is note or error."""
+
+    answer: Answer
+    note: str
+    kind: Kind
+    elapsed: float
+    """Seconds since the request was made."""
+
+
+class Visitors:
+    """Who is being answered in one tab, so that Stop and a closed page reach the right request.
+
+    Gradio's own ``cancels`` closes the stream while updates are on their way, which overwrite what Stop showed last.
+    """
+
+    def __init__(self) -> None:
+        self._stops: dict[str, list[threading.Event]] = {}
+        self._settling: dict[str, float] = {}
+
+    @contextmanager
+    def answering(self, visitor: str) -> Iterator[threading.Event]:
+        """Register a request of ``visitor`` (Gradio's session hash); the event is set when it is to stop."""
+        stop = threading.Event()
+        self._stops.setdefault(visitor, []).append(stop)
+        try:
+            yield stop
+        finally:
+            self._stops[visitor].remove(stop)
+            if not self._stops[visitor]:
+                del self._stops[visitor]
+
+    def streaming(self, visitor: str) -> bool:
+        """Whether ``visitor`` is being answered."""
+        return visitor in self._stops
+
+    def settling(self, visitor: str) -> None:
+        """The answer has ended, and the browser is about to put it into the conversation; until then it is busy."""
+        self._settling[visitor] = time.monotonic() + SETTLING_SECONDS
+
+    def settled(self, visitor: str) -> None:
+        """The answer is in the conversation, or never will be."""
+        self._settling.pop(visitor, None)
+
+    def busy(self, visitor: str) -> bool:
+        """Whether an answer of ``visitor`` is not in its conversation yet."""
+        return self.streaming(visitor) or self._settling.get(visitor, 0.0) > time.monotonic()
+
+    async def stopped(self, visitor: str, seconds: float) -> None:
+        """Stop what ``visitor`` asked for, and wait up to ``seconds`` until it has ended and shows nothing more."""
+        if not self.busy(visitor):
+            return
+        self.stop(visitor)
+        deadline = time.monotonic() + seconds
+        while self.busy(visitor) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(SETTLE_SECONDS)
+
+    def stop(self, visitor: str) -> bool:
+        """Stop what ``visitor`` asked for. False if there is nothing to stop."""
+        stops = self._stops.get(visitor, [])
+        for stop in stops:
+            stop.set()
+        return bool(stops)
+
+
+async def snapshots(
+    backend: Backend, build: Callable[[], GenerationRequest], stop: threading.Event
+) -> AsyncGenerator[Snapshot]:
+    """Yield the answer as it grows, until it ends or ``stop`` is set.
+
+    Errors end it with a note, never with an exception: what was written stays. ``build`` makes the request, so that a
+    value out of range is reported in the same way.
+    """
+    answer = Answer()
+    start = time.perf_counter()
+    elapsed = 0.0
+    rest: list[StreamEvent] = []
+    answered = 1
+    try:
+        request = replace(await asyncio.to_thread(build), rest=rest)
+        answer.written = len(request.written)
+        async with aclosing(paced(backend.stream(request), answers=lambda: answered)) as batches:
+            async for batch in batches:
+                elapsed, status = time.perf_counter() - start, backend.status()
+                answered = status.engine.running if status.engine else 1
+                answer.add(batch, elapsed)
+                if stop.is_set():
+                    break
+                yield Snapshot(replace(answer), _progress(status, answer, elapsed), "note", elapsed)
+        answer.add(rest, elapsed)
+        if stop.is_set():
+            yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)
+    except GraniteDemoError as error:
+        answer.add(rest, elapsed)
+        yield Snapshot(replace(answer), error.user_text, "error", elapsed)
+    except Exception as error:
+        answer.add(rest, elapsed)
+        yield Snapshot(replace(answer), unforeseen(error), "error", elapsed)
+
+
+def unforeseen(error: Exception) -> str:
+    """What a visitor is told of an error that may hold secrets: a number that the log explains."""
+    number = secrets.token_hex(4)
+    log.error("Request failed (%s).", number, exc_info=error)
+    return f"Something went wrong on the server. Try again; the log knows this as {number}."
+
+
+def _progress(status: ModelStatus, answer: Answer, elapsed: float) -> str:
+    if answer.ttft is None and answer.ahead is None and status.stage != "ready":
+        percent = "" if status.fraction is None else f" {status.fraction:.0%}"
+        return f"Getting the model ready: {status.stage}{percent} {status.detail}".rstrip()
+    return answer.note(elapsed)
+
+
+def address(visit: gr.Request) -> str:
+    """Whose limits hold for a request; see ``limits.visitor_of``."""
+    return visitor_of(visit.client.host if visit.client else None)
+
+
+def own(backend: Backend, visit: gr.Request) -> Backend:
+    """``backend`` as the one who asks may use it."""
+    return backend.for_visitor(address(visit))
+
+
+def session(visit: gr.Request) -> str:
+    """What tells one open page from another."""
+    return visit.session_hash or ""
+
+
+Latest = list[Snapshot | None]
+"""The newest snapshot of each side; None before the first one."""
+
+
+async def side_by_side(
+    streams: Sequence[Callable[[], AsyncGenerator[Snapshot]]], stop: threading.Event, together: bool
+) -> AsyncGenerator[Latest]:
+    """Yield the latest snapshot of each of ``streams`` as they grow: at the same time, or one after the other.
+
+    Closing this generator closes all of them.
+    """
+    latest: Latest = [None] * len(streams)
+    changed = asyncio.Event()
+
+    async def follow(places: Sequence[int]) -> None:
+        try:
+            for place in places:
+                if place != places[0] and stop.is_set():
+                    break
+                async with aclosing(streams[place]()) as shots:
+                    async for shot in shots:
+                        latest[place] = shot
+                        changed.set()
+        finally:
+            changed.set()
+
+    everyone = range(len(streams))
+    tasks = [asyncio.create_task(follow(places)) for places in ([[n] for n in everyone] if together else [everyone])]
+    try:
+        while not all(task.done() for task in tasks):
+            await changed.wait()
+            changed.clear()
+            yield list(latest)
+            await asyncio.wait(tasks, timeout=UPDATE_INTERVAL, return_when=asyncio.ALL_COMPLETED)
+        yield list(latest)
+        for task in tasks:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

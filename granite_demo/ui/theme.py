@@ -35,8 +35,8 @@ def style_paths() -> list[Path]:
 
 
 def script(name: str) -> str:
-    """The text of a script in the assets."""
-    return (assets_dir() / name).read_text(encoding="utf-8")
+    """The text of a script in this folder, such as ``languages.js``."""
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
 
 
 def logo_svg() -> str:

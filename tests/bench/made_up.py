@@ -6,20 +6,21 @@ from typing import Any
 
 import torch
 
-from granite_demo import registry
-from granite_demo.bench.decode import Decode, DecodeRow
-from granite_demo.bench.figures import Answer, Run, Spread
-from granite_demo.bench.load import Load
+from granite_demo.bench.measure import Answer, Run, Spread
 from granite_demo.bench.report import Report
-from granite_demo.bench.ttft import TtftRow
-from granite_demo.constraints import Matcher
-from granite_demo.engine.base import Measure, T
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import Placement
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.shapes import Shape
-from granite_demo.status import EngineStats, Fact, Feature
-from granite_demo.types import Queued, Token
+from granite_demo.bench.suites.decode import Decode, DecodeRow
+from granite_demo.bench.suites.load import Load
+from granite_demo.bench.suites.ttft import TtftRow
+from granite_demo.engine.protocol import Measure, T
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import Placement
+from granite_demo.models import catalogue
+from granite_demo.models.config import Shape
+from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.events import Queued
+from granite_demo.types.logprobs import Token
+from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.sampling_params import SamplingParams
 
 SHAPE = Shape(
     model_type="granite",
@@ -48,7 +49,7 @@ def loaded(shape: Shape | None = SHAPE, device: str = "cpu", dtype: torch.dtype 
     """A model of 10,000 bytes without weights."""
     reasons = dict.fromkeys(("device", "dtype", "quantization", "attention"), "a test")
     placement = Placement(device, dtype, "none", "sdpa", None, reasons=reasons)
-    return LoadedModel(Model, None, registry.SAMPLE, placement, 1000, frozenset(), 10_000, shape=shape)
+    return LoadedModel(Model, None, catalogue.SAMPLE, placement, 1000, frozenset(), 10_000, shape=shape)
 
 
 class CountingEngine:

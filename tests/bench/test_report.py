@@ -3,9 +3,9 @@
 import json
 from typing import Any
 
+from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench.options import Sizes
 from granite_demo.bench.report import SCHEMA, describe
-from granite_demo.manager import ReadyModel
 from tests.bench.made_up import CountingEngine, loaded, report
 
 

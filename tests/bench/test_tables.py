@@ -5,8 +5,8 @@ import io
 from rich.console import Console
 
 from granite_demo.bench import tables
-from granite_demo.bench.figures import Spread
-from granite_demo.bench.page import ENGINE, PAGE, PageRow, Startup
+from granite_demo.bench.measure import Spread
+from granite_demo.bench.suites.page import ENGINE, PAGE, PageRow, Startup
 from tests.bench.made_up import report, spread
 
 

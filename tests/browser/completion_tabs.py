@@ -7,18 +7,15 @@ import gradio as gr
 from fastapi import FastAPI
 
 from granite_demo.access import Access
-from granite_demo.scores import (
-    ComparedSide,
-    ComparedToken,
-    Comparing,
-    Comparison,
-    ScoredToken,
-    ScoreSummary,
-    TokenAlternative,
-)
-from granite_demo.server.guards import Guard
+from granite_demo.server.middleware import Guard
 from granite_demo.server.policy import MAX_BODY
-from granite_demo.ui import filling, precisions, scoring, settings
+from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
+from granite_demo.types.events import ScoreSummary
+from granite_demo.types.logprobs import ScoredToken, TokenAlternative
+from granite_demo.ui import settings
+from granite_demo.ui.completion import fill as filling
+from granite_demo.ui.completion import precisions
+from granite_demo.ui.completion import score as scoring
 from granite_demo.ui.theme import load_theme, style_paths
 from tests.fakes import FakeBackend
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from playwright.sync_api import Page, expect, sync_playwright
 
-from granite_demo import conversations
+from granite_demo.chat import conversation as conversations
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from tests.browser.chromium import launch_args

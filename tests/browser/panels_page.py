@@ -7,12 +7,13 @@ from typing import Any
 
 import gradio as gr
 
-from granite_demo import conversations
 from granite_demo.access import Access
-from granite_demo.messages import Switches
-from granite_demo.types import Finish, PromptPart, PromptView, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
-from granite_demo.ui import compare, latex, meter, settings, xray
-from granite_demo.ui.theme import assets_dir
+from granite_demo.chat import conversation
+from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
+from granite_demo.types.messages import Switches
+from granite_demo.types.prompt_view import PromptPart, PromptView
+from granite_demo.ui import markdown, settings, theme
+from granite_demo.ui.chat import context_meter, prompt_xray, side_by_side
 from tests.fakes import READY, FakeBackend
 
 THINKS = replace(READY, switches=Switches(thinking=("off", "full")))
@@ -59,15 +60,15 @@ def build(backend: FakeBackend) -> gr.Blocks:
     """A page with the panels, as the real one places them."""
     demo = gr.Blocks(title="Panels", analytics_enabled=False)
     with demo:
-        gr.HTML(js_on_load=(assets_dir() / "page.js").read_text(encoding="utf-8"))
-        holder = gr.JSON(conversations.dump(conversations.start()), visible=False)
+        gr.HTML(js_on_load=theme.script("assets/page.js"))
+        holder = gr.JSON(conversation.dump(conversation.start()), visible=False)
         chatbot = gr.Chatbot(
             QUESTION,
             elem_id="chatbot",
             height=360,
             show_label=False,
             editable="user",
-            latex_delimiters=latex.DELIMITERS,
+            latex_delimiters=markdown.DELIMITERS,
             allow_tags=False,
         )
         chatbot.edit(lambda: None, None, None)
@@ -75,16 +76,16 @@ def build(backend: FakeBackend) -> gr.Blocks:
         count = gr.Number(60, label="Lines")
         stream = box.submit(write, [count], [chatbot, box])
         box.stop(lambda: gr.Textbox(submit_btn="Send", stop_btn=False), None, [box], cancels=[stream])
-        math = [{"role": "assistant", "content": latex.prepare(MATH)}]
+        math = [{"role": "assistant", "content": markdown.prepare(MATH)}]
         gr.Button("Math").click(lambda: math, None, [chatbot])
         gr.Button("Footnote").click(lambda: [{"role": "assistant", "content": NOTE}], None, [chatbot])
-        gauge, rays = meter.layout(), xray.layout()
-        pair = compare.layout(backend, Access())
+        gauge, rays = context_meter.layout(), prompt_xray.layout()
+        pair = side_by_side.layout(backend, Access())
         with gr.Accordion("Settings", open=False):
             preferences = settings.layout()
-        meter.wire(gauge, backend, holder, box, preferences.components)
-        xray.wire(rays, backend, holder, box, preferences.components)
-        compare.wire(pair, backend, Access(), demo)
-        demo.load(lambda: compare.shown_values(backend, backend.status()), None, pair.shown)
+        context_meter.wire(gauge, backend, holder, box, preferences.components)
+        prompt_xray.wire(rays, backend, holder, box, preferences.components)
+        side_by_side.wire(pair, backend, Access(), demo)
+        demo.load(lambda: side_by_side.shown_values(backend, backend.status()), None, pair.shown)
     demo.queue(default_concurrency_limit=16)
     return demo

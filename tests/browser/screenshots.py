@@ -11,12 +11,12 @@ from typing import Any
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from rich.console import Console
 
-from granite_demo.cli import local_backend
-from granite_demo.messages import Switches
+from granite_demo.cli.composition import local_backend
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.settings import Settings
-from granite_demo.types import Citation, Finish, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
+from granite_demo.types.events import Citation, Finish, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
+from granite_demo.types.messages import Switches
 from tests.browser.chromium import launch_args
 from tests.browser.test_chat import send
 from tests.browser.test_conversation import settled

@@ -6,7 +6,7 @@ import pytest
 from playwright.sync_api import Locator, Page, expect
 
 from granite_demo.errors import EngineError
-from granite_demo.messages import Message
+from granite_demo.types.messages import Message
 from tests.browser.conftest import OpenPage, kept
 from tests.fakes import FakeBackend
 

@@ -7,8 +7,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-untyped, unused-ignore]
 from playwright.sync_api import Page, expect
 
-from granite_demo.messages import Switches, ToolCall
-from granite_demo.types import PromptPart, PromptView, ReasoningDelta, TextDelta, ToolCalled
+from granite_demo.types.events import ReasoningDelta, TextDelta, ToolCalled
+from granite_demo.types.messages import Switches, ToolCall
+from granite_demo.types.prompt_view import PromptPart, PromptView
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import answers, reload, send, wait_idle
 from tests.browser.test_conversation import END, settled

@@ -10,18 +10,9 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from granite_demo.errors import EngineError
-from granite_demo.scores import ScoredToken, TokenAlternative
-from granite_demo.types import (
-    Finish,
-    FinishReason,
-    PromptPart,
-    PromptView,
-    StreamEvent,
-    TextDelta,
-    Timings,
-    TokenScored,
-    Usage,
-)
+from granite_demo.types.events import Finish, FinishReason, StreamEvent, TextDelta, Timings, TokenScored, Usage
+from granite_demo.types.logprobs import ScoredToken, TokenAlternative
+from granite_demo.types.prompt_view import PromptPart, PromptView
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import wait_idle
 from tests.browser.test_comfort import faults

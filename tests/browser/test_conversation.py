@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, Route, expect
 
-from granite_demo.documents import read_document
-from granite_demo.messages import Document, Message, Switches, ToolCall
-from granite_demo.types import Citation, Dropped, Finish, ReasoningDelta, TextDelta, Timings, ToolCalled, Usage
+from granite_demo.chat.documents import read_document
+from granite_demo.types.events import Citation, Dropped, Finish, ReasoningDelta, TextDelta, Timings, ToolCalled, Usage
+from granite_demo.types.messages import Document, Message, Switches, ToolCall
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import act, answers, reload, send
 from tests.fakes import READY, FakeBackend
@@ -408,7 +408,7 @@ def test_a_file_that_is_read_slowly_does_not_undo_what_was_said(
         time.sleep(1.5)
         return read_document(path, name)
 
-    monkeypatch.setattr("granite_demo.ui.documents.read_document", slowly)
+    monkeypatch.setattr("granite_demo.chat.documents.read_document", slowly)
     send(page, "First")
     settled(page)
     open_documents(page)

@@ -7,9 +7,9 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo.conversations import documents_of, load
-from granite_demo.ui import documents
-from granite_demo.ui.grounding import grounding_html
+from granite_demo.chat.conversation import documents_of, load
+from granite_demo.ui.chat import documents
+from granite_demo.ui.chat.sources import grounding_html
 from granite_demo.ui.theme import assets_dir
 from tests.browser.conftest import NewContext
 

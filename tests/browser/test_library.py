@@ -16,9 +16,10 @@ from axe_playwright_python.sync_playwright import Axe  # type: ignore[import-unt
 from fastapi import FastAPI
 from playwright.sync_api import BrowserContext, FilePayload, Locator, Page, expect
 
-from granite_demo import conversations, exchange
+from granite_demo.chat import conversation as conversations
+from granite_demo.chat import export
 from granite_demo.server.run import address, bind
-from granite_demo.ui import library
+from granite_demo.ui import conversation_list
 from granite_demo.ui.theme import load_theme, style_paths
 from tests.browser.conftest import NewContext, kept
 
@@ -44,7 +45,7 @@ def selected(event: gr.EventData) -> Shown:
 
 def build() -> FastAPI:
     with gr.Blocks(title="granite-demo", analytics_enabled=False) as demo:
-        listed = library.layout()
+        listed = conversation_list.layout()
         holder = gr.JSON(value={}, visible=False)
         shown = gr.Textbox(label="Shown", elem_id="shown", lines=4)
         said = gr.Textbox(label="Say", elem_id="say")
@@ -52,7 +53,7 @@ def build() -> FastAPI:
         for event in (listed.select, listed.edit):
             event(selected, None, [holder, shown], queue=False)
         listed.clear(lambda: show({}), None, [holder, shown], queue=False)
-        library.wire(listed, holder)
+        conversation_list.wire(listed, holder)
     app = FastAPI()
     styles: list[str | Path] = [*style_paths()]
     gr.mount_gradio_app(app, demo, path="/", theme=load_theme(), css_paths=styles, ssr_mode=False, run_history=False)
@@ -297,7 +298,7 @@ def test_export_json_and_import_it_as_a_copy(page: Page) -> None:
         choose(page, "Hello, world", "Export JSON")
     assert download.value.suggested_filename == "Hello-world.json"
     text = download.value.path().read_text(encoding="utf-8")
-    assert len(exchange.read(text, "x.json")[0].turns) == 2
+    assert len(export.read(text, "x.json")[0].turns) == 2
     bring(page, ("Hello-world.json", text))
     expect(page.locator("#library .message")).to_have_text("Imported 1 conversation.")
     expect(titles(page)).to_have_text(["Hello, world", "Hello, world"])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo.messages import Message
+from granite_demo.types.messages import Message
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import act, answers, send, until_kept
 from tests.browser.test_conversation import settled

@@ -6,8 +6,8 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from granite_demo.errors import EngineError
-from granite_demo.status import ModelStatus
-from granite_demo.types import Finish, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.types.model_status import ModelStatus
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser

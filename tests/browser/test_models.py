@@ -9,7 +9,8 @@ from playwright.sync_api import Browser, Page, expect
 from granite_demo.access import Access
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
-from granite_demo.status import LoadOptions, MemoryUse, ModelStatus
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.model_status import MemoryUse, ModelStatus
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser

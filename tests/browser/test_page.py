@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo.status import ModelStatus
+from granite_demo.types.model_status import ModelStatus
 from tests.browser.conftest import OpenPage
 from tests.browser.test_chat import answers, reload, send
 from tests.fakes import READY, FakeBackend

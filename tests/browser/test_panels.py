@@ -11,9 +11,9 @@ from fastapi import FastAPI
 from playwright.sync_api import Page, expect
 
 from granite_demo.errors import ContextOverflowError
-from granite_demo.messages import Controls, Message
 from granite_demo.server.run import running
-from granite_demo.types import PromptPart
+from granite_demo.types.messages import Controls, Message
+from granite_demo.types.prompt_view import PromptPart
 from granite_demo.ui.theme import assets_dir, load_theme
 from tests.browser.conftest import NewContext
 from tests.browser.panels_page import THINKS, VIEW, build, script

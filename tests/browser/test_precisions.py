@@ -11,7 +11,7 @@ from playwright.sync_api import Page, expect
 
 from granite_demo.access import Access
 from granite_demo.server.run import running
-from granite_demo.ui.precisions import EXAMPLE
+from granite_demo.ui.completion.precisions import EXAMPLE
 from tests.browser.completion_tabs import build, script
 from tests.browser.conftest import NewContext
 from tests.fakes import READY, FakeBackend

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from granite_demo.remote.backend import RemoteBackend
-from granite_demo.remote.endpoints import Endpoints, parse_urls
+from granite_demo.backends.remote.backend import RemoteBackend
+from granite_demo.backends.remote.endpoints import Endpoints, parse_urls
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
+from tests.backends.remote.test_own_server import free_port, own, process, transformers_serve
 from tests.browser.test_chat import act, answers, send
 from tests.fakeserver import FakeServer, ended, remote, said, serving
-from tests.remote.test_own_server import free_port, own, process, transformers_serve
 
 pytestmark = pytest.mark.browser
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from granite_demo.backends import LocalBackend
-from granite_demo.engine.create import create_engine
-from granite_demo.loading import LoadedModel
-from granite_demo.manager import ModelManager, ReadyModel
+from granite_demo.backends.local import LocalBackend
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
+from granite_demo.engine.factory import create_engine
+from granite_demo.loading.load import LoadedModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
-from granite_demo.status import LoadOptions, Report
+from granite_demo.types.load_options import LoadOptions, Report
 from tests.browser.test_chat import act, answers, reload, send
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]

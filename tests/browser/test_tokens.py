@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 
 from granite_demo.access import Access
 from granite_demo.server.run import running
-from granite_demo.ui.scoring import WRITTEN
+from granite_demo.ui.completion.score import WRITTEN
 from tests.browser.completion_tabs import CSP, WORDS, build, scored, summary
 from tests.browser.conftest import NewContext
 from tests.fakes import READY, FakeBackend

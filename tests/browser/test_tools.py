@@ -9,14 +9,14 @@ import pytest
 from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
-from granite_demo import conversations
-from granite_demo.conversations import Call
+from granite_demo.chat import conversation as conversations
+from granite_demo.chat.conversation import Call
+from granite_demo.chat.tools import EXAMPLES, parse_tools
 from granite_demo.errors import InvalidRequestError
 from granite_demo.server.run import running
-from granite_demo.tools import EXAMPLES, parse_tools
-from granite_demo.ui import tools
-from granite_demo.ui.events import DIRECT
-from granite_demo.ui.render import note_html
+from granite_demo.ui.chat import tools
+from granite_demo.ui.gradio_patches.events import DIRECT
+from granite_demo.ui.html import note_html
 from granite_demo.ui.theme import load_theme, style_paths
 from tests.fakes import FakeBackend
 

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo import conversations
-from granite_demo.conversations import Conversation
+from granite_demo.chat import conversation
+from granite_demo.chat.conversation import Conversation
 from tests.browser.conftest import OpenPage
 from tests.browser.measure_turns import conversation_of
 from tests.browser.test_chat import answers, send
@@ -29,20 +29,20 @@ COUNT_CHANGES = """() => {
 
 def of(turns: int) -> tuple[Conversation, int]:
     """A conversation whose answers know what made them and have an older version, and the bytes of its shown branch."""
-    talk = conversations.load(json.loads(conversation_of(turns)))
-    for turn in conversations.path(talk):
+    talk = conversation.load(json.loads(conversation_of(turns)))
+    for turn in conversation.path(talk):
         if turn.role == "assistant":
-            other = turn.model_copy(update={"id": conversations.new_id(), "content": "Old. " * 200, "made": MADE})
+            other = turn.model_copy(update={"id": conversation.new_id(), "content": "Old. " * 200, "made": MADE})
             known = turn.model_copy(update={"made": MADE})
             talk = talk.model_copy(update={"turns": {**talk.turns, turn.id: known, other.id: other}})
-    shown = sum(len(turn.content) + 300 for turn in conversations.path(talk))
+    shown = sum(len(turn.content) + 300 for turn in conversation.path(talk))
     return talk, shown
 
 
 def cost(page: Page, turns: int) -> dict[str, Any]:
     """What one more question takes: bytes of each request, changed nodes in each update; and those of its branch."""
     talk, shown = of(turns)
-    file = {"name": "long.json", "mimeType": "text/plain", "buffer": json.dumps(conversations.dump(talk)).encode()}
+    file = {"name": "long.json", "mimeType": "text/plain", "buffer": json.dumps(conversation.dump(talk)).encode()}
     page.locator("#library input[type=file]").set_input_files(file)  # type: ignore[arg-type]
     expect(page.locator("#chatbot")).to_contain_text(f"Question {turns // 2 - 1}")
     page.wait_for_timeout(2000)

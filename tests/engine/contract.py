@@ -11,13 +11,16 @@ import pytest
 import torch
 from transformers import RepetitionPenaltyLogitsProcessor
 
-from granite_demo.engine.base import Engine
+from granite_demo.engine.protocol import Engine
 from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
-from granite_demo.loading import LoadedModel
-from granite_demo.messages import Message
-from granite_demo.prompts import encode, render_chat
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.types import GenerationRequest, Queued, Token
+from granite_demo.loading.load import LoadedModel
+from granite_demo.prompts.render import render_chat
+from granite_demo.prompts.tokenizer import encode
+from granite_demo.types.events import Queued
+from granite_demo.types.logprobs import Token
+from granite_demo.types.messages import Message
+from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.running import answer, reference, tiny_model, tokens, until, wait_idle
 
 PROMPT = [5 + index * 7 % 50 for index in range(20)]

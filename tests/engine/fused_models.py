@@ -4,8 +4,8 @@ from typing import Any
 
 import torch
 
-from granite_demo.placement import Placement, place
-from granite_demo.status import LoadOptions
+from granite_demo.loading.placement import Placement, place
+from granite_demo.types.load_options import LoadOptions
 
 
 class Loaded:

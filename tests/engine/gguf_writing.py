@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from granite_demo.engine.gguf import GgufRunner, GgufSlot
-from granite_demo.engine.interleaved import InterleavedEngine
-from granite_demo.llama import LlamaFile
-from granite_demo.loading import LoadedModel
+from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.engine.interleaved.gguf import GgufRunner, GgufSlot
+from granite_demo.loading.llama_cpp import LlamaFile
+from granite_demo.loading.load import LoadedModel
 
 MISSING = "" if find_spec("llama_cpp") else "llama-cpp-python is not installed"
 

@@ -14,8 +14,8 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.types import Token
+from granite_demo.types.logprobs import Token
+from granite_demo.types.sampling_params import SamplingParams
 
 OPTIONS: list[dict[str, Any]] = [
     {},

@@ -9,18 +9,18 @@ from typing import Any
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from granite_demo import registry
-from granite_demo.engine.base import Engine
-from granite_demo.engine.batching import BatchingEngine
-from granite_demo.engine.dynamic import DynamicRunner
-from granite_demo.engine.interleaved import InterleavedEngine
-from granite_demo.engine.static import StaticRunner
-from granite_demo.engine.steps import Sizes
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import place
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import LoadOptions
-from granite_demo.types import Token
+from granite_demo.engine.batching.engine import BatchingEngine
+from granite_demo.engine.interleaved.dynamic import DynamicRunner
+from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.engine.interleaved.static import StaticRunner
+from granite_demo.engine.interleaved.static_steps import Sizes
+from granite_demo.engine.protocol import Engine
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.logprobs import Token
+from granite_demo.types.sampling_params import SamplingParams
 
 
 async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:
@@ -92,7 +92,7 @@ def tiny_model(**changes: Any) -> LoadedModel:
     values: dict[str, Any] = {
         "model": model,
         "tokenizer": None,
-        "spec": registry.SAMPLE,
+        "spec": catalogue.SAMPLE,
         "placement": placement,
         "context_length": 512,
         "eos_ids": frozenset(),

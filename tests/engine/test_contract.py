@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from granite_demo.engine.interleaved import InterleavedEngine
-from granite_demo.loading import LoadedModel
+from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.loading.load import LoadedModel
 from tests.engine import contract
 from tests.engine.contract import BEHAVIOURS, Behaviour, Ground, Row
 from tests.engine.gguf_writing import MISSING, gguf_engine

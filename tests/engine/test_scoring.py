@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from granite_demo import registry
-from granite_demo.engine import base, batch_scoring
-from granite_demo.engine.base import Engine
-from granite_demo.engine.batching import BatchingEngine
+from granite_demo.engine import protocol
+from granite_demo.engine.batching import scorer as batch_scoring
+from granite_demo.engine.batching.engine import BatchingEngine
+from granite_demo.engine.protocol import Engine
 from granite_demo.errors import (
     ContextOverflowError,
     EngineBusyError,
@@ -21,11 +21,12 @@ from granite_demo.errors import (
     EngineError,
     InvalidRequestError,
 )
-from granite_demo.loading import LoadedModel, load_model
-from granite_demo.prompts import encode
-from granite_demo.status import LoadOptions
-from granite_demo.tensor_parallel import Group
-from granite_demo.types import Queued
+from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.tensor_parallel import Group
+from granite_demo.models import catalogue
+from granite_demo.prompts.tokenizer import encode
+from granite_demo.types.events import Queued
+from granite_demo.types.load_options import LoadOptions
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
 from tests.engine.running import (
     answer,
@@ -56,7 +57,7 @@ def _one_thread() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seven tokens of a tiny vocabulary: every text takes several chunks."""
-    monkeypatch.setattr(base, "SCORE_BYTES", 7 * 4 * 64)
+    monkeypatch.setattr(protocol, "SCORE_BYTES", 7 * 4 * 64)
 
 
 def keep(position: int, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
@@ -83,7 +84,7 @@ def plain(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
 async def test_log_probabilities_equal_a_forward_pass(
     make: Make, sample: LoadedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base, "SCORE_BYTES", 20 * 4 * sample.model.config.vocab_size)
+    monkeypatch.setattr(protocol, "SCORE_BYTES", 20 * 4 * sample.model.config.vocab_size)
     ids = encode(sample.tokenizer, TEXT)
     expected = plain(sample, ids)
     with closing(make(sample)) as engine:
@@ -99,7 +100,7 @@ async def test_log_probabilities_equal_a_forward_pass(
 @interleaved
 async def test_a_hybrid_is_read_in_chunks(make: Make, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "hybrid", "hybrid")
-    loaded = load_model(folder, registry.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    loaded = load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
     with closing(make(loaded)) as engine:
         for ids in (PROMPT * 3, PROMPT * 3, PROMPT[:9]):
             assert torch.allclose(await score(engine, ids), plain(loaded, ids), atol=1e-3)
@@ -196,7 +197,7 @@ async def test_what_was_scored_is_not_read_again(make: Make) -> None:
 
 
 async def test_a_sleeping_loop_wakes_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(base, "SCORE_BYTES", 4 * 64)
+    monkeypatch.setattr(protocol, "SCORE_BYTES", 4 * 64)
     with closing(batching_engine(tiny_model())) as engine:
         await asyncio.sleep(0.3)
         async with asyncio.timeout(25):  # 500 chunks; asleep it looks after a tenth of a second

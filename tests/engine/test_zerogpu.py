@@ -14,18 +14,18 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from granite_demo import serving
-from granite_demo.backends import LocalBackend
-from granite_demo.constraints import Constraint
+from granite_demo.backends.local import LocalBackend
+from granite_demo.cli import serve as serving
 from granite_demo.engine import zerogpu
-from granite_demo.engine.create import create_engine
+from granite_demo.engine.factory import create_engine
 from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces, seconds_for, settle
 from granite_demo.errors import ConfigurationError, EngineBusyError, EngineClosedError, EngineError, InvalidRequestError
-from granite_demo.sampling_params import SamplingParams
 from granite_demo.server import run
 from granite_demo.settings import Settings
-from granite_demo.status import EngineStats
-from granite_demo.types import Token
+from granite_demo.types.constraints import Constraint
+from granite_demo.types.logprobs import Token
+from granite_demo.types.model_status import EngineStats
+from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.running import answer, reference, tiny_model, wait_idle
 from tests.fakes import FakeBackend
 

@@ -14,15 +14,19 @@ from typing import Any
 import httpx
 import psutil
 
-from granite_demo import conversations, registry
-from granite_demo.backends import Backend, LocalBackend
-from granite_demo.limits import LimitedBackend, Limits
-from granite_demo.loading import LoadedModel
-from granite_demo.manager import Loader, ModelManager, ReadyModel
+from granite_demo.access import Limits
+from granite_demo.backend import Backend
+from granite_demo.backends.limited import LimitedBackend
+from granite_demo.backends.local import LocalBackend
+from granite_demo.backends.model_manager import Loader, ModelManager, ReadyModel
+from granite_demo.chat import conversation as conversations
+from granite_demo.loading.load import LoadedModel
+from granite_demo.models import registry
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
-from granite_demo.status import LoadOptions, Report
-from granite_demo.types import GenerationRequest, StreamEvent
+from granite_demo.types.events import StreamEvent
+from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.types.requests import GenerationRequest
 from tests.tinymodels import write_checkpoint
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}w7"
@@ -209,7 +213,7 @@ def checkpoint(folder: Path, template: str | None = TEMPLATE) -> Path:
 
 def load(folder: Path) -> LoadedModel:
     """The checkpoint in ``folder``, on the CPU."""
-    from granite_demo.loading import load_model
+    from granite_demo.loading.load import load_model
 
     return load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", dtype="float32"))
 
@@ -218,7 +222,7 @@ def loader_of(folder: Path, keep: Callable[[LoadedModel], object] = lambda loade
     """Loads the checkpoint in ``folder``, whatever is asked for; ``keep`` is given the model."""
 
     def open_model(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
-        from granite_demo.engine.create import create_engine
+        from granite_demo.engine.factory import create_engine
 
         loaded = load(folder)
         keep(loaded)

@@ -9,7 +9,7 @@ import httpx
 import pytest
 import torch
 
-from granite_demo.engine import base
+from granite_demo.engine import protocol
 from granite_demo.server import run
 from tests.faults.site import CHAT, LONG, Faults, Site, loader_of, serving, unharmed, wait_until
 
@@ -35,7 +35,7 @@ def test_f07_out_of_memory_is_told_and_the_next_request_works(site: Site, faults
 def test_f07_the_memory_of_a_request_that_failed_is_given_back(
     site: Site, faults: Faults, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(base.log, "disabled", True)  # pytest keeps what is logged, and with it the error's frames
+    monkeypatch.setattr(protocol.log, "disabled", True)  # pytest keeps what is logged, and with it the error's frames
     with unharmed(site):
         faults.raises(torch.OutOfMemoryError("CUDA out of memory."), at)
         told(site, at)
@@ -80,15 +80,14 @@ SUPERVISED = """
 import sys, threading
 from pathlib import Path
 import torch
-from granite_demo.cli import main
-from granite_demo import opening
+from granite_demo.cli.main import main
 from tests.faults.site import Faults, loader_of
 
 def failing(loaded):
     Faults(loaded).raises(torch.AcceleratorError("CUDA error: device-side assert triggered"), 4)
 
 load = loader_of(Path(sys.argv[1]), failing)
-import granite_demo.cli as cli
+import granite_demo.cli.composition as cli
 cli.open_model = lambda cache, threads, options, report, cancelled, **rest: load(options, report, cancelled)
 main(["serve", "--port", "0", "--model", sys.argv[1]])
 """

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from granite_demo.limits import Limits
+from granite_demo.access import Limits
 from tests.faults.site import CHAT, LONG, Faults, Site, loader_of, serving, unharmed, wait_until
 
 AT_ONCE = 1.5

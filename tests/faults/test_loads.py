@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.errors import (
     DiskFullError,
     DownloadError,
@@ -15,8 +16,7 @@ from granite_demo.errors import (
     OutOfMemoryError,
     UnknownModelError,
 )
-from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.status import LoadOptions, Report
+from granite_demo.types.load_options import LoadOptions, Report
 from tests.faults.site import Site, loader_of, serving, unharmed, wait_until
 
 OTHER, THIRD = LoadOptions("granite-4.0-350m"), LoadOptions("granite-4.1-3b")

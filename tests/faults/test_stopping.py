@@ -20,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 SERVER = """
 import atexit, os, subprocess, sys, time
 from pathlib import Path
-import granite_demo.cli as cli
+import granite_demo.cli.composition as cli
+from granite_demo.cli.main import main
 from tests.faults.site import Faults, loader_of
 
 load = loader_of(Path(sys.argv[1]), lambda loaded: Faults(loaded).slow(0.03))
@@ -33,7 +34,7 @@ def open_model(cache, threads, options, report, cancelled, **rest):
 
 atexit.register(os._exit, 3)  # where Python begins to take apart what it has loaded
 cli.open_model = open_model
-cli.main(["serve", "--port", "0", "--model", sys.argv[1]])
+main(["serve", "--port", "0", "--model", sys.argv[1]])
 """
 
 

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GraniteConfig, GraniteForCausalLM, PreTrainedTokenizerFast
 
-from granite_demo import registry
-from granite_demo.shapes import Shape
+from granite_demo.models import catalogue
+from granite_demo.models.config import Shape
 
 TEMPLATE = "{% for message in messages %}{{ message.content }} {% endfor %}"
 """The words of a conversation, for a model that cannot read."""
@@ -85,7 +85,7 @@ def _write_tokenizer(folder: Path, count: int) -> None:
 def main() -> None:
     """Write the checkpoint of the model of the registry that the first argument names to the second."""
     name, folder = sys.argv[1:]
-    shape = registry.MODELS[name].shape
+    shape = catalogue.MODELS[name].shape
     assert shape is not None
     write_checkpoint(Path(folder), shape)
 

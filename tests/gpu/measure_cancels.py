@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
-from granite_demo import registry
-from granite_demo.engine.batching import BatchingEngine
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import place
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import LoadOptions
-from granite_demo.types import Token
+from granite_demo.engine.batching.engine import BatchingEngine
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.logprobs import Token
+from granite_demo.types.sampling_params import SamplingParams
 from tests.gpu.checkpoints import random_model
 
 CONTEXT = 32768
@@ -71,10 +71,10 @@ async def storm(engine: BatchingEngine, cancels: int = 200, users: int = 16, tok
 
 def main() -> None:
     """Build, warm up, cancel."""
-    shape = registry.MODELS["granite-3.3-2b-instruct"].shape
+    shape = catalogue.MODELS["granite-3.3-2b-instruct"].shape
     assert shape is not None
     model = random_model(shape, "flash_attention_2")
-    loaded = LoadedModel(model, None, registry.SAMPLE, place(LoadOptions(device="cuda")), CONTEXT, frozenset())
+    loaded = LoadedModel(model, None, catalogue.SAMPLE, place(LoadOptions(device="cuda")), CONTEXT, frozenset())
     engine = BatchingEngine(loaded, cache_tokens=8 * CONTEXT)
     engine.warm_up()
     asyncio.run(storm(engine))

@@ -20,10 +20,10 @@ from typing import Any
 
 import torch
 
-from granite_demo.bench.asking import GREEDY, Prompts, ask
-from granite_demo.engine.fused_weights import Weights, codebook
-from granite_demo.opening import open_model
-from granite_demo.status import LoadOptions
+from granite_demo.backends.open_model import open_model
+from granite_demo.bench.measure import GREEDY, Prompts, ask
+from granite_demo.engine.kernels.weights import Weights, codebook
+from granite_demo.types.load_options import LoadOptions
 
 SHAPES = {
     "2b": (2048, 32, 8, 64, 8192),
@@ -70,7 +70,7 @@ def weights_of(results: int, inputs: int, four: bool) -> Weights:
 
 def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Call]]:
     """(kernel, sizes of the weights, call) of each product of a layer, and of the head."""
-    from granite_demo.engine import fused_kernels as kernels
+    from granite_demo.engine.kernels import matvec
 
     hidden, heads, kv_heads, size, width = SHAPES[shape]
     gain = torch.randn(hidden, device="cuda", dtype=torch.bfloat16)
@@ -78,13 +78,13 @@ def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Ca
     residual = torch.randn(1, hidden, device="cuda", dtype=torch.bfloat16)
 
     def qkv(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-        return kernels.norm_qkv(x, gain, 1e-5, weights, cos, sin, heads + kv_heads)
+        return matvec.norm_qkv(x, gain, 1e-5, weights, cos, sin, heads + kv_heads)
 
     def add(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-        return kernels.linear_add(x, weights, residual, 0.22)
+        return matvec.linear_add(x, weights, residual, 0.22)
 
     def gate_up(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-        return kernels.norm_gate_up(x, gain, 1e-5, weights)
+        return matvec.norm_gate_up(x, gain, 1e-5, weights)
 
     found: dict[str, tuple[str, tuple[int, int], Call]] = {
         "qkv": ("rotated", ((heads + 2 * kv_heads) * size, hidden), qkv),
@@ -93,8 +93,8 @@ def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Ca
         "down": ("added", (hidden, width), add),
     }
     if not four:
-        found["head"] = ("scored", (49159, hidden), kernels.linear)
-    return {name: (kernels.name_of(kernel, sizes[1]), sizes, call) for name, (kernel, sizes, call) in found.items()}
+        found["head"] = ("scored", (49159, hidden), matvec.linear)
+    return {name: (matvec.name_of(kernel, sizes[1]), sizes, call) for name, (kernel, sizes, call) in found.items()}
 
 
 def graph_time(work: Callable[[], object], calls: int) -> float:
@@ -135,22 +135,22 @@ def compile_tiles(
     tiles: Sequence[tuple[int, ...]], kernel: str, four: bool, sizes: tuple[int, int], call: Call
 ) -> None:
     """Run each once."""
-    from granite_demo.engine import fused_kernels as kernels
+    from granite_demo.engine.kernels import matvec
 
     for tile in tiles:
-        kernels.BEST[kernel, four] = kernels.Tile(*tile)
+        matvec.BEST[kernel, four] = matvec.Tile(*tile)
         call(torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16), weights_of(*sizes, four))
 
 
 def time_tiles(kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> str:
     """Bandwidth of the best, microseconds of all, and torch's own product."""
-    from granite_demo.engine import fused_kernels as kernels
+    from granite_demo.engine.kernels import matvec
 
     x = torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16)
     copies = [weights_of(*sizes, four) for _ in range(COPIES)]
     found: list[tuple[float, tuple[int, ...]]] = []
     for tile in TILES[four]:
-        kernels.BEST[kernel, four] = kernels.Tile(*tile)
+        matvec.BEST[kernel, four] = matvec.Tile(*tile)
         found.append((graph_time(lambda: [call(x, weights) for weights in copies], COPIES), tile))
     found.sort()
     best = " ".join(f"{tile}: {us:.1f}" for us, tile in found)
@@ -170,7 +170,7 @@ def each(calls: Sequence[Callable[[], object]]) -> None:
 
 def measure_attention(only: list[str], part: int | None = None, parts: int = 1) -> None:
     """Time all ways to look at a cache; with ``part`` only compile every ``parts``-th."""
-    from granite_demo.engine import fused_attention
+    from granite_demo.engine.kernels import decode_attention
 
     for shape, (_, heads, kv_heads, size, _) in SHAPES.items():
         if only and only != [shape]:
@@ -181,8 +181,8 @@ def measure_attention(only: list[str], part: int | None = None, parts: int = 1) 
         qkv = torch.randn(1, (heads + 2 * kv_heads) * size, device="cuda", dtype=torch.bfloat16)
         found: list[tuple[float, dict[str, int]]] = []
         for look in LOOKS[part::parts] if part is not None else LOOKS:
-            vars(fused_attention).update(look)
-            attend = fused_attention.Pages(1, heads, kv_heads, size, qkv.device).attend
+            vars(decode_attention).update(look)
+            attend = decode_attention.Pages(1, heads, kv_heads, size, qkv.device).attend
             for depth in (100, DEPTH):
                 length = torch.tensor([depth], dtype=torch.int32, device="cuda")
                 calls = [partial(attend, qkv, cache[0], cache[1], table, length, size**-0.5) for cache in caches]
@@ -201,7 +201,7 @@ def measure_attention(only: list[str], part: int | None = None, parts: int = 1) 
 
 def measure_prompts(only: list[str], part: int | None = None, parts: int = 1) -> None:
     """Time all ways to read a prompt; with ``part`` only compile every ``parts``-th."""
-    from granite_demo.engine import fused_prompts
+    from granite_demo.engine.kernels import prefill_attention
 
     for shape, (_, heads, kv_heads, size, _) in SHAPES.items():
         if only and only != [shape]:
@@ -210,10 +210,10 @@ def measure_prompts(only: list[str], part: int | None = None, parts: int = 1) ->
         keys, values = torch.randn(2, 40_000, kv_heads, size, device="cuda", dtype=torch.bfloat16)
         index = torch.arange(20_000, 20_000 + 8192 * 2, device="cuda")
         starts, ends = (torch.tensor([0, last] + [last] * 63, device="cuda").int() for last in (2048, 8192))
-        read = partial(fused_prompts.attend, qkv, heads, keys, values, index, starts, ends, size**-0.5)
+        read = partial(prefill_attention.attend, qkv, heads, keys, values, index, starts, ends, size**-0.5)
         found = []
         for tile in PARTS[part::parts] if part is not None else PARTS:
-            fused_prompts.BEST[size] = fused_prompts.Tile(*tile)
+            prefill_attention.BEST[size] = prefill_attention.Tile(*tile)
             try:
                 read() if part is not None else found.append((graph_time(partial(each, [read] * 10), 10), tile))
             except Exception as error:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import torch
 
-from granite_demo import planning, registry
-from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.opening import open_model
-from granite_demo.placement import precision_of
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import LoadOptions
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
+from granite_demo.backends.open_model import open_model
+from granite_demo.loading.placement import precision_of
+from granite_demo.models import catalogue, memory
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.sampling_params import SamplingParams
 from tests.gpu.checkpoints import write_checkpoint
 
 CONTEXT = 4096
@@ -48,10 +48,10 @@ def measure(folder: Path, quantization: str) -> None:
     peak = torch.cuda.max_memory_allocated()
     shape = ready.loaded.spec.shape
     assert shape is not None
-    plan = planning.plan(shape, precision_of(ready.loaded.placement.dtype, quantization), 80 * 10**9, CONTEXT)
+    plan = memory.plan(shape, precision_of(ready.loaded.placement.dtype, quantization), 80 * 10**9, CONTEXT)
     free, total = torch.cuda.mem_get_info()
     outside = total - free - torch.cuda.memory_reserved()
-    planned = plan.total - planning.RUNTIME_BYTES
+    planned = plan.total - memory.RUNTIME_BYTES
     print(
         f"| {folder.name} | {quantization} | {ready.loaded.placement.attention} | {seconds:.1f} "
         f"| {weights / 1e9:.3f} | {plan.weights / 1e9:.3f} | {plan.weights / weights - 1:+.2%} "
@@ -97,7 +97,7 @@ def main() -> None:
     )
     for name in ("granite-3.3-2b-instruct", "granite-3.3-8b-instruct"):
         folder = root / name
-        shape = registry.MODELS[name].shape
+        shape = catalogue.MODELS[name].shape
         assert shape is not None
         if not folder.exists():
             write_checkpoint(folder, shape)

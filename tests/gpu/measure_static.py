@@ -13,15 +13,15 @@ from typing import Any
 
 import torch
 
-from granite_demo import registry
-from granite_demo.engine.base import Engine
-from granite_demo.engine.create import create_engine
-from granite_demo.engine.interleaved import InterleavedEngine
-from granite_demo.engine.static import StaticRunner
-from granite_demo.loading import load_model
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import LoadOptions
-from granite_demo.types import Token
+from granite_demo.engine.factory import create_engine
+from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.engine.interleaved.static import StaticRunner
+from granite_demo.engine.protocol import Engine
+from granite_demo.loading.load import load_model
+from granite_demo.models import catalogue
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.logprobs import Token
+from granite_demo.types.sampling_params import SamplingParams
 from tests.gpu.checkpoints import write_checkpoint
 
 CONTEXT = 9216
@@ -74,7 +74,7 @@ def run(folder: Path, name: str, options: LoadOptions, figures: bool = True, **c
     """Load, warm up, measure, unload."""
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    loaded = load_model(folder, registry.SAMPLE, options)
+    loaded = load_model(folder, catalogue.SAMPLE, options)
     seconds, weights = time.perf_counter() - start, torch.cuda.memory_allocated()
     start = time.perf_counter()
     if choices:
@@ -105,7 +105,7 @@ def main() -> None:
     """Write the checkpoint to the folder of the first argument if it is not there, then measure."""
     size = sys.argv[2] if len(sys.argv) > 2 else "2b"
     name = f"granite-3.3-{size}-instruct"
-    folder, shape = Path(sys.argv[1]) / name, registry.MODELS[name].shape
+    folder, shape = Path(sys.argv[1]) / name, catalogue.MODELS[name].shape
     assert shape is not None
     print(f"torch {torch.__version__}, {torch.cuda.get_device_name()}", flush=True)
     if not folder.exists():

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from granite_demo import registry
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import place
-from granite_demo.status import LoadOptions
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue
+from granite_demo.types.load_options import LoadOptions
 
 NOISE = 0.3
 """What logits of the model in bfloat16 may be off, where steps are computed in another way: twice what it is on a CPU.
@@ -38,7 +38,7 @@ def small_model(device: str = "cuda", vocabulary: int = 64, context: int = 512, 
     values: dict[str, Any] = {
         "model": model.to(device).eval(),
         "tokenizer": None,
-        "spec": registry.SAMPLE,
+        "spec": catalogue.SAMPLE,
         "placement": placement,
         "context_length": context,
         "eos_ids": frozenset(),

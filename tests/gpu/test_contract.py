@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from granite_demo.engine.batch_sampling import BatchSampler
-from granite_demo.engine.fused import fuse
-from granite_demo.engine.interleaved import InterleavedEngine
-from granite_demo.engine.static import StaticRunner
-from granite_demo.engine.steps import Sizes
-from granite_demo.loading import LoadedModel
+from granite_demo.engine.batching.sampler import BatchSampler
+from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.engine.interleaved.static import StaticRunner
+from granite_demo.engine.interleaved.static_steps import Sizes
+from granite_demo.engine.kernels.layer import fuse
+from granite_demo.loading.load import LoadedModel
 from tests.bytetokens import byte_tokenizer
 from tests.engine.contract import BEHAVIOURS, POISON, Behaviour, Effect, Ground, Row
 from tests.engine.running import batching_engine, dynamic_engine
@@ -60,9 +60,9 @@ def poisoned_where_steps_are_captured(loaded: LoadedModel, effect: Effect) -> It
 
 
 def _fused(loaded: LoadedModel) -> LoadedModel:
-    from granite_demo.engine import fused_kernels
+    from granite_demo.engine.kernels import matvec
 
-    fuse(loaded.model, fused_kernels, 64)
+    fuse(loaded.model, matvec, 64)
     return loaded
 
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from granite_demo import registry
-from granite_demo.engine.create import create_engine
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import place
-from granite_demo.status import LoadOptions
+from granite_demo.engine.factory import create_engine
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue
+from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer
 
 pytestmark = pytest.mark.gpu
@@ -30,7 +30,7 @@ def small_model() -> LoadedModel:
     placement = place(LoadOptions(device="cuda", dtype="float32"))
     with torch.device("cuda"):
         model = GraniteForCausalLM(config).eval()
-    return LoadedModel(model, None, registry.SAMPLE, placement, 4096, frozenset())
+    return LoadedModel(model, None, catalogue.SAMPLE, placement, 4096, frozenset())
 
 
 async def test_greedy_equals_generate() -> None:

@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from transformers import GraniteForCausalLM
 
-from granite_demo import registry
-from granite_demo.engine.create import create_engine
-from granite_demo.engine.fused import fuse, rotate
-from granite_demo.engine.fused_weights import joined, joined_nf4
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import place
-from granite_demo.status import LoadOptions
+from granite_demo.engine.factory import create_engine
+from granite_demo.engine.kernels.layer import fuse, rotate
+from granite_demo.engine.kernels.weights import joined, joined_nf4
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue
+from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, reference
 from tests.gpu.checkpoints import small_config
 
@@ -38,7 +38,7 @@ def linear(results: int, inputs: int, dtype: torch.dtype) -> torch.nn.Linear:
 @pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 1e-5), (torch.bfloat16, 6e-3)])
 @pytest.mark.parametrize("sizes", [(512, 8, 4, 64, 1000), (576, 9, 3, 64, 1536), (4096, 32, 8, 128, 12800)])
 def test_kernels_of_one_token(sizes: tuple[int, ...], dtype: torch.dtype, most: float) -> None:
-    from granite_demo.engine import fused_kernels as kernels
+    from granite_demo.engine.kernels import matvec
 
     hidden, heads, kv_heads, size, width = sizes
     x, gain, residual = drawn(1, hidden, dtype=dtype), drawn(hidden, dtype=dtype), drawn(1, hidden, dtype=dtype)
@@ -47,21 +47,21 @@ def test_kernels_of_one_token(sizes: tuple[int, ...], dtype: torch.dtype, most: 
     turned = heads + kv_heads
     weights = joined([linear(count * size, hidden, dtype) for count in (heads, kv_heads, kv_heads)])
     exact = rotate(normed @ weights.codes.double().T, cos.double(), sin.double(), turned)
-    assert error(kernels.norm_qkv(x, gain, 1e-5, weights, cos, sin, turned), exact) < most
+    assert error(matvec.norm_qkv(x, gain, 1e-5, weights, cos, sin, turned), exact) < most
     weights = joined([linear(width, hidden, dtype) for _ in range(2)])
     gate, up = (normed @ weights.codes.double().T).chunk(2, dim=-1)
-    gated = kernels.norm_gate_up(x, gain, 1e-5, weights)
+    gated = matvec.norm_gate_up(x, gain, 1e-5, weights)
     assert error(gated, F.silu(gate) * up) < most
     weights = joined([linear(hidden, width, dtype)])
     exact = residual.double() + 0.22 * (gated.double() @ weights.codes.double().T)
-    assert error(kernels.linear_add(gated, weights, residual, 0.22), exact) < most
+    assert error(matvec.linear_add(gated, weights, residual, 0.22), exact) < most
     many = drawn(70, turned * size + kv_heads * size, dtype=dtype)
     cos, sin = drawn(2, 70, size, dtype=dtype)
     exact = rotate(many.double(), cos.double(), sin.double(), turned)
-    assert error(kernels.rotate(many.clone(), cos, sin, turned), exact) < most
+    assert error(matvec.rotate(many.clone(), cos, sin, turned), exact) < most
     gate, up = drawn(70, 2 * width, dtype=dtype).chunk(2, dim=-1)
     exact = F.silu(gate.double()) * up.double()
-    assert error(kernels.gate(torch.cat((gate, up), dim=-1)), exact) < most
+    assert error(matvec.gate(torch.cat((gate, up), dim=-1)), exact) < most
 
 
 def in_nf4(*results: int, inputs: int) -> list[Any]:
@@ -87,7 +87,7 @@ def numbers_of(modules: list[Any]) -> torch.Tensor:
 
 @pytest.mark.parametrize("sizes", [(512, 8, 4, 64, 1000), (576, 9, 3, 64, 1536), (4096, 32, 8, 128, 12800)])
 def test_kernels_of_one_token_in_nf4(sizes: tuple[int, ...]) -> None:
-    from granite_demo.engine import fused_kernels as kernels
+    from granite_demo.engine.kernels import matvec
 
     hidden, heads, kv_heads, size, width = sizes
     x, gain, residual = drawn(1, hidden), drawn(hidden), drawn(1, hidden)
@@ -96,19 +96,19 @@ def test_kernels_of_one_token_in_nf4(sizes: tuple[int, ...]) -> None:
     turned = heads + kv_heads
     modules = in_nf4(*(count * size for count in (heads, kv_heads, kv_heads)), inputs=hidden)
     exact = rotate(normed @ numbers_of(modules).T, cos.double(), sin.double(), turned)
-    assert error(kernels.norm_qkv(x, gain, 1e-5, joined_nf4(modules), cos, sin, turned), exact) < 6e-3
+    assert error(matvec.norm_qkv(x, gain, 1e-5, joined_nf4(modules), cos, sin, turned), exact) < 6e-3
     modules = in_nf4(width, width, inputs=hidden)
     gate, up = (normed @ numbers_of(modules).T).chunk(2, dim=-1)
-    gated = kernels.norm_gate_up(x, gain, 1e-5, joined_nf4(modules))
+    gated = matvec.norm_gate_up(x, gain, 1e-5, joined_nf4(modules))
     assert error(gated, F.silu(gate) * up) < 6e-3
     if width % 64 == 0:
         modules = in_nf4(hidden, inputs=width)
         exact = residual.double() + 0.22 * (gated.double() @ numbers_of(modules).T)
-        assert error(kernels.linear_add(gated, joined_nf4(modules), residual, 0.22), exact) < 6e-3
+        assert error(matvec.linear_add(gated, joined_nf4(modules), residual, 0.22), exact) < 6e-3
 
 
 def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
-    from granite_demo.engine import fused_kernels as kernels
+    from granite_demo.engine.kernels import matvec
 
     modules = in_nf4(512, 256, 256, inputs=2048)
     x, nothing = drawn(1, 2048), torch.zeros(1, 1024, device="cuda", dtype=torch.bfloat16)
@@ -116,7 +116,7 @@ def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
     before = torch.cat([module(x) for module in modules], dim=-1)
     weights = joined_nf4(modules)
     assert error(torch.cat([module(x) for module in modules], dim=-1), before.double()) < 1e-5
-    ours = error(kernels.linear_add(x, weights, nothing, 1.0), exact)
+    ours = error(matvec.linear_add(x, weights, nothing, 1.0), exact)
     print(f"error in NF4: {ours:.2e}, that of bitsandbytes {error(before, exact):.2e}")
     assert ours < 1.1 * error(before, exact)
 
@@ -126,7 +126,7 @@ def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
 )
 @pytest.mark.parametrize("size", [64, 128])
 def test_attention_over_pages(lengths: list[int], size: int) -> None:
-    from granite_demo.engine.fused_attention import Pages
+    from granite_demo.engine.kernels.decode_attention import Pages
 
     heads, kv_heads, page, count = 32, 8, 256, len(lengths)
     pages = 16
@@ -156,7 +156,7 @@ def test_attention_over_pages(lengths: list[int], size: int) -> None:
 @pytest.mark.parametrize("size", [64, 128])
 @pytest.mark.parametrize("parts", [[(300, 0)], [(33, 700), (1, 5), (0, 0), (512, 100), (128, 128)], [(2048, 6000)]])
 def test_attention_of_prompts(parts: list[tuple[int, int]], size: int) -> None:
-    from granite_demo.engine.fused_prompts import attend
+    from granite_demo.engine.kernels.prefill_attention import attend
 
     heads, kv_heads = 8, 2
     new, known = [part[0] for part in parts], [sum(part) for part in parts]
@@ -184,7 +184,7 @@ def test_attention_of_prompts(parts: list[tuple[int, int]], size: int) -> None:
 
 
 def test_keys_and_values_are_kept() -> None:
-    from granite_demo.engine.fused_prompts import keep
+    from granite_demo.engine.kernels.prefill_attention import keep
 
     qkv, cache, places = drawn(70, (9 + 2 * 3) * 64), drawn(2, 500, 3, 64), torch.randperm(500, device="cuda")[:70]
     keep(qkv, 9, cache[0], cache[1], places)
@@ -198,7 +198,7 @@ def small(dtype: str, attention: str) -> LoadedModel:
     placement = place(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
     config: Any = small_config()
     model = GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=placement.dtype).cuda().eval()
-    return LoadedModel(model, None, registry.SAMPLE, placement, 4096, frozenset())
+    return LoadedModel(model, None, catalogue.SAMPLE, placement, 4096, frozenset())
 
 
 async def test_500_greedy_tokens_in_float32_equal_generate() -> None:
@@ -217,9 +217,9 @@ def test_logits_in_bfloat16_are_no_further_from_float32_than_those_of_transforme
     exact = small("float32", "sdpa").model
     plain = copy.deepcopy(exact).to(torch.bfloat16)
     fused = copy.deepcopy(plain)
-    from granite_demo.engine import fused_kernels
+    from granite_demo.engine.kernels import matvec
 
-    fuse(fused, fused_kernels)
+    fuse(fused, matvec)
     errors: dict[str, list[float]] = {"plain": [], "fused": []}
     ids = torch.randint(0, 1000, (1, 300), device="cuda")
     for length in (300, 1):  # many tokens at once, and one

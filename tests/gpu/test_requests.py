@@ -11,18 +11,19 @@ import pytest
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from granite_demo import registry
-from granite_demo.constraints import Matcher
-from granite_demo.engine.base import Engine
-from granite_demo.engine.create import create_engine
-from granite_demo.engine.prefixes import common
+from granite_demo.engine.factory import create_engine
+from granite_demo.engine.interleaved.prefix_cache import common
+from granite_demo.engine.protocol import Engine
 from granite_demo.errors import GraniteDemoError
-from granite_demo.loading import LoadedModel
-from granite_demo.placement import place
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.shapes import Shape
-from granite_demo.status import LoadOptions
-from granite_demo.types import Queued, Token
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue
+from granite_demo.models.config import Shape
+from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.events import Queued
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.logprobs import Token
+from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.contract import assert_greedy
 from tests.engine.reporting_reference import OPTIONS, drawn_from
 from tests.engine.running import answer, reference, wait_idle
@@ -59,7 +60,7 @@ def load(attention: str) -> LoadedModel:
     with torch.device("cuda"):
         model = GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.bfloat16).eval()
     return LoadedModel(
-        model, None, registry.SAMPLE, placement, CONTEXT, frozenset(), shape=Shape.from_config(config.to_dict())
+        model, None, catalogue.SAMPLE, placement, CONTEXT, frozenset(), shape=Shape.from_config(config.to_dict())
     )
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from granite_demo.engine.sampling import Rows, penalise_and_choose
+from granite_demo.engine.sampling.reference import Rows, penalise_and_choose
 
 pytestmark = pytest.mark.gpu
 
@@ -16,7 +16,7 @@ def cycle(*values: float) -> torch.Tensor:
 
 
 def test_the_kernel_chooses_what_the_operations_choose() -> None:
-    from granite_demo.engine.sampling_triton import penalise_and_choose as fused
+    from granite_demo.engine.sampling.triton import penalise_and_choose as fused
 
     torch.manual_seed(0)
     rows = Rows(
@@ -37,7 +37,7 @@ def test_the_kernel_chooses_what_the_operations_choose() -> None:
 
 
 def test_the_kernel_can_be_captured() -> None:
-    from granite_demo.engine.sampling_triton import penalise_and_choose as fused
+    from granite_demo.engine.sampling.triton import penalise_and_choose as fused
 
     rows = Rows(cycle(1.0), cycle(0.0), cycle(0.9), cycle(0.0), cycle(1.0), cycle(1).long(), cycle(0).long())
     seen, slot = torch.zeros(1, VOCABULARY, dtype=torch.bool, device="cuda"), cycle(0).long()
@@ -53,7 +53,7 @@ def test_the_kernel_can_be_captured() -> None:
 
 
 def test_a_row_of_nan_gets_a_valid_token() -> None:
-    from granite_demo.engine.sampling_triton import penalise_and_choose as fused
+    from granite_demo.engine.sampling.triton import penalise_and_choose as fused
 
     rows = Rows(cycle(1.0, 0.0), cycle(5.0), cycle(0.9), cycle(0.0), cycle(1.2), cycle(1).long(), cycle(0).long())
     seen, slot = torch.zeros(1, VOCABULARY, dtype=torch.bool, device="cuda"), cycle(0).long()

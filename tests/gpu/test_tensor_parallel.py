@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.gpu.checkpoints import write_small
-from tests.test_tensor_parallel import ROOT, ends, processes
+from tests.loading.test_tensor_parallel import ROOT, ends, processes
 
 pytestmark = [
     pytest.mark.gpu,

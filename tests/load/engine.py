@@ -10,22 +10,16 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from granite_demo.constraints import Matcher
-from granite_demo.engine.base import (
-    Cancelled,
-    Engine,
-    Measure,
-    T,
-    TokenStream,
-    answer_limit,
-    closed_error,
-    deliver,
-)
-from granite_demo.engine.waiting import WaitingLine
+from granite_demo.engine.failures import closed_error
+from granite_demo.engine.protocol import Engine, Measure, T, answer_limit
+from granite_demo.engine.token_stream import Cancelled, TokenStream, deliver
+from granite_demo.engine.waiting_queue import WaitingLine
 from granite_demo.errors import EngineClosedError
-from granite_demo.sampling_params import SamplingParams
-from granite_demo.status import EngineStats, Fact, Feature
-from granite_demo.types import Queued, Token
+from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.events import Queued
+from granite_demo.types.logprobs import Token
+from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.sampling_params import SamplingParams
 
 LETTERS = tuple(range(64, 90))
 """Ids of the byte tokenizer that are letters."""

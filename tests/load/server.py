@@ -17,18 +17,19 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.routing import Route
 
-from granite_demo import registry
-from granite_demo.backends import LocalBackend
-from granite_demo.engine.base import Engine
-from granite_demo.limits import LimitedBackend, Limits
-from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.sampling_params import SamplingParams
+from granite_demo.access import Limits
+from granite_demo.backends.limited import LimitedBackend
+from granite_demo.backends.local import LocalBackend
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
+from granite_demo.engine.protocol import Engine
+from granite_demo.models import catalogue
 from granite_demo.settings import Settings
-from granite_demo.status import LoadOptions, Report
+from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.types.sampling_params import SamplingParams
 from tests.load.engine import FixedSpeedEngine, RecordingEngine
 
 if TYPE_CHECKING:
-    from granite_demo.loading import LoadedModel
+    from granite_demo.loading.load import LoadedModel
 
 TEMPLATE = (
     "{% for message in messages %}<|start_of_role|>{{ message.role }}<|end_of_role|>{{ message.content }}"
@@ -41,14 +42,14 @@ def byte_model() -> "LoadedModel":
     """All that a prompt and an answer need, with a token for each byte and no weights."""
     import torch
 
-    from granite_demo.loading import LoadedModel
-    from granite_demo.placement import Placement
+    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.placement import Placement
     from tests.bytetokens import byte_tokenizer
 
     return LoadedModel(
         SimpleNamespace(config=SimpleNamespace(vocab_size=300)),
         byte_tokenizer(TEMPLATE),
-        registry.SAMPLE,
+        catalogue.SAMPLE,
         Placement("cpu", torch.float32, "none", "sdpa", None, reasons=defaultdict(str)),
         context_length=131_072,
         eos_ids=frozenset(),
@@ -62,7 +63,7 @@ def fake_model(rate: float, ttft: float, places: int) -> ReadyModel:
 
 def real_sample() -> ReadyModel:
     """The sample model with the engine that it gets here."""
-    from granite_demo.opening import open_model
+    from granite_demo.backends.open_model import open_model
 
     cache = Settings.resolve({}, {}).cache_dir
     options = LoadOptions("sample", device="cpu", dtype="float32")

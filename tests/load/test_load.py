@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from granite_demo.engine.waiting import MAX_WAITING
+from granite_demo.engine.waiting_queue import MAX_WAITING
 from tests.load.process import Loaded, server
 from tests.load.soak import client, light_requests, settled, soak, spread
 from tests.load.visitors import NONSENSE, Heard, crowd, opened

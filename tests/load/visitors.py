@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from granite_demo import conversations
+from granite_demo.chat import conversation
 
 REFUSALS = (429, 503)
 BUSY = "requests wait already"
@@ -50,7 +50,7 @@ class Door:
     async def page(self, heard: Heard, tokens: int, leave: bool) -> None:
         """Send, answer and finish, as the browser's Chat tab does."""
         session = f"visitor{heard.seed}"
-        sent = await self._direct(self._send, [conversations.dump(conversations.start()), "", "", "Hello"], session)
+        sent = await self._direct(self._send, [conversation.dump(conversation.start()), "", "", "Hello"], session)
         outputs = dict(zip(self._send["outputs"], sent, strict=True))
         holder, ask = (outputs[number] for number in self._answer["inputs"][:2])
         chosen = {"Max new tokens": tokens, "Temperature": 1.0, "Seed": str(heard.seed)}

@@ -2,8 +2,8 @@
 
 import pytest
 
+from granite_demo.access import Limits
 from granite_demo.errors import ConfigurationError
-from granite_demo.limits import Limits
 from granite_demo.server.policy import MAX_BODY, PUBLIC_DIRECT, PUBLIC_LIMITS, PUBLIC_MAX_BODY, limits_of, policy_of
 from granite_demo.settings import LOOPBACK, Settings
 

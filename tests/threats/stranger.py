@@ -7,21 +7,21 @@ from typing import Any
 
 import httpx
 
-from granite_demo import conversations
-from granite_demo.access import Access
-from granite_demo.backends import Backend
-from granite_demo.limits import LimitedBackend, Limits
+from granite_demo.access import Access, Limits
+from granite_demo.backend import Backend
+from granite_demo.backends.limited import LimitedBackend
+from granite_demo.chat import conversation
 from granite_demo.server.app import create_app
 from granite_demo.server.policy import PUBLIC_MAX_BODY, Policy
 from granite_demo.server.run import running
 
 TOKEN = "canary-admin-token"
-EMPTY = conversations.dump(conversations.start())
+EMPTY = conversation.dump(conversation.start())
 
 
 def asked(text: str) -> dict[str, Any]:
     """A conversation whose last turn is the question ``text``."""
-    return conversations.dump(conversations.add(conversations.start(), "user", content=text))
+    return conversation.dump(conversation.add(conversation.start(), "user", content=text))
 
 
 class Stranger(httpx.Client):

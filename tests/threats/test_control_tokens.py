@@ -5,10 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from granite_demo.backends import LocalBackend
-from granite_demo.limits import Limits
-from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.status import LoadOptions, Report
+from granite_demo.access import Limits
+from granite_demo.backends.local import LocalBackend
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
+from granite_demo.types.load_options import LoadOptions, Report
 from tests.bad_requests import CHAT, COMPLETION
 from tests.bytetokens import SPECIAL
 from tests.fakes import FakeEngine

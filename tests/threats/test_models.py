@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from granite_demo import registry
 from granite_demo.errors import CorruptModelError
-from granite_demo.loading import load_model
-from granite_demo.status import LoadOptions
+from granite_demo.loading.load import load_model
+from granite_demo.models import registry
+from granite_demo.types.load_options import LoadOptions
 from tests.tinymodels import write_checkpoint
 
 CODE = """

@@ -13,8 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from granite_demo.messages import ToolCall
-from granite_demo.types import Finish, GenerationRequest, StreamEvent, TextDelta, Timings, ToolCalled, Usage
+from granite_demo.types.events import Finish, StreamEvent, TextDelta, Timings, ToolCalled, Usage
+from granite_demo.types.messages import ToolCall
+from granite_demo.types.requests import GenerationRequest
 from tests.fakes import FakeBackend
 from tests.threats.stranger import Stranger, asked, public
 

@@ -12,15 +12,14 @@ import pytest
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from granite_demo import constraints
-from granite_demo.access import MAX_FAILURES
-from granite_demo.backends import LocalBackend
+from granite_demo.access import MAX_FAILURES, Limits
+from granite_demo.backends.local import LocalBackend
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.errors import EngineError
-from granite_demo.limits import Limits
-from granite_demo.manager import ModelManager, ReadyModel
-from granite_demo.server.guards import CrowdGuard
+from granite_demo.outputs import structured_output
+from granite_demo.server.middleware import CrowdGuard
 from granite_demo.server.policy import PUBLIC_MAX_BODY
-from granite_demo.status import LoadOptions, Report
+from granite_demo.types.load_options import LoadOptions, Report
 from tests.bad_requests import CHAT, PLAIN
 from tests.fakes import FakeBackend, FakeEngine
 from tests.load.server import byte_model
@@ -226,7 +225,7 @@ def test_t10_what_takes_long_to_prepare_is_given_up_and_others_go_on(monkeypatch
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(replace(loaded, eos_ids=frozenset({3})), engine)
 
-    monkeypatch.setattr(constraints.compile_in_time, "__defaults__", (0.0, constraints.NOTHING, None))
+    monkeypatch.setattr(structured_output.compile_in_time, "__defaults__", (0.0, structured_output.NOTHING, None))
     backend = LocalBackend(ModelManager(load), LoadOptions("sample"))
     with public(backend, Limits()) as stranger:
         schema = schema_of({"type": "object", "properties": {"a": {"type": "integer"}}})

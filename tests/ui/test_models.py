@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.status import LoadOptions
+from granite_demo.types.load_options import LoadOptions
 from granite_demo.ui.models import PRECISIONS, load_options
 
 

@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.sampling_params import SamplingParams
+from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.ui.settings import DEFAULTS, own_values, shown_values, to_sampling
 from tests.fakes import READY
 

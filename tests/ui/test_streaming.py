@@ -7,7 +7,7 @@ from contextlib import aclosing
 import pytest
 
 from granite_demo.errors import EngineError
-from granite_demo.types import StreamEvent, TextDelta
+from granite_demo.types.events import StreamEvent, TextDelta
 from granite_demo.ui.streaming import MOST_UPDATES, REST, SPREAD, paced
 
 

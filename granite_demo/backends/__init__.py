@@ -1,0 +1,1 @@
+"""Answers requests: with a model in this process, or through other servers."""

@@ -1,0 +1,270 @@
+"""The seam between front ends and models: messages in, typed events out.
+
+Knows neither pages nor wire formats. The page, the HTTP API and the command line share one ``Backend``.
+"""
+
+import asyncio
+import secrets
+import threading
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import lru_cache, partial
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+from granite_demo.backends import comparison, scoring
+from granite_demo.backends.model_manager import ModelManager, ReadyModel
+from granite_demo.backends.response_stream import answer_events, opens_thinking
+from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
+from granite_demo.models import catalogue, registry
+from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.config import count_parameters
+from granite_demo.models.memory import best_precision
+from granite_demo.outputs.dialects import PLAIN, find_dialect
+from granite_demo.outputs.structured_output import Matcher, compile_in_time
+from granite_demo.prompts import render
+from granite_demo.prompts.chat_template import template_of
+from granite_demo.prompts.truncation import Fitted, fit
+from granite_demo.types.comparison import Comparing, Comparison
+from granite_demo.types.events import Dropped, Provenance, Queued, ScoreSummary, StreamEvent
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.logprobs import ScoredToken
+from granite_demo.types.model_status import Fact, ModelChoice, ModelStatus
+from granite_demo.types.prompt_view import PromptView
+from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
+from granite_demo.types.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from granite_demo.loading.load import LoadedModel
+
+
+LEAST_COMFORT = 8192
+"""Tokens of context that a model must have room for to be marked as fitting."""
+
+
+class LocalBackend:
+    """Answers with a model of this process."""
+
+    def __init__(
+        self,
+        manager: ModelManager,
+        options: LoadOptions,
+        remember: Callable[[str], None] = lambda name: None,
+        fixed: str = "",
+    ) -> None:
+        """``remember`` is told the name of each model that is chosen and ready.
+
+        ``fixed`` is why the model can be neither changed nor unloaded, where it cannot.
+        """
+        self._fixed = fixed
+        self._remember = remember
+        self._manager = manager
+        self._options = options
+        self._pending: LoadOptions | None = None
+        self._notice = ""
+        self._lock = threading.Lock()
+
+    def for_visitor(self, visitor: str) -> "LocalBackend":
+        """See ``Backend.for_visitor``. There is no limit here."""
+        return self
+
+    def status(self) -> ModelStatus:
+        """See ``Backend.status``. While another model is loaded, the status is that one's."""
+        with self._lock:
+            options, notice = self._pending or self._options, self._notice
+        status = self._manager.status(options)
+        unable = (*status.unable, ("comparing precisions", self._fixed)) if self._fixed else status.unable
+        return replace(status, notice=notice, unable=unable)
+
+    def choices(self) -> tuple[ModelChoice, ...]:
+        """See ``Backend.choices``."""
+        if self._fixed:
+            return ()
+        memory = self.status().memory
+        return _choices(memory.weights + memory.free if memory else None)
+
+    def select(self, options: LoadOptions) -> None:
+        """See ``Backend.select``. Engine and compilation are those that the process was started with."""
+        if self._fixed:
+            raise InvalidRequestError(self._fixed)
+        registry.resolve(options.model)
+        options = replace(options, engine=self._options.engine, compile=self._options.compile)
+        with self._lock:
+            if self._pending is not None:
+                raise InvalidRequestError("Another model is being loaded. Wait for it, or cancel it first.")
+            self._pending, self._notice = options, ""
+        threading.Thread(target=self._switch, args=(options,), name="switch", daemon=True).start()
+
+    def _switch(self, options: LoadOptions) -> None:
+        try:
+            self._manager.switch(self._options, options, self._answer_with)
+        except GraniteDemoError as error:
+            with self._lock:
+                self._notice = f"{options.model}: {error.user_text}"
+        else:
+            self._remember(options.model)
+        finally:
+            with self._lock:
+                self._pending = None
+
+    def _answer_with(self, options: LoadOptions) -> None:
+        with self._lock:
+            self._options = options
+
+    def cancel_load(self) -> None:
+        """See ``Backend.cancel_load``."""
+        with self._lock:
+            options = self._pending or self._options
+        self._manager.cancel(options)
+
+    def unload(self) -> None:
+        """See ``Backend.unload``."""
+        if self._fixed:
+            raise InvalidRequestError(self._fixed)
+        with self._lock:
+            options = self._options
+        self._manager.unload(options)
+
+    def start(self) -> None:
+        """See ``Backend.start``."""
+        self._manager.load(self._options)
+
+    def wait_until_ready(self) -> ReadyModel:
+        """Load the model and wait for it, for callers without an event loop. Raises what the load raises."""
+        return self._manager.load(self._options).result()
+
+    def close(self) -> None:
+        """See ``Backend.close``."""
+        self._manager.close()
+
+    async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
+        """See ``Backend.inspect``."""
+        if self._manager.status(options := self._wanted(request.model)).stage != "ready":
+            return None
+        async with self._manager.lease(options) as ready:
+            loaded = ready.loaded
+            fitted = await asyncio.to_thread(_fit, loaded, request)
+            told = await asyncio.to_thread(render.render_parts, loaded.tokenizer, fitted.request) if parts else ()
+            return PromptView(told, len(fitted.prompt_ids), fitted.dropped, loaded.context_length)
+
+    def _wanted(self, model: LoadOptions | None) -> LoadOptions:
+        with self._lock:
+            options = self._options
+        if model is None or model == options:
+            return options
+        if self._fixed:
+            raise InvalidRequestError(self._fixed)
+        registry.resolve(model.model)
+        return model
+
+    async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
+        """See ``Backend.score``."""
+        async with (
+            self._manager.lease(self._wanted(request.model)) as ready,
+            aclosing(scoring.score(ready, request)) as events,
+        ):
+            async for event in events:
+                yield event
+
+    async def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
+        """See ``Backend.compare``. Engine and compilation are those that the process was started with."""
+        home = self._wanted(None)
+        reference, other = (self._side(side, home) for side in (request.reference, request.other))
+        lease = partial(self._manager.borrow, home=home)
+        async with aclosing(comparison.compare(lease, replace(request, reference=reference, other=other))) as events:
+            async for event in events:
+                yield event
+
+    def _side(self, side: LoadOptions, home: LoadOptions) -> LoadOptions:
+        """``side`` as it is to be loaded: the model that is there, where that has its precision already."""
+        status = self._manager.status(home)
+        there = status.stage == "ready" and comparison.asked_label(side) == comparison.label_of(status.facts)
+        side = replace(side, engine=home.engine, compile=home.compile)
+        model = home.model if side.model == status.name else side.model
+        same = replace(side, model=model, dtype=home.dtype, quantization=home.quantization) == home
+        return home if there and same else self._wanted(side)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
+        """See ``Backend.stream``. Waits for the model to be ready first."""
+        arrived = time.perf_counter()
+        async with self._manager.lease(self._wanted(request.model)) as ready:
+            # Tokenising a long text takes a second: off the event loop.
+            fitted = await asyncio.to_thread(_fit, ready.loaded, request)
+            prompt_ids, context = fitted.prompt_ids, ready.loaded.context_length
+            sampling = fit_to_context(request.sampling, len(prompt_ids), context)
+            if fitted.dropped:
+                yield Dropped(fitted.dropped)
+            asked, facts = replace(fitted.request, sampling=sampling), (*ready.loaded.facts, *ready.engine.facts)
+            asked_ids = prompt_ids[: len(prompt_ids) - len(request.written)]
+            made_by = provenance_of(ready.loaded, facts, asked_ids, request.raw, tools=bool(request.tools))
+            matcher = await _matcher(ready.loaded, asked, prompt_ids)
+            events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+
+
+def fit_to_context(sampling: SamplingParams, prompt_tokens: int, context_length: int) -> SamplingParams:
+    """``sampling`` with max_tokens within the room that is left, and a seed where one is needed.
+
+    Raises ContextOverflowError when the prompt alone fills the context.
+    """
+    room = context_length - prompt_tokens
+    if room < 1:
+        raise ContextOverflowError(prompt_tokens, context_length)
+    if sampling.temperature > 0 and sampling.seed is None:
+        sampling = replace(sampling, seed=secrets.randbelow(2**31))
+    return replace(sampling, max_tokens=min(sampling.max_tokens or room, room))
+
+
+async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids: list[int]) -> Matcher | None:
+    """The constraint of an answer, compiled: where that thinks first, it begins behind. Raises InvalidRequestError."""
+    if (constraint := request.sampling.constraint) is None:
+        return None
+    dialect = PLAIN if request.raw else find_dialect(template_of(loaded.tokenizer))
+    thinking = dialect if opens_thinking(loaded.tokenizer, prompt_ids, dialect) else None
+    vocabulary = loaded.model.config.vocab_size
+    return await compile_in_time(
+        loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=request.begun, thinking=thinking
+    )
+
+
+def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:
+    return fit(request, partial(render.render, loaded.tokenizer), loaded.context_length)
+
+
+@lru_cache(maxsize=4)
+def _choices(room: int | None) -> tuple[ModelChoice, ...]:
+    # Every open page asks every few seconds, and what fits changes only with the model.
+    return tuple(_choice(spec, room) for spec in catalogue.MODELS.values())
+
+
+def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:
+    """``room``: bytes on the device of the present model, once that is known."""
+    parts = [spec.family, spec.name]
+    if spec.shape:
+        parts.append(f"{count_parameters(spec.shape).total / 1e9:.2g}B")
+    if spec.shape and room:
+        choice = best_precision(spec.shape, room, LEAST_COMFORT)
+        parts.append(f"{choice.plan.mark} in {choice.precision}" if choice.precision else "does not fit")
+    return ModelChoice(spec.name, " · ".join(parts))
+
+
+CHOICES = ("Device", "Precision", "Quantization", "Attention", "Engine")
+
+
+def provenance_of(loaded: Any, facts: Sequence[Fact], prompt_ids: Sequence[int], raw: bool, tools: bool) -> Provenance:
+    """Of an answer of ``loaded``, with the ``facts`` of its status, to ``prompt_ids``.
+
+    A completion of ``raw`` text has no template; that for ``tools`` may be another one.
+    """
+    template = "" if raw else template_of(loaded.tokenizer, tools)
+    return Provenance(
+        model=loaded.spec.name,
+        revision=loaded.commit or "",
+        template_sha256=sha256(template.encode()).hexdigest() if template else "",
+        prompt_sha256=sha256(",".join(map(str, prompt_ids)).encode()).hexdigest(),
+        choices=tuple((name, value) for name, value, _ in facts if name in CHOICES),
+    )

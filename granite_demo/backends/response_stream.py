@@ -1,0 +1,150 @@
+"""The tokens of one answer to the events that a reader sees. Knows engines only by their protocol."""
+
+import time
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from typing import TYPE_CHECKING, Any
+
+from granite_demo.backends.model_manager import ReadyModel
+from granite_demo.backends.response_events import Visible
+from granite_demo.outputs.dialects import PLAIN, Dialect, find_dialect
+from granite_demo.outputs.parts import Reasoning
+from granite_demo.outputs.response_parser import AnswerParser
+from granite_demo.prompts.chat_template import template_of
+from granite_demo.types.events import (
+    Finish,
+    FinishReason,
+    Provenance,
+    Queued,
+    StreamEvent,
+    Timings,
+    TokenScored,
+    Usage,
+)
+from granite_demo.types.logprobs import Token
+from granite_demo.types.requests import GenerationRequest
+
+if TYPE_CHECKING:
+    from granite_demo.outputs.structured_output import Matcher
+
+
+TAIL = 16
+"""Tokens at the prompt's end that may hold the opening of the thinking."""
+
+
+async def answer_events(
+    ready: ReadyModel,
+    request: GenerationRequest,
+    prompt_ids: list[int],
+    arrived: float,
+    *,
+    provenance: Provenance | None = None,
+    matcher: "Matcher | None" = None,
+) -> AsyncGenerator[StreamEvent]:
+    """Yield the events of the answer to ``request``, whose prompt is ``prompt_ids`` and whose max_tokens are set.
+
+    The prompt ends with what is ``written`` of the answer, which is told with its first new token.
+
+    ``arrived`` is when it came, by perf_counter. ``matcher`` says which tokens may come. Where the consumer closes it,
+    which is how a reader stops, or the engine fails, the request's ``rest`` gets what was held back, and a Finish.
+    """
+    reading = _Reading(ready, request, prompt_ids, arrived, provenance)
+    try:
+        async with aclosing(ready.engine.generate(prompt_ids, request.sampling, matcher)) as tokens:
+            async for token in tokens:
+                if isinstance(token, Queued):
+                    yield token
+                    continue
+                reading.take(token)
+                while reading.due:
+                    yield reading.due.popleft()
+                if reading.ended:
+                    break
+        reading.end(reading.ended or "length")
+        while reading.due:
+            yield reading.due.popleft()
+    finally:
+        if request.rest is not None:
+            reading.end("stopped")
+            request.rest.extend(reading.due)
+
+
+class _Reading:
+    """One answer while its tokens come. ``due`` are the events that are still to be told."""
+
+    def __init__(
+        self,
+        ready: ReadyModel,
+        request: GenerationRequest,
+        prompt_ids: Sequence[int],
+        arrived: float,
+        provenance: Provenance | None,
+    ) -> None:
+        from granite_demo.prompts.tokenizer import IncrementalDecoder
+
+        self._tokenizer = ready.loaded.tokenizer
+        self._eos_ids = ready.loaded.eos_ids
+        self._written = len(request.written)
+        prompt_ids = prompt_ids[: len(prompt_ids) - self._written]
+        self._prompt_tokens = len(prompt_ids)
+        sampling = request.sampling
+        self._seed = sampling.seed if sampling.temperature > 0 else None
+        self._provenance = provenance
+        dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
+        self._decoder = IncrementalDecoder(self._tokenizer, keep=dialect.markers)
+        opened = opens_thinking(self._tokenizer, prompt_ids, dialect)
+        dialect = dialect if request.calls else dialect.without_calls()
+        self._parser = AnswerParser(dialect, thinking_open=opened, tools=request.tools)
+        self._visible = Visible(sampling.stop)
+        self._arrived = self._first = self._thought = arrived
+        self._reasoning_tokens = 0
+        self._over = False
+        self.ids: list[int] = []
+        self.due: deque[StreamEvent] = deque()
+        self.ended: FinishReason | None = None
+        """Why no more tokens are wanted."""
+        for index in request.written:
+            self.take(Token(index))
+
+    def take(self, token: Token) -> None:
+        """Read the next token."""
+        from granite_demo.prompts.tokenizer import scored_token
+
+        self.ids.append(token.id)
+        count, parser = len(self.ids), self._parser
+        if count <= self._written + 1:
+            self._first = self._thought = time.perf_counter()
+        if token.logprob is not None:
+            self.due.append(TokenScored(scored_token(self._tokenizer, token)))
+        if token.id in self._eos_ids:
+            self.ended = "stop"
+            return
+        thinking = parser.thinking
+        parts = parser.feed(self._decoder.feed(token.id))
+        # Thinking stands first, so all tokens up to here belong to it, markers included.
+        if thinking or parser.thinking or any(isinstance(part, Reasoning) for part in parts):
+            self._reasoning_tokens, self._thought = count, time.perf_counter()
+        self.due += self._visible.events(parts, count, parser.thinking)
+        if self._visible.hit:
+            parser.discard()
+            self.ended = "stop"
+
+    def end(self, reason: FinishReason) -> None:
+        """No more tokens come, because of ``reason``: what is held back, and the Finish. Once only."""
+        if self._over:
+            return
+        self._over = True
+        count, now = len(self.ids), time.perf_counter()
+        self.due += self._visible.end(self._parser.feed(self._decoder.flush()) + self._parser.flush(), count)
+        reasoning = max(self._thought - self._first, 0.0)
+        timings = Timings(self._first - self._arrived, now - self._arrived, reasoning, self._written)
+        usage = Usage(self._prompt_tokens, count, self._reasoning_tokens)
+        reason = self._visible.reason(reason)
+        self.due.append(Finish(reason, usage, timings, self._seed, tuple(self.ids), self._provenance))
+
+
+def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:
+    """Whether the prompt ends within the thinking, which the answer then goes on with."""
+    tail: str = tokenizer.backend_tokenizer.decode(prompt_ids[-TAIL:], skip_special_tokens=False)
+    return tail.rstrip().endswith(dialect.think_open)

@@ -1,0 +1,108 @@
+"""What a model thinks of a text, token by token: log probabilities, alternatives, entropy.
+
+Knows engines by their protocol alone; what it measures is measured on the engine's thread, next to the logits.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from granite_demo.backends.model_manager import ReadyModel
+from granite_demo.errors import ContextOverflowError, InvalidRequestError
+from granite_demo.prompts import render
+from granite_demo.prompts.tokenizer import token_text
+from granite_demo.types.events import Queued, ScoreSummary
+from granite_demo.types.logprobs import ScoredToken, TokenAlternative
+from granite_demo.types.requests import GenerationRequest, ScoreRequest
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The tokens of a text, as a model reads it."""
+
+    ids: tuple[int, ...]
+    texts: tuple[str, ...]
+    """They make up the text: of a character that takes several tokens, the first has all."""
+
+
+def read(tokenizer: Any, text: str, special_tokens: bool, token_ids: Sequence[int] | None = None) -> Reading:
+    """Cut ``text``, or take ``token_ids`` instead. Raises InvalidRequestError."""
+    if token_ids:
+        request = GenerationRequest(prompt_ids=tuple(token_ids))
+    else:
+        request = GenerationRequest(prompt=text, special_tokens=special_tokens)
+    tokens = [token for part in render.render_parts(tokenizer, request) for token in part.tokens]
+    if not tokens:
+        raise InvalidRequestError("There is no token in this text.")
+    return Reading(tuple(index for index, _ in tokens), tuple(shown for _, shown in tokens))
+
+
+async def score(ready: ReadyModel, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
+    """See ``Backend.score``."""
+    start = time.perf_counter()
+    loaded = ready.loaded
+    # Cutting a long text takes a second: off the event loop.
+    reading = await asyncio.to_thread(read, loaded.tokenizer, request.text, request.special_tokens, request.token_ids)
+    if len(reading.ids) > loaded.context_length:
+        raise ContextOverflowError(len(reading.ids), loaded.context_length)
+    total, count = 0.0, 0
+    async with aclosing(ready.engine.score(reading.ids, measure_of(reading.ids, request.alternatives))) as items:
+        async for item in items:
+            if isinstance(item, Queued):
+                yield item
+                continue
+            for predicted in item if count else (Predicted(), *item):
+                yield _scored(loaded.tokenizer, reading, count, predicted)
+                total += predicted.logprob or 0.0
+                count += 1
+    yield ScoreSummary(count, total, time.perf_counter() - start)
+
+
+@dataclass(frozen=True, slots=True)
+class Predicted:
+    """What was said of a token before it came. Of the first one, nothing."""
+
+    logprob: float | None = None
+    entropy: float | None = None
+    likeliest: tuple[tuple[int, float], ...] = ()
+    """(token id, log probability), in falling order."""
+
+
+def measure_of(ids: Sequence[int], alternatives: int) -> "Callable[[int, torch.Tensor], list[Predicted]]":
+    """A ``Measure`` of the tokens that each chunk of ``ids`` predicts: those after its first one."""
+
+    def measure(position: int, logits: "torch.Tensor") -> list[Predicted]:
+        import torch
+
+        following = torch.tensor(ids[position + 1 : position + 1 + len(logits)], device=logits.device).long()
+        rows = torch.log_softmax(logits[: len(following)], dim=-1)
+        check_numbers(rows)
+        entropies = torch.special.entr(rows.exp()).sum(dim=-1).tolist()
+        chosen = rows.gather(1, following[:, None])[:, 0].tolist()
+        values, others = (part.tolist() for part in rows.topk(min(alternatives, rows.shape[1]), dim=-1))
+        likeliest = [tuple(zip(*row, strict=True)) for row in zip(others, values, strict=True)]
+        return [Predicted(*row) for row in zip(chosen, entropies, likeliest, strict=True)]
+
+    return measure
+
+
+def _scored(tokenizer: Any, reading: Reading, place: int, predicted: Predicted) -> ScoredToken:
+    others = tuple(
+        TokenAlternative(index, token_text(tokenizer, index), logprob) for index, logprob in predicted.likeliest
+    )
+    index, text = reading.ids[place], reading.texts[place]
+    return ScoredToken(index, text, predicted.logprob, None, predicted.entropy, others)
+
+
+def check_numbers(rows: "torch.Tensor") -> None:
+    """Raise EngineError where the model's output is not a number."""
+    from granite_demo.engine.sampling.reference import not_a_number
+
+    if bool(rows.isnan().any()):
+        raise not_a_number()

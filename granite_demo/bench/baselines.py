@@ -1,0 +1,190 @@
+"""The ways that the documentation of transformers shows: what granite-demo is compared with.
+
+They run on copies of the weights, loaded a second time. An engine owns the thread of its model and may change the
+model's attention or its weights in place, and both have to be there in every round. The copies come after the engine,
+so that they do not change what it chooses, and where memory lacks for them they are left out.
+"""
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from granite_demo.bench.measure import Answer, Run
+from granite_demo.errors import OutOfMemoryError
+from granite_demo.loading.gc import release_memory
+from granite_demo.loading.llama_cpp import LlamaFile
+from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.types.load_options import Dtype, LoadOptions
+
+GENERATE = "generate + TextIteratorStreamer"
+GENERATE_BATCH = "generate_batch"
+STATIC = "generate, static cache, compiled"
+PAGE = 256
+"""Tokens in a block of continuous batching's cache, by default."""
+
+
+def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedModel], list[str]]:
+    """``loaded`` again, on a CPU in float32 and in bfloat16, of which either may be faster; what was left out and why.
+
+    Their generation settings are transformers' defaults: no end token, and greedy unless asked otherwise.
+    """
+    own: Any = str(loaded.placement.dtype).removeprefix("torch.")
+    placement = loaded.placement
+    dtypes: list[Dtype] = [own]
+    if placement.device == "cpu" and placement.quantization == "none":
+        dtypes = ["float32", "bfloat16"]
+    copies, notes = [], list[str]()
+    folder, quantization = Path(loaded.model.name_or_path), placement.quantization
+    if isinstance(loaded.model, LlamaFile):
+        if not (folder / "config.json").is_file():
+            return [], ["The documented ways are left out: they need safetensors (run --engine dynamic once)."]
+        dtypes, quantization = ["float32", "bfloat16"], "none"
+        options = replace(options, engine="auto", attention="auto")
+    for dtype in dtypes:
+        wanted: Any = {"device": placement.device, "quantization": quantization}
+        try:
+            copy = load_model(folder, loaded.spec, replace(options, dtype=dtype, **wanted))
+        except OutOfMemoryError as error:
+            notes.append(f"The documented ways in {dtype} are left out: {error}")
+            continue
+        from transformers import GenerationConfig
+
+        copy.model.generation_config = GenerationConfig()
+        copies.append(copy)
+    return copies, notes
+
+
+def like(loaded: LoadedModel, copies: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
+    """The one of ``copies`` in the precision of ``loaded``, if it is there."""
+    return [copy for copy in copies if copy.placement.dtype == loaded.placement.dtype][:1]
+
+
+def way_for(users: int) -> str:
+    """The name of the documented way for so many users."""
+    return GENERATE if users == 1 else GENERATE_BATCH
+
+
+def answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """Answer ``prompts`` with ``tokens`` tokens each, in the way for so many users."""
+    return generate(loaded, prompts[0], tokens) if len(prompts) == 1 else generate_batch(loaded, prompts, tokens)
+
+
+def static(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """One user, with the cache that has ``generate`` compile its steps by itself, on a GPU."""
+    return generate(loaded, prompts[0], tokens, cache_implementation="static")
+
+
+def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: Sequence[int], tokens: int) -> Run:
+    """The next turn of a chat, with ``past_key_values`` of the turn before, which had an answer of so many tokens."""
+    import torch
+    from transformers import DynamicCache
+
+    cache = DynamicCache(config=loaded.model.config)
+    ids = torch.tensor([list(first)], device=loaded.model.device)
+    arguments = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
+    chat = loaded.model.generate(**arguments, max_new_tokens=answered, do_sample=False)[0].tolist()
+    return generate(loaded, [*chat, *added], tokens, past_key_values=cache)
+
+
+def load_seconds(folder: Path, dtype: Any, device: str) -> float:
+    """``from_pretrained``, of a model that is let go of again."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    start = time.perf_counter()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, device_map=device)
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - start
+    del model
+    release_memory()
+    return seconds
+
+
+def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **options: Any) -> Run:
+    """One user, greedily: ``generate`` in a thread, its text read from a ``TextIteratorStreamer``.
+
+    A token counts as come when ``generate`` hands it to the streamer, which may hold its text back for longer.
+    """
+    import torch
+    from transformers import TextIteratorStreamer
+
+    start = time.perf_counter()
+    stamps: list[float] = []
+    errors: list[BaseException] = []
+
+    class Timed(TextIteratorStreamer):
+        def put(self, value: Any) -> None:
+            stamps.append(time.perf_counter() - start)
+            super().put(value)  # type: ignore[no-untyped-call]
+
+    streamer = Timed(loaded.tokenizer, skip_prompt=True, skip_special_tokens=True)
+    input_ids = torch.tensor([list(prompt_ids)], device=loaded.model.device)
+    arguments = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), **options}
+
+    def work() -> None:
+        try:
+            loaded.model.generate(**arguments, streamer=streamer, max_new_tokens=tokens, do_sample=False)
+        except BaseException as error:
+            errors.append(error)
+            streamer.end()  # type: ignore[no-untyped-call]
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    for _ in streamer:
+        pass
+    thread.join()
+    if errors:
+        raise errors[0]
+    came = stamps[1:]  # the first thing put is the prompt
+    return Run((Answer(len(came), came[0], came[-1]),))
+
+
+def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """Many users, greedily: continuous batching. Its own time stamps leave out its set-up, a few seconds each time."""
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    settings = ContinuousBatchingConfig()
+    if loaded.placement.device == "cpu":
+        # By default it would take 60 % of the machine's memory.
+        blocks = -(-(len(prompts[0]) + tokens) // PAGE) + 1
+        settings = ContinuousBatchingConfig(num_blocks=len(prompts) * blocks, max_batch_tokens=2 * PAGE)
+    outputs = loaded.model.generate_batch(
+        [list(prompt) for prompt in prompts],
+        generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1),
+        continuous_batching_config=settings,
+        record_timestamps=True,
+    ).values()
+    release_memory()
+    if len(outputs) < len(prompts) or any(output.error for output in outputs):
+        raise RuntimeError(next((output.error for output in outputs if output.error), "requests were lost"))
+    start = min(output.created_time for output in outputs)
+    stamps = [[stamp - start for stamp in output.timestamps] for output in outputs]
+    return Run(tuple(Answer(len(came), came[0], came[-1]) for came in stamps))
+
+
+LLAMA = "llama-cpp-python's own loop"
+
+
+def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    """One user, greedily, by ``llama_cpp.Llama.generate`` on the engine's file and with as many threads.
+
+    Reading the file again, which is mapped to the same memory, is not counted.
+    """
+    from llama_cpp import Llama
+
+    [prompt] = prompts
+    threads = torch.get_num_threads()
+    size = len(prompt) + tokens
+    llama = Llama(str(loaded.model.path), n_ctx=size, n_threads=threads, n_threads_batch=threads, verbose=False)
+    start = time.perf_counter()
+    written = islice(llama.generate(list(prompt), temp=0, top_k=1, repeat_penalty=1.0), tokens)
+    stamps = [time.perf_counter() - start for _ in written]
+    llama.close()
+    return Run((Answer(len(stamps), stamps[0], stamps[-1]),))

@@ -1,0 +1,160 @@
+"""The suite ``decode``: tokens per second for one user and for many, beside the documented ways and the limit."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from granite_demo.backends.model_manager import ReadyModel
+from granite_demo.bench import baselines, roofline
+from granite_demo.bench.measure import GREEDY, SAMPLED, Prompts, Run, Spread, Way, ask, in_turns
+from granite_demo.bench.options import Sizes
+from granite_demo.engine.protocol import Engine
+from granite_demo.loading.llama_cpp import LlamaFile
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import free_memory
+from granite_demo.types.sampling_params import SamplingParams
+
+ENGINE = "granite-demo"
+WARM_UP_TOKENS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeRow:
+    """One way with some users. ``rate`` is of all users together."""
+
+    way: str
+    users: int
+    choice: str
+    """greedy or sampled"""
+    precision: str
+    documented: bool
+    rate: Spread
+    ttft: Spread
+    queued: int
+    """Requests that were told to wait, at most in any round."""
+    limit: float | None
+    """Tokens per second at the measured bandwidth, for this precision."""
+    share: float | None
+    """The rate as a share of the limit."""
+    evenness: float | None = None
+    """The slowest user's speed as a part of the fastest's: the median of the rounds. None for one user."""
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """The rows, and the bandwidth that the limits come from, in bytes per second."""
+
+    rows: tuple[DecodeRow, ...]
+    bandwidth: Spread
+    tokens: int
+    prompt_tokens: int
+
+    def baseline(self, users: int) -> DecodeRow | None:
+        """The fastest documented way with so many users."""
+        found = [row for row in self.rows if row.documented and row.users == users]
+        return max(found, key=lambda row: row.rate.median, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A row to come. ``run`` takes prompts and the number of tokens to answer each with."""
+
+    way: str
+    users: int
+    choice: str
+    loaded: LoadedModel
+    documented: bool
+    run: Callable[[Sequence[Sequence[int]], int], Run]
+
+
+def measure(
+    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, tell: Callable[[str], None]
+) -> tuple[Decode, list[str]]:
+    """Measure each way with each number of users; also returns what was left out and why."""
+    device = ready.loaded.placement.device
+    length = sizes.prompt + sizes.tokens
+    kept, note = roofline.fitting_users(sizes.users, ready.loaded, length, free_memory(device))
+    cases = [case for users in kept for case in cases_of(ready, copies, users)]
+    prompts = Prompts(ready.loaded.model.config.vocab_size)
+    speeds: list[float] = []
+    turns = in_turns(
+        [_way(case, prompts, sizes) for case in cases],
+        sizes.rounds,
+        tell,
+        lambda: speeds.append(roofline.bandwidth(device)),
+    )
+    speed = Spread.of(speeds)
+    rows = [
+        row_of(case, runs, sizes, speed.median) for case, runs in zip(cases, turns.samples, strict=True) if len(runs)
+    ]
+    notes = [*filter(None, [note]), *turns.left_out, *waiting_notes(rows)]
+    return Decode(tuple(rows), speed, sizes.tokens, sizes.prompt), notes
+
+
+def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> list[Case]:
+    """The documented ways on each copy, what else reads the same file, then the engine, greedy and sampling."""
+    cases = [
+        Case(baselines.way_for(users), users, "greedy", copy, True, partial(baselines.answer, copy)) for copy in copies
+    ]
+    if users == 1:
+        cases += [
+            Case(baselines.STATIC, 1, "greedy", copy, True, partial(baselines.static, copy))
+            for copy in copies
+            if copy.placement.device == "cuda"
+        ]
+        if isinstance(ready.loaded.model, LlamaFile):
+            loop = partial(baselines.llama_loop, ready.loaded)
+            cases.append(Case(baselines.LLAMA, 1, "greedy", ready.loaded, False, loop))
+    for choice, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
+        cases.append(Case(ENGINE, users, choice, ready.loaded, False, partial(_ask, ready.engine, sampling)))
+    return cases
+
+
+def _ask(engine: Engine, sampling: SamplingParams, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+    return ask(engine, prompts, replace(sampling, max_tokens=tokens))
+
+
+def _way(case: Case, prompts: Prompts, sizes: Sizes) -> Way[Run]:
+    def run(tokens: int) -> Run:
+        return case.run(prompts.many(case.users, sizes.prompt), tokens)
+
+    label = f"{case.way} with {case.users} users in {precision_name(case.loaded)}"
+    # What is compiled is compiled for a cache of one length.
+    warm_up = sizes.tokens if case.way == baselines.STATIC else WARM_UP_TOKENS
+    return Way(label, partial(run, sizes.tokens), partial(run, warm_up), may_fail=case.way != ENGINE)
+
+
+def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> DecodeRow:
+    """The row of a case, from its runs and the bandwidth."""
+    rate = Spread.of(run.decode_rate for run in runs)
+    parts = [run.evenness for run in runs if run.evenness is not None]
+    # On average an answer is half written.
+    limit = roofline.token_limit(case.loaded, case.users, sizes.prompt + sizes.tokens / 2, speed)
+    return DecodeRow(
+        way=case.way,
+        users=case.users,
+        choice=case.choice,
+        precision=precision_name(case.loaded),
+        documented=case.documented,
+        rate=rate,
+        ttft=Spread.of(run.ttft for run in runs),
+        queued=max(run.queued for run in runs),
+        limit=limit,
+        share=rate.median / limit if limit else None,
+        evenness=statistics.median(parts) if parts else None,
+    )
+
+
+def waiting_notes(rows: Sequence[DecodeRow]) -> list[str]:
+    """A sentence for each number of users of whom some had to wait."""
+    most: dict[int, int] = {}
+    for row in rows:
+        most[row.users] = max(row.queued, most.get(row.users, 0))
+    return [f"Of {users} users up to {queued} waited in line." for users, queued in most.items() if queued]
+
+
+def precision_name(loaded: LoadedModel) -> str:
+    """Of the weights: bfloat16, nf4."""
+    placement = loaded.placement
+    return placement.quantization if placement.quantization != "none" else str(placement.dtype).removeprefix("torch.")

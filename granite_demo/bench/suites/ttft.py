@@ -1,0 +1,97 @@
+"""The suite ``ttft``: time to first token with an idle engine, of a new prompt and of the next turn of a chat."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from granite_demo.backends.model_manager import ReadyModel
+from granite_demo.bench import baselines
+from granite_demo.bench.measure import GREEDY, Prompts, Run, Spread, Way, ask, in_turns
+from granite_demo.bench.options import Sizes
+from granite_demo.engine.protocol import Engine
+from granite_demo.loading.load import LoadedModel
+
+ANSWER_TOKENS = 8
+NEXT_TURN = 20
+"""Tokens that a follow-up adds to the chat."""
+FIRST_TOKENS = 2
+"""Tokens to ask for where only the first matters."""
+
+
+@dataclass(frozen=True, slots=True)
+class TtftRow:
+    """One length of prompt. A follow-up is a prompt of the same length that all but its end was answered before."""
+
+    prompt_tokens: int
+    cold: Spread
+    follow_up: Spread
+    documented: Spread | None
+    """``generate`` with a new prompt, in the engine's precision."""
+    documented_follow_up: Spread | None = None
+    """``generate`` with the ``past_key_values`` of the turn before."""
+
+
+def measure(
+    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, tell: Callable[[str], None]
+) -> tuple[tuple[TtftRow, ...], list[str]]:
+    """Measure each length that fits the context; also returns what was left out and why."""
+    kept, notes = fitting_lengths(sizes.lengths, ready.loaded.context_length)
+    prompts = Prompts(ready.loaded.model.config.vocab_size, seed=1)
+    ways: list[Way[Run]] = []
+    for length in kept:
+        ways.append(Way(f"{length} tokens, cold", partial(_cold, ready.engine, prompts, length)))
+        ways.append(Way(f"{length} tokens, follow-up", partial(_follow_up, ready.engine, prompts, length)))
+        for copy in baselines.like(ready.loaded, copies):
+            label = f"{baselines.GENERATE} with {length} tokens"
+            ways.append(Way(label, partial(_documented, copy, prompts, length), may_fail=True))
+            label = f"{baselines.GENERATE} with past_key_values and {length} tokens"
+            ways.append(Way(label, partial(_documented_follow_up, copy, prompts, length), may_fail=True))
+    turns = in_turns(ways, sizes.rounds, tell)
+    each = len(ways) // max(1, len(kept))
+    rows = [row_of(length, *turns.samples[each * index : each * (index + 1)]) for index, length in enumerate(kept)]
+    return tuple(rows), [*notes, *turns.left_out]
+
+
+def fitting_lengths(wanted: Sequence[int], context: int) -> tuple[tuple[int, ...], list[str]]:
+    """Those of ``wanted`` that leave room in the context for an answer, and what was left out."""
+    kept = tuple(length for length in wanted if length + FIRST_TOKENS <= context)
+    dropped = [f"{length:,}" for length in wanted if length not in kept]
+    note = f"Not measured: prompts of {', '.join(dropped)} tokens (the context has {context:,})."
+    return kept, [note] if dropped else []
+
+
+def row_of(
+    length: int,
+    cold: Sequence[Run],
+    follow_up: Sequence[Run],
+    others: Sequence[Run] = (),
+    others_follow_up: Sequence[Run] = (),
+) -> TtftRow:
+    """The row of one length; ``others`` are the runs of ``generate``, if it was measured."""
+    return TtftRow(
+        prompt_tokens=length,
+        cold=Spread.of(run.ttft for run in cold),
+        follow_up=Spread.of(run.ttft for run in follow_up),
+        documented=Spread.of(run.ttft for run in others) if others else None,
+        documented_follow_up=Spread.of(run.ttft for run in others_follow_up) if others_follow_up else None,
+    )
+
+
+def _cold(engine: Engine, prompts: Prompts, length: int) -> Run:
+    return ask(engine, [prompts.one(length)], replace(GREEDY, max_tokens=FIRST_TOKENS))
+
+
+def _follow_up(engine: Engine, prompts: Prompts, length: int) -> Run:
+    first = prompts.one(length - ANSWER_TOKENS - NEXT_TURN)
+    answer = ask(engine, [first], replace(GREEDY, max_tokens=ANSWER_TOKENS)).answers[0].ids
+    chat = [*first, *answer, *prompts.one(NEXT_TURN)]
+    return ask(engine, [chat], replace(GREEDY, max_tokens=FIRST_TOKENS))
+
+
+def _documented(copy: LoadedModel, prompts: Prompts, length: int) -> Run:
+    return baselines.generate(copy, prompts.one(length), FIRST_TOKENS)
+
+
+def _documented_follow_up(copy: LoadedModel, prompts: Prompts, length: int) -> Run:
+    first = prompts.one(length - ANSWER_TOKENS - NEXT_TURN)
+    return baselines.follow_up(copy, first, ANSWER_TOKENS, prompts.one(NEXT_TURN), FIRST_TOKENS)

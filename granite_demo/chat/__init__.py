@@ -1,0 +1,1 @@
+"""What a chat is made of: conversations, documents, tools, exports. Knows no page."""

@@ -1,0 +1,300 @@
+"""Files and pasted text to documents that a model answers from. Knows neither models nor pages.
+
+Every file is a stranger's: its size, its unpacked size, its parts and the time to read it are limited, each before it
+takes memory, and whatever a reader stumbles over becomes an InvalidRequestError that says what to do.
+"""
+
+import codecs
+import contextvars
+import csv
+import io
+import logging
+import re
+import threading
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types.messages import Document
+
+log = logging.getLogger(__name__)
+
+MAX_DOCUMENTS = 16
+MAX_FILE_BYTES = 10_000_000
+MAX_CHARACTERS = 200_000
+"""Of one document."""
+MAX_TOTAL_CHARACTERS = 400_000
+"""Of all documents of a conversation together."""
+MAX_TITLE = 120
+MAX_PAGES = 500
+MAX_PAGE_BYTES, MAX_PDF_BYTES = 1_000_000, 20_000_000
+"""Of what draws one page of a PDF, and all of them, unpacked; a page of plain text takes some 10 kB."""
+MAX_PAGE_PARTS = 200_000
+"""Numbers, words and commands that draw a page: a byte or two can become an object of 500."""
+MAX_UNPACKED_BYTES = 30_000_000
+"""Of a Word file, which is a ZIP archive: a small one can unpack to gigabytes."""
+MAX_TAGS = 500_000
+"""In a Word file, and attributes in it; each takes some 140 bytes when it is read."""
+READ_SECONDS, WAIT_SECONDS = 20.0, 5.0
+"""Time to read one file, and before that to wait for others."""
+
+_WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
+_ENCODED = re.compile(rb"""[^<]{0,4}<\?xml[^>]*encoding\s*=\s*["'](?!utf-?8|utf-?16|us-ascii)""", re.IGNORECASE)
+"""XML in another encoding than Word may use. Some, such as UTF-7, hide tags."""
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
+_MAX_CONTROL = 0.01
+"""The share of control characters that a text may have; other files have more when they are read as text."""
+_turns = threading.BoundedSemaphore(2)
+"""For the files that are read at a time: each may take 150 MB of memory."""
+
+
+def read_document(path: Path, name: str) -> Document:
+    """The text of the file at ``path``, which its owner calls ``name``. Raises InvalidRequestError."""
+    title = _title(re.split(r"[/\\]", name)[-1]) or "Document"
+    suffix = Path(title).suffix.lower()
+    if suffix not in READERS:
+        *most, last = READERS
+        kinds = f"{', '.join(most)} or {last}"
+        raise InvalidRequestError(f"{title} cannot be read. Choose a file that ends in {kinds}, or paste its text.")
+    if not _turns.acquire(timeout=WAIT_SECONDS):
+        raise InvalidRequestError(f"{title} was not read: the server is busy with other files. Try again in a moment.")
+    try:
+        return Document(title, _gather(title, READERS[suffix](title, _bytes(title, path))))
+    except InvalidRequestError:
+        raise
+    except Exception as error:  # whatever goes wrong within the libraries is the file's fault
+        log.info("A %s file could not be read: %s.", suffix, type(error).__name__)
+        raise InvalidRequestError(f"{title} is damaged or no {suffix} file. Save it anew and add it again.") from None
+    finally:
+        _turns.release()
+
+
+def _bytes(title: str, path: Path) -> bytes:
+    try:
+        size = path.stat().st_size
+        data = path.read_bytes() if size <= MAX_FILE_BYTES else b""
+    except OSError:
+        raise InvalidRequestError(f"{title} is no longer on the server. Add it again.") from None
+    if size > MAX_FILE_BYTES:
+        raise InvalidRequestError(
+            f"{title} has {size / 1e6:.1f} MB; at most {MAX_FILE_BYTES // 1_000_000} MB can be read. "
+            "Split it, or paste the part that matters."
+        )
+    if not data:
+        raise InvalidRequestError(f"{title} is empty. Choose a file with text in it.")
+    return data
+
+
+def paste(title: str | None, text: str | None) -> Document:
+    """A document of text that somebody wrote or pasted. Raises InvalidRequestError."""
+    name = _title(title or "") or "Pasted text"
+    if not (text or "").strip():
+        raise InvalidRequestError("There is no text to add. Paste some first.")
+    return Document(name, _gather(name, [_newlines(text or "")]))
+
+
+def add(present: Sequence[Document], new: Document) -> tuple[Document, ...]:
+    """``present`` and ``new``, with a title of its own. Raises InvalidRequestError where there is no room for it."""
+    titles = {document.title for document in present}
+    numbered = (f"{new.title} ({number})" for number in range(2, len(titles) + 3))
+    title = new.title if new.title not in titles else next(name for name in numbered if name not in titles)
+    documents = (*present, Document(title, new.text))
+    check(documents)
+    return documents
+
+
+def check(documents: Sequence[Document]) -> None:
+    """Raise InvalidRequestError unless ``documents`` keep the limits."""
+    check_count(len(documents))
+    for document in documents:
+        _check_length(document.title, len(document.text))
+    total = sum(len(document.text) for document in documents)
+    if total > MAX_TOTAL_CHARACTERS:
+        raise InvalidRequestError(
+            f"{documents[-1].title} makes {total:,} characters of documents; {MAX_TOTAL_CHARACTERS:,} are allowed "
+            "together. Remove one first."
+        )
+
+
+def check_count(count: int) -> None:
+    """Raise InvalidRequestError for more documents than are allowed."""
+    if count > MAX_DOCUMENTS:
+        raise InvalidRequestError(f"At most {MAX_DOCUMENTS} documents are allowed. Remove one first.")
+
+
+def _check_length(title: str, length: int) -> None:
+    if length > MAX_CHARACTERS:
+        raise InvalidRequestError(
+            f"{title} has more than {MAX_CHARACTERS:,} characters, the most that one document may have. "
+            "Split it, or paste the part that matters."
+        )
+
+
+def _gather(title: str, parts: Iterable[str]) -> str:
+    """The parts joined by blank lines; stops as soon as they are too long, or take too long to read."""
+    kept, length, deadline = [], 0, time.monotonic() + READ_SECONDS
+    for part in parts:
+        if part := part.strip():
+            kept.append(part)
+            length += len(part) + 2 * (length > 0)
+            _check_length(title, length)
+        if time.monotonic() > deadline:
+            raise InvalidRequestError(f"{title} takes too long to read. Split it, or paste the part that matters.")
+    if not kept:
+        raise InvalidRequestError(f"{title} has no text that can be read. If it is a scan, run OCR on it first.")
+    return "\n\n".join(kept)
+
+
+def _title(name: str) -> str:
+    return " ".join(_CONTROL.sub("", name).split())[-MAX_TITLE:]
+
+
+def _newlines(text: str) -> str:
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _decode(title: str, data: bytes) -> str:
+    """Text in UTF-8, in UTF-16 where it begins with its mark, or in the encodings of western Europe."""
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp1252", "latin-1"):
+        try:
+            text = data.decode(encoding)
+        except UnicodeDecodeError:
+            continue
+        too_many = islice(_CONTROL.finditer(text), int(_MAX_CONTROL * len(text)), None)  # a list could be long
+        if "\0" not in text and next(too_many, None) is None:
+            return _newlines(text)
+    raise InvalidRequestError(f"{title} is not text, whatever its name says. Save it as a text file and add it again.")
+
+
+def _read_text(title: str, data: bytes) -> Iterator[str]:
+    if data.lstrip()[:5] == b"%PDF-":
+        raise InvalidRequestError(f"{title} is a PDF, though its name does not say so. Rename it to end in .pdf.")
+    yield _decode(title, data)
+
+
+def _read_csv(title: str, data: bytes) -> Iterator[str]:
+    """Each row as a list item, with the names of its columns where the first row has them."""
+    text = _decode(title, data)
+    _check_length(title, len(text) // 5)  # a row alone can be millions of empty cells
+    first = next((line for line in io.StringIO(text) if line.strip()), "")
+    table = csv.reader(io.StringIO(text), delimiter=max(",;\t|", key=first.count))
+    rows = (cells for row in table if any(cells := [" ".join(cell.split()) for cell in row]))
+    start = list(islice(rows, 2))
+    names = start.pop(0) if len(start) == 2 and _are_names(start[0]) else []
+    kept, length = [], 0
+    for row in chain(start, rows):
+        kept.append(_row(names, row))
+        length += len(kept[-1]) + (length > 0)
+        _check_length(title, length)
+    yield "\n".join(kept)
+
+
+def _are_names(row: list[str]) -> bool:
+    return len(set(row)) == len(row) and all(cell and not re.fullmatch(r"[\d.,%+-]+", cell) for cell in row)
+
+
+def _row(names: list[str], row: list[str]) -> str:
+    cells = [f"{names[at]}: {cell}" if at < len(names) else cell for at, cell in enumerate(row) if cell]
+    return f"- {'; '.join(cells)}"
+
+
+def _read_pdf(title: str, data: bytes) -> Iterator[str]:
+    if b"%PDF-" not in data[:1024]:
+        raise InvalidRequestError(f"{title} is not a PDF, whatever its name says. Save it as PDF or text.")
+    from pypdf import PdfReader, overwrite_configuration
+    from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError
+
+    # It tells the log of every flaw in a file, which is nothing that the server's owner could mend.
+    logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
+    # Its limits are this context's; a generator's context is that of whoever asks for the next page.
+    context = contextvars.copy_context()
+    packings = ("zlib", "lzw", "run_length", "brotli")
+    limits: dict[str, Any] = {f"{packing}_maximum_output_length": MAX_UNPACKED_BYTES for packing in packings}
+    limits |= {"array_based_stream_maximum_output_length": MAX_PAGE_BYTES}
+    context.run(overwrite_configuration, stream_parsing_work_maximum_count=MAX_PAGE_PARTS, **limits)
+    deadline = time.monotonic() + READ_SECONDS
+
+    def in_time(*_: Any) -> None:
+        # Called within a page, too: a single one can take minutes. Whoever asked then finds the time to be over.
+        if time.monotonic() > deadline:
+            raise TimeoutError
+
+    try:
+        reader = context.run(PdfReader, io.BytesIO(data))
+        count, total = context.run(len, reader.pages), 0
+        if count > MAX_PAGES:
+            raise InvalidRequestError(f"{title} has {count:,} pages; at most {MAX_PAGES} can be read. Split it first.")
+        for number in range(count):
+            page = context.run(reader.get_page, number)
+            contents = context.run(page.get_contents)
+            total += (size := len(contents.get_data()) if contents is not None else 0)
+            if size > MAX_PAGE_BYTES or total > MAX_PDF_BYTES:
+                raise LimitReachedError
+            yield _newlines(context.run(page.extract_text, visitor_operand_before=in_time))
+    except LimitReachedError:
+        raise InvalidRequestError(f"{title} has pages of too many parts to be read. Paste their text.") from None
+    except TimeoutError:
+        yield ""
+    except (DependencyError, FileNotDecryptedError):
+        # The first is about a cipher that only protected files use.
+        raise InvalidRequestError(f"{title} is protected by a password. Save it without one first.") from None
+
+
+def _read_docx(title: str, data: bytes) -> Iterator[str]:
+    if not data.startswith(b"PK"):
+        # Word's own protection makes the file an OLE container.
+        if data.startswith(b"\xd0\xcf\x11\xe0"):
+            raise InvalidRequestError(f"{title} is protected, or an old Word file. Save it as plain .docx.")
+        raise InvalidRequestError(f"{title} is not a Word file, whatever its name says. Save it as .docx or text.")
+    tags = 0
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+        if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
+            raise InvalidRequestError(
+                f"{title} unpacks to more than {MAX_UNPACKED_BYTES // 1_000_000} MB. "
+                "Remove its pictures, or paste its text."
+            )
+        # In all members: which ones are XML, and which is the text, is up to the file.
+        for member in map(archive.read, entries):
+            if _ENCODED.match(member.replace(b"\0", b"")):
+                raise ValueError("a strange encoding")
+            tags += max(member.count(b"<"), member.count(b"="))
+    if tags > MAX_TAGS:
+        raise InvalidRequestError(f"{title} is made of too many parts to be read. Split it, or paste its text.")
+    if "word/document.xml" not in {entry.filename for entry in entries}:
+        raise InvalidRequestError(f"{title} is not a Word file, whatever its name says. Save it as .docx or text.")
+    import docx
+
+    yield from _blocks(docx.Document(io.BytesIO(data)).element.body)
+
+
+def _blocks(parent: Any) -> Iterator[str]:
+    """Paragraphs, and the rows of tables. Walks the XML: python-docx's rows repeat a cell as often as it spans."""
+    for element in parent.iterchildren():
+        if element.tag == f"{_WORD}p":
+            yield element.text if len(element) else ""
+        elif element.tag == f"{_WORD}tbl":
+            rows = ([_cell(cell) for cell in row.iterchildren(f"{_WORD}tc")] for row in element.iter(f"{_WORD}tr"))
+            yield "\n".join(f"- {' | '.join(filter(None, row))}" for row in rows if any(row))
+        else:
+            yield from _blocks(element)
+
+
+def _cell(cell: Any) -> str:
+    # A table within a table comes in rows of its own.
+    return " ".join(" ".join(text.text.split()) for text in cell.iterchildren(f"{_WORD}p") if len(text)).strip()
+
+
+READERS: dict[str, Callable[[str, bytes], Iterator[str]]] = {
+    ".txt": _read_text,
+    ".md": _read_text,
+    ".csv": _read_csv,
+    ".pdf": _read_pdf,
+    ".docx": _read_docx,
+}
+"""By the ending of a file's name: its text in parts, which may end early."""

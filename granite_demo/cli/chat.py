@@ -1,0 +1,138 @@
+"""The command ``chat``: a conversation in the terminal, or one answer for each line of a pipe."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, suppress
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+
+from granite_demo.backend import Backend
+from granite_demo.cli import flags
+from granite_demo.cli.terminal import can_chat
+from granite_demo.errors import InvalidRequestError
+from granite_demo.settings import Settings
+from granite_demo.types.messages import Controls, scrub
+from granite_demo.types.sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from granite_demo.cli.chat_session import Session
+
+
+PROMPT = "> "
+
+
+def add_chat_command(
+    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+) -> None:
+    """``opened`` gives the backend of settings, its model ready."""
+
+    @cli.command()
+    def chat(
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
+        model: flags.Model = None,
+        system: flags.System = "",
+        thinking: flags.Thinking = None,
+        temperature: flags.Temperature = 0.0,
+        top_p: flags.TopP = 1.0,
+        top_k: flags.TopK = 0,
+        min_p: flags.MinP = 0.0,
+        repetition_penalty: flags.RepetitionPenalty = 1.0,
+        max_tokens: flags.MaxTokens = flags.MAX_TOKENS,
+        seed: flags.Seed = None,
+        stop: flags.Stop = None,
+        revision: flags.Revision = None,
+        device: flags.Device = None,
+        dtype: flags.Dtype = None,
+        quantization: flags.Quantization = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        context: flags.Context = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
+    ) -> None:
+        """Chat in the terminal. Ctrl-C stops an answer; twice, or Ctrl-D, leaves; /help lists what else there is.
+
+        Where no terminal is read, each line gets an answer, and the exit code is 1 if one failed.
+        """
+        given = locals()
+        settings = Settings.resolve(given, environ)
+        sampling, controls = flags.sampling(given), flags.controls(thinking)
+        with closing(opened(settings, console)) as ready, asyncio.Runner() as runner:
+            raise typer.Exit(run(ready, runner, system, controls, sampling, console))
+
+
+def run(
+    backend: Backend,
+    runner: asyncio.Runner,
+    system: str,
+    controls: Controls,
+    sampling: SamplingParams,
+    console: Console,
+) -> int:
+    """Chat until the input ends; the exit code. Raises GraniteDemoError."""
+    from granite_demo.chat import conversation
+    from granite_demo.cli.chat_session import Session
+
+    if not runner.run(can_chat(backend)):
+        raise InvalidRequestError("This model cannot chat: it has no chat template. Use granite-demo complete.")
+    typed = sys.stdin.isatty()
+    start = conversation.start(system=scrub(system), controls={"thinking": controls.thinking})
+    session = Session(backend, runner, start, sampling, console, typed)
+    if typed:
+        session.greet()
+    talk(session, lines_typed(console, ask_for_line(console)) if typed else lines_piped())
+    return 1 if session.failed and not typed else 0
+
+
+def talk(session: "Session", lines: Iterator[str]) -> None:
+    """Hand each line to the session, until it is left or there are no more."""
+    for line in lines:
+        if line.strip() and not session.take(line):
+            return
+
+
+def lines_piped() -> Iterator[str]:
+    """The lines of standard input. Raises InvalidRequestError."""
+    try:
+        for line in sys.stdin.buffer:
+            yield line.decode().rstrip("\r\n")
+    except UnicodeDecodeError:
+        raise InvalidRequestError("Standard input is not text in UTF-8.") from None
+
+
+def lines_typed(console: Console, ask: Callable[[], str]) -> Iterator[str]:
+    """What is typed, up to Ctrl-D. The second of two Ctrl-C raises KeyboardInterrupt."""
+    warned = False
+    while True:
+        try:
+            line = ask()
+        except EOFError:
+            console.print()
+            return
+        except KeyboardInterrupt:
+            if warned:
+                raise
+            warned = True
+            console.print("\nCtrl-C again, Ctrl-D or /exit leaves.", style="dim", highlight=False)
+            continue
+        warned = False
+        yield scrub(line)
+
+
+def ask_for_line(console: Console) -> Callable[[], str]:
+    """A function that reads a line, which can be edited as in a shell where the system can do that."""
+    with suppress(ImportError):  # Windows has its own way
+        import readline  # noqa: F401
+
+    def ask() -> str:
+        if sys.stdout.isatty():
+            return input(PROMPT)
+        # The answers go elsewhere, and the prompt is not one of them.
+        console.print(PROMPT, end="")
+        return input()
+
+    return ask

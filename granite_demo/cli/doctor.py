@@ -1,0 +1,228 @@
+"""The same chat here and on another server: what differs, and the likely cause. Knows only the ``Backend`` protocol."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing, closing
+from dataclasses import asdict, dataclass, replace
+
+import typer
+from rich.console import Console
+
+from granite_demo.backend import Backend
+from granite_demo.backends.remote.backend import RemoteBackend
+from granite_demo.cli import flags
+from granite_demo.cli.terminal import print_json, print_table
+from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
+from granite_demo.settings import Settings
+from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextDelta, TokenScored
+from granite_demo.types.logprobs import TokenAlternative
+from granite_demo.types.messages import Message
+from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.sampling_params import SamplingParams
+
+ALTERNATIVES = 5
+ROUNDING = 0.15
+"""Nats. bfloat16 has 8 bits: two kernels that are both right differ by less than this in the likely tokens."""
+PRECISION = 1.0
+"""Nats. 4 bits move likely tokens by less than this; other weights by more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One answer to the chat. ``prompt_ids`` and ``first`` are empty where the server does not tell them."""
+
+    model: str
+    prompt_tokens: int
+    text: str
+    reason: str
+    ttft: float
+    rate: float | None
+    """Tokens per second after the first."""
+    first: tuple[TokenAlternative, ...] = ()
+    """The likeliest first tokens."""
+    prompt_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One comparison. ``cause`` is what most likely explains the difference; empty where there is none."""
+
+    what: str
+    here: str
+    there: str
+    cause: str = ""
+
+
+async def look(backend: Backend, request: GenerationRequest, prompt_ids: tuple[int, ...] = ()) -> Side:
+    """Ask ``request``, with log probabilities where they are to be had. Raises GraniteDemoError."""
+    with_logprobs = replace(request, sampling=replace(request.sampling, logprobs=ALTERNATIVES))
+    try:
+        return await _asked(backend, backend.stream(with_logprobs), prompt_ids)
+    except InvalidRequestError:
+        return await _asked(backend, backend.stream(request), prompt_ids)
+
+
+async def _asked(backend: Backend, stream: AsyncGenerator[StreamEvent], prompt_ids: tuple[int, ...]) -> Side:
+    text = ""
+    first: tuple[TokenAlternative, ...] = ()
+    async with aclosing(stream) as events:
+        async for event in events:
+            if isinstance(event, TokenScored):
+                first = first or event.token.alternatives
+            elif isinstance(event, TextDelta | ReasoningDelta):
+                text += event.text
+            elif isinstance(event, Finish):
+                usage, timings = event.usage, event.timings
+                rate = timings.decode_rate(usage.completion_tokens)
+                status = backend.status()
+                name = status.name or status.model
+                return Side(name, usage.prompt_tokens, text, event.reason, timings.ttft, rate, first, prompt_ids)
+    raise EngineError("The answer ended without its end.")
+
+
+def diagnose(here: Side, there: Side) -> tuple[Finding, ...]:
+    """What was compared, in the order in which a difference leads to the next ones."""
+    return (
+        Finding("model", here.model, there.model),
+        _prompts(here, there),
+        *_first_tokens(here, there),
+        _texts(here, there),
+        Finding("finish reason", here.reason, there.reason),
+        Finding("time to first token", f"{here.ttft:.2f} s", f"{there.ttft:.2f} s"),
+        Finding("tokens per second", _rate(here), _rate(there)),
+    )
+
+
+def likely_cause(findings: tuple[Finding, ...]) -> str:
+    """The cause of the first difference, which explains those after it; empty where nothing differs."""
+    return next((finding.cause for finding in findings if finding.cause), "")
+
+
+def _prompts(here: Side, there: Side) -> Finding:
+    told = here.prompt_tokens and there.prompt_tokens
+    counts = _tokens(here), _tokens(there)
+    if here.prompt_ids and there.prompt_ids:
+        pairs = zip(here.prompt_ids, there.prompt_ids, strict=False)
+        place = next((i for i, (one, other) in enumerate(pairs) if one != other), None)
+        if place is None and len(here.prompt_ids) != len(there.prompt_ids):
+            place = min(len(here.prompt_ids), len(there.prompt_ids))
+        if place is None:
+            return Finding("prompt", *(f"{count}, the same ids" for count in counts))
+        cause = f"The prompts differ from token {place} on: another chat template, default system prompt or tokenizer."
+        return Finding("prompt", *counts, cause)
+    cause = "The prompts differ in length: another chat template, default system prompt or tokenizer."
+    return Finding("prompt", *counts, cause if told and counts[0] != counts[1] else "")
+
+
+def _tokens(side: Side) -> str:
+    return f"{side.prompt_tokens} tokens" if side.prompt_tokens else "not told"
+
+
+def _first_tokens(here: Side, there: Side) -> tuple[Finding, ...]:
+    if not here.first or not there.first:
+        shown = [_shown(side) if side.first else "not told" for side in (here, there)]
+        return (Finding("first token", *shown),)
+    ours = {token.text: token.logprob for token in here.first}
+    common = [abs(ours[token.text] - token.logprob) for token in there.first if token.text in ours]
+    if not common:
+        return (Finding("first token", _shown(here), _shown(there), "Other weights: no likely token is the same."),)
+    # Of a sampled distribution the far ends say little.
+    gap = max(common[:3])
+    cause = ""
+    if gap > PRECISION:
+        cause = "Other weights, or a prompt that differs in what was compared above."
+    elif gap > ROUNDING:
+        cause = "Another precision or quantization: the first token's log probabilities are near, but not the same."
+    return (Finding("first token", _shown(here), f"{_shown(there)}, up to {gap:.3f} apart", cause),)
+
+
+def _shown(side: Side) -> str:
+    best = side.first[0]
+    return f"{best.text!r} at {best.logprob:.3f}"
+
+
+def _texts(here: Side, there: Side) -> Finding:
+    if here.text == there.text:
+        return Finding("text", f"{len(here.text)} characters", "the same")
+    pairs = zip(here.text, there.text, strict=False)
+    place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(here.text), len(there.text)))
+    cause = (
+        "The texts part where two tokens are about equally likely: rounding, another precision, or a default of the "
+        "server's, such as a penalty in its generation config."
+    )
+    return Finding("text", _around(here.text, place), _around(there.text, place), cause)
+
+
+def _around(text: str, place: int) -> str:
+    return repr(text[max(0, place - 20) : place + 20])
+
+
+def _rate(side: Side) -> str:
+    return "one token" if side.rate is None else f"{side.rate:.1f}"
+
+
+QUESTION = "What is the capital of France? Answer in one sentence."
+TOKENS = 48
+
+
+def add_doctor_command(
+    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+) -> None:
+    """``opened`` gives the backend of settings, its model ready."""
+
+    @cli.command("doctor")
+    def run(
+        text: flags.Question = QUESTION,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
+        backend_model: flags.BackendModel = None,
+        as_json: flags.AsJson = False,
+        model: flags.Model = None,
+        revision: flags.Revision = None,
+        device: flags.Device = None,
+        dtype: flags.Dtype = None,
+        quantization: flags.Quantization = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        context: flags.Context = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
+    ) -> None:
+        """Ask a model here and a server at --url the same, greedily, and tell what differs and the likely cause.
+
+        The exit code is 0 where nothing differs, else 1.
+        """
+        settings = Settings.resolve(locals(), environ)
+        if not settings.backend:
+            raise ConfigurationError("doctor compares with another server. Name it with --url.")
+        request = GenerationRequest((Message("user", text),), sampling=SamplingParams(max_tokens=TOKENS))
+        # The server's model is named by --backend-model alone: --model is the one here.
+        with closing(opened(replace(settings, model="auto"), console)) as remote:
+            there = asyncio.run(_look_there(remote, request))
+        with closing(opened(replace(settings, backend=""), console)) as local:
+            here = asyncio.run(_look_here(local, request))
+        findings = diagnose(here, there)
+        cause = likely_cause(findings)
+        if as_json:
+            print_json({"findings": [asdict(finding) for finding in findings], "cause": cause})
+        else:
+            show(findings, cause)
+        raise typer.Exit(1 if cause else 0)
+
+
+async def _look_here(backend: Backend, request: GenerationRequest) -> Side:
+    view = await backend.inspect(request, parts=True)
+    ids = [index for part in view.parts for index, _ in part.tokens] if view else []
+    return await look(backend, request, tuple(ids))
+
+
+async def _look_there(backend: Backend, request: GenerationRequest) -> Side:
+    ids = await backend.token_ids(request) if isinstance(backend, RemoteBackend) else ()
+    return await look(backend, request, ids)
+
+
+def show(findings: tuple[Finding, ...], cause: str) -> None:
+    """Print a table, and the cause."""
+    rows = [(finding.what, finding.here, finding.there, "differs" if finding.cause else "") for finding in findings]
+    output = print_table(("", "here", "there", " "), rows, left=("", "here", "there", " "))
+    output.print(f"Likely cause: {cause}" if cause else "Nothing differs but the speed.", markup=False)

@@ -1,0 +1,253 @@
+"""The command ``score``: a text in, what the model thinks of each of its tokens out."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import aclosing, closing
+from dataclasses import asdict, replace
+from math import exp
+from pathlib import Path
+from typing import Any, get_args
+
+import typer
+from rich.console import Console
+
+from granite_demo.backend import Backend
+from granite_demo.cli import flags
+from granite_demo.cli.complete import read_text
+from granite_demo.cli.models import refuse_url
+from granite_demo.cli.terminal import print_json, print_table, say
+from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
+from granite_demo.settings import Settings
+from granite_demo.types.comparison import ComparedSide, Comparing, Comparison, to_csv
+from granite_demo.types.events import ScoreSummary
+from granite_demo.types.load_options import Dtype, LoadOptions, Quantization
+from granite_demo.types.logprobs import ScoredToken
+from granite_demo.types.requests import CompareRequest, ScoreRequest
+
+
+def add_score_command(
+    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+) -> None:
+    """``opened`` gives the backend of settings, its model ready."""
+
+    @cli.command()
+    def score(
+        text: flags.Text = None,
+        alternatives: flags.Alternatives = 0,
+        special_tokens: flags.SpecialTokens = False,
+        as_json: flags.AsJson = False,
+        backend: flags.Url = None,
+        backend_key: flags.UrlKey = None,
+        model: flags.Model = None,
+        revision: flags.Revision = None,
+        device: flags.Device = None,
+        dtype: flags.Dtype = None,
+        quantization: flags.Quantization = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        context: flags.Context = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
+    ) -> None:
+        """Print how likely the model finds each token of TEXT, and the perplexity of the whole.
+
+        One line break at the end of standard input is left out.
+        """
+        settings = Settings.resolve(locals(), environ)
+        try:
+            request = ScoreRequest(read_text(text, sys.stdin), None, alternatives, special_tokens)
+        except InvalidRequestError as error:
+            raise ConfigurationError(error.user_text) from None
+        with closing(opened(settings, console)) as ready:
+            tokens, summary = asyncio.run(_scored(ready, request))
+        if as_json:
+            print_json(to_json(tokens, summary))
+        else:
+            show(tokens, summary, alternatives > 0)
+
+
+async def _scored(backend: Backend, request: ScoreRequest) -> tuple[list[ScoredToken], ScoreSummary]:
+    tokens: list[ScoredToken] = []
+    async with aclosing(backend.score(request)) as events:
+        async for event in events:
+            if isinstance(event, ScoredToken):
+                tokens.append(event)
+            elif isinstance(event, ScoreSummary):
+                return tokens, event
+    raise EngineError("Scoring ended before the text did.")
+
+
+def to_json(tokens: list[ScoredToken], summary: ScoreSummary) -> dict[str, Any]:
+    """All of it, to print as JSON. Log probabilities and entropies are in nats."""
+    return {
+        "tokens": [
+            {
+                "id": token.id,
+                "text": token.text,
+                "logprob": token.logprob,
+                "entropy": token.entropy,
+                "alternatives": [asdict(other) for other in token.alternatives],
+            }
+            for token in tokens
+        ],
+        "total": {**asdict(summary), "perplexity": summary.perplexity},
+    }
+
+
+def show(tokens: list[ScoredToken], summary: ScoreSummary, alternatives: bool) -> None:
+    """Print a table, a token a line, and the sum."""
+    columns = ("token", "logprob", "p", "entropy", *(["instead"] if alternatives else []))
+    rows = [_row(token)[: len(columns)] for token in tokens]
+    output = print_table(columns, rows, left=("token", "instead"))
+    line = f"{summary.tokens:,} tokens, log probability {summary.logprob:.3f}"
+    if summary.perplexity is not None:
+        line += f", perplexity {summary.perplexity:.3f}"
+    output.print(line, markup=False)
+
+
+def _row(token: ScoredToken) -> tuple[str, ...]:
+    if token.logprob is None:
+        return (repr(token.text), "", "", "", "")
+    entropy = "" if token.entropy is None else f"{token.entropy:.3f}"
+    others = ", ".join(f"{other.text!r} {exp(other.logprob):.2f}" for other in token.alternatives)
+    return repr(token.text), f"{token.logprob:.3f}", f"{exp(token.logprob):.3f}", entropy, others
+
+
+PRECISIONS = tuple(name for name in (*get_args(Dtype), *get_args(Quantization)) if name not in ("auto", "none"))
+WORST = 10
+"""Tokens in the table: those where the two differ most."""
+
+
+def add_compare_command(
+    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+) -> None:
+    """``opened`` gives the backend of settings, its model ready."""
+
+    @cli.command()
+    def compare(
+        text: flags.Text = None,
+        reference: flags.Reference = "bfloat16",
+        other: flags.Other = "nf4",
+        special_tokens: flags.SpecialTokens = False,
+        csv_file: flags.CsvFile = None,
+        as_json: flags.AsJson = False,
+        model: flags.Model = None,
+        revision: flags.Revision = None,
+        device: flags.Device = None,
+        attention: flags.Attention = None,
+        engine: flags.Engine = None,
+        context: flags.Context = None,
+        threads: flags.Threads = None,
+        cache_dir: flags.CacheDir = None,
+        backend: flags.NoUrl = None,
+    ) -> None:
+        """Read TEXT in two precisions and print where the second differs from the first.
+
+        One line break at the end of standard input is left out.
+        """
+        settings = in_precision(Settings.resolve(locals(), environ), reference, "--reference")
+        refuse_url(settings.backend or None, "A server loads its model in one precision only; compare loads it in two.")
+        in_precision(settings, other, "--other")
+        if reference == other:
+            raise ConfigurationError("Both precisions are the same. Choose another one with --other.")
+        given = read_text(text, sys.stdin)
+        if not given:
+            raise ConfigurationError("There is no text to compare on.")
+        with closing(opened(settings, console)) as there:
+            request = to_request(given, settings.load_options(), other, there.status().name, special_tokens)
+            result = asyncio.run(_compared(there, request, console))
+        if csv_file:
+            write_csv(result, csv_file)
+        if as_json:
+            print_json(comparison_json(result))
+        else:
+            show_comparison(result)
+
+
+def in_precision(settings: Settings, precision: str, flag: str) -> Settings:
+    """``settings`` with ``precision``, the value of ``flag``. Raises ConfigurationError for one that is not known."""
+    if precision not in PRECISIONS:
+        raise ConfigurationError(f"{flag} must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if precision in get_args(Dtype):
+        return replace(settings, dtype=precision, quantization="none")  # type: ignore[arg-type]
+    return replace(settings, dtype="auto", quantization=precision)  # type: ignore[arg-type]
+
+
+def to_request(
+    text: str, reference: LoadOptions, other: str, name: str, special_tokens: bool = False
+) -> CompareRequest:
+    """What to ask for. ``name`` is what the reference is called, where a model was chosen automatically."""
+    if reference.model == "auto":
+        reference = replace(reference, model=name)
+    changed = in_precision(Settings(), other, "--other").load_options()
+    return CompareRequest(
+        text, reference, replace(reference, dtype=changed.dtype, quantization=changed.quantization), special_tokens
+    )
+
+
+async def _compared(backend: Backend, request: CompareRequest, console: Console) -> Comparison:
+    told = ""
+    async with aclosing(backend.compare(request)) as events:
+        async for event in events:
+            if isinstance(event, Comparison):
+                return event
+            if isinstance(event, Comparing) and event.text != told:
+                told = event.text
+                say(console, told)
+    raise EngineError("The comparison ended before it was whole.")
+
+
+def write_csv(result: Comparison, file: Path) -> None:
+    """A line for each token. Raises InvalidRequestError where ``file`` cannot be written."""
+    try:
+        file.write_text(to_csv(result), encoding="utf-8", newline="")
+    except OSError as error:
+        raise InvalidRequestError(f"{file} cannot be written: {error.strerror}.") from None
+
+
+def comparison_json(result: Comparison) -> dict[str, Any]:
+    """All of it, to print as JSON."""
+    return {
+        "mean_divergence": result.mean_divergence,
+        "agreement": result.agreement,
+        "reference": asdict(result.reference),
+        "other": asdict(result.other),
+        "tokens": [asdict(token) for token in result.tokens],
+    }
+
+
+def show_comparison(result: Comparison) -> None:
+    """Print both sides, the mean and the worst tokens."""
+    columns = ("precision", "weights", "read", "written", "perplexity")
+    output = print_table(columns, [_side(result.reference), _side(result.other)], left=("precision",))
+    output.print(
+        f"KL divergence {result.mean_divergence:.2g} nats a token on average; "
+        f"the likeliest token is the same in {result.agreement:.1%} of {len(result.tokens):,} places.",
+        markup=False,
+    )
+    worst = sorted(result.tokens, key=lambda token: -token.divergence)[:WORST]
+    rows = [
+        (
+            repr(token.text),
+            f"{token.divergence:.2g}",
+            f"{token.reference:.3f}",
+            f"{token.other:.3f}",
+            repr(token.reference_top),
+            repr(token.other_top),
+        )
+        for token in worst
+    ]
+    one, two = result.reference.label, result.other.label
+    heads = ("token", "divergence", f"logprob in {one}", f"in {two}", f"likeliest in {one}", f"likeliest in {two}")
+    print_table(heads, rows, left=("token", *heads[4:]))
+
+
+def _side(side: ComparedSide) -> tuple[str, ...]:
+    return (
+        side.label,
+        "" if side.weights_bytes is None else f"{side.weights_bytes / 1e9:.2f} GB",
+        f"{side.prefill_rate:,.0f} tokens/s",
+        "" if side.decode_rate is None else f"{side.decode_rate:,.1f} tokens/s",
+        "" if side.perplexity is None else f"{side.perplexity:.3f}",
+    )

@@ -1,0 +1,89 @@
+"""Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
+
+import os
+from types import SimpleNamespace
+from typing import Protocol
+
+from rich.console import Console
+
+from granite_demo.access import Access
+from granite_demo.backends.limited import LimitedBackend
+from granite_demo.backends.local import LocalBackend
+from granite_demo.backends.model_source import check_places
+from granite_demo.backends.open_model import follow
+from granite_demo.backends.remote.backend import RemoteBackend
+from granite_demo.backends.side_by_side import BackendBeside
+from granite_demo.cli.composition import backend_beside
+from granite_demo.cli.terminal import set_up_logging
+from granite_demo.hub import download
+from granite_demo.loading.tensor_parallel import ALONE, Group
+from granite_demo.settings import HUB_TOKEN, SECRETS, Settings
+
+
+class Opener(Protocol):
+    """Makes the backend that ``settings`` ask for."""
+
+    def __call__(self, settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend | RemoteBackend:
+        """Raises GraniteDemoError."""
+        ...
+
+
+def run_server(settings: Settings, console: Console, opened: Opener) -> None:
+    """Serve the page until a signal."""
+    set_up_logging(settings.log_level, console, settings.secrets)
+    download.keep_token(os.environ.get(HUB_TOKEN, ""))
+    for name in SECRETS:
+        os.environ.pop(name, None)
+    group = Group(settings.processes, settings.rank, settings.local_rank)
+    if not group.leads:
+        return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
+    with group.together():  # the others wait for this one, however it ends
+        _serve(settings, console, opened, group)
+    group.leave()
+
+
+def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -> None:
+    from granite_demo.server.run import address, bind, serve
+
+    # Before the imports of several seconds: a port in use is told at once.
+    listener = bind(settings.host, settings.port)
+    if not settings.backend:
+        check_places(settings.cache_dir, settings.load_options())
+    link = _share(settings, listener.getsockname()[1])
+    lent = settings.engine == "zerogpu" and not settings.backend
+    if lent:
+        from granite_demo.engine import zerogpu
+
+        zerogpu.load_spaces()
+    backend = opened(settings, console, group)
+    console.print("granite-demo is starting.", highlight=False)
+    if group.size > 1:
+        backend.wait_until_ready()
+    if lent and (ready := backend.wait_until_ready()):
+        zerogpu.settle(ready.loaded)
+    from granite_demo.server.app import create_app
+    from granite_demo.server.policy import limits_of, policy_of
+
+    whole = BackendBeside(backend, backend_beside(settings)) if settings.beside else backend
+    limited = LimitedBackend(whole, limits_of(settings))
+    app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
+    if lent:
+        # The processes that spaces forks close their copies of this port's connections, and look here for it.
+        port = SimpleNamespace(port=listener.getsockname()[1])
+        app.state.page.get_blocks().server = SimpleNamespace(config=port)
+
+    def announce() -> None:
+        console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
+        if link:
+            console.print(f"Whoever has this link can use it: {link}", highlight=False, markup=False)
+
+    serve(app, limited, listener, announce, settings.trusted_proxies)
+
+
+def _share(settings: Settings, port: int) -> str:
+    """Before anything else is started: without a network this fails."""
+    if settings.share != "yes":
+        return ""
+    from granite_demo.ui.gradio_patches.share import share_link
+
+    return share_link(port, settings.cache_dir)

@@ -1,0 +1,240 @@
+"""An answer in the terminal: its text to standard output as it comes, thinking dimmed to standard error.
+
+Knows models only as a ``Backend``. Whatever else is said goes to standard error, so that pipes get text alone.
+"""
+
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from math import isfinite
+from typing import Any
+
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from granite_demo.backend import Backend
+from granite_demo.chat.answer import Answer
+from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.prompts.template_features import reasons
+from granite_demo.types.events import Appendix, ReasoningDelta, StreamEvent, TextDelta, ToolCalled
+from granite_demo.types.messages import Message, Switches, Thinking
+from granite_demo.types.model_status import ModelStatus
+from granite_demo.types.requests import GenerationRequest
+
+# An answer may hold escape sequences, which a terminal would obey.
+_CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+class Printer:
+    """Prints one answer while it grows; unless ``quiet``, when it only keeps it."""
+
+    def __init__(self, console: Console, quiet: bool = False) -> None:
+        self.answer = Answer()
+        self.over = False
+        """Whether the stream has been closed, be it whole or not."""
+        self._console = console
+        self._quiet = quiet
+        self._started = time.perf_counter()
+        self._out = sys.stdout
+        self._thinks = False
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the answer was asked for."""
+        return time.perf_counter() - self._started
+
+    async def stream(self, backend: Backend, request: GenerationRequest) -> None:
+        """Ask, and print what comes, to the end of an answer that is stopped, too. Raises GraniteDemoError."""
+        rest: list[StreamEvent] = []
+        try:
+            async with aclosing(backend.stream(replace(request, rest=rest))) as events:
+                async for event in events:
+                    self._take(event)
+        finally:
+            self.over = True
+            for event in rest:
+                self._take(event)
+        if self.answer.finish is None:
+            raise EngineError("The answer ended before it was whole.")
+
+    def _take(self, event: StreamEvent) -> None:
+        self.answer.add([event], self.elapsed)
+        if not self._quiet:
+            self._print(event)
+
+    def _print(self, event: StreamEvent) -> None:
+        if isinstance(event, ReasoningDelta):
+            self._think(event.text)
+        elif isinstance(event, TextDelta | Appendix):
+            self._write(event.text)
+        elif isinstance(event, ToolCalled):
+            self._write(f"\n{event.call.name} {event.call.arguments}")
+
+    def _think(self, text: str) -> None:
+        if text:
+            self._thinks = True
+            text = text.translate(_CONTROLS) if self._console.is_terminal else text
+            say(self._console, text, end="")
+
+    def _write(self, text: str) -> None:
+        if text:
+            self._end_thinking()
+            self._out.write(text.translate(_CONTROLS) if self._out.isatty() else text)
+            self._out.flush()
+
+    def _end_thinking(self) -> None:
+        if self._thinks:
+            self._thinks = False
+            self._console.print()
+
+    def end(self, newline: bool = False) -> None:
+        """End the line: on a terminal, or with ``newline`` in any case."""
+        if self._quiet:
+            return
+        self._end_thinking()
+        if newline or self._out.isatty():
+            self._out.write("\n")
+            self._out.flush()
+
+
+def say(console: Console, text: str, end: str = "\n") -> None:
+    """Show ``text`` dimmed, every character as it is."""
+    # soft_wrap: the terminal wraps, and what comes in pieces stays one text.
+    console.print(text, style="dim", end=end, markup=False, highlight=False, emoji=False, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` to standard output as one line; numbers that JSON does not have, such as -inf, as null."""
+    print(json.dumps(_in_json(value), allow_nan=False))
+
+
+def _in_json(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _in_json(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_in_json(part) for part in value]
+    return None if isinstance(value, float) and not isfinite(value) else value
+
+
+async def can_chat(backend: Backend) -> bool:
+    """Whether the model that is ready has a chat template; one that cannot be looked into is taken to have one."""
+    try:
+        await backend.inspect(GenerationRequest((Message("user", "Hello"),)))
+    except InvalidRequestError:
+        return False
+    return True
+
+
+def thinking_note(switches: Switches, thinking: Thinking | None, system: bool) -> str:
+    """What to tell somebody whose level of ``thinking`` will not do what it says; empty where it will."""
+    if thinking is None:
+        return ""
+    if not switches.thinking:
+        return "This model's template has no switch for thinking: the level changes nothing."
+    if thinking not in switches.thinking:
+        return (
+            f"This model's levels of thinking are {', '.join(switches.thinking)}; {thinking} is taken as one of them."
+        )
+    return reasons(switches, system=system, tools=False, documents=False).get("thinking", "")
+
+
+log = logging.getLogger(__name__)
+
+MASK = "***"
+HUB_TOKEN = r"hf_[A-Za-z0-9]{20,}"
+
+
+class _Masked(logging.Formatter):
+    """Says nothing secret, in messages and in tracebacks; and no character of either moves the terminal's cursor."""
+
+    def __init__(self, secrets: Iterable[str]) -> None:
+        super().__init__("%(message)s", "%X")
+        known = sorted(filter(None, secrets), key=len, reverse=True)
+        self._secret = re.compile("|".join([*map(re.escape, known), HUB_TOKEN]))
+
+    def format(self, record: logging.LogRecord) -> str:
+        """See ``logging.Formatter``."""
+        text = self._secret.sub(MASK, super().format(record))
+        return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+def set_up_logging(level: str, console: Console, secrets: Iterable[str] = ()) -> None:
+    """Send this package's log to ``console``, without ``secrets``. Other packages keep their warnings."""
+    handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
+    handler.setFormatter(_Masked(secrets))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("granite_demo").setLevel(level.upper())
+
+
+def progress_bar(console: Console) -> Progress:
+    """A bar with a description and a ``detail`` field, gone when it ends; nothing where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+class LoadReporter:
+    """Hears a model's states: a bar on a terminal, a log line for each stage."""
+
+    def __init__(self, console: Console) -> None:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._task: TaskID | None = None
+        self._stage = ""
+
+    def __call__(self, status: ModelStatus) -> None:
+        """Show ``status``. Called from the loading thread."""
+        if status.stage in ("ready", "failed"):
+            self._progress.stop()
+            self._task = None
+            self._tell_end(status)
+            return
+        if self._task is None:
+            self._task = self._progress.add_task("", total=None, detail="")
+            self._progress.start()
+        if status.stage != self._stage:
+            self._stage = status.stage
+            log.info("%s: %s", status.model, status.stage)
+        completed = status.fraction or 0.0
+        total = None if status.fraction is None else 1.0
+        self._progress.update(
+            self._task, description=status.stage, completed=completed, total=total, detail=status.detail
+        )
+
+    def _tell_end(self, status: ModelStatus) -> None:
+        self._stage = ""
+        if status.stage == "failed":
+            log.error("%s is not ready. %s", status.model, status.detail)
+            return
+        for name, value, reason in status.facts:
+            log.info("%s: %s (%s)", name, value, reason)
+        log.info("%s is ready.", status.title)
+
+
+WIDE = 120
+"""Columns of a table in a pipe."""
+
+
+def print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], left: Sequence[str]) -> Console:
+    """Print to standard output, every character as it is; returns where more can be printed."""
+    output = Console(highlight=False)
+    output = output if output.is_terminal else Console(highlight=False, width=WIDE)
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for column in columns:
+        table.add_column(column, justify="left" if column in left else "right", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    output.print(table)
+    return output

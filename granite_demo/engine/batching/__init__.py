@@ -1,0 +1,1 @@
+"""Many requests in each step on a CUDA GPU."""

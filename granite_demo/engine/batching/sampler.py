@@ -1,0 +1,153 @@
+"""Sampling inside transformers' continuous batching: one object in the place of its list of logits processors.
+
+Continuous batching knows one seed for all requests and no repetition penalty. So it runs greedily, and what it takes
+the arg-max of are scores in which this object has already chosen. ``__call__`` is captured in CUDA graphs.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from granite_demo.engine.sampling.dispatch import chooser, cutter
+from granite_demo.engine.sampling.logits_processors import Tables
+from granite_demo.engine.sampling.logprobs import report, token_from, width
+from granite_demo.engine.sampling.reference import Rows, parameters, penalise
+from granite_demo.types.logprobs import Token
+from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
+
+STEPS_KEPT = 4
+"""Steps whose log probabilities stay readable: a token is delivered at most two steps after it was chosen."""
+LogProbs = torch.Tensor
+"""(steps, slots, width) float32: what ``reporting.report`` says of each."""
+_FLOATS = 7
+_INTEGERS = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What sampling has to know of one request. Travels with it to every process of a tensor-parallel group."""
+
+    sampling: SamplingParams
+    slot: int
+    """The request's own line in the tables on the device."""
+    prompt_length: int
+    mask: bytes | None = None
+    """What the next token may be, for a request of one token: a bit for each, as of ``adjusting.pack``."""
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether it needs the tables of ``adjusting``."""
+        return self.sampling.adjusts or self.mask is not None
+
+
+class BatchSampler:
+    """Takes the place of ``ContinuousBatchingLogitsProcessorList`` (transformers 5.23, cb_logits_processors.py)."""
+
+    do_processing = True
+    tensors_required = _FLOATS + _INTEGERS
+
+    def __init__(self, vocabulary: int, slots: int, device: torch.device) -> None:
+        self.with_logprobs = False
+        """Whether the step that is being prepared reports log probabilities: these have graphs of their own."""
+        self.adjusting = False
+        """Whether it changes logits by the tables of ``adjusting``: likewise."""
+        self._choose, self._cut_off = chooser(device), cutter(device)
+        self._tables = Tables(slots, vocabulary, device)
+        self._slots = slots
+        self._owners: dict[int, str] = {}
+        self._padding = Row(SamplingParams(), slots, 0)
+        self._blank = self._pack([self._padding] * slots)
+        self._packed: list[Row] = []
+        self._columns = self._blank.clone()
+        # One line more than requests: rows that only pad a batch write there.
+        self._seen = torch.zeros((slots + 1, vocabulary), dtype=torch.bool, device=device)
+        self._report = torch.zeros((STEPS_KEPT, slots + 1, width(MAX_ALTERNATIVES)), device=device)
+        self.stream: Any = None
+        """The CUDA stream of the forward passes, once there is one."""
+
+    def check_kwargs(self, kwargs: dict[str, Any]) -> None:
+        """Nothing to check: the requests come from our own engine."""
+
+    def fill_defaults(self, storage: torch.Tensor) -> None:
+        """Make each padding row greedy. ``storage``: (tensors_required, 1) int32."""
+        storage.copy_(self._pack([self._padding]).to(storage.device))
+
+    def prepare_tensor_args(self, requests_in_batch: Sequence[Any], arg_storage: torch.Tensor) -> torch.Tensor:
+        """Write the columns of the requests that get a token into ``arg_storage``, (tensors_required, n) int32."""
+        states = [request.state for request in requests_in_batch if request.has_new_token]
+        rows: list[Row] = [state.logit_processor_kwargs.get("row", self._padding) for state in states]
+        self.with_logprobs = any(row.sampling.logprobs is not None for row in rows)
+        self.adjusting = any(row.adjusts for row in rows)
+        for state, row in zip(states, rows, strict=True):
+            remembers = row.sampling.repetition_penalty != 1 or row.adjusts
+            if remembers and self._owners.get(row.slot) != state.request_id:
+                self._mark(row, state.request_id, state.initial_tokens + state.generated_tokens)
+        # The offset counts the step that is being prepared, and so also one that is still in flight.
+        positions = [state.position_offset - row.prompt_length for state, row in zip(states, rows, strict=True)]
+        if rows != self._packed:  # mostly they are those of the step before
+            # Columns that only pad the batch must not keep a slot from an earlier one.
+            self._packed, self._columns = rows, self._blank.clone()
+            if rows:
+                self._columns[:, : len(rows)] = self._pack(rows)
+        self._columns.numpy()[-1, : len(rows)] = positions
+        if arg_storage.device.type == "cpu":
+            arg_storage.numpy()[:, : self._slots] = self._columns.numpy()  # see batch_inputs
+        else:
+            arg_storage[:, : self._slots] = self._columns.to(arg_storage.device)
+        return arg_storage
+
+    def _pack(self, rows: list[Row]) -> torch.Tensor:
+        """The columns of ``rows``, with a place for each one's position in the last line."""
+        samplings = [row.sampling for row in rows]
+        floats = [(*parameters(s), s.frequency_penalty, s.presence_penalty) for s in samplings]
+        seeds = torch.tensor([s.seed or 0 for s in samplings], dtype=torch.int64).view(torch.int32).view(-1, 2)
+        # Rows that adjust nothing read and write the last line of the tables, whose bias is 0.
+        lines = [row.slot if row.adjusts else self._slots for row in rows]
+        integers = torch.tensor([[line, row.slot, 0] for line, row in zip(lines, rows, strict=True)])
+        return torch.cat((torch.tensor(floats).view(torch.int32), seeds, integers.int()), dim=1).T.contiguous()
+
+    def _mark(self, row: Row, request_id: str, tokens: list[int]) -> None:
+        self._owners[row.slot] = request_id
+        # In the order of the forward passes: one that is in flight may still write for the slot's previous owner.
+        with torch.cuda.stream(self.stream):
+            self._seen[row.slot] = False
+            self._seen[row.slot, torch.tensor(tokens, device=self._seen.device)] = True
+            if row.adjusts:
+                # What the loop takes for a part of the prompt may be of the answer: see Loop.submit.
+                self._tables.write(row.slot, row.sampling, row.mask, tokens[row.prompt_length :])
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step stays the same whoever asks for what
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
+        """Scores whose arg-max is the choice, (n, V); NaN where the logits are. ``args``: (tensors_required, n)."""
+        temperature, top_k, top_p, min_p, penalty, *lessening = args[:_FLOATS].contiguous().view(torch.float32)
+        low, high, line, slot, position = (row.long() for row in args[_FLOATS:])
+        seed = (high << 32) | (low & 0xFFFFFFFF)
+        rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, position)
+        # The log probability that continuous batching reports is then 0, or NaN where a logit is.
+        certain = scores.sum(dim=-1, keepdim=True) * 0
+        logprobs = torch.log_softmax(scores, dim=-1) if self.with_logprobs else None
+        if self.adjusting:
+            scores = self._tables.adjust(scores, line, self._seen[slot], penalty, *lessening)
+            rows = replace(rows, penalty=torch.ones_like(penalty))
+        penalised = None if logprobs is None else penalise(scores, self._seen[slot], rows.penalty)
+        choice = self._choose(scores, rows, self._seen, slot)  # may overwrite the scores
+        self._seen.index_put_((slot, choice), torch.ones_like(slot, dtype=torch.bool))
+        if self.adjusting:
+            self._tables.count(line, choice)
+        if logprobs is not None and penalised is not None:
+            told = report(logprobs, penalised, rows, choice, self._cut_off, MAX_ALTERNATIVES)
+            self._report.index_put_((position % STEPS_KEPT, slot), told)
+        return scores.fill_(-torch.inf).scatter_(1, choice[:, None], certain)
+
+    def read(self) -> LogProbs:
+        """What is known of the tokens of the last steps, in one transfer. Called from the loop's thread."""
+        return self._report.cpu()
+
+
+def token_of(token_id: int, row: Row, position: int, logprobs: LogProbs | None) -> Token:
+    """The token with what its request wants to know of it. ``position``: its place in the answer, from 0."""
+    if row.sampling.logprobs is None or logprobs is None:
+        return Token(token_id)
+    return token_from(token_id, logprobs[position % STEPS_KEPT, row.slot].tolist(), row.sampling.logprobs)

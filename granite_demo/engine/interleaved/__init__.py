@@ -1,0 +1,1 @@
+"""Requests take turns, token by token, over one runner."""

@@ -1,0 +1,161 @@
+"""Runs a model on caches that grow: transformers' ``DynamicCache``, for every device and every architecture."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+
+from granite_demo.engine.decoder_layers import LayerChecks, nothing
+from granite_demo.engine.interleaved.prefix_cache import PrefixStore
+from granite_demo.engine.protocol import score_chunk
+from granite_demo.engine.token_stream import Cancelled
+from granite_demo.loading.float32_prefill import ATTENTION, WideProducts, register_attention
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import is_out_of_memory
+from granite_demo.models.memory import PREFILL_TOKENS, gigabytes
+from granite_demo.types.model_status import Fact
+
+SLOTS = 4
+"""Conversations that take turns: with more of them each would be slower than anybody reads."""
+
+
+@dataclass(slots=True, eq=False)
+class DynamicSlot:
+    """A cache and the token ids in it."""
+
+    cache: DynamicCache
+    ids: list[int] = field(default_factory=list)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory of all layers."""
+        return sum(tensor.nbytes for layer in self.cache.layers for tensor in _tensors(vars(layer).values()))
+
+    @property
+    def croppable(self) -> bool:
+        """Whether tokens can be taken off the end: not from the state of a Mamba layer."""
+        return all(type(layer) is DynamicLayer for layer in self.cache.layers)
+
+    def crop(self, length: int) -> None:
+        """Keep the first ``length`` tokens, in layers too that are further than others."""
+        for layer in _growing(self):
+            layer.crop(min(length - layer.get_seq_length(), 0))  # less than 0: so many off the end
+        del self.ids[length:]
+
+
+def _growing(slot: DynamicSlot) -> list[DynamicLayer]:
+    return cast("list[DynamicLayer]", slot.cache.layers)
+
+
+def _tensors(values: Any) -> Iterator[torch.Tensor]:
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, dict):  # the states of a Mamba layer
+            yield from _tensors(value.values())
+
+
+class DynamicRunner:
+    """A ``Runner`` that keeps ended conversations up to ``budget_bytes`` and goes on from what a prompt shares."""
+
+    slots = SLOTS
+
+    def __init__(self, loaded: LoadedModel, budget_bytes: int) -> None:
+        self._model: Any = loaded.model
+        self._kept: PrefixStore[DynamicSlot] = PrefixStore(budget_bytes)
+        self._prompts: AbstractContextManager[Any] = nullcontext()
+        self._attention: str = self._model.config._attn_implementation
+        if loaded.placement.wide:
+            self._prompts = WideProducts()
+            if self._attention == "sdpa":
+                register_attention()
+                self._model.set_attn_implementation(ATTENTION)
+        self._checks = LayerChecks(self._model)
+        self.context_length = loaded.context_length
+        self.chunk = PREFILL_TOKENS
+        self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
+        self.facts: tuple[Fact, ...] = (
+            ("KV cache", f"{SLOTS} conversations at a time", "each as large as its text; more of them wait in line"),
+            ("Kept", f"up to {gigabytes(budget_bytes)}", "earlier conversations: a follow-up reads only what is new"),
+        )
+
+    def open(self, prompt_ids: Sequence[int]) -> DynamicSlot:
+        """See ``Runner.open``.
+
+        A kept cache is taken over when most of it is of use; else the conversation it is from may well go on, and
+        what is of use is copied.
+        """
+        slot = DynamicSlot(DynamicCache(config=self._model.config))
+        kept, shared = self._kept.find(prompt_ids, whole=not slot.croppable)
+        if kept is None:
+            return slot
+        if 2 * shared > len(kept.ids):
+            self._kept.take(kept)
+            if shared < len(kept.ids):
+                kept.crop(shared)
+            return kept
+        for source, target in zip(_growing(kept), _growing(slot), strict=True):
+            keys: Any = source.keys
+            values: Any = source.values
+            target.update(keys[..., :shared, :], values[..., :shared, :])
+        slot.ids = kept.ids[:shared]
+        return slot
+
+    def forward(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
+        """See ``Runner.forward``. ``check`` is called before each layer, so that Stop works inside a long chunk."""
+        return self._pass(slot, ids, check, keep=1)
+
+    def forward_all(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
+        """See ``Runner.forward_all``."""
+        return self._pass(slot, ids, check, keep=len(ids))
+
+    def _pass(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None], keep: int) -> torch.Tensor:
+        input_ids = torch.tensor([list(ids)], device=self._model.device)
+        one = len(ids) == 1
+        try:
+            with self._checks.calling(nothing if one else check), nullcontext() if one else self._prompts:
+                output = self._model(
+                    input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=keep
+                )
+        except Cancelled:
+            self._restore(slot)
+            raise
+        except Exception as error:
+            if is_out_of_memory(error):
+                self._kept.clear()  # the memory that can be given back
+            raise
+        slot.ids += ids
+        logits: torch.Tensor = output.logits[0, -keep:]
+        return logits
+
+    def _restore(self, slot: DynamicSlot) -> None:
+        if slot.croppable:
+            slot.crop(len(slot.ids))
+        else:
+            slot.cache, slot.ids = DynamicCache(config=self._model.config), []
+
+    def close(self, slot: DynamicSlot) -> None:
+        """See ``Runner.close``."""
+        if slot.ids:
+            self._kept.put(slot)
+
+    def discard(self, slot: DynamicSlot) -> None:
+        """See ``Runner.discard``. Nothing here holds on to an open slot."""
+
+    def warm_up(self) -> None:
+        """See ``Runner.warm_up``: a short prompt and a token, which set up what torch sets up at first use."""
+        slot = DynamicSlot(DynamicCache(config=self._model.config))
+        self.forward(slot, [0] * 8, nothing)
+        self.forward(slot, [0], nothing)
+
+    def release(self) -> None:
+        """See ``Runner.release``. Whoever still holds the runner does not hold the weights."""
+        self._kept.clear()
+        self._checks.remove()
+        if self._model is not None:
+            self._model.set_attn_implementation(self._attention)
+        self._model = None

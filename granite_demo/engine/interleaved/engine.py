@@ -1,0 +1,284 @@
+"""The interleaved engine: a few requests take turns on one thread, each with a KV cache of its own.
+
+Runs on every device. Knows no caches and no models: a ``Runner`` has both.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from granite_demo.engine.failures import as_user_error, closed_error, dead_error, gpu_is_lost
+from granite_demo.engine.interleaved.runner import Runner
+from granite_demo.engine.protocol import Measure, answer_limit
+from granite_demo.engine.sampling.sampler import Sampler
+from granite_demo.engine.token_stream import Cancelled, TokenStream
+from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingLine
+from granite_demo.errors import ContextOverflowError, GraniteDemoError
+from granite_demo.loading.placement import is_out_of_memory
+from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.events import Queued
+from granite_demo.types.logprobs import Token
+from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.sampling_params import SamplingParams
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Request:
+    """One request, from its arrival to its end. All but the stream is the engine thread's."""
+
+    stream: TokenStream[Token]
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    left: int
+    """Tokens that may still be generated."""
+    slot: Any = None
+    sample: Sampler | None = None
+    last: int = 0
+    """The newest token of the answer, which the model has not read yet."""
+    matcher: Matcher | None = None
+
+    @property
+    def unread(self) -> list[int]:
+        """The rest of the prompt, or the newest token."""
+        return self.prompt_ids[len(self.slot.ids) :] or [self.last]
+
+
+@dataclass(slots=True, eq=False)
+class _Score:
+    """One text to be measured, likewise."""
+
+    stream: TokenStream[Any]
+    token_ids: list[int]
+    measure: Measure[Any]
+    slot: Any = None
+
+
+class InterleavedEngine:
+    """Round robin over the running requests: each in turn gets a chunk of its prompt read, or one token.
+
+    So nobody's long prompt stops the others; a text to score is read like one, from its first token on. Whoever finds
+    no free slot waits in line.
+    """
+
+    def __init__(
+        self,
+        runner: Runner[Any],
+        eos_ids: frozenset[int],
+        facts: tuple[Fact, ...] = (),
+        max_waiting: int = MAX_WAITING,
+    ) -> None:
+        """``facts`` tell why this engine was chosen."""
+        self._chosen = facts
+        self.unable: tuple[tuple[Feature, str], ...] = ()
+        self.facts = (*facts, *runner.facts)
+        self._runner = runner
+        self._eos_ids = eos_ids
+        self._pace = PrefillPace()
+        self._line: WaitingLine[_Request | _Score] = WaitingLine(max_waiting)
+        self._running: list[_Request | _Score] = []
+        self._closed = False
+        self._dead: GraniteDemoError | None = None
+        self._lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
+    ) -> AsyncGenerator[Token | Queued]:
+        """See ``Engine.generate``."""
+        limit = answer_limit(sampling)
+        stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
+        request = _Request(stream, list(prompt_ids), sampling, limit, matcher=matcher)
+        self._take(request)
+        async with aclosing(stream.read()) as items:
+            async for item in items:
+                yield item
+
+    async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
+        """See ``Engine.score``. What was read is kept like a prompt."""
+        if len(token_ids) > self._runner.context_length:
+            raise ContextOverflowError(len(token_ids), self._runner.context_length)
+        stream: TokenStream[T] = TokenStream(asyncio.get_running_loop())
+        self._take(_Score(stream, list(token_ids), measure))
+        async with aclosing(stream.read()) as items:
+            async for item in items:
+                yield item
+
+    def _take(self, request: _Request | _Score) -> None:
+        with self._lock:
+            if self._closed:
+                raise closed_error()
+            if self._dead:
+                raise self._dead
+            self._line.join(request)
+            self._fill_slots()
+            self._executor.submit(self._work)
+
+    def stats(self) -> EngineStats:
+        """How many requests run and wait, and whether the GPU is lost."""
+        with self._lock:
+            failure = self._dead.user_text if self._dead else ""
+            return EngineStats(len(self._running), len(self._line), failure=failure)
+
+    def warm_up(self) -> None:
+        """Do now, on the model's thread, what the first request would otherwise wait for."""
+
+        def warm_up() -> None:
+            with torch.inference_mode():
+                self._runner.warm_up()
+
+        self._executor.submit(warm_up).result()
+        self.facts = (*self._chosen, *self._runner.facts)  # a runner may know more now
+
+    def close(self) -> None:
+        """End all requests with EngineClosedError and wait for the model's thread to stop."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                for request in self._line.clear():
+                    request.stream.finish(closed_error())
+                for request in self._running:
+                    request.stream.cancel(closed_error())
+                self._executor.submit(self._runner.release)
+        self._executor.shutdown(wait=True)
+
+    def _work(self) -> None:
+        """Serve until nobody is left. Every request starts this; when all are served, the rest finds nothing to do."""
+        with torch.inference_mode():
+            while self._admit():
+                for request in list(self._running):
+                    self._turn(request)
+
+    def _admit(self) -> bool:
+        with self._lock:
+            self._fill_slots()
+        self._line.announce()
+        return bool(self._running)
+
+    def _fill_slots(self) -> None:
+        # Under the lock: a request that is between line and slots could not be told that the engine closes.
+        while len(self._running) < self._runner.slots and (request := self._line.take()):
+            self._running.append(request)
+
+    def _turn(self, request: _Request | _Score) -> None:
+        outcome, keep, out_of_memory = None, True, False
+        try:
+            if self._dead:
+                raise self._dead
+            if not (self._measure(request) if isinstance(request, _Score) else self._advance(request)):
+                return
+        except BaseException as error:
+            outcome = self._give_up(error) if gpu_is_lost(error) else as_user_error(error)
+            keep = isinstance(error, Cancelled)
+            out_of_memory = is_out_of_memory(error)
+            if outcome:
+                outcome.with_traceback(None)  # its frames hold tensors
+        self._end(request, outcome, keep)
+        if out_of_memory:
+            torch.cuda.empty_cache()
+
+    def _give_up(self, error: BaseException) -> GraniteDemoError:
+        """Nothing can be computed any more: all requests end, those that run in their turn."""
+        log.error("The engine cannot go on.", exc_info=error)
+        with self._lock:
+            self._dead = dead_error()
+            waiting = self._line.clear()
+        for request in waiting:
+            request.stream.finish(self._dead)
+        return self._dead
+
+    def _advance(self, request: _Request) -> bool:
+        """One unit of work; whether the answer ended with it."""
+        request.stream.check()
+        if request.slot is None:
+            request.slot = self._runner.open(request.prompt_ids)
+        logits = self._read(request)
+        if len(request.slot.ids) < len(request.prompt_ids):
+            return False
+        if request.sample is None:
+            request.sample = Sampler(request.sampling, request.prompt_ids, logits.device, request.matcher)
+        token = request.sample(logits)
+        request.stream.put(token)
+        request.last = token.id
+        request.left -= 1
+        return token.id in self._eos_ids or not request.left
+
+    def _read(self, request: _Request) -> torch.Tensor:
+        """The logits after the next chunk of the prompt, or after the newest token."""
+        unread = request.unread
+        if len(unread) == 1:
+            return self._runner.forward(request.slot, unread, request.stream.check)
+        chunk = unread[: self._chunk(self._runner.chunk)]
+        start = time.perf_counter()
+        logits = self._runner.forward(request.slot, chunk, request.stream.check)
+        logits[0, 0].item()  # a GPU is behind; whoever reads a value waits for it
+        self._pace.measured(len(chunk), time.perf_counter() - start)
+        return logits
+
+    def _chunk(self, most: int) -> int:
+        return self._pace.size(most, alone=len(self._running) == 1)
+
+    def _measure(self, request: _Score) -> bool:
+        """The same for a text to score."""
+        request.stream.check()
+        if request.slot is None:
+            request.slot = self._runner.open(())  # what others left has no logits any more
+        position = len(request.slot.ids)
+        chunk = request.token_ids[position : position + self._chunk(self._runner.score_chunk)]
+        start = time.perf_counter()
+        logits = self._runner.forward_all(request.slot, chunk, request.stream.check).float()
+        request.stream.put(request.measure(position, logits))
+        self._pace.measured(len(chunk), time.perf_counter() - start)
+        return len(request.slot.ids) == len(request.token_ids)
+
+    def _end(self, request: _Request | _Score, outcome: GraniteDemoError | None, keep: bool) -> None:
+        try:
+            if request.slot is not None:
+                # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
+                (self._runner.close if keep else self._runner.discard)(request.slot)
+        except Exception:  # the answer is written, and the others go on
+            log.exception("The cache of a request that ended could not be given back.")
+        finally:
+            request.slot = None
+            with self._lock:
+                self._running.remove(request)
+            request.stream.finish(outcome)
+
+
+SECONDS_IN_COMPANY = 0.25
+SECONDS_ALONE = 1.0
+"""Also how long somebody who comes meanwhile waits at most."""
+FIRST = 64
+"""The chunk before any speed was measured."""
+SMALLEST = 32
+"""Fewer tokens take about as long: the weights are read once a chunk."""
+
+
+class PrefillPace:
+    """Sizes of chunks from the speed of the last one."""
+
+    def __init__(self) -> None:
+        self._tokens_per_second = 0.0
+
+    def size(self, most: int, alone: bool) -> int:
+        """The tokens of the next chunk, at most ``most``."""
+        if not self._tokens_per_second:
+            return min(FIRST, most)
+        seconds = SECONDS_ALONE if alone else SECONDS_IN_COMPANY
+        return min(max(int(self._tokens_per_second * seconds), SMALLEST), most)
+
+    def measured(self, tokens: int, seconds: float) -> None:
+        """A chunk took so long. Small ones, the ends of prompts, tell nothing about the speed of large ones."""
+        if tokens >= SMALLEST and seconds > 0:
+            self._tokens_per_second = tokens / seconds

@@ -1,0 +1,1 @@
+"""Fused decoder layers and their Triton kernels."""

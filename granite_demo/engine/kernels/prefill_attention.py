@@ -1,0 +1,148 @@
+"""Attention of the prompts of some requests over what the cache has of each, as one Triton kernel.
+
+A program takes ``ROWS`` tokens for one query head, and goes through the keys and values that they may look at
+(FlashAttention, https://arxiv.org/abs/2205.14135), where the cache has them: nothing is gathered first.
+"""
+
+# mypy: disallow-untyped-decorators=False
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from granite_demo.engine.kernels.decode_attention import LOG2_E, more, nothing
+
+
+@dataclass(frozen=True, slots=True)
+class Tile:
+    """How much a program takes: tokens, and keys at a time, ``stages`` of which are on their way."""
+
+    rows: int
+    tokens: int
+    warps: int
+    stages: int
+
+
+BEST = {64: Tile(128, 128, 4, 2), 128: Tile(128, 64, 4, 3)}
+"""By head size, in 16 bits; measured on an H100 (``python -m tests.gpu.measure_fused prompts``)."""
+SMALL = Tile(64, 32, 4, 2)
+
+
+def keep(qkv: torch.Tensor, heads: int, keys: torch.Tensor, values: torch.Tensor, places: torch.Tensor) -> None:
+    """Put the keys and values of ``qkv`` (n, all heads * size) to their ``places`` (n,) in the cache.
+
+    ``keys``, ``values``: (tokens, kv heads, size), the heads of a token one after another.
+    """
+    _, kv_heads, size = keys.shape
+    _keep[(len(qkv),)](
+        qkv, keys, values, places, qkv.stride(0), heads * size, keys.stride(0), values.stride(0),
+        COUNT=kv_heads * size, COLUMNS=triton.next_power_of_2(kv_heads * size),
+    )  # fmt: skip
+
+
+def attend(
+    qkv: torch.Tensor,
+    heads: int,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    index: torch.Tensor | None,
+    starts: torch.Tensor,
+    key_starts: torch.Tensor,
+    scaling: float,
+) -> torch.Tensor:
+    """(n, heads * size) of the n tokens of some requests, which see what is before them in their own request.
+
+    ``qkv``: (n, all heads * size). ``keys``, ``values``: (tokens, kv heads, size), of which ``index`` (int64) names
+    those of the requests, one after another; without it they are in that order. ``starts``, ``key_starts``: (requests +
+    1,) int32, where the tokens and keys of each begin and the last end. The last keys are those of the tokens. Tokens
+    behind the last request only pad: their results are left open.
+    """
+    (_, kv_heads, size), requests = keys.shape, len(starts) - 1
+    tile = BEST.get(size, SMALL) if qkv.dtype.itemsize == 2 else SMALL
+    out = torch.empty((len(qkv), heads * size), dtype=qkv.dtype, device=qkv.device)
+    _attend[(triton.cdiv(len(qkv), tile.rows) + requests, heads)](
+        qkv, keys, values, index, starts, key_starts, out, scaling * LOG2_E, requests, qkv.stride(0),
+        keys.stride(0), keys.stride(1), values.stride(0), values.stride(1), HEADS=heads, GROUP=heads // kv_heads,
+        SIZE=size, ROWS=tile.rows, TOKENS=tile.tokens, MOST=triton.next_power_of_2(requests),
+        INDEXED=index is not None, num_warps=tile.warps, num_stages=tile.stages,
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _keep(  # type: ignore[no-untyped-def]
+    qkv, keys, values, places, width, first, key_token, value_token, COUNT: tl.constexpr, COLUMNS: tl.constexpr
+):  # fmt: skip
+    token = tl.program_id(0).to(tl.int64)
+    place, column = tl.load(places + token), tl.arange(0, COLUMNS)
+    new = qkv + token * width + first + column
+    tl.store(keys + place * key_token + column, tl.load(new, mask=column < COUNT), mask=column < COUNT)
+    tl.store(values + place * value_token + column, tl.load(new + COUNT, mask=column < COUNT), mask=column < COUNT)
+
+
+@triton.jit
+def _seen(  # type: ignore[no-untyped-def]
+    query, largest, total, sums, keys, values, index, first, last, row_sees, scaling, key_token, value_token,
+    SIZE: tl.constexpr, TOKENS: tl.constexpr, INDEXED: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """The running softmax of ``query`` (ROWS, SIZE), with the keys from ``first`` to ``last``."""
+    dim = tl.arange(0, SIZE)
+    for start in tl.range(first, last, TOKENS):
+        token = start + tl.arange(0, TOKENS)
+        there = token < last
+        place = tl.load(index + token, mask=there, other=0) if INDEXED else token.to(tl.int64)
+        key = tl.load(keys + place[:, None] * key_token + dim[None, :], mask=there[:, None], other=0.0)
+        score = tl.dot(query, tl.trans(key), input_precision="ieee")
+        if MASKED:
+            score = tl.where((token[None, :] <= row_sees[:, None]) & there[None, :], score, float("-inf"))
+        value = tl.load(values + place[:, None] * value_token + dim[None, :], mask=there[:, None], other=0.0)
+        largest, total, sums = more(score, scaling, value, largest, total, sums)
+    return largest, total, sums
+
+
+@triton.jit(do_not_specialize=["requests"])
+def _attend(  # type: ignore[no-untyped-def]
+    qkv, keys, values, index, starts, key_starts, out, scaling, requests, width, key_token, key_head, value_token,
+    value_head, HEADS: tl.constexpr, GROUP: tl.constexpr, SIZE: tl.constexpr, ROWS: tl.constexpr,
+    TOKENS: tl.constexpr, MOST: tl.constexpr, INDEXED: tl.constexpr,
+):  # fmt: skip
+    """The last tokens first: they have the most to look at."""
+    block, head = tl.num_programs(0) - 1 - tl.program_id(0), tl.program_id(1)
+    line = tl.arange(0, MOST)
+    lengths = tl.load(starts + 1 + line, mask=line < requests, other=0) - tl.load(
+        starts + line, mask=line < requests, other=0
+    )
+    ends = tl.cumsum(tl.cdiv(lengths, ROWS), 0)  # of the requests, in blocks
+    request = tl.sum((ends <= block).to(tl.int32), 0)
+    if request >= requests:
+        return
+    before = tl.max(tl.where(ends <= block, ends, 0), 0)
+    start, key_start = tl.load(starts + request), tl.load(key_starts + request)
+    length, known = tl.load(starts + request + 1) - start, tl.load(key_starts + request + 1) - key_start
+    row = (block - before) * ROWS + tl.arange(0, ROWS)
+    dim = tl.arange(0, SIZE)
+    own = (row < length)[:, None]
+    query = tl.load(qkv + (start + row[:, None]).to(tl.int64) * width + head * SIZE + dim[None, :], mask=own, other=0.0)
+    if INDEXED:
+        index += key_start
+    else:
+        keys += key_start.to(tl.int64) * key_token
+        values += key_start.to(tl.int64) * value_token
+    keys += head // GROUP * key_head
+    values += head // GROUP * value_head
+    largest, total, sums = nothing(ROWS, SIZE)
+    row_sees = row + known - length
+    first_sees = (block - before) * ROWS + known - length
+    seen_by_all = (first_sees + 1) // TOKENS * TOKENS
+    last = tl.minimum(first_sees + ROWS, known)
+    largest, total, sums = _seen(
+        query, largest, total, sums, keys, values, index, 0, seen_by_all, row_sees, scaling, key_token, value_token,
+        SIZE, TOKENS, INDEXED, False,
+    )  # fmt: skip
+    largest, total, sums = _seen(
+        query, largest, total, sums, keys, values, index, seen_by_all, last, row_sees, scaling, key_token, value_token,
+        SIZE, TOKENS, INDEXED, True,
+    )  # fmt: skip
+    result = out + (start + row[:, None]).to(tl.int64) * (HEADS * SIZE) + head * SIZE + dim[None, :]
+    tl.store(result, (sums / total[:, None]).to(out.dtype.element_ty), mask=own)

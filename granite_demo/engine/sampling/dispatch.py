@@ -1,0 +1,38 @@
+"""Chooses the fastest implementation of sampling for a device."""
+
+import importlib.util
+
+import torch
+
+from granite_demo.engine.sampling.reference import Chooser, CutOff, Rows, cut_off, penalise_and_choose
+
+
+def chooser(device: torch.device) -> Chooser:
+    """The fastest way to choose on ``device``."""
+    if device.type == "cpu":
+        from granite_demo.engine.sampling.cpu import penalise_and_choose as on_a_cpu
+
+        return on_a_cpu
+    if device.type == "cuda" and importlib.util.find_spec("triton"):
+        from granite_demo.engine.sampling.triton import penalise_and_choose as fused
+
+        return fused
+    return penalise_and_choose
+
+
+def cutter(device: torch.device) -> CutOff:
+    """The fastest way to find the threshold on ``device``."""
+    if device.type == "cpu":
+        from granite_demo.engine.sampling.cpu import cut_off as on_a_cpu
+
+        return on_a_cpu
+    return cut_off
+
+
+def compile_chooser(device: torch.device) -> None:
+    """Choose once, so that what ``chooser`` compiles (seconds, the first time on a machine) is compiled."""
+    one = torch.ones(1, device=device)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    rows = Rows(one, one, one, one, one, zero, zero)
+    logits = torch.zeros((1, 8), device=device)
+    chooser(device)(logits, rows, logits > 0, zero)

@@ -1,0 +1,1 @@
+"""Gets model files from elsewhere."""

@@ -1,0 +1,70 @@
+"""Which model ``auto`` is: the last one used here, else the best IBM Granite in the cache that fits, else the sample.
+
+Uses no network and loads nothing.
+"""
+
+from pathlib import Path
+
+from granite_demo.errors import UnknownModelError
+from granite_demo.hub import download
+from granite_demo.models import catalogue, memory, registry
+from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.config import count_parameters
+
+LAST = "last-model"
+OFFERED = "granite-4.0-350m"
+CPU_PARAMETERS = 4_000_000_000
+"""The largest model chosen for a CPU: larger ones write less than a word a second there."""
+
+
+def choose_model(cache_dir: Path, free: int, on_gpu: bool, hub_cache: Path | None = None) -> tuple[str, str]:
+    """(name, reason), with ``free`` bytes on the device. ``hub_cache`` None is huggingface_hub's own."""
+    last = last_model(cache_dir)
+    if last and _is_here(last, hub_cache):
+        return last, "the last model used here"
+    granites = [spec for spec in catalogue.MODELS.values() if spec.repo_id and spec.instruct]
+    best = max((spec for spec in granites if _suits(spec, free, on_gpu, hub_cache)), key=_size, default=None)
+    if best is not None:
+        return best.name, "the largest IBM Granite in the cache that fits here"
+    offered = catalogue.MODELS[OFFERED]
+    assert offered.shape is not None
+    size = memory.gigabytes(memory.weight_bytes(offered.shape, "bf16"))
+    return catalogue.SAMPLE.name, (
+        f"no IBM Granite is in the cache yet. Load one under Settings, such as {OFFERED}, a download of {size}"
+    )
+
+
+def last_model(cache_dir: Path) -> str | None:
+    """The name that was remembered, or None."""
+    try:
+        return (cache_dir / LAST).read_text(encoding="utf-8").strip() or None
+    except (OSError, ValueError):
+        return None
+
+
+def remember_model(cache_dir: Path, name: str) -> None:
+    """Keep ``name`` for the next start. A cache that cannot be written only forgets it."""
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        (cache_dir / LAST).write_text(name, encoding="utf-8")
+    except OSError:
+        pass
+
+
+def _is_here(name: str, hub_cache: Path | None) -> bool:
+    try:
+        spec = registry.resolve(name)
+    except UnknownModelError:
+        return False
+    return spec.repo_id is None or download.cached(spec.repo_id, cache_dir=hub_cache) is not None
+
+
+def _suits(spec: ModelSpec, free: int, on_gpu: bool, hub_cache: Path | None) -> bool:
+    if spec.shape is None or spec.repo_id is None or (not on_gpu and _size(spec) > CPU_PARAMETERS):
+        return False
+    fits = memory.best_precision(spec.shape, free, 4096).precision is not None
+    return fits and download.cached(spec.repo_id, cache_dir=hub_cache) is not None
+
+
+def _size(spec: ModelSpec) -> int:
+    return count_parameters(spec.shape).total if spec.shape else 0

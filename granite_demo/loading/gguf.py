@@ -1,0 +1,134 @@
+"""Loads a GGUF file. Imports no torch by itself."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from granite_demo.errors import CorruptModelError, LoadCancelledError, OutOfMemoryError
+from granite_demo.loading import llama_cpp
+from granite_demo.models.catalogue import ModelSpec
+from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.types.model_status import MemoryUse
+
+if TYPE_CHECKING:
+    from granite_demo.loading.load import LoadedModel
+
+
+CACHE_SHARE = 0.25
+"""The part of the free memory that conversations may take."""
+CONVERSATIONS = 4
+"""For so many at a time memory is shared out."""
+USUAL_CONTEXT = 4096
+"""Tokens below which there are rather fewer conversations; and where a file does not tell what a token takes."""
+ASKED = "asked for"
+
+
+def load_gguf(
+    path: Path,
+    spec: ModelSpec,
+    options: LoadOptions,
+    report: Report,
+    cancelled: Callable[[], bool],
+    *,
+    engine_why: str,
+    checkpoint: Path | None = None,
+) -> "LoadedModel":
+    """Load ``path`` on the CPU. ``checkpoint`` is a safetensors folder of the same model, if there is one here.
+
+    The tokenizer is transformers': from the files beside the GGUF, else from the GGUF itself. Raises CorruptModelError,
+    ConfigurationError, OutOfMemoryError and LoadCancelledError.
+    """
+    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.placement import free_memory
+    from granite_demo.prompts.template_features import find_switches
+
+    def heard(fraction: float) -> bool:
+        report("loading", fraction, path.name)
+        return not cancelled()
+
+    try:
+        file = llama_cpp.LlamaFile(path, heard)
+    except llama_cpp.Aborted:
+        raise LoadCancelledError("The load was cancelled.") from None
+    try:
+        free = free_memory("cpu")
+        tokenizer = load_tokenizer(path, file, checkpoint)
+        context, why = choose_context(file, options.context, free)
+        each = context * (file.token_bytes or 0)
+        if checkpoint:
+            file.name_or_path = str(checkpoint)
+        return LoadedModel(
+            model=file,
+            tokenizer=tokenizer,
+            spec=spec,
+            placement=_placement(file, context, why, engine_why),
+            context_length=context,
+            eos_ids=file.end_ids | ({tokenizer.eos_token_id} - {None}),
+            weight_bytes=file.nbytes,
+            shape=spec.shape,
+            memory=MemoryUse("cpu", file.nbytes, each, free),
+            switches=find_switches(tokenizer),
+        )
+    except BaseException:
+        file.close()
+        raise
+
+
+PROBE = "Hello, it's 12345  blanks\n\n\tdef f(x_1): return x**2 != 3.14 # Ça va? 你好 🙂"
+"""A text that ways to split words read differently."""
+
+
+def load_tokenizer(path: Path, file: llama_cpp.LlamaFile, checkpoint: Path | None = None) -> Any:
+    """The tokenizer beside a GGUF file or in its model's ``checkpoint``, else the one in the file.
+
+    Raises CorruptModelError, also where that one does not read as llama.cpp does.
+    transformers splits words as GPT-2 does where it does not know a file's own way, and says nothing.
+    """
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        for folder in filter(None, (path.parent, checkpoint)):
+            if (folder / "tokenizer.json").is_file():
+                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        # Not by AutoTokenizer, which wants to know the architecture: transformers reads no GGUF of a Granite.
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        text = "".join([*tokenizer.all_special_tokens[:3], PROBE])
+        if tokenizer(text, add_special_tokens=False)["input_ids"] != file.tokenize(text):
+            raise ValueError("transformers splits texts otherwise than the file's makers")
+        return tokenizer
+    except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
+        raise CorruptModelError(
+            f"The tokenizer of {path} cannot be read: {error}. Put the model's tokenizer.json and "
+            "tokenizer_config.json beside the file."
+        ) from error
+
+
+def choose_context(file: llama_cpp.LlamaFile, wanted: int | None, free: int) -> tuple[int, str]:
+    """Tokens of one conversation, and why. Raises OutOfMemoryError."""
+    limit = min(wanted or file.context_length, file.context_length)
+    if file.token_bytes is None:
+        return (limit, ASKED) if wanted else (min(limit, USUAL_CONTEXT), "what a hybrid takes is not known; set more")
+    together = int(CACHE_SHARE * free / file.token_bytes)
+    if together < min(limit, 256):
+        raise OutOfMemoryError("There is no memory for a conversation. Choose a smaller model.")
+    fitting = together if wanted else max(together // CONVERSATIONS, min(together, USUAL_CONTEXT))
+    if fitting < limit:
+        return fitting, f"what fits into {CACHE_SHARE:.0%} of the free memory, shared by {together // fitting}"
+    return limit, ASKED if wanted else "the file's own limit"
+
+
+def _placement(file: llama_cpp.LlamaFile, context: int, context_why: str, engine_why: str) -> Any:
+    import torch
+
+    from granite_demo.loading.placement import Placement
+
+    precision = file.words.rpartition(" ")[2] if file.words else "GGUF"
+    reasons = {
+        "device": "a GGUF file is computed by the processor here",
+        "dtype": "of the logits; llama.cpp computes in what suits the weights",
+        "quantization": f"as the file has it: {file.words}",
+        "attention": "its own",
+        "context": context_why,
+        "engine": engine_why,
+    }
+    return Placement("cpu", torch.float32, precision, "llama.cpp", context, reasons=reasons)

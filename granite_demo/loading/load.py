@@ -1,0 +1,292 @@
+"""A folder and a placement in, a loaded model out. Safetensors only, never remote code. Imports torch."""
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
+
+from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
+from granite_demo.loading import quantized_copies
+from granite_demo.loading.placement import Placement, free_memory, is_out_of_memory, place_in, precision_of
+from granite_demo.loading.tensor_parallel import ALONE, Group
+from granite_demo.models import memory as planning
+from granite_demo.models import registry
+from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.config import Shape, read_config
+from granite_demo.models.config_facts import card_of
+from granite_demo.prompts.template_features import find_switches
+from granite_demo.types.load_options import LoadOptions, Quantization, Report
+from granite_demo.types.messages import Switches
+from granite_demo.types.model_status import Fact, MemoryUse
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory with all that an engine and a prompt need."""
+
+    model: Any
+    tokenizer: Any
+    spec: ModelSpec
+    placement: Placement
+    context_length: int
+    """Tokens, prompt and answer together."""
+    eos_ids: frozenset[int]
+    """Every id that ends an answer: the tokenizer's and those of generation_config.json."""
+    weight_bytes: int = 0
+    differences: tuple[str, ...] = ()
+    """What the registry claims against config.json."""
+    commit: str | None = None
+    """The commit of the hub's repository that was loaded."""
+    why: str = ""
+    """Why this model was chosen, where nobody named one."""
+
+    shape: Shape | None = None
+    """What the loaded config.json says; None for an architecture that is not known here."""
+    memory: MemoryUse | None = None
+    machine: tuple[Fact, ...] = ()
+    """What was chosen for the process as a whole."""
+    switches: Switches = field(default_factory=Switches)
+    """What the chat template reads."""
+
+    @property
+    def card(self) -> tuple[Fact, ...]:
+        """The model's configuration, with a sentence on each of Granite's multipliers."""
+        return card_of(self.shape)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """(name, value, reason) rows for the log and the Settings tab."""
+        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts, *self.machine]
+        if self.why:
+            rows.insert(1, ("Chosen", "automatically", self.why))
+        if self.commit:
+            rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
+        rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
+        rows.append(("Weights", f"{self.weight_bytes / 1e9:.2f} GB", "bytes of all parameters, scales and buffers"))
+        rows.append(("Sampling", _sampling_words(self.spec), "what the examples of its makers use; set above"))
+        rows += [("Note", "differs", text) for text in self.differences]
+        return tuple(rows)
+
+
+def _sampling_words(spec: ModelSpec) -> str:
+    if spec.sampling.temperature == 0:
+        return "greedy"
+    return f"temperature {spec.sampling.temperature:g}, top-p {spec.sampling.top_p:g}"
+
+
+def load_model(
+    folder: Path,
+    spec: ModelSpec,
+    options: LoadOptions,
+    report: Report = lambda stage, fraction, detail: None,
+    cancelled: threading.Event | None = None,
+    commit: str | None = None,
+    why: str = "",
+    copies: Path | None = None,
+    group: Group = ALONE,
+) -> LoadedModel:
+    """Place and load the checkpoint in ``folder``: ``commit`` of its repository, chosen because of ``why``.
+
+    ``copies`` is the cache folder that may hold a quantized copy of it, which is taken instead; ``group`` the processes
+    that share the model.
+
+    Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
+    """
+    config = read_config(folder)
+    own, shape = own_quantization(config), _shape(config)
+    placement = place_in(group, replace(options, quantization=own) if own else options, shape)
+    if own:
+        placement = placement.with_reason("quantization", "the checkpoint's own")
+    copy = None
+    if copies and placement.quantization != "none":
+        copy = quantized_copies.copy_of(copies, spec, commit, placement.quantization)
+        if copy.is_dir():
+            folder, config = copy, read_config(copy)
+            placement = placement.with_reason("quantization", "a copy saved before; nothing to quantize")
+    try:
+        with _progress(report, cancelled or threading.Event()):
+            loaded = replace(_load(folder, spec, placement, config, shape), commit=commit, why=why)
+        if copy and options.keep_quantized and not copy.is_dir():
+            report("loading", None, "saving the quantized copy")
+            _keep(loaded, copy)
+        return loaded
+    except GraniteDemoError:
+        raise
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise OutOfMemoryError(
+                f"{spec.title} does not fit into the memory of {placement.device}. "
+                "Choose a smaller model or precision, or unload what is loaded."
+            ) from error.with_traceback(None)
+        # safetensors, json and transformers each have exceptions of their own for a broken file.
+        raise CorruptModelError(
+            f"The files of {spec.title} in {folder} cannot be loaded: {error}. Remove the folder and try again."
+        ) from error
+
+
+def _keep(loaded: LoadedModel, copy: Path) -> None:
+    try:
+        quantized_copies.save_copy(loaded.model, loaded.tokenizer, copy)
+    except OSError as error:  # the model is loaded all the same
+        log.warning("The quantized copy of %s could not be saved: %s", loaded.spec.name, error)
+
+
+def _shape(config: dict[str, Any]) -> Shape | None:
+    try:
+        return Shape.from_config(config)
+    except GraniteDemoError:
+        return None  # another architecture: nothing can be planned, loading may still work
+
+
+def _load(
+    folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any], shape: Shape | None
+) -> LoadedModel:
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    # Left out, not None, where there is nothing to quantize: None switches a checkpoint's own quantization off.
+    wanted = None if "quantization_config" in config else quantization_config(placement)
+    quantization = {"quantization_config": wanted} if wanted else {}
+    # Of each matrix product in int8 this says that its input is cast to float16: thousands of lines an answer.
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    where: Any = {"device_map": "auto" if placement.spread else {"": placement.device}}
+    if placement.processes > 1:
+        where = {"distributed_config": DistributedConfig(tp_size=placement.processes)}
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=placement.dtype,
+        **where,
+        **quantization,
+        attn_implementation=placement.attention,
+        use_safetensors=True,
+        local_files_only=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+    )
+    model, found = loaded
+    if missing := sorted(found["missing_keys"]):
+        # transformers only logs this, and fills what is missing with random numbers.
+        raise CorruptModelError(
+            f"The files of {spec.title} in {folder} lack {len(missing)} weights, such as {missing[0]}. "
+            "Remove the folder and try again."
+        )
+    model.eval()
+    _keep_off_avx512(model)
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    limit = model.config.max_position_embeddings
+    context = min(placement.context or limit, limit)
+    size = weight_bytes(model)
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        spec=spec,
+        placement=placement,
+        context_length=context,
+        eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
+        weight_bytes=size,
+        differences=tuple(registry.differences(spec, config)),
+        shape=shape,
+        memory=_memory_use(size, placement, shape, context),
+        switches=find_switches(tokenizer),
+    )
+
+
+def _keep_off_avx512(model: Any) -> None:
+    """Use one 4-bit path on all processors: bitsandbytes' kernel for AVX512-BF16 fails on some of Granite's sizes."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def _memory_use(weights: int, placement: Placement, shape: Shape | None, context: int) -> MemoryUse | None:
+    if shape is None:
+        return None
+    precision = precision_of(placement.dtype, placement.quantization)
+    cache = context * planning.kv_bytes_per_token(shape, precision) + planning.state_bytes(shape, precision)
+    parts = placement.processes
+    return MemoryUse(placement.device, weights // parts, cache // parts, free_memory(placement.device))
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of all parameters and buffers, and of the scales that bitsandbytes keeps beside its parameters."""
+    scales: list[torch.Tensor | None] = []
+    for parameter in model.parameters():
+        scales.append(getattr(parameter, "SCB", None))
+        if state := getattr(parameter, "quant_state", None):
+            scales += [state.absmax, state.code]
+            if state.nested:
+                scales += [state.offset, state.state2.absmax, state.state2.code]
+    footprint: int = model.get_memory_footprint()
+    return footprint + sum(tensor.nbytes for tensor in scales if tensor is not None)
+
+
+def own_quantization(config: dict[str, Any]) -> Quantization | None:
+    """How bitsandbytes quantized the checkpoint of this config.json, or None."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != "bitsandbytes":
+        return None
+    if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
+        return "int8"
+    return "fp4" if settings.get("bnb_4bit_quant_type") == "fp4" else "nf4"
+
+
+def quantization_config(placement: Placement) -> BitsAndBytesConfig | None:
+    """bitsandbytes' settings: 4-bit with double quantization and computing in the model's precision, or 8-bit."""
+    if placement.quantization == "none":
+        return None
+    if placement.quantization == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=placement.quantization,
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=placement.dtype,
+    )
+
+
+@contextmanager
+def _progress(report: Report, cancelled: threading.Event) -> Iterator[None]:
+    """Turn transformers' own bar for the weights into reports, each of which is a place to stop."""
+
+    class Bar:
+        def __init__(self, iterable: Any = None, *_: Any, total: int | None = None, **__: Any) -> None:
+            self.iterable = iterable
+            self.total = total or (len(iterable) if hasattr(iterable, "__len__") else None)
+            self.done = 0
+
+        def update(self, count: int = 1) -> None:
+            if cancelled.is_set():
+                raise LoadCancelledError("The load was cancelled.")
+            self.done += count
+            detail = f"weights {self.done} of {self.total}" if self.total else f"weights {self.done}"
+            report("loading", self.done / self.total if self.total else None, detail)
+
+        def __iter__(self) -> Iterator[Any]:
+            for item in self.iterable or ():
+                yield item
+                self.update()
+
+        def __enter__(self) -> "Bar":
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def __getattr__(self, name: str) -> Callable[..., None]:
+            return lambda *_, **__: None  # close, set_postfix and the like have nothing to show here
+
+    disable_progress_bar()
+    previous = set_tqdm_hook(lambda factory, arguments, options: Bar(*arguments, **options))
+    try:
+        yield
+    finally:
+        set_tqdm_hook(previous)

@@ -1,0 +1,264 @@
+"""Where and how a model is loaded: options and a shape in, a ``Placement`` out. Every choice carries its reason.
+
+Imports torch, like ``loading``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+import psutil
+import torch
+from transformers.utils.import_utils import (
+    is_bitsandbytes_available,
+    is_flash_attn_2_available,
+    is_flash_attn_3_available,
+    is_flash_attn_4_available,
+)
+
+from granite_demo.errors import ConfigurationError, OutOfMemoryError
+from granite_demo.loading import tensor_parallel
+from granite_demo.loading.cpu_benchmark import PROMPT, Seconds, measured
+from granite_demo.loading.tensor_parallel import Group
+from granite_demo.models import memory
+from granite_demo.models.config import Shape
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.model_status import Fact
+
+PRECISIONS: dict[torch.dtype, memory.Precision] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "fp16",
+    torch.float32: "fp32",
+}
+ASKED = "asked for"
+WORTH_ROUNDING = 0.8
+"""The part of its time that a message has to take for the less exact way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where and how a model runs. ``reasons`` has one for each field that was chosen, by the field's name."""
+
+    device: str
+    dtype: torch.dtype
+    quantization: str
+    """none, int8, nf4 or fp4"""
+    attention: str
+    context: int | None
+    """Tokens the context is limited to, or None for the checkpoint's own limit."""
+    wide: bool = False
+    """Products of many rows in float32, though the weights are not (``wide``)."""
+    spread: bool = False
+    """Over several GPUs, by accelerate's device map."""
+    processes: int = 1
+    """Processes that have a part of every layer each."""
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def with_reason(self, name: str, reason: str) -> "Placement":
+        """The same placement with another reason for the field ``name``."""
+        return replace(self, reasons={**self.reasons, name: reason})
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """(name, value, reason) rows for the log and the Settings tab."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        device = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else self.device
+        if self.processes > 1:
+            device = f"{self.device}, {self.processes} processes"
+        values = (
+            ("Device", device, "device"),
+            ("Precision", dtype, "dtype"),
+            ("Quantization", self.quantization, "quantization"),
+            ("Attention", self.attention, "attention"),
+        )
+        facts = [(name, value, self.reasons[key]) for name, value, key in values]
+        if self.wide:
+            facts.insert(2, ("Prompts", "computed in float32", self.reasons["wide"]))
+        return tuple(facts)
+
+
+def place(options: LoadOptions, shape: Shape | None = None, free: int | None = None, processes: int = 1) -> Placement:
+    """Choose for ``options``; what is left to choose goes by ``shape`` and the bytes that are ``free``, by default now.
+
+    ``processes`` share the model, and ``free`` is what all of them have.
+
+    Raises ConfigurationError for what this machine cannot do, OutOfMemoryError for what cannot fit.
+    """
+    reasons: dict[str, str] = {}
+    device, reasons["device"] = choose_device(options.device)
+    dtype, reasons["dtype"] = choose_dtype(options.dtype, device)
+    free, spread = free_memory(device) if free is None else free, False
+    quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
+    if quantization != "none" and dtype == torch.float32 and options.dtype == "auto":
+        # In float32 what is not quantized, and the cache, would take twice what the planner counts for them.
+        dtype, reasons["dtype"] = torch.bfloat16, "half the size of float32, beside quantized weights"
+    wide, reasons["wide"] = choose_products(dtype, device)
+    attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
+    context, reasons["context"] = choose_context(options.context, shape)
+    if processes > 1:
+        tensor_parallel.check(processes, options, device, attention, shape)
+        quantization, reasons["quantization"] = "none", "only exact weights can be shared by processes"
+        reasons["device"] = f"tensor parallel over {processes} processes, which torchrun started"
+    if shape is not None:
+        precision = precision_of(dtype, quantization)
+        plan = memory.plan(shape, precision, free, options.context)
+        if plan.mark == "does not fit" and device == "cuda" and processes == 1 and torch.cuda.device_count() > 1:
+            free, spread = sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count())), True
+            plan = memory.plan(shape, precision, free, options.context)
+            reasons["device"] = "one GPU is too small: accelerate spreads the layers over all of them"
+        if plan.mark == "does not fit":
+            raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload what is loaded.")
+        if plan.longest_context < plan.context:
+            context = plan.longest_context
+            reasons["context"] = f"what fits beside the weights in {memory.gigabytes(free)}"
+    return Placement(device, dtype, quantization, attention, context, wide, spread, processes, reasons)
+
+
+def place_in(group: Group, options: LoadOptions, shape: Shape | None) -> Placement:
+    """``place`` for the processes of ``group``: the first one's choice, since each would measure something else."""
+    if group.size == 1:
+        return place(options, shape)
+    device, _ = choose_device(options.device)
+    free = group.least(free_memory(device)) * (group.size if device == "cuda" else 1)
+    return group.from_first(lambda: place(options, shape, free, group.size))
+
+
+def precision_of(dtype: torch.dtype, quantization: str) -> memory.Precision:
+    """The planner's word for a precision."""
+    if quantization == "none":
+        return PRECISIONS[dtype]
+    return "int8" if quantization == "int8" else "int4"
+
+
+def free_memory(device: str) -> int:
+    """Bytes that are free on ``device`` now."""
+    if device.startswith("cuda"):
+        # What torch holds back from earlier models is free, too.
+        torch.cuda.empty_cache()
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether ``error`` says that there is no memory left, on a GPU or without one."""
+    # On a CPU torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
+    words = ("out of memory", "allocate memory", "not enough memory")
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
+
+
+def choose_device(wanted: str) -> tuple[str, str]:
+    """The device and why. Raises ConfigurationError."""
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if wanted != "auto":
+        if not available[wanted]:
+            found = ", ".join(device for device, present in available.items() if present)
+            raise ConfigurationError(f"Device {wanted} was asked for, but torch finds only: {found}.")
+        return wanted, ASKED
+    if available["cuda"]:
+        return "cuda", f"a GPU was found: {torch.cuda.get_device_name()}"
+    if available["mps"]:
+        return "mps", "Apple's GPU was found"
+    return "cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
+
+
+def choose_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
+    """The precision of what is not quantized, and why."""
+    if wanted != "auto":
+        dtype: torch.dtype = getattr(torch, wanted)
+        return dtype, ASKED
+    if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float16, "this GPU has no bfloat16"
+    if device != "cpu":
+        return torch.bfloat16, "the precision Granite was trained in"
+    exact = _seconds(torch.float32)
+    narrow = min(_seconds(torch.bfloat16), _seconds(torch.bfloat16, wide=True), key=lambda seconds: seconds.total)
+    reason = f"measured here: a typical message takes {narrow} in bfloat16 and {exact} in float32"
+    if narrow.total < WORTH_ROUNDING * exact.total:
+        return torch.bfloat16, reason
+    return torch.float32, f"{reason}, which is exact; below {WORTH_ROUNDING} of that it would be bfloat16"
+
+
+def choose_products(dtype: torch.dtype, device: str) -> tuple[bool, str]:
+    """Whether products of many rows are computed in float32, and why."""
+    if device != "cpu":
+        return False, "a GPU computes in 16 bits"
+    if dtype == torch.float32:
+        return False, "the weights are in float32 already"
+    narrow, wide = _seconds(dtype), _seconds(dtype, wide=True)
+    name = str(dtype).removeprefix("torch.")
+    reason = f"measured here: {PROMPT} tokens take {wide.prompt * 1000:.0f} ms so, {narrow.prompt * 1000:.0f} in {name}"
+    return wide.prompt < WORTH_ROUNDING * narrow.prompt, reason
+
+
+def _seconds(dtype: torch.dtype, wide: bool = False) -> Seconds:
+    return measured(dtype, wide, torch.get_num_threads())
+
+
+def choose_context(wanted: int | None, shape: Shape | None) -> tuple[int | None, str]:
+    """The context before memory is looked at, None for the checkpoint's own, and why."""
+    if wanted is None:
+        return None, "the checkpoint's own limit"
+    if shape is not None and wanted > shape.context_length:
+        return None, f"the checkpoint's own limit; {wanted:,} were asked for"
+    return wanted, ASKED
+
+
+def choose_quantization(
+    wanted: str, device: str, dtype: torch.dtype, shape: Shape | None, free: int
+) -> tuple[str, str]:
+    """none, int8, nf4 or fp4, and why. Raises ConfigurationError."""
+    if wanted == "none":
+        return "none", ASKED
+    if wanted == "auto" and (device != "cuda" or shape is None):
+        why = "bitsandbytes is slow without a CUDA GPU" if device != "cuda" else "the shape of the model is not known"
+        return "none", why
+    experts = ""
+    if shape is not None and shape.experts:
+        experts = "; the experts are not quantized, since bitsandbytes quantizes linear layers only"
+    if wanted == "auto" and shape is not None:
+        exact = memory.plan(shape, PRECISIONS[dtype], free)
+        if exact.mark != "does not fit" and exact.longest_context >= min(8192, shape.context_length):
+            return "none", exact.reason
+        wanted, why = "nf4", f"{exact.reason} 4-bit weights leave more room"
+    else:
+        why = f"asked for; bitsandbytes, computing in {str(dtype).removeprefix('torch.')}"
+    if not is_bitsandbytes_available():
+        raise ConfigurationError(f"{wanted} needs bitsandbytes. Run: pip install bitsandbytes")
+    if device == "mps":
+        raise ConfigurationError(f"{wanted} needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple's GPU here.")
+    if device == "cpu":
+        why = "asked for; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
+    return wanted, why + experts
+
+
+FLASH: dict[str, tuple[tuple[int, int], Callable[[], bool]]] = {
+    "flash_attention_4": ((9, 0), is_flash_attn_4_available),
+    "flash_attention_3": ((9, 0), is_flash_attn_3_available),
+    "flash_attention_2": ((8, 0), is_flash_attn_2_available),
+}
+"""The compute capability that each needs, and whether its package is installed."""
+
+
+def choose_attention(wanted: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
+    """The attention implementation by transformers' name, and why. Raises ConfigurationError."""
+    missing = {name: flash_problem(name, device, dtype) for name in FLASH}
+    if wanted == "auto":
+        # Version 4 is a beta, and has to be asked for.
+        found = next((name for name in ("flash_attention_3", "flash_attention_2") if not missing[name]), None)
+        if found:
+            return found, "its package is installed and this GPU allows it"
+        return "sdpa", f"torch's own attention; flash_attention_2 is not used: {missing['flash_attention_2']}"
+    if problem := missing.get(wanted):
+        raise ConfigurationError(f"{wanted} was asked for, but {problem}. Choose sdpa.")
+    return wanted, ASKED
+
+
+def flash_problem(name: str, device: str, dtype: torch.dtype) -> str:
+    """Why a flash attention cannot be used, or nothing."""
+    if device != "cuda":
+        return "it needs a CUDA GPU"
+    if dtype == torch.float32:
+        return "it does not compute in float32"
+    needed, is_installed = FLASH[name]
+    if torch.cuda.get_device_capability() < needed:
+        return f"it needs a GPU of compute capability {needed[0]}.{needed[1]} or newer"
+    return "" if is_installed() else "its package is not installed"

@@ -1,0 +1,69 @@
+"""The memory of this machine that a model could run in.
+
+Knows no torch, which takes seconds to import: the GPUs are asked for at their driver, which gives torch's numbers.
+"""
+
+import ctypes
+import runpy
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import psutil
+
+from granite_demo.models.memory import gigabytes
+
+DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Memory that a model could run in. ``device`` is torch's word, or "typed in"."""
+
+    device: str
+    title: str
+    free: int
+
+    def __str__(self) -> str:
+        return f"{self.device} ({self.title}, {gigabytes(self.free)})"
+
+
+def machine() -> list[Place]:
+    """The places of this machine, best first: each GPU, all GPUs together if there are several, the CPU."""
+    gpus = _gpus() if _torch_has_cuda() else []
+    if len(gpus) > 1:
+        gpus.append(Place("cuda", f"{len(gpus)} GPUs together", sum(gpu.free for gpu in gpus)))
+    return [*gpus, Place("cpu", "main memory", psutil.virtual_memory().available)]
+
+
+def _torch_has_cuda() -> bool:
+    package = find_spec("torch")  # finds it without importing it
+    if package is None or package.origin is None:
+        return False
+    return runpy.run_path(str(Path(package.origin).with_name("version.py"))).get("cuda") is not None
+
+
+def _gpus() -> list[Place]:
+    """As ``torch.cuda.mem_get_info``: what is free beside the context that every process needs."""
+    try:
+        cuda = ctypes.CDLL(DRIVER)
+    except OSError:
+        return []
+    count = ctypes.c_int()
+    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):  # 0 is success
+        return []
+    gpus = []
+    for index in range(count.value):
+        device, name, context = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_void_p()
+        free, total = ctypes.c_size_t(), ctypes.c_size_t()
+        cuda.cuDeviceGet(ctypes.byref(device), index)
+        cuda.cuDeviceGetName(name, len(name), device)
+        if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
+            continue  # for another process alone, or full
+        cuda.cuCtxSetCurrent(context)
+        failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
+        cuda.cuDevicePrimaryCtxRelease_v2(device)
+        if not failed and free.value:
+            gpus.append(Place(f"cuda:{index}", name.value.decode(errors="replace"), free.value))
+    return gpus

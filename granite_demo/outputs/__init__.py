@@ -1,0 +1,1 @@
+"""From generated text to its parts: reasoning, answer, tool calls, citations."""

@@ -1,0 +1,125 @@
+"""What a chat template reads, found by rendering it with and without. Knows no template by name."""
+
+import logging
+from typing import Any
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.outputs.dialects import find_dialect
+from granite_demo.prompts.chat_template import switch_values, template_of, variables_of
+from granite_demo.prompts.render import render_text
+from granite_demo.types.messages import Controls, Document, Message, Switches, Thinking, ToolSpec
+from granite_demo.types.requests import GenerationRequest
+
+log = logging.getLogger(__name__)
+
+SYSTEM = (Message("system", "Answer in one sentence."),)
+QUESTION = (Message("user", "What is written there?"),)
+TOOLS = (ToolSpec("probe_tool", "Looks it up.", {"type": "object", "properties": {"key": {"type": "string"}}}),)
+DOCUMENTS = (Document("Probe", "The probe is green."),)
+GIVEN: dict[str, dict[str, Any]] = {
+    "system": {"messages": SYSTEM + QUESTION},
+    "tools": {"tools": TOOLS},
+    "documents": {"documents": DOCUMENTS},
+}
+"""What a switch may depend on, as what it adds to a request."""
+LEVELS: tuple[Thinking, ...] = ("full", "off", "low")
+"""The low one last: where a template knows none, it is one of the others."""
+PROBES = {
+    "length": Controls(length="short"),
+    "originality": Controls(originality="extractive"),
+    "citations": Controls(citations=True),
+    "hallucinations": Controls(hallucinations=True),
+}
+WORDS = {
+    "system": "when a system prompt is set",
+    "tools": "when tools are offered",
+    "documents": "when documents are given",
+    "no documents": "without documents",
+}
+NAMES = {"hallucinations": "the check for hallucinations"}
+
+
+def find_switches(tokenizer: Any) -> Switches:
+    """What the chat template of ``tokenizer`` reads; nothing where it has none, or an odd one."""
+    if not tokenizer.chat_template:
+        return Switches()
+    try:
+        return _Prober(tokenizer).switches()
+    except Exception as error:  # a template is code of the checkpoint's author; without switches it may still chat
+        log.warning("The switches of the chat template could not be found: %s", error)
+        return Switches()
+
+
+class _Prober:
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+
+    def switches(self) -> Switches:
+        dialect = find_dialect(template_of(self._tokenizer)).name
+        base = self._text()
+        if base is None:
+            return Switches(dialect=dialect)
+        levels = self._levels(base)
+        probes = {name: probe for name, probe in PROBES.items() if self._best(probe) > 0}
+        if len(levels) > 1:
+            other = next(level for level in levels if self._text(controls=Controls(thinking=level)) != base)
+            probes["thinking"] = Controls(thinking=other)
+        return Switches(
+            thinking=levels,
+            **{name: name in probes for name in PROBES},
+            tools=self._text(**GIVEN["tools"]) not in (base, None),
+            documents=self._text(**GIVEN["documents"]) not in (base, None),
+            conflicts=tuple((name, cause) for name, probe in sorted(probes.items()) for cause in self._causes(probe)),
+            dialect=dialect,
+        )
+
+    def _text(self, **given: Any) -> str | None:
+        try:
+            return render_text(self._tokenizer, GenerationRequest(**{"messages": QUESTION, **given}))
+        except InvalidRequestError:
+            return None  # such as a template that takes no system message
+
+    def _levels(self, base: str) -> tuple[Thinking, ...]:
+        texts: dict[str, Thinking] = {}
+        variables = variables_of(template_of(self._tokenizer))
+        nothing = switch_values(Controls(), variables)
+        for level in LEVELS:
+            controls = Controls(thinking=level)
+            text = self._text(controls=controls)
+            if text is not None and switch_values(controls, variables) != nothing:
+                texts.setdefault(text, level)
+        if len(texts) < 2:
+            return ()
+        rising = sorted(texts.values(), key=("full", "low", "off").index)
+        return tuple(sorted(rising, key=lambda level: level != texts.get(base)))
+
+    def _effect(self, probe: Controls, **given: Any) -> int | None:
+        """By how many characters ``probe`` changes the prompt; None where there is no prompt."""
+        without, with_it = self._text(**given), self._text(**given, controls=probe)
+        if without is None or with_it is None:
+            return None
+        return 0 if with_it == without else max(1, abs(len(with_it) - len(without)))
+
+    def _best(self, probe: Controls) -> int:
+        return max(self._effect(probe) or 0, self._effect(probe, **GIVEN["documents"]) or 0)
+
+    def _causes(self, probe: Controls) -> list[str]:
+        """What makes less of ``probe`` reach the prompt than at its best: its name alone, without its instruction."""
+        alone, best = self._effect(probe), self._best(probe)
+        needed = GIVEN["documents"] if alone is not None and alone < best else {}
+        causes = []
+        for cause, given in GIVEN.items():
+            effect = self._effect(probe, **{**needed, **given})
+            if effect is not None and effect < best:
+                causes.append(cause)
+        return [*causes, "no documents"] if needed else causes
+
+
+def reasons(switches: Switches, *, system: bool, tools: bool, documents: bool) -> dict[str, str]:
+    """For each switch that does nothing now, a sentence that says why."""
+    now = {"system": system, "tools": tools, "documents": documents, "no documents": not documents}
+    told: dict[str, str] = {}
+    for switch, cause in switches.conflicts:
+        if now.get(cause):
+            told.setdefault(switch, f"This model's template ignores {NAMES.get(switch, switch)} {WORDS[cause]}.")
+    return told

@@ -1,0 +1,134 @@
+"""What Prometheus is told: requests of the API, tokens and times of answers by each door, and the engine's state."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
+from typing import Any, Literal
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.registry import Collector
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from granite_demo.backend import Backend
+from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextDelta
+from granite_demo.types.model_status import EngineStats, ModelStatus
+from granite_demo.types.requests import GenerationRequest
+
+FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
+BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
+"""Upper ends of the histograms' buckets, in seconds."""
+OTHER = "other"
+
+Door = Literal["api", "page"]
+"""Where a request came in."""
+
+
+class Metrics:
+    """The figures of one application, in a registry of its own."""
+
+    def __init__(self, status: Callable[[], ModelStatus]) -> None:
+        self.registry = CollectorRegistry()
+        told: Any = {"namespace": "granite_demo", "registry": self.registry}
+        self.requests = Counter("requests", "Requests to the API.", ("route", "code"), **told)
+        by: Any = {"labelnames": ("door",), **told}
+        self.prompt = Counter("prompt_tokens", "Tokens of prompts that were answered.", **by)
+        self.completion = Counter("completion_tokens", "Generated tokens, thinking included.", **by)
+        self.first = Histogram("time_to_first_token_seconds", "Until the first token.", buckets=FIRST_TOKEN, **by)
+        self.between = Histogram("inter_token_seconds", "From token to token.", buckets=BETWEEN_TOKENS, **by)
+        self.registry.register(_EngineCollector(status))
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class WatchedBackend:
+    """``backend`` as it is asked at ``door``; ``metrics`` take note of its answers."""
+
+    def __init__(self, backend: Backend, metrics: Metrics, door: Door) -> None:
+        self._backend, self._metrics, self._door = backend, metrics, door
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._backend, name)
+
+    def for_visitor(self, visitor: str) -> "WatchedBackend":
+        """See ``Backend.for_visitor``."""
+        return WatchedBackend(self._backend.for_visitor(visitor), self._metrics, self._door)
+
+    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
+        """See ``Backend.stream``."""
+        watch = _AnswerWatch(self._metrics, self._door)
+        async with aclosing(self._backend.stream(request)) as events:
+            async for event in events:
+                watch.see(event)
+                yield event
+
+
+class _AnswerWatch:
+    """Times one answer, from now on, and counts its tokens: those of one that is stopped, too."""
+
+    def __init__(self, metrics: Metrics, door: Door) -> None:
+        self._prompt, self._completion = metrics.prompt.labels(door), metrics.completion.labels(door)
+        self._first, self._between = metrics.first.labels(door), metrics.between.labels(door)
+        self._last = time.perf_counter()
+        self._tokens = 0
+
+    def see(self, event: StreamEvent) -> None:
+        """Take note of an event."""
+        if isinstance(event, Finish):
+            self._prompt.inc(event.usage.prompt_tokens)
+            self._completion.inc(max(0, event.usage.completion_tokens - self._tokens))
+        elif isinstance(event, TextDelta | ReasoningDelta) and event.completion_tokens > self._tokens:
+            now = time.perf_counter()
+            new = event.completion_tokens - self._tokens
+            (self._between if self._tokens else self._first).observe((now - self._last) / new)
+            self._completion.inc(new)
+            self._last, self._tokens = now, event.completion_tokens
+
+
+class _EngineCollector(Collector):
+    """Asks the engine at each scrape."""
+
+    def __init__(self, status: Callable[[], ModelStatus]) -> None:
+        self._status = status
+
+    def collect(self) -> Iterator[CounterMetricFamily | GaugeMetricFamily]:
+        status = self._status()
+        yield _gauge("model_ready", "Whether a model is ready.", float(status.stage == "ready"))
+        stats = status.engine or EngineStats(0, 0)
+        yield _gauge("requests_running", "Requests that are answered now, the page's included.", stats.running)
+        yield _gauge("requests_waiting", "Requests that wait for their turn.", stats.waiting)
+        if stats.cache_used is not None:
+            yield _gauge("kv_cache_used_ratio", "The share of the KV cache that is taken.", stats.cache_used)
+        yield CounterMetricFamily(
+            "granite_demo_engine_restarts", "How often the engine's loop was started again.", stats.restarts
+        )
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"granite_demo_{name}", text, value)
+
+
+class RequestCounter:
+    """Counts the requests to ``routes`` and below ``prefix`` by their answers' status codes."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, prefix: str, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._prefix = prefix
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope.get("path", "")
+        if scope["type"] != "http" or not (path.startswith(self._prefix) or path in self._routes):
+            return await self._app(scope, receive, send)
+        # A name that a stranger made up must not become a series of its own.
+        route = path if path in self._routes else OTHER
+
+        async def counted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(route, str(message["status"])).inc()
+            await send(message)
+
+        await self._app(scope, receive, counted)

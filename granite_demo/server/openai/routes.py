@@ -1,0 +1,182 @@
+"""The application under ``/v1``: its routes, and what each of them answers with."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import FastAPI, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
+from fastapi.security import HTTPBearer
+from sse_starlette import JSONServerSentEvent, ServerSentEvent
+from starlette.exceptions import HTTPException
+
+from granite_demo import __version__
+from granite_demo.access import visitor_of
+from granite_demo.backend import Backend
+from granite_demo.server.openai import chat, completions
+from granite_demo.server.openai.choices import Json, Wire
+from granite_demo.server.openai.errors import error_of, error_response
+from granite_demo.server.openai.params import check_model, served_name
+from granite_demo.server.openai.protocol import ChatRequest, CompletionRequest
+from granite_demo.server.openai.responses import ERRORS, ChatCompletion, Completion, Model, ModelList
+from granite_demo.server.openai.streaming import Answers, ClientGoneError, EventStream, Pace, while_connected
+from granite_demo.types.messages import scrub
+from granite_demo.types.requests import GenerationRequest
+
+PING_SECONDS = 10.0
+PATIENCE = 0.5
+"""Seconds that a stream waits for its first event: what fails until then has a status code of its own."""
+GONE = 499
+"""nginx's code for a client that went; nobody reads it."""
+STREAMED = {"text/event-stream": {"schema": {"type": "string"}}}
+
+
+class JsonRequest(Request):
+    """A request whose JSON may spell lone surrogates, which become U+FFFD as they do on the page."""
+
+    async def json(self) -> Any:
+        """The body's value. Raises JSONDecodeError."""
+        if not hasattr(self, "_json"):
+            body = await self.body()
+            try:
+                value = json.loads(body)
+                if b"\\ud" in body.lower():
+                    value = json.loads(scrub(json.dumps(value, ensure_ascii=False)))
+            except json.JSONDecodeError:
+                raise
+            except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, many brackets
+                raise json.JSONDecodeError(str(error), "", 0) from None
+            self._json = value
+        return self._json
+
+
+class ApiRoute(APIRoute):
+    """Answers every error with OpenAI's object."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """See ``APIRoute``."""
+        handler = super().get_route_handler()
+
+        async def handle(request: Request) -> Response:
+            request = JsonRequest(request.scope, request.receive)
+            try:
+                await request.body()  # here, where the guard's 413 is not taken for a body that cannot be read
+                return await handler(request)
+            except ClientGoneError:
+                return Response(status_code=GONE)
+            except Exception as error:
+                return error_response(error)
+
+        return handle
+
+
+def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
+    """The API over ``backend``. ``ping``: seconds between comments on a silent stream."""
+    api = FastAPI(title="granite-demo API", version=__version__, docs_url=None, redoc_url=None)
+    api.router.route_class = ApiRoute
+    for kind in (HTTPException, RequestValidationError):
+        api.add_exception_handler(kind, _answer_error)
+    pace = Pace()
+    key = [Security(HTTPBearer(auto_error=False))]
+
+    def model() -> Json:
+        return {"id": served_name(backend.status()), "object": "model", "created": 0, "owned_by": "granite-demo"}
+
+    def own(request: Request) -> Backend:
+        return backend.for_visitor(visitor_of(request.client.host if request.client else None))
+
+    @api.get("/models", dependencies=key, response_model=ModelList, responses=ERRORS)
+    async def list_models() -> JSONResponse:
+        """The model that answers."""
+        return JSONResponse({"object": "list", "data": [model()]})
+
+    @api.get("/models/{name:path}", dependencies=key, response_model=Model, responses=ERRORS)
+    async def retrieve_model(name: str) -> JSONResponse:
+        """One model."""
+        check_model(name, backend.status())
+        return JSONResponse(model())
+
+    @api.post(
+        "/chat/completions",
+        dependencies=key,
+        response_model=ChatCompletion,
+        responses={200: {"content": STREAMED}, **ERRORS},
+    )
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answer a conversation."""
+        status = backend.status()
+        requests = await asyncio.to_thread(chat.requests_of, body, status)
+        wire = chat.wire_of(body, status)
+        return await respond(request, body, Answers(own(request), requests, pace), wire, ping)
+
+    @api.post(
+        "/completions",
+        dependencies=key,
+        response_model=Completion,
+        responses={200: {"content": STREAMED}, **ERRORS},
+    )
+    async def text_completions(body: CompletionRequest, request: Request) -> Response:
+        """Go on with a text."""
+        status = backend.status()
+        requests: list[GenerationRequest] = await asyncio.to_thread(completions.requests_of, body, status)
+        echo = (
+            await while_connected(request, completions.echo_of(body, requests[0], own(request))) if body.echo else None
+        )
+        wire = completions.wire_of(body, status, echo)
+        if body.max_tokens == 0:
+            requests = []
+        return await respond(request, body, Answers(own(request), requests, pace), wire, ping)
+
+    return api
+
+
+async def _answer_error(request: Request, error: Exception) -> Response:
+    return error_response(error)
+
+
+async def respond(
+    request: Request, body: ChatRequest | CompletionRequest, answers: Answers, wire: Wire, ping: float
+) -> Response:
+    """The answer, whole or as a stream. Ends ``answers`` when it is sent, fails, or the client goes."""
+    if not body.stream:
+        try:
+            return JSONResponse(await while_connected(request, _whole(answers, wire)))
+        finally:
+            await answers.close()
+    try:
+        await while_connected(request, answers.begin(PATIENCE))
+    except BaseException:
+        await answers.close()
+        raise
+    usage = bool(body.stream_options and body.stream_options.include_usage)
+    return EventStream(_chunks(answers, wire, usage), answers.close, ping)
+
+
+async def _whole(answers: Answers, wire: Wire) -> Json:
+    parts: dict[int, list[Json]] = {}
+    for number, choice in wire.start():
+        parts.setdefault(number, []).append(choice)
+    async with aclosing(answers.events()) as events:
+        async for number, event in events:
+            if part := wire.of(number, event):
+                parts.setdefault(number, []).append(part)
+    return wire.whole(parts)
+
+
+async def _chunks(answers: Answers, wire: Wire, usage: bool) -> AsyncGenerator[ServerSentEvent]:
+    try:
+        for _, choice in wire.start():
+            yield JSONServerSentEvent(wire.chunk([choice]), sep="\n")
+        async with aclosing(answers.events()) as events:
+            async for number, event in events:
+                if part := wire.of(number, event):
+                    yield JSONServerSentEvent(wire.chunk([part]), sep="\n")
+        if usage:
+            yield JSONServerSentEvent(wire.chunk([], wire.usage()), sep="\n")
+    except Exception as error:
+        yield JSONServerSentEvent(error_of(error)[1], sep="\n")
+    yield ServerSentEvent("[DONE]", sep="\n")

@@ -1,0 +1,59 @@
+"""What ``transformers chat`` needs beyond OpenAI's API: its generation config, and its wait for the model."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from pydantic import ValidationError
+
+from granite_demo.backend import Backend
+from granite_demo.server.openai.errors import RefusedError
+from granite_demo.server.openai.protocol import ChatRequest
+
+FIELD = "generation_config"
+NAMES = {
+    "max_new_tokens": "max_tokens",
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repetition_penalty",
+}
+SAYS_NOTHING = {"do_sample", "transformers_version", "_from_model_config"}
+POLL_SECONDS = 0.2
+
+
+def with_config(body: ChatRequest) -> ChatRequest:
+    """``body`` with what its generation config asks for, where it does not say so itself. Raises RefusedError."""
+    try:
+        config = json.loads(body.generation_config or "")
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise RefusedError("generation_config must be the JSON text of an object.", (FIELD,))
+    config = {name: value for name, value in config.items() if value is not None}
+    for name in config.keys() - NAMES.keys() - SAYS_NOTHING:
+        raise RefusedError(f"{name:.80} is not supported here.", (FIELD, name), "unknown_parameter")
+    values = {NAMES[name]: value for name, value in config.items() if name in NAMES}
+    if config.get("do_sample") is False:
+        values["temperature"] = 0.0
+    try:
+        checked = ChatRequest(messages=body.messages, **values)
+    except ValidationError as error:
+        first: Any = error.errors()[0]
+        raise RefusedError(str(first["ctx"]["error"]), (FIELD, str(first["loc"][0]))) from None
+    new = {name: getattr(checked, name) for name in values if getattr(body, name) is None}
+    return body.model_copy(update={**new, FIELD: None})
+
+
+async def load_progress(backend: Backend, name: str) -> AsyncGenerator[dict[str, Any]]:
+    """Yield what the load of the model does, until it is ready or has failed."""
+    backend.start()
+    while (status := backend.status()).stage != "ready":
+        if status.stage == "failed":
+            yield {"status": "error", "model": name, "message": status.detail}
+            return
+        yield {"status": "loading", "model": name, "stage": status.stage}
+        await asyncio.sleep(POLL_SECONDS)
+    yield {"status": "ready", "model": name, "cached": True}

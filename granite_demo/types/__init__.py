@@ -1,0 +1,1 @@
+"""The values that cross the seams. Standard library only."""

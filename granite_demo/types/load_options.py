@@ -1,0 +1,34 @@
+"""How a model is loaded: the options and the stages. Standard library only."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
+Report = Callable[[LoadStage, float | None, str], None]
+"""Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
+
+Device = Literal["auto", "cuda", "mps", "cpu"]
+Dtype = Literal["auto", "bfloat16", "float16", "float32"]
+Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
+Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+EngineName = Literal["auto", "batching", "static", "dynamic", "gguf", "zerogpu"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadOptions:
+    """Which model to load and how: the key of the model cache."""
+
+    model: str = "sample"
+    revision: str | None = None
+    device: Device = "auto"
+    dtype: Dtype = "auto"
+    quantization: Quantization = "auto"
+    attention: Attention = "auto"
+    context: int | None = None
+    """Tokens to limit the context to; None for as many as the model allows and fit."""
+    keep_quantized: bool = False
+    """Save a quantized model in the cache folder, from which it loads faster the next time."""
+    engine: EngineName = "auto"
+    compile: bool = False
+    """Have torch compile the decode step, where layers are not fused, while the model is made ready."""

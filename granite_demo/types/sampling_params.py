@@ -1,0 +1,112 @@
+"""How tokens are chosen and when an answer ends: the parameters of one request, checked."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types.constraints import Constraint
+from granite_demo.types.messages import scrub
+
+MAX_STOP_STRINGS = 4
+MAX_STOP_LENGTH = 64
+MAX_SEED = 2**63 - 1
+MAX_ALTERNATIVES = 20
+"""OpenAI's limit for top_logprobs."""
+MAX_BIASES = 300
+
+
+def _number(name: str, value: Any, low: float, high: float) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value in (inf, -inf) or value != value:
+        raise InvalidRequestError(f"{name} must be a number, not {value!r}.")
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name} must be between {low:g} and {high:g}{_but(value)}.")
+    return float(value)
+
+
+def _integer(name: str, value: Any, low: int, high: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or value % 1:
+        raise InvalidRequestError(f"{name} must be a whole number, not {value!r}.")
+    if not low <= value <= high:
+        raise InvalidRequestError(f"{name} must be between {low} and {high}{_but(value)}.")
+    return int(value)
+
+
+def _but(value: float) -> str:
+    # A longer number is no help to a reader, and Python refuses to write out very long ones.
+    return f", not {value:g}" if abs(value) < 1e15 else ""
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How the next token is chosen and when generation ends. Values are checked and coerced on construction.
+
+    ``temperature`` 0 is greedy; ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    ``max_tokens`` None means as many as the context leaves. ``seed`` None draws a new one. ``logprobs`` is the number
+    of alternatives to report with each token's log probability; None reports neither. ``frequency_penalty`` and
+    ``presence_penalty`` are OpenAI's: taken off the logits of tokens of the answer, for each time and once.
+    ``logit_bias``: (token id, what is added to its logit). ``constraint``: what the answer has to be. Raises
+    InvalidRequestError.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = 0
+    repetition_penalty: float = 1.0
+    max_tokens: int | None = None
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    min_p: float = 0.0
+    logprobs: int | None = None
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    constraint: Constraint | None = None
+
+    def __post_init__(self) -> None:
+        def coerce(name: str, value: Any) -> None:
+            object.__setattr__(self, name, value)
+
+        coerce("temperature", _number("Temperature", self.temperature, 0.0, 2.0))
+        top_p = _number("Top-p", self.top_p, 0.0, 1.0)
+        if top_p == 0.0:
+            raise InvalidRequestError("Top-p must be above 0; use temperature 0 for greedy decoding.")
+        coerce("top_p", top_p)
+        coerce("top_k", _integer("Top-k", self.top_k, 0, 1_000_000))
+        coerce("repetition_penalty", _number("Repetition penalty", self.repetition_penalty, 0.1, 10.0))
+        if self.max_tokens is not None:
+            coerce("max_tokens", _integer("Max new tokens", self.max_tokens, 1, 1_000_000))
+        if self.seed is not None:
+            coerce("seed", _integer("Seed", self.seed, 0, MAX_SEED))
+        coerce("stop", self._checked_stop())
+        coerce("min_p", _number("Min-p", self.min_p, 0.0, 1.0))
+        if self.logprobs is not None:
+            coerce("logprobs", _integer("Logprobs", self.logprobs, 0, MAX_ALTERNATIVES))
+        coerce("frequency_penalty", _number("Frequency penalty", self.frequency_penalty, -2.0, 2.0))
+        coerce("presence_penalty", _number("Presence penalty", self.presence_penalty, -2.0, 2.0))
+        coerce("logit_bias", self._checked_bias())
+
+    @property
+    def adjusts(self) -> bool:
+        """Whether logits are changed in ways that few requests ask for."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias or self.constraint)
+
+    def _checked_bias(self) -> tuple[tuple[int, float], ...]:
+        if len(self.logit_bias) > MAX_BIASES:
+            raise InvalidRequestError(f"logit_bias may name at most {MAX_BIASES} tokens, not {len(self.logit_bias)}.")
+        return tuple(
+            (_integer("A token id of logit_bias", token, 0, 10_000_000), _number("logit_bias", value, -100.0, 100.0))
+            for token, value in self.logit_bias
+        )
+
+    def _checked_stop(self) -> tuple[str, ...]:
+        if not isinstance(self.stop, (str, Sequence)):
+            raise InvalidRequestError("Stop strings must be given as a list of texts.")
+        stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if len(stop) > MAX_STOP_STRINGS:
+            raise InvalidRequestError(f"At most {MAX_STOP_STRINGS} stop strings are allowed, not {len(stop)}.")
+        for text in stop:
+            if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_LENGTH:
+                raise InvalidRequestError(f"A stop string must have 1 to {MAX_STOP_LENGTH} characters.")
+        return tuple(scrub(text) for text in stop)

@@ -1,0 +1,74 @@
+"""The page: a head with the model's state, and the tabs Chat, Completion and Settings."""
+
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.access import Access
+from granite_demo.backend import Backend
+from granite_demo.ui import conversation_list, languages, models, settings
+from granite_demo.ui.chat import handlers, side_by_side
+from granite_demo.ui.chat import tab as chat_tab
+from granite_demo.ui.completion import tab as completion_tab
+from granite_demo.ui.gradio_patches.blocks import Page, settle_drawing
+from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
+from granite_demo.ui.html import status_html
+from granite_demo.ui.theme import logo_svg
+
+QUEUE_POLL_SECONDS = 0.02
+"""How often Gradio's queue looks for new events. Its own 1 ms wakes the process a thousand times a second for nothing,
+which costs a model on the same CPU several percent of its speed."""
+MAX_WAITING = MAX_STREAMS
+"""Events that may wait in Gradio's queue, for a moment; more are refused. Where they wait long is the engine's line."""
+SHORT_EVENTS = 32
+"""Places in it for other events than answers."""
+SETTLED_SECONDS = 5.0
+"""Between two looks at the model's state, while nothing happens to it."""
+
+
+def build_ui(backend: Backend, access: Access) -> gr.Blocks:
+    """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
+    settle_drawing()
+    demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
+    with demo:
+        languages.layout()
+        conversations = conversation_list.layout()
+        with gr.Row(elem_id="head"):
+            gr.HTML(f"<h1>{logo_svg()}<span>granite-demo</span></h1>", elem_id="brand")
+            status = gr.HTML(elem_id="model-status")
+            again = gr.Button("Try again", visible=False, size="sm", elem_id="again", scale=0)
+        with gr.Tabs(elem_id="tabs"):
+            with gr.Tab("Chat", id="chat", scale=1):
+                chat_parts = chat_tab.layout(backend, access)
+            with gr.Tab("Completion", id="completion"):
+                completion_parts = completion_tab.layout(backend, access)
+            with gr.Tab("Settings", id="settings"):
+                preferences = settings.layout()
+                panel = models.layout(backend, access)
+        timer = gr.Timer(BUSY_SECONDS)
+        answering = gr.Textbox(visible=False)
+
+        def refresh() -> tuple[Any, ...]:
+            state = backend.status()
+            settled = state.stage in ("ready", "idle")
+            again_button = gr.Button(visible=state.stage == "failed")
+            # Never quite off: somebody else may load another model.
+            pace = gr.Timer(SETTLED_SECONDS if settled else BUSY_SECONDS)
+            which = f"{state.model} {state.stage}"
+            compared = side_by_side.shown_values(backend, state)
+            return status_html(state), again_button, pace, which, *compared, *models.shown_values(backend, state)
+
+        shown = [status, again, timer, answering, *chat_parts.comparison.shown, *panel.shown]
+        demo.load(refresh, None, shown, **DIRECT)
+        timer.tick(refresh, None, shown, **DIRECT)
+        again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
+        conversation_list.wire(conversations, chat_parts.holder)
+        handlers.wire(chat_parts, conversations, preferences, backend, access, demo, [answering.change])
+        completion_tab.wire(completion_parts, preferences, backend, access, demo, [answering.change])
+        settings.wire(preferences, backend, demo, [answering.change])
+        models.wire(panel, backend, access, timer)
+    demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
+    # Gradio (6.31) has 40 places for all queued events, whatever their own limits; who finds none waits unseen.
+    demo._queue.max_thread_count = MAX_STREAMS + SHORT_EVENTS
+    demo._queue.sleep_when_free = QUEUE_POLL_SECONDS
+    return demo

@@ -1,0 +1,149 @@
+"""The turns of a conversation as the chatbot's messages. Pure functions, tested without a page.
+
+The chatbot keeps class, title and href of markup, but no data attributes: a button of ours carries its action and its
+turn in its classes (``act retry t-ID``), for which ``ui/assets/chat.js`` listens.
+"""
+
+import html
+from typing import Any
+
+from granite_demo.chat import actions
+from granite_demo.chat import conversation as conversations
+from granite_demo.chat.conversation import Conversation, Turn
+from granite_demo.ui.chat.sources import as_sent, footnotes
+from granite_demo.ui.chat.tools import call_card, result_card, waits_for_answer
+from granite_demo.ui.html import note_html
+from granite_demo.ui.markdown import plain, prepare
+from granite_demo.ui.streaming import Snapshot
+
+ChatHistory = list[dict[str, Any]]
+"""``gr.Chatbot``'s value."""
+
+WINDOW = 24
+"""Turns that are shown unless all are asked for: what an update costs must not grow with the conversation."""
+
+_USER_ACTS = (("edit", "Edit"), ("clip", "Copy"))
+_ANSWER_ACTS = (
+    ("go", "Continue"),
+    ("clip", "Copy"),
+    ("edit", "Edit"),
+    ("retry", "Retry"),
+    ("branch", "Branch"),
+    ("ground", "Sources"),
+    ("bundle", "Reproduce"),
+)
+_TITLES = {
+    "go": "Go on where this answer was cut",
+    "clip": "Copy this text",
+    "edit": "Edit; the old version is kept",
+    "retry": "Answer again; the old answer is kept",
+    "branch": "Continue from here in a new conversation",
+    "ground": "See what in the documents supports this answer",
+    "bundle": "Download all that is needed to make this answer again",
+}
+_LISTS = {"citations": "The model's list of its citations", "hallucinations": "What the model may have made up"}
+
+
+def chat_messages(
+    conversation: Conversation, *, everything: bool = False, busy: bool = False
+) -> tuple[ChatHistory, int]:
+    """The messages of the branch that is shown, and how many of its earlier turns are left out.
+
+    ``busy``: an answer to the last one is being written.
+    """
+    turns = conversations.path(conversation)
+    hidden = 0 if everything else max(len(turns) - WINDOW, 0)
+    messages = [message for turn in turns[hidden:] for message in turn_messages(conversation, turn)]
+    if waits_for_answer(conversation) and not busy:
+        again = _button("retry", turns[-1].id, "Ask again", "This question has no answer yet")
+        messages[-1]["content"][-1]["text"] += f'<div class="acts">{again}</div>'
+    return messages, hidden
+
+
+def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False) -> ChatHistory:
+    """One turn; while it is ``busy`` it grows and cannot be acted on."""
+    if turn.role == "user":
+        return [_message("user", plain(turn.content), _acts(conversation, turn, _USER_ACTS))]
+    if turn.role == "tool":
+        return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
+    # Finding the passages takes time: once, at the end.
+    cites = turn.citations and not busy
+    given = as_sent(turn, conversations.documents_of(conversation)) if cites else []
+    text, foot = footnotes(turn, given) if cites else (turn.content, "")
+    cards = "".join(call_card(call) for call in turn.calls)
+    lists = "".join(
+        f"<details><summary>{_LISTS[listed.kind]}</summary><pre>{html.escape(listed.text.strip())}</pre></details>"
+        for listed in turn.appendices
+    )
+    acts = "" if busy else _acts(conversation, turn, _ANSWER_ACTS)
+    below = cards + foot + lists + (note_html(turn.note, turn.kind) if turn.note else "") + acts
+    return [*_thinking(turn, busy), _message("assistant", plain(prepare(text)), below)]
+
+
+def _thinking(turn: Turn, busy: bool) -> ChatHistory:
+    if not turn.thinking:
+        return []
+    growing = busy and not turn.content and not turn.calls
+    metadata = {
+        "title": "Thinking",
+        "log": f"{turn.thinking_tokens:,} token{'s' * (turn.thinking_tokens != 1)}",
+        "duration": round(turn.thinking_seconds, 1),
+        "status": "pending" if growing else "done",
+    }
+    return [{"role": "assistant", "content": plain(turn.thinking), "metadata": metadata}]
+
+
+def _message(role: str, text: str, below: str) -> dict[str, Any]:
+    # A line break in markup would let the rest of it be read as Markdown.
+    parts = [text, below.replace("\n", "&#10;")]
+    return {"role": role, "content": [{"type": "text", "text": part} for part in parts if part or part is text]}
+
+
+def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
+    without = {"bundle"} if not turn.made else set[str]()
+    without |= {"go"} if not actions.can_go_on(conversation, turn) else set()
+    without |= {"ground"} if not conversation.documents and not turn.sent else set()
+    buttons = [_button(name, turn.id, label, _TITLES[name]) for name, label in acts if name not in without]
+    if turn.role == "assistant":
+        for vote, title in (("up", "Good answer"), ("down", "Bad answer")):
+            chosen = " chosen" if turn.vote == vote else ""
+            buttons.append(_button(f"{vote}{chosen}", turn.id, "", title + (" (chosen)" if chosen else "")))
+    return f'<div class="acts">{_arrows(conversation, turn)}{"".join(buttons)}</div>'
+
+
+def _arrows(conversation: Conversation, turn: Turn) -> str:
+    ids = conversations.versions(conversation, turn.id)
+    if len(ids) == 1:
+        return ""
+    at = ids.index(turn.id)
+    older = _button("show older", ids[at - 1], "", "Older version") if at else ""
+    newer = _button("show newer", ids[at + 1], "", "Newer version") if at + 1 < len(ids) else ""
+    return f'{older}<span class="versions">{at + 1}/{len(ids)}</span>{newer}'
+
+
+def _button(act: str, turn_id: str, label: str, title: str) -> str:
+    return f'<button type="button" class="act {act} t-{turn_id}" title="{title}">{label}</button>'
+
+
+def growing_turn(turn_id: str, parent: str | None, shot: Snapshot) -> Turn:
+    """An answer as far as it has come, as a turn."""
+    answer = shot.answer
+    return Turn(
+        id=turn_id,
+        parent=parent,
+        role="assistant",
+        content=answer.text,
+        thinking=answer.thinking,
+        thinking_tokens=answer.thinking_tokens,
+        thinking_seconds=answer.thinking_seconds(shot.elapsed),
+        calls=tuple(
+            conversations.Call(name=call.name, arguments=call.arguments, error=call.error) for call in answer.calls
+        ),
+        citations=tuple(
+            conversations.Cited(document=cited.document, start=cited.start, end=cited.end)
+            for cited in answer.citations[: conversations.MAX_CITATIONS]
+        ),
+        appendices=tuple(conversations.Listed(kind=listed.kind, text=listed.text) for listed in answer.appendices),
+        note=shot.note,
+        kind=shot.kind,
+    )

@@ -1,0 +1,254 @@
+"""Side by side: one question answered under two settings, with what each answer cost."""
+
+import threading
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.access import Access
+from granite_demo.backend import Backend
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.messages import Controls, Message
+from granite_demo.types.model_status import BESIDE, ModelStatus
+from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.ui import markdown
+from granite_demo.ui.chat.costs import costs_html, difference_words
+from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING
+from granite_demo.ui.html import note_html
+from granite_demo.ui.markdown import plain
+from granite_demo.ui.models import PRECISIONS, labelled, load_options
+from granite_demo.ui.settings import to_seed
+from granite_demo.ui.streaming import Latest, Snapshot, Visitors, address, own, session, side_by_side, snapshots
+
+NAMES = ("A", "B")
+AS_IT_IS = ("as the model has it", "")
+THE_LOADED = ("the loaded model", "")
+NO_THOUGHTS = "No thinking"
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One side: its settings, in the order of ``to_request``'s values, and its answer."""
+
+    settings: list[Any]
+    thoughts: gr.Accordion
+    thinking: gr.Markdown
+    answer: gr.Markdown
+    costs: gr.HTML
+
+    @property
+    def screen(self) -> list[Any]:
+        """The components that show the answer."""
+        return [self.thoughts, self.thinking, self.answer, self.costs]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The panel's components."""
+
+    question: gr.Textbox
+    system: gr.Textbox
+    token: gr.Textbox
+    run: gr.Button
+    stop: gr.Button
+    columns: list[Column]
+    difference: gr.HTML
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that ``shown_values`` fills."""
+        return [part for column in self.columns for part in (column.settings[0], column.settings[5])]
+
+
+def shown_values(backend: Backend, status: ModelStatus) -> tuple[Any, ...]:
+    """What ``status`` changes in the panel: the levels of thinking, and the models to pick."""
+    if status.stage != "ready":
+        return (gr.skip(), gr.skip()) * len(NAMES)
+    return (_thinking(status), gr.Dropdown(choices=_models(backend, status))) * len(NAMES)
+
+
+def _models(backend: Backend, status: ModelStatus) -> list[tuple[str, str]]:
+    """The models that a side can ask, as (label, name)."""
+    beside = [(f"{status.beside} (the other server)", BESIDE)] if status.beside else []
+    return [THE_LOADED, *beside, *labelled(backend)]
+
+
+def _thinking(status: ModelStatus) -> gr.Dropdown:
+    levels = status.switches.thinking
+    words = "" if levels else f"{status.title or status.model} has no thinking to switch."
+    choices = [AS_IT_IS, *((level, level) for level in levels)]
+    return gr.Dropdown(choices=choices, interactive=bool(levels), info=words or None)
+
+
+def to_request(
+    backend: Backend,
+    question: str | None,
+    system: str | None,
+    values: Sequence[Any],
+    allow: Callable[[], None],
+) -> GenerationRequest:
+    """One side's request. ``allow`` raises where its visitor may not load a model. Raises InvalidRequestError."""
+    thinking, temperature, top_p, seed, max_tokens, model, precision = values
+    if not question or not question.strip():
+        raise InvalidRequestError("Write a question first.")
+    options = None
+    if model == BESIDE and backend.status().beside:
+        if precision != "Automatic":
+            raise InvalidRequestError("The other server chooses the precision itself. Leave it at Automatic.")
+        options = LoadOptions(BESIDE)
+    elif model or precision != "Automatic":
+        allow()
+        model = model or backend.status().model
+        if model not in {choice.name for choice in backend.choices()}:
+            raise InvalidRequestError("Only the models in the list can be loaded here. Choose the loaded model.")
+        options = load_options(model, precision, "auto", 0)
+    first = [Message("system", system.strip())] if system and system.strip() else []
+    sampling = SamplingParams(temperature=temperature, top_p=top_p, seed=to_seed(seed), max_tokens=max_tokens)
+    controls = Controls(thinking=thinking or None)
+    return GenerationRequest((*first, Message("user", question)), sampling=sampling, controls=controls, model=options)
+
+
+def layout(backend: Backend, access: Access) -> Comparison:
+    """Place the components."""
+    with gr.Accordion("Side by side", open=False, elem_id="compare"):
+        gr.Markdown("One question under two settings. Nothing of it enters the conversation.")
+        question = gr.Textbox(label="Question", lines=2, max_lines=8, elem_id="compare-question")
+        system = gr.Textbox(label="System prompt of both", lines=1, max_lines=6, elem_id="compare-system")
+        with gr.Row():
+            columns = [_column(name, backend) for name in NAMES]
+        token = gr.Textbox(
+            label="Admin token",
+            info="To load another model than the one that answers.",
+            type="password",
+            visible=access.public,
+            elem_id="compare-token",
+        )
+        with gr.Row():
+            run = gr.Button("Ask both", variant="primary", elem_id="compare-run")
+            stop = gr.Button("Stop both", variant="stop", visible=False, elem_id="compare-stop")
+        difference = gr.HTML(elem_id="compare-difference")
+        with gr.Row():
+            screens = [_screen(name) for name in NAMES]
+    pairs = zip(columns, screens, strict=True)
+    return Comparison(
+        question, system, token, run, stop, [Column(settings, *screen) for settings, screen in pairs], difference
+    )
+
+
+def _column(name: str, backend: Backend) -> list[Any]:
+    models = _models(backend, backend.status())
+    with gr.Column(min_width=300, elem_id=f"compare-{name.lower()}"), gr.Group():
+        gr.Markdown(f"#### {name}", elem_classes="side")
+        thinking = _thinking(backend.status())
+        thinking.label, thinking.value = f"Thinking of {name}", ""
+        with gr.Row():
+            temperature = gr.Number(0, label=f"Temperature of {name}", minimum=0, maximum=2, step=0.1, min_width=90)
+            top_p = gr.Number(1, label=f"Top-p of {name}", minimum=0.01, maximum=1, step=0.05, min_width=90)
+        with gr.Row():
+            # Gradio turns an empty number into 0 as soon as it is shown.
+            seed = gr.Textbox("", label=f"Seed of {name}", placeholder="random", min_width=90)
+            tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, min_width=90)
+        with gr.Row(visible=len(models) > 1):
+            model = gr.Dropdown(models, value="", label=f"Model of {name}", min_width=130)
+            precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label=f"Precision of {name}", min_width=130)
+    return [thinking, temperature, top_p, seed, tokens, model, precision]
+
+
+def _screen(name: str) -> tuple[gr.Accordion, gr.Markdown, gr.Markdown, gr.HTML]:
+    with gr.Column(min_width=300, elem_classes="side-answer"):
+        gr.Markdown(f"#### {name}", elem_classes="side")
+        with gr.Accordion(NO_THOUGHTS, open=False) as thoughts:
+            thinking = gr.Markdown(latex_delimiters=markdown.DELIMITERS)
+        answer = gr.Markdown(latex_delimiters=markdown.DELIMITERS, elem_id=f"answer-{name.lower()}", buttons=["copy"])
+        costs = gr.HTML(elem_id=f"costs-{name.lower()}")
+    return thoughts, thinking, answer, costs
+
+
+def wire(panel: Comparison, backend: Backend, access: Access, demo: gr.Blocks) -> None:
+    """Connect the events."""
+    visitors = Visitors()
+    screen = [panel.run, panel.stop, panel.difference, *(part for side in panel.columns for part in side.screen)]
+
+    async def compare(visit: gr.Request, *values: Any) -> AsyncGenerator[Any]:
+        with visitors.answering(session(visit)) as stop:
+            async with aclosing(
+                answers(own(backend, visit), partial(access.check, visitor=address(visit)), values, stop)
+            ) as updates:
+                async for update in updates:
+                    yield update
+
+    async def stop(visit: gr.Request) -> Any:
+        return (gr.skip(), gr.skip()) if visitors.stop(session(visit)) else _buttons(busy=False)
+
+    def leave(visit: gr.Request) -> None:
+        visitors.stop(session(visit))
+
+    settings = [part for side in panel.columns for part in side.settings]
+    asked = [panel.run.click, panel.question.submit]
+    gr.on(asked, compare, [panel.question, panel.system, panel.token, *settings], screen, **STREAMING)
+    panel.stop.click(stop, None, [panel.run, panel.stop], **DIRECT)
+    demo.unload(leave)
+
+
+async def answers(
+    backend: Backend, check: Callable[[str | None], None], values: Sequence[Any], stop: threading.Event
+) -> AsyncGenerator[tuple[Any, ...]]:
+    """Yield what the panel shows while both sides are answered; ``values`` are question, system, token, settings.
+
+    ``check`` raises where the token does not allow to load a model.
+    """
+    question, system, token, *settings = values
+    half = len(settings) // len(NAMES)
+    sides = [settings[:half], settings[half:]]
+
+    def build(side: Sequence[Any]) -> Callable[[], GenerationRequest]:
+        return lambda: to_request(backend, question, system, side, lambda: check(token))
+
+    def stream(side: Sequence[Any]) -> Callable[[], AsyncGenerator[Snapshot]]:
+        return lambda: snapshots(backend, build(side), stop)
+
+    together = _together(backend.status(), [(model, precision) for *_, model, precision in sides])
+    first, *others = NAMES
+    waits = ["Waiting"] + ["Waiting" if together else f"Answered after {first}"] * len(others)
+    yield *_buttons(busy=True), "", *(part for words in waits for part in _shown(None, words))
+    latest: Latest = []
+    async with aclosing(side_by_side([stream(side) for side in sides], stop, together)) as states:
+        async for latest in states:
+            both = zip(latest, waits, strict=True)
+            yield gr.skip(), gr.skip(), gr.skip(), *(part for shot, words in both for part in _shown(shot, words))
+    words = difference_words(*[shot for shot in latest if shot]) if all(latest) else ""
+    # All of it once more: of two quick updates Gradio may lose the first one's labels.
+    last = [part for shot in latest for part in _shown(shot, "Not asked")]
+    yield *_buttons(busy=False), note_html(words) if words else "", *last
+
+
+def _together(status: ModelStatus, asked: Sequence[tuple[Any, Any]]) -> bool:
+    """Whether the sides are answered at once: not where one takes the memory of another, or their time.
+
+    On an engine that answers in turns each would look slower than it is.
+    """
+    if any(precision != "Automatic" or model not in ("", BESIDE) for model, precision in asked):
+        return False
+    return not status.in_turns or sum(model == "" for model, _ in asked) < 2
+
+
+def _shown(shot: Snapshot | None, waiting: str) -> tuple[Any, ...]:
+    if shot is None:
+        return gr.Accordion(label=NO_THOUGHTS), "", "", note_html(waiting)
+    answer = shot.answer
+    title = f"Thinking · {answer.thinking_tokens:,} tokens" if answer.thinking else NO_THOUGHTS
+    return gr.Accordion(label=title), _text(answer.thinking), _text(answer.text), costs_html(shot)
+
+
+def _text(text: str) -> str:
+    return plain(markdown.prepare(text))
+
+
+def _buttons(*, busy: bool) -> tuple[Any, Any]:
+    return gr.Button(visible=not busy), gr.Button(visible=busy)

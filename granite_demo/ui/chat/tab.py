@@ -1,0 +1,202 @@
+"""The Chat tab's layout. The conversation lives in the visitor's browser, and each request carries all of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.access import Access
+from granite_demo.backend import Backend
+from granite_demo.chat.conversation import Conversation
+from granite_demo.types.model_status import ModelStatus
+from granite_demo.ui.chat import context_meter, documents, prompt_xray, side_by_side, template_switches, tools
+from granite_demo.ui.chat.context_meter import Meter
+from granite_demo.ui.chat.documents import DocumentsPanel
+from granite_demo.ui.chat.messages import chat_messages
+from granite_demo.ui.chat.prompt_xray import Xray
+from granite_demo.ui.chat.side_by_side import Comparison
+from granite_demo.ui.chat.template_switches import SwitchPanel
+from granite_demo.ui.chat.tools import ResultsPanel, ToolsPanel
+from granite_demo.ui.markdown import DELIMITERS
+from granite_demo.ui.theme import script
+
+SEND, STOP = "Send", "Stop"
+IGNORED = "The loaded model's chat template has no place for {0}: it would not see them."
+
+EXAMPLES = [
+    "What is the capital of France?",
+    "Write a short poem about the sea.",
+    "Explain what a hash table is, with a small Python example.",
+    "Give me three tips for better sleep.",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Editor:
+    """Where a message that was sent is written anew."""
+
+    group: gr.Group
+    box: gr.Textbox
+    save: gr.Button
+    cancel: gr.Button
+    target: gr.Textbox
+    """The id of the turn."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChatTab:
+    """The tab's components."""
+
+    holder: gr.JSON
+    """The open conversation, as ``conversations.dump`` writes it."""
+    pending: gr.JSON
+    """The answer that is being written; see ``responding``."""
+    over: gr.Checkbox
+    """Whether no answer was being written when the last event ended."""
+    ask: gr.Textbox
+    """The id of the turn that the model is to answer."""
+    begun: gr.JSON
+    """What made the answer that is to go on, if one is."""
+    acts: gr.HTML
+    """Tells of the buttons under the messages."""
+    download: gr.JSON
+    earlier: gr.Button
+    chatbot: gr.Chatbot
+    editor: Editor
+    sources: gr.Accordion
+    grounding: gr.HTML
+    """What in the documents supports an answer."""
+    results: ResultsPanel
+    message: gr.HTML
+    """Why something was not done."""
+    textbox: gr.Textbox
+    switches: SwitchPanel
+    system_prompt: gr.Textbox
+    documents: DocumentsPanel
+    tools: ToolsPanel
+    meter: Meter
+    xray: Xray
+    comparison: Comparison
+
+    @property
+    def screen(self) -> list[Any]:
+        """What ``screen_values`` fills."""
+        return [self.chatbot, self.earlier, self.sources, *self.results.shown]
+
+    @property
+    def panels(self) -> list[Any]:
+        """What ``panel_values`` fills."""
+        return [self.system_prompt, *self.documents.shown, *self.tools.shown, *self.switches.shown]
+
+
+def layout(backend: Backend, access: Access) -> ChatTab:
+    """Place the components. Call inside the tab."""
+    holder, (pending, download, begun) = gr.JSON({}, visible=False), (gr.JSON(visible=False) for _ in range(3))
+    ask, target, over = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Checkbox(visible=False)
+    acts = gr.HTML(js_on_load=script("assets/page.js") + script("assets/chat.js"), elem_id="acts")
+    earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
+    chatbot = _chatbot()
+    with gr.Group(visible=False, elem_id="editor") as group:
+        box = gr.Textbox(label="Edit the message", lines=3, max_lines=16, elem_id="editor-box")
+        with gr.Row():
+            save = gr.Button("Save", variant="primary", elem_id="editor-save")
+            cancel = gr.Button("Cancel", elem_id="editor-cancel")
+    with gr.Accordion("Sources of the answer", visible=False, elem_id="sources") as sources:
+        grounding = gr.HTML()
+    results = tools.results_layout()
+    message = gr.HTML(elem_id="chat-message")
+    textbox = _textbox()
+    context = context_meter.layout()
+    switch_panel = template_switches.layout()
+    with gr.Accordion("System prompt", open=False, elem_id="system"):
+        system_prompt = gr.Textbox(
+            label="System prompt",
+            show_label=False,
+            elem_id="system-prompt",
+            lines=2,
+            max_lines=8,
+            placeholder="Who the model should be and how it should answer. Empty: the model's own default.",
+        )
+    return ChatTab(
+        holder,
+        pending,
+        over,
+        ask,
+        begun,
+        acts,
+        download,
+        earlier,
+        chatbot,
+        Editor(group, box, save, cancel, target),
+        sources,
+        grounding,
+        results,
+        message,
+        textbox,
+        switch_panel,
+        system_prompt,
+        documents.layout(),
+        tools.layout(),
+        context,
+        prompt_xray.layout(),
+        side_by_side.layout(backend, access),
+    )
+
+
+def _textbox() -> gr.Textbox:
+    return gr.Textbox(
+        elem_id="message",
+        label="Message",
+        show_label=False,
+        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
+        lines=1,
+        max_lines=12,
+        autofocus=True,
+        submit_btn=SEND,
+        stop_btn=False,
+    )
+
+
+def _chatbot() -> gr.Chatbot:
+    return gr.Chatbot(
+        show_label=False,
+        label="Conversation",
+        elem_id="chatbot",
+        height="100%",
+        layout="bubble",
+        buttons=[],
+        latex_delimiters=DELIMITERS,
+        allow_tags=False,
+        placeholder="### Ask something\nThe answer streams in below. Stop it at any time; nothing you wrote is lost.",
+        examples=[{"text": text} for text in EXAMPLES],
+    )
+
+
+def screen_values(conversation: Conversation, *, everything: bool = False, busy: bool = False) -> tuple[Any, ...]:
+    """The messages, and what stands beside them; ``busy``: an answer is about to be written."""
+    history, hidden = chat_messages(conversation, everything=everything, busy=busy)
+    label = f"Show {hidden:,} earlier message{'s' * (hidden != 1)}"
+    earlier = gr.Button(label, visible=hidden > 0)
+    return history, earlier, gr.Accordion(visible=False), *tools.results_shown_values(conversation)
+
+
+def panel_values(conversation: Conversation, status: ModelStatus) -> tuple[Any, ...]:
+    """What belongs to the conversation as a whole, for the model of ``status``."""
+    return (
+        conversation.system,
+        *attachments(conversation, status),
+        *template_switches.shown_values(status.switches, conversation),
+    )
+
+
+def attachments(conversation: Conversation, status: ModelStatus) -> tuple[Any, ...]:
+    """Documents and tools, with the reason where the model would not see them."""
+    ready, model = status.stage == "ready", status.switches
+    texts = "" if model.documents or not ready else IGNORED.format("documents")
+    calls = "" if model.tools or not ready else IGNORED.format("tools")
+    return *documents.shown_values(conversation, texts), *tools.shown_values(conversation, calls)
+
+
+def message_box(*, busy: bool, **values: Any) -> Any:
+    """The message box with its button: Stop while an answer is written, else Send."""
+    return gr.Textbox(submit_btn=False if busy else SEND, stop_btn=STOP if busy else False, **values)

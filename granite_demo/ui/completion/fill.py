@@ -1,0 +1,160 @@
+"""Fill in the middle: what stands between two texts, asked for with the model's own tokens."""
+
+import html
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any
+
+import gradio as gr
+
+from granite_demo.backend import Backend
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types.model_status import ModelStatus
+from granite_demo.types.requests import GenerationRequest
+from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING, follow
+from granite_demo.ui.html import note_html
+from granite_demo.ui.settings import Preferences, to_sampling
+from granite_demo.ui.streaming import Visitors, own, session, snapshots
+
+LANGUAGES = ["bash", "c", "cpp", "css", "go", "html", "java", "javascript", "json", "markdown", "python", "rust", "sql"]
+LANGUAGES += ["text", "typescript", "yaml"]
+AROUND = 2000
+"""Characters shown on both sides of what was filled in."""
+PREFIX = 'def mean(numbers):\n    """The arithmetic mean; 0 for no numbers."""\n'
+SUFFIX = "    return total / len(numbers)\n"
+
+
+@dataclass(frozen=True, slots=True)
+class FillingTab:
+    """The tab's components."""
+
+    reason: gr.HTML
+    body: gr.Column
+    language: gr.Dropdown
+    prefix: gr.Textbox
+    suffix: gr.Textbox
+    run: gr.Button
+    stop: gr.Button
+    accept: gr.Button
+    middle: gr.Textbox
+    result: gr.HTML
+    note: gr.HTML
+
+    @property
+    def shown(self) -> list[Any]:
+        """The components that ``shown_values`` fills."""
+        return [self.reason, self.body]
+
+
+def shown_values(status: ModelStatus) -> tuple[Any, ...]:
+    """What ``status`` changes in the tab: whether the model can, and why not."""
+    why = status.unable_to("fill in the middle")
+    return gr.HTML(note_html(why) if why else "", visible=bool(why)), gr.Column(visible=not why)
+
+
+def to_request(backend: Backend, prefix: str | None, suffix: str | None, *values: Any) -> GenerationRequest:
+    """The visitor's values as a request. Raises InvalidRequestError."""
+    if why := backend.status().unable_to("fill in the middle"):
+        raise InvalidRequestError(why)
+    if not prefix and not suffix:
+        raise InvalidRequestError("Write what comes before the gap, or after it.")
+    return GenerationRequest(prompt=prefix or "", suffix=suffix or "", sampling=to_sampling(*values))
+
+
+def filled_html(prefix: str | None, middle: str | None, suffix: str | None, language: Any = "text") -> str:
+    """What was filled in, marked, between what is around it, all of it highlighted as ``language``."""
+    if not middle:
+        return ""
+    before, after = prefix or "", suffix or ""
+    start, end = before[-AROUND:], after[:AROUND]
+    ends = (len(start), len(start) + len(middle))
+    parts = ["", "", ""]
+    at = 0
+    for kind, text in _lexed(start + middle + end, language):
+        for index, (low, high) in enumerate(((0, ends[0]), ends, (ends[1], len(start + middle + end)))):
+            if piece := text[max(0, low - at) : max(0, high - at)]:
+                shown = html.escape(piece)
+                parts[index] += f'<i class="{kind}">{shown}</i>' if kind else shown
+        at += len(text)
+    more = ["…" * (len(before) > AROUND), "…" * (len(after) > AROUND)]
+    return (
+        '<pre class="filled" tabindex="0" role="region" aria-label="The text with what was filled in">'
+        f"{more[0]}{parts[0]}<mark>{parts[1]}</mark>{parts[2]}{more[1]}</pre>"
+    )
+
+
+def _lexed(text: str, language: Any) -> list[tuple[str, str]]:
+    """(class in the style sheet, text) of each piece of ``text``."""
+    from pygments.lexers import get_lexer_by_name
+    from pygments.token import Comment, Keyword, Name, Number, String
+
+    classes = ((Comment, "c"), (Keyword, "k"), (String, "s"), (Number, "n"), (Name.Function, "f"), (Name.Class, "f"))
+    lexer = get_lexer_by_name(language if language in LANGUAGES else "text", stripnl=False, ensurenl=False)
+    pieces = [
+        (next((name for kind, name in classes if token in kind), ""), piece) for token, piece in lexer.get_tokens(text)
+    ]
+    # It makes one kind of line break of all.
+    return pieces if "".join(piece for _, piece in pieces) == text else [("", text)]
+
+
+def layout() -> FillingTab:
+    """Place the components. Call inside the tab."""
+    reason = gr.HTML(elem_id="fill-reason", visible=False)
+    with gr.Column(elem_id="fill") as body:
+        # No gr.Code: it takes the white space off both ends of what it is given, which here is a part of the text.
+        code: dict[str, Any] = {"lines": 5, "max_lines": 16, "elem_classes": "code-box"}
+        prefix = gr.Textbox(PREFIX, label="Before the gap", elem_id="prefix", **code)
+        suffix = gr.Textbox(SUFFIX, label="After the gap", elem_id="suffix", **code)
+        with gr.Row():
+            run = gr.Button("Fill", variant="primary", elem_id="fill-run")
+            stop = gr.Button("Stop", variant="stop", visible=False, elem_id="fill-stop")
+            accept = gr.Button("Accept", interactive=False, elem_id="fill-accept")
+        language = gr.Dropdown(LANGUAGES, value="python", label="Highlighted as", elem_id="fill-language")
+        result = gr.HTML(elem_id="fill-result")
+        note = gr.HTML(elem_id="fill-note")
+        middle = gr.Textbox(visible=False)
+    return FillingTab(reason, body, language, prefix, suffix, run, stop, accept, middle, result, note)
+
+
+def wire(tab: FillingTab, preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:
+    """Connect the events. ``ready``: those after which another model may answer."""
+    visitors = Visitors()
+
+    async def fill(
+        visit: gr.Request, prefix: str | None, suffix: str | None, language: Any, *values: Any
+    ) -> AsyncGenerator[tuple[Any, ...]]:
+        yield *_buttons(busy=True, done=False), "", "", note_html("Waiting for the first token")
+        text, shown, below = "", "", ""
+        with visitors.answering(session(visit)) as stop:
+            updates = snapshots(own(backend, visit), lambda: to_request(backend, prefix, suffix, *values), stop)
+            async with aclosing(updates):
+                async for answer, note, kind, _ in updates:
+                    text, below = answer.text, note_html(note, kind)
+                    shown = filled_html(prefix, text, suffix, language)
+                    yield gr.skip(), gr.skip(), gr.skip(), text, shown, below
+        # All of it once more: of two quick updates Gradio may lose the first.
+        yield *_buttons(busy=False, done=bool(text)), text, shown, below
+
+    async def stop(visit: gr.Request) -> tuple[Any, ...]:
+        return (gr.skip(), gr.skip()) if visitors.stop(session(visit)) else _buttons(busy=False, done=False)[:2]
+
+    def leave(visit: gr.Request) -> None:
+        visitors.stop(session(visit))
+
+    def accept(prefix: str | None, middle: str | None) -> tuple[Any, ...]:
+        return (prefix or "") + (middle or ""), "", "", "", gr.Button(interactive=False)
+
+    screen = [tab.run, tab.stop, tab.accept, tab.middle, tab.result, tab.note]
+    tab.run.click(fill, [tab.prefix, tab.suffix, tab.language, *preferences.components], screen, **STREAMING)
+    tab.stop.click(stop, None, [tab.run, tab.stop], **DIRECT)
+    accepted = [tab.prefix, tab.middle, tab.result, tab.note, tab.accept]
+    tab.accept.click(accept, [tab.prefix, tab.middle], accepted, **DIRECT)
+    shown_of = [tab.prefix, tab.middle, tab.suffix, tab.language]
+    tab.language.input(filled_html, shown_of, [tab.result], **DIRECT)
+    follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
+    demo.unload(leave)
+
+
+def _buttons(*, busy: bool, done: bool) -> tuple[Any, Any, Any]:
+    return gr.Button(visible=not busy), gr.Button(visible=busy), gr.Button(interactive=done)

@@ -1,0 +1,1 @@
+"""Everything that reaches into private parts of Gradio 6.31."""

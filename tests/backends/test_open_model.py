@@ -1,0 +1,51 @@
+"""Opening a model for a purpose of its own; the usual way is in test_routes."""
+
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from granite_demo.backends.open_model import open_model
+from granite_demo.loading.cpu_benchmark import choose_threads
+from granite_demo.loading.placement import ASKED
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.sampling_params import SamplingParams
+from tests.tinymodels import write_checkpoint
+
+
+async def test_no_token_ends_an_answer_that_is_measured(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
+    ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event(), ignore_ends=True)
+    assert ready.loaded.eos_ids == frozenset()
+    head = ready.loaded.model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda module, inputs, logits: logits.new_zeros(logits.shape))
+    answer = [token async for token in ready.engine.generate([5, 6, 7], SamplingParams(max_tokens=4))]
+    hook.remove()
+    # All logits are equal: the choice is token 0, the tokenizer's end.
+    assert [getattr(token, "id", None) for token in answer] == [0, 0, 0, 0]
+    ready.engine.close()
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_who_asks_for_compiling_hears_why_it_is_not_done(tmp_path: Path, asked: bool) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    options = LoadOptions(model=str(folder), device="cpu", dtype="float32", compile=asked)
+    ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
+    ready.engine.close()
+    facts = [fact for fact in ready.loaded.facts if fact[0] == "Compiled"]
+    assert [(value, "only the batching engine" in why) for _, value, why in facts] == [("no", True)] * asked
+
+
+@pytest.mark.parametrize("wanted", [0, 3])
+def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: int) -> None:
+    before = torch.get_num_threads()
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
+    ready = open_model(tmp_path, wanted, options, lambda stage, fraction, detail: None, threading.Event())
+    ready.engine.close()
+    expected = (3, ASKED) if wanted else choose_threads()
+    assert torch.get_num_threads() == expected[0]
+    assert ("Threads", str(expected[0]), expected[1]) in ready.loaded.facts
+    torch.set_num_threads(before)

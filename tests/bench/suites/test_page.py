@@ -1,0 +1,37 @@
+"""Rows of the suite ``page``."""
+
+import pytest
+
+from granite_demo.bench.measure import Answer, Run
+from granite_demo.bench.suites.page import API, BACKEND, ENGINE, PAGE, rows_of
+from tests.bench.made_up import run_of
+
+
+def test_the_cost_is_that_of_the_page_over_the_engine_with_as_many_visitors() -> None:
+    kinds = [("generate", 1), (BACKEND, 1), (ENGINE, 1), (PAGE, 1), (ENGINE, 4), (PAGE, 4), (API, 4)]
+    samples = [
+        [],
+        [run_of(1.0, 2.0)],
+        [run_of(1.0, 2.0), run_of(1.0, 2.0)],
+        [run_of(1.5, 3.5), run_of(1.5, 3.5)],
+        [run_of(1.0, 2.0, users=4)],
+        [run_of(1.0, 2.25, users=4)],
+        [run_of(1.0, 2.0 / 0.75 - 1 / 3, users=4)],
+    ]
+    rows = {(row.way, row.visitors): row for row in rows_of(kinds, samples)}
+    assert ("generate", 1) not in rows
+    assert rows[ENGINE, 1].rate.median == 10.0
+    assert rows[ENGINE, 4].rate.median == 40.0
+    assert rows[PAGE, 1].cost == pytest.approx(0.5)
+    assert rows[PAGE, 4].cost == pytest.approx(0.2)
+    assert rows[API, 4].cost == pytest.approx(0.25)
+    assert rows[BACKEND, 1].cost is None
+    assert rows[PAGE, 1].ttft.median == 1.5
+
+
+def test_there_is_no_cost_where_nobody_was_answered_beside_another() -> None:
+    apart = Run((Answer(11, 1.0, 2.0), Answer(11, 2.5, 3.5)))
+    [engine, page] = rows_of([(ENGINE, 2), (PAGE, 2)], [[run_of(1.0, 2.0, users=2)], [apart]])
+    assert engine.together is not None
+    assert (page.together, page.cost) == (None, None)
+    assert page.rate.median == pytest.approx(20 / 2.5)

@@ -1,0 +1,84 @@
+"""The bytes of a step, the limit that follows, and how many users fit."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from granite_demo.bench.roofline import bandwidth, fitting_users, step_bytes, token_limit
+from granite_demo.loading.llama_cpp import LlamaFile
+from granite_demo.models.config import Mamba, Shape, count_parameters
+from tests.bench.made_up import KV_BYTES, SHAPE, loaded
+
+
+def test_a_step_reads_all_weights_once_and_the_cache_of_each_user() -> None:
+    assert step_bytes(loaded(), users=1, context=0) == 10_000
+    assert step_bytes(loaded(), users=3, context=50) == 10_000 + 3 * 50 * KV_BYTES
+
+
+def test_a_gguf_file_says_itself_what_a_token_takes() -> None:
+    file = LlamaFile.__new__(LlamaFile)
+    facts = {"general.architecture": "x", "x.block_count": "2", "x.attention.head_count": "4",
+             "x.attention.head_count_kv": "2", "x.embedding_length": "32"}  # fmt: skip
+    file.value = facts.get  # type: ignore[method-assign, assignment]
+    model = replace(loaded(shape=None), model=file)
+    assert step_bytes(model, users=3, context=50) == 10_000 + 3 * 50 * (2 * 2 * 2 * 2 * 8)
+    facts["x.attention.head_count_kv"] = "[2, 0]"
+    assert step_bytes(model, users=3, context=50) is None
+
+
+def test_the_cache_is_as_wide_as_the_precision() -> None:
+    assert step_bytes(loaded(dtype=torch.bfloat16), users=1, context=50) == 10_000 + 50 * KV_BYTES / 2
+
+
+def test_the_table_of_a_separate_embedding_is_not_read() -> None:
+    untied = replace(SHAPE, tie_word_embeddings=False)
+    assert step_bytes(loaded(untied), users=1, context=0) == 10_000 - 4 * 100 * 8
+
+
+def test_experts_that_nobody_uses_are_not_read() -> None:
+    mixture = Shape(
+        model_type="granitemoe", context_length=1000, vocab_size=100, hidden_size=8, layers=2, attention_layers=2,
+        heads=2, kv_heads=1, head_dim=4, experts=4, experts_per_token=1, expert_size=16,
+    )  # fmt: skip
+    experts = 4 * count_parameters(mixture).experts
+    assert step_bytes(loaded(mixture), users=1, context=0) == pytest.approx(10_000 - experts * 3 / 4)
+    assert step_bytes(loaded(mixture), users=2, context=0) == pytest.approx(10_000 - experts * 9 / 16)
+
+
+def test_state_space_layers_read_their_state() -> None:
+    mamba = Mamba(heads=2, head_dim=8, state_size=4)
+    hybrid = replace(SHAPE, model_type="granitemoehybrid", shared_size=16, attention_layers=1, mamba=mamba)
+    state = (16 + 2 * 4) * 4 * 4 + 4 * 16 * 4
+    assert step_bytes(loaded(hybrid), users=2, context=0) == 10_000 + 2 * state
+
+
+def test_the_limit_is_the_bandwidth_over_the_bytes_of_a_step() -> None:
+    assert token_limit(loaded(), users=1, context=0, speed=1e6) == 100
+    assert token_limit(loaded(), users=4, context=0, speed=1e6) == 400
+    assert token_limit(loaded(None), users=4, context=0, speed=1e6) is None
+
+
+@pytest.mark.release
+def test_bandwidth_is_that_of_a_memory() -> None:
+    assert 1e8 < bandwidth("cpu") < 1e13
+
+
+def test_more_users_than_fit_are_left_out_with_a_note() -> None:
+    room_for_five = 2 * 5 * 100 * KV_BYTES
+    kept, note = fitting_users((1, 4, 16), loaded(device="cuda"), tokens=100, free=room_for_five)
+    assert kept == (1, 4)
+    assert note == "Not measured: 16 users (at most 5 fit into 0.0 GB)."
+    assert fitting_users((1, 4), loaded(device="cuda"), 100, room_for_five) == ((1, 4), "")
+
+
+def test_a_cpu_has_fewer_users() -> None:
+    kept, note = fitting_users((1, 16, 64), loaded(), tokens=100, free=10**12)
+    assert kept == (1, 16)
+    assert note == "Not measured: 64 users (at most 16 on a CPU)."
+    assert fitting_users((1, 64), loaded(device="cuda"), 100, 10**12)[0] == (1, 64)
+
+
+def test_one_user_is_always_measured() -> None:
+    assert fitting_users((32,), loaded(), tokens=100, free=10**12)[0] == (1,)
+    assert fitting_users((4,), loaded(None, device="cuda"), tokens=100, free=0) == ((4,), "")

@@ -1,0 +1,102 @@
+"""Files of strangers that would take much memory or time are refused before they do."""
+
+import io
+import time
+import tracemalloc
+import zipfile
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from granite_demo.chat import documents
+from granite_demo.chat.documents import read_document
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types.messages import Document
+from tests.chat.test_documents import Read, archive, pdf, word
+
+
+@pytest.fixture
+def read(tmp_path: Path) -> Read:
+    """Reads these bytes as a file of this name."""
+
+    def read_bytes(name: str, data: bytes) -> Document:
+        path = tmp_path / "upload"
+        path.write_bytes(data)
+        return read_document(path, name)
+
+    return read_bytes
+
+
+def with_body(body: bytes, member: str = "word/document.xml") -> bytes:
+    """A Word file with this between the tags of its text, or in another member."""
+    with zipfile.ZipFile(io.BytesIO(word("text"))) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    start, tag, end = members[member].partition(b"<w:body>" if member == "word/document.xml" else b">")
+    members[member] = start + tag + body + end
+    return archive(members)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        with_body(b"<w:p/>" * 300_000 + b"<w:tbl>" + b"<w:tr/>" * 210_000 + b"</w:tbl>"),
+        with_body(b"<w:p " + b" ".join(b'a%x=""' % number for number in range(510_000)) + b"/>"),
+        with_body(b"<w:p/>" * 510_000, "word/styles.xml"),
+    ],
+    ids=["tags", "attributes", "in another member"],
+)
+def test_a_word_file_of_too_many_parts_is_not_parsed(read: Read, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    monkeypatch.setattr("docx.Document", lambda _: pytest.fail("parsed"))
+    with pytest.raises(InvalidRequestError, match="too many parts"):
+        read("a.docx", data)
+
+
+def test_tags_hidden_by_an_encoding_are_refused(read: Read) -> None:
+    for space in (b" ", b" " * 5000):
+        text = b'<?xml version="1.0"' + space + b'encoding="UTF-7"?>+ADw-a/+AD4-'
+        with pytest.raises(InvalidRequestError, match=r"damaged or no \.docx"):
+            read("a.docx", archive({"word/document.xml": text}))
+
+
+@pytest.mark.parametrize(
+    "pages", [["x" * documents.MAX_PAGE_BYTES], ["x) Tj (" * 100_000], ["x" * 500] * 3], ids=["page", "parts", "all"]
+)
+def test_a_pdf_that_is_too_much_is_told(read: Read, monkeypatch: pytest.MonkeyPatch, pages: list[str]) -> None:
+    if len(pages) > 1:
+        monkeypatch.setattr(documents, "MAX_PDF_BYTES", 1500)
+        assert read("a.pdf", pdf(*pages[:2]))
+    with pytest.raises(InvalidRequestError, match="too many parts"):
+        read("a.pdf", pdf(*pages))
+
+
+@pytest.mark.parametrize(
+    "data", [b"a\n" * 4_900_000, b"\n" * 4_900_000, b"," * 4_900_000], ids=["rows", "blank", "cells"]
+)
+def test_a_long_table_takes_no_memory(read: Read, data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
+            read("a.csv", data)
+        assert tracemalloc.get_traced_memory()[1] < 4 * len(data)
+    finally:
+        tracemalloc.stop()
+
+
+def test_rows_are_counted_as_they_come(read: Read) -> None:
+    start = time.thread_time()
+    with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
+        # Each row repeats the name of its column.
+        read("a.csv", b"n" * 100_000 + b"\n" + b"1\n" * 100_000)
+    assert time.thread_time() - start < 2
+
+
+def test_two_files_are_read_at_a_time(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(documents, "WAIT_SECONDS", 0.01)
+    with documents._turns, documents._turns, pytest.raises(InvalidRequestError, match="busy"):
+        read("a.txt", b"text")
+    for _ in range(3):
+        with suppress(InvalidRequestError):
+            read("a.pdf", b"%PDF-")
+    # Each of them, read or not, gave its turn back.
+    assert read("a.txt", b"text").text == "text"

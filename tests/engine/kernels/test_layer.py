@@ -1,0 +1,135 @@
+"""Fused layers, computed by torch alone, beside those of transformers. The kernels: tests/gpu/test_fused.py."""
+
+import asyncio
+import copy
+from contextlib import closing
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AutoModelForCausalLM, GraniteForCausalLM
+
+from granite_demo.engine.kernels import layer as fused
+from granite_demo.engine.kernels.layer import FusedLayer, fuse
+from tests.engine.fused_models import Loaded
+from tests.engine.running import answer, batching_engine, reference, tiny_model
+from tests.gpu.checkpoints import small_config
+
+
+@pytest.fixture(scope="module")
+def plain() -> Any:
+    torch.manual_seed(0)
+    return GraniteForCausalLM(small_config(num_hidden_layers=2)).eval()
+
+
+def test_greedy_answers_and_logits_are_those_of_transformers(plain: Any) -> None:
+    ours = copy.deepcopy(plain)
+    fuse(ours)
+    ids = torch.randint(0, 1000, (2, 50))  # several rows, too
+    with torch.inference_mode():
+        assert torch.allclose(ours(ids).logits, plain(ids).logits, atol=1e-4)
+    prompt = list(range(1, 60))
+    expected = reference(Loaded(plain), prompt, 60)  # type: ignore[arg-type]
+    assert reference(Loaded(ours), prompt, 60) == expected  # type: ignore[arg-type]
+    assert len(set(expected)) > 30
+
+
+@pytest.mark.slow
+@pytest.mark.release
+def test_500_tokens_of_the_sample_are_those_of_transformers(sample_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(sample_path, dtype=torch.float32).eval()
+    prompt = list(range(300, 330))
+    expected = reference(Loaded(model), prompt, 500, eos_token_id=None)  # type: ignore[arg-type]
+    fuse(model)
+    assert reference(Loaded(model), prompt, 500, eos_token_id=None) == expected  # type: ignore[arg-type]
+    assert len(expected) == 500
+
+
+def test_nothing_is_kept_twice_and_the_names_of_the_weights_stay(plain: Any) -> None:
+    ours = copy.deepcopy(plain)
+    names = set(dict(ours.named_parameters()))
+    fuse(ours)
+    assert set(dict(ours.named_parameters())) == names
+    for theirs, mine in zip(plain.parameters(), ours.parameters(), strict=True):
+        assert torch.equal(theirs, mine)
+    layer = ours.model.layers[0]
+    attention, mlp = layer.self_attn, layer.mlp
+    for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+        storages = {module.weight.untyped_storage().data_ptr() for module in group}
+        assert len(storages) == 1
+        assert group[0].weight.untyped_storage().nbytes() == sum(module.weight.nbytes for module in group)
+
+
+def test_layers_are_fused_once(plain: Any) -> None:
+    ours = copy.deepcopy(plain)
+    fuse(ours)
+    layers = list(ours.model.layers)
+    fuse(ours)
+    assert all(type(layer) is FusedLayer for layer in layers)
+    assert list(ours.model.layers) == layers
+
+
+class Kernels:
+    """In place of the Triton ones: torch, off by a factor."""
+
+    def __init__(self, factor: float) -> None:
+        self.factor = factor
+        self.rotate, self.gate = fused.rotate, fused.gate
+
+    def norm_qkv(self, x: Any, gain: Any, eps: float, weights: Any, cos: Any, sin: Any, turned: int) -> torch.Tensor:
+        normed = torch.nn.functional.rms_norm(x, gain.shape, gain, eps)
+        return self.factor * fused.rotate(normed @ weights.codes.T, cos, sin, turned)
+
+    def norm_gate_up(self, x: Any, gain: Any, eps: float, weights: Any) -> torch.Tensor:
+        return fused.gate(torch.nn.functional.rms_norm(x, gain.shape, gain, eps) @ weights.codes.T)
+
+    def linear_add(self, x: Any, weights: Any, residual: Any, multiplier: float, share: float) -> torch.Tensor:
+        return torch.addmm(residual, x, weights.codes.T, beta=share, alpha=multiplier)
+
+    def linear(self, x: Any, weights: Any) -> torch.Tensor:
+        return torch.nn.functional.linear(x, weights.codes)
+
+    def Pages(self, *_: Any) -> None:
+        """Not asked for: on a CPU there are no tables of pages."""
+
+    def reads_prompts(self, device: Any) -> bool:
+        return True
+
+    def keep(self, qkv: Any, heads: int, keys: Any, values: Any, places: Any) -> None:
+        _, count, size = keys.shape
+        _, keys[places], values[places] = qkv.view(len(qkv), -1, size).split([heads, count, count], dim=1)
+
+    def attend_to_prompts(
+        self, qkv: Any, heads: int, keys: Any, values: Any, index: Any, starts: Any, ends: Any, scaling: float
+    ) -> torch.Tensor:
+        size, group, out = keys.shape[2], heads // keys.shape[1], torch.zeros(len(qkv), heads * keys.shape[2])
+        known = (keys, values) if index is None else (keys[index], values[index])
+        for (first, last), (begin, end) in zip(pairwise(starts.tolist()), pairwise(ends.tolist()), strict=True):
+            query = qkv[first:last].view(last - first, -1, size)[:, :heads].transpose(0, 1)
+            key, value = (kept[begin:end].repeat_interleave(group, 1).transpose(0, 1) for kept in known)
+            mask = torch.ones(last - first, end - begin, dtype=torch.bool).tril(end - begin - (last - first))
+            attended = scaled_dot_product_attention(query, key, value, mask, scale=scaling)
+            out[first:last] = attended.transpose(0, 1).flatten(1)
+        return out
+
+
+async def test_answers_of_the_batching_engine_are_those_of_transformers() -> None:
+    loaded = tiny_model()
+    prompts = [list(range(1, 60)), [5, 6, 7], [40 - index * 7 % 30 for index in range(300)]]
+    expected = [reference(loaded, prompt, 40) for prompt in prompts]
+    fuse(loaded.model, Kernels(1.0))
+    # What is left of the last one, and more, which is read in two parts.
+    longer = prompts[2] + expected[2] + [3, 4]
+    with closing(batching_engine(loaded, prefill=128)) as engine:
+        assert await asyncio.gather(*(answer(engine, prompt, max_tokens=40) for prompt in prompts)) == expected
+        assert await answer(engine, longer, max_tokens=40) == reference(tiny_model(), longer, 40)
+
+
+def test_kernels_are_tried_before_they_are_used(plain: Any) -> None:
+    assert fused.trial(copy.deepcopy(plain), Kernels(1.0)) == ""
+    assert fused.trial(copy.deepcopy(plain), Kernels(1.1)) == "the results of its kernels are off by 10% on this GPU"
+    assert "off by nan%" in fused.trial(copy.deepcopy(plain), Kernels(float("nan")))
+    assert fused.trial(copy.deepcopy(plain), object()) == "its kernels do not run here (AttributeError)"

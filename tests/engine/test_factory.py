@@ -1,0 +1,306 @@
+"""Which engine is chosen, and the reasons that are given."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from granite_demo.engine import factory
+from granite_demo.engine.batching.engine import BatchingEngine
+from granite_demo.engine.factory import batching_problem, cache_tokens, create_engine
+from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.errors import ConfigurationError, UnsuitableEngineError
+from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.placement import Placement
+from granite_demo.loading.tensor_parallel import Group
+from granite_demo.models import catalogue
+from granite_demo.models.config import Shape
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.model_status import MemoryUse
+from tests.engine.running import answer, tiny_model
+from tests.tinymodels import SHAPE, write_checkpoint
+
+HYBRID = replace(SHAPE, attention_layers=1)
+GPU = Placement("cuda", torch.bfloat16, "none", "flash_attention_3", None)
+CPU = Placement("cpu", torch.float32, "none", "sdpa", None)
+
+
+def loaded_on(placement: Placement, shape: Shape | None = SHAPE) -> LoadedModel:
+    return replace(tiny_model(), placement=placement, shape=shape, context_length=8192)
+
+
+class Engines:
+    """Stands in for the engines that need a GPU, and remembers which were made."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.made: list[str] = []
+        self.closed: list[str] = []
+        self.options: dict[str, Any] = {}
+        self.arguments: tuple[Any, ...] = ()
+        self.failures: dict[str, BaseException] = {}
+        """What making or warming up an engine raises, by its name."""
+        monkeypatch.setattr(factory, "BatchingEngine", self._make("batching"))
+        monkeypatch.setattr(factory, "StaticRunner", self._make("static"))
+        monkeypatch.setattr(factory, "DynamicRunner", self._make("dynamic"))
+        monkeypatch.setattr(factory, "InterleavedEngine", FakeInterleaved)
+        monkeypatch.setattr(factory, "free_memory", lambda device: 10**9)
+
+    def _make(self, name: str) -> Any:
+        engines = self
+
+        class Fake:
+            slots = 4
+            facts = ()
+
+            def __init__(self, loaded: LoadedModel, *arguments: Any, **options: Any) -> None:
+                engines.made.append(name)
+                engines.options, engines.arguments = options, arguments
+                if isinstance(engines.failures.get(name), MemoryError | ValueError):
+                    raise engines.failures[name]
+
+            def warm_up(self) -> int:
+                if name in engines.failures:
+                    raise engines.failures[name]
+                return 12
+
+            def close(self) -> None:
+                engines.closed.append(name)
+
+        return Fake
+
+
+class FakeInterleaved:
+    def __init__(self, runner: Any, eos_ids: frozenset[int], facts: Any) -> None:
+        self.runner = runner
+        self.facts = facts
+
+    def warm_up(self) -> None:
+        self.runner.warm_up()
+
+    def close(self) -> None:
+        self.runner.close()
+
+
+@pytest.fixture
+def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
+    return Engines(monkeypatch)
+
+
+def chosen(engine: Any) -> tuple[str, str]:
+    """The engine's name and why it was chosen, as it tells."""
+    name, value, reason = engine.facts[0]
+    assert name == "Engine"
+    return value.split(",")[0], reason
+
+
+def test_a_gpu_with_flash_attention_gets_batching(engines: Engines) -> None:
+    engine = create_engine(loaded_on(GPU))
+    assert chosen(engine) == ("batching", "a GPU with flash_attention_3, and attention in every layer")
+    assert engines.made == ["batching"]
+    assert engines.options["requests"] == 64
+    assert engines.options["compile_level"] == 0
+    assert [fact[:2] for fact in engine.facts[1:]] == [
+        ("KV cache", "262,144 tokens, 0.0 GB"),
+        ("Decoding", "12 CUDA graphs"),
+        ("Compiled", "no"),
+        ("Layers", "as transformers computes them"),
+    ]
+
+
+def test_compiling_is_asked_for(engines: Engines) -> None:
+    said: list[str] = []
+    engine = create_engine(loaded_on(GPU), "auto", True, lambda stage, fraction, detail: said.append(detail))
+    assert engines.options["compile_level"] == 1
+    assert engine.facts[-2] == ("Compiled", "yes", "asked for")
+    assert said == ["compiling the decode step, about a minute"]
+
+
+def test_fused_layers_are_not_compiled(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("granite_demo.engine.factory._fuse", lambda loaded, unwanted, group: unwanted)
+    engine = create_engine(loaded_on(GPU), "auto", True)
+    assert engines.options["compile_level"] == 0
+    assert engine.facts[-1][:2] == ("Layers", "fused")
+    assert ("Compiled", "no", "the layers are fused, which is faster") in engine.facts
+    create_engine(loaded_on(GPU), "auto", True, fuse=False)
+    assert engines.options["compile_level"] == 1
+
+
+@pytest.mark.parametrize(
+    ("placement", "shape", "expected"),
+    [
+        (replace(GPU, attention="sdpa"), SHAPE, ("static", "not batching: it needs FlashAttention 2 or 3")),
+        (replace(GPU, attention="flash_attention_4"), SHAPE, ("static", "not batching: it needs FlashAttention 2")),
+        (replace(GPU, quantization="int8"), SHAPE, ("static", "not batching: LLM.int8 waits for the GPU")),
+        (GPU, HYBRID, ("static", "not batching: it needs attention in every layer")),
+        (GPU, None, ("static", "not batching: the shape of the model is not known")),
+        (replace(GPU, spread=True), SHAPE, ("dynamic", "not batching: the layers are spread over several GPUs")),
+        (CPU, SHAPE, ("dynamic", "on cpu requests take turns")),
+        (replace(CPU, device="mps"), SHAPE, ("dynamic", "on mps requests take turns")),
+    ],
+)
+def test_other_machines_and_models(
+    engines: Engines, placement: Placement, shape: Shape | None, expected: tuple[str, str]
+) -> None:
+    name, reason = chosen(create_engine(loaded_on(placement, shape)))
+    assert (name, reason[: len(expected[1])]) == expected
+    assert engines.made == [name]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (MemoryError("Memory footprint 7 is more"), "its cache does not fit"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "its cache does not fit"),
+        (UnsuitableEngineError("its steps cannot be captured"), "its steps cannot be captured"),
+    ],
+)
+def test_what_batching_cannot_run_falls_to_static_with_the_reason(
+    engines: Engines, error: BaseException, reason: str
+) -> None:
+    engines.failures["batching"] = error
+    assert chosen(create_engine(loaded_on(GPU))) == ("static", f"not batching: {reason}")
+    assert engines.made == ["batching", "static"]
+    if not isinstance(error, MemoryError):  # it was made
+        assert engines.closed == ["batching"]
+    with pytest.raises(ConfigurationError, match=f"The batching engine was asked for, but {reason}"):
+        create_engine(loaded_on(GPU), "batching")
+
+
+def test_what_static_cannot_run_falls_to_dynamic_with_both_reasons(engines: Engines) -> None:
+    engines.failures["static"] = ValueError("it has layers of another kind")
+    name, reason = chosen(create_engine(loaded_on(GPU, HYBRID)))
+    assert name == "dynamic"
+    assert reason.startswith("not batching: it needs attention in every layer")
+    assert reason.endswith("; not static: it has layers of another kind")
+    with pytest.raises(ConfigurationError, match="The static engine was asked for, but it has layers of another kind"):
+        create_engine(loaded_on(GPU, HYBRID), "static")
+
+
+@pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
+def test_what_was_asked_for_is_made(engines: Engines, name: Any) -> None:
+    assert chosen(create_engine(loaded_on(GPU), name)) == (name, "asked for")
+    assert engines.made == [name]
+
+
+@pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
+def test_an_engine_that_fails_for_another_reason_is_closed(engines: Engines, name: Any) -> None:
+    engines.failures[name] = ZeroDivisionError("broken")
+    with pytest.raises(ZeroDivisionError):
+        create_engine(loaded_on(GPU), name)
+    assert engines.closed == [name]
+
+
+def test_batching_that_was_asked_for_is_refused_with_what_to_do(engines: Engines) -> None:
+    with pytest.raises(ConfigurationError, match="Mamba layers. Choose another engine, or auto."):
+        create_engine(loaded_on(GPU, HYBRID), "batching")
+    assert engines.made == []
+
+
+def test_a_hybrid_checkpoint_is_refused(tmp_path: Any) -> None:
+    folder = write_checkpoint(tmp_path / "model", "hybrid", torch.float32)
+    hybrid = load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    with pytest.raises(ConfigurationError, match="Mamba layers"):
+        create_engine(hybrid, "batching")
+
+
+def test_which_models_of_the_registry_batch() -> None:
+    for spec in catalogue.MODELS.values():
+        assert bool(batching_problem(loaded_on(GPU, spec.shape))) == bool(spec.shape and spec.shape.mamba), spec.name
+
+
+@pytest.mark.parametrize(
+    ("placement", "free", "tokens"),
+    [
+        (GPU, 10**12, 64 * 4096),
+        (CPU, 10**12, 8 * 4096),
+        # 2 layers x 2 heads x 8 x 2 bytes, of keys and of values: 128 bytes a token.
+        (GPU, 128 * 10_000, 7936),
+        (GPU, 0, 256),
+    ],
+)
+def test_the_cache_is_what_users_need_within_the_memory(placement: Placement, free: int, tokens: int) -> None:
+    assert cache_tokens(loaded_on(placement), free) == tokens
+
+
+def test_a_long_context_has_room_twice() -> None:
+    assert cache_tokens(replace(loaded_on(GPU), context_length=200_000), 10**12) == 400_000 // 256 * 256
+
+
+@pytest.mark.parametrize(("size", "slots"), [(10**8, 4), (2 * 10**8, 2), (10**9, 1)])
+def test_static_caches_are_as_many_as_fit_into_half_of_it(engines: Engines, size: int, slots: int) -> None:
+    memory = MemoryUse("cuda", weights=1, kv_cache=size, free=10**9)
+    create_engine(replace(loaded_on(GPU), memory=memory), "static")
+    assert engines.arguments == (slots,)
+
+
+def test_several_processes_share_a_batching_engine(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = Group(2)
+    monkeypatch.setattr(group, "least", lambda number: number // 4)
+    expected = {"cpu": 2.5e8 * 0.8 / 256, "cuda": 2.5e8 * 0.8 / 64}  # bytes of a token, in half precision on the GPU
+    for placement in (CPU, GPU):
+        loaded = loaded_on(replace(placement, processes=2))
+        loaded = replace(loaded, context_length=10**7)
+        engine = create_engine(loaded, group=group)
+        assert chosen(engine) == ("batching", "the only one that several processes can share")
+        assert engines.options["group"] is group
+        tokens = engines.options["cache_tokens"]
+        assert tokens == min(expected[placement.device] // 256 * 256, 2 * 10**7 if placement is GPU else 8 * 4096)
+
+
+async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> None:
+    engines = {"auto": InterleavedEngine, "dynamic": InterleavedEngine, "batching": BatchingEngine}
+    answers = []
+    for name, kind in engines.items():
+        engine = create_engine(sample, name)  # type: ignore[arg-type]
+        assert isinstance(engine, kind)
+        answers.append(await answer(engine, [1, 2, 3], max_tokens=5))
+        engine.close()
+    assert answers[0] == answers[1] == answers[2]
+
+
+@pytest.mark.parametrize(
+    ("placement", "reason"),
+    [
+        (replace(CPU, device="mps"), "it does not run on Apple's GPU"),
+        (replace(GPU, spread=True), "the layers are spread over several GPUs"),
+    ],
+)
+def test_batching_is_refused_where_it_cannot_run(engines: Engines, placement: Placement, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason):
+        create_engine(loaded_on(placement), "batching")
+
+
+def test_a_gguf_model_whose_cache_does_not_fit_is_given_back() -> None:
+    class File:
+        closed = False
+
+        def close(self) -> None:
+            self.closed = True
+
+    loaded = SimpleNamespace(model=File(), memory=None, context_length=64, machine=())
+    with pytest.raises(AttributeError):  # this one can make no cache at all
+        factory._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
+    assert loaded.model.closed
+
+
+@pytest.mark.parametrize(("cache", "slots"), [(100, 4), (200, 2), (400, 1), (800, 1), (0, 4)])
+def test_a_gguf_model_has_as_many_slots_as_fit(cache: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[tuple[int, bool]] = []
+
+    def note(file: object, slots: int, *_: object, measures: bool) -> None:
+        made.append((slots, measures))
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(factory, "GgufRunner", note)
+    for threads in ("measured here", factory.ASKED):
+        loaded = SimpleNamespace(
+            model=SimpleNamespace(close=lambda: None),
+            memory=MemoryUse("cpu", 0, cache, free=1600),
+            context_length=64,
+            machine=(("Threads", "2", threads),),
+        )
+        with pytest.raises(RuntimeError, match="enough"):
+            factory._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
+    assert made == [(slots, True), (slots, False)]

@@ -1,0 +1,67 @@
+"""Which model ``auto`` is, with made-up caches."""
+
+import json
+import struct
+from pathlib import Path
+
+import pytest
+
+from granite_demo.hub.default_model import choose_model, last_model, remember_model
+
+GB = 10**9
+
+
+def put(hub_cache: Path, name: str) -> None:
+    """A complete copy of a model as huggingface_hub keeps it, with empty weights."""
+    commit = "0" * 40
+    repo = hub_cache / f"models--ibm-granite--{name}"
+    folder = repo / "snapshots" / commit
+    folder.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    header = json.dumps({"__metadata__": {"format": "pt"}}).encode()
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
+    for file in ("config.json", "tokenizer.json"):
+        (folder / file).write_text("{}")
+
+
+def choose(tmp_path: Path, free: int = 80 * GB, on_gpu: bool = True) -> tuple[str, str]:
+    return choose_model(tmp_path / "cache", free, on_gpu, tmp_path / "hub")
+
+
+def test_without_a_granite_it_is_the_sample_and_one_is_offered(tmp_path: Path) -> None:
+    name, reason = choose(tmp_path)
+    assert name == "sample"
+    assert "granite-4.0-350m, a download of 0.7 GB" in reason
+
+
+def test_the_largest_in_the_cache_that_fits(tmp_path: Path) -> None:
+    for name in ("granite-4.0-350m", "granite-3.3-2b-instruct", "granite-3.3-8b-instruct", "granite-3.3-8b-base"):
+        put(tmp_path / "hub", name)
+    assert choose(tmp_path)[0] == "granite-3.3-8b-instruct"
+    assert choose(tmp_path, free=5 * GB)[0] == "granite-3.3-2b-instruct"
+    assert choose(tmp_path, free=2 * GB)[0] == "granite-4.0-350m"
+    assert choose(tmp_path, on_gpu=False)[0] == "granite-3.3-2b-instruct"
+    assert choose(tmp_path, free=GB // 2)[0] == "sample"
+
+
+def test_the_last_one_used_comes_first_if_it_is_still_there(tmp_path: Path) -> None:
+    put(tmp_path / "hub", "granite-3.3-2b-instruct")
+    remember_model(tmp_path / "cache", "sample")
+    assert choose(tmp_path) == ("sample", "the last model used here")
+    remember_model(tmp_path / "cache", "granite-3.3-8b-instruct")
+    assert choose(tmp_path)[0] == "granite-3.3-2b-instruct"
+    remember_model(tmp_path / "cache", "no-such-model")
+    assert choose(tmp_path)[0] == "granite-3.3-2b-instruct"
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
+def test_a_damaged_note_is_no_note(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "last-model").write_bytes(content)
+    assert last_model(tmp_path) is None
+
+
+def test_a_cache_that_cannot_be_written_only_forgets(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    remember_model(tmp_path / "file", "sample")
+    assert last_model(tmp_path / "file") is None

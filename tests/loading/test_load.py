@@ -1,0 +1,277 @@
+"""Choices with their reasons, and loading from a folder."""
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers.utils.logging import set_tqdm_hook
+
+from granite_demo.errors import ConfigurationError, CorruptModelError, LoadCancelledError, OutOfMemoryError
+from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.placement import place
+from granite_demo.models import catalogue, registry
+from granite_demo.types.load_options import LoadOptions, LoadStage
+from tests.tinymodels import write_checkpoint
+
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+
+
+@no_gpu
+def test_every_automatic_choice_has_a_reason() -> None:
+    facts = place(LoadOptions()).facts
+    names = [name for name, _, _ in facts if name != "Prompts"]
+    assert names == ["Device", "Precision", "Quantization", "Attention"]
+    assert all(value and reason for _, value, reason in facts)
+    assert facts[0][1] == "cpu"
+    assert "measured here" in facts[1][2]
+
+
+def test_what_is_asked_for_is_taken() -> None:
+    placement = place(LoadOptions(device="cpu", dtype="bfloat16"))
+    assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
+    assert placement.reasons["device"] == placement.reasons["dtype"] == "asked for"
+
+
+@no_gpu
+def test_a_device_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="cuda was asked for, but torch finds only: cpu"):
+        place(LoadOptions(device="cuda"))
+
+
+@pytest.fixture(scope="module")
+def tiny_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny Granite."""
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "granite", "granite")
+
+
+@pytest.fixture
+def copy(tiny_path: Path, tmp_path: Path) -> Path:
+    """A copy of it, to break."""
+    return shutil.copytree(tiny_path, tmp_path / "copy")
+
+
+@pytest.fixture
+def tqdm_hook() -> Iterator[Any]:
+    """A hook of somebody else's, set in transformers for the length of a test."""
+
+    def hook(factory: Any, arguments: Any, options: Any) -> Any:
+        return factory(*arguments, **options)
+
+    previous = set_tqdm_hook(hook)
+    yield hook
+    set_tqdm_hook(previous)
+
+
+def load(folder: Path, *arguments: Any, spec: catalogue.ModelSpec | None = None, **options: Any) -> LoadedModel:
+    chosen = LoadOptions(**{"device": "cpu", "dtype": "float32", **options})
+    return load_model(folder, spec or registry.resolve(str(folder)), chosen, *arguments)
+
+
+def edit_config(folder: Path, **changes: Any) -> None:
+    config = json.loads((folder / "config.json").read_bytes())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+def test_the_sample_is_a_granite_with_end_tokens_and_a_context(sample: LoadedModel) -> None:
+    assert type(sample.model).__name__ == "GraniteForCausalLM"
+    assert sample.context_length == 8192
+    assert sample.tokenizer.eos_token_id in sample.eos_ids
+    assert sample.model.dtype == torch.float32
+
+
+@pytest.mark.parametrize("broken", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_a_broken_file_is_a_clear_error(sample_path: Path, tmp_path: Path, broken: str) -> None:
+    for file in sample_path.iterdir():
+        if file.name != broken:
+            (tmp_path / file.name).symlink_to(file)
+    whole = (sample_path / broken).read_bytes()
+    (tmp_path / broken).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CorruptModelError, match="Remove the folder"):
+        load_model(tmp_path, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+
+
+def test_pickled_weights_are_not_loaded(sample_path: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "pickled"
+    shutil.copytree(sample_path, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    canary = tmp_path / "canary"
+    torch.save({"evil": _Touch(str(canary))}, folder / "pytorch_model.bin")
+    with pytest.raises(CorruptModelError):
+        load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    assert not canary.exists()
+
+
+class _Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, tuple[str, str]]:
+        return open, (self.path, "w")
+
+
+# Progress and cancel
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_progress_rises_to_the_end(tiny_path: Path, quantization: str) -> None:
+    reports: list[tuple[LoadStage, float | None, str]] = []
+    load(tiny_path, lambda *report: reports.append(report), quantization=quantization)
+    fractions = [fraction or 0 for _, fraction, _ in reports]
+    tensors = len(load_file(tiny_path / "model.safetensors"))
+    assert len(reports) == tensors
+    assert {stage for stage, _, _ in reports} == {"loading"}
+    assert fractions == sorted(set(fractions))
+    assert 0 < fractions[0] < fractions[-1] == 1
+    assert reports[0][2] == f"weights 1 of {tensors}"
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_load_is_cancelled_between_two_weights(tiny_path: Path, quantization: str) -> None:
+    cancelled = threading.Event()
+    reports: list[str] = []
+
+    def report(stage: LoadStage, fraction: float | None, detail: str) -> None:
+        reports.append(detail)
+        if len(reports) == 3:
+            cancelled.set()
+
+    with pytest.raises(LoadCancelledError, match="The load was cancelled"):
+        load(tiny_path, report, cancelled, quantization=quantization)
+    assert len(reports) == 3
+
+
+def test_the_hook_of_transformers_is_left_as_it_was(tiny_path: Path, copy: Path, tqdm_hook: Any) -> None:
+    load(tiny_path)
+    assert set_tqdm_hook(tqdm_hook) is tqdm_hook
+    cancelled = threading.Event()
+    cancelled.set()
+    with pytest.raises(LoadCancelledError):
+        load(tiny_path, lambda *_: None, cancelled)
+    assert set_tqdm_hook(tqdm_hook) is tqdm_hook
+    (copy / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CorruptModelError):
+        load(copy)
+    assert set_tqdm_hook(tqdm_hook) is tqdm_hook
+
+
+# Failure
+
+
+def fill_the_cpu() -> None:
+    torch.empty(2**50)
+
+
+def fill_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def fill_python() -> None:
+    raise MemoryError
+
+
+@pytest.mark.parametrize("fill", [fill_the_cpu, fill_a_gpu, fill_python])
+def test_out_of_memory_between_weights_says_what_to_do(tiny_path: Path, fill: Any) -> None:
+    with pytest.raises(OutOfMemoryError) as caught:
+        load(tiny_path, lambda *_: fill())
+    assert str(caught.value).startswith("granite does not fit into the memory of cpu.")
+    assert "Choose a smaller model or precision" in str(caught.value)
+    # The frames of the failed load would hold the weights.
+    assert caught.value.__cause__
+    assert caught.value.__cause__.__traceback__ is None
+
+
+def test_a_model_too_large_to_try_is_refused_before_its_weights_are_read(copy: Path) -> None:
+    edit_config(copy, num_hidden_layers=10**9)
+    with pytest.raises(OutOfMemoryError, match="Choose a smaller model"):
+        load(copy)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"not JSON", b"\xff\xfe", b"[" * 100_000])
+def test_a_config_that_is_not_json_is_corrupt(copy: Path, content: bytes) -> None:
+    (copy / "config.json").write_bytes(content)
+    with pytest.raises(CorruptModelError, match=r"config.json cannot be read: .* Remove the folder"):
+        load(copy, spec=catalogue.SAMPLE)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '"granite"'])
+def test_a_config_that_is_no_object_is_corrupt(copy: Path, content: str) -> None:
+    (copy / "config.json").write_text(content)
+    with pytest.raises(CorruptModelError, match=r"config.json does not hold an object. Remove the folder"):
+        load(copy, spec=catalogue.SAMPLE)
+
+
+def test_a_missing_config_is_corrupt(tmp_path: Path) -> None:
+    with pytest.raises(CorruptModelError, match=r"config.json cannot be read"):
+        load(tmp_path, spec=catalogue.SAMPLE)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"model_type": "no such type"}, {"hidden_size": 32}, {"num_attention_heads": 0}, {"vocab_size": "many"}],
+    ids=str,
+)
+def test_a_config_that_does_not_suit_the_weights_is_corrupt(copy: Path, changes: dict[str, Any]) -> None:
+    edit_config(copy, **changes)
+    with pytest.raises(CorruptModelError, match="Remove the folder and try again"):
+        load(copy)
+
+
+def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
+    weights = load_file(copy / "model.safetensors")
+    del weights["model.layers.1.mlp.up_proj.weight"]
+    save_file(weights, copy / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CorruptModelError, match=r"lack 1 weights, such as model.layers.1.mlp.up_proj.weight"):
+        load(copy)
+
+
+# Facts
+
+
+def test_the_commit_is_a_fact(tiny_path: Path) -> None:
+    spec = replace(registry.resolve(str(tiny_path)), repo_id="ibm-granite/tiny")
+    options = LoadOptions(device="cpu", dtype="float32")
+    loaded = load_model(tiny_path, spec, options, commit="0123456789abcdef")
+    assert loaded.commit == "0123456789abcdef"
+    assert ("Commit", "0123456789abcdef", "ibm-granite/tiny") in loaded.facts
+    assert "Commit" not in [name for name, _, _ in load(tiny_path).facts]
+
+
+def test_what_the_registry_claims_wrongly_is_a_fact(tiny_path: Path) -> None:
+    spec = registry.resolve(str(tiny_path))
+    assert spec.shape
+    assert load(tiny_path).differences == ()
+    loaded = load(tiny_path, spec=replace(spec, shape=replace(spec.shape, layers=4, kv_heads=4)))
+    assert [fact for fact in loaded.facts if fact[0] == "Note"] == [
+        ("Note", "differs", "The number of layers is 4 here, 3 in config.json."),
+        ("Note", "differs", "The number of key/value heads is 4 here, 2 in config.json."),
+    ]
+    assert loaded.card == load(tiny_path).card  # the card is config.json's
+    assert loaded.card[0][:2] == ("Layers", "3")
+
+
+def test_every_fact_has_a_value_and_a_reason(tiny_path: Path) -> None:
+    facts = load(tiny_path, context=100).facts
+    names = ["Model", "Device", "Precision", "Quantization", "Attention", "Context", "Weights", "Sampling"]
+    assert [name for name, _, _ in facts] == names
+    assert all(value and reason for _, value, reason in facts)
+    assert ("Context", "100 tokens", "asked for") in facts
+
+
+def test_a_context_beyond_the_checkpoint_says_so(tiny_path: Path) -> None:
+    loaded = load(tiny_path, context=4096)
+    assert loaded.context_length == 512
+    assert ("Context", "512 tokens", "the checkpoint's own limit; 4,096 were asked for") in loaded.facts
+
+
+@pytest.mark.parametrize(("ends", "expected"), [(5, {0, 5}), ([5, 6], {0, 5, 6}), (None, {0})])
+def test_the_end_tokens_are_those_of_both_files(copy: Path, ends: Any, expected: set[int]) -> None:
+    (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
+    assert load(copy).eos_ids == expected

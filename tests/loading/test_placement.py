@@ -1,0 +1,294 @@
+"""Where and how a model is loaded: each choice, its reason, and what is refused. Needs no GPU."""
+
+import re
+from dataclasses import fields, replace
+from typing import Any, get_args
+
+import pytest
+import torch
+
+from granite_demo.engine.failures import gpu_is_lost
+from granite_demo.errors import ConfigurationError, OutOfMemoryError
+from granite_demo.loading import placement as placement_module
+from granite_demo.loading.cpu_benchmark import Seconds
+from granite_demo.loading.placement import (
+    ASKED,
+    Placement,
+    choose_attention,
+    choose_context,
+    choose_dtype,
+    choose_products,
+    choose_quantization,
+    free_memory,
+    is_out_of_memory,
+    place,
+    precision_of,
+)
+from granite_demo.models import memory
+from granite_demo.models.catalogue import MODELS
+from granite_demo.models.config import Shape
+from granite_demo.types.load_options import LoadOptions, Quantization
+
+GB = 10**9
+BF16 = torch.bfloat16
+EIGHT = MODELS["granite-3.3-8b-instruct"].shape
+assert EIGHT
+
+
+def on_cpu(shape: Shape | None = None, free: int | None = None, **options: Any) -> Placement:
+    return place(LoadOptions(**{"device": "cpu", "dtype": "bfloat16", **options}), shape, free)
+
+
+# Quantization
+
+
+def test_left_to_choose_a_cpu_does_not_quantize() -> None:
+    placement = on_cpu(EIGHT, 64 * GB)
+    assert placement.quantization == "none"
+    assert placement.reasons["quantization"] == "bitsandbytes is slow without a CUDA GPU"
+
+
+@pytest.mark.parametrize("wanted", ["none", "nf4", "fp4", "int8"])
+def test_the_quantization_asked_for_is_taken_on_a_cpu(wanted: str) -> None:
+    placement = on_cpu(EIGHT, 64 * GB, quantization=wanted)
+    assert placement.quantization == wanted
+    reason = placement.reasons["quantization"]
+    assert reason == ASKED if wanted == "none" else "on a CPU" in reason and "slow" in reason
+
+
+def test_a_gpu_with_room_keeps_the_weights_exact() -> None:
+    choice, reason = choose_quantization("auto", "cuda", BF16, EIGHT, 80 * GB)
+    assert choice == "none"
+    assert reason.endswith("stay free.")
+
+
+@pytest.mark.parametrize("free", [10 * GB, 18 * GB])
+def test_a_small_gpu_gets_4_bit_weights(free: int) -> None:
+    # At 18 GB the weights fit, but not 8,192 tokens beside them.
+    assert EIGHT
+    choice, reason = choose_quantization("auto", "cuda", BF16, EIGHT, free)
+    assert choice == "nf4"
+    assert reason.endswith("4-bit weights leave more room")
+    assert memory.plan(EIGHT, "int4", free).longest_context > 8192
+
+
+@pytest.mark.parametrize("wanted", ["nf4", "fp4", "int8"])
+def test_that_experts_stay_as_they_are_is_told(wanted: str) -> None:
+    experts = MODELS["granite-4.0-h-tiny"].shape
+    reasons = [on_cpu(shape, 64 * GB, quantization=wanted).reasons["quantization"] for shape in (EIGHT, experts)]
+    assert ["the experts are not quantized" in reason for reason in reasons] == [False, True]
+
+
+def test_an_unknown_shape_is_not_quantized() -> None:
+    choice = choose_quantization("auto", "cuda", BF16, None, 80 * GB)
+    assert choice == ("none", "the shape of the model is not known")
+
+
+@pytest.mark.parametrize("wanted", ["int8", "nf4", "fp4"])
+def test_apples_gpu_refuses_bitsandbytes(wanted: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{wanted} needs a CUDA GPU or a CPU"):
+        choose_quantization(wanted, "mps", BF16, EIGHT, 64 * GB)
+
+
+# Attention
+
+
+@pytest.mark.parametrize("wanted", [f"flash_attention_{version}" for version in (2, 3, 4)])
+def test_flash_attention_is_refused_on_a_cpu(wanted: str) -> None:
+    message = f"{wanted} was asked for, but it needs a CUDA GPU. Choose sdpa."
+    with pytest.raises(ConfigurationError) as caught:
+        on_cpu(attention=wanted)
+    assert str(caught.value) == message
+
+
+def test_flash_attention_is_refused_in_float32() -> None:
+    with pytest.raises(ConfigurationError, match="it does not compute in float32. Choose sdpa"):
+        choose_attention("flash_attention_2", "cuda", torch.float32)
+
+
+@pytest.mark.parametrize("wanted", ["eager", "sdpa"])
+def test_the_attention_asked_for_is_taken(wanted: str) -> None:
+    placement = on_cpu(attention=wanted)
+    assert (placement.attention, placement.reasons["attention"]) == (wanted, ASKED)
+
+
+def test_left_to_choose_a_cpu_gets_sdpa_and_the_reason() -> None:
+    placement = on_cpu()
+    assert placement.attention == "sdpa"
+    assert placement.reasons["attention"].endswith("flash_attention_2 is not used: it needs a CUDA GPU")
+
+
+# Precision
+
+
+def test_the_faster_precision_of_this_cpu_is_measured() -> None:
+    dtype, reason = choose_dtype("auto", "cpu")
+    assert dtype in (torch.float32, BF16)
+    assert re.match(r"measured here: a typical message takes [\d,]+ ms in bfloat16 and [\d,]+ ms in float32", reason)
+
+
+def on_a_cpu_that_takes(
+    monkeypatch: pytest.MonkeyPatch, float32: float, narrow: tuple[float, float], wide: tuple[float, float]
+) -> None:
+    """Seconds of a message: in float32, and for prompt and answer in 16 bits, with or without products in float32."""
+
+    def measured(dtype: torch.dtype, is_wide: bool, threads: int) -> Seconds:
+        if dtype == torch.float32:
+            return Seconds(float32 / 2, float32 / 2)
+        return Seconds(*(wide if is_wide else narrow))
+
+    monkeypatch.setattr(placement_module, "measured", measured)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "expected"),
+    [
+        ((0.3, 0.4), (0.5, 0.4), (BF16, False)),  # a CPU with 16-bit products
+        ((4.0, 0.3), (0.4, 0.3), (BF16, True)),  # one without
+        ((4.0, 0.6), (0.4, 0.6), (torch.float32, False)),  # one where the answer is slow, too
+    ],
+)
+def test_the_way_that_is_clearly_faster_is_taken(
+    monkeypatch: pytest.MonkeyPatch,
+    narrow: tuple[float, float],
+    wide: tuple[float, float],
+    expected: tuple[torch.dtype, bool],
+) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, narrow, wide)
+    placement = on_cpu(dtype="auto")
+    assert (placement.dtype, placement.wide) == expected
+    best = min(sum(narrow), sum(wide))
+    assert f"takes {best * 1000:.0f} ms in bfloat16 and 1000 ms in float32" in placement.reasons["dtype"]
+    assert ("which is exact" in placement.reasons["dtype"]) == (expected[0] == torch.float32)
+
+
+@pytest.mark.parametrize("wanted", ["bfloat16", "float16"])
+def test_prompts_are_widened_where_16_bits_were_asked_for(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.3), (0.4, 0.3))
+    placement = on_cpu(dtype=wanted)
+    assert placement.wide
+    reason = f"measured here: 256 tokens take 400 ms so, 4000 in {wanted}"
+    assert ("Prompts", "computed in float32", reason) in placement.facts
+    on_a_cpu_that_takes(monkeypatch, 1.0, (0.4, 0.3), (0.35, 0.3))
+    assert not on_cpu(dtype=wanted).wide
+    assert "Prompts" not in [name for name, _, _ in on_cpu(dtype=wanted).facts]
+
+
+def test_nothing_is_widened_on_a_gpu_or_in_float32() -> None:
+    assert not choose_products(BF16, "mps")[0]
+    assert not on_cpu(dtype="float32").wide
+
+
+def test_quantized_weights_on_a_cpu_are_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.9), (0.4, 0.9))
+    placement = on_cpu(EIGHT, 64 * GB, dtype="auto", quantization="nf4")
+    assert (placement.dtype, placement.wide) == (BF16, True)
+
+
+def test_apples_gpu_runs_in_bfloat16() -> None:
+    assert choose_dtype("auto", "mps") == (BF16, "the precision Granite was trained in")
+
+
+@pytest.mark.parametrize("wanted", ["bfloat16", "float16", "float32"])
+def test_the_precision_asked_for_is_taken(wanted: str) -> None:
+    assert choose_dtype(wanted, "cpu") == (getattr(torch, wanted), ASKED)
+
+
+@pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32])
+@pytest.mark.parametrize("quantization", get_args(Quantization)[1:])
+def test_the_planner_knows_every_precision(dtype: torch.dtype, quantization: str) -> None:
+    expected = {"none": {BF16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype], "int8": "int8"}
+    assert precision_of(dtype, quantization) == expected.get(quantization, "int4")
+    assert precision_of(dtype, quantization) in get_args(memory.Precision)
+
+
+# Memory and context
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_what_cannot_fit_is_refused_with_what_to_do(quantization: str) -> None:
+    with pytest.raises(OutOfMemoryError) as caught:
+        on_cpu(EIGHT, 4 * GB, quantization=quantization)
+    text = str(caught.value)
+    assert text.startswith("The weights take ")
+    assert "no room to work in 4.0 GB" in text
+    assert text.endswith("Choose a smaller model or precision, or unload what is loaded.")
+
+
+def test_a_model_larger_than_this_machine_is_refused() -> None:
+    assert EIGHT
+    with pytest.raises(OutOfMemoryError, match="Choose a smaller model"):
+        on_cpu(replace(EIGHT, layers=100_000, attention_layers=100_000))
+
+
+def test_the_context_is_limited_to_what_fits() -> None:
+    placement = on_cpu(EIGHT, 24 * GB)
+    assert EIGHT
+    assert placement.context == memory.plan(EIGHT, "bf16", 24 * GB).longest_context
+    assert 8192 < placement.context < EIGHT.context_length
+    assert placement.reasons["context"] == "what fits beside the weights in 24.0 GB"
+
+
+def test_a_context_asked_for_is_limited_by_memory_too() -> None:
+    fitting, limited = (on_cpu(EIGHT, 24 * GB, context=context) for context in (8192, 131072))
+    assert (fitting.context, fitting.reasons["context"]) == (8192, ASKED)
+    assert limited.context == on_cpu(EIGHT, 24 * GB).context
+    assert "24.0 GB" in limited.reasons["context"]
+
+
+def test_with_room_the_context_is_the_checkpoints_own() -> None:
+    placement = on_cpu(EIGHT, 640 * GB)
+    assert (placement.context, placement.reasons["context"]) == (None, "the checkpoint's own limit")
+
+
+def test_a_context_beyond_the_checkpoint_is_its_own() -> None:
+    placement = on_cpu(EIGHT, 640 * GB, context=1_000_000)
+    assert placement.context is None
+    assert placement.reasons["context"] == "the checkpoint's own limit; 1,000,000 were asked for"
+    assert choose_context(1_000_000, None) == (1_000_000, ASKED)
+
+
+def test_without_a_shape_nothing_is_planned() -> None:
+    assert on_cpu(free=1).context is None
+    assert on_cpu(free=1, context=512).context == 512
+
+
+def test_memory_is_measured() -> None:
+    assert free_memory("cpu") > 10**6
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"
+        ),
+        MemoryError(),
+    ],
+)
+def test_what_says_that_there_is_no_memory_left_leaves_the_gpu_usable(error: BaseException) -> None:
+    assert is_out_of_memory(error)
+    assert not gpu_is_lost(error)
+
+
+def test_other_errors_do_not_say_so() -> None:
+    assert not is_out_of_memory(RuntimeError("The size of tensor a must match that of tensor b"))
+    assert not is_out_of_memory(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+    assert gpu_is_lost(torch.AcceleratorError("CUDA error: device-side assert triggered"))
+
+
+# Facts
+
+
+@pytest.mark.parametrize("quantization", get_args(Quantization))
+@pytest.mark.parametrize(("shape", "context"), [(None, None), (EIGHT, None), (EIGHT, 4096), (EIGHT, 131072)])
+def test_every_choice_has_a_reason(quantization: str, shape: Shape | None, context: int | None) -> None:
+    placement = on_cpu(shape, 24 * GB, quantization=quantization, context=context)
+    chosen = {field.name for field in fields(Placement)} - {"spread", "processes", "reasons"}
+    assert set(placement.reasons) == chosen
+    assert all(placement.reasons.values())
+    names = [name for name, _, _ in placement.facts if name != "Prompts"]
+    assert names == ["Device", "Precision", "Quantization", "Attention"]
+    assert all(value and reason for _, value, reason in placement.facts)

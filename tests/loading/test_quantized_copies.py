@@ -1,0 +1,91 @@
+"""A quantized copy is saved once, and loaded from then on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.quantized_copies import copy_of, save_copy
+from granite_demo.models import catalogue, registry
+from granite_demo.types.load_options import LoadOptions
+from tests.tinymodels import write_checkpoint
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("tiny") / "granite", "granite")
+
+
+def load(folder: Path, cache: Path, **options: Any) -> LoadedModel:
+    choice = LoadOptions(str(folder), device="cpu", dtype="bfloat16", quantization="nf4", **options)
+    return load_model(folder, registry.resolve(str(folder)), choice, copies=cache)
+
+
+def test_a_copy_is_kept_when_asked_for_and_taken_the_next_time(folder: Path, tmp_path: Path) -> None:
+    spec = registry.resolve(str(folder))
+    copy = copy_of(tmp_path, spec, None, "nf4")
+    load(folder, tmp_path)
+    assert not copy.exists()
+    first = load(folder, tmp_path, keep_quantized=True)
+    assert (copy / "model.safetensors").is_file()
+    again = load(folder, tmp_path)
+    assert again.placement.reasons["quantization"] == "a copy saved before; nothing to quantize"
+    assert again.weight_bytes == first.weight_bytes
+    for (name, mine), (_, theirs) in zip(
+        first.model.state_dict().items(), again.model.state_dict().items(), strict=True
+    ):
+        assert mine.dtype == theirs.dtype, name
+        assert mine.equal(theirs), name
+
+
+def test_no_layer_takes_the_kernel_for_avx512_bf16(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As on a processor that has it; on others the layers say no by themselves.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
+    made = load(folder, tmp_path, keep_quantized=True)
+    for loaded in (made, load(folder, tmp_path)):
+        layers = [module for module in loaded.model.modules() if type(module).__name__ == "Linear4bit"]
+        assert layers
+        assert not any(layer.support_avx512bf16_for_cpu for layer in layers)
+
+
+@pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
+def test_a_checkpoint_that_was_saved_quantized_says_so(folder: Path, tmp_path: Path, quantization: Any) -> None:
+    spec, options = registry.resolve(str(folder)), LoadOptions(device="cpu", quantization=quantization)
+    made = load_model(folder, spec, options)
+    assert str(made.model.dtype) == "torch.bfloat16"
+    save_copy(made.model, made.tokenizer, tmp_path / "saved")
+    loaded = load_model(tmp_path / "saved", spec, LoadOptions(device="cpu"))
+    assert loaded.placement.quantization == quantization
+    assert loaded.placement.reasons["quantization"] == "the checkpoint's own"
+    assert loaded.weight_bytes == made.weight_bytes
+
+
+def test_copies_of_other_models_commits_and_quantizations_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+    spec, other = registry.resolve(str(folder)), catalogue.MODELS["granite-3.3-2b-instruct"]
+    places = {
+        copy_of(tmp_path, spec, None, "nf4"),
+        copy_of(tmp_path, spec, None, "int8"),
+        copy_of(tmp_path, other, "a" * 40, "nf4"),
+        copy_of(tmp_path, other, "b" * 40, "nf4"),
+    }
+    assert len(places) == 4
+
+
+def test_a_copy_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+    class Full:
+        def save_pretrained(self, folder: Path) -> None:
+            (folder / "half").write_text("")
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        save_copy(Full(), Full(), tmp_path / "quantized" / "one")
+    assert [path.name for path in (tmp_path / "quantized").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_does_not_lose_the_model(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "quantized").write_text("a file where the folder should be")
+    assert load(folder, tmp_path, keep_quantized=True).weight_bytes > 0
+    assert "could not be saved" in caplog.text

@@ -1,0 +1,161 @@
+"""Tool calls as models write them, well and badly: nothing raises, nothing is lost."""
+
+import json
+import time
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from granite_demo.outputs.tool_calls import CUT_OFF, read_calls
+from granite_demo.types.messages import ToolCall, ToolSpec
+
+READABLE = [
+    ('{"name": "f", "arguments": {"city": "Zürich"}}', [("f", '{"city": "Zürich"}')]),
+    (
+        '[{"name": "f", "arguments": {}}, {"name": "g", "arguments": {"x": [1, 2.5]}}]',
+        [("f", "{}"), ("g", '{"x": [1, 2.5]}')],
+    ),
+    ('{"name": "f", "arguments": "{\\"x\\": 1}"}', [("f", '{"x": 1}')]),
+    ('{"name": "f", "arguments": ""}', [("f", "{}")]),
+    ('{"name": "f", "arguments": null}', [("f", "{}")]),
+    ('{"name": "f"}', [("f", "{}")]),
+    ('{"name": "f", "parameters": {"x": 1}}', [("f", '{"x": 1}')]),
+    ('{"name": "f"}\n{"name": "g"}', [("f", "{}"), ("g", "{}")]),
+    ("[]", []),
+    ("<function=f>\n</function>", [("f", "{}")]),
+    ("<function=f>\n<parameter=city>\nZürich\n</parameter>\n</function>", [("f", '{"city": "Zürich"}')]),
+    (
+        "<function=f><parameter=n>12</parameter><parameter=b>true</parameter></function>",
+        [("f", '{"n": 12, "b": true}')],
+    ),
+    ("<function=f><parameter=l>[1, {}]</parameter></function>", [("f", '{"l": [1, {}]}')]),
+    ("<function=f><parameter=n>\n\n x \n\n</parameter></function>", [("f", '{"n": "\\n x \\n"}')]),
+    ("<function=f><parameter=n>NaN</parameter></function>", [("f", '{"n": "NaN"}')]),
+    ("<function=f><parameter=n>1e999</parameter></function>", [("f", '{"n": "1e999"}')]),
+    ("<function=f><parameter=a>x </parameter> y</parameter></function>", [("f", '{"a": "x </parameter> y"}')]),
+    ("<function=f><parameter=a>x</function> y</parameter></function>", [("f", '{"a": "x</function> y"}')]),
+    ("<function=f></function>\n<function=g></function>", [("f", "{}"), ("g", "{}")]),
+]
+MALFORMED = [
+    ("", "", CUT_OFF),
+    ('{"name": "f", "arguments": {"x": "a', "f", CUT_OFF),
+    ('[{"name": "f", "arguments": {}}', "f", CUT_OFF),
+    ("get_weather(city)", "", "cannot be read as JSON"),
+    ("{'name': 'f'}", "", "cannot be read as JSON"),
+    ('{"name": "f", "arguments": {"x": NaN}}', "f", "NaN is no JSON"),
+    ('{"name": "f", "arguments": {"x": 1e999}}', "f", "1e999 is no JSON"),
+    ('{"arguments": {"x": 1}}', "", "no name"),
+    ('{"name": 5}', "", "no name"),
+    ('"f"', "", "no name"),
+    ('{"name": "f", "arguments": [1]}', "f", "not a JSON object"),
+    ('{"name": "f", "arguments": "x = 1"}', "f", "arguments cannot be read"),
+    ("<function=f><parameter=x>1</parameter>", "f", "</function>"),
+    ("<function=f>x = 1</function>", "f", "outside of its parameters"),
+    ("[" * 100_000, "", "nested too deeply"),
+    ('{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}", "f", "cannot be read as JSON"),
+]
+
+
+@pytest.mark.parametrize(("raw", "calls"), READABLE)
+def test_calls_are_read(raw: str, calls: list[tuple[str, str]]) -> None:
+    assert read_calls(raw) == ([ToolCall(*call) for call in calls], "")
+    assert read_calls(f"\n{raw}\n") == read_calls(raw)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "value"),
+    [
+        ({"type": "string"}, "42", "42"),
+        ({"type": "string"}, "null", "null"),
+        ({"type": "string"}, '"a"', '"a"'),
+        ({"type": ["string", "null"]}, "08540", "08540"),
+        ({"type": ["string", "null"]}, "null", None),
+        ({"type": "integer"}, "42", 42),
+        ({"enum": [42]}, "42", 42),
+        ("no schema", "42", 42),
+    ],
+)
+def test_xml_values_are_texts_where_the_schema_wants_a_text(schema: object, text: str, value: object) -> None:
+    tools = [ToolSpec(name, "", {"properties": {"x": schema}}) for name in ("f", "g")]
+    raw = f"<function=f>\n<parameter=x>\n{text}\n</parameter>\n</function>"
+    [call], _ = read_calls(raw, tools)
+    assert json.loads(call.arguments) == {"x": value}
+    assert read_calls(raw) == read_calls(raw, [ToolSpec("f", "", {})]) == read_calls(raw, [ToolSpec("g", "", {})])
+
+
+@pytest.mark.parametrize(("raw", "name", "error"), MALFORMED, ids=lambda text: text[:40])
+def test_what_cannot_be_read_says_why(raw: str, name: str, error: str) -> None:
+    [call], rest = read_calls(raw)
+    assert (call.name, rest) == (name, "")
+    assert error in call.error
+    assert call.arguments in raw or json.loads(call.arguments) in (json.loads(raw), [1])
+
+
+def test_text_after_a_call_is_given_back() -> None:
+    assert read_calls('[{"name": "f"}]\nThere you are.') == ([ToolCall("f", "{}")], "There you are.")
+
+
+def test_a_bad_call_does_not_hide_the_good_ones() -> None:
+    calls, _ = read_calls('[{"name": "f"}, {"nom": "g"}] {"name": "h", ')
+    assert [(call.name, bool(call.error)) for call in calls] == [("f", False), ("", True), ("h", True)]
+
+
+LENGTH = 200_000
+LONG = {
+    "escapes in a string": '{"a":"' + '\\"' * (LENGTH // 2),
+    "strings": '{"a":' + '"\\' * (LENGTH // 2),
+    "parameters": "<function=a>" + "<parameter=a>" * (LENGTH // 13) + "</function>",
+    "functions": "<function=a>" * (LENGTH // 12),
+    "halves of tags": "<function=" * (LENGTH // 10),
+    "ends": "<function=a><parameter=a>" + "</parameter> x" * (LENGTH // 14) + "</function>",
+    "space": "<function=a></function>" + " " * LENGTH + "x",
+    "names": '"name" ' * (LENGTH // 7),
+}
+
+
+@pytest.mark.parametrize("raw", LONG.values(), ids=LONG.keys())
+def test_long_calls_are_looked_through_once(raw: str) -> None:
+    started = time.process_time()
+    [call], _ = read_calls(raw)
+    # What looks again from each tag or quotation mark takes minutes.
+    assert time.process_time() - started < 2
+    assert call.error
+
+
+def test_many_calls_take_as_long_as_their_text() -> None:
+    started = time.process_time()
+    calls, _ = read_calls("{} " * (LENGTH // 3) + "x")
+    assert len(calls) == LENGTH // 3
+    assert time.process_time() - started < 8
+
+
+def test_the_place_of_a_mistake_counts_from_its_own_call() -> None:
+    _, call = read_calls('{"name": "f"} {"name": g}')[0]
+    assert call.arguments == '{"name": g}'
+    assert call.error.endswith("line 1 column 10 (char 9).")
+
+
+PIECES = [
+    '{"name": "f"',
+    "<function=f>",
+    "</function>",
+    "<parameter=x>",
+    "</parameter>",
+    '"',
+    "{",
+    "}",
+    "[",
+    ",",
+    "\\",
+    "é\ud800",
+]
+
+
+@settings(deadline=None)
+@given(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join))
+@example('{"name": "\ud800"}')
+def test_nothing_raises_and_arguments_are_objects(raw: str) -> None:
+    calls, _ = read_calls(raw)
+    for call in calls:
+        assert call.error or isinstance(json.loads(call.arguments), dict)

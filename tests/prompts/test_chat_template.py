@@ -1,0 +1,117 @@
+"""What of a request a template is told: by the names that it reads, and nothing that is not set."""
+
+from typing import Any
+
+import pytest
+
+from granite_demo.prompts.chat_template import switch_values, template_inputs, variables_of
+from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec
+from granite_demo.types.prompt_view import Origin
+from granite_demo.types.requests import GenerationRequest
+from tests.bytetokens import THINKS, real_template
+
+USER = Message("user", "hi")
+LOW = frozenset({"enable_thinking", "low_effort", "reasoning_effort"})
+EFFORT = frozenset({"enable_thinking", "reasoning_effort"})
+OLD = frozenset({"thinking", "controls"})
+
+
+def test_variables_are_those_from_outside() -> None:
+    assert variables_of(THINKS) == {"messages", "low_effort", "enable_thinking"}
+    assert variables_of("{% set a = b %}{{ a }}{% generation %}{{ c }}{%- endgeneration -%}") == {"b", "c"}
+    assert variables_of("{% for x in y %}{% if x %}{% break %}{% endif %}{% endfor %}") == {"y"}
+    assert variables_of("{% if %}") == frozenset()
+
+
+def test_variables_of_a_real_template() -> None:
+    assert variables_of(real_template("granite-3.3-instruct")) >= {"thinking", "controls", "tools", "documents"}
+
+
+@pytest.mark.parametrize(
+    ("controls", "variables", "values"),
+    [
+        (Controls(), LOW, {}),
+        (Controls(thinking="full"), LOW, {"enable_thinking": True}),
+        (Controls(thinking="off"), LOW, {"enable_thinking": False}),
+        (Controls(thinking="low"), LOW, {"enable_thinking": True, "low_effort": True}),
+        (Controls(thinking="low"), EFFORT, {"enable_thinking": True, "reasoning_effort": "low"}),
+        (Controls(thinking="low"), frozenset({"thinking"}), {}),
+        (Controls(thinking="full", citations=True), frozenset(), {}),
+        (Controls(), OLD, {"controls": {}}),
+        (Controls(thinking="off"), OLD, {"thinking": False, "controls": {}}),
+        (
+            Controls(thinking="full", length="long", originality="extractive", citations=True, hallucinations=True),
+            OLD,
+            {
+                "thinking": True,
+                "controls": {
+                    "citations": True,
+                    "hallucinations": True,
+                    "length": "long",
+                    "originality": "extractive",
+                },
+            },
+        ),
+    ],
+)
+def test_switches_by_the_names_that_are_read(
+    controls: Controls, variables: frozenset[str], values: dict[str, Any]
+) -> None:
+    told = switch_values(controls, variables)
+    assert told == values
+    assert list(told.get("controls", {})) == sorted(told.get("controls", {}))
+
+
+def test_thinking_is_told_where_it_is_read() -> None:
+    request = GenerationRequest((USER, Message("assistant", "so", thinking="hm"), USER))
+    assert template_inputs(request, THINKS)["conversation"][1]["reasoning_content"] == "hm"
+    assert "reasoning_content" not in template_inputs(request, "{{ messages }}")["conversation"][1]
+
+
+def test_what_is_not_there_is_not_told() -> None:
+    assert template_inputs(GenerationRequest((USER,)), THINKS) == {
+        "conversation": [{"role": "user", "content": "hi"}],
+        "tools": None,
+        "documents": None,
+    }
+
+
+def test_every_text_of_the_request_passes_through() -> None:
+    written: list[tuple[Origin, str, bool]] = []
+
+    def write(origin: Origin, text: str, key: bool) -> str:
+        written.append((origin, text, key))
+        return text.upper()
+
+    request = GenerationRequest(
+        (
+            Message("system", "sys"),
+            USER,
+            Message(
+                "assistant", "so", thinking="hm", tool_calls=(ToolCall("f", '{"k": ["v", 1]}'), ToolCall("g", "?"))
+            ),
+            Message("tool", "42", name="f"),
+        ),
+        tools=(ToolSpec("f", "does", {"type": "object"}),),
+        documents=(Document("t", "d"),),
+    )
+    inputs = template_inputs(request, THINKS, write)
+    assert set(written) == {
+        ("system", "sys", False),
+        ("user", "hi", False),
+        *(("assistant", text, False) for text in ("so", "hm")),
+        *(("tool", text, False) for text in ("f", "v", "g", "?", "42", "does", "object")),
+        *(("tool", text, True) for text in ("name", "arguments", "k", "description", "parameters", "type")),
+        *(("document", text, False) for text in ("t", "d")),
+    }
+    assert inputs["documents"] == [{"doc_id": 1, "title": "T", "text": "D"}]
+    assert inputs["tools"][0]["type"] == "function"
+    assert inputs["conversation"][2]["tool_calls"][0]["function"]["ARGUMENTS"] == {"K": ["V", 1]}
+    assert inputs["conversation"][3] == {"role": "tool", "content": "42", "name": "F"}
+
+
+@pytest.mark.parametrize("arguments", ["[1]", "1", "{", "null", "[" * 100_000])
+def test_arguments_that_are_no_object_are_told_as_text(arguments: str) -> None:
+    request = GenerationRequest((USER, Message("assistant", "", tool_calls=(ToolCall("f", arguments),)), USER))
+    call = template_inputs(request, THINKS)["conversation"][1]["tool_calls"][0]
+    assert call == {"type": "function", "function": {"name": "f", "arguments": arguments}}

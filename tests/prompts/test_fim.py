@@ -1,0 +1,48 @@
+"""Which models fill in the middle, and what they are sent."""
+
+import pytest
+
+from granite_demo.errors import InvalidRequestError
+from granite_demo.prompts.fim import NO_TOKENS, NOT_CLAIMED, SPELLINGS, cannot_fill, fim_problem, in_a_turn, render_fim
+from tests.bytetokens import THINKS, byte_tokenizer
+
+
+@pytest.mark.parametrize("names", SPELLINGS)
+def test_nothing_that_people_write_is_a_control_token(names: tuple[str, str, str]) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(list(names), special_tokens=True)
+    first, second, third = tokenizer.convert_tokens_to_ids(list(names))
+    assert render_fim(tokenizer, "", "") == [first, second, third]
+    written = "".join(names) + "<|end_of_text|>"
+    ids = render_fim(tokenizer, written, written)
+    assert tokenizer.decode(ids) == names[0] + written + names[1] + written + names[2]
+    assert [token for token in ids if token in tokenizer.added_tokens_decoder] == [first, second, third]
+
+
+def test_a_tokenizer_without_all_of_the_tokens_cannot() -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(["<fim_prefix>", "<fim_suffix>"], special_tokens=True)
+    assert fim_problem(tokenizer) == NO_TOKENS
+    assert cannot_fill(tokenizer, "granite-3.3") == (("fill in the middle", NO_TOKENS),)
+    with pytest.raises(InvalidRequestError, match="Choose a Granite"):
+        render_fim(tokenizer, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "able"),
+    [(None, True), ("granite-3.3", True), ("granite-4.0", True), ("granite-3.2", False), ("granite-4.2", False)],
+)
+def test_tokens_alone_are_no_promise(dialect: str | None, able: bool) -> None:
+    tokenizer = byte_tokenizer()
+    tokenizer.add_tokens(list(SPELLINGS[0]), special_tokens=True)
+    assert fim_problem(tokenizer, dialect) == ("" if able else NOT_CLAIMED)
+    assert cannot_fill(tokenizer, dialect) == (() if able else (("fill in the middle", NOT_CLAIMED),))
+
+
+def test_only_granite_4_with_a_template_is_asked_in_a_turn() -> None:
+    for names, expected in zip(SPELLINGS, (True, False), strict=True):
+        base, instruct = byte_tokenizer(), byte_tokenizer(THINKS)
+        for tokenizer in (base, instruct):
+            tokenizer.add_tokens(list(names), special_tokens=True)
+        assert not in_a_turn(base)
+        assert in_a_turn(instruct) is expected

@@ -1,0 +1,227 @@
+"""Our prompts equal what the real templates of Granite give when they are called by hand."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+import pytest
+from transformers.utils import chat_template_utils
+
+from granite_demo.prompts.render import render_chat, render_parts, render_text
+from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec
+from granite_demo.types.requests import GenerationRequest
+from tests.bytetokens import byte_tokenizer, real_template
+
+
+class Frozen(datetime):
+    @classmethod
+    def now(cls, tz: Any = None) -> "Frozen":
+        return cls(2025, 4, 9, 12, 0, 0, tzinfo=tz)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A request, and the arguments that it stands for, written by hand."""
+
+    request: GenerationRequest
+    turns: list[dict[str, Any]]
+    tools: list[dict[str, Any]] | None = None
+    documents: list[dict[str, Any]] | None = None
+    granite_3: dict[str, Any] = field(default_factory=dict)
+    """What only the templates of Granite 3 read."""
+
+
+def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+ASK = Message("user", "What is the weather in Zürich?")
+ASKED = turn("user", "What is the weather in Zürich?")
+BRIEF, BRIEFED = Message("system", "Be brief."), turn("system", "Be brief.")
+WEATHER = ToolSpec(
+    "weather",
+    "Tells the weather, in °C.",
+    {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+)
+WEATHER_TOLD = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Tells the weather, in °C.",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    },
+}
+TIME = ToolSpec("time", "", {})
+TIME_TOLD = {"type": "function", "function": {"name": "time", "description": "", "parameters": {}}}
+RAIN, SUN = Document("Rain.txt", 'It "rains".\nOften. 雨'), Document("", "Sun.")
+RAIN_TOLD = {"doc_id": 1, "title": "Rain.txt", "text": 'It "rains".\nOften. 雨'}
+SUN_TOLD = {"doc_id": 2, "title": "", "text": "Sun."}
+CALL = ToolCall("weather", '{"city": "Zürich", "days": 2, "deep": {"list": [1, "two", null]}}')
+CALLED = {
+    "type": "function",
+    "function": {"name": "weather", "arguments": {"city": "Zürich", "days": 2, "deep": {"list": [1, "two", None]}}},
+}
+BAD = ToolCall("weather", '{"city": ', error="It is not JSON.")
+BAD_CALLED = {"type": "function", "function": {"name": "weather", "arguments": '{"city": '}}
+
+
+def request(*messages: Message, **given: Any) -> GenerationRequest:
+    return GenerationRequest(messages, **given)
+
+
+def controlled(told: dict[str, Any], *messages: Message, documents: bool = True, **controls: Any) -> Row:
+    return Row(
+        request(*messages, ASK, documents=(RAIN,) if documents else (), controls=Controls(**controls)),
+        [turn(message.role, message.content) for message in messages] + [ASKED],
+        documents=[RAIN_TOLD] if documents else None,
+        granite_3=told,
+    )
+
+
+ROWS = {
+    "a question": Row(request(ASK), [ASKED]),
+    "a system message": Row(request(BRIEF, ASK), [BRIEFED, ASKED]),
+    "an empty system message": Row(request(Message("system", ""), ASK), [turn("system", ""), ASKED]),
+    "white space": Row(request(Message("user", " \n hi\t\n\n")), [turn("user", " \n hi\t\n\n")]),
+    "other scripts": Row(request(Message("user", "駅はどこ 🙂 é")), [turn("user", "駅はどこ 🙂 é")]),
+    "several turns": Row(
+        request(BRIEF, ASK, Message("assistant", "Wet."), Message("user", "And now?")),
+        [BRIEFED, ASKED, turn("assistant", "Wet."), turn("user", "And now?")],
+    ),
+    "an empty answer": Row(request(ASK, Message("assistant", ""), ASK), [ASKED, turn("assistant", ""), ASKED]),
+    "past thinking is not repeated": Row(
+        request(ASK, Message("assistant", "Wet.", thinking="Clouds..."), ASK),
+        [ASKED, turn("assistant", "Wet."), ASKED],
+    ),
+    "a tool": Row(request(ASK, tools=(WEATHER,)), [ASKED], tools=[WEATHER_TOLD]),
+    "two tools and a system message": Row(
+        request(BRIEF, ASK, tools=(WEATHER, TIME)), [BRIEFED, ASKED], tools=[WEATHER_TOLD, TIME_TOLD]
+    ),
+    "a call and its result": Row(
+        request(ASK, Message("assistant", "", tool_calls=(CALL,)), Message("tool", '{"rain": true}', name="weather")),
+        [ASKED, turn("assistant", "", tool_calls=[CALLED]), turn("tool", '{"rain": true}', name="weather")],
+    ),
+    "two calls, two results, and a question": Row(
+        request(
+            ASK,
+            Message("assistant", "Let me look.", tool_calls=(CALL, CALL)),
+            Message("tool", "rain"),
+            Message("tool", "sun"),
+            Message("assistant", "Both."),
+            Message("user", "Sure?"),
+            tools=(WEATHER,),
+        ),
+        [
+            ASKED,
+            turn("assistant", "Let me look.", tool_calls=[CALLED, CALLED]),
+            turn("tool", "rain"),
+            turn("tool", "sun"),
+            turn("assistant", "Both."),
+            turn("user", "Sure?"),
+        ],
+        tools=[WEATHER_TOLD],
+    ),
+    "a call that cannot be read": Row(
+        request(ASK, Message("assistant", "", tool_calls=(BAD,)), Message("tool", "Not JSON.")),
+        [ASKED, turn("assistant", "", tool_calls=[BAD_CALLED]), turn("tool", "Not JSON.")],
+    ),
+    "documents": Row(request(ASK, documents=(RAIN, SUN)), [ASKED], documents=[RAIN_TOLD, SUN_TOLD]),
+    "documents and a system message": Row(
+        request(BRIEF, ASK, documents=(RAIN,)), [BRIEFED, ASKED], documents=[RAIN_TOLD]
+    ),
+    "documents and tools": Row(
+        request(ASK, documents=(RAIN,), tools=(TIME,)), [ASKED], tools=[TIME_TOLD], documents=[RAIN_TOLD]
+    ),
+    "thinking": controlled({"thinking": True}, documents=False, thinking="full"),
+    "no thinking": controlled({"thinking": False}, documents=False, thinking="off"),
+    "a level that is not known": controlled({}, documents=False, thinking="low"),
+    "short": controlled({"controls": {"length": "short"}}, documents=False, length="short"),
+    "long and in its own words": controlled(
+        {"controls": {"length": "long", "originality": "abstractive"}},
+        documents=False,
+        length="long",
+        originality="abstractive",
+    ),
+    "citations": controlled({"controls": {"citations": True}}, citations=True),
+    "citations without documents": controlled({"controls": {"citations": True}}, documents=False, citations=True),
+    "all lists, after a system message": controlled(
+        {"controls": {"citations": True, "hallucinations": True}}, BRIEF, citations=True, hallucinations=True
+    ),
+    "everything": controlled(
+        {"thinking": True, "controls": {"citations": True, "hallucinations": True, "length": "short"}},
+        thinking="full",
+        length="short",
+        citations=True,
+        hallucinations=True,
+    ),
+}
+
+
+@pytest.fixture(params=["granite-3.3-instruct", "granite-4.0"])
+def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """With a real template, on 9 April 2025."""
+    monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
+    return byte_tokenizer(real_template(request.param))
+
+
+@pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
+def test_our_prompt_is_that_of_the_template(tokenizer: Any, row: Row) -> None:
+    told: dict[str, Any] = {"conversation": row.turns, "tools": row.tools, "documents": row.documents}
+    if "strftime_now" in tokenizer.chat_template:
+        told.update(row.granite_3)
+    text = tokenizer.apply_chat_template(**told, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.apply_chat_template(**told, add_generation_prompt=True, return_dict=False)
+    assert render_text(tokenizer, row.request) == text
+    assert render_chat(tokenizer, row.request) == ids
+    parts = render_parts(tokenizer, row.request)
+    assert [token for part in parts for token, _ in part.tokens] == ids
+    assert "".join(part.text for part in parts) == text
+
+
+LITERAL = {
+    ("granite-3.3-instruct", "a question"): (
+        "<|start_of_role|>system<|end_of_role|>Knowledge Cutoff Date: April 2024. Today's Date: April 09, 2025. "
+        "You are Granite, developed by IBM. You are a helpful AI assistant.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>What is the weather in Zürich?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>"
+    ),
+    ("granite-3.3-instruct", "all lists, after a system message"): (
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+        '<|start_of_role|>document {"document_id": "1"}<|end_of_role|>\n'
+        'It "rains".\nOften. 雨<|end_of_text|>\n'
+        "<|start_of_role|>user<|end_of_role|>What is the weather in Zürich?<|end_of_text|>\n"
+        '<|start_of_role|>assistant {"citations": true, "hallucinations": true}<|end_of_role|>'
+    ),
+    ("granite-4.0", "several turns"): (
+        "<|start_of_role|>system<|end_of_role|>Be brief.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>What is the weather in Zürich?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>Wet.<|end_of_text|>\n"
+        "<|start_of_role|>user<|end_of_role|>And now?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>"
+    ),
+}
+LITERAL_END = {
+    ("granite-3.3-instruct", "two tools and a system message"): (
+        '        "function": {\n            "name": "time",\n            "description": "",\n'
+        '            "parameters": {}\n        }\n    }\n]<|end_of_text|>\n'
+        "<|start_of_role|>user<|end_of_role|>What is the weather in Zürich?<|end_of_text|>\n"
+        "<|start_of_role|>assistant<|end_of_role|>"
+    ),
+    ("granite-4.0", "a call and its result"): (
+        "<|start_of_role|>assistant<|end_of_role|><tool_call>\n"
+        '{"name": "weather", "arguments": {"city": "Zürich", "days": 2, "deep": {"list": [1, "two", null]}}}\n'
+        "</tool_call><|end_of_text|>\n"
+        '<|start_of_role|>user<|end_of_role|>\n<tool_response>\n{"rain": true}\n</tool_response><|end_of_text|>\n'
+        "<|start_of_role|>assistant<|end_of_role|>"
+    ),
+}
+
+
+@pytest.mark.parametrize(("name", "row"), [*LITERAL, *LITERAL_END])
+def test_the_whole_text(monkeypatch: pytest.MonkeyPatch, name: str, row: str) -> None:
+    monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
+    text = render_text(byte_tokenizer(real_template(name)), ROWS[row].request)
+    if (name, row) in LITERAL:
+        assert text == LITERAL[name, row]
+    else:
+        assert text.endswith(LITERAL_END[name, row])

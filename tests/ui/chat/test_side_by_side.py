@@ -1,0 +1,187 @@
+"""Side by side: what is asked of each side, and what both show."""
+
+import threading
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import gradio as gr
+import pytest
+
+from granite_demo.access import Access
+from granite_demo.backends.side_by_side import BackendBeside
+from granite_demo.errors import InvalidRequestError
+from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
+from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.messages import Controls, Message, Switches
+from granite_demo.types.model_status import BESIDE, IN_TURNS, ModelStatus
+from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.ui.chat.side_by_side import answers, shown_values, to_request
+from tests.fakes import READY, FakeBackend
+
+SIDE: tuple[Any, ...] = ("", 0, 1, "", 512, "", "Automatic")
+"""Thinking, temperature, top-p, seed, tokens, model, precision as the page has them first."""
+
+
+def side(**values: Any) -> list[Any]:
+    names = ("thinking", "temperature", "top_p", "seed", "max_tokens", "model", "precision")
+    return [values.get(name, value) for name, value in zip(names, SIDE, strict=True)]
+
+
+def ask(backend: FakeBackend, **values: Any) -> GenerationRequest:
+    return to_request(backend, "Why?", None, side(**values), lambda: None)
+
+
+def test_the_settings_become_a_request(backend: FakeBackend) -> None:
+    values = side(thinking="low", temperature=0.7, top_p=0.9, seed=" 7 ", max_tokens=9)
+    request = to_request(backend, "Why?", " Be kind. ", values, lambda: None)
+    assert request == GenerationRequest(
+        (Message("system", "Be kind."), Message("user", "Why?")),
+        sampling=SamplingParams(temperature=0.7, top_p=0.9, seed=7, max_tokens=9),
+        controls=Controls(thinking="low"),
+    )
+
+
+def test_the_first_settings_ask_the_loaded_model_as_it_is(backend: FakeBackend) -> None:
+    request = ask(backend)
+    assert (request.controls, request.model) == (Controls(), None)
+    assert request.messages == (Message("user", "Why?"),)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({"model": "two"}, LoadOptions("two")),
+        ({"model": "two", "precision": "int4 nf4 (bitsandbytes)"}, LoadOptions("two", quantization="nf4")),
+        ({"precision": "float32"}, LoadOptions("one", dtype="float32", quantization="none")),
+    ],
+)
+def test_another_model_or_precision(backend: FakeBackend, values: dict[str, Any], expected: LoadOptions) -> None:
+    backend.state = replace(READY, model="one")
+    assert ask(backend, **values).model == expected
+
+
+@pytest.mark.parametrize("values", [{"model": "two"}, {"precision": "float32"}])
+def test_another_model_takes_the_right_to_load(backend: FakeBackend, values: dict[str, Any]) -> None:
+    backend.state = replace(READY, model="one")
+    access = Access(public=True, token="sesame")
+    with pytest.raises(InvalidRequestError, match="not the admin token"):
+        to_request(backend, "Why?", None, side(**values), lambda: access.check("guess", ""))
+    assert to_request(backend, "Why?", None, side(**values), lambda: access.check("sesame", "")).model
+
+
+@pytest.mark.parametrize("model", ["/etc", "three"])
+def test_a_model_that_is_not_offered_is_refused(backend: FakeBackend, model: str) -> None:
+    with pytest.raises(InvalidRequestError, match="Only the models in the list"):
+        ask(backend, model=model)
+
+
+@pytest.mark.parametrize("seed", ["-1", "1.5", "many", "²", "9" * 20])
+def test_a_seed_that_is_no_number_is_refused(backend: FakeBackend, seed: str) -> None:
+    with pytest.raises(InvalidRequestError, match="seed must be a whole number"):
+        ask(backend, seed=seed)
+
+
+@pytest.mark.parametrize("question", [None, "", "  "])
+def test_an_empty_question_is_refused(backend: FakeBackend, question: str | None) -> None:
+    with pytest.raises(InvalidRequestError, match="Write a question"):
+        to_request(backend, question, None, side(), lambda: None)
+
+
+def test_the_levels_of_thinking_are_the_models(backend: FakeBackend) -> None:
+    status = replace(READY, switches=Switches(thinking=("off", "full")))
+    thinking, models, *_ = shown_values(backend, status)
+    assert [value for _, value in thinking.choices] == ["", "off", "full"]
+    assert thinking.interactive
+    assert [value for _, value in models.choices] == ["", "one", "two"]
+
+
+def test_without_levels_the_reason_is_told(backend: FakeBackend) -> None:
+    thinking = shown_values(backend, READY)[0]
+    assert not thinking.interactive
+    assert thinking.info == "Fake model has no thinking to switch."
+
+
+async def run(
+    backend: FakeBackend | BackendBeside, *sides: list[Any], access: Access | None = None
+) -> list[tuple[Any, ...]]:
+    values = ["Why?", "", "", *[value for one in sides for value in one]]
+    check = partial((access or Access()).check, visitor="")
+    return [update async for update in answers(backend, check, values, threading.Event())]
+
+
+async def test_the_panel_shows_both_and_ends_with_the_difference(backend: FakeBackend) -> None:
+    updates = await run(backend, side(), side(seed="3"))
+    assert len({len(update) for update in updates}) == 1
+    assert not updates[0][0].visible
+    assert updates[0][1].visible
+    assert "The answers are the same" in updates[-1][2]
+    assert updates[-1][0].visible
+    assert (updates[-2][5], updates[-2][9]) == ("Hello world!", "Hello world!")
+    assert sorted(request.sampling.seed or 0 for request in backend.requests) == [0, 3]
+
+
+async def test_thinking_and_math_are_shown(backend: FakeBackend) -> None:
+    backend.script = [
+        ReasoningDelta("Is $x$ 1?", 4),
+        TextDelta("$x$ is $5", 8),
+        Finish("stop", Usage(1, 8, 4), Timings(0.1, 1)),
+    ]
+    thoughts, thinking, answer, costs = (await run(backend, side(), side()))[-2][3:7]
+    assert isinstance(thoughts, gr.Accordion)
+    assert thoughts.label == "Thinking · 4 tokens"
+    assert (thinking, answer) == ("Is \\(x\\) 1?", "\\(x\\) is $5")
+    assert "<td>8</td>" in costs
+
+
+async def test_a_value_out_of_range_is_told_on_its_side_only(backend: FakeBackend) -> None:
+    last = (await run(backend, side(temperature=9), side()))[-2]
+    assert "Temperature must be between 0 and 2" in last[6]
+    assert last[9] == "Hello world!"
+    assert len(backend.requests) == 1
+
+
+async def test_strangers_compare_only_the_loaded_model(backend: FakeBackend) -> None:
+    last = (await run(backend, side(model="two"), side(), access=Access(public=True, token="sesame")))[-2]
+    assert "not the admin token" in last[6]
+    assert [request.model for request in backend.requests] == [None]
+
+
+async def test_another_model_waits_for_the_first_answer(backend: FakeBackend) -> None:
+    backend.delay = 0.1
+    updates = await run(backend, side(), side(model="two"))
+    assert all(update[5] == "Hello world!" for update in updates[1:-1] if update[9])
+    assert [request.model for request in backend.requests] == [None, LoadOptions("two")]
+
+
+TURNS = replace(READY, facts=(("Engine", f"dynamic, up to 4 {IN_TURNS}", ""),))
+
+
+@pytest.mark.parametrize("state", [READY, TURNS])
+async def test_an_engine_that_takes_turns_answers_one_after_the_other(backend: FakeBackend, state: ModelStatus) -> None:
+    backend.delay, backend.state = 0.1, state
+    updates = await run(backend, side(), side())
+    early = [update for update in updates[1:-1] if update[9] and update[5] != "Hello world!"]
+    assert bool(early) == (state is READY)
+    assert ("Answered after A" in updates[0][10]) == (state is TURNS)
+    assert "Waiting" in updates[0][6]
+
+
+async def test_the_server_beside_is_asked_at_the_same_time_and_by_everybody() -> None:
+    here, there = FakeBackend(["here"] * 4, 0.1), FakeBackend(["there"] * 4, 0.1)
+    here.state, there.state = TURNS, replace(READY, title="granite-4.1-8b")
+    both = BackendBeside(here, there)
+    _, models, *_ = shown_values(both, both.status())
+    assert ("granite-4.1-8b (the other server)", BESIDE) in models.choices
+    updates = await run(both, side(), side(model=BESIDE), access=Access(public=True, token="sesame"))
+    assert (updates[-1][5], updates[-1][9]) == ("here" * 4, "there" * 4)
+    assert [request.model for request in (*here.requests, *there.requests)] == [None, None]
+    assert any(update[9] and update[5] != "here" * 4 for update in updates[1:-1])
+    last = (await run(both, side(), side(model=BESIDE, precision="float32")))[-1]
+    assert "chooses the precision itself" in last[10]
+
+
+def test_without_a_server_beside_none_can_be_asked(backend: FakeBackend) -> None:
+    with pytest.raises(InvalidRequestError, match="Only the models in the list"):
+        ask(backend, model=BESIDE)

@@ -1,0 +1,225 @@
+"""What is saved of the definitions, which calls wait for results, and markup that nothing can break out of."""
+
+import json
+from typing import Any
+
+import pytest
+
+from granite_demo.chat import conversation as conversations
+from granite_demo.chat.conversation import Call, Conversation, Turn
+from granite_demo.chat.tools import example_json, parse_tools
+from granite_demo.errors import InvalidRequestError
+from granite_demo.ui.chat.tools import (
+    MAX_CARDS,
+    MAX_RESULT,
+    call_card,
+    pending,
+    result_card,
+    results_shown_values,
+    run_all,
+    run_pending,
+    shown_values,
+    verdict,
+    waits_for_answer,
+    with_examples,
+    with_results,
+)
+
+SUM = Call(name="calculator", arguments='{"expression": "6 * 7"}')
+TIME = Call(name="current_time", arguments="{}")
+WEATHER = Call(name="weather", arguments="{}")
+BROKEN = Call(name="", arguments='{"expression": ', error="It ends too early.")
+
+
+def asked(*calls: Call, tools: str = "") -> Conversation:
+    conversation = conversations.add(conversations.start(tools=tools), "user", content="How much?")
+    return conversations.add(conversation, "assistant", calls=calls)
+
+
+def held(conversation: Conversation) -> dict[str, Any]:
+    return conversations.dump(conversation)
+
+
+def visible(values: tuple[Any, ...]) -> list[bool]:
+    return [card.visible for card in values[3::4]]
+
+
+# The definitions
+
+
+def test_what_can_be_read_is_named() -> None:
+    accordion, message = verdict(f"{example_json()}\n")
+    assert accordion.label == "Tools (2)"
+    assert "calculator, current_time" in message
+
+
+def test_what_cannot_be_read_is_told() -> None:
+    accordion, message = verdict("[{]")
+    assert accordion.label == "Tools"
+    assert 'class="error"' in message
+    assert "line 1, column 3" in message
+
+
+def test_no_text_is_no_tools() -> None:
+    accordion, message = verdict(" ")
+    assert (accordion.label, message) == ("Tools", "")
+
+
+def test_the_examples_are_added_to_what_is_there() -> None:
+    text, message = with_examples('[{"name": "weather"}, {"name": "calculator"}]')
+    assert [spec.name for spec in parse_tools(text)] == ["weather", "calculator", "current_time"]
+    assert message == ""
+    assert with_examples("")[0] == example_json()
+
+
+def test_the_examples_do_not_replace_what_cannot_be_read() -> None:
+    text, message = with_examples("[{]")
+    assert "value" not in text
+    assert "not JSON" in message
+
+
+def test_the_panel_follows_the_conversation() -> None:
+    accordion, text, message = shown_values(asked(tools=example_json()))
+    assert (accordion.label, text) == ("Tools (2)", example_json())
+    assert "current_time" in message
+    assert "takes none" in shown_values(asked(tools=example_json()), "This model takes none.")[2]
+    accordion, text, message = shown_values(asked(tools="{"))
+    assert (accordion.label, text, message) == ("Tools", "{", "")
+
+
+# The results
+
+
+def test_calls_wait_until_each_has_a_result() -> None:
+    conversation = asked(SUM, BROKEN)
+    assert pending(conversation) == (SUM, BROKEN)
+    conversation = conversations.add(conversation, "tool", content="42")
+    assert pending(conversation) == (BROKEN,)
+    assert pending(conversations.add(conversation, "tool", content="none")) == ()
+
+
+def test_nothing_waits_elsewhere() -> None:
+    assert pending(conversations.start()) == ()
+    assert pending(asked()) == ()
+    assert pending(conversations.add(asked(SUM), "user", content="Never mind.")) == ()
+
+
+def test_results_follow_the_calls() -> None:
+    conversation = with_results(asked(SUM, WEATHER), ["42", " sunny ", "", None])
+    turns = conversations.path(conversation)[-2:]
+    assert [(turn.role, turn.name, turn.content) for turn in turns] == [
+        ("tool", "calculator", "42"),
+        ("tool", "weather", " sunny "),
+    ]
+    assert pending(conversation) == ()
+    assert conversations.to_messages(conversation)[-1].role == "tool"
+
+
+@pytest.mark.parametrize(
+    ("results", "words"),
+    [
+        (["42", " "], "Result 2 is empty"),
+        ([None, "sunny"], "Result 1 is empty"),
+        (["x" * (MAX_RESULT + 1), "sunny"], "Result 1 has more than"),
+    ],
+)
+def test_a_result_that_is_missing_is_told(results: list[str | None], words: str) -> None:
+    with pytest.raises(InvalidRequestError, match=words):
+        with_results(asked(SUM, WEATHER), results)
+
+
+def test_results_without_calls_are_refused() -> None:
+    with pytest.raises(InvalidRequestError, match="No call waits"):
+        with_results(asked(), ["42"])
+
+
+def test_more_calls_than_cards_come_in_turns() -> None:
+    conversation = asked(*[TIME] * (MAX_CARDS + 1))
+    values = results_shown_values(conversation)
+    assert "1 more follow" in values[2]
+    conversation = with_results(conversation, ["now"] * MAX_CARDS)
+    assert visible(results_shown_values(conversation)) == [True, False, False, False]
+
+
+def test_each_card_shows_what_can_be_done() -> None:
+    values = results_shown_values(asked(SUM, WEATHER, BROKEN, tools=example_json()))
+    assert values[0].visible
+    assert visible(values) == [True, True, True, False]
+    assert [button.visible for button in values[6::4]] == [True, False, False, False]
+    assert "no tool with the name" in values[8]
+    assert "It ends too early." in values[12]
+    assert "malformed" not in values[4]
+
+
+def test_the_panel_is_hidden_where_nothing_waits() -> None:
+    values = results_shown_values(asked())
+    assert not values[0].visible
+    assert not any(visible(values))
+
+
+def test_only_the_examples_run() -> None:
+    conversation = held(asked(SUM, WEATHER, BROKEN))
+    assert run_pending(0, conversation) == ("42", "")
+    for index in (1, 2, 3):
+        assert "cannot be run here" in run_pending(index, conversation)[1]
+    assert "not a conversation" in run_pending(0, {"head": 3})[1]
+
+
+# The cards
+
+
+def test_arguments_are_set_out() -> None:
+    card = call_card(SUM)
+    assert '<div class="card call">' in card
+    assert "<b>calculator</b>" in card
+    assert "&quot;expression&quot;: &quot;6 * 7&quot;" in card
+
+
+def test_a_malformed_call_is_shown_as_it_came() -> None:
+    card = call_card(Call(name="<i>", arguments="{'a'\n\n<script>", error="Not\n\nJSON <b>"))
+    assert '<div class="card call malformed">' in card
+    assert "&#10;&#10;&lt;script&gt;" in card
+    assert "&lt;i&gt;" in card
+    assert "Not JSON &lt;b&gt;" in card
+
+
+@pytest.mark.parametrize("arguments", ["", "{", "[" * 100_000, json.dumps({"x": "\n\n</pre><script>"})])
+def test_no_arguments_break_the_markup(arguments: str) -> None:
+    card = call_card(Call(name="\n\n</div><script>", arguments=arguments), "a\n\nfault")
+    assert "\n" not in card
+    assert "<script>" not in card
+
+
+def test_a_result_is_escaped() -> None:
+    card = result_card(Turn(id="t", role="tool", name="calc", content="<b>1</b>\r\n\n2"))
+    assert card == (
+        '<div class="card result"><div class="card-head">Result of <b>calc</b></div>'
+        "<pre>&lt;b&gt;1&lt;/b&gt;&#10;&#10;2</pre></div>"
+    )
+
+
+def test_only_a_question_or_the_last_result_is_to_be_answered() -> None:
+    question = conversations.add(conversations.start(), "user", content="How much?")
+    assert waits_for_answer(question)
+    assert not waits_for_answer(conversations.start())
+    called = asked(SUM, TIME)
+    assert not waits_for_answer(called)
+    one = conversations.add(called, "tool", name="calculator", content="42")
+    assert not waits_for_answer(one)
+    assert waits_for_answer(conversations.add(one, "tool", name="current_time", content="12"))
+
+
+def test_all_calls_are_run_and_sent_at_once_where_all_can_run() -> None:
+    both = asked(SUM, TIME)
+    assert results_shown_values(both)[1].visible
+    done = run_all(both)
+    assert waits_for_answer(done)
+    assert [(turn.name, turn.role) for turn in conversations.path(done)[2:]] == [
+        ("calculator", "tool"),
+        ("current_time", "tool"),
+    ]
+    assert conversations.path(done)[2].content == "42"
+    one = asked(SUM, WEATHER)
+    assert not results_shown_values(one)[1].visible
+    with pytest.raises(InvalidRequestError, match="Not all of these calls"):
+        run_all(one)

@@ -1,0 +1,40 @@
+"""How the page's events run."""
+
+import asyncio
+import sys
+
+from granite_demo.access import Access
+from granite_demo.bench.suites.visitors import ask_page
+from granite_demo.server.app import create_app
+from granite_demo.server.run import running
+from granite_demo.ui.app import build_ui
+from tests.fakes import FakeBackend
+
+
+def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
+    events = build_ui(FakeBackend(), Access()).config["dependencies"]
+    latest = [event for event in events if event["backend_fn"] and event["trigger_mode"] == "always_last"]
+    assert len(latest) > 5
+    # Two that listen to one change would set each other off for ever.
+    assert {kind for event in latest for _, kind in event["targets"]} == {"then"}
+    assert len({event["trigger_after"] for event in latest}) == len(latest)
+
+
+def test_how_far_an_event_is_no_component_is_told() -> None:
+    events = build_ui(FakeBackend(), Access()).config["dependencies"]
+    ours = [event for event in events if event["outputs"] and event["api_name"] != "load_example"]  # gr.Examples' own
+    assert len(ours) > 50
+    # What is told costs the browser a walk over the page for every output there has ever been.
+    assert [event["api_name"] for event in ours if event["show_progress_on"] != []] == []
+
+
+async def test_more_visitors_are_answered_at_once_than_gradio_has_places_for() -> None:
+    backend = FakeBackend()
+    backend.allowed = 0
+    with running(create_app(backend), backend) as url:
+        asking = asyncio.create_task(ask_page(url, 3, ["Hi"] * 45))
+        async with asyncio.timeout(60):
+            while backend.running < 45:
+                await asyncio.sleep(0.05)
+        backend.allowed = sys.maxsize
+        assert [answer.tokens for answer in (await asking).answers] == [3] * 45
