@@ -1,4 +1,4 @@
-"""Makes the pictures of README: ``python -m tests.browser.screenshots``.
+"""Makes the pictures of the documentation: ``python -m tests.browser.screenshots``.
 
 X-ray, side by side and Completion are the sample model's. Thinking, citations and filling a gap, which the sample
 cannot, are written answers in the manner of Granite 3.3, and the page says so.
@@ -22,7 +22,7 @@ from tests.browser.test_chat import send
 from tests.browser.test_conversation import settled
 from tests.fakes import READY, FakeBackend
 
-ASSETS = Path(__file__).parents[2] / "assets"
+ROOT = Path(__file__).parents[2]
 SCRIPTED = replace(
     READY,
     title="Scripted answers (no model)",
@@ -46,6 +46,11 @@ SCORED = "The capital of France is Paris. The capital of Spain is Madrid. The ca
 CITED = "Granite is made mostly of quartz, alkali feldspar and plagioclase. It forms from magma that cools slowly."
 
 
+def picture(name: str) -> Path:
+    """The file of a picture. The one of the README lies apart from those of the other pages."""
+    return ROOT / ("assets/screenshot-chat.png" if name == "chat" else f"docs/images/{name}.png")
+
+
 def words(kind: Any, text: str, start: int) -> list[StreamEvent]:
     pieces = text.split(" ")
     return [kind(piece + " " * (number < len(pieces)), start + number) for number, piece in enumerate(pieces, 1)]
@@ -63,7 +68,7 @@ def take(page: Page, name: str, *, whole: bool = False) -> None:
     page.mouse.move(0, 0)
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(1200)
-    page.screenshot(path=ASSETS / f"screenshot-{name}.png", full_page=whole)
+    page.screenshot(path=picture(name), full_page=whole)
     page.context.close()
 
 
@@ -158,7 +163,7 @@ def laboratory(browser: Browser, url: str) -> None:
     page.locator("#token-view .tokens b").nth(4).click()
     page.locator(".token-popup").wait_for()
     page.wait_for_timeout(500)
-    page.screenshot(path=ASSETS / "screenshot-completion.png", full_page=True)
+    page.screenshot(path=picture("completion"), full_page=True)
     page.context.close()
     constrained(browser, url)
     page = new_page(browser, url, 700)
@@ -170,7 +175,7 @@ def laboratory(browser: Browser, url: str) -> None:
     page.locator(".tokens b", has_text="Madrid").click()
     page.locator(".token-popup").wait_for()
     page.wait_for_timeout(500)
-    page.screenshot(path=ASSETS / "screenshot-score.png", full_page=True)
+    page.screenshot(path=picture("score"), full_page=True)
     page.context.close()
     page = new_page(browser, url, 900)
     page.get_by_role("tab", name="Completion").click()
@@ -194,7 +199,7 @@ def constrained(browser: Browser, url: str) -> None:
 
 
 def main() -> None:
-    """Overwrite the pictures in the assets."""
+    """Overwrite the pictures."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**launch_args(playwright))
         scripted(browser)
