@@ -11,7 +11,7 @@ import yaml  # type: ignore[import-untyped]
 ROOT = Path(__file__).parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs/remote.md").read_text(encoding="utf-8")
 
 
 def test_the_profile_starts_vllm_and_the_page_in_front_of_it() -> None:
@@ -52,8 +52,8 @@ def started(folder: Path, **variables: str) -> str:
 
 
 def parsers_of(family: str) -> str:
-    """What README's table has for ``family``."""
-    row = re.search(rf"^\| {re.escape(family)} \| `(--enable-auto-tool-choice .+?)`", README, re.MULTILINE)
+    """What the table of the documentation has for ``family``."""
+    row = re.search(rf"^\| {re.escape(family)} \| `(--enable-auto-tool-choice .+?)`", PAGE, re.MULTILINE)
     assert row
     return row[1]
 
@@ -69,9 +69,9 @@ def parsers_of(family: str) -> str:
         ("granite-4.2-8b", "4.2", True),
     ],
 )
-def test_each_family_gets_the_parsers_of_the_readme(tmp_path: Path, model: str, family: str, thinks: bool) -> None:
+def test_each_family_gets_the_documented_parsers(tmp_path: Path, model: str, family: str, thinks: bool) -> None:
     parsers = parsers_of(family)
-    if not thinks:  # "the last one for 3.2"
+    if not thinks:  # "the last option only for 3.2"
         parsers = parsers.removesuffix(" --reasoning-parser granite")
     model = f"ibm-granite/{model}"
     assert started(tmp_path, MODEL=model, TP="2") == f"serve {model} --tensor-parallel-size 2 {parsers}"
