@@ -1,4 +1,4 @@
-"""The README and the pages of docs: every relative link leads somewhere, and the README stays short."""
+"""The README and the pages of docs: links and files that they name exist, and the README stays short."""
 
 import re
 from pathlib import Path
@@ -55,6 +55,37 @@ def test_every_page_and_picture_is_linked() -> None:
     linked = {(page.parent / link.partition("#")[0]).resolve() for page, link in links}
     pictures = {*(ROOT / "assets").glob("*.png"), *(ROOT / "docs/images").iterdir()}
     assert pictures | set((ROOT / "docs").glob("*.md")) <= linked
+
+
+def tree() -> dict[str, set[str]]:
+    """The folders of the README's tree with the names that follow them, after the colon if there is one."""
+    [block] = re.findall(
+        r"^## Where things are\n\n```\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
+    )
+    found: dict[str, str] = {}
+    folders: list[str] = []
+    for line in block.splitlines():
+        if entry := re.match(r"( *)(\w+)/ +(.*)", line):
+            folders = [*folders[: len(entry[1]) // 2], entry[2]]
+            found["/".join(folders)] = entry[3]
+        elif line.startswith(" "):
+            found["/".join(folders)] += " " + line.strip()
+    return {folder: set(text.rpartition(":")[2].split()) for folder, text in found.items()}
+
+
+def test_the_tree_of_the_readme_is_that_of_the_package() -> None:
+    modules = [path for path in (ROOT / "granite_demo").rglob("*.py") if not path.name.startswith("__")]
+    package: dict[str, set[str]] = {}
+    for path in modules:
+        package.setdefault(path.parent.relative_to(ROOT).as_posix(), set()).add(path.stem)
+    described = tree()
+    assert {folder: described.get(folder) for folder in package} == package
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = re.findall(r"`(\w+/[\w/]+\.(?:py|json))`", page.read_text(encoding="utf-8"))
+    assert [name for name in named if not ((ROOT / name).exists() or (ROOT / "granite_demo" / name).exists())] == []
 
 
 def test_the_readme_is_short() -> None:
