@@ -128,7 +128,7 @@ def _compiling(asked: bool, on_gpu: bool, fused: bool) -> Fact:
         return ("Compiled", "no", "only on a GPU")
     if not asked:
         return ("Compiled", "no", "not asked for; it takes a minute")
-    return ("Compiled", "no", "the layers are fused, which is faster") if layer else ("Compiled", "yes", ASKED)
+    return ("Compiled", "no", "the layers are fused, which is faster") if fused else ("Compiled", "yes", ASKED)
 
 
 def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:

@@ -187,9 +187,9 @@ def test_without_a_good_file_safetensors_are_loaded_and_the_reason_is_told(
         monkeypatch.setattr(download, "cached", lambda *_: checkpoint)
     if reason.endswith("no model"):
         del server.repos[GGUF_REPO]
-    monkeypatch.setattr(hub_gguf, "load_gguf", damaged)
+    monkeypatch.setattr("granite_demo.loading.gguf.load_gguf", damaged)
     monkeypatch.setattr(download, "fetch", lambda *_: checkpoint)
-    monkeypatch.setattr(hub_gguf, "why_not", lambda options, device: "")
+    monkeypatch.setattr("granite_demo.backends.model_source.why_not", lambda options, device: "")
     options = LoadOptions(model=GRANITE, device="cpu")
     ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
     ready.engine.close()
