@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from granite_demo.backends import comparison, scoring
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
-from granite_demo.backends.response_stream import answer_events, opens_thinking
+from granite_demo.backends.response_stream import answer_events, opens_reasoning
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
@@ -224,10 +224,10 @@ async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids
     if (constraint := request.sampling.constraint) is None:
         return None
     dialect = PLAIN if request.raw else find_dialect(template_of(loaded.tokenizer))
-    thinking = dialect if opens_thinking(loaded.tokenizer, prompt_ids, dialect) else None
+    reasoning = dialect if opens_reasoning(loaded.tokenizer, prompt_ids, dialect) else None
     vocabulary = loaded.model.config.vocab_size
     return await compile_in_time(
-        loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=request.begun, thinking=thinking
+        loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=request.begun, reasoning=reasoning
     )
 
 

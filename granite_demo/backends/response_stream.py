@@ -10,7 +10,7 @@ from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.backends.response_events import Visible
 from granite_demo.outputs.dialects import PLAIN, Dialect, find_dialect
 from granite_demo.outputs.parts import Reasoning
-from granite_demo.outputs.response_parser import AnswerParser
+from granite_demo.outputs.response_parser import ResponseParser
 from granite_demo.prompts.chat_template import template_of
 from granite_demo.types.events import (
     Finish,
@@ -93,9 +93,9 @@ class _Reading:
         self._provenance = provenance
         dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
         self._decoder = IncrementalDecoder(self._tokenizer, keep=dialect.markers)
-        opened = opens_thinking(self._tokenizer, prompt_ids, dialect)
+        opened = opens_reasoning(self._tokenizer, prompt_ids, dialect)
         dialect = dialect if request.calls else dialect.without_calls()
-        self._parser = AnswerParser(dialect, thinking_open=opened, tools=request.tools)
+        self._parser = ResponseParser(dialect, starts_in_reasoning=opened, tools=request.tools)
         self._visible = Visible(sampling.stop)
         self._arrived = self._first = self._thought = arrived
         self._reasoning_tokens = 0
@@ -120,12 +120,12 @@ class _Reading:
         if token.id in self._eos_ids:
             self.ended = "stop"
             return
-        thinking = parser.thinking
+        thinking = parser.in_reasoning
         parts = parser.feed(self._decoder.feed(token.id))
         # Thinking stands first, so all tokens up to here belong to it, markers included.
-        if thinking or parser.thinking or any(isinstance(part, Reasoning) for part in parts):
+        if thinking or parser.in_reasoning or any(isinstance(part, Reasoning) for part in parts):
             self._reasoning_tokens, self._thought = count, time.perf_counter()
-        self.due += self._visible.events(parts, count, parser.thinking)
+        self.due += self._visible.events(parts, count, parser.in_reasoning)
         if self._visible.hit:
             parser.discard()
             self.ended = "stop"
@@ -144,7 +144,7 @@ class _Reading:
         self.due.append(Finish(reason, usage, timings, self._seed, tuple(self.ids), self._provenance))
 
 
-def opens_thinking(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:
+def opens_reasoning(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:
     """Whether the prompt ends within the thinking, which the answer then goes on with."""
     tail: str = tokenizer.backend_tokenizer.decode(prompt_ids[-TAIL:], skip_special_tokens=False)
-    return tail.rstrip().endswith(dialect.think_open)
+    return tail.rstrip().endswith(dialect.reasoning_open)

@@ -1,1 +1,1 @@
-"""From generated text to its parts: reasoning, answer, tool calls, citations."""
+"""Parses generated text into reasoning, answer text, tool calls and citations, and constrains it."""

@@ -1,6 +1,6 @@
-"""How each family of models marks thinking, tool calls and citations in its answers: a table.
+"""The table of dialects: the markers that each model family puts around reasoning, tool calls and citations.
 
-A row is recognised by the chat template's own text, never by a model's name.
+The text of the chat template selects the row. The name of the model does not.
 """
 
 from dataclasses import dataclass, replace
@@ -10,63 +10,71 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The markers of one family's answers; what it does not have is empty. No marker is a part of another."""
+    """The markers in the answers of one family. A marker is empty if the family has none.
+
+    No marker is a substring of another one: the parser takes the first complete marker.
+    """
 
     name: str
     signs: tuple[str, ...] = ()
-    """Texts that all stand in the chat templates of this family, and not all in those of later rows."""
-    think_open: tuple[str, ...] = ()
-    think_close: tuple[str, ...] = ()
+    """Strings that occur together in the chat templates of this family, but not in those of later rows."""
+    reasoning_open: tuple[str, ...] = ()
+    reasoning_close: tuple[str, ...] = ()
     response_open: str = ""
     response_close: str = ""
     tool_open: tuple[str, ...] = ()
     tool_close: str = ""
-    """Empty where the end of the answer ends the call."""
+    """Empty if only the end of the answer closes a call."""
     cite_open: str = ""
     mark_open: str = ""
     mark_close: str = ""
-    """Round the document's mark, which follows ``cite_open``."""
+    """``mark_open`` and ``mark_close`` enclose the document's mark, which follows ``cite_open``."""
     cite_close: str = ""
-    """Ends the cited text, which follows the mark; empty where the mark stands alone."""
+    """The end of the cited text, which follows the mark. Empty if the mark stands alone."""
     appendices: tuple[tuple[str, Literal["citations", "hallucinations"]], ...] = ()
-    """(marker, kind). A marker that begins with a line's end also counts at the very beginning."""
+    """Pairs of marker and kind. At the start of the answer, a marker matches without its leading line break."""
 
     @property
     def markers(self) -> tuple[str, ...]:
-        """Every marker: what has to reach the parser even where it is a special token."""
+        """All markers. The parser must see them, even those that are special tokens."""
         single = (self.response_open, self.response_close, self.tool_close)
         cites = (self.cite_open, self.mark_open, self.mark_close, self.cite_close)
-        several = (*self.think_open, *self.think_close, *self.tool_open, *(marker for marker, _ in self.appendices))
+        several = (
+            *self.reasoning_open,
+            *self.reasoning_close,
+            *self.tool_open,
+            *(marker for marker, _ in self.appendices),
+        )
         return tuple(marker for marker in (*single, *cites, *several) if marker)
 
     def without_calls(self) -> "Dialect":
-        """The same for an answer that can call nothing: what looks like a call only speaks of one."""
+        """A copy for answers that cannot call tools: text that looks like a call stays text."""
         return replace(self, tool_open=(), tool_close="")
 
 
 PLAIN = Dialect("plain")
-"""Text only: ChatML models without tools, and raw completion."""
+"""No markers: for ChatML models without tools, and for raw completion."""
 
-# Granite 3.1 and later write the second form, too.
+# Granite 3.1 and later also write the second form.
 LIST_CALLS = ("<|tool_call|>", "<tool_call>")
 
 DIALECTS = {
     row.name: row
     for row in (
-        # Later families' signs hold earlier ones', so the order is from the most to the least particular.
+        # The templates of later families contain the signs of earlier ones, so the most specific row comes first.
         Dialect(
             "4.2",
             signs=("<function=", "<think>"),
-            think_open=("<think>",),
-            think_close=("</think>",),
+            reasoning_open=("<think>",),
+            reasoning_close=("</think>",),
             tool_open=("<tool_call>",),
             tool_close="</tool_call>",
         ),
         Dialect(
             "3.3",
             signs=("<think>", "<response>"),
-            think_open=("<think>",),
-            think_close=("</think>",),
+            reasoning_open=("<think>",),
+            reasoning_close=("</think>",),
             response_open="<response>",
             response_close="</response>",
             tool_open=LIST_CALLS,
@@ -76,12 +84,12 @@ DIALECTS = {
             cite_close="<|end_of_cite|>",
             appendices=(('{"id": "citation"}', "citations"), ('{"id": "hallucination"}', "hallucinations")),
         ),
-        # 3.0 and 3.1 as well, which only lack the thinking.
+        # Also 3.0 and 3.1, which have no reasoning.
         Dialect(
             "3.2",
             signs=("<|tool_call|>",),
-            think_open=("Here is my thought process:", "Here's my thought process:"),
-            think_close=("Here is my response:", "Here's my response:"),
+            reasoning_open=("Here is my thought process:", "Here's my thought process:"),
+            reasoning_close=("Here is my response:", "Here's my response:"),
             tool_open=LIST_CALLS,
             cite_open="<co>",
             mark_close="</co>",
@@ -91,10 +99,10 @@ DIALECTS = {
         PLAIN,
     )
 }
-"""By name, in the order in which they are looked for."""
+"""The rows by name, in the order in which ``find_dialect`` tries them."""
 
 
 @lru_cache(maxsize=8)
 def find_dialect(template: str) -> Dialect:
-    """The row whose signs all stand in ``template``, the text of a chat template."""
+    """Return the first row whose signs all occur in ``template``, the text of a chat template."""
     return next(row for row in DIALECTS.values() if all(sign in template for sign in row.signs))

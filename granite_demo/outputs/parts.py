@@ -1,4 +1,4 @@
-"""What an answer's text is taken apart into."""
+"""The parts of an answer, as ``ResponseParser`` yields them."""
 
 from dataclasses import dataclass
 
@@ -8,14 +8,14 @@ from granite_demo.types.messages import ToolCall
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """More of the thinking."""
+    """The next piece of the reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """More of the answer's text."""
+    """The next piece of the answer text."""
 
     text: str
 

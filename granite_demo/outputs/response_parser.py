@@ -1,7 +1,7 @@
-"""The decoded text of one answer to its parts: thinking, text, tool calls, citations, appendices.
+"""Parses the decoded text of one answer into reasoning, text, tool calls, citations and appendices.
 
-Knows markers only by their ``Dialect``. ``feed`` text in any cuts: the joined parts are the same. Then either
-``flush``, which gives what was held back, or ``discard``.
+The ``Dialect`` supplies all markers. The text may be fed in pieces of any size: the joined parts are the same. At the
+end, call ``flush`` to get the text that was held back, or ``discard`` to drop it.
 """
 
 import re
@@ -15,57 +15,59 @@ from granite_demo.outputs.tool_calls import CUT_OFF, JsonString, read_calls, unr
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import ToolSpec
 
-Mode = Literal["lead", "thinking", "call", "answer", "tool", "mark", "appendix", "ended"]
-"""Where the text stands: ``lead`` is white space that a marker may follow, ``mark`` the name of a cited document.
+Mode = Literal["lead", "reasoning", "call", "answer", "tool", "mark", "appendix", "ended"]
+"""The position in the answer.
 
-``call`` is after a tool call's marker: what follows tells whether it is a call, or text that only speaks of it.
+``lead``: white space at the start or after a marker; another marker may follow. ``call``: directly after the marker of
+a tool call; the next characters decide whether it is a call or text about calls. ``tool``: in the body of a call.
+``mark``: in the mark of a cited document.
 """
 
 SPACE = " \t\r\n"
 MARK = re.compile(r' *(?:\{ *"?document_id"? *: *)?"?([^"{}<>\n]+?)"? *')
-CALLS = ("{", "[", "<function=")
-"""What a call begins with. Other text after its marker only speaks of calls."""
+CALL_STARTS = ("{", "[", "<function=")
+"""The possible first characters of a call. If other text follows the marker, both are ordinary text."""
 MAX_MARK = 64
-"""Characters after which a document's mark is taken for ordinary text."""
+"""The maximum length of a document's mark, in characters. A longer one is ordinary text."""
 
 
-class AnswerParser:
-    """Parts the text of one answer. Text that may be the beginning of a marker is held back until that is decided.
+class ResponseParser:
+    """Parses the text of one answer. Text that may be the start of a marker is held back until more text decides.
 
-    White space around the thinking, and before tool calls and appendices, belongs to the markers and is not shown.
-    A tool call within the thinking ends it: models forget to close the thinking before they call.
+    White space around the reasoning, before tool calls and before appendices is part of the markers and is dropped.
+    A tool call inside the reasoning ends the reasoning, because models forget to close it before they call.
     """
 
-    def __init__(self, dialect: Dialect, *, thinking_open: bool = False, tools: Sequence[ToolSpec] = ()) -> None:
-        """``thinking_open`` is whether the prompt itself has already opened the thinking; ``tools`` may be called."""
+    def __init__(self, dialect: Dialect, *, starts_in_reasoning: bool = False, tools: Sequence[ToolSpec] = ()) -> None:
+        """Set ``starts_in_reasoning`` if the prompt itself opens the reasoning. ``tools`` supplies argument schemas."""
         self._dialect = dialect
         self._tools = tools
-        self._mode: Mode = "thinking" if thinking_open else "lead"
-        # What a marker may be beside tools and appendices, and whether white space before none of them is shown.
-        self._leads = (*dialect.think_open, *dialect.think_close, *filter(None, (dialect.response_open,)))
-        self._beginning = True
+        self._mode: Mode = "reasoning" if starts_in_reasoning else "lead"
+        # The markers that may follow in "lead", besides those of tool calls and appendices.
+        self._leads = (*dialect.reasoning_open, *dialect.reasoning_close, *filter(None, (dialect.response_open,)))
+        self._beginning = True  # no marker yet: white space at the start is shown
         self._kinds = {marker.strip(): kind for marker, kind in dialect.appendices}
         self._kind: Literal["citations", "hallucinations"] = "citations"
         self._in_response = False
         self._held = ""
-        # What waits before that, for what follows to decide: white space, and a call's marker.
-        # It is no beginning of a marker, so it isn't looked through again, however long it gets.
+        # White space and the marker of a call, before _held. The text that follows decides whether they are shown.
+        # No marker starts in them, so they are not searched again, however long they get.
         self._waiting: list[str] = []
-        self._from: Literal["thinking", "answer"] = "answer"  # where the text of a "call" stands that is none
-        self._unclosed = False  # a call has ended the thinking, so its own end marker may still come
-        self._string = JsonString()  # of the call's body
+        self._outer: Literal["reasoning", "answer"] = "answer"  # the mode around a "call"
+        self._close_may_follow = False  # a call has ended the reasoning, and the closing marker may still follow
+        self._string = JsonString()  # the position in the body of a call
         self._body: list[str] = []
-        self._thought = False
+        self._reasoning_shown = False
         self._shown = 0
         self._cited: tuple[str, int] | None = None
 
     @property
-    def thinking(self) -> bool:
-        """Whether the text stands within the thinking."""
-        return self._mode == "thinking" or (self._mode == "call" and self._from == "thinking")
+    def in_reasoning(self) -> bool:
+        """Whether the current position is inside the reasoning."""
+        return self._mode == "reasoning" or (self._mode == "call" and self._outer == "reasoning")
 
     def feed(self, text: str) -> list[Part]:
-        """The parts that became certain with ``text``."""
+        """Add ``text`` and return the parts that are now certain."""
         parts: list[Part] = []
         if self._mode != "ended":
             self._held += text
@@ -73,24 +75,24 @@ class AnswerParser:
         return parts
 
     def flush(self) -> list[Part]:
-        """What is held back, at the end of the answer: by an end token or by the limit."""
+        """Return the text that was held back. Call this when an end token or the token limit ends the answer."""
         parts: list[Part] = []
         if self._mode == "ended":
             return parts
         if self._mode == "mark":
             if self._dialect.mark_open and self._held.strip(" "):
-                self._held = ""  # half a mark, which tells a reader nothing
+                self._held = ""  # an incomplete mark has no meaning for the reader
             self._give_up_mark(parts)
             self._advance(parts)
         if self._mode == "call":
             self._waiting.clear()
             self._end_part(parts)
-            self._mode = "tool"  # one that was cut off before it began
-        held, self._held = self._waited() + self._held, ""
+            self._mode = "tool"  # a call that was cut off before its body
+        held, self._held = self._take_waiting() + self._held, ""
         if self._mode == "lead":
             held = self._lead_text(held) if self._beginning or held.strip(SPACE) else ""
             self._mode = "answer"
-        elif self._mode == "thinking":
+        elif self._mode == "reasoning":
             held = held.rstrip(SPACE)
         self._take(held, parts)
         self._end_part(parts, closed=not self._dialect.tool_close)
@@ -98,12 +100,12 @@ class AnswerParser:
         return parts
 
     def discard(self) -> None:
-        """Drop what is held back: a stop string or the reader has ended the answer."""
+        """Drop the text that was held back. Call this when a stop string or the reader ends the answer."""
         self._held = ""
         self._waiting.clear()
         self._mode = "ended"
 
-    def _waited(self) -> str:
+    def _take_waiting(self) -> str:
         waited = "".join(self._waiting)
         self._waiting.clear()
         return waited
@@ -114,65 +116,65 @@ class AnswerParser:
             pass
 
     def _lead(self, parts: list[Part]) -> bool:
-        """Pass by white space to a marker, or to the text. False while that is undecided."""
+        """Skip white space up to a marker or text. False: more text is necessary."""
         text = self._pass_space()
         markers = (*self._leads, *self._dialect.tool_open, *self._kinds)
         for marker in markers:
             if text.startswith(marker):
                 self._held = text[len(marker) :]
                 if marker in self._dialect.tool_open:
-                    self._waiting.append(self._lead_text(self._waited()) + marker)
-                    self._mode, self._from = "call", "answer"
+                    self._waiting.append(self._lead_text(self._take_waiting()) + marker)
+                    self._mode, self._outer = "call", "answer"
                     return True
                 self._waiting.clear()
                 self._switch(marker)
                 return True
         if (not text and not self._beginning) or any(marker.startswith(text) for marker in markers):
             return False
-        self._held = self._lead_text(self._waited() + text)
+        self._held = self._lead_text(self._take_waiting() + text)
         self._mode = "answer"
         return True
 
     def _begin_call(self, parts: list[Part]) -> bool:
-        """Tell a call from a marker that is only spoken of. False while that is undecided."""
+        """Decide whether a call follows its marker, or the marker is ordinary text. False: more text is necessary."""
         text = self._pass_space()
-        if text.startswith(CALLS):
+        if text.startswith(CALL_STARTS):
             self._waiting.clear()
             self._end_part(parts)
             self._switch(self._dialect.tool_open[0])
-            self._string = JsonString(known=not text.startswith("<"))
-            self._unclosed = self._unclosed or self._from == "thinking"
-        elif any(begun.startswith(text) for begun in CALLS):
+            self._string = JsonString(is_json=not text.startswith("<"))
+            self._close_may_follow = self._close_may_follow or self._outer == "reasoning"
+        elif any(begun.startswith(text) for begun in CALL_STARTS):
             return False
         else:
-            self._mode = self._from
-            waited = self._waited()
+            self._mode = self._outer
+            waited = self._take_waiting()
             shown = waited.rstrip(SPACE)
             self._take(shown, parts)
             self._waiting.append(waited[len(shown) :])
         return True
 
     def _pass_space(self) -> str:
-        """What is held from the first character on that is no white space, which waits."""
+        """Move leading white space from the held text to the waiting text, and return the rest."""
         text = self._held.lstrip(SPACE)
         self._waiting.append(self._held[: len(self._held) - len(text)])
         self._held = text
         return text
 
     def _lead_text(self, held: str) -> str:
-        # White space after a marker goes, unless it parts two pieces of text.
+        # White space after a marker is dropped, unless there is text on both sides.
         return held if self._beginning or self._shown else held.lstrip(SPACE)
 
     def _scan(self, parts: list[Part]) -> bool:
-        """Take the text up to the next marker. False where there is none yet."""
+        """Take the text up to the next marker. False: there is no complete marker yet."""
         held, markers = self._held, self._ends()
         found = [(at, marker) for marker in markers if (at := held.find(marker)) >= 0]
         if not found:
             begun = len(held) - max((overlap(held, marker) for marker in markers), default=0)
-            # White space waits, for a marker that follows takes it away.
+            # White space waits, because a marker that follows removes it.
             shown = held[:begun].rstrip(SPACE) if markers else held[:begun]
             if shown:
-                self._take(self._waited() + shown, parts)
+                self._take(self._take_waiting() + shown, parts)
             self._waiting.append(held[len(shown) : begun])
             self._held = held[begun:]
             return False
@@ -181,15 +183,15 @@ class AnswerParser:
         self._held = held[at + len(marker) :]
         shown = held[:at] if inline else held[:at].rstrip(SPACE)
         if shown or inline:
-            self._take(self._waited() + shown, parts)
+            self._take(self._take_waiting() + shown, parts)
         if self._mode == "tool" and self._string.inside:
-            self._take(marker, parts)  # a part of what the call says
+            self._take(marker, parts)  # inside a JSON string of the call
             return True
         if marker in self._dialect.tool_open:
             if self._mode == "tool":
                 self._end_part(parts)
             self._waiting.append(held[len(shown) : at + len(marker)])
-            self._from = "thinking" if self._mode == "thinking" else "answer"
+            self._outer = "reasoning" if self._mode == "reasoning" else "answer"
             self._mode = "call"
             return True
         self._waiting.clear()
@@ -198,33 +200,33 @@ class AnswerParser:
         return True
 
     def _ends(self) -> tuple[str, ...]:
-        """The markers that can end the present part."""
+        """The markers that can end the current part."""
         dialect = self._dialect
         appendices = tuple(marker for marker, _ in dialect.appendices)
-        if self._mode == "thinking":
-            return (*dialect.think_close, *dialect.tool_open)
+        if self._mode == "reasoning":
+            return (*dialect.reasoning_close, *dialect.tool_open)
         if self._mode == "appendix":
             return appendices
-        think_close = dialect.think_close if self._unclosed else ()
+        reasoning_close = dialect.reasoning_close if self._close_may_follow else ()
         if self._mode == "tool":
-            return (*think_close, *dialect.tool_open, *filter(None, (dialect.tool_close,)))
+            return (*reasoning_close, *dialect.tool_open, *filter(None, (dialect.tool_close,)))
         response_close = dialect.response_close if self._in_response else ""
         singles = filter(None, (response_close, dialect.cite_open, dialect.cite_close))
-        return (*think_close, *dialect.tool_open, *appendices, *singles)
+        return (*reasoning_close, *dialect.tool_open, *appendices, *singles)
 
     def _take(self, text: str, parts: list[Part]) -> None:
-        """Give ``text``, which is certain, to the present part."""
+        """Add ``text``, which is certain, to the current part."""
         if self._mode in ("tool", "appendix"):
             self._body.append(text)
             if self._mode == "tool":
                 self._string.feed(text)
             return
-        if self._mode == "thinking" and not self._thought:
+        if self._mode == "reasoning" and not self._reasoning_shown:
             text = text.lstrip(SPACE)
         if not text:
             return
-        if self._mode == "thinking":
-            self._thought = True
+        if self._mode == "reasoning":
+            self._reasoning_shown = True
             parts.append(Reasoning(text))
         else:
             self._shown += len(text)
@@ -245,12 +247,12 @@ class AnswerParser:
             self._cited = None
 
     def _switch(self, marker: str) -> None:
-        """Enter the part that ``marker`` opens, or leave the one that it closes."""
+        """Enter the part that ``marker`` opens, or leave the part that it closes."""
         dialect = self._dialect
         self._beginning = False
         self._leads = ()
-        if marker in dialect.think_open:
-            self._mode = "thinking"
+        if marker in dialect.reasoning_open:
+            self._mode = "reasoning"
         elif marker in dialect.tool_open:
             self._mode = "tool"
         elif marker == dialect.cite_open:
@@ -261,15 +263,15 @@ class AnswerParser:
             self._mode, self._kind = "appendix", self._kinds[marker.strip()]
         else:
             self._mode = "lead"
-            if marker in dialect.think_close:
-                self._unclosed = False
+            if marker in dialect.reasoning_close:
+                self._close_may_follow = False
                 self._leads = (dialect.response_open,) if dialect.response_open else ()
-            elif self._unclosed:
-                self._leads = dialect.think_close
+            elif self._close_may_follow:
+                self._leads = dialect.reasoning_close
             self._in_response = self._in_response or marker != dialect.tool_close
 
     def _read_mark(self, parts: list[Part]) -> bool:
-        """Read the mark of a cited document. False while it is incomplete."""
+        """Read the mark of a cited document. False: the mark is incomplete."""
         dialect = self._dialect
         mark, close, rest = self._held.partition(dialect.mark_close)
         begins = mark.lstrip(" ").startswith(dialect.mark_open) or not mark.strip(" ")
@@ -289,5 +291,5 @@ class AnswerParser:
     def _give_up_mark(self, parts: list[Part]) -> None:
         self._mode = "answer"
         if not self._dialect.cite_close:
-            # Ordinary text then, unlike the control tokens of a citation that goes round its text.
+            # The marker is ordinary text, unlike the control tokens that enclose a cited text.
             self._take(self._dialect.cite_open, parts)

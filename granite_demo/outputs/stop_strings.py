@@ -1,28 +1,29 @@
-"""The decoded text of one answer, as it streams, to what is shown of it. Knows no tokens and no model.
+"""Ends the streamed text of one answer at a stop string.
 
-``feed`` text in any cuts: the joined results are the same. ``flush`` at the end gives what was held back.
+The text may be fed in pieces of any size: the joined results are the same. At the end, ``flush`` returns the text that
+was held back.
 """
 
 
 class StopStrings:
     """Cuts a stream of text before the first stop string.
 
-    Text that may be the beginning of a stop string is held back until the next characters decide.
+    Text that may be the start of a stop string is held back until more text decides.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = stop
         self._held = ""
         self.hit = False
-        """Whether a stop string ended the text."""
+        """Whether a stop string has ended the text."""
 
     def feed(self, text: str) -> str:
-        """The part of the text so far that is now certain to be shown."""
+        """Add ``text`` and return the text that is now certain to be shown."""
         if self.hit or not self._stop:
             return "" if self.hit else text
         text = self._held + text
         first = self._first(text)
-        # Where a stop string may have begun that the end of the text cuts: it is waited for if it began first.
+        # An incomplete stop string that starts before the first complete one takes precedence, so wait for its end.
         begun = len(text) - max(overlap(text, stop) for stop in self._stop)
         if first is not None and first <= begun:
             self.hit = True
@@ -32,7 +33,7 @@ class StopStrings:
         return text[:begun]
 
     def flush(self) -> str:
-        """The held-back text, up to a stop string in it that waited for a longer one to be complete."""
+        """Return the text that was held back, up to the first complete stop string in it."""
         held, self._held = self._held, ""
         first = self._first(held)
         self.hit = self.hit or first is not None
@@ -43,5 +44,5 @@ class StopStrings:
 
 
 def overlap(text: str, stop: str) -> int:
-    """The length of the longest end of ``text`` that begins ``stop``."""
+    """Return the length of the longest suffix of ``text`` that is a proper prefix of ``stop``, in characters."""
     return next((size for size in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:size])), 0)

@@ -1,7 +1,7 @@
-"""What an answer has to be: JSON, JSON of a schema, a text that a pattern matches, or one of some texts.
+"""Constrains an answer to JSON, to a JSON schema, to a regular expression or to a list of choices.
 
-Knows neither models nor requests. A ``Constraint`` is a checked value; ``compile_constraint`` makes of it the
-``Matcher`` of one answer, which says before each token which tokens may come next. llguidance does the matching.
+``compile_constraint`` turns a ``Constraint``, which is already validated, into the ``Matcher`` of one answer. Before
+each token, the matcher gives the mask of the tokens that are allowed next. llguidance computes the masks.
 """
 
 import asyncio
@@ -23,36 +23,37 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 Begun = tuple[str, tuple[int, ...]]
-"""The beginning of an answer: a text, and the ids of tokens after it."""
-NOTHING: Begun = ("", ())
+"""The start of an answer that is already written: a text, then token ids."""
+NOT_BEGUN: Begun = ("", ())
 
 COMPILE_SECONDS = 2.0
-START_SECONDS, TOKEN_SECONDS = 0.5, 0.01  # of processor time for an answer's masks: at once, and with each token
-# Spaces without an end are what small models fall into; these few are what they are used to write.
+# The budget of CPU time for the masks of one answer: at the start and at most, and what each token adds.
+START_SECONDS, TOKEN_SECONDS = 0.5, 0.01
+# Small models can write white space without end. These separators are what they usually write.
 _SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
-# A tokenizer takes 0.2 s to a second to convert, and goes with its model. No state of an answer is kept here.
+# Converted tokenizers by end token. A conversion takes 0.2 s to 1 s. An entry goes when its tokenizer goes.
 _converted: "WeakKeyDictionary[Any, dict[int, LLTokenizer]]" = WeakKeyDictionary()
 _converting = threading.Lock()
-# Compiling cannot be interrupted: slow constraints keep each other waiting, but nothing else.
+# A compilation cannot be interrupted. With threads of their own, slow constraints delay only each other.
 _compiling = ThreadPoolExecutor(2, "constraints")
 
 
 class Matcher:
-    """Where one answer stands. For one thread at a time. ``ended``: nothing but an end token may follow."""
+    """The state of one constrained answer. Not thread-safe. ``ended``: only an end token can follow."""
 
     def __init__(self, matcher: "LLMatcher", kind: Kind, vocabulary: int, eos_ids: Collection[int]) -> None:
         self.ended = False
         self._matcher, self._kind, self._vocabulary = matcher, kind, vocabulary
-        self._eos_ids = sorted(eos_ids)  # the first is the one that llguidance knows
+        self._eos_ids = sorted(eos_ids)  # llguidance knows the first one
         self._seconds = START_SECONDS
         self._check()
         self._mask: np.ndarray | None = None
-        self.allowed()  # the first mask takes longest, and here it keeps no other answer waiting
+        self.allowed()  # the first mask is the slowest one, and here it delays no other answer
 
     def allowed(self) -> "np.ndarray":
-        """Which tokens may come next: bool, of the length of the vocabulary, not to be changed. At least one may.
+        """Return the mask of the tokens that can come next: bool, shape (vocabulary,), read-only. At least one is set.
 
-        Raises InvalidRequestError where that takes too long or none of the model's tokens fits.
+        Raises InvalidRequestError if the CPU time is used up, or if no token of the model is allowed.
         """
         import numpy as np
 
@@ -70,13 +71,13 @@ class Matcher:
             allowed[self._eos_ids] = False
             self.ended = not allowed.any()
         if self.ended and not may_end:
-            raise InvalidRequestError(f"The {self._kind} cannot be kept to: none of the model's tokens fits.")
+            raise InvalidRequestError(f"The {self._kind} cannot be satisfied: no token of the model is allowed here.")
         allowed[self._eos_ids] = may_end
         self._mask = allowed
         return allowed
 
     def accept(self, token_id: int) -> None:
-        """Append a token to the answer. Raises EngineError for one that is not allowed, else like ``allowed``."""
+        """Append a token to the answer. Raises EngineError if it is not allowed; otherwise raises as ``allowed``."""
         if not 0 <= token_id < self._vocabulary or not self.allowed()[token_id]:
             raise EngineError(f"Token {token_id} is not allowed by the {self._kind} of this answer.")
         self._mask = None
@@ -88,34 +89,35 @@ class Matcher:
         self._check(time.thread_time() - start - TOKEN_SECONDS)
         self.ended = self._matcher.is_stopped()
 
-    def go_on(self, token_ids: Sequence[int]) -> None:
-        """Take what is written already. Raises InvalidRequestError where it does not fit, or is whole."""
+    def accept_prefix(self, token_ids: Sequence[int]) -> None:
+        """Append text that is already written. Raises InvalidRequestError if it does not match or is complete."""
         start = time.thread_time()
         taken = self._matcher.try_consume_tokens(list(token_ids))
         self._check(time.thread_time() - start - TOKEN_SECONDS * len(token_ids))
         if taken < len(token_ids):
             raise InvalidRequestError(
-                f"What is written already is not the beginning of what the {self._kind} asks for. Accept or discard it "
-                "first, or take the constraint off."
+                f"The text does not start as the {self._kind} requires. Accept or discard it first, or remove the "
+                "constraint."
             )
         self.ended, self._mask = self._matcher.is_stopped(), None
         self.allowed()
         if self.ended:
-            raise InvalidRequestError(f"What is written is all that the {self._kind} asks for: nothing may follow.")
+            raise InvalidRequestError(f"The text already matches the {self._kind}; nothing can be generated.")
 
     def _check(self, seconds: float = 0.0) -> None:
-        # Thread time: an answer does not end because the machine is busy.
+        # The time of this thread only, so that a busy machine does not end an answer.
         self._seconds = min(self._seconds - seconds, START_SECONDS)
         if error := self._matcher.get_error():
             raise InvalidRequestError(f"The {self._kind} cannot be used: {_in_plain_words(error)}.")
         if self._seconds < 0:
-            raise InvalidRequestError(f"The {self._kind} takes too long to keep to. Simplify it.")
+            raise InvalidRequestError(f"The {self._kind} needs too much computing time. Simplify it.")
 
 
 def prepare(tokenizer: Any, eos_ids: Collection[int]) -> "LLTokenizer":
-    """Convert a fast Hugging Face tokenizer, once: up to a second, in which no other thread runs.
+    """Convert a fast Hugging Face tokenizer for llguidance and cache the result.
 
-    Raises InvalidRequestError for one that cannot be converted."""
+    The conversion takes up to 1 s and blocks all other threads. Raises InvalidRequestError if it is not possible.
+    """
     from llguidance.hf import from_tokenizer
 
     end = min(eos_ids)
@@ -125,7 +127,7 @@ def prepare(tokenizer: Any, eos_ids: Collection[int]) -> "LLTokenizer":
             try:
                 of_ends[end] = from_tokenizer(tokenizer, eos_token=end)
             except ValueError as error:
-                raise InvalidRequestError(f"This model's tokenizer allows no constraints: {error}.") from error
+                raise InvalidRequestError(f"This model's tokenizer does not support constraints: {error}.") from error
         return of_ends[end]
 
 
@@ -134,27 +136,28 @@ def compile_constraint(
     constraint: Constraint,
     vocabulary: int,
     eos_ids: Collection[int],
-    begun: Begun = NOTHING,
-    thinking: Dialect | None = None,
+    begun: Begun = NOT_BEGUN,
+    reasoning: Dialect | None = None,
 ) -> Matcher:
-    """The matcher of one answer, as a rule in milliseconds. Raises InvalidRequestError.
+    """Return the matcher of one answer. This usually takes milliseconds. Raises InvalidRequestError.
 
-    ``vocabulary`` is the model's, which may be larger than the tokenizer's; the ``eos_ids``, one at least, are in it.
-    ``begun`` is what is written of the answer already. Where the prompt has opened the thinking, ``thinking`` tells how
-    that is closed: it may be any text, with no call of a tool in it, and the constraint begins behind it.
+    ``vocabulary`` is the number of logits of the model, which can exceed the vocabulary of the tokenizer. There must be
+    at least one of ``eos_ids``, each below ``vocabulary``. ``begun`` is the part of the answer that is already written.
+    If the prompt opens the reasoning, give the dialect as ``reasoning``: the reasoning can then be any text without a
+    tool call, and the constraint applies after it.
     """
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(verbose_errors=False)
     converted = prepare(tokenizer, eos_ids)
     grammar = _grammar(constraint)
-    if thinking is not None:
-        grammar = _after_thinking(grammar, thinking, tokenizer.get_added_vocab())
+    if reasoning is not None:
+        grammar = _after_reasoning(grammar, reasoning, tokenizer.get_added_vocab())
     inner = LLMatcher(converted, grammar, log_level=0, limits=limits)
     matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids)
     text, token_ids = begun
     if text or token_ids:
-        matcher.go_on([*converted.tokenize_bytes(text.encode()), *token_ids])
+        matcher.accept_prefix([*converted.tokenize_bytes(text.encode()), *token_ids])
     return matcher
 
 
@@ -164,13 +167,16 @@ async def compile_in_time(
     vocabulary: int,
     eos_ids: Collection[int],
     seconds: float = COMPILE_SECONDS,
-    begun: Begun = NOTHING,
-    thinking: Dialect | None = None,
+    begun: Begun = NOT_BEGUN,
+    reasoning: Dialect | None = None,
 ) -> Matcher:
-    """Like ``compile_constraint``, off the event loop, in at most ``seconds`` once the tokenizer is converted."""
+    """Run ``compile_constraint`` outside the event loop, for at most ``seconds`` after the tokenizer is converted.
+
+    Raises InvalidRequestError.
+    """
     await asyncio.to_thread(prepare, tokenizer, eos_ids)
     loop = asyncio.get_running_loop()
-    given = (tokenizer, constraint, vocabulary, eos_ids, begun, thinking)
+    given = (tokenizer, constraint, vocabulary, eos_ids, begun, reasoning)
     job = loop.run_in_executor(_compiling, compile_constraint, *given)
     try:
         return await asyncio.wait_for(job, seconds)
@@ -198,16 +204,16 @@ def _one_of(texts: Collection[str]) -> str:
     return "|".join("".join(f"\\x{{{ord(letter):x}}}" for letter in text) for text in texts)
 
 
-def _after_thinking(grammar: str, dialect: Dialect, added: Mapping[str, int]) -> str:
-    """``grammar`` behind thinking; ``added`` are the tokenizer's tokens that no text is cut into."""
-    ends = [str(added[marker]) for marker in dialect.think_close if marker in added]
-    close = "" if ends else f"({_one_of(dialect.think_close)})"
-    # Not spelled otherwise where a token of its own closes it: who reads the answer would take it for the end.
-    barred = (*dialect.tool_open, *(dialect.think_close if ends else ()))
+def _after_reasoning(grammar: str, dialect: Dialect, added: Mapping[str, int]) -> str:
+    """Return ``grammar`` preceded by reasoning. ``added`` maps the tokenizer's added tokens to their ids."""
+    ends = [str(added[marker]) for marker in dialect.reasoning_close if marker in added]
+    close = "" if ends else f"({_one_of(dialect.reasoning_close)})"
+    # If a token closes the reasoning, the same text in other tokens is barred: the parser would take it for the end.
+    barred = (*dialect.tool_open, *(dialect.reasoning_close if ends else ()))
     without = f" & ~/(?s:.*)({_one_of(barred)})(?s:.*)/" if barred else ""
     lark = (
-        "start: thinking SPACE @answer\n"
-        + (f"thinking: TEXT <[{','.join(ends)}]>\n" if ends else "thinking[lazy]: TEXT\n")
+        "start: reasoning SPACE @answer\n"
+        + (f"reasoning: TEXT <[{','.join(ends)}]>\n" if ends else "reasoning[lazy]: TEXT\n")
         + f"TEXT: /(?s:.*){close}/{without}\n"
         + "SPACE: /[ \\n]{0,2}/"
     )

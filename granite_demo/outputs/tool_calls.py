@@ -1,6 +1,6 @@
-"""The text of a model's tool calls to ``ToolCall`` values: JSON objects, lists of them, or XML.
+"""Parses the text of tool calls: JSON objects, JSON lists of them, or XML.
 
-What cannot be read becomes a call with its ``error`` set. Nothing is raised, for models write anything.
+Malformed text becomes a ``ToolCall`` with its ``error`` set. Nothing is raised, because models can write anything.
 """
 
 import json
@@ -13,10 +13,10 @@ from granite_demo.types.messages import ToolCall, ToolSpec
 
 CUT_OFF = "The call was cut off before its end."
 
-# Answers can be long: nothing here looks twice at what it has passed. The group is empty in a string without an end.
+# Answers can be long, so every scan is linear. The group is empty if the string has no end.
 STRING = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"|<function=([^<>\n]+)>')
-# Values may hold the closing tags themselves: only one that the next tag or the end follows counts.
+# Values may contain the closing tags. A closing tag counts only if the next tag or the end of the text follows.
 TAGS = {
     tag: (re.compile(rf"<{tag}=([^<>\n]+)>"), re.compile(rf"</{tag}>(?=\s*+(?:<{tag}=|\Z))"))
     for tag in ("function", "parameter")
@@ -24,17 +24,17 @@ TAGS = {
 
 
 class JsonString:
-    """Whether JSON text that comes in pieces stands within a string, where nothing ends it but its own mark."""
+    """Tracks whether the end of JSON text, which arrives in pieces, is inside a string."""
 
-    def __init__(self, known: bool = True) -> None:
-        """``known`` is whether the text is JSON at all; where it is not, nothing of it is a string."""
+    def __init__(self, is_json: bool = True) -> None:
+        """With ``is_json`` false, ``inside`` stays false."""
         self.inside = False
         self._escaped = False
-        self._known = known
+        self._is_json = is_json
 
     def feed(self, text: str) -> None:
-        """The next piece."""
-        for letter in text if self._known else ():
+        """Add the next piece."""
+        for letter in text if self._is_json else ():
             if self._escaped:
                 self._escaped = False
             elif letter == '"':
@@ -42,15 +42,15 @@ class JsonString:
             elif letter == "\\":
                 self._escaped = self.inside
             elif letter == "\n" and self.inside:
-                # No string has a line's end in it: from here on nothing is known.
-                self.inside = self._known = False
+                # JSON strings contain no line breaks, so this is not JSON.
+                self.inside = self._is_json = False
                 return
 
 
 def read_calls(raw: str, tools: Sequence[ToolSpec] = ()) -> tuple[list[ToolCall], str]:
-    """The calls that ``raw`` holds, and the text that follows them.
+    """Return the calls in ``raw`` and the text after them.
 
-    XML does not tell texts from numbers: what the schemas of ``tools`` want as a text stays one.
+    XML does not distinguish strings from numbers. A parameter stays a string if its schema in ``tools`` allows one.
     """
     raw = raw.strip()
     try:
@@ -60,7 +60,7 @@ def read_calls(raw: str, tools: Sequence[ToolSpec] = ()) -> tuple[list[ToolCall]
 
 
 def unreadable(raw: str, error: str) -> ToolCall:
-    """A call of which only the text is known, and perhaps the name."""
+    """Return a call with the text ``raw`` as its arguments, its name if ``raw`` shows one, and ``error``."""
     match = NAME.search(raw)
     return ToolCall((match[1] or match[2] or "").strip() if match else "", raw.strip(), error)
 
@@ -73,7 +73,7 @@ def _read_json(raw: str) -> tuple[list[ToolCall], str]:
             value, at = DECODER.raw_decode(raw, at)
         except ValueError as error:
             rest = raw[at:]
-            if isinstance(error, json.JSONDecodeError):  # with the place in what is told of the call
+            if isinstance(error, json.JSONDecodeError):  # with the position in the text of this call
                 error = json.JSONDecodeError(error.msg, rest, error.pos - at)
             why = CUT_OFF if _is_open(rest) else f"The call cannot be read as JSON: {error}."
             return [*calls, unreadable(rest, why)], ""
@@ -86,7 +86,7 @@ def _read_json(raw: str) -> tuple[list[ToolCall], str]:
 
 
 def _is_open(raw: str) -> bool:
-    """Whether a string or a bracket of ``raw`` is never closed."""
+    """Whether ``raw`` has a string or a bracket without an end."""
     if not raw or not all(match[1] for match in STRING.finditer(raw)):
         return True
     bare = STRING.sub("", raw)
@@ -113,12 +113,12 @@ def _call(item: Any) -> ToolCall:
 def _read_xml(raw: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
     functions, outside = _elements(raw, "function")
     if outside:
-        return [unreadable(raw, "The call is not one of <function=name> to </function>.")]
+        return [unreadable(raw, "The call does not have the form <function=name>...</function>.")]
     calls = []
     for name, body in functions:
         parameters, outside = _elements(body, "parameter")
         if outside:
-            calls.append(ToolCall(name, body.strip(), "The call has text outside of its parameters."))
+            calls.append(ToolCall(name, body.strip(), "The call has text outside its parameters."))
         else:
             schemas = next((tool.parameters.get("properties") for tool in tools if tool.name == name), None)
             known = schemas if isinstance(schemas, Mapping) else {}
@@ -128,12 +128,12 @@ def _read_xml(raw: str, tools: Sequence[ToolSpec]) -> list[ToolCall]:
 
 
 def _elements(text: str, tag: str) -> tuple[list[tuple[str, str]], bool]:
-    """The (name, body) of each ``<tag=name>body</tag>``, and whether there is text outside of them."""
+    """Return the (name, body) of each ``<tag=name>body</tag>``, and whether there is text outside them."""
     opening, closing = TAGS[tag]
     found = []
     outside = False
     at = 0
-    # Where one tag is not closed, none after it is.
+    # If one tag is not closed, no later tag is closed.
     while (begin := opening.search(text, at)) and (end := closing.search(text, begin.end())):
         found.append((begin[1].strip(), text[begin.end() : end.start()]))
         outside = outside or bool(text[at : begin.start()].strip())
@@ -158,7 +158,7 @@ def _dumps(value: Any) -> str:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON")
+    raise ValueError(f"{text} is not valid JSON")
 
 
 def _finite(text: str) -> float:
@@ -166,5 +166,5 @@ def _finite(text: str) -> float:
     return _refuse(text) if isinf(value) else value
 
 
-# Python's own decoder takes NaN and infinities, which other readers of the arguments refuse.
+# Python's default decoder accepts NaN and infinities, which other JSON parsers reject.
 DECODER = json.JSONDecoder(parse_constant=_refuse, parse_float=_finite)

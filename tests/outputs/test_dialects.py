@@ -1,4 +1,4 @@
-"""The table of dialects, and how a chat template tells its row."""
+"""The table of dialects, and how a chat template selects a row."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ EVERY_SNIPPET = [(name, text) for name, texts in SNIPPETS.items() for text in te
 
 
 @pytest.mark.parametrize(("name", "template"), EVERY_SNIPPET)
-def test_a_template_tells_its_dialect(name: str, template: str) -> None:
+def test_a_template_selects_its_dialect(name: str, template: str) -> None:
     assert find_dialect(template) is DIALECTS[name]
 
 
@@ -31,20 +31,20 @@ def test_a_template_tells_its_dialect(name: str, template: str) -> None:
 def test_granites_own_templates(file: str, name: str) -> None:
     path = TEMPLATES / f"{file}.jinja"
     if not path.is_file():
-        pytest.skip("the templates are not beside this repository")
+        pytest.skip("the templates are not next to this repository")
     assert find_dialect(path.read_text()).name == name
 
 
 @pytest.mark.parametrize("dialect", DIALECTS.values(), ids=lambda dialect: dialect.name)
 def test_no_marker_is_a_part_of_another(dialect: Dialect) -> None:
-    # The parser takes the first marker that is complete: an inner one would hide the one that it is in.
-    # Those of a document's mark are looked for only within a citation.
+    # The parser takes the first complete marker, so an inner marker would hide the outer one.
+    # The markers of a document's mark are searched only inside a citation.
     markers = [marker for marker in dialect.markers if marker not in (dialect.mark_open, dialect.mark_close)]
     assert len(set(markers)) == len(markers)
     assert not [(one, other) for one in markers for other in markers if one != other and one in other]
 
 
-def test_rows_are_named_once_and_the_last_takes_any_template() -> None:
+def test_rows_have_unique_names_and_the_last_matches_any_template() -> None:
     assert list(DIALECTS) == ["4.2", "3.3", "3.2", "4.0", "plain"]
     assert list(DIALECTS.values())[-1] is PLAIN
     assert PLAIN.markers == ()

@@ -1,6 +1,6 @@
-"""Answers of every dialect to their parts: however the text is cut, wherever it ends, nothing is lost or shown twice.
+"""Answers of every dialect: nothing is lost or shown twice, wherever the text is cut and wherever it ends.
 
-What the scripts say is in capitals that no marker has, so that it can be told from the markers.
+The content of the scripts is in capitals that occur in no marker, so that it can be distinguished from the markers.
 """
 
 import time
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from granite_demo.outputs.dialects import DIALECTS
 from granite_demo.outputs.parts import Part, Reasoning, Text
-from granite_demo.outputs.response_parser import MAX_MARK, AnswerParser
+from granite_demo.outputs.response_parser import MAX_MARK, ResponseParser
 from granite_demo.outputs.tool_calls import CUT_OFF
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import ToolCall
@@ -23,16 +23,16 @@ SAID = frozenset("ABDEFGIJKLMNOPQRSTUVWXYZÉ日")
 
 @dataclass(frozen=True)
 class Script:
-    """What a model writes, and what a reader gets of it."""
+    """The text that a model writes, and the parts that the parser must return."""
 
     name: str
     dialect: str
     text: str
     parts: tuple[Part, ...]
-    thinking_open: bool = False
+    starts_in_reasoning: bool = False
 
-    def parser(self) -> AnswerParser:
-        return AnswerParser(ROWS[self.dialect], thinking_open=self.thinking_open)
+    def parser(self) -> ResponseParser:
+        return ResponseParser(ROWS[self.dialect], starts_in_reasoning=self.starts_in_reasoning)
 
 
 CALL = '{"name": "f", "arguments": {"x": "É <b>"}}'
@@ -145,7 +145,7 @@ SCRIPTS = (
         "4.2 without calls",
         f"I\n</think>\n\nA <tool_call>{CALL}</tool_call>",
         (Reasoning("I"), Text(f"A <tool_call>{CALL}</tool_call>")),
-        thinking_open=True,
+        starts_in_reasoning=True,
     ),
     Script(
         "4.0 markers within a text",
@@ -172,30 +172,40 @@ SCRIPTS = (
         (Text("A <tool_call> B"), Citation("1", 0, 15), CALLED),
     ),
     Script("4.0 cut off", "4.0", f"A\n<tool_call>\n{CALL}", (Text("A"), ToolCall("f", CALL, CUT_OFF))),
-    Script("4.2", "4.2", "WE < I\n\nTIE\n</think>\nSO.\n\nIT IS", THOUGHT, thinking_open=True),
-    Script("4.2 nothing after", "4.2", "WE \n", (Reasoning("WE"),), thinking_open=True),
+    Script("4.2", "4.2", "WE < I\n\nTIE\n</think>\nSO.\n\nIT IS", THOUGHT, starts_in_reasoning=True),
+    Script("4.2 nothing after", "4.2", "WE \n", (Reasoning("WE"),), starts_in_reasoning=True),
     Script("4.2 thinking too late", "4.2", f"<tool_call>{CALL}</tool_call> <think>I", (CALLED, Text("<think>I"))),
     Script("4.2 off", "4.2", "\nSO. <think>IT", (Text("\nSO. <think>IT"),)),
     Script("4.2 opens itself", "4.2", "<think>\nWE < I\n\nTIE</think>\nSO.\n\nIT IS", THOUGHT),
     Script("4.2 stray close", "4.2", "</think>\nSO </think> IT", (Text("SO </think> IT"),)),
     Script(
-        "4.2 unclosed", "4.2", "\nWE <tool_call> I\n</thi", (Reasoning("WE <tool_call> I\n</thi"),), thinking_open=True
+        "4.2 unclosed",
+        "4.2",
+        "\nWE <tool_call> I\n</thi",
+        (Reasoning("WE <tool_call> I\n</thi"),),
+        starts_in_reasoning=True,
     ),
     Script(
         "4.2 calls",
         "4.2",
         f"I\n</think>\n\nA\n<tool_call>\n{XML}\n</tool_call>\n<tool_call>\n{XML}\n</tool_call>",
         (Reasoning("I"), Text("A"), CALLED, CALLED),
-        thinking_open=True,
+        starts_in_reasoning=True,
     ),
     Script(
         "4.2 call in the thinking",
         "4.2",
         f"\nWE \n\n<tool_call>\n{XML}\n</tool_call>\n<tool_call>{XML}</tool_call>\n</think>\n\nSO </think> IT",
         (Reasoning("WE"), CALLED, CALLED, Text("SO </think> IT")),
-        thinking_open=True,
+        starts_in_reasoning=True,
     ),
-    Script("4.2 only a call in the thinking", "4.2", f" <tool_call>{XML}</tool_call>\n", (CALLED,), thinking_open=True),
+    Script(
+        "4.2 only a call in the thinking",
+        "4.2",
+        f" <tool_call>{XML}</tool_call>\n",
+        (CALLED,),
+        starts_in_reasoning=True,
+    ),
     Script(
         "4.2 call that the thinking's end closes",
         "4.2",
@@ -207,28 +217,28 @@ SCRIPTS = (
         "4.2",
         f"WE<tool_call>{XML}</tool_call> A\n</think> B",
         (Reasoning("WE"), CALLED, Text("A B")),
-        thinking_open=True,
+        starts_in_reasoning=True,
     ),
     Script(
         "4.2 thinking about calls",
         "4.2",
         f"WE <tool_call></tool_call> I <tool_call> <fun <tool_call> \n</think>SO <tool_call>{XML}</tool_call>",
         (Reasoning("WE <tool_call></tool_call> I <tool_call> <fun <tool_call>"), Text("SO"), CALLED),
-        thinking_open=True,
+        starts_in_reasoning=True,
     ),
     Script(
         "4.2 cut off in the thinking",
         "4.2",
         "WE <tool_call>\n<func",
         (Reasoning("WE"), ToolCall("", "<func", CUT_OFF)),
-        thinking_open=True,
+        starts_in_reasoning=True,
     ),
     Script(
         "4.2 malformed in the thinking",
         "4.2",
         "WE <tool_call><function=f>É</function></tool_call>",
-        (Reasoning("WE"), ToolCall("f", "É", "The call has text outside of its parameters.")),
-        thinking_open=True,
+        (Reasoning("WE"), ToolCall("f", "É", "The call has text outside its parameters.")),
+        starts_in_reasoning=True,
     ),
     Script(
         "3.3 call in the thinking",
@@ -247,7 +257,7 @@ SCRIPTS = (
         "4.2",
         "<tool_call>\n<function=f>É</function>\n</tool_call><tool_call><function=f>\n<parameter=x>É",
         (
-            ToolCall("f", "É", "The call has text outside of its parameters."),
+            ToolCall("f", "É", "The call has text outside its parameters."),
             ToolCall("f", "<function=f>\n<parameter=x>É", CUT_OFF),
         ),
     ),
@@ -257,7 +267,7 @@ every_script = pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: scr
 
 
 def merge(parts: list[Part]) -> tuple[Part, ...]:
-    """``parts`` with neighbours of one kind joined, as a reader sees them."""
+    """Join adjacent parts of one kind, as a reader sees them."""
     merged: list[Part] = []
     for part in parts:
         last = merged[-1] if merged else None
@@ -271,7 +281,7 @@ def merge(parts: list[Part]) -> tuple[Part, ...]:
 
 
 def said(parts: list[Part]) -> str:
-    """The capitals that a reader gets to see."""
+    """Return the capitals that a reader sees."""
     texts = [part.arguments if isinstance(part, ToolCall) else getattr(part, "text", "") for part in parts]
     return capitals("".join(texts))
 
@@ -316,9 +326,9 @@ PIECES = sorted(
     st.lists(st.integers(0, 120), max_size=8),
 )
 def test_any_text_in_any_cutting_gives_the_same_parts(
-    name: str, thinking_open: bool, text: str, cuts: list[int]
+    name: str, starts_in_reasoning: bool, text: str, cuts: list[int]
 ) -> None:
-    script = Script("any", name, text, (), thinking_open)
+    script = Script("any", name, text, (), starts_in_reasoning)
     assert run(script, cut(text, cuts)) == run(script, [text]) == run(script, list(text))
 
 
@@ -361,7 +371,7 @@ MARKERS = [(name, marker) for name, row in DIALECTS.items() for marker in row.ma
 
 @pytest.mark.parametrize(("name", "marker"), MARKERS)
 def test_half_a_marker_at_the_end_is_text(name: str, marker: str) -> None:
-    parser = AnswerParser(DIALECTS[name])
+    parser = ResponseParser(DIALECTS[name])
     assert merge(parser.feed("A") + parser.feed(marker[:-1]) + parser.flush()) == (Text(f"A{marker[:-1]}"),)
 
 
@@ -369,29 +379,29 @@ def test_half_a_marker_at_the_end_is_text(name: str, marker: str) -> None:
 def test_half_a_marker_is_dropped_when_a_stop_string_ends_the_answer(name: str) -> None:
     row = DIALECTS[name]
     for marker in filter(None, (*row.tool_open, row.cite_open, row.cite_close, *(text for text, _ in row.appendices))):
-        parser = AnswerParser(row)
+        parser = ResponseParser(row)
         assert parser.feed("A") == [Text("A")]
         assert parser.feed(marker[:-1]) == []
         parser.discard()
         assert parser.flush() == []
 
 
-def test_thinking_is_known_while_it_goes_on() -> None:
-    parser = AnswerParser(DIALECTS["3.3"])
+def test_the_parser_knows_whether_it_is_in_the_reasoning() -> None:
+    parser = ResponseParser(DIALECTS["3.3"])
     seen = []
     for piece in ("<th", "ink>", "A", "</think", ">", "<response>", "B"):
         parser.feed(piece)
-        seen.append(parser.thinking)
+        seen.append(parser.in_reasoning)
     assert seen == [False, True, True, True, False, False, False]
-    assert AnswerParser(DIALECTS["4.2"], thinking_open=True).thinking
+    assert ResponseParser(DIALECTS["4.2"], starts_in_reasoning=True).in_reasoning
 
 
-def test_thinking_is_over_once_a_call_begins() -> None:
-    parser = AnswerParser(DIALECTS["4.2"], thinking_open=True)
+def test_a_call_ends_the_reasoning() -> None:
+    parser = ResponseParser(DIALECTS["4.2"], starts_in_reasoning=True)
     seen = []
     for piece in ("A ", "<tool_call>", "\n", "tags ", "<tool_call>", "\n<function", "=", "f></function>"):
         parser.feed(piece)
-        seen.append(parser.thinking)
+        seen.append(parser.in_reasoning)
     assert seen == [True] * 6 + [False] * 2
 
 
@@ -409,11 +419,11 @@ SPACES = " \n" * 20_000
         ("3.2", "A\n# Ci"),
     ],
 )
-def test_long_white_space_is_looked_through_once(name: str, before: str) -> None:
+def test_long_white_space_is_searched_once(name: str, before: str) -> None:
     script = Script("", name, before + SPACES, ())
     started = time.process_time()
     parts = run(script, list(script.text))
-    # About 0.4; were all of it searched at each character, more than ten times that.
+    # About 0.4 s. A search of all white space at each character takes more than ten times as long.
     assert time.process_time() - started < 2
     assert parts == run(script, [script.text])
 
@@ -423,13 +433,13 @@ def test_long_white_space_is_shown_with_the_text_that_follows_it() -> None:
     assert run(Script("", "4.0", "", ()), ["A", gap, "B", gap, "<tool_call>[]</tool_call>"]) == (Text(f"A{gap}B"),)
 
 
-def test_half_a_mark_of_a_citation_is_not_shown() -> None:
-    parser = AnswerParser(DIALECTS["3.3"])
+def test_an_incomplete_citation_mark_is_not_shown() -> None:
+    parser = ResponseParser(DIALECTS["3.3"])
     assert parser.feed("A <|start_of_cite|>{document_i") == [Text("A ")]
     assert parser.flush() == []
 
 
 def test_a_citation_that_is_cut_off_ends_with_the_text() -> None:
-    parser = AnswerParser(DIALECTS["3.3"])
+    parser = ResponseParser(DIALECTS["3.3"])
     parser.feed("A <|start_of_cite|>{document_id: 1}DO")
     assert parser.flush() == [Citation("1", 2, 4)]

@@ -1,4 +1,4 @@
-"""Stop strings: the cuts of the stream never show."""
+"""Stop strings: the result does not depend on how the stream is cut."""
 
 import pytest
 from hypothesis import example, given
@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from granite_demo.outputs.stop_strings import StopStrings
 
-# A small alphabet, so that stop strings occur, overlap and nearly occur.
+# The alphabet is small, so that stop strings, overlaps and near matches occur.
 TEXTS = st.text("ab<é", max_size=24)
 STOPS = st.lists(st.text("ab<é", min_size=1, max_size=4), max_size=4).map(tuple)
 CUTS = st.lists(st.integers(0, 24), max_size=8)

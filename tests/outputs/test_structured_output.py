@@ -1,4 +1,4 @@
-"""Constrained answers, written by drawing random allowed tokens, against judges that know nothing of llguidance."""
+"""Constrained answers, drawn from random allowed tokens and judged by libraries independent of llguidance."""
 
 import asyncio
 import gc
@@ -49,7 +49,7 @@ def ids(text: str) -> list[int]:
 
 
 def accepts(constraint: Constraint, text: str) -> bool:
-    """Whether the text may be written, and be all."""
+    """Whether the constraint allows ``text`` as a complete answer."""
     matcher = matcher_of(constraint)
     for token_id in ids(text):
         if not matcher.allowed()[token_id]:
@@ -59,15 +59,15 @@ def accepts(constraint: Constraint, text: str) -> bool:
 
 
 def write(matcher: Matcher, random: Random, tokenizer: Any = BYTES, most: int = 400) -> str | None:
-    """A random answer; None for one that does not end in time. Closing and ending are liked best."""
+    """Return a random answer, or None if it has more than ``most`` tokens. Closing tokens are preferred."""
     ends = {END, OTHER_END} if tokenizer is BYTES else {tokenizer.eos_token_id}
     closing = {tokenizer.convert_tokens_to_ids(text) for text in ('"', "}", "]", "]}", "}}", '"}')} | ends
     tokens: list[int] = []
     while len(tokens) < most:
         choice = np.flatnonzero(matcher.allowed()).tolist()
         assert choice
-        liked = [token_id for token_id in choice if token_id in closing]
-        token_id = random.choice(liked if liked and random.random() < 0.4 else choice)
+        preferred = [token_id for token_id in choice if token_id in closing]
+        token_id = random.choice(preferred if preferred and random.random() < 0.4 else choice)
         matcher.accept(token_id)
         if token_id in ends:
             return str(tokenizer.decode(tokens))
@@ -75,7 +75,7 @@ def write(matcher: Matcher, random: Random, tokenizer: Any = BYTES, most: int = 
     return None
 
 
-# What is written satisfies the constraint
+# Answers satisfy their constraint
 
 
 def test_answers_satisfy_a_hundred_random_schemas(real_tokenizer: Any) -> None:
@@ -85,7 +85,7 @@ def test_answers_satisfy_a_hundred_random_schemas(real_tokenizer: Any) -> None:
         schema = random_schema(random)
         Draft202012Validator.check_schema(schema)
         constraint = Constraint.from_schema(schema)
-        # Decimals, as 0.3 is a multiple of 0.1.
+        # As decimals, 0.3 is a multiple of 0.1.
         judge = Draft202012Validator(json.loads(json.dumps(schema), parse_float=Decimal))
         for _ in range(2):
             matcher = compile_constraint(real_tokenizer, constraint, len(real_tokenizer) + 64, [end])
@@ -200,7 +200,7 @@ def test_a_schema_may_refer_to_itself() -> None:
     ],
     ids=json.dumps,
 )
-def test_keywords_are_kept_to(schema: Any, good: str, bad: str) -> None:
+def test_keywords_are_enforced(schema: Any, good: str, bad: str) -> None:
     constraint = Constraint.from_schema(schema)
     assert accepts(constraint, good)
     assert not accepts(constraint, bad)
@@ -209,7 +209,7 @@ def test_keywords_are_kept_to(schema: Any, good: str, bad: str) -> None:
 # End tokens and vocabularies
 
 
-def test_every_end_token_may_end_a_whole_answer_and_nothing_else_may_follow() -> None:
+def test_every_end_token_can_end_a_complete_answer_and_nothing_else_can_follow() -> None:
     constraint = Constraint("regex", pattern="ab+")
     for end in (END, OTHER_END):
         matcher = matcher_of(constraint)
@@ -229,7 +229,7 @@ def test_every_end_token_may_end_a_whole_answer_and_nothing_else_may_follow() ->
     assert np.flatnonzero(matcher.allowed()).tolist() == sorted([END, OTHER_END])
 
 
-def test_an_end_token_that_is_a_letter_ends_and_is_no_letter() -> None:
+def test_an_end_token_that_is_a_letter_ends_the_answer_and_is_not_text() -> None:
     letter = ids("b")[0]
     matcher = compile_constraint(BYTES, Constraint("regex", pattern="a[bc]*"), VOCABULARY, [END, letter])
     assert not matcher.allowed()[letter]
@@ -237,7 +237,7 @@ def test_an_end_token_that_is_a_letter_ends_and_is_no_letter() -> None:
     assert matcher.allowed()[letter]
     matcher.accept(letter)
     assert matcher.ended
-    # and the tokenizer's own end token is none where the model has another
+    # The end token of the tokenizer does not end the answer if the model has a different one.
     matcher = compile_constraint(BYTES, Constraint("regex", pattern="(?s).*"), VOCABULARY, [OTHER_END])
     assert not matcher.allowed()[END]
     assert matcher.allowed()[OTHER_END]
@@ -256,10 +256,10 @@ def test_the_mask_has_the_length_of_the_models_vocabulary(vocabulary: int) -> No
 
 
 @pytest.mark.parametrize("count", range(1, 13))
-def test_an_answer_that_was_cut_goes_on_where_it_stood(count: int) -> None:
+def test_an_answer_that_was_cut_continues_where_it_ended(count: int) -> None:
     schema = Constraint.from_schema({"const": {"a": "é, 3 €"}})
     whole = '{"a": "é, 3 €"}'
-    # The first part is known as text, the rest as tokens, whose last one may be a part of a character.
+    # The first part is text, the rest is tokens. The last token can be a part of a character.
     tokens = tuple(ids(whole)[4 : 4 + count])
     matcher = compile_constraint(BYTES, schema, VOCABULARY, [END], (whole[:4], tokens))
     for token_id in ids(whole)[4 + count :]:
@@ -267,21 +267,21 @@ def test_an_answer_that_was_cut_goes_on_where_it_stood(count: int) -> None:
     assert matcher.allowed()[END]
 
 
-def test_what_does_not_begin_the_answer_or_is_all_of_it_says_so() -> None:
+def test_a_prefix_that_does_not_match_or_is_complete_is_refused() -> None:
     choice = Constraint("choice", choices=("yes", "no"))
     for begun in (("yes, ", ()), ("", tuple(ids("x"))), ("", (END,))):
-        with pytest.raises(InvalidRequestError, match="not the beginning of what the choice asks for"):
+        with pytest.raises(InvalidRequestError, match="does not start as the choice requires"):
             compile_constraint(BYTES, choice, VOCABULARY, [END], begun)
-    with pytest.raises(InvalidRequestError, match="nothing may follow"):
+    with pytest.raises(InvalidRequestError, match="text already matches the choice"):
         compile_constraint(BYTES, choice, VOCABULARY, [END], ("yes", ()))
     more = compile_constraint(BYTES, Constraint("regex", pattern="a+"), VOCABULARY, [END], ("a", ()))
     assert more.allowed()[END]
 
 
-def written(tokenizer: Any, text: str, thinking: Dialect) -> bool:
-    """Whether ``text`` may be written, and be all, where the prompt has opened the thinking."""
+def is_accepted(tokenizer: Any, text: str, reasoning: Dialect) -> bool:
+    """Whether ``text`` is allowed as a complete answer after a prompt that opens the reasoning."""
     schema, end = Constraint.from_schema({"type": "integer"}), min(tokenizer.all_special_ids or [END])
-    matcher = compile_constraint(tokenizer, schema, len(tokenizer), [end], thinking=thinking)
+    matcher = compile_constraint(tokenizer, schema, len(tokenizer), [end], reasoning=reasoning)
     for token_id in tokenizer(text, add_special_tokens=False).input_ids:
         if not matcher.allowed()[token_id]:
             return False
@@ -302,23 +302,23 @@ def written(tokenizer: Any, text: str, thinking: Dialect) -> bool:
         ("</think>\n\n\n5", False),
     ],
 )
-def test_an_answer_begins_behind_the_thinking(real_tokenizer: Any, has_tokens: bool, text: str, fits: bool) -> None:
+def test_an_answer_starts_after_the_reasoning(real_tokenizer: Any, has_tokens: bool, text: str, fits: bool) -> None:
     tokenizer = BYTES if has_tokens else real_tokenizer
     assert ("</think>" in tokenizer.get_added_vocab()) == has_tokens
-    assert written(tokenizer, text, DIALECTS["4.2"]) == fits
+    assert is_accepted(tokenizer, text, DIALECTS["4.2"]) == fits
 
 
-def test_thinking_is_closed_by_any_of_its_marks_and_not_by_the_spelling_of_a_token(real_tokenizer: Any) -> None:
-    for mark in DIALECTS["3.2"].think_close:
-        assert written(real_tokenizer, f"So: {mark} 5", DIALECTS["3.2"])
-    matcher = compile_constraint(BYTES, Constraint("json_object"), VOCABULARY, [END], thinking=DIALECTS["4.2"])
+def test_any_closing_marker_ends_the_reasoning_but_not_the_text_of_a_closing_token(real_tokenizer: Any) -> None:
+    for mark in DIALECTS["3.2"].reasoning_close:
+        assert is_accepted(real_tokenizer, f"So: {mark} 5", DIALECTS["3.2"])
+    matcher = compile_constraint(BYTES, Constraint("json_object"), VOCABULARY, [END], reasoning=DIALECTS["4.2"])
     *before, last = [BYTES.convert_tokens_to_ids(letter) for letter in "</think>"]
     for token_id in before:
         matcher.accept(token_id)
     assert not matcher.allowed()[last]
 
 
-def test_a_token_that_is_not_allowed_is_not_taken() -> None:
+def test_a_token_that_is_not_allowed_is_refused() -> None:
     matcher = matcher_of(Constraint("choice", choices=("ab",)))
     for token_id in (ids("b")[0], END, OTHER_END, BYTES.convert_tokens_to_ids("<|im_start|>")):
         with pytest.raises(EngineError, match=f"Token {token_id} is not allowed by the choice"):
@@ -327,7 +327,7 @@ def test_a_token_that_is_not_allowed_is_not_taken() -> None:
     assert np.flatnonzero(matcher.allowed()).tolist() == ids("b")
 
 
-def test_a_tokenizer_is_converted_once_and_forgotten_with_its_model() -> None:
+def test_a_tokenizer_is_converted_once_and_its_conversion_is_freed_with_it() -> None:
     tokenizer = byte_tokenizer()
     assert prepare(tokenizer, [END, OTHER_END]) is prepare(tokenizer, [OTHER_END, END])
     assert prepare(tokenizer, [OTHER_END]) is not prepare(tokenizer, [END])
@@ -345,11 +345,11 @@ def test_tokenizers_that_cannot_be_converted_are_refused() -> None:
 
 def test_a_vocabulary_that_cannot_write_the_answer_is_an_error() -> None:
     tokenizer = byte_tokenizer()
-    with pytest.raises(InvalidRequestError, match="none of the model's tokens fits"):
+    with pytest.raises(InvalidRequestError, match="no token of the model is allowed"):
         compile_constraint(tokenizer, Constraint("choice", choices=("~",)), 10, [0])
 
 
-# What is refused
+# Refused constraints
 
 
 @pytest.mark.parametrize(
@@ -385,7 +385,7 @@ def test_a_vocabulary_that_cannot_write_the_answer_is_an_error() -> None:
     ],
     ids=lambda value: str(value)[:40].encode("ascii", "replace").decode(),
 )
-def test_schemas_that_cannot_be_kept_to_are_refused_at_once(schema: Any, words: str) -> None:
+def test_schemas_with_unsupported_keywords_are_refused_at_once(schema: Any, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
         Constraint.from_schema(schema)
 
@@ -404,7 +404,7 @@ def test_schemas_that_cannot_be_kept_to_are_refused_at_once(schema: Any, words: 
     ],
     ids=json.dumps,
 )
-def test_schemas_that_no_grammar_can_be_made_of_are_refused(schema: Any, words: str) -> None:
+def test_schemas_without_a_grammar_are_refused(schema: Any, words: str) -> None:
     constraint = Constraint.from_schema(schema)
     with pytest.raises(InvalidRequestError, match=f"json_schema cannot be used: .*{words}"):
         matcher_of(constraint)
@@ -453,7 +453,7 @@ def test_values_are_checked(values: dict[str, Any], words: str) -> None:
         Constraint(**values)
 
 
-def test_large_but_sane_values_are_taken() -> None:
+def test_large_but_reasonable_values_are_accepted() -> None:
     for pattern in (r"a\\", r"[a-z]{0,500}[0-9]{0,500}", r"(\w{1,100}\s){1,100}", "(?:" * 60 + "a" + "){1}" * 60):
         matcher_of(Constraint("regex", pattern=pattern))
     matcher_of(Constraint("choice", choices=tuple(f"choice {index}" for index in range(1000))))
@@ -469,7 +469,7 @@ def test_large_but_sane_values_are_taken() -> None:
 
 
 def nested(depth: int) -> str:
-    """The text of a schema; Python's own writer cannot go as deep."""
+    """Return the text of a schema. Python's own JSON encoder cannot nest as deep."""
     return '{"properties":{"a":' * depth + "{}" + "}}" * depth
 
 
@@ -565,22 +565,22 @@ async def explode(tokenizer: Any, kind: str, bomb: Any) -> None:
     assert time.monotonic() - start < 2.5
     stop.set()
     assert await ticker < 0.5
-    # Nobody can end what compiles: both threads are free again by themselves, so that the next have room.
+    # A compilation cannot be ended. Wait until both threads are free, so that the next test can use them.
     free, loop = threading.Barrier(2, timeout=5), asyncio.get_running_loop()
     await asyncio.gather(*(loop.run_in_executor(structured_output._compiling, free.wait) for _ in range(2)))
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_schema_bombs_end_in_an_error_while_the_loop_goes_on(real_tokenizer: Any, name: str) -> None:
+async def test_schema_bombs_end_in_an_error_without_blocking_the_loop(real_tokenizer: Any, name: str) -> None:
     await explode(real_tokenizer, "schema", BOMBS[name])
 
 
 @pytest.mark.parametrize("name", PATTERN_BOMBS)
-async def test_pattern_bombs_end_in_an_error_while_the_loop_goes_on(real_tokenizer: Any, name: str) -> None:
+async def test_pattern_bombs_end_in_an_error_without_blocking_the_loop(real_tokenizer: Any, name: str) -> None:
     await explode(real_tokenizer, "pattern", PATTERN_BOMBS[name])
 
 
-def test_an_object_that_cannot_end_stays_cheap(real_tokenizer: Any) -> None:
+def test_an_object_that_cannot_end_costs_little(real_tokenizer: Any) -> None:
     schema = {"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"], "additionalProperties": False}
     matcher = compile_constraint(real_tokenizer, Constraint.from_schema(schema), len(real_tokenizer), [2])
     start = time.thread_time()
@@ -589,8 +589,8 @@ def test_an_object_that_cannot_end_stays_cheap(real_tokenizer: Any) -> None:
     assert time.thread_time() - start < 2
 
 
-async def test_what_takes_too_long_is_given_up_while_the_loop_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    # A second or two for llguidance.
+async def test_a_slow_compilation_times_out_without_blocking_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    # llguidance takes one or two seconds.
     monkeypatch.setattr(constraint_checks, "MAX_PATTERNS", 100)
     constraint = Constraint.from_schema(over_another(20))
     stop = asyncio.Event()
@@ -621,20 +621,20 @@ async def test_compile_in_time_gives_the_matcher_and_the_errors() -> None:
 def test_masks_that_take_too_long_end_the_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(time, "thread_time", count(step=0.1).__next__)
     matcher = matcher_of(Constraint("regex", pattern="a*"))
-    with pytest.raises(InvalidRequestError, match="regex takes too long to keep to"):
+    with pytest.raises(InvalidRequestError, match="regex needs too much computing time"):
         for _ in range(6):
             matcher.accept(ids("a")[0])
     monkeypatch.setattr(time, "thread_time", count(step=0.001).__next__)
     matcher = matcher_of(Constraint("regex", pattern="a*"))
     for _ in range(300):
         matcher.accept(ids("a")[0])
-    # Many quick tokens are no leave for a slow one.
+    # Many fast tokens do not save up time for a slow one.
     monkeypatch.setattr(time, "thread_time", count(step=0.6).__next__)
-    with pytest.raises(InvalidRequestError, match="takes too long"):
+    with pytest.raises(InvalidRequestError, match="needs too much computing time"):
         matcher.allowed()
 
 
-def test_a_pattern_that_grows_too_complex_on_the_way_ends_the_answer(real_tokenizer: Any) -> None:
+def test_a_pattern_that_becomes_too_complex_ends_the_answer(real_tokenizer: Any) -> None:
     pattern = "".join(f"({chr(97 + index % 26)}.{{0,{index}}})?" for index in range(60))
     constraint = Constraint("regex", pattern=pattern)
     matcher = compile_constraint(real_tokenizer, constraint, len(real_tokenizer), [real_tokenizer.eos_token_id])

@@ -1,4 +1,4 @@
-"""Tool calls as models write them, well and badly: nothing raises, nothing is lost."""
+"""Well-formed and malformed tool calls: nothing raises, and no text is lost."""
 
 import json
 import time
@@ -43,15 +43,15 @@ MALFORMED = [
     ('[{"name": "f", "arguments": {}}', "f", CUT_OFF),
     ("get_weather(city)", "", "cannot be read as JSON"),
     ("{'name': 'f'}", "", "cannot be read as JSON"),
-    ('{"name": "f", "arguments": {"x": NaN}}', "f", "NaN is no JSON"),
-    ('{"name": "f", "arguments": {"x": 1e999}}', "f", "1e999 is no JSON"),
+    ('{"name": "f", "arguments": {"x": NaN}}', "f", "NaN is not valid JSON"),
+    ('{"name": "f", "arguments": {"x": 1e999}}', "f", "1e999 is not valid JSON"),
     ('{"arguments": {"x": 1}}', "", "no name"),
     ('{"name": 5}', "", "no name"),
     ('"f"', "", "no name"),
     ('{"name": "f", "arguments": [1]}', "f", "not a JSON object"),
     ('{"name": "f", "arguments": "x = 1"}', "f", "arguments cannot be read"),
     ("<function=f><parameter=x>1</parameter>", "f", "</function>"),
-    ("<function=f>x = 1</function>", "f", "outside of its parameters"),
+    ("<function=f>x = 1</function>", "f", "outside its parameters"),
     ("[" * 100_000, "", "nested too deeply"),
     ('{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}", "f", "cannot be read as JSON"),
 ]
@@ -76,7 +76,7 @@ def test_calls_are_read(raw: str, calls: list[tuple[str, str]]) -> None:
         ("no schema", "42", 42),
     ],
 )
-def test_xml_values_are_texts_where_the_schema_wants_a_text(schema: object, text: str, value: object) -> None:
+def test_xml_values_are_strings_if_the_schema_says_so(schema: object, text: str, value: object) -> None:
     tools = [ToolSpec(name, "", {"properties": {"x": schema}}) for name in ("f", "g")]
     raw = f"<function=f>\n<parameter=x>\n{text}\n</parameter>\n</function>"
     [call], _ = read_calls(raw, tools)
@@ -85,14 +85,14 @@ def test_xml_values_are_texts_where_the_schema_wants_a_text(schema: object, text
 
 
 @pytest.mark.parametrize(("raw", "name", "error"), MALFORMED, ids=lambda text: text[:40])
-def test_what_cannot_be_read_says_why(raw: str, name: str, error: str) -> None:
+def test_malformed_calls_say_why(raw: str, name: str, error: str) -> None:
     [call], rest = read_calls(raw)
     assert (call.name, rest) == (name, "")
     assert error in call.error
     assert call.arguments in raw or json.loads(call.arguments) in (json.loads(raw), [1])
 
 
-def test_text_after_a_call_is_given_back() -> None:
+def test_text_after_a_call_is_returned() -> None:
     assert read_calls('[{"name": "f"}]\nThere you are.') == ([ToolCall("f", "{}")], "There you are.")
 
 
@@ -115,22 +115,22 @@ LONG = {
 
 
 @pytest.mark.parametrize("raw", LONG.values(), ids=LONG.keys())
-def test_long_calls_are_looked_through_once(raw: str) -> None:
+def test_long_calls_are_searched_once(raw: str) -> None:
     started = time.process_time()
     [call], _ = read_calls(raw)
-    # What looks again from each tag or quotation mark takes minutes.
+    # A parser that searches again from each tag or quotation mark takes minutes.
     assert time.process_time() - started < 2
     assert call.error
 
 
-def test_many_calls_take_as_long_as_their_text() -> None:
+def test_many_calls_take_linear_time() -> None:
     started = time.process_time()
     calls, _ = read_calls("{} " * (LENGTH // 3) + "x")
     assert len(calls) == LENGTH // 3
     assert time.process_time() - started < 8
 
 
-def test_the_place_of_a_mistake_counts_from_its_own_call() -> None:
+def test_the_position_of_an_error_counts_from_its_own_call() -> None:
     _, call = read_calls('{"name": "f"} {"name": g}')[0]
     assert call.arguments == '{"name": g}'
     assert call.error.endswith("line 1 column 10 (char 9).")

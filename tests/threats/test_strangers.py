@@ -225,7 +225,7 @@ def test_t10_what_takes_long_to_prepare_is_given_up_and_others_go_on(monkeypatch
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(replace(loaded, eos_ids=frozenset({3})), engine)
 
-    monkeypatch.setattr(structured_output.compile_in_time, "__defaults__", (0.0, structured_output.NOTHING, None))
+    monkeypatch.setattr(structured_output.compile_in_time, "__defaults__", (0.0, structured_output.NOT_BEGUN, None))
     backend = LocalBackend(ModelManager(load), LoadOptions("sample"))
     with public(backend, Limits()) as stranger:
         schema = schema_of({"type": "object", "properties": {"a": {"type": "integer"}}})

@@ -200,7 +200,7 @@ class RemoteBackend:
         drawn = secrets.randbelow(2**31) if sampling.temperature > 0 and sampling.seed is None else None
         body = to_body(request, model, family, one.kind, drawn).without(one.refused)
         level = request.controls.thinking or next(iter(family.switches.thinking), "off")
-        opened = family.opens_thinking and level != "off" and not request.raw and not one.parses_thinking
+        opened = family.opens_reasoning and level != "off" and not request.raw and not one.parses_reasoning
         reader = Reader(family.dialect(bool(request.tools), request.raw), request, arrived, opened)
         traced = Provenance(model, choices=(("Engine", one.kind or "another server"),))
         seed = None
@@ -215,7 +215,7 @@ class RemoteBackend:
                             due.extend(reader.feed(_as_dict(chunk)))
                             while due:
                                 yield due.popleft()
-                            one.parses_thinking = one.parses_thinking or reader.parsed_there
+                            one.parses_reasoning = one.parses_reasoning or reader.parsed_there
                             if reader.stopped:
                                 break
                 except Exception as error:  # the client lets through what it trips over in other people's JSON

@@ -107,7 +107,7 @@ class Endpoint:
     """Fields that it does not take, so that they are left out."""
     unknown: frozenset[str] = frozenset()
     """What it has been found not to have: fields that cannot be left out, and tokenize."""
-    parses_thinking: bool = False
+    parses_reasoning: bool = False
     """Whether it has told thinking and answer apart."""
     wake: threading.Event = field(default_factory=threading.Event, repr=False)
     looked: threading.Event = field(default_factory=threading.Event, repr=False)
@@ -185,7 +185,7 @@ class Endpoint:
     def _found(self, now: Seen) -> None:
         if now.up and now != self.seen:
             # It was down, or is another one now: what it was found not to have, it may have.
-            self.refused, self.unknown, self.parses_thinking = frozenset(), frozenset(), False
+            self.refused, self.unknown, self.parses_reasoning = frozenset(), frozenset(), False
         self.seen = now
 
 

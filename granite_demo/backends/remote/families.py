@@ -31,7 +31,7 @@ class Family:
     switches: Switches
     variables: frozenset[str] = frozenset()
     """What its chat template reads, as ``template_inputs.switch_values`` wants it."""
-    opens_thinking: bool = False
+    opens_reasoning: bool = False
     """Whether the prompt itself opens the thinking, so that an answer that nobody parses begins within it."""
 
     def dialect(self, tools: bool, raw: bool) -> Dialect:
@@ -43,7 +43,7 @@ class Family:
         return ANY_WITH_TOOLS if tools else ANY
 
 
-ANY = Dialect("any", think_open=("<think>",), think_close=("</think>",))
+ANY = Dialect("any", reasoning_open=("<think>",), reasoning_close=("</think>",))
 """The most common marks of thinking. Nothing is taken for a call where no tools were offered."""
 ANY_WITH_TOOLS = DIALECTS["4.2"]
 
@@ -52,7 +52,7 @@ FAMILIES = (
         r"granite-?4[.-]2",
         Switches(thinking=("full", "low", "off"), tools=True, documents=True, dialect="4.2"),
         frozenset({"enable_thinking", "low_effort"}),
-        opens_thinking=True,
+        opens_reasoning=True,
     ),
     Family(
         r"granite-?3[.-]3",

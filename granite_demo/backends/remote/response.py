@@ -11,7 +11,7 @@ from typing import Any
 from granite_demo.backends.response_events import Visible
 from granite_demo.outputs.dialects import PLAIN, Dialect
 from granite_demo.outputs.parts import Reasoning
-from granite_demo.outputs.response_parser import AnswerParser
+from granite_demo.outputs.response_parser import ResponseParser
 from granite_demo.outputs.tool_calls import CUT_OFF, unreadable
 from granite_demo.types.events import (
     Finish,
@@ -38,7 +38,7 @@ class Reader:
     """Reads one answer: ``feed`` each chunk, then ``end``."""
 
     def __init__(
-        self, dialect: Dialect, request: GenerationRequest, arrived: float, thinking_open: bool = False
+        self, dialect: Dialect, request: GenerationRequest, arrived: float, starts_in_reasoning: bool = False
     ) -> None:
         """``arrived`` is when the request came, by perf_counter."""
         self.ended: str | None = None
@@ -47,8 +47,8 @@ class Reader:
         """Whether the server itself tells the thinking from the answer."""
         self._dialect = dialect if request.calls else dialect.without_calls()
         self._tools = request.tools
-        self._thinking_open = thinking_open
-        self._parser: AnswerParser | None = None
+        self._starts_in_reasoning = starts_in_reasoning
+        self._parser: ResponseParser | None = None
         self._visible = Visible(request.sampling.stop)
         self._calls: dict[int, dict[str, str]] = {}
         self._arrived = arrived
@@ -101,14 +101,14 @@ class Reader:
 
     def _parse(self, text: str) -> Iterator[StreamEvent]:
         if self._parser is None:
-            opened = self._thinking_open and not self.parsed_there
+            opened = self._starts_in_reasoning and not self.parsed_there
             # What the server has parsed holds no marks of thinking, and what looks like one is the answer's own.
-            self._parser = AnswerParser(self._dialect, thinking_open=opened, tools=self._tools)
-        thinking = self._parser.thinking
+            self._parser = ResponseParser(self._dialect, starts_in_reasoning=opened, tools=self._tools)
+        thinking = self._parser.in_reasoning
         parts = self._parser.feed(text)
-        if thinking or self._parser.thinking or any(isinstance(part, Reasoning) for part in parts):
+        if thinking or self._parser.in_reasoning or any(isinstance(part, Reasoning) for part in parts):
             self._reasoned, self._thought = self._count, time.perf_counter()
-        yield from self._visible.events(parts, self._count, self._parser.thinking)
+        yield from self._visible.events(parts, self._count, self._parser.in_reasoning)
         if self.stopped:
             self._parser.discard()
 
@@ -128,7 +128,7 @@ class Reader:
         if self._over:
             return
         self._over = True
-        parser = self._parser or AnswerParser(PLAIN)
+        parser = self._parser or ResponseParser(PLAIN)
         yield from self._visible.end(parser.flush(), self._count)
         reason = ended or REASONS.get(self.ended or "", "stop")
         if not self.stopped:

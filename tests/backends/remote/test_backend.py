@@ -398,7 +398,7 @@ async def test_what_was_left_out_comes_back_with_another_server(monkeypatch: pyt
         with pytest.raises(InvalidRequestError):
             await events_of(backend, asked(sampling=SamplingParams(logprobs=2)))
         (one,) = backend.endpoints.all
-        assert (one.refused, one.parses_thinking) == (frozenset({"min_p"}), True)
+        assert (one.refused, one.parses_reasoning) == (frozenset({"min_p"}), True)
         assert "tells no log probabilities" in str(backend.status().unable_to("log probabilities"))
         server.refuse = lambda body: None
         if change == "restart":
@@ -412,7 +412,7 @@ async def test_what_was_left_out_comes_back_with_another_server(monkeypatch: pyt
             while one.kind != "SGLang":
                 assert time.monotonic() < deadline
                 await asyncio.sleep(0.02)
-        assert (one.refused, one.parses_thinking) == (frozenset(), False)
+        assert (one.refused, one.parses_reasoning) == (frozenset(), False)
         assert not backend.status().unable_to("log probabilities")
         await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
         assert "min_p" in server.bodies[-1]
