@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from typing import Self
 
 from granite_demo.engine.failures import closed_error
 from granite_demo.engine.protocol import Measure, T
@@ -100,7 +101,7 @@ class FakeEngine:
 
 
 class FakeBackend:
-    """Answers with ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error`` if there is one.
+    """A ``ManagedBackend`` that says ``queued``, then ``words``, one every ``delay`` seconds, then raises ``error``.
 
     ``allowed`` is how many words it may say; for more it waits until the test has raised it.
     ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers,
@@ -186,7 +187,7 @@ class FakeBackend:
             raise self.view_error
         return self.view if parts or self.view is None else replace(self.view, parts=())
 
-    def for_visitor(self, visitor: str) -> "FakeBackend":
+    def for_visitor(self, visitor: str) -> Self:
         self.visitors.append(visitor)
         return self
 

@@ -1,7 +1,8 @@
-"""How much one visitor of a public page may ask for: a ``Backend`` around another. Knows neither page nor API.
+"""The limits of one visitor of a public page, as a ``Backend`` around another. Knows neither page nor API.
 
-A visitor is whoever has one address. Their requests beyond ``Limits.running`` wait for one another, beyond
-``Limits.waiting`` they are refused, and so is whoever had more tokens than ``Limits.tokens`` in a minute.
+A visitor is one address. Beyond ``Limits.running``, a visitor's requests wait for one another; beyond
+``Limits.waiting``, and after ``Limits.tokens`` in one minute, they are rejected. An answer ends after
+``Limits.seconds``: its time begins with its turn, and the waits for the engine and for a model do not count.
 """
 
 import asyncio
@@ -9,120 +10,71 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
-from typing import TypeVar
+from typing import Any, Self
 
 from granite_demo.access import Limits
-from granite_demo.backend import Backend
-from granite_demo.backends.deadline import LOADING_SECONDS, Deadline, next_event
-from granite_demo.errors import InvalidRequestError, ModelError, VisitorLimitError
-from granite_demo.types.comparison import Comparing, Comparison
-from granite_demo.types.events import Finish, Queued, ReasoningDelta, ScoreSummary, StreamEvent, TextDelta
-from granite_demo.types.load_options import LoadOptions
+from granite_demo.backend import ForwardingBackend, ManagedBackend, R, T
+from granite_demo.errors import InvalidRequestError, ModelError, TimeLimitError, VisitorLimitError
+from granite_demo.types.comparison import Comparing
+from granite_demo.types.events import Dropped, Finish, Queued, ReasoningDelta, TextDelta
 from granite_demo.types.logprobs import ScoredToken
-from granite_demo.types.model_status import ModelChoice, ModelStatus
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 
 MINUTE = 60.0
 MAX_VISITORS = 10_000
-"""Visitors that are remembered; of more, those who ask for nothing now are forgotten."""
+"""Remembered visitors. Beyond it, those without a request or a recent token are forgotten."""
 READ_SHARE = 10
-"""Tokens of a prompt that count as one written: a model reads about so much faster than it writes."""
+"""Prompt tokens that count as one generated token: a model reads about that much faster than it writes."""
 TOKEN_CHARACTERS = 4
-"""About so many make a token of a prompt whose length is told only in the end."""
-T = TypeVar("T")
+"""Characters of one prompt token, about: the exact number of tokens comes only with the end of the answer."""
+LOADING_SECONDS = 3600
+"""The longest wait of a request for a model that is not ready."""
+WAITING = (Queued, Dropped, Comparing)
+"""Events of a request before its generation begins."""
 
 
-class LimitedBackend:
-    """``backend`` within ``limits``. Used without ``for_visitor``, all requests are one visitor's."""
+class LimitedBackend(ForwardingBackend):
+    """``backend`` within ``limits``. Without ``for_visitor``, all requests count as those of one visitor."""
 
-    def __init__(self, backend: Backend, limits: Limits) -> None:
-        self._backend = backend
+    def __init__(self, backend: ManagedBackend, limits: Limits) -> None:
+        super().__init__(backend)
         self._limits = limits
         self._visitors: dict[str, _Visitor] = {}
         self._visitor = _Visitor()
-        self._reloaded: list[float] = []  # when the failed model was tried last, the same for all visitors
+        self._reloaded: list[float] = []  # the time of the last try to load a failed model, for all visitors together
 
-    def for_visitor(self, visitor: str) -> "LimitedBackend":
+    def for_visitor(self, visitor: str) -> Self:
         """See ``Backend.for_visitor``."""
         if len(self._visitors) >= MAX_VISITORS:
             self._visitors = {name: one for name, one in self._visitors.items() if not one.idle}
-        own = LimitedBackend(self._backend, self._limits)
-        own._visitors = self._visitors
-        own._reloaded = self._reloaded
+        own = super().for_visitor(visitor)
         own._visitor = self._visitors.setdefault(visitor, _Visitor())
         return own
 
-    async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
-        """See ``Backend.stream``. Raises VisitorLimitError, and TimeLimitError in the middle of an answer."""
-        characters = _characters(request)
-        self._check_size(characters)
-        async with aclosing(
-            self._within(lambda: self._backend.stream(request), Queued, characters, bool(request.model))
-        ) as events:
-            async for event in events:
-                yield event
+    async def answer(self, ask: Callable[[R], AsyncGenerator[T]], request: R) -> AsyncGenerator[T]:
+        """The events of ``ask(request)`` when its turn comes; before that, how many requests of the visitor are ahead.
 
-    async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
-        """See ``Backend.score``. Raises as ``stream`` does."""
-        self._check_size(len(request.text))
-        async with aclosing(
-            self._within(lambda: self._backend.score(request), Queued, loads=bool(request.model))
-        ) as events:
-            async for event in events:
-                yield event
-
-    async def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
-        """See ``Backend.compare``. Raises as ``stream`` does."""
-        self._check_size(len(request.text))
-        async with aclosing(self._within(lambda: self._backend.compare(request), _comparing, loads=True)) as events:
-            async for event in events:
-                yield event
-
-    async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
-        """See ``Backend.inspect``. Raises VisitorLimitError."""
-        self._check_size(_characters(request))
-        if 0 < self._limits.running <= self._visitor.inspecting:
-            raise VisitorLimitError("Too many prompts of yours are being read at once. Try again in a moment.")
-        self._visitor.inspecting += 1
-        try:
-            return await self._backend.inspect(request, parts)
-        finally:
-            self._visitor.inspecting -= 1
-
-    def _check_size(self, characters: int) -> None:
-        if 0 < self._limits.characters < characters:
-            raise InvalidRequestError(
-                f"The request has {characters:,} characters; this server takes {self._limits.characters:,}. Shorten it."
-            )
-
-    async def _within(
-        self,
-        begin: Callable[[], AsyncGenerator[T]],
-        waits: Callable[[int], T],
-        characters: int = 0,
-        loads: bool = False,
-    ) -> AsyncGenerator[T]:
-        """The events of ``begin`` when it is this request's turn; before, ``waits`` of how many come first.
-
-        ``characters``: of its prompt; ``loads``: whether it may wait for another model than the one that answers here.
+        Raises InvalidRequestError for a request that is too long, VisitorLimitError, ModelError for a failed model that
+        was tried a moment ago, and TimeLimitError in the middle of an answer.
         """
         visitor, limits, spent = self._visitor, self._limits, 0
-        read = characters // (TOKEN_CHARACTERS * READ_SHARE)
+        read = self._checked_size(request) // (TOKEN_CHARACTERS * READ_SHARE)
         visitor.check(limits)
         self._check_load()
         turn = asyncio.Event()
         visitor.line.append(turn)
         try:
             while ahead := visitor.ahead(turn, limits):
-                yield waits(ahead)
+                yield _waits(request, ahead)
                 await turn.wait()
                 turn.clear()
                 visitor.check_tokens(limits)
+            loads = isinstance(request, CompareRequest) or bool(request.model)
             loads = loads or self._backend.status().stage != "ready"
-            deadline = Deadline(limits.seconds, LOADING_SECONDS if loads else 0)
-            async with aclosing(begin()) as events:
-                while (event := await next_event(events, deadline)) is not None:
+            deadline = _Deadline(limits.seconds, LOADING_SECONDS if loads else 0)
+            async with aclosing(ask(request)) as events:
+                while (event := await _next(events, deadline)) is not None:
                     before, spent = spent, _spent(event, spent, read)
                     visitor.spend(spent - before)
                     deadline.hear(event)
@@ -130,20 +82,36 @@ class LimitedBackend:
         finally:
             visitor.leave(turn)
 
-    def status(self) -> ModelStatus:
-        """See ``Backend.status``."""
-        return self._backend.status()
+    async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
+        """See ``Backend.inspect``. A visitor may read as many prompts at once as answers may run."""
+        self._checked_size(request)
+        if 0 < self._limits.running <= self._visitor.inspecting:
+            raise VisitorLimitError("Too many prompts of yours are being read at once. Try again in a moment.")
+        self._visitor.inspecting += 1
+        try:
+            return await super().inspect(request, parts)
+        finally:
+            self._visitor.inspecting -= 1
 
     def start(self) -> None:
-        """See ``Backend.start``. Does nothing for a model that failed and was tried again a moment ago."""
+        """See ``ModelControl.start``. Does nothing for a failed model that was tried a moment ago."""
         try:
             self._check_load()
         except ModelError:
             return
-        self._backend.start()
+        super().start()
+
+    def _checked_size(self, request: GenerationRequest | ScoreRequest | CompareRequest) -> int:
+        """The characters of ``request``. Raises InvalidRequestError for too many."""
+        characters = _characters(request)
+        if 0 < self._limits.characters < characters:
+            raise InvalidRequestError(
+                f"The request has {characters:,} characters; this server takes {self._limits.characters:,}. Shorten it."
+            )
+        return characters
 
     def _check_load(self) -> None:
-        """Raise ModelError rather than load a model that failed again and again: each request for it would."""
+        """Raise ModelError for a failed model that was tried a moment ago: each request would load it again."""
         status = self._backend.status()
         if not self._limits.reload or status.stage != "failed":
             return
@@ -152,29 +120,9 @@ class LimitedBackend:
             raise ModelError(f"{status.detail} It was tried again a moment ago. Try once more in a minute.".lstrip())
         self._reloaded[:] = [now]
 
-    def choices(self) -> tuple[ModelChoice, ...]:
-        """See ``Backend.choices``."""
-        return self._backend.choices()
-
-    def select(self, options: LoadOptions) -> None:
-        """See ``Backend.select``."""
-        self._backend.select(options)
-
-    def cancel_load(self) -> None:
-        """See ``Backend.cancel_load``."""
-        self._backend.cancel_load()
-
-    def unload(self) -> None:
-        """See ``Backend.unload``."""
-        self._backend.unload()
-
-    def close(self) -> None:
-        """See ``Backend.close``."""
-        self._backend.close()
-
 
 class _Visitor:
-    """What one visitor has asked for. The first ``Limits.running`` of ``line`` run, the others wait."""
+    """The requests and tokens of one visitor. The first ``Limits.running`` of ``line`` run, the others wait."""
 
     def __init__(self) -> None:
         self.line: list[asyncio.Event] = []
@@ -199,7 +147,7 @@ class _Visitor:
         self.check_tokens(limits)
 
     def check_tokens(self, limits: Limits) -> None:
-        """Raise VisitorLimitError where there were too many of late."""
+        """Raise VisitorLimitError where the last minute had too many tokens."""
         if limits.tokens and (recent := self._recent()) >= limits.tokens:
             raise VisitorLimitError(
                 f"{recent:,} tokens were written and read for you within a minute; the limit is {limits.tokens:,}. "
@@ -207,11 +155,11 @@ class _Visitor:
             )
 
     def ahead(self, turn: asyncio.Event, limits: Limits) -> int:
-        """How many requests of this visitor have to end before that of ``turn`` may begin."""
+        """How many requests of this visitor must end before the one of ``turn`` may begin."""
         return max(0, self.line.index(turn) + 1 - limits.running) if limits.running else 0
 
     def spend(self, tokens: int) -> None:
-        """So many more tokens were written or read."""
+        """Count ``tokens`` more, written or read now."""
         if tokens:
             now = time.monotonic()
             if self._spent and now < self._spent[-1][0] + 1:
@@ -227,8 +175,44 @@ class _Visitor:
             other.set()
 
 
+class _Deadline:
+    """The latest time of the next event of a request, on the loop's clock; ``at`` is None without a limit."""
+
+    def __init__(self, seconds: int, loading: int) -> None:
+        """``seconds`` for the answer, ``loading`` on top for a model that is not ready."""
+        self.seconds = seconds
+        self._loading = loading
+        self.at = self._after(loading)
+
+    def _after(self, waits: int) -> float | None:
+        return asyncio.get_running_loop().time() + waits + self.seconds if self.seconds else None
+
+    def hear(self, event: object) -> None:
+        """Extend the time of a request that waits; from its first token on, leave it the time of an answer."""
+        if isinstance(event, Queued):
+            # Those ahead, and one that is answered now, have as much time as this one.
+            self.at = self._after((event.ahead + 1) * self.seconds)
+        elif isinstance(event, Comparing):
+            self.at = self._after(self._loading)
+        elif self.at is not None and not isinstance(event, WAITING):
+            self.at = min(self.at, self._after(0) or self.at)
+
+
+async def _next(events: AsyncGenerator[T], deadline: _Deadline) -> T | None:
+    """The next of ``events``, None after the last. Raises TimeLimitError after ``deadline``."""
+    try:
+        async with asyncio.timeout_at(deadline.at) as limit:
+            return await anext(events)
+    except StopAsyncIteration:
+        return None
+    except TimeoutError:
+        if limit.expired():
+            raise TimeLimitError(deadline.seconds) from None
+        raise  # the backend's own
+
+
 def _spent(event: object, before: int, read: int) -> int:
-    """What counts so far, of ``before`` until this event; ``read`` is the estimate for the prompt."""
+    """The tokens that count so far: ``before`` until this event, ``read`` as the estimate for the prompt."""
     if isinstance(event, TextDelta | ReasoningDelta):
         return read + event.completion_tokens
     if isinstance(event, Finish):
@@ -237,7 +221,9 @@ def _spent(event: object, before: int, read: int) -> int:
     return before + isinstance(event, ScoredToken)
 
 
-def _characters(request: GenerationRequest) -> int:
+def _characters(request: GenerationRequest | ScoreRequest | CompareRequest) -> int:
+    if not isinstance(request, GenerationRequest):
+        return len(request.text)
     texts = [request.prompt or "", request.suffix or ""]
     texts += [message.content for message in request.messages]
     texts += [document.text for document in request.documents]
@@ -245,5 +231,8 @@ def _characters(request: GenerationRequest) -> int:
     return sum(map(len, texts))
 
 
-def _comparing(ahead: int) -> Comparing:
+def _waits(request: object, ahead: int) -> Any:
+    """The event of a request with ``ahead`` requests of the same visitor before it."""
+    if not isinstance(request, CompareRequest):
+        return Queued(ahead)
     return Comparing(f"Waiting for {ahead} other requests of yours" if ahead > 1 else "Waiting for your other request")

@@ -1,6 +1,6 @@
-"""The seam between front ends and models: messages in, typed events out.
+"""The backend over a model of this process: messages in, typed events out.
 
-Knows neither pages nor wire formats. The page, the HTTP API and the command line share one ``Backend``.
+Knows neither pages nor wire formats. The page, the HTTP API and the command line share one.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from granite_demo.backends import comparison, scoring
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
@@ -45,7 +45,7 @@ LEAST_COMFORT = 8192
 
 
 class LocalBackend:
-    """Answers with a model of this process."""
+    """Answers with a model of this process, and loads others: a ``ManagedBackend``."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class LocalBackend:
         self._notice = ""
         self._lock = threading.Lock()
 
-    def for_visitor(self, visitor: str) -> "LocalBackend":
+    def for_visitor(self, visitor: str) -> Self:
         """See ``Backend.for_visitor``. There is no limit here."""
         return self
 
@@ -79,14 +79,14 @@ class LocalBackend:
         return replace(status, notice=notice, unable=unable)
 
     def choices(self) -> tuple[ModelChoice, ...]:
-        """See ``Backend.choices``."""
+        """See ``ModelControl.choices``."""
         if self._fixed:
             return ()
         memory = self.status().memory
         return _choices(memory.weights + memory.free if memory else None)
 
     def select(self, options: LoadOptions) -> None:
-        """See ``Backend.select``. Engine and compilation are those that the process was started with."""
+        """See ``ModelControl.select``. Engine and compilation are those that the process was started with."""
         if self._fixed:
             raise InvalidRequestError(self._fixed)
         registry.resolve(options.model)
@@ -114,13 +114,13 @@ class LocalBackend:
             self._options = options
 
     def cancel_load(self) -> None:
-        """See ``Backend.cancel_load``."""
+        """See ``ModelControl.cancel_load``."""
         with self._lock:
             options = self._pending or self._options
         self._manager.cancel(options)
 
     def unload(self) -> None:
-        """See ``Backend.unload``."""
+        """See ``ModelControl.unload``."""
         if self._fixed:
             raise InvalidRequestError(self._fixed)
         with self._lock:
@@ -128,7 +128,7 @@ class LocalBackend:
         self._manager.unload(options)
 
     def start(self) -> None:
-        """See ``Backend.start``."""
+        """See ``ModelControl.start``."""
         self._manager.load(self._options)
 
     def wait_until_ready(self) -> ReadyModel:
@@ -136,7 +136,7 @@ class LocalBackend:
         return self._manager.load(self._options).result()
 
     def close(self) -> None:
-        """See ``Backend.close``."""
+        """See ``ModelControl.close``."""
         self._manager.close()
 
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:

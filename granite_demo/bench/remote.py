@@ -9,7 +9,7 @@ from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend
 from granite_demo.bench.measure import Answer, Run, Spread
 from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
 from granite_demo.errors import ConfigurationError, EngineError
@@ -33,7 +33,7 @@ class ServedRow:
     ttft: Spread
 
 
-def run(backend: Backend, asked: BenchOptions, tell: Callable[[str], None]) -> None:
+def run(backend: ManagedBackend, asked: BenchOptions, tell: Callable[[str], None]) -> None:
     """Measure the server behind ``backend``, print the figures or write them, and close it. Raises GraniteDemoError."""
     if asked.suites or asked.lengths or asked.plot_file:
         raise ConfigurationError("With --url, bench takes --users, --tokens, --rounds and --json only.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend
 from granite_demo.cli import flags
 from granite_demo.cli.terminal import can_chat
 from granite_demo.errors import InvalidRequestError
@@ -25,7 +25,10 @@ PROMPT = "> "
 
 
 def add_chat_command(
-    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+    cli: typer.Typer,
+    console: Console,
+    environ: Mapping[str, str],
+    opened: Callable[[Settings, Console], ManagedBackend],
 ) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend
 from granite_demo.chat.answer import Answer
 from granite_demo.cli import flags
 from granite_demo.cli.terminal import Printer, can_chat, print_json, say, thinking_note
@@ -25,7 +25,10 @@ STANDARD_INPUT = "-"
 
 
 def add_complete_command(
-    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+    cli: typer.Typer,
+    console: Console,
+    environ: Mapping[str, str],
+    opened: Callable[[Settings, Console], ManagedBackend],
 ) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 

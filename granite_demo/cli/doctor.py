@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend
 from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.cli import flags
 from granite_demo.cli.terminal import print_json, print_table
@@ -166,7 +166,10 @@ TOKENS = 48
 
 
 def add_doctor_command(
-    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+    cli: typer.Typer,
+    console: Console,
+    environ: Mapping[str, str],
+    opened: Callable[[Settings, Console], ManagedBackend],
 ) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 

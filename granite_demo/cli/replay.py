@@ -11,7 +11,7 @@ from typing import Literal
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend
 from granite_demo.chat.bundle import STOPPED, Answered, Bundle, Traced, to_request, versions
 from granite_demo.chat.conversation import Call
 from granite_demo.cli import flags
@@ -234,7 +234,7 @@ def run_replay(
     settings: Settings,
     chosen: bool,
     console: Console,
-    opened: Callable[..., Backend] = opened_backend,
+    opened: Callable[..., ManagedBackend] = opened_backend,
     as_json: bool = False,
 ) -> bool:
     """Make the answer in ``file`` again, with its own model unless one was ``chosen``; whether it is the same."""

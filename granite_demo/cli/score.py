@@ -12,7 +12,7 @@ from typing import Any, get_args
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend
 from granite_demo.cli import flags
 from granite_demo.cli.complete import read_text
 from granite_demo.cli.models import refuse_url
@@ -27,7 +27,10 @@ from granite_demo.types.requests import CompareRequest, ScoreRequest
 
 
 def add_score_command(
-    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+    cli: typer.Typer,
+    console: Console,
+    environ: Mapping[str, str],
+    opened: Callable[[Settings, Console], ManagedBackend],
 ) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 
@@ -120,7 +123,10 @@ WORST = 10
 
 
 def add_compare_command(
-    cli: typer.Typer, console: Console, environ: Mapping[str, str], opened: Callable[[Settings, Console], Backend]
+    cli: typer.Typer,
+    console: Console,
+    environ: Mapping[str, str],
+    opened: Callable[[Settings, Console], ManagedBackend],
 ) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 

@@ -12,7 +12,7 @@ from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_source import check_places
 from granite_demo.backends.open_model import follow
 from granite_demo.backends.remote.backend import RemoteBackend
-from granite_demo.backends.side_by_side import BackendBeside
+from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.cli.composition import backend_beside
 from granite_demo.cli.terminal import set_up_logging
 from granite_demo.hub import download
@@ -64,7 +64,7 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
     from granite_demo.server.app import create_app
     from granite_demo.server.policy import limits_of, policy_of
 
-    whole = BackendBeside(backend, backend_beside(settings)) if settings.beside else backend
+    whole = SideBySideBackend(backend, backend_beside(settings)) if settings.beside else backend
     limited = LimitedBackend(whole, limits_of(settings))
     app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
     if lent:

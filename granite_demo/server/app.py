@@ -1,4 +1,4 @@
-"""The application: health, the API, then the page at the root. Knows the ``Backend`` only as a protocol."""
+"""The application: health, the API, then the page at the root. Knows backends only by their protocols."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -15,7 +15,7 @@ from starlette.staticfiles import StaticFiles
 
 from granite_demo import __version__
 from granite_demo.access import Access
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ManagedBackend, ModelControl
 from granite_demo.server.api_key import KeyGuard
 from granite_demo.server.brute_force import SecretsGuard
 from granite_demo.server.metrics import Metrics, RequestCounter, WatchedBackend
@@ -37,7 +37,7 @@ KEYED = (API, "/metrics", "/load_model")
 COUNTED = frozenset({f"{API}/models", f"{API}/chat/completions", f"{API}/completions"})
 
 
-def create_app(backend: Backend, access: Access | None = None, policy: Policy | None = None) -> FastAPI:
+def create_app(backend: ManagedBackend, access: Access | None = None, policy: Policy | None = None) -> FastAPI:
     """An application over ``backend``: started with it, closed with it.
 
     ``access`` tells who may change the model, ``policy`` who gets in; without them everybody may and does.
@@ -53,14 +53,14 @@ def create_app(backend: Backend, access: Access | None = None, policy: Policy | 
     app = FastAPI(title="granite-demo", version=__version__, lifespan=lifespan, docs_url=None, redoc_url=None)
 
     metrics = Metrics(backend.status)
-    _add_health(app, backend, metrics)
+    _add_health(app, backend, backend, metrics)
     app.mount(API, create_api(WatchedBackend(backend, metrics, "api")))
     # Where the page wants a login, the API is no way around it.
     app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
     # Without a key none can be wrong, and who has to log in asks a closed API without one.
     app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
-    page = build_ui(WatchedBackend(backend, metrics, "page"), access)
+    page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
     app.mount("/words", StaticFiles(directory=words_dir()))
     app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
     app.add_middleware(Guard, limit=policy.max_body)
@@ -102,7 +102,7 @@ class WantedModel(BaseModel):
     model: str = ""
 
 
-def _add_health(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
+def _add_health(app: FastAPI, backend: Backend, control: ModelControl, metrics: Metrics) -> None:
     @app.get("/health", responses={503: {"description": "The engine has failed and cannot answer any more."}})
     async def health() -> JSONResponse:
         """Alive: the event loop answers, and so could the engine. The model's state is told, but does not matter."""
@@ -126,5 +126,5 @@ def _add_health(app: FastAPI, backend: Backend, metrics: Metrics) -> None:
     @app.post("/load_model", response_class=Response)
     async def load_model(body: WantedModel) -> EventSourceResponse:
         """Wait for the model that answers here: ``transformers chat`` asks for it first."""
-        events = (JSONServerSentEvent(event, sep="\n") async for event in load_progress(backend, body.model))
+        events = (JSONServerSentEvent(event, sep="\n") async for event in load_progress(backend, control, body.model))
         return EventSourceResponse(events, sep="\n")

@@ -10,7 +10,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from granite_demo.backend import Backend
+from granite_demo.backend import ForwardingBackend, ManagedBackend
 from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextDelta
 from granite_demo.types.model_status import EngineStats, ModelStatus
 from granite_demo.types.requests import GenerationRequest
@@ -43,23 +43,17 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-class WatchedBackend:
-    """``backend`` as it is asked at ``door``; ``metrics`` take note of its answers."""
+class WatchedBackend(ForwardingBackend):
+    """``backend`` as ``door`` calls it; ``metrics`` count its answers."""
 
-    def __init__(self, backend: Backend, metrics: Metrics, door: Door) -> None:
-        self._backend, self._metrics, self._door = backend, metrics, door
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._backend, name)
-
-    def for_visitor(self, visitor: str) -> "WatchedBackend":
-        """See ``Backend.for_visitor``."""
-        return WatchedBackend(self._backend.for_visitor(visitor), self._metrics, self._door)
+    def __init__(self, backend: ManagedBackend, metrics: Metrics, door: Door) -> None:
+        super().__init__(backend)
+        self._metrics, self._door = metrics, door
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``."""
         watch = _AnswerWatch(self._metrics, self._door)
-        async with aclosing(self._backend.stream(request)) as events:
+        async with aclosing(super().stream(request)) as events:
             async for event in events:
                 watch.see(event)
                 yield event

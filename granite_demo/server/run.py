@@ -15,7 +15,7 @@ import psutil
 import uvicorn
 from fastapi import FastAPI
 
-from granite_demo.backend import Backend
+from granite_demo.backend import ManagedBackend
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.loading import gc as garbage
 from granite_demo.settings import PROXIES
@@ -44,7 +44,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    app: FastAPI, backend: Backend, listener: socket.socket, announce: Callable[[], None], proxies: str = PROXIES
+    app: FastAPI, backend: ManagedBackend, listener: socket.socket, announce: Callable[[], None], proxies: str = PROXIES
 ) -> None:
     """Run until SIGINT or SIGTERM; a second one ends the process at once. Raises EngineError once the engine is dead.
 
@@ -66,7 +66,7 @@ def serve(
 
 
 @contextmanager
-def running(app: FastAPI, backend: Backend) -> Iterator[str]:
+def running(app: FastAPI, backend: ManagedBackend) -> Iterator[str]:
     """The application on a free port, in a thread of this process, for the length of the block; its address."""
     listener = bind("127.0.0.1", 0)
     server = _Server(app, backend)
@@ -88,7 +88,7 @@ def address(listener: socket.socket) -> str:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: FastAPI, backend: Backend, proxies: str = PROXIES) -> None:
+    def __init__(self, app: FastAPI, backend: ManagedBackend, proxies: str = PROXIES) -> None:
         config = uvicorn.Config(
             app,
             log_config=None,  # its lines take the way of all others

@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.access import Access
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ModelControl
 from granite_demo.ui import conversation_list, languages, models, settings
 from granite_demo.ui.chat import handlers, side_by_side
 from granite_demo.ui.chat import tab as chat_tab
@@ -26,8 +26,8 @@ SETTLED_SECONDS = 5.0
 """Between two looks at the model's state, while nothing happens to it."""
 
 
-def build_ui(backend: Backend, access: Access) -> gr.Blocks:
-    """The page over ``backend``, ready to be mounted. ``access`` tells who may change the model."""
+def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
+    """The page over ``backend``, ready to be mounted. ``access`` decides who may change the model with ``control``."""
     settle_drawing()
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
@@ -39,12 +39,12 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             again = gr.Button("Try again", visible=False, size="sm", elem_id="again", scale=0)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", scale=1):
-                chat_parts = chat_tab.layout(backend, access)
+                chat_parts = chat_tab.layout(backend, control, access)
             with gr.Tab("Completion", id="completion"):
                 completion_parts = completion_tab.layout(backend, access)
             with gr.Tab("Settings", id="settings"):
                 preferences = settings.layout()
-                panel = models.layout(backend, access)
+                panel = models.layout(control, access)
         timer = gr.Timer(BUSY_SECONDS)
         answering = gr.Textbox(visible=False)
 
@@ -55,18 +55,18 @@ def build_ui(backend: Backend, access: Access) -> gr.Blocks:
             # Never quite off: somebody else may load another model.
             pace = gr.Timer(SETTLED_SECONDS if settled else BUSY_SECONDS)
             which = f"{state.model} {state.stage}"
-            compared = side_by_side.shown_values(backend, state)
-            return status_html(state), again_button, pace, which, *compared, *models.shown_values(backend, state)
+            compared = side_by_side.shown_values(control, state)
+            return status_html(state), again_button, pace, which, *compared, *models.shown_values(control, state)
 
         shown = [status, again, timer, answering, *chat_parts.comparison.shown, *panel.shown]
         demo.load(refresh, None, shown, **DIRECT)
         timer.tick(refresh, None, shown, **DIRECT)
-        again.click(lambda: backend.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
+        again.click(lambda: control.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
         conversation_list.wire(conversations, chat_parts.holder)
-        handlers.wire(chat_parts, conversations, preferences, backend, access, demo, [answering.change])
+        handlers.wire(chat_parts, conversations, preferences, backend, control, access, demo, [answering.change])
         completion_tab.wire(completion_parts, preferences, backend, access, demo, [answering.change])
         settings.wire(preferences, backend, demo, [answering.change])
-        models.wire(panel, backend, access, timer)
+        models.wire(panel, control, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
     # Gradio (6.31) has 40 places for all queued events, whatever their own limits; who finds none waits unseen.
     demo._queue.max_thread_count = MAX_STREAMS + SHORT_EVENTS

@@ -11,7 +11,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.access import Access
-from granite_demo.backend import Backend
+from granite_demo.backend import ModelControl
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import ModelStatus
@@ -54,23 +54,23 @@ class ModelPanel:
         return [self.memory, self.facts, self.card, self.cancel, self.choice]
 
 
-def shown_values(backend: Backend, status: ModelStatus) -> tuple[Any, ...]:
+def shown_values(control: ModelControl, status: ModelStatus) -> tuple[Any, ...]:
     """What ``status`` shows in the panel."""
     busy = status.stage not in ("ready", "failed", "idle")
     tables = memory_html(status.memory), facts_html(status.facts), facts_html(status.card)
     # Once a model is ready its device is known, and with it what fits there.
-    choices = gr.Dropdown(choices=labelled(backend)) if status.stage == "ready" else gr.skip()
+    choices = gr.Dropdown(choices=labelled(control)) if status.stage == "ready" else gr.skip()
     return *tables, gr.Button(visible=busy), choices
 
 
-def labelled(backend: Backend) -> list[tuple[str, str]]:
+def labelled(control: ModelControl) -> list[tuple[str, str]]:
     """The models to pick, as (label, name)."""
-    return [(choice.label, choice.name) for choice in backend.choices()]
+    return [(choice.label, choice.name) for choice in control.choices()]
 
 
-def layout(backend: Backend, access: Access) -> ModelPanel:
+def layout(control: ModelControl, access: Access) -> ModelPanel:
     """Place the components. Call inside the tab."""
-    choices = labelled(backend)
+    choices = labelled(control)
     gr.Markdown("### Model\nFor everybody who uses this server.")
     with gr.Group(visible=bool(choices)):
         with gr.Row():
@@ -99,7 +99,7 @@ def layout(backend: Backend, access: Access) -> ModelPanel:
     )
 
 
-def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -> None:
+def wire(panel: ModelPanel, control: ModelControl, access: Access, timer: gr.Timer) -> None:
     """Connect the events. ``timer`` is sped up when there is progress to show."""
 
     def load(
@@ -114,15 +114,15 @@ def wire(panel: ModelPanel, backend: Backend, access: Access, timer: gr.Timer) -
         def begin() -> None:
             if not model:
                 raise InvalidRequestError("Choose a model first.")
-            backend.select(load_options(model, precision, attention, context, keep))
+            control.select(load_options(model, precision, attention, context, keep))
 
         return guarded(visit, begin, token, f"Loading {model}. The present model answers until it is ready.")
 
     def cancel(visit: gr.Request, token: str | None) -> tuple[Any, Any]:
-        return guarded(visit, backend.cancel_load, token, "Cancelling.")
+        return guarded(visit, control.cancel_load, token, "Cancelling.")
 
     def unload(visit: gr.Request, token: str | None) -> tuple[Any, Any]:
-        return guarded(visit, backend.unload, token, "Unloaded. The next message loads it again.")
+        return guarded(visit, control.unload, token, "Unloaded. The next message loads it again.")
 
     def guarded(visit: gr.Request, action: Callable[[], None], token: str | None, done: str) -> tuple[Any, Any]:
         try:

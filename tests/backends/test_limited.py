@@ -362,16 +362,3 @@ async def test_a_model_that_failed_is_tried_once_a_minute_by_all_together(later:
     assert backend.started.is_set()
     backend.state = READY
     await drain(limited.stream(ASKED))
-
-
-def test_the_rest_is_the_other_backends() -> None:
-    backend = FakeBackend()
-    limited = LimitedBackend(backend, Limits(running=1))
-    limited.start()
-    limited.select(LoadOptions("two"))
-    limited.cancel_load()
-    limited.unload()
-    limited.close()
-    assert (limited.status(), limited.choices()) == (backend.status(), backend.choices())
-    assert backend.selected == [LoadOptions("two")]
-    assert all(event.is_set() for event in (backend.started, backend.cancelled, backend.unloaded, backend.closed))

@@ -80,12 +80,12 @@ def build(backend: FakeBackend) -> gr.Blocks:
         gr.Button("Math").click(lambda: math, None, [chatbot])
         gr.Button("Footnote").click(lambda: [{"role": "assistant", "content": NOTE}], None, [chatbot])
         gauge, rays = context_meter.layout(), prompt_xray.layout()
-        pair = side_by_side.layout(backend, Access())
+        pair = side_by_side.layout(backend, backend, Access())
         with gr.Accordion("Settings", open=False):
             preferences = settings.layout()
         context_meter.wire(gauge, backend, holder, box, preferences.components)
         prompt_xray.wire(rays, backend, holder, box, preferences.components)
-        side_by_side.wire(pair, backend, Access(), demo)
+        side_by_side.wire(pair, backend, backend, Access(), demo)
         demo.load(lambda: side_by_side.shown_values(backend, backend.status()), None, pair.shown)
     demo.queue(default_concurrency_limit=16)
     return demo

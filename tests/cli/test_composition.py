@@ -11,7 +11,7 @@ from rich.console import Console
 
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.remote.backend import RemoteBackend
-from granite_demo.backends.side_by_side import BackendBeside
+from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.chat import bundle
 from granite_demo.chat import conversation as conversations
 from granite_demo.cli import composition, main
@@ -149,7 +149,7 @@ async def test_the_server_beside_answers_what_asks_for_it_and_nothing_else() -> 
     server = FakeServer(key="shut")
     with serving(server):
         settings = Settings.resolve({"beside": server.url, "beside_key": "shut"}, {})
-        whole = BackendBeside(here, backend_beside(settings))
+        whole = SideBySideBackend(here, backend_beside(settings))
         whole.start()
         try:
             question = GenerationRequest((Message("user", "Hi"),))

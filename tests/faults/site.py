@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 from granite_demo.access import Limits
-from granite_demo.backend import Backend
+from granite_demo.backend import ManagedBackend
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import Loader, ModelManager, ReadyModel
@@ -236,6 +236,6 @@ def serving(loader: Loader, options: LoadOptions | None = None, limits: Limits |
     """A server of its own, whose model is ready."""
     local = Watched(ModelManager(loader), options or LoadOptions())
     local.wait_until_ready()
-    backend: Backend = LimitedBackend(local, limits) if limits else local
+    backend: ManagedBackend = LimitedBackend(local, limits) if limits else local
     with running(create_app(backend), backend) as url, httpx.Client(base_url=url, timeout=30) as http:
         yield Site(url, local, http)

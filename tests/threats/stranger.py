@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from granite_demo.access import Access, Limits
-from granite_demo.backend import Backend
+from granite_demo.backend import ManagedBackend
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.chat import conversation
 from granite_demo.server.app import create_app
@@ -76,7 +76,9 @@ class Stranger(httpx.Client):
 
 
 @contextmanager
-def public(backend: Backend, limits: Limits | None = None, token: str = TOKEN, **policy: Any) -> Iterator[Stranger]:
+def public(
+    backend: ManagedBackend, limits: Limits | None = None, token: str = TOKEN, **policy: Any
+) -> Iterator[Stranger]:
     """A stranger at the public page over ``backend``."""
     limited = LimitedBackend(backend, limits or Limits())
     app = create_app(limited, Access(True, token), Policy(**{"max_body": PUBLIC_MAX_BODY, **policy}))

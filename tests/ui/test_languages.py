@@ -20,7 +20,8 @@ OTHERS = {"[{", "### ", "Fake model", "Add files", "The model reads one text", "
 
 @pytest.fixture(scope="module")
 def page() -> gr.Blocks:
-    return build_ui(FakeBackend(), Access(public=True, token="t"))
+    backend = FakeBackend()
+    return build_ui(backend, backend, Access(public=True, token="t"))
 
 
 def words(language: str) -> dict[str, str]:

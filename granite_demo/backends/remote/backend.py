@@ -6,7 +6,7 @@ import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from granite_demo.backends.remote import errors
 from granite_demo.backends.remote.endpoints import Endpoint, Endpoints
@@ -46,7 +46,7 @@ NOT_HERE = "{} needs the model in this process. Start granite-demo without --bac
 
 
 class RemoteBackend:
-    """Answers with the models of other servers; see ``Backend`` for the methods."""
+    """Answers with the models of other servers; see ``Backend`` and ``ModelControl`` for the methods."""
 
     def __init__(self, endpoints: Endpoints, model: str = "") -> None:
         """``model`` is the name to ask for; empty takes the first one that the servers list."""
@@ -56,7 +56,7 @@ class RemoteBackend:
         self._closed = False
         self._running: dict[AsyncOpenAI, asyncio.AbstractEventLoop] = {}
 
-    def for_visitor(self, visitor: str) -> "RemoteBackend":
+    def for_visitor(self, visitor: str) -> Self:
         return self
 
     def status(self) -> ModelStatus:

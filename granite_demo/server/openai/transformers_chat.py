@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ModelControl
 from granite_demo.server.openai.errors import RefusedError
 from granite_demo.server.openai.protocol import ChatRequest
 
@@ -47,9 +47,9 @@ def with_config(body: ChatRequest) -> ChatRequest:
     return body.model_copy(update={**new, FIELD: None})
 
 
-async def load_progress(backend: Backend, name: str) -> AsyncGenerator[dict[str, Any]]:
-    """Yield what the load of the model does, until it is ready or has failed."""
-    backend.start()
+async def load_progress(backend: Backend, control: ModelControl, name: str) -> AsyncGenerator[dict[str, Any]]:
+    """Start the load of the model and yield its progress, until it is ready or has failed."""
+    control.start()
     while (status := backend.status()).stage != "ready":
         if status.stage == "failed":
             yield {"status": "error", "model": name, "message": status.detail}

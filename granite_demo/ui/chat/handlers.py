@@ -8,7 +8,7 @@ import gradio as gr
 from pydantic import ValidationError
 
 from granite_demo.access import Access
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ModelControl
 from granite_demo.chat import actions
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.actions import Asked
@@ -50,6 +50,7 @@ def wire(
     library: gr.HTML,
     preferences: Preferences,
     backend: Backend,
+    control: ModelControl,
     access: Access,
     demo: gr.Blocks,
     ready: list[Any],
@@ -64,7 +65,7 @@ def wire(
     tools.wire_results(tab.results, tab.holder)
     context_meter.wire(tab.meter, backend, tab.holder, tab.textbox, preferences.components, ready)
     prompt_xray.wire(tab.xray, backend, tab.holder, tab.textbox, preferences.components)
-    side_by_side.wire(tab.comparison, backend, access, demo)
+    side_by_side.wire(tab.comparison, backend, control, access, demo)
     changed = [tab.holder.change, *ready]
     template_switches.wire(tab.switches, tab.holder, backend, changed)
     # In the browser alone, at every letter.

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.access import Access
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ModelControl
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.messages import Controls, Message
@@ -66,17 +66,17 @@ class Comparison:
         return [part for column in self.columns for part in (column.settings[0], column.settings[5])]
 
 
-def shown_values(backend: Backend, status: ModelStatus) -> tuple[Any, ...]:
+def shown_values(control: ModelControl, status: ModelStatus) -> tuple[Any, ...]:
     """What ``status`` changes in the panel: the levels of thinking, and the models to pick."""
     if status.stage != "ready":
         return (gr.skip(), gr.skip()) * len(NAMES)
-    return (_thinking(status), gr.Dropdown(choices=_models(backend, status))) * len(NAMES)
+    return (_thinking(status), gr.Dropdown(choices=_models(control, status))) * len(NAMES)
 
 
-def _models(backend: Backend, status: ModelStatus) -> list[tuple[str, str]]:
+def _models(control: ModelControl, status: ModelStatus) -> list[tuple[str, str]]:
     """The models that a side can ask, as (label, name)."""
     beside = [(f"{status.beside} (the other server)", BESIDE)] if status.beside else []
-    return [THE_LOADED, *beside, *labelled(backend)]
+    return [THE_LOADED, *beside, *labelled(control)]
 
 
 def _thinking(status: ModelStatus) -> gr.Dropdown:
@@ -88,6 +88,7 @@ def _thinking(status: ModelStatus) -> gr.Dropdown:
 
 def to_request(
     backend: Backend,
+    control: ModelControl,
     question: str | None,
     system: str | None,
     values: Sequence[Any],
@@ -105,7 +106,7 @@ def to_request(
     elif model or precision != "Automatic":
         allow()
         model = model or backend.status().model
-        if model not in {choice.name for choice in backend.choices()}:
+        if model not in {choice.name for choice in control.choices()}:
             raise InvalidRequestError("Only the models in the list can be loaded here. Choose the loaded model.")
         options = load_options(model, precision, "auto", 0)
     first = [Message("system", system.strip())] if system and system.strip() else []
@@ -114,14 +115,14 @@ def to_request(
     return GenerationRequest((*first, Message("user", question)), sampling=sampling, controls=controls, model=options)
 
 
-def layout(backend: Backend, access: Access) -> Comparison:
+def layout(backend: Backend, control: ModelControl, access: Access) -> Comparison:
     """Place the components."""
     with gr.Accordion("Side by side", open=False, elem_id="compare"):
         gr.Markdown("One question under two settings. Nothing of it enters the conversation.")
         question = gr.Textbox(label="Question", lines=2, max_lines=8, elem_id="compare-question")
         system = gr.Textbox(label="System prompt of both", lines=1, max_lines=6, elem_id="compare-system")
         with gr.Row():
-            columns = [_column(name, backend) for name in NAMES]
+            columns = [_column(name, backend.status(), control) for name in NAMES]
         token = gr.Textbox(
             label="Admin token",
             info="To load another model than the one that answers.",
@@ -141,11 +142,11 @@ def layout(backend: Backend, access: Access) -> Comparison:
     )
 
 
-def _column(name: str, backend: Backend) -> list[Any]:
-    models = _models(backend, backend.status())
+def _column(name: str, status: ModelStatus, control: ModelControl) -> list[Any]:
+    models = _models(control, status)
     with gr.Column(min_width=300, elem_id=f"compare-{name.lower()}"), gr.Group():
         gr.Markdown(f"#### {name}", elem_classes="side")
-        thinking = _thinking(backend.status())
+        thinking = _thinking(status)
         thinking.label, thinking.value = f"Thinking of {name}", ""
         with gr.Row():
             temperature = gr.Number(0, label=f"Temperature of {name}", minimum=0, maximum=2, step=0.1, min_width=90)
@@ -170,16 +171,15 @@ def _screen(name: str) -> tuple[gr.Accordion, gr.Markdown, gr.Markdown, gr.HTML]
     return thoughts, thinking, answer, costs
 
 
-def wire(panel: Comparison, backend: Backend, access: Access, demo: gr.Blocks) -> None:
+def wire(panel: Comparison, backend: Backend, control: ModelControl, access: Access, demo: gr.Blocks) -> None:
     """Connect the events."""
     visitors = Visitors()
     screen = [panel.run, panel.stop, panel.difference, *(part for side in panel.columns for part in side.screen)]
 
     async def compare(visit: gr.Request, *values: Any) -> AsyncGenerator[Any]:
         with visitors.answering(session(visit)) as stop:
-            async with aclosing(
-                answers(own(backend, visit), partial(access.check, visitor=address(visit)), values, stop)
-            ) as updates:
+            check = partial(access.check, visitor=address(visit))
+            async with aclosing(answers(own(backend, visit), control, check, values, stop)) as updates:
                 async for update in updates:
                     yield update
 
@@ -197,7 +197,11 @@ def wire(panel: Comparison, backend: Backend, access: Access, demo: gr.Blocks) -
 
 
 async def answers(
-    backend: Backend, check: Callable[[str | None], None], values: Sequence[Any], stop: threading.Event
+    backend: Backend,
+    control: ModelControl,
+    check: Callable[[str | None], None],
+    values: Sequence[Any],
+    stop: threading.Event,
 ) -> AsyncGenerator[tuple[Any, ...]]:
     """Yield what the panel shows while both sides are answered; ``values`` are question, system, token, settings.
 
@@ -208,7 +212,7 @@ async def answers(
     sides = [settings[:half], settings[half:]]
 
     def build(side: Sequence[Any]) -> Callable[[], GenerationRequest]:
-        return lambda: to_request(backend, question, system, side, lambda: check(token))
+        return lambda: to_request(backend, control, question, system, side, lambda: check(token))
 
     def stream(side: Sequence[Any]) -> Callable[[], AsyncGenerator[Snapshot]]:
         return lambda: snapshots(backend, build(side), stop)

@@ -6,7 +6,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.access import Access
-from granite_demo.backend import Backend
+from granite_demo.backend import Backend, ModelControl
 from granite_demo.chat.conversation import Conversation
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.ui.chat import context_meter, documents, prompt_xray, side_by_side, template_switches, tools
@@ -89,7 +89,7 @@ class ChatTab:
         return [self.system_prompt, *self.documents.shown, *self.tools.shown, *self.switches.shown]
 
 
-def layout(backend: Backend, access: Access) -> ChatTab:
+def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
     holder, (pending, download, begun) = gr.JSON({}, visible=False), (gr.JSON(visible=False) for _ in range(3))
     ask, target, over = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Checkbox(visible=False)
@@ -139,7 +139,7 @@ def layout(backend: Backend, access: Access) -> ChatTab:
         tools.layout(),
         context,
         prompt_xray.layout(),
-        side_by_side.layout(backend, access),
+        side_by_side.layout(backend, control, access),
     )
 
 

@@ -9,7 +9,7 @@ import gradio as gr
 import pytest
 
 from granite_demo.access import Access
-from granite_demo.backends.side_by_side import BackendBeside
+from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.types.load_options import LoadOptions
@@ -30,12 +30,12 @@ def side(**values: Any) -> list[Any]:
 
 
 def ask(backend: FakeBackend, **values: Any) -> GenerationRequest:
-    return to_request(backend, "Why?", None, side(**values), lambda: None)
+    return to_request(backend, backend, "Why?", None, side(**values), lambda: None)
 
 
 def test_the_settings_become_a_request(backend: FakeBackend) -> None:
     values = side(thinking="low", temperature=0.7, top_p=0.9, seed=" 7 ", max_tokens=9)
-    request = to_request(backend, "Why?", " Be kind. ", values, lambda: None)
+    request = to_request(backend, backend, "Why?", " Be kind. ", values, lambda: None)
     assert request == GenerationRequest(
         (Message("system", "Be kind."), Message("user", "Why?")),
         sampling=SamplingParams(temperature=0.7, top_p=0.9, seed=7, max_tokens=9),
@@ -67,8 +67,8 @@ def test_another_model_takes_the_right_to_load(backend: FakeBackend, values: dic
     backend.state = replace(READY, model="one")
     access = Access(public=True, token="sesame")
     with pytest.raises(InvalidRequestError, match="not the admin token"):
-        to_request(backend, "Why?", None, side(**values), lambda: access.check("guess", ""))
-    assert to_request(backend, "Why?", None, side(**values), lambda: access.check("sesame", "")).model
+        to_request(backend, backend, "Why?", None, side(**values), lambda: access.check("guess", ""))
+    assert to_request(backend, backend, "Why?", None, side(**values), lambda: access.check("sesame", "")).model
 
 
 @pytest.mark.parametrize("model", ["/etc", "three"])
@@ -86,7 +86,7 @@ def test_a_seed_that_is_no_number_is_refused(backend: FakeBackend, seed: str) ->
 @pytest.mark.parametrize("question", [None, "", "  "])
 def test_an_empty_question_is_refused(backend: FakeBackend, question: str | None) -> None:
     with pytest.raises(InvalidRequestError, match="Write a question"):
-        to_request(backend, question, None, side(), lambda: None)
+        to_request(backend, backend, question, None, side(), lambda: None)
 
 
 def test_the_levels_of_thinking_are_the_models(backend: FakeBackend) -> None:
@@ -104,11 +104,11 @@ def test_without_levels_the_reason_is_told(backend: FakeBackend) -> None:
 
 
 async def run(
-    backend: FakeBackend | BackendBeside, *sides: list[Any], access: Access | None = None
+    backend: FakeBackend | SideBySideBackend, *sides: list[Any], access: Access | None = None
 ) -> list[tuple[Any, ...]]:
     values = ["Why?", "", "", *[value for one in sides for value in one]]
     check = partial((access or Access()).check, visitor="")
-    return [update async for update in answers(backend, check, values, threading.Event())]
+    return [update async for update in answers(backend, backend, check, values, threading.Event())]
 
 
 async def test_the_panel_shows_both_and_ends_with_the_difference(backend: FakeBackend) -> None:
@@ -171,7 +171,7 @@ async def test_an_engine_that_takes_turns_answers_one_after_the_other(backend: F
 async def test_the_server_beside_is_asked_at_the_same_time_and_by_everybody() -> None:
     here, there = FakeBackend(["here"] * 4, 0.1), FakeBackend(["there"] * 4, 0.1)
     here.state, there.state = TURNS, replace(READY, title="granite-4.1-8b")
-    both = BackendBeside(here, there)
+    both = SideBySideBackend(here, there)
     _, models, *_ = shown_values(both, both.status())
     assert ("granite-4.1-8b (the other server)", BESIDE) in models.choices
     updates = await run(both, side(), side(model=BESIDE), access=Access(public=True, token="sesame"))

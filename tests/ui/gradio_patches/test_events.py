@@ -12,7 +12,7 @@ from tests.fakes import FakeBackend
 
 
 def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
-    events = build_ui(FakeBackend(), Access()).config["dependencies"]
+    events = build_ui(FakeBackend(), FakeBackend(), Access()).config["dependencies"]
     latest = [event for event in events if event["backend_fn"] and event["trigger_mode"] == "always_last"]
     assert len(latest) > 5
     # Two that listen to one change would set each other off for ever.
@@ -21,7 +21,7 @@ def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
 
 
 def test_how_far_an_event_is_no_component_is_told() -> None:
-    events = build_ui(FakeBackend(), Access()).config["dependencies"]
+    events = build_ui(FakeBackend(), FakeBackend(), Access()).config["dependencies"]
     ours = [event for event in events if event["outputs"] and event["api_name"] != "load_example"]  # gr.Examples' own
     assert len(ours) > 50
     # What is told costs the browser a walk over the page for every output there has ever been.
