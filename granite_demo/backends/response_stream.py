@@ -81,7 +81,7 @@ class _Reading:
         arrived: float,
         provenance: Provenance | None,
     ) -> None:
-        from granite_demo.prompts.tokenizer import IncrementalDecoder
+        from granite_demo.prompts.tokenizer import Detokenizer
 
         self._tokenizer = ready.loaded.tokenizer
         self._eos_ids = ready.loaded.eos_ids
@@ -92,7 +92,7 @@ class _Reading:
         self._seed = sampling.seed if sampling.temperature > 0 else None
         self._provenance = provenance
         dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
-        self._decoder = IncrementalDecoder(self._tokenizer, keep=dialect.markers)
+        self._decoder = Detokenizer(self._tokenizer, keep=dialect.markers)
         opened = opens_reasoning(self._tokenizer, prompt_ids, dialect)
         dialect = dialect if request.calls else dialect.without_calls()
         self._parser = ResponseParser(dialect, starts_in_reasoning=opened, tools=request.tools)

@@ -1,4 +1,4 @@
-"""A request as the arguments of a tokenizer's apply_chat_template. Knows what templates read, not how they write it."""
+"""Converts a request into the arguments of ``apply_chat_template``, with the names that the chat template reads."""
 
 import json
 import logging
@@ -15,14 +15,20 @@ from granite_demo.types.requests import GenerationRequest
 log = logging.getLogger(__name__)
 
 Write = Callable[[Origin, str, bool], str]
-"""What becomes of each text that somebody wrote, before the template gets it; true for the key of an object."""
+"""Called with the origin and the text of each text in a request, and true for the key of an object.
+
+The template gets the result instead of the text.
+"""
 
 MAX_DEPTH = 100
-"""Levels of objects and lists in a tool or a call. Python's own limit is higher, but not the same in each version."""
+"""The maximum nesting of objects and lists in a tool or a call. Python's own limit differs between versions."""
 
 
 def template_of(tokenizer: Any, tools: bool = False) -> str:
-    """The text of the chat template that ``tokenizer`` takes; empty where it has none."""
+    """Return the text of the chat template that ``tokenizer`` applies, or "" if it has none.
+
+    A tokenizer can have a second template for requests with ``tools``.
+    """
     if not tokenizer.chat_template:
         return ""
     if isinstance(tokenizer.chat_template, str):
@@ -32,13 +38,13 @@ def template_of(tokenizer: Any, tools: bool = False) -> str:
 
 @lru_cache(maxsize=16)
 def variables_of(template: str) -> frozenset[str]:
-    """The names that ``template`` reads from outside; none where it cannot be parsed."""
+    """Return the names of the variables that ``template`` reads. The set is empty if the template cannot be parsed."""
     from jinja2 import TemplateError, meta
     from jinja2.ext import loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     environment = ImmutableSandboxedEnvironment(extensions=[loopcontrols])
-    # A tag of transformers' own, which wraps what the model wrote; nothing is left out with it.
+    # transformers adds this tag, which jinja2 does not know. Without it, the text inside stays.
     plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)
     try:
         return frozenset(meta.find_undeclared_variables(environment.parse(plain)))
@@ -53,35 +59,36 @@ def template_inputs(
     write: Write = lambda origin, text, key: text,
     objects: bool = False,
 ) -> dict[str, Any]:
-    """The conversation, tools, documents and switches of ``request``; a switch that is not set is not passed.
+    """Return the conversation, tools, documents and switches of ``request``. A switch that is not set is left out.
 
-    ``write`` is given every text that came with the request. ``objects``: arguments that are no JSON object become one.
+    Each text in the request passes through ``write``. With ``objects``, call arguments that are not a JSON object are
+    put into one. Raises InvalidRequestError for a tool or a call with more than MAX_DEPTH levels.
     """
-
-    def told(title: str) -> str:
-        return write("document", title, False)
-
     tools = [
         {**tool.as_function(), "function": _written(tool.as_function()["function"], write)} for tool in request.tools
     ]
     documents = [
-        {"doc_id": number, "title": told(document.title), "text": told(document.text)}
+        {
+            "doc_id": number,
+            "title": write("document", document.title, False),
+            "text": write("document", document.text, False),
+        }
         for number, document in enumerate(request.documents, 1)
     ]
-    reasons = "reasoning_content" in template
+    reads_reasoning = "reasoning_content" in template
     return {
-        "conversation": [_turn(message, reasons, write, objects) for message in request.messages],
+        "conversation": [_turn(message, reads_reasoning, write, objects) for message in request.messages],
         "tools": tools or None,
         "documents": documents or None,
         **switch_values(request.controls, variables_of(template)),
     }
 
 
-def _turn(message: Message, reasons: bool, write: Write, objects: bool) -> dict[str, Any]:
+def _turn(message: Message, reads_reasoning: bool, write: Write, objects: bool) -> dict[str, Any]:
     turn: dict[str, Any] = {"role": message.role, "content": write(message.role, message.content, False)}
     if message.name:
         turn["name"] = write(message.role, message.name, False)
-    if message.thinking and reasons:
+    if message.thinking and reads_reasoning:
         turn["reasoning_content"] = write("assistant", message.thinking, False)
     if message.tool_calls:
         turn["tool_calls"] = [_call(call, write, objects) for call in message.tool_calls]
@@ -100,18 +107,18 @@ def _call(call: ToolCall, write: Write, objects: bool) -> dict[str, Any]:
 
 def _written(value: Any, write: Write, level: int = 1) -> Any:
     if isinstance(value, str):
-        return write("tool", scrub(value), False)  # JSON can spell what no tokenizer takes
+        return write("tool", scrub(value), False)  # JSON escapes can produce lone surrogates
     if not isinstance(value, Mapping | list | tuple):
         return value
     if level > MAX_DEPTH:
-        raise InvalidRequestError(f"A tool or a call is nested more than {MAX_DEPTH} deep.")
+        raise InvalidRequestError(f"A tool or a call has more than {MAX_DEPTH} nested levels.")
     if isinstance(value, Mapping):
         return {write("tool", scrub(str(key)), True): _written(item, write, level + 1) for key, item in value.items()}
     return [_written(item, write, level + 1) for item in value]
 
 
 def switch_values(controls: Controls, variables: frozenset[str]) -> dict[str, Any]:
-    """What a template that reads ``variables`` is told of ``controls``: Granite 3's names, or those of 4.2."""
+    """Return the template variables for ``controls``, by the names of Granite 3 or 4.2 that are in ``variables``."""
     values: dict[str, Any] = {}
     level = controls.thinking
     if level is not None and "enable_thinking" in variables:
@@ -123,8 +130,8 @@ def switch_values(controls: Controls, variables: frozenset[str]) -> dict[str, An
     elif level in ("off", "full") and "thinking" in variables:
         values["thinking"] = level == "full"
     if "controls" in variables:
-        # The order is that of IBM's own code: the template writes them out as they come. Empty rather than left out:
-        # templates look into it.
+        # The template prints the switches in this order, which is that of IBM's code. An empty dict is not left out,
+        # because templates read its keys.
         wanted = {name: getattr(controls, name) for name in ("citations", "hallucinations", "length", "originality")}
         values["controls"] = {name: value for name, value in wanted.items() if value}
     return values

@@ -1,14 +1,14 @@
-"""Fill in the middle: the prompt that asks for what stands between two texts. Knows no requests.
+"""Prompts for fill in the middle (FIM): the model writes the text between a prefix and a suffix.
 
-The order is prefix, suffix, middle, as in "Efficient Training of Language Models to Fill in the Middle"
-(arXiv 2207.14255), and the tokens are those of the model's own tokenizer.
+The order is prefix, suffix, middle (PSM), as in "Efficient Training of Language Models to Fill in the Middle" (arXiv
+2207.14255). The control tokens are those of the model's tokenizer.
 """
 
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.prompts.taint import Stretch
-from granite_demo.prompts.tokenizer import encode_each, without_controls
+from granite_demo.prompts.taint import Span
+from granite_demo.prompts.tokenizer import split_control_tokens
 from granite_demo.types.model_status import Feature
 
 SPELLINGS = (
@@ -16,50 +16,45 @@ SPELLINGS = (
     ("<fim_prefix>", "<fim_suffix>", "<fim_middle>"),  # Granite 3
 )
 IN_A_TURN = SPELLINGS[0]
-"""The instruct models with these tokens expect them inside a user's turn, says IBM's prompt guide of Granite 4.0."""
+"""Instruct models with these tokens expect them inside a user turn (IBM's prompt guide for Granite 4.0)."""
 NO_TOKENS = "This model's tokenizer has no fill-in-the-middle tokens."
-NOT_CLAIMED = "This model was not made to fill in the middle, though its tokenizer has tokens for it."
-MADE_FOR_IT = ("granite-3.3", "granite-4.0")
-"""The dialects of the models of which IBM says that they fill in the middle: 3.3, 4.0 and 4.1."""
+NOT_SUPPORTED = "This model does not support fill in the middle, although its tokenizer has the tokens for it."
+SUPPORTED = ("granite-3.3", "granite-4.0")
+"""The dialects of the models that support FIM according to IBM: 3.3, 4.0 and 4.1."""
 
 
 def fim_problem(tokenizer: Any, dialect: str | None = None) -> str:
-    """Why the model cannot fill in the middle; empty where it can. ``dialect``: of its ``ModelSpec``, if known."""
+    """Return why the model cannot fill in the middle, or "" if it can. ``dialect`` is that of its ``ModelSpec``."""
     if _tokens(tokenizer) is None:
         return NO_TOKENS
-    return NOT_CLAIMED if dialect and dialect not in MADE_FOR_IT else ""
+    return NOT_SUPPORTED if dialect and dialect not in SUPPORTED else ""
 
 
 def cannot_fill(tokenizer: Any, dialect: str | None) -> tuple[tuple[Feature, str], ...]:
-    """``fim_problem`` as a part of ``ModelStatus.unable``."""
+    """Return the result of ``fim_problem`` as an entry of ``ModelStatus.unable``, or nothing."""
     problem = fim_problem(tokenizer, dialect)
     return (("fill in the middle", problem),) if problem else ()
 
 
 def in_a_turn(tokenizer: Any) -> bool:
-    """Whether the prompt belongs into a user's turn of the model's chat template."""
+    """Whether the prompt must be inside a user turn of the model's chat template."""
     return bool(tokenizer.chat_template) and _tokens(tokenizer) == IN_A_TURN
 
 
-def fim_stretches(tokenizer: Any, prefix: str, suffix: str) -> list[Stretch]:
-    """The prompt in stretches to be encoded each by itself. Raises InvalidRequestError where the model has no tokens.
+def fim_spans(tokenizer: Any, prefix: str, suffix: str) -> list[Span]:
+    """Return the spans of the prompt, which must be encoded separately.
 
-    What people write in ``prefix`` and ``suffix`` is never a control token.
+    Text in ``prefix`` and ``suffix`` never becomes a control token. Raises InvalidRequestError if the tokenizer has no
+    FIM tokens.
     """
     tokens = _tokens(tokenizer)
     if tokens is None:
         raise InvalidRequestError(f"{NO_TOKENS} Choose a Granite 3.3, 4.0 or 4.1 model.")
-    before, after, middle = (Stretch("template", token) for token in tokens)
+    before, after, middle = (Span("template", token) for token in tokens)
     written, following = (
-        [Stretch("user", piece) for piece in without_controls(tokenizer, text)] for text in (prefix, suffix)
+        [Span("user", piece) for piece in split_control_tokens(tokenizer, text)] for text in (prefix, suffix)
     )
     return [before, *written, after, *following, middle]
-
-
-def render_fim(tokenizer: Any, prefix: str, suffix: str) -> list[int]:
-    """The token ids of the prompt. Raises InvalidRequestError where the model has no tokens for it."""
-    texts = [stretch.text for stretch in fim_stretches(tokenizer, prefix, suffix)]
-    return [token for ids in encode_each(tokenizer, texts) for token in ids]
 
 
 def _tokens(tokenizer: Any) -> tuple[str, str, str] | None:

@@ -1,4 +1,4 @@
-"""What a chat template reads, found by rendering it with and without. Knows no template by name."""
+"""Finds the features of a chat template by rendering probes with and without each feature."""
 
 import logging
 from typing import Any
@@ -21,9 +21,9 @@ GIVEN: dict[str, dict[str, Any]] = {
     "tools": {"tools": TOOLS},
     "documents": {"documents": DOCUMENTS},
 }
-"""What a switch may depend on, as what it adds to a request."""
+"""The parts of a request on which a switch can depend, as arguments of ``GenerationRequest``."""
 LEVELS: tuple[Thinking, ...] = ("full", "off", "low")
-"""The low one last: where a template knows none, it is one of the others."""
+"""``low`` comes last: if a template does not have that level, it renders like one of the others."""
 PROBES = {
     "length": Controls(length="short"),
     "originality": Controls(originality="extractive"),
@@ -40,13 +40,13 @@ NAMES = {"hallucinations": "the check for hallucinations"}
 
 
 def find_switches(tokenizer: Any) -> Switches:
-    """What the chat template of ``tokenizer`` reads; nothing where it has none, or an odd one."""
+    """Return the switches of the tokenizer's chat template. Without a usable template, all are off."""
     if not tokenizer.chat_template:
         return Switches()
     try:
         return _Prober(tokenizer).switches()
-    except Exception as error:  # a template is code of the checkpoint's author; without switches it may still chat
-        log.warning("The switches of the chat template could not be found: %s", error)
+    except Exception as error:  # templates are code of the checkpoint's author; without switches it may still chat
+        log.warning("Cannot find the switches of the chat template: %s", error)
         return Switches()
 
 
@@ -77,7 +77,7 @@ class _Prober:
         try:
             return render_text(self._tokenizer, GenerationRequest(**{"messages": QUESTION, **given}))
         except InvalidRequestError:
-            return None  # such as a template that takes no system message
+            return None  # for example, the template accepts no system message
 
     def _levels(self, base: str) -> tuple[Thinking, ...]:
         texts: dict[str, Thinking] = {}
@@ -94,7 +94,7 @@ class _Prober:
         return tuple(sorted(rising, key=lambda level: level != texts.get(base)))
 
     def _effect(self, probe: Controls, **given: Any) -> int | None:
-        """By how many characters ``probe`` changes the prompt; None where there is no prompt."""
+        """Return how many characters ``probe`` adds or removes, at least 1 for any change. None: no prompt."""
         without, with_it = self._text(**given), self._text(**given, controls=probe)
         if without is None or with_it is None:
             return None
@@ -104,7 +104,7 @@ class _Prober:
         return max(self._effect(probe) or 0, self._effect(probe, **GIVEN["documents"]) or 0)
 
     def _causes(self, probe: Controls) -> list[str]:
-        """What makes less of ``probe`` reach the prompt than at its best: its name alone, without its instruction."""
+        """Return the conditions that reduce the effect of ``probe``, for example to its name without an instruction."""
         alone, best = self._effect(probe), self._best(probe)
         needed = GIVEN["documents"] if alone is not None and alone < best else {}
         causes = []
@@ -116,10 +116,10 @@ class _Prober:
 
 
 def reasons(switches: Switches, *, system: bool, tools: bool, documents: bool) -> dict[str, str]:
-    """For each switch that does nothing now, a sentence that says why."""
+    """Return a sentence for each switch that has no effect now, by the name of the switch."""
     now = {"system": system, "tools": tools, "documents": documents, "no documents": not documents}
-    told: dict[str, str] = {}
+    found: dict[str, str] = {}
     for switch, cause in switches.conflicts:
         if now.get(cause):
-            told.setdefault(switch, f"This model's template ignores {NAMES.get(switch, switch)} {WORDS[cause]}.")
-    return told
+            found.setdefault(switch, f"This model's template ignores {NAMES.get(switch, switch)} {WORDS[cause]}.")
+    return found

@@ -1,4 +1,4 @@
-"""Texts to token ids, with or without the control tokens that they spell. Knows neither requests nor templates."""
+"""Converts text to token ids, with or without the control tokens that it spells, and token ids to text."""
 
 from collections.abc import Collection, Sequence
 from typing import Any
@@ -6,12 +6,12 @@ from typing import Any
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-from granite_demo.prompts.taint import Marker
+from granite_demo.prompts.taint import TaintMarker
 from granite_demo.types.logprobs import ScoredToken, Token, TokenAlternative
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:
-    """Token ids of ``text`` with nothing added at either end; what spells a control token is one."""
+    """Return the token ids of ``text`` without added tokens at the ends. The text of a control token becomes one."""
     if not text:
         return []
     ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
@@ -19,46 +19,42 @@ def encode(tokenizer: Any, text: str) -> list[int]:
 
 
 def encode_each(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """``encode`` of each text, in one call: somebody may spell thousands of control tokens."""
+    """Encode each text in one call, because a request can have thousands of pieces."""
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
     return ids
 
 
-def controls_of(tokenizer: Any) -> list[str]:
-    """How the control tokens are spelled, tool and thinking marks included."""
+def control_tokens(tokenizer: Any) -> list[str]:
+    """Return the texts of the control tokens, which include the markers of tool calls and reasoning."""
     return [text for text in tokenizer.added_tokens_encoder if len(text) > 1 and text.strip()]
 
 
-def without_controls(tokenizer: Any, text: str) -> list[str]:
-    """``text`` in pieces to be encoded each by itself, none of which spells a control token."""
-    return [piece for piece in Marker(controls_of(tokenizer)).cut(text) if piece]
+def split_control_tokens(tokenizer: Any, text: str) -> list[str]:
+    """Split ``text`` into pieces that spell no control token if they are encoded separately."""
+    return [piece for piece in TaintMarker(control_tokens(tokenizer)).cut(text) if piece]
 
 
 REPLACEMENT = "\ufffd"
 
 
-class IncrementalDecoder:
-    """Decodes the ids of one answer. The joined deltas equal the decoded whole, less U+FFFD.
+class Detokenizer:
+    """Decodes the token ids of one answer incrementally. The joined results equal the decoded answer without U+FFFD.
 
-    Byte-level tokens cut characters: ``DecodeStream`` holds back what ends inside one. Bytes that never become a
-    character are dropped, for U+FFFD tells a reader nothing.
+    A byte-level token can end inside a character. ``DecodeStream`` holds back such tokens until the character is
+    complete. Bytes that never become a character are dropped.
     """
 
-    def __init__(self, tokenizer: Any, *, skip_special_tokens: bool = True, keep: Collection[str] = ()) -> None:
-        """``tokenizer`` is transformers' fast tokenizer; ``keep`` are special tokens that are not skipped."""
+    def __init__(self, tokenizer: Any, *, keep: Collection[str] = ()) -> None:
+        """``tokenizer`` is a fast tokenizer of transformers. Special tokens are skipped, except those in ``keep``."""
         self._backend: Tokenizer = tokenizer.backend_tokenizer
-        self._skipped: frozenset[int] = frozenset()
-        if skip_special_tokens and keep:
-            # The backend skips all or none, so those that are not kept never get to it.
-            added = self._backend.get_added_tokens_decoder().items()
-            self._skipped = frozenset(index for index, token in added if token.special and token.content not in keep)
-            skip_special_tokens = False
-        self._stream = DecodeStream(skip_special_tokens=skip_special_tokens)
-        self._skip_special_tokens = skip_special_tokens
+        # The backend could skip only all special tokens or none.
+        added = self._backend.get_added_tokens_decoder().items()
+        self._skipped = frozenset(index for index, token in added if token.special and token.content not in keep)
+        self._stream = DecodeStream(skip_special_tokens=False)
         self._held: list[int] = []
 
     def feed(self, token_id: int) -> str:
-        """The text that became certain with ``token_id``: often a word, at times nothing."""
+        """Add ``token_id`` and return the text that is now complete, which can be empty."""
         if token_id in self._skipped:
             return ""
         text = self._stream.step(self._backend, token_id)
@@ -69,20 +65,20 @@ class IncrementalDecoder:
         return text.replace(REPLACEMENT, "")
 
     def flush(self) -> str:
-        """What of the held-back ids is text after all, at the end of the answer."""
-        text: str = self._backend.decode(self._held, skip_special_tokens=self._skip_special_tokens)
+        """Return the text of the tokens that were held back. Call this at the end of the answer."""
+        text: str = self._backend.decode(self._held, skip_special_tokens=False)
         self._held.clear()
         return text.replace(REPLACEMENT, "")
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """The text of one token by itself; U+FFFD stands for a part of a character."""
+    """Return the text of one token. U+FFFD replaces a part of a character."""
     text: str = tokenizer.backend_tokenizer.decode([token_id], skip_special_tokens=False)
     return text
 
 
 def scored_token(tokenizer: Any, token: Token) -> ScoredToken:
-    """``token`` with texts."""
+    """Return ``token`` with its text and the texts of its alternatives."""
     others = [TokenAlternative(index, token_text(tokenizer, index), *values) for index, *values in token.alternatives]
     text = token_text(tokenizer, token.id)
     return ScoredToken(token.id, text, token.logprob, token.sampled, token.entropy, tuple(others))

@@ -1,4 +1,4 @@
-"""Which messages of a conversation are left out so that it fits the context. Pure; knows no tokenizer."""
+"""Leaves out the oldest turns of a conversation that does not fit the context."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,39 +10,42 @@ from granite_demo.types.sampling_params import SamplingParams
 
 @dataclass(frozen=True, slots=True)
 class Fitted:
-    """A request that fits, and its prompt."""
+    """A request that fits the context, and its prompt."""
 
     request: GenerationRequest
     prompt_ids: list[int]
     dropped: int = 0
-    """Messages left out."""
+    """The number of messages that were left out."""
 
 
 def reserve(sampling: SamplingParams, context: int) -> int:
-    """Tokens to keep free for the answer: as many as it may have, or a quarter of the context; at most half of it."""
+    """Return how many tokens to keep free for the answer.
+
+    That is its token limit, or a quarter of the context if it has none, but at most half of the context.
+    """
     return min(sampling.max_tokens or context // 4, context // 2)
 
 
 def fit(request: GenerationRequest, render: Callable[[GenerationRequest], list[int]], context: int) -> Fitted:
-    """``request`` with its oldest turns left out until its prompt, as ``render`` makes it, leaves room to answer.
+    """Leave out the oldest turns of ``request`` until ``render`` returns a prompt with room for the answer.
 
-    Kept are the system message, and the last user's turn with what follows it. What goes is whole exchanges, a user's
-    turn with all up to the next one, so that the rest begins with a user. The room is ``reserve``; the last turn alone
-    only has to leave any. Where overflow is to be refused, and for raw text, nothing is left out or checked.
+    Complete exchanges are left out: a user message with everything up to the next user message. The system message and
+    the last exchange always stay. The room is ``reserve``; for the last exchange alone, room for one token is enough.
+    If ``request.overflow`` is "refuse", or if the request is raw text, nothing is left out or checked.
 
-    Raises ContextOverflowError when the last turn alone does not fit.
+    ``context`` is in tokens. Raises ContextOverflowError if the last exchange alone does not fit.
     """
-    whole = Fitted(request, render(request))
+    complete = Fitted(request, render(request))
     if request.overflow == "refuse" or request.raw:
-        return whole
+        return complete
     room = context - reserve(request.sampling, context)
     shorter = shortened(request)
-    if len(whole.prompt_ids) <= room:
-        return whole
-    best = _rendered(request, shorter[-1], render) if shorter else whole
+    if len(complete.prompt_ids) <= room:
+        return complete
+    best = _rendered(request, shorter[-1], render) if shorter else complete
     if len(best.prompt_ids) >= context:
         raise ContextOverflowError(len(best.prompt_ids), context)
-    low, high = 0, len(shorter) - 1  # the shortest is known
+    low, high = 0, len(shorter) - 1  # the shortest one is already rendered
     while low < high:
         middle = (low + high) // 2
         fitted = _rendered(request, shorter[middle], render)
@@ -54,7 +57,7 @@ def fit(request: GenerationRequest, render: Callable[[GenerationRequest], list[i
 
 
 def shortened(request: GenerationRequest) -> list[GenerationRequest]:
-    """The request with one exchange less, two less and so on, down to the last one."""
+    """Return the request without its oldest exchange, without the two oldest, and so on, down to the last exchange."""
     messages = request.messages
     first = 1 if messages[0].role == "system" else 0
     starts = [index for index, message in enumerate(messages) if message.role == "user" and index > first]
@@ -62,6 +65,6 @@ def shortened(request: GenerationRequest) -> list[GenerationRequest]:
 
 
 def _rendered(
-    whole: GenerationRequest, part: GenerationRequest, render: Callable[[GenerationRequest], list[int]]
+    complete: GenerationRequest, part: GenerationRequest, render: Callable[[GenerationRequest], list[int]]
 ) -> Fitted:
-    return Fitted(part, render(part), len(whole.messages) - len(part.messages))
+    return Fitted(part, render(part), len(complete.messages) - len(part.messages))

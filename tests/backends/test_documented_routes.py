@@ -20,7 +20,7 @@ from granite_demo.loading.load import LoadedModel, load_model
 from granite_demo.loading.placement import precision_of
 from granite_demo.models import memory, registry
 from granite_demo.models.config import linears
-from granite_demo.prompts.render import render_completion
+from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.load_options import LoadOptions, LoadStage
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
@@ -50,7 +50,7 @@ async def answer(
     runner = DynamicRunner(loaded, 0)
     runner.chunk = chunk or runner.chunk
     engine = InterleavedEngine(runner, loaded.eos_ids)
-    prompt = render_completion(loaded.tokenizer, text)
+    prompt = encode(loaded.tokenizer, text)
     items = [item async for item in engine.generate(prompt, SamplingParams(max_tokens=tokens, **sampling))]
     ids = [item.id for item in items if isinstance(item, Token)]
     engine.close()

@@ -1,4 +1,4 @@
-"""What of a request a template is told: by the names that it reads, and nothing that is not set."""
+"""The arguments for a chat template: only the names that it reads, and only what the request sets."""
 
 from typing import Any
 
@@ -57,18 +57,18 @@ def test_variables_of_a_real_template() -> None:
 def test_switches_by_the_names_that_are_read(
     controls: Controls, variables: frozenset[str], values: dict[str, Any]
 ) -> None:
-    told = switch_values(controls, variables)
-    assert told == values
-    assert list(told.get("controls", {})) == sorted(told.get("controls", {}))
+    found = switch_values(controls, variables)
+    assert found == values
+    assert list(found.get("controls", {})) == sorted(found.get("controls", {}))
 
 
-def test_thinking_is_told_where_it_is_read() -> None:
+def test_reasoning_is_passed_only_if_the_template_reads_it() -> None:
     request = GenerationRequest((USER, Message("assistant", "so", thinking="hm"), USER))
     assert template_inputs(request, THINKS)["conversation"][1]["reasoning_content"] == "hm"
     assert "reasoning_content" not in template_inputs(request, "{{ messages }}")["conversation"][1]
 
 
-def test_what_is_not_there_is_not_told() -> None:
+def test_switches_that_are_not_set_are_not_passed() -> None:
     assert template_inputs(GenerationRequest((USER,)), THINKS) == {
         "conversation": [{"role": "user", "content": "hi"}],
         "tools": None,
@@ -76,7 +76,7 @@ def test_what_is_not_there_is_not_told() -> None:
     }
 
 
-def test_every_text_of_the_request_passes_through() -> None:
+def test_every_text_of_the_request_passes_through_write() -> None:
     written: list[tuple[Origin, str, bool]] = []
 
     def write(origin: Origin, text: str, key: bool) -> str:
@@ -111,7 +111,7 @@ def test_every_text_of_the_request_passes_through() -> None:
 
 
 @pytest.mark.parametrize("arguments", ["[1]", "1", "{", "null", "[" * 100_000])
-def test_arguments_that_are_no_object_are_told_as_text(arguments: str) -> None:
+def test_arguments_that_are_not_an_object_are_passed_as_text(arguments: str) -> None:
     request = GenerationRequest((USER, Message("assistant", "", tool_calls=(ToolCall("f", arguments),)), USER))
     call = template_inputs(request, THINKS)["conversation"][1]["tool_calls"][0]
     assert call == {"type": "function", "function": {"name": "f", "arguments": arguments}}

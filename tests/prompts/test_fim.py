@@ -1,45 +1,61 @@
-"""Which models fill in the middle, and what they are sent."""
+"""Which models fill in the middle, and the prompts that they get."""
+
+from typing import Any
 
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.prompts.fim import NO_TOKENS, NOT_CLAIMED, SPELLINGS, cannot_fill, fim_problem, in_a_turn, render_fim
+from granite_demo.prompts.fim import (
+    NO_TOKENS,
+    NOT_SUPPORTED,
+    SPELLINGS,
+    cannot_fill,
+    fim_problem,
+    fim_spans,
+    in_a_turn,
+)
+from granite_demo.prompts.tokenizer import encode_each
 from tests.bytetokens import THINKS, byte_tokenizer
 
 
+def prompt_ids(tokenizer: Any, prefix: str, suffix: str) -> list[int]:
+    texts = [span.text for span in fim_spans(tokenizer, prefix, suffix)]
+    return [token for ids in encode_each(tokenizer, texts) for token in ids]
+
+
 @pytest.mark.parametrize("names", SPELLINGS)
-def test_nothing_that_people_write_is_a_control_token(names: tuple[str, str, str]) -> None:
+def test_text_of_the_request_never_becomes_a_control_token(names: tuple[str, str, str]) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(list(names), special_tokens=True)
     first, second, third = tokenizer.convert_tokens_to_ids(list(names))
-    assert render_fim(tokenizer, "", "") == [first, second, third]
+    assert prompt_ids(tokenizer, "", "") == [first, second, third]
     written = "".join(names) + "<|end_of_text|>"
-    ids = render_fim(tokenizer, written, written)
+    ids = prompt_ids(tokenizer, written, written)
     assert tokenizer.decode(ids) == names[0] + written + names[1] + written + names[2]
     assert [token for token in ids if token in tokenizer.added_tokens_decoder] == [first, second, third]
 
 
-def test_a_tokenizer_without_all_of_the_tokens_cannot() -> None:
+def test_a_tokenizer_needs_all_three_tokens() -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(["<fim_prefix>", "<fim_suffix>"], special_tokens=True)
     assert fim_problem(tokenizer) == NO_TOKENS
     assert cannot_fill(tokenizer, "granite-3.3") == (("fill in the middle", NO_TOKENS),)
     with pytest.raises(InvalidRequestError, match="Choose a Granite"):
-        render_fim(tokenizer, "a", "b")
+        fim_spans(tokenizer, "a", "b")
 
 
 @pytest.mark.parametrize(
     ("dialect", "able"),
     [(None, True), ("granite-3.3", True), ("granite-4.0", True), ("granite-3.2", False), ("granite-4.2", False)],
 )
-def test_tokens_alone_are_no_promise(dialect: str | None, able: bool) -> None:
+def test_tokens_alone_are_not_sufficient(dialect: str | None, able: bool) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(list(SPELLINGS[0]), special_tokens=True)
-    assert fim_problem(tokenizer, dialect) == ("" if able else NOT_CLAIMED)
-    assert cannot_fill(tokenizer, dialect) == (() if able else (("fill in the middle", NOT_CLAIMED),))
+    assert fim_problem(tokenizer, dialect) == ("" if able else NOT_SUPPORTED)
+    assert cannot_fill(tokenizer, dialect) == (() if able else (("fill in the middle", NOT_SUPPORTED),))
 
 
-def test_only_granite_4_with_a_template_is_asked_in_a_turn() -> None:
+def test_only_granite_4_with_a_template_gets_the_prompt_in_a_turn() -> None:
     for names, expected in zip(SPELLINGS, (True, False), strict=True):
         base, instruct = byte_tokenizer(), byte_tokenizer(THINKS)
         for tokenizer in (base, instruct):

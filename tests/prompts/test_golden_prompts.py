@@ -1,4 +1,4 @@
-"""Our prompts equal what the real templates of Granite give when they are called by hand."""
+"""The prompts equal those that the original templates of Granite produce from arguments written by hand."""
 
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,14 +21,14 @@ class Frozen(datetime):
 
 @dataclass(frozen=True)
 class Row:
-    """A request, and the arguments that it stands for, written by hand."""
+    """A request and the corresponding arguments of the template, written by hand."""
 
     request: GenerationRequest
     turns: list[dict[str, Any]]
     tools: list[dict[str, Any]] | None = None
     documents: list[dict[str, Any]] | None = None
     granite_3: dict[str, Any] = field(default_factory=dict)
-    """What only the templates of Granite 3 read."""
+    """Arguments that only the templates of Granite 3 read."""
 
 
 def turn(role: str, content: str, **more: Any) -> dict[str, Any]:
@@ -159,18 +159,18 @@ ROWS = {
 
 @pytest.fixture(params=["granite-3.3-instruct", "granite-4.0"])
 def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """With a real template, on 9 April 2025."""
+    """A tokenizer with an original template, on 9 April 2025."""
     monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
     return byte_tokenizer(real_template(request.param))
 
 
 @pytest.mark.parametrize("row", ROWS.values(), ids=ROWS)
-def test_our_prompt_is_that_of_the_template(tokenizer: Any, row: Row) -> None:
-    told: dict[str, Any] = {"conversation": row.turns, "tools": row.tools, "documents": row.documents}
+def test_the_prompt_equals_that_of_the_template(tokenizer: Any, row: Row) -> None:
+    given: dict[str, Any] = {"conversation": row.turns, "tools": row.tools, "documents": row.documents}
     if "strftime_now" in tokenizer.chat_template:
-        told.update(row.granite_3)
-    text = tokenizer.apply_chat_template(**told, add_generation_prompt=True, tokenize=False)
-    ids = tokenizer.apply_chat_template(**told, add_generation_prompt=True, return_dict=False)
+        given.update(row.granite_3)
+    text = tokenizer.apply_chat_template(**given, add_generation_prompt=True, tokenize=False)
+    ids = tokenizer.apply_chat_template(**given, add_generation_prompt=True, return_dict=False)
     assert render_text(tokenizer, row.request) == text
     assert render_chat(tokenizer, row.request) == ids
     parts = render_parts(tokenizer, row.request)

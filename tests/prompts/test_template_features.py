@@ -1,4 +1,4 @@
-"""Switches are found by rendering, and their conflicts with them."""
+"""The switches of a template and their conflicts, found by rendering."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def test_of_granite_4_2(tokenizer: Any) -> None:
     assert switches == Switches(thinking=("full", "low", "off"), dialect="4.2")
 
 
-def test_another_name_for_little_thinking(tokenizer: Any) -> None:
+def test_another_variable_for_low_effort(tokenizer: Any) -> None:
     template = THINKS.replace("low_effort", "reasoning_effort == 'low'")
     assert found(tokenizer, template).thinking == ("full", "low", "off")
 
@@ -98,7 +98,7 @@ def test_a_loaded_model_knows_its_switches(tmp_path: Path) -> None:
     assert loaded.switches.thinking == ("full", "low", "off")
 
 
-def test_reasons_are_given_for_what_does_nothing_now() -> None:
+def test_switches_without_effect_have_a_reason() -> None:
     switches = Switches(
         conflicts=(("thinking", "system"), ("thinking", "tools"), ("hallucinations", "no documents")),
     )

@@ -1,4 +1,4 @@
-"""What is left out of a conversation that does not fit, and what is not."""
+"""Which turns of a conversation are left out if it does not fit."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ SYSTEM = Message("system", "s")
 
 
 def count(request: GenerationRequest) -> list[int]:
-    """A token for each character, and one for each message."""
+    """Return a prompt with one token for each character and one for each message."""
     return [0] * (len(request.prompt or "") + sum(len(message.content) + 1 for message in request.messages))
 
 
@@ -26,7 +26,7 @@ def chat(*messages: Message, overflow: Any = "drop", max_tokens: int | None = 2)
 
 
 def exchanges(number: int, size: int = 4) -> list[Message]:
-    """Questions and answers of ``size`` tokens each."""
+    """Return questions and answers of ``size`` tokens each."""
     return [
         message
         for index in range(number)
@@ -37,9 +37,9 @@ def exchanges(number: int, size: int = 4) -> list[Message]:
 LAST = Message("user", "end")
 
 
-def test_what_fits_is_left_alone() -> None:
+def test_a_request_that_fits_stays_complete() -> None:
     request = chat(SYSTEM, *exchanges(2), LAST)
-    fitted = fit(request, count, 24)  # 22 and 2 for the answer
+    fitted = fit(request, count, 24)  # 22 for the prompt and 2 for the answer
     assert (fitted.request, fitted.dropped) == (request, 0)
     assert fitted.prompt_ids == count(request)
 
@@ -82,7 +82,7 @@ def test_a_greeting_goes_with_the_first_exchange() -> None:
     assert fitted.request.messages == (*exchanges(1), LAST)
 
 
-def test_nothing_is_left_out_where_that_is_refused_or_the_text_is_raw() -> None:
+def test_nothing_is_left_out_if_overflow_is_refused_or_the_text_is_raw() -> None:
     request = chat(*exchanges(3), LAST, overflow="refuse")
     assert fit(request, count, 5).request == request
     raw = GenerationRequest(prompt="x" * 100, overflow="drop")
@@ -103,7 +103,7 @@ def test_few_renderings_are_enough() -> None:
 
 
 @given(number=st.integers(0, 12), size=st.integers(2, 6), context=st.integers(12, 80))
-def test_no_more_is_left_out_than_must(number: int, size: int, context: int) -> None:
+def test_no_more_is_left_out_than_necessary(number: int, size: int, context: int) -> None:
     request = chat(SYSTEM, *exchanges(number, size), LAST)
     fitted = fit(request, count, context)
     assert len(fitted.prompt_ids) <= context - 2

@@ -73,7 +73,7 @@ def test_a_prompt_that_does_not_fit_is_refused(client: openai.OpenAI) -> None:
 
 
 def test_a_token_that_is_none_is_refused(client: openai.OpenAI) -> None:
-    with pytest.raises(openai.BadRequestError, match="is not the id of a token"):
+    with pytest.raises(openai.BadRequestError, match="is not a token id"):
         client.completions.create(model="sample", prompt=[999_999])
 
 

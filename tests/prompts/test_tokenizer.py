@@ -1,0 +1,108 @@
+"""Token ids to text with a real tokenizer: no character is lost or incomplete."""
+
+from collections.abc import Collection
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from granite_demo.prompts.tokenizer import Detokenizer
+
+if TYPE_CHECKING:
+    from granite_demo.loading.load import LoadedModel
+
+FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
+PIECES = (
+    FAMILY,
+    "\U0001f1e9\U0001f1ea",
+    "\u2764\ufe0f",
+    "日本語",
+    "한국",
+    "e\u0301",
+    "\u05d0",
+    " ",
+    "\n",
+    "\x00",
+    "\x7f",
+)
+TEXTS = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=10).map("".join)
+
+
+@cache
+def pools(tokenizer: Any) -> tuple[range, list[int], list[int]]:
+    """Return all ids, the ids of single bytes, and the ids of text that ends inside a character."""
+    decode = tokenizer.backend_tokenizer.decode
+    every = range(len(tokenizer))
+    single = [index for token, index in tokenizer.get_vocab().items() if len(token) == 1]
+    cut = [index for index in every if decode([index]).endswith("\ufffd") and decode([index]).strip("\ufffd")]
+    return every, single, cut
+
+
+def decode(tokenizer: Any, ids: list[int], skip: bool = True) -> str:
+    text: str = tokenizer.backend_tokenizer.decode(ids, skip_special_tokens=skip)
+    return text.replace("\ufffd", "")
+
+
+def decode_in_steps(tokenizer: Any, ids: list[int], keep: Collection[str] = ()) -> str:
+    decoder = Detokenizer(tokenizer, keep=keep)
+    return "".join([decoder.feed(index) for index in ids] + [decoder.flush()])
+
+
+@settings(deadline=None)
+@given(picks=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**16)), max_size=24))
+def test_any_ids_decode_as_at_once(sample: "LoadedModel", picks: list[tuple[int, int]]) -> None:
+    sources = pools(sample.tokenizer)
+    ids = [sources[pool][index % len(sources[pool])] for pool, index in picks]
+    assert decode_in_steps(sample.tokenizer, ids) == decode(sample.tokenizer, ids)
+
+
+@settings(deadline=None)
+@given(text=TEXTS)
+def test_any_text_decodes_as_at_once(sample: "LoadedModel", text: str) -> None:
+    # The result can differ from ``text``: the sample's vocabulary lacks a few rare bytes.
+    ids = sample.tokenizer(text, add_special_tokens=False).input_ids
+    assert decode_in_steps(sample.tokenizer, ids) == decode(sample.tokenizer, ids)
+
+
+@pytest.mark.parametrize(
+    "text", [FAMILY, "\U0001f642", "日本語です", "한국어", "e\u0301", "\U0001f1e9\U0001f1ea", "naïve"]
+)
+def test_a_character_shows_with_its_last_token(sample: "LoadedModel", text: str) -> None:
+    ids = sample.tokenizer(text, add_special_tokens=False).input_ids
+    decoder = Detokenizer(sample.tokenizer)
+    shown = ""
+    for count, index in enumerate(ids, 1):
+        shown += decoder.feed(index)
+        assert shown == decode(sample.tokenizer, ids[:count])
+    assert shown == text
+
+
+def test_text_before_an_incomplete_character_is_not_lost_at_the_end(sample: "LoadedModel") -> None:
+    half = pools(sample.tokenizer)[2][0]
+    decoder = Detokenizer(sample.tokenizer)
+    assert decoder.feed(half) == ""
+    assert decoder.flush() == decode(sample.tokenizer, [half]) != ""
+    assert decoder.flush() == ""
+
+
+@pytest.mark.parametrize(
+    ("keep", "shown"), [((), "h\U0001f642i!"), (("<|im_end|>", "no token"), "h\U0001f642i<|im_end|>!")]
+)
+def test_only_special_tokens_in_keep_are_shown(sample: "LoadedModel", keep: tuple[str, ...], shown: str) -> None:
+    ids = sample.tokenizer("<|im_start|>h\U0001f642i<|im_end|>!<|endoftext|>", add_special_tokens=False).input_ids
+    assert decode_in_steps(sample.tokenizer, ids, keep) == shown
+
+
+@settings(deadline=None)
+@given(picks=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**16)), max_size=24))
+def test_any_ids_decode_as_at_once_without_the_skipped_tokens(
+    sample: "LoadedModel", picks: list[tuple[int, int]]
+) -> None:
+    specials = [index for index, token in sample.tokenizer.added_tokens_decoder.items() if token.special]
+    sources = [*pools(sample.tokenizer), specials]
+    ids = [sources[pool][index % len(sources[pool])] for pool, index in picks]
+    keep = sample.tokenizer.convert_ids_to_tokens(specials[:2])
+    kept = [index for index in ids if index not in specials[2:]]
+    assert decode_in_steps(sample.tokenizer, ids, keep) == decode(sample.tokenizer, kept, skip=False)
