@@ -10,14 +10,14 @@ import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 from huggingface_hub import metadata_load
 
-from granite_demo.settings import PREFIX, Settings, variable_name
+from granite_demo.settings import OPTIONS, PREFIX, Settings
 
 ROOT = Path(__file__).parent.parent
 DOCKERFILE = (ROOT / "Dockerfile").read_text(encoding="utf-8")
@@ -132,7 +132,7 @@ def test_bases_have_full_tags() -> None:
 @every_image
 def test_variables_are_ones_that_settings_know(image: str) -> None:
     environment = stages()[image].environment
-    known = {variable_name(option.name) for option in fields(Settings) if option.metadata.get("flag", True)}
+    known = {option.variable for option in OPTIONS}
     assert {name for name in environment if name.startswith(PREFIX)} <= known
     settings = Settings.resolve({}, environment)
     assert settings.public

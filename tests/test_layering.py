@@ -27,15 +27,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
 """The wings by floor. A wing imports itself and lower floors only, so there is no circle."""
 BESIDE_THE_ENGINE = {"errors", "types", "access", "backend", "settings", "outputs", "chat", "prompts"}
 """All that the page and the API know: nothing that loads or computes."""
-# cli hands the environment to Settings, sample passes it on to pip, and tensor_parallel sets what NCCL reads.
-MAY_READ_ENVIRONMENT = {
-    "settings.py",
-    "cli/main.py",
-    "cli/replay.py",
-    "cli/serve.py",
-    "hub/sample.py",
-    "loading/tensor_parallel.py",
-}
+# sample passes the environment on to pip, and tensor_parallel sets what NCCL reads.
+MAY_READ_ENVIRONMENT = {"settings.py", "hub/sample.py", "loading/tensor_parallel.py"}
 MAX_FUNCTION_LINES = 60
 
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())

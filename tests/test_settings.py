@@ -1,6 +1,6 @@
-"""Flags over environment over defaults, and mistakes named by where they were made."""
+"""Flags over environment over defaults, errors that name their source, and what comes from the table of options."""
 
-from dataclasses import fields
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +8,15 @@ import pytest
 
 from granite_demo import settings as settings_module
 from granite_demo.errors import ConfigurationError
-from granite_demo.settings import Settings, help_text, variable_name
+from granite_demo.settings import OPTIONS, Settings, options_page
 from granite_demo.types.load_options import LoadOptions
 
-NAMES = [option.name for option in fields(Settings) if option.metadata.get("flag", True)]
+NAMES = [option.name for option in OPTIONS]
+COMMANDS = {"serve", "complete", "chat", "score", "compare", "doctor", "bench", "replay", "models", "fits", "pull"}
+PAGE = Path(__file__).parent.parent / "docs/options.md"
+TABLE = re.compile(
+    r"<!-- options: generated from granite_demo/settings.py -->\n\n(.*)\n\n<!-- end of options -->", re.DOTALL
+)
 
 
 def test_nothing_given_means_the_defaults() -> None:
@@ -60,10 +65,11 @@ def test_variables_are_cast_to_their_fields_types(monkeypatch: pytest.MonkeyPatc
 def test_mistakes_name_the_flag_or_the_variable(name: str, value: str, problem: str) -> None:
     with pytest.raises(ConfigurationError) as as_flag:
         Settings.resolve({name: value}, {})
+    variable = f"GRANITE_DEMO_{name.upper()}"
     with pytest.raises(ConfigurationError) as as_variable:
-        Settings.resolve({}, {variable_name(name): value})
+        Settings.resolve({}, {variable: value})
     assert str(as_flag.value) == f"--{name.replace('_', '-')} {problem}."
-    assert str(as_variable.value) == f"{variable_name(name)} {problem}."
+    assert str(as_variable.value) == f"{variable} {problem}."
 
 
 @pytest.mark.parametrize("value", [Path("~nobody-of-this-name/models"), "~nobody-of-this-name/models"])
@@ -73,9 +79,39 @@ def test_an_unknown_home_is_a_mistake_too(value: Any) -> None:
 
 
 def test_variables_are_named_after_fields_and_the_cache_is_short() -> None:
-    assert variable_name("cache_dir") == "GRANITE_DEMO_CACHE"
-    rest = [name for name in NAMES if name != "cache_dir"]
-    assert [variable_name(name) for name in rest] == [f"GRANITE_DEMO_{name.upper()}" for name in rest]
+    variables = {option.name: option.variable for option in OPTIONS}
+    assert variables.pop("cache_dir") == "GRANITE_DEMO_CACHE"
+    assert variables == {name: f"GRANITE_DEMO_{name.upper()}" for name in variables}
+
+
+def test_the_documentation_has_the_table() -> None:
+    found = TABLE.search(PAGE.read_text(encoding="utf-8"))
+    assert found, "docs/options.md has no markers"
+    assert found[1] == options_page(), (
+        "docs/options.md differs from granite_demo/settings.py. Copy what this prints: "
+        "python -c 'from granite_demo.settings import options_page; print(options_page())'"
+    )
+
+
+def test_an_option_with_the_name_of_a_secret_is_a_secret() -> None:
+    words = {"key", "token", "login", "password", "secret"}
+    named = {option.name for option in OPTIONS if words & set(option.name.split("_"))}
+    assert {option.name for option in OPTIONS if option.secret} == named
+    assert named == {"admin_token", "api_key", "login", "backend_key", "beside_key"}
+
+
+def test_no_log_shows_a_secret() -> None:
+    given = {option.name: f"{option.name}:hush" for option in OPTIONS if option.secret}
+    others = {f"{name}:hush" for name in given if name != "login"}
+    assert set(Settings(**given).secrets) == {"hush", *others}  # type: ignore[arg-type]
+    assert set(Settings(login="ann:one,bob:two:three").secrets) == {"one", "two:three"}
+    assert Settings().secrets == ()
+
+
+def test_each_option_belongs_to_known_commands_and_has_a_help_text() -> None:
+    for option in OPTIONS:
+        assert set(option.commands) <= COMMANDS
+        assert option.help.endswith(".")
 
 
 def test_the_flags_of_settings_give_the_same_settings() -> None:
@@ -112,13 +148,18 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         log_level="error",
         cache_dir=Path("/a b/c"),
     )
-    flags = settings.as_flags(*NAMES)
-    names = [flag.removeprefix("--").replace("-", "_") for flag in flags[::2]]
-    assert names == NAMES
-    assert Settings.resolve(dict(zip(names, flags[1::2], strict=True)), {}) == settings
-    assert settings == Settings.resolve({name: getattr(settings, name) for name in NAMES}, {})
-    assert all(getattr(settings, name) != getattr(Settings(), name) for name in NAMES), "each field is tried"
-    assert settings.as_flags("log_level") == ["--log-level", "error"]
+    values = {name: getattr(settings, name) for name in NAMES}
+    assert Settings.resolve(values, {}) == settings
+    assert Settings.resolve({}, {option.variable: str(values[option.name]) for option in OPTIONS}) == settings
+    assert all(values[name] != getattr(Settings(), name) for name in NAMES), "each field is tried"
+    flags = settings.as_flags("serve")
+    known = dict(zip(flags[::2], flags[1::2], strict=True))
+    assert known["--log-level"] == "error"
+    assert not {"key", "sesame", "ann:secret", "open", "shut"} & set(known.values())
+    secrets = {option.name: values[option.name] for option in OPTIONS if option.secret}
+    again = {name.removeprefix("--").replace("-", "_"): value for name, value in known.items()}
+    assert Settings.resolve({**again, **secrets}, {}) == settings
+    assert "--log-level" not in settings.as_flags("bench")
 
 
 @pytest.mark.parametrize(
@@ -157,10 +198,6 @@ def test_what_to_load_is_a_part_of_the_settings() -> None:
     assert Settings.resolve(given, {}).load_options() == LoadOptions(**given)  # type: ignore[arg-type]
 
 
-def test_help_tells_the_default_and_the_variable() -> None:
-    assert help_text("port") == "Port to listen on. Default: 7860. Variable: GRANITE_DEMO_PORT."
-
-
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
 
 
@@ -177,6 +214,6 @@ def test_a_part_of_torchruns_variables_is_a_mistake(environ: dict[str, str]) -> 
 
 
 def test_a_shared_model_cannot_be_idle() -> None:
-    with pytest.raises(ConfigurationError, match="Leave --idle-minutes out"):
+    with pytest.raises(ConfigurationError, match="Remove --idle-minutes"):
         Settings.resolve({"idle_minutes": 5}, TORCHRUN)
     assert Settings.resolve({"idle_minutes": 0}, TORCHRUN).idle_minutes == 0

@@ -2,15 +2,16 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING
 
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend, ManagedBackend
+from granite_demo.backend import Backend
 from granite_demo.cli import flags
+from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import can_chat
 from granite_demo.errors import InvalidRequestError
 from granite_demo.settings import Settings
@@ -24,46 +25,22 @@ if TYPE_CHECKING:
 PROMPT = "> "
 
 
-def add_chat_command(
-    cli: typer.Typer,
-    console: Console,
-    environ: Mapping[str, str],
-    opened: Callable[[Settings, Console], ManagedBackend],
-) -> None:
+def add_chat_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 
     @cli.command()
+    @flags.with_tables
     def chat(
-        backend: flags.Url = None,
-        backend_key: flags.UrlKey = None,
-        model: flags.Model = None,
+        sampling: SamplingParams,
+        settings: Settings,
         system: flags.System = "",
         thinking: flags.Thinking = None,
-        temperature: flags.Temperature = 0.0,
-        top_p: flags.TopP = 1.0,
-        top_k: flags.TopK = 0,
-        min_p: flags.MinP = 0.0,
-        repetition_penalty: flags.RepetitionPenalty = 1.0,
-        max_tokens: flags.MaxTokens = flags.MAX_TOKENS,
-        seed: flags.Seed = None,
-        stop: flags.Stop = None,
-        revision: flags.Revision = None,
-        device: flags.Device = None,
-        dtype: flags.Dtype = None,
-        quantization: flags.Quantization = None,
-        attention: flags.Attention = None,
-        engine: flags.Engine = None,
-        context: flags.Context = None,
-        threads: flags.Threads = None,
-        cache_dir: flags.CacheDir = None,
     ) -> None:
         """Chat in the terminal. Ctrl-C stops an answer; twice, or Ctrl-D, leaves; /help lists what else there is.
 
         Where no terminal is read, each line gets an answer, and the exit code is 1 if one failed.
         """
-        given = locals()
-        settings = Settings.resolve(given, environ)
-        sampling, controls = flags.sampling(given), flags.controls(thinking)
+        controls = flags.controls(thinking)
         with closing(opened(settings, console)) as ready, asyncio.Runner() as runner:
             raise typer.Exit(run(ready, runner, system, controls, sampling, console))
 

@@ -2,17 +2,18 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, TextIO
 
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend, ManagedBackend
+from granite_demo.backend import Backend
 from granite_demo.chat.answer import Answer
 from granite_demo.cli import flags
+from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import Printer, can_chat, print_json, say, thinking_note
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.settings import Settings
@@ -24,61 +25,36 @@ from granite_demo.types.sampling_params import SamplingParams
 STANDARD_INPUT = "-"
 
 
-def add_complete_command(
-    cli: typer.Typer,
-    console: Console,
-    environ: Mapping[str, str],
-    opened: Callable[[Settings, Console], ManagedBackend],
-) -> None:
+def add_complete_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 
     @cli.command()
+    @flags.with_tables
     def complete(
+        sampling: SamplingParams,
+        settings: Settings,
         text: flags.Text = None,
         chat: flags.Chat = None,
         special_tokens: flags.SpecialTokens = False,
         system: flags.System = "",
         thinking: flags.Thinking = None,
-        temperature: flags.Temperature = 0.0,
-        top_p: flags.TopP = 1.0,
-        top_k: flags.TopK = 0,
-        min_p: flags.MinP = 0.0,
-        repetition_penalty: flags.RepetitionPenalty = 1.0,
-        frequency_penalty: flags.FrequencyPenalty = 0.0,
-        presence_penalty: flags.PresencePenalty = 0.0,
-        max_tokens: flags.MaxTokens = flags.MAX_TOKENS,
-        seed: flags.Seed = None,
-        stop: flags.Stop = None,
         suffix: flags.Suffix = None,
         schema: flags.Schema = None,
         regex: flags.Regex = None,
         choice: flags.Choice = None,
         logprobs: flags.Logprobs = None,
         as_json: flags.JsonObject = False,
-        backend: flags.Url = None,
-        backend_key: flags.UrlKey = None,
-        model: flags.Model = None,
-        revision: flags.Revision = None,
-        device: flags.Device = None,
-        dtype: flags.Dtype = None,
-        quantization: flags.Quantization = None,
-        attention: flags.Attention = None,
-        engine: flags.Engine = None,
-        context: flags.Context = None,
-        threads: flags.Threads = None,
-        cache_dir: flags.CacheDir = None,
     ) -> None:
         """Print the model's answer to TEXT, or with --raw its continuation. Thinking goes to standard error.
 
         One line break at the end of standard input is left out. The exit code is 130 after Ctrl-C.
         """
-        given = locals()
-        settings = Settings.resolve(given, environ)
         if logprobs is not None and not as_json:
-            raise ConfigurationError("--logprobs are printed as JSON only. Add --json.")
-        sampling = flags.sampling({**given, "constraint": flags.constraint(schema, regex, choice)})
+            raise ConfigurationError("--logprobs needs JSON. Add --json.")
+        constraint = flags.constraint(schema, regex, choice)
         read, controls = read_text(text, sys.stdin), flags.controls(thinking)
         try:
+            sampling = replace(sampling, constraint=constraint, logprobs=logprobs)
             requests = to_requests(read, chat, system, controls, sampling, special_tokens, suffix)
         except InvalidRequestError as error:
             raise ConfigurationError(error.user_text) from None

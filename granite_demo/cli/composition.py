@@ -1,10 +1,12 @@
 """Builds backends from settings. The composition root of every command."""
 
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 from rich.console import Console
 
+from granite_demo.backend import ManagedBackend
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import Listener, ModelManager
 from granite_demo.backends.open_model import open_model
@@ -15,6 +17,9 @@ from granite_demo.hub.default_model import remember_model
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import registry
 from granite_demo.settings import Settings
+
+OpenBackend: TypeAlias = Callable[[Settings, Console], ManagedBackend]
+"""Opens the backend of settings. Raises GraniteDemoError."""
 
 
 def local_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend:

@@ -1,16 +1,17 @@
 """The same chat here and on another server: what differs, and the likely cause. Knows only the ``Backend`` protocol."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass, replace
 
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend, ManagedBackend
+from granite_demo.backend import Backend
 from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.cli import flags
+from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import print_json, print_table
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.settings import Settings
@@ -165,37 +166,16 @@ QUESTION = "What is the capital of France? Answer in one sentence."
 TOKENS = 48
 
 
-def add_doctor_command(
-    cli: typer.Typer,
-    console: Console,
-    environ: Mapping[str, str],
-    opened: Callable[[Settings, Console], ManagedBackend],
-) -> None:
+def add_doctor_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 
-    @cli.command("doctor")
-    def run(
-        text: flags.Question = QUESTION,
-        backend: flags.Url = None,
-        backend_key: flags.UrlKey = None,
-        backend_model: flags.BackendModel = None,
-        as_json: flags.AsJson = False,
-        model: flags.Model = None,
-        revision: flags.Revision = None,
-        device: flags.Device = None,
-        dtype: flags.Dtype = None,
-        quantization: flags.Quantization = None,
-        attention: flags.Attention = None,
-        engine: flags.Engine = None,
-        context: flags.Context = None,
-        threads: flags.Threads = None,
-        cache_dir: flags.CacheDir = None,
-    ) -> None:
+    @cli.command()
+    @flags.with_tables
+    def doctor(settings: Settings, text: flags.Question = QUESTION, as_json: flags.AsJson = False) -> None:
         """Ask a model here and a server at --url the same, greedily, and tell what differs and the likely cause.
 
         The exit code is 0 where nothing differs, else 1.
         """
-        settings = Settings.resolve(locals(), environ)
         if not settings.backend:
             raise ConfigurationError("doctor compares with another server. Name it with --url.")
         request = GenerationRequest((Message("user", text),), sampling=SamplingParams(max_tokens=TOKENS))

@@ -1,171 +1,205 @@
 """The flags of the commands, as typer reads them, and the values that they stand for. Knows no command."""
 
-from collections.abc import Mapping
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import wraps
+from inspect import Parameter
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from granite_demo.errors import ConfigurationError, InvalidRequestError
-from granite_demo.settings import help_text
+from granite_demo.settings import OPTIONS, Settings
 from granite_demo.types.constraints import Constraint
 from granite_demo.types.messages import Controls
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
 
 MAX_TOKENS = 512
-"""Of an answer, as on the page: a base model seldom ends by itself."""
+"""The default for an answer, as on the page: a base model seldom stops by itself."""
 
-
-def _flag(name: str) -> Any:
-    return typer.Option(help=help_text(name), show_default=False)
-
-
-Model = Annotated[str | None, _flag("model")]
-Host = Annotated[str | None, _flag("host")]
-Port = Annotated[int | None, _flag("port")]
-Device = Annotated[str | None, _flag("device")]
-Dtype = Annotated[str | None, _flag("dtype")]
-Quantization = Annotated[str | None, _flag("quantization")]
-Attention = Annotated[str | None, _flag("attention")]
-Engine = Annotated[str | None, _flag("engine")]
-Compile = Annotated[str | None, _flag("compile")]
-KeepQuantized = Annotated[str | None, _flag("keep_quantized")]
-Context = Annotated[int | None, _flag("context")]
-Revision = Annotated[str | None, _flag("revision")]
-AdminToken = Annotated[str | None, _flag("admin_token")]
-ApiKey = Annotated[str | None, _flag("api_key")]
-Login = Annotated[str | None, _flag("login")]
-Share = Annotated[str | None, _flag("share")]
-VisitorAnswers = Annotated[int | None, _flag("visitor_answers")]
-VisitorWaiting = Annotated[int | None, _flag("visitor_waiting")]
-VisitorTokens = Annotated[int | None, _flag("visitor_tokens")]
-AnswerSeconds = Annotated[int | None, _flag("answer_seconds")]
-AllowedHosts = Annotated[str | None, _flag("allowed_hosts")]
-TrustedProxies = Annotated[str | None, _flag("trusted_proxies")]
-Backend = Annotated[str | None, _flag("backend")]
-BackendKey = Annotated[str | None, _flag("backend_key")]
-BackendModel = Annotated[str | None, _flag("backend_model")]
-Beside = Annotated[str | None, _flag("beside")]
-BesideKey = Annotated[str | None, _flag("beside_key")]
 NoUrl = Annotated[str | None, typer.Option("--url", hidden=True)]
-"""For what a server cannot be asked: says so, where the others take the address."""
-Url = Annotated[str | None, typer.Option("--url", metavar="URL", help=help_text("backend"), show_default=False)]
-UrlKey = Annotated[
-    str | None, typer.Option("--url-key", metavar="KEY", help=help_text("backend_key"), show_default=False)
-]
-IdleMinutes = Annotated[int | None, _flag("idle_minutes")]
-Threads = Annotated[int | None, _flag("threads")]
-CacheDir = Annotated[Path | None, _flag("cache_dir")]
-LogLevel = Annotated[str | None, _flag("log_level")]
+"""For a command that cannot use another server, so that it can say so."""
 ModelToFit = Annotated[
-    str | None, typer.Argument(metavar="[MODEL]", help="A model of the registry, or a folder. Default: all of them.")
+    str | None,
+    typer.Argument(metavar="[MODEL]", help="A model from the list of models, or a folder. Default: all models."),
 ]
-ModelToPull = Annotated[str, typer.Argument(metavar="MODEL", help="A model of the registry.")]
+ModelToPull = Annotated[str, typer.Argument(metavar="MODEL", help="A model from the list of models.")]
+ModelToReplay = Annotated[
+    str | None, typer.Option(help="Model that generates the answer. Default: the one that the file names.")
+]
 Memory = Annotated[
-    str | None, typer.Option(help="Memory to plan for, like 24GB. Default: what is free on this machine.")
+    str | None, typer.Option(help="Memory to plan for, such as 24GB. Default: the free memory of this machine.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Suite = Annotated[
     str | None,
     typer.Option(
-        help="load, decode, ttft, page, several with commas, or all; or limit. Default: all, without page if large."
+        help="load, decode, ttft or page, comma-separated, or all; or limit alone. "
+        "Default: all, without page if the model is large."
     ),
 ]
-Users = Annotated[str | None, typer.Option(help="Users at the same time. Default: 1,4,16,64 on a GPU, 1,4 on a CPU.")]
+Users = Annotated[
+    str | None,
+    typer.Option(help="Numbers of simultaneous users, comma-separated. Default: 1,4,16,64 on a GPU, 1,4 on a CPU."),
+]
 Prompts = Annotated[
-    str | None, typer.Option(help="Prompt lengths of ttft. Default: 128,1024,8192 on a GPU, 128,1024 on a CPU.")
+    str | None,
+    typer.Option(
+        help="Prompt lengths for ttft in tokens, comma-separated. Default: 128,1024,8192 on a GPU, 128,1024 on a CPU."
+    ),
 ]
 Tokens = Annotated[
     int | None,
-    typer.Option(min=2, max=4096, help="New tokens of each answer. Default: 256 on a GPU, 12 on a CPU."),
+    typer.Option(min=2, max=4096, help="New tokens in each answer. Default: 256 on a GPU, 12 on a CPU."),
 ]
-Rounds = Annotated[int, typer.Option(min=1, max=20, help="Turns of each way; the medians are shown.")]
+Rounds = Annotated[int, typer.Option(min=1, max=20, help="Number of measurements; the report shows the medians.")]
 JsonFile = Annotated[
     str | None,
-    typer.Option("--json", metavar="FILE", help="Write every figure as JSON; - prints it instead of the tables."),
+    typer.Option("--json", metavar="FILE", help="Write all figures to FILE as JSON; - prints them, without tables."),
 ]
 Plot = Annotated[
     Path | None, typer.Option("--plot", metavar="FILE", help="Draw a picture, such as bench.png. Needs matplotlib.")
 ]
 TensorParallel = Annotated[
     int | None,
-    typer.Option(min=2, max=64, metavar="N", help="Measure N processes of torchrun that share the model, beside one."),
+    typer.Option(
+        min=2, max=64, metavar="N", help="Compare N processes of torchrun that share the model with one process."
+    ),
 ]
-AnswerFile = Annotated[str, typer.Argument(metavar="FILE", help="An answer saved from the page; - is standard input.")]
-
+AnswerFile = Annotated[
+    str, typer.Argument(metavar="FILE", help="An answer that was saved from the page; - is standard input.")
+]
 Text = Annotated[
     str | None,
-    typer.Argument(metavar="TEXT", help="The text. Default: standard input, as with -.", show_default=False),
+    typer.Argument(metavar="TEXT", help="The text. Default, and with -: standard input.", show_default=False),
 ]
-Question = Annotated[str, typer.Argument(metavar="TEXT", help="What both are asked.")]
+Question = Annotated[str, typer.Argument(metavar="TEXT", help="The question for both models.")]
 Chat = Annotated[
     bool | None,
     typer.Option(
         "--chat/--raw",
-        help="Ask it through the model's chat template, or go on with it as it stands. "
-        "Default: chat, where the model has a template.",
+        help="Use the model's chat template, or continue the text without changes. "
+        "Default: --chat if the model has a template.",
         show_default=False,
     ),
 ]
 JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")]
-System = Annotated[str, typer.Option(metavar="TEXT", help="The system prompt.", show_default=False)]
+System = Annotated[str, typer.Option(metavar="TEXT", help="System prompt.", show_default=False)]
 Thinking = Annotated[
-    str | None, typer.Option(metavar="LEVEL", help="off, low or full, where the model's template knows them.")
+    str | None, typer.Option(metavar="LEVEL", help="off, low or full, if the model's template has these levels.")
 ]
-Temperature = Annotated[float, typer.Option(help="0 always takes the likeliest token (greedy).")]
-TopP = Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total.")]
-TopK = Annotated[int, typer.Option(help="Sample from this many of the likeliest tokens; 0 is all.")]
-MinP = Annotated[float, typer.Option(help="Drop what is less likely than this share of the likeliest.")]
-RepetitionPenalty = Annotated[float, typer.Option(help="Above 1 repeats less; 1 is off.")]
-MaxTokens = Annotated[int, typer.Option(help="An answer ends here at the latest.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed repeats a sampled answer. Default: random.")]
-Stop = Annotated[
-    list[str] | None, typer.Option(help="The answer is cut before this text; up to four times.", show_default=False)
-]
-FrequencyPenalty = Annotated[float, typer.Option(help="Above 0 repeats less, each time it was said; 0 is off.")]
-PresencePenalty = Annotated[float, typer.Option(help="Above 0 repeats less of what was said at all; 0 is off.")]
 Logprobs = Annotated[
     int | None,
-    typer.Option(metavar="N", help="With --json, each token's log probability and N alternatives.", show_default=False),
+    typer.Option(
+        metavar="N", help="With --json: the log probability of each token, and N alternatives.", show_default=False
+    ),
 ]
 Suffix = Annotated[
-    str | None, typer.Option(metavar="TEXT", help="With --raw, fill the gap between TEXT and this.", show_default=False)
+    str | None,
+    typer.Option(metavar="TEXT", help="With --raw: fill the gap between the text and this one.", show_default=False),
 ]
 Schema = Annotated[
-    Path | None, typer.Option(metavar="FILE", help="The answer is JSON of this JSON schema.", show_default=False)
+    Path | None,
+    typer.Option(metavar="FILE", help="Constrain the answer to JSON of the JSON schema in FILE.", show_default=False),
 ]
 Regex = Annotated[
-    str | None, typer.Option(metavar="PATTERN", help="The answer matches this, whole.", show_default=False)
+    str | None,
+    typer.Option(
+        metavar="PATTERN", help="Constrain the answer to text that matches this as a whole.", show_default=False
+    ),
 ]
 Choice = Annotated[
-    list[str] | None, typer.Option(metavar="TEXT", help="The answer is one of these; repeat it.", show_default=False)
+    list[str] | None,
+    typer.Option(
+        metavar="TEXT", help="Constrain the answer to one of these texts. Repeat it for each.", show_default=False
+    ),
 ]
 Alternatives = Annotated[
-    int, typer.Option(min=0, max=MAX_ALTERNATIVES, help="So many of the likeliest tokens of each place.")
+    int, typer.Option(min=0, max=MAX_ALTERNATIVES, help="Number of the most likely tokens to show at each position.")
 ]
 SpecialTokens = Annotated[
-    bool, typer.Option("--special-tokens", help="What spells a control token is one. Default: it is plain text.")
+    bool,
+    typer.Option("--special-tokens", help="Parse control tokens in the prompt. By default they are plain text."),
 ]
-Reference = Annotated[str, typer.Option(metavar="PRECISION", help="What to compare with.")]
+Reference = Annotated[str, typer.Option(metavar="PRECISION", help="Precision to compare with.")]
 Other = Annotated[
     str,
-    typer.Option(metavar="PRECISION", help="What is compared: float32, bfloat16, float16, int8, nf4 or fp4."),
+    typer.Option(metavar="PRECISION", help="Precision to compare: float32, bfloat16, float16, int8, nf4 or fp4."),
 ]
 CsvFile = Annotated[Path | None, typer.Option("--csv", metavar="FILE", help="Write a line for each token as CSV.")]
 
 
+def with_tables(command: Callable[..., None]) -> Callable[..., None]:
+    """Give ``command`` the flags of the tables that its parameters ``settings`` and ``sampling`` stand for.
+
+    ``settings`` stands for the options of ``Settings`` that belong to the command of this name; a parameter of the
+    command itself takes precedence. ``sampling`` stands for the fields of ``SamplingParams`` that are flags. The
+    command gets the checked values. Raises ConfigurationError for a bad one.
+    """
+    own = dict(inspect.signature(command).parameters)
+    tables: dict[str, tuple[list[Parameter], Callable[[Mapping[str, Any]], Any]]] = {}
+    if own.pop("sampling", None):
+        tables["sampling"] = (sampling_flags(), sampling)
+    if own.pop("settings", None):
+        tables["settings"] = (
+            [flag for flag in setting_flags(command.__name__) if flag.name not in own],
+            Settings.resolve,
+        )
+
+    @wraps(command)
+    def run(**given: Any) -> None:
+        values = {
+            name: read({flag.name: given.pop(flag.name) for flag in flags}) for name, (flags, read) in tables.items()
+        }
+        command(**given, **values)
+
+    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in own.values()]
+    parameters += [flag for flags, _ in tables.values() for flag in flags]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it
+    return run
+
+
+def setting_flags(command: str) -> list[Parameter]:
+    """The flags of ``command`` from the table in ``granite_demo.settings``. None: not given."""
+    found = []
+    for option in OPTIONS:
+        if command in option.commands:
+            kind = option.kind if option.kind in (int, Path) else str
+            default = "none" if option.default == "" else option.default
+            text = f"{option.help} Default: {default}. Variable: {option.variable}."
+            flag = typer.Option(option.flag(command), help=text, show_default=False)
+            found.append(_parameter(option.name, Annotated[kind | None, flag], None))
+    return found
+
+
+def sampling_flags() -> list[Parameter]:
+    """The flags of the fields of ``SamplingParams`` that have a help text."""
+    found = []
+    for field in fields(SamplingParams):
+        if "help" in field.metadata:
+            kind, default = field.type, MAX_TOKENS if field.name == "max_tokens" else field.default
+            if field.name == "stop":
+                kind, default = list[str] | None, None
+            found.append(_parameter(field.name, Annotated[kind, typer.Option(help=field.metadata["help"])], default))
+    return found
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> Parameter:
+    return Parameter(name, Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
 def sampling(given: Mapping[str, Any]) -> SamplingParams:
-    """The sampling parameters among the flags ``given``. Raises ConfigurationError."""
-    values = {field.name: given[field.name] for field in fields(SamplingParams) if given.get(field.name) is not None}
+    """The sampling parameters of the flags ``given``; None: the default. Raises ConfigurationError."""
     try:
-        return SamplingParams(**values)
+        return SamplingParams(**{name: value for name, value in given.items() if value is not None})
     except InvalidRequestError as error:
         raise ConfigurationError(error.user_text) from None
 
 
 def constraint(schema: Path | None, regex: str | None, choices: list[str] | None) -> Constraint | None:
-    """What the answer has to be. Raises ConfigurationError."""
+    """The constraint of the answer. Raises ConfigurationError."""
     if sum(value is not None for value in (schema, regex, choices or None)) > 1:
         raise ConfigurationError("Use only one of --schema, --regex and --choice.")
     try:
@@ -181,7 +215,7 @@ def constraint(schema: Path | None, regex: str | None, choices: list[str] | None
 
 
 def controls(thinking: str | None) -> Controls:
-    """The switches that were asked for. Raises ConfigurationError."""
+    """The template's controls. Raises ConfigurationError."""
     try:
         return Controls(thinking=thinking)  # type: ignore[arg-type]  # it checks the value
     except InvalidRequestError as error:

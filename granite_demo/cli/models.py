@@ -8,15 +8,17 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.backends.remote.endpoints import CONNECT_SECONDS
+from granite_demo.cli import flags
 from granite_demo.cli.composition import remote_backend
 from granite_demo.cli.terminal import progress_bar
 from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, InvalidRequestError
@@ -45,6 +47,39 @@ WIDE = 1000  # columns where nobody looks, such as in a pipe: sentences stay who
 
 Plans: TypeAlias = Sequence[tuple[Place, Sequence[Plan]]]
 """For each place, a plan in each precision."""
+
+
+def add_model_commands(cli: typer.Typer, console: Console) -> None:
+    """The commands that start no model. Progress goes to ``console``."""
+
+    @cli.command()
+    @flags.with_tables
+    def models(settings: Settings, as_json: flags.AsJson = False) -> None:
+        """List the models: size, whether they are here, and whether they fit this machine. With --url: a server's."""
+        show = show_remote_models if settings.backend else show_models
+        show(settings, as_json)
+
+    @cli.command()
+    @flags.with_tables
+    def fits(
+        settings: Settings,
+        model: flags.ModelToFit = None,
+        memory: flags.Memory = None,
+        as_json: flags.AsJson = False,
+        url: flags.NoUrl = None,
+    ) -> None:
+        """Show the memory that a model needs in each precision, its longest context, and whether it fits."""
+        refuse_url(url, "fits is about this machine. granite-demo models --url lists a server's models.")
+        show_fits(model, memory, settings, as_json)
+
+    @cli.command()
+    @flags.with_tables
+    def pull(
+        settings: Settings, model: flags.ModelToPull, as_json: flags.AsJson = False, url: flags.NoUrl = None
+    ) -> None:
+        """Download a model to the cache of huggingface_hub, or prepare the sample. Ctrl-C keeps the downloaded part."""
+        refuse_url(url, "A server downloads its models itself: start it with the name of the model.")
+        pull_model(replace(settings, model=model), as_json, console)
 
 
 def show_models(
@@ -205,7 +240,7 @@ def _wanted(settings: Settings) -> str:
     return f"a context of {settings.context:,} tokens" if settings.context else "all of each model's context"
 
 
-def pull(
+def pull_model(
     settings: Settings, as_json: bool, console: Console, *, endpoint: str | None = None, hub_cache: Path | None = None
 ) -> None:
     """Download ``settings.model``, or prepare the sample, and print where it is. Exits with 130 after Ctrl-C."""

@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import os
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
@@ -209,23 +208,12 @@ def add_replay_command(cli: typer.Typer, console: Console) -> None:
     """The command that makes an answer again."""
 
     @cli.command()
+    @flags.with_tables
     def replay(
-        file: flags.AnswerFile,
-        as_json: flags.AsJson = False,
-        backend: flags.Url = None,
-        backend_key: flags.UrlKey = None,
-        model: flags.Model = None,
-        revision: flags.Revision = None,
-        device: flags.Device = None,
-        dtype: flags.Dtype = None,
-        quantization: flags.Quantization = None,
-        attention: flags.Attention = None,
-        engine: flags.Engine = None,
-        threads: flags.Threads = None,
-        cache_dir: flags.CacheDir = None,
+        settings: Settings, file: flags.AnswerFile, as_json: flags.AsJson = False, model: flags.ModelToReplay = None
     ) -> None:
         """Make a saved answer again and tell where it first differs. The exit code is 0 if it does not, else 1."""
-        settings = Settings.resolve(locals(), os.environ)
+        settings = dataclasses.replace(settings, model=model or settings.model)
         raise typer.Exit(0 if run_replay(file, settings, model is not None, console, as_json=as_json) else 1)
 
 

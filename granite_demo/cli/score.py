@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Mapping
 from contextlib import aclosing, closing
 from dataclasses import asdict, replace
 from math import exp
@@ -12,9 +11,10 @@ from typing import Any, get_args
 import typer
 from rich.console import Console
 
-from granite_demo.backend import Backend, ManagedBackend
+from granite_demo.backend import Backend
 from granite_demo.cli import flags
 from granite_demo.cli.complete import read_text
+from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.models import refuse_url
 from granite_demo.cli.terminal import print_json, print_table, say
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
@@ -26,38 +26,22 @@ from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.requests import CompareRequest, ScoreRequest
 
 
-def add_score_command(
-    cli: typer.Typer,
-    console: Console,
-    environ: Mapping[str, str],
-    opened: Callable[[Settings, Console], ManagedBackend],
-) -> None:
+def add_score_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 
     @cli.command()
+    @flags.with_tables
     def score(
+        settings: Settings,
         text: flags.Text = None,
         alternatives: flags.Alternatives = 0,
         special_tokens: flags.SpecialTokens = False,
         as_json: flags.AsJson = False,
-        backend: flags.Url = None,
-        backend_key: flags.UrlKey = None,
-        model: flags.Model = None,
-        revision: flags.Revision = None,
-        device: flags.Device = None,
-        dtype: flags.Dtype = None,
-        quantization: flags.Quantization = None,
-        attention: flags.Attention = None,
-        engine: flags.Engine = None,
-        context: flags.Context = None,
-        threads: flags.Threads = None,
-        cache_dir: flags.CacheDir = None,
     ) -> None:
         """Print how likely the model finds each token of TEXT, and the perplexity of the whole.
 
         One line break at the end of standard input is left out.
         """
-        settings = Settings.resolve(locals(), environ)
         try:
             request = ScoreRequest(read_text(text, sys.stdin), None, alternatives, special_tokens)
         except InvalidRequestError as error:
@@ -122,38 +106,27 @@ WORST = 10
 """Tokens in the table: those where the two differ most."""
 
 
-def add_compare_command(
-    cli: typer.Typer,
-    console: Console,
-    environ: Mapping[str, str],
-    opened: Callable[[Settings, Console], ManagedBackend],
-) -> None:
+def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
     """``opened`` gives the backend of settings, its model ready."""
 
     @cli.command()
+    @flags.with_tables
     def compare(
+        settings: Settings,
         text: flags.Text = None,
         reference: flags.Reference = "bfloat16",
         other: flags.Other = "nf4",
         special_tokens: flags.SpecialTokens = False,
         csv_file: flags.CsvFile = None,
         as_json: flags.AsJson = False,
-        model: flags.Model = None,
-        revision: flags.Revision = None,
-        device: flags.Device = None,
-        attention: flags.Attention = None,
-        engine: flags.Engine = None,
-        context: flags.Context = None,
-        threads: flags.Threads = None,
-        cache_dir: flags.CacheDir = None,
-        backend: flags.NoUrl = None,
+        url: flags.NoUrl = None,
     ) -> None:
         """Read TEXT in two precisions and print where the second differs from the first.
 
         One line break at the end of standard input is left out.
         """
-        settings = in_precision(Settings.resolve(locals(), environ), reference, "--reference")
-        refuse_url(settings.backend or None, "A server loads its model in one precision only; compare loads it in two.")
+        settings = in_precision(settings, reference, "--reference")
+        refuse_url(url or settings.backend or None, "A server has its model in one precision; compare needs two.")
         in_precision(settings, other, "--other")
         if reference == other:
             raise ConfigurationError("Both precisions are the same. Choose another one with --other.")

@@ -1,6 +1,5 @@
 """Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
 
-import os
 from types import SimpleNamespace
 from typing import Protocol
 
@@ -17,7 +16,7 @@ from granite_demo.cli.composition import backend_beside
 from granite_demo.cli.terminal import set_up_logging
 from granite_demo.hub import download
 from granite_demo.loading.tensor_parallel import ALONE, Group
-from granite_demo.settings import HUB_TOKEN, SECRETS, Settings
+from granite_demo.settings import Settings, take_secrets
 
 
 class Opener(Protocol):
@@ -31,9 +30,7 @@ class Opener(Protocol):
 def run_server(settings: Settings, console: Console, opened: Opener) -> None:
     """Serve the page until a signal."""
     set_up_logging(settings.log_level, console, settings.secrets)
-    download.keep_token(os.environ.get(HUB_TOKEN, ""))
-    for name in SECRETS:
-        os.environ.pop(name, None)
+    download.keep_token(take_secrets())
     group = Group(settings.processes, settings.rank, settings.local_rank)
     if not group.leads:
         return follow(settings.cache_dir, settings.threads, settings.load_options(), group)

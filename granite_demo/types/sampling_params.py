@@ -1,7 +1,7 @@
 """How tokens are chosen and when an answer ends: the parameters of one request, checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -38,6 +38,11 @@ def _but(value: float) -> str:
     return f", not {value:g}" if abs(value) < 1e15 else ""
 
 
+def _flag(default: Any, help_text: str) -> Any:
+    """A field that is also a flag of the commands ``complete`` and ``chat``."""
+    return field(default=default, metadata={"help": help_text})
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How the next token is chosen and when generation ends. Values are checked and coerced on construction.
@@ -50,17 +55,17 @@ class SamplingParams:
     InvalidRequestError.
     """
 
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    max_tokens: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    min_p: float = 0.0
+    temperature: float = _flag(0.0, "Randomness of the choice of tokens. 0: always the most likely token (greedy).")
+    top_p: float = _flag(1.0, "Sample from the most likely tokens whose probabilities add up to this. 1: from all.")
+    top_k: int = _flag(0, "Sample from this many of the most likely tokens. 0: from all.")
+    repetition_penalty: float = _flag(1.0, "Above 1: less repetition. 1: off.")
+    max_tokens: int | None = _flag(None, "Maximum number of tokens in an answer.")
+    seed: int | None = _flag(None, "The same seed gives the same sampled answer. Default: random.")
+    stop: tuple[str, ...] = _flag((), "Text that ends the answer and is not part of it. Can be given up to four times.")
+    min_p: float = _flag(0.0, "Exclude tokens that are less likely than this share of the most likely one. 0: off.")
     logprobs: int | None = None
-    frequency_penalty: float = 0.0
-    presence_penalty: float = 0.0
+    frequency_penalty: float = _flag(0.0, "Above 0: less repetition, by the number of occurrences. 0: off.")
+    presence_penalty: float = _flag(0.0, "Above 0: less repetition, once for each token that has occurred. 0: off.")
     logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: Constraint | None = None
 

@@ -98,10 +98,10 @@ def test_replay_asks_the_server(tmp_path: Path, capsys: pytest.CaptureFixture[st
     ("arguments", "why"),
     [
         (("fits",), "granite-demo models --url lists"),
-        (("pull", "granite-4.0-350m"), "A server fetches its models itself"),
+        (("pull", "granite-4.0-350m"), "A server downloads its models itself"),
         (
             ("compare", "Some text.", "--reference", "float32", "--other", "nf4"),
-            "loads its model in one precision only",
+            "has its model in one precision",
         ),
     ],
 )

@@ -26,7 +26,7 @@ def run(*arguments: str, local: FakeBackend | None = None) -> Any:
         return backend
 
     cli = typer.Typer()
-    add_doctor_command(cli, Console(stderr=True), {}, opened)
+    add_doctor_command(cli, Console(stderr=True), opened)
     cli.command("other")(lambda: None)
     return CliRunner().invoke(cli, ["doctor", "--model", "here", *arguments])
 

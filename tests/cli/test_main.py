@@ -12,7 +12,7 @@ from threading import Event
 import pytest
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.cli import main as cli
+from granite_demo.cli import composition
 from granite_demo.cli.main import main
 from granite_demo.errors import ConfigurationError, LoadCancelledError
 from granite_demo.types.load_options import LoadOptions, Report
@@ -125,7 +125,7 @@ def test_a_load_that_fails_keeps_its_exit_code(
     def fail(cache_dir: Path, threads: int, options: LoadOptions, *more: object, group: object) -> ReadyModel:
         raise ConfigurationError(f"No {options.device} here.")
 
-    monkeypatch.setattr(cli, "open_model", fail)
+    monkeypatch.setattr(composition, "open_model", fail)
     with pytest.raises(SystemExit) as end:
         main(["complete", "Why?", "--model", "sample", "--device", "cuda"])
     out, err = capsys.readouterr()
@@ -148,7 +148,7 @@ def test_ctrl_c_ends_a_load(
         heard.append(cancelled.wait(5))
         raise LoadCancelledError("The load was cancelled.")
 
-    monkeypatch.setattr(cli, "open_model", load)
+    monkeypatch.setattr(composition, "open_model", load)
     with pytest.raises(SystemExit) as end:
         main([*command, "--model", "sample"])
     assert (end.value.code, heard) == (130, [True])

@@ -243,7 +243,7 @@ def pull(hub: FakeHub, tmp_path: Path, as_json: bool = False, terminal: bool = F
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
     chosen = settings(tmp_path, **{"model": NAME, **more})
     before = signal.getsignal(signal.SIGINT)
-    commands.pull(chosen, as_json, console, endpoint=hub.url, hub_cache=tmp_path / "hub")
+    commands.pull_model(chosen, as_json, console, endpoint=hub.url, hub_cache=tmp_path / "hub")
     assert signal.getsignal(signal.SIGINT) is before
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
@@ -320,7 +320,7 @@ def test_ctrl_c_counts_even_if_pip_fails_of_it_first(
     monkeypatch.setattr(sample, "ensure_sample", interrupted)
     console = Console(file=io.StringIO())
     with pytest.raises(SystemExit) as end:
-        commands.pull(settings(tmp_path, model="sample"), False, console)
+        commands.pull_model(settings(tmp_path, model="sample"), False, console)
     assert isinstance(console.file, io.StringIO)
     assert (end.value.code, console.file.getvalue()) == (130, "sample was cancelled.\n")
     assert capsys.readouterr().out == ""
