@@ -279,7 +279,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         memory=loaded.memory,
         switches=loaded.switches,
         sampling=loaded.spec.sampling,
-        unable=(*ready.engine.unable, *cannot_fill(loaded.tokenizer, loaded.spec.dialect)),
+        unable=(*ready.engine.unable, *cannot_fill(loaded.tokenizer, loaded.spec.chat_format)),
     )
 
 

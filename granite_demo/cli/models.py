@@ -26,7 +26,7 @@ from granite_demo.hub import download, sample
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape, count_parameters
-from granite_demo.models.devices import Place, machine
+from granite_demo.models.devices import DeviceMemory, find_devices
 from granite_demo.models.memory import (
     Choice,
     Plan,
@@ -45,7 +45,7 @@ COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
 WIDE = 1000  # columns where nobody looks, such as in a pipe: sentences stay whole
 
-Plans: TypeAlias = Sequence[tuple[Place, Sequence[Plan]]]
+Plans: TypeAlias = Sequence[tuple[DeviceMemory, Sequence[Plan]]]
 """For each place, a plan in each precision."""
 
 
@@ -83,11 +83,11 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
 
 
 def show_models(
-    settings: Settings, as_json: bool, *, places: Sequence[Place] | None = None, hub_cache: Path | None = None
+    settings: Settings, as_json: bool, *, places: Sequence[DeviceMemory] | None = None, hub_cache: Path | None = None
 ) -> None:
     """Print every model of the registry with its size, whether it is here already, and whether it fits."""
     # As a load chooses: the first GPU, and all of them for what one cannot hold.
-    places = places or machine()
+    places = places or find_devices()
     best = [place for place in places if place.device in ("cuda:0", "cuda")] or places[:1]
     rows = [_model_row(spec, best, settings, hub_cache) for spec in catalogue.MODELS.values()]
     if as_json:
@@ -108,7 +108,9 @@ def show_models(
     output.print(f"The mark is for {' or '.join(map(str, best))} and {_wanted(settings)}.", markup=False)
 
 
-def _model_row(spec: ModelSpec, best: Sequence[Place], settings: Settings, hub_cache: Path | None) -> dict[str, Any]:
+def _model_row(
+    spec: ModelSpec, best: Sequence[DeviceMemory], settings: Settings, hub_cache: Path | None
+) -> dict[str, Any]:
     shape = shape_of(spec)
     place, choice = _choose(shape, best, settings.context or None)
     return {
@@ -129,7 +131,7 @@ def _model_row(spec: ModelSpec, best: Sequence[Place], settings: Settings, hub_c
     }
 
 
-def _choose(shape: Shape, best: Sequence[Place], context: int | None) -> tuple[Place, Choice]:
+def _choose(shape: Shape, best: Sequence[DeviceMemory], context: int | None) -> tuple[DeviceMemory, Choice]:
     choices = [(place, best_precision(shape, place.free, context)) for place in best]
     return next((pair for pair in choices if pair[1].precision), choices[-1])
 
@@ -159,14 +161,19 @@ def shape_of(spec: ModelSpec) -> Shape:
 
 
 def show_fits(
-    model: str | None, memory: str | None, settings: Settings, as_json: bool, *, places: Sequence[Place] | None = None
+    model: str | None,
+    memory: str | None,
+    settings: Settings,
+    as_json: bool,
+    *,
+    places: Sequence[DeviceMemory] | None = None,
 ) -> None:
     """Print what of ``model``, or of every model, fits into ``memory``, or into each place of this machine."""
     specs = [registry.resolve(model)] if model else list(catalogue.MODELS.values())
     shapes = [shape_of(spec) for spec in specs]
     if memory is not None:
         places = [_typed_in(memory)]
-    places = places or machine()
+    places = places or find_devices()
     context = settings.context or None
     by_model = [
         [(place, [plan(shape, precision, place.free, context) for precision in PRECISIONS]) for place in places]
@@ -181,9 +188,9 @@ def show_fits(
         _print_all(specs, by_model, settings)
 
 
-def _typed_in(memory: str) -> Place:
+def _typed_in(memory: str) -> DeviceMemory:
     try:
-        return Place("typed in", memory.strip(), parse_memory(memory))
+        return DeviceMemory("typed in", memory.strip(), parse_memory(memory))
     except InvalidRequestError as error:
         raise ConfigurationError(f"--memory: {error.user_text}") from None
 

@@ -1,1 +1,1 @@
-"""Facts about models, without their weights."""
+"""Facts about models that need no weights: the catalogue, configurations and memory estimates."""

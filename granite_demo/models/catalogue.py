@@ -1,7 +1,7 @@
-"""The models by name, one row each. Facts about a model live here and nowhere else.
+"""The catalogue of models, one row for each. Facts about a model are in this module only.
 
-The numbers are those of IBM's published config.json files, disclosures and model cards; what none of them confirmed is
-named in ``unverified``. Knows neither weights nor machines.
+The numbers are from IBM's published config.json files, disclosures and model cards. ``ModelSpec.unverified`` names the
+fields that none of these confirms.
 """
 
 from collections.abc import Iterator
@@ -12,13 +12,13 @@ from typing import Literal
 from granite_demo.models.config import Mamba, Shape
 from granite_demo.types.sampling_params import SamplingParams
 
-Dialect = Literal["granite-3.1", "granite-3.2", "granite-3.3", "granite-4.0", "granite-4.2", "chatml"]
-"""How a model writes turns, tools, documents and thoughts."""
+ChatFormat = Literal["granite-3.1", "granite-3.2", "granite-3.3", "granite-4.0", "granite-4.2", "chatml"]
+"""The generation of chat template: how it writes turns, tools, documents and reasoning."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """One model: where it comes from, what it is, and what to tell the user about it."""
+    """One model: its source, its shape, and the texts that describe it to the user."""
 
     name: str
     title: str
@@ -26,28 +26,28 @@ class ModelSpec:
     licence: str
     family: str = ""
     repo_id: str | None = None
-    dialect: Dialect | None = None
+    chat_format: ChatFormat | None = None
     instruct: bool = True
-    """Made for chat; a base model only continues text."""
+    """Whether the model is tuned for chat. A base model only continues text."""
     shape: Shape | None = None
     sampling: SamplingParams = SamplingParams()
-    """What IBM's examples use; greedy where they name nothing."""
+    """The sampling parameters of IBM's examples; greedy if they name none."""
     unverified: frozenset[str] = frozenset()
-    """Fields of the shape that no published file of this model confirmed; config.json decides."""
+    """Fields of ``shape`` that no published file of this model confirms. Its config.json decides."""
     path: Path | None = None
-    """The checkpoint's folder, for a model named by its path."""
+    """The checkpoint folder or GGUF file of a model that is given by its path."""
 
     @property
     def gguf_repo(self) -> str | None:
-        """The hub's repository with its GGUF files, named like granite-4.0-micro-Q4_K_M.gguf.
+        """The hub repository with the GGUF files, which are named like granite-4.0-micro-Q4_K_M.gguf.
 
-        By IBM's rule of naming, seen for 3.3 and 4.0; whether each model has one is not verified.
+        The name follows IBM's convention for 3.3 and 4.0. It is not verified that every model has such a repository.
         """
         return f"{self.repo_id}-GGUF" if self.repo_id else None
 
     @property
     def context_length(self) -> int | None:
-        """Tokens, prompt and answer together; None where nothing is known."""
+        """The context length in tokens, prompt and answer together. None: unknown."""
         return self.shape.context_length if self.shape else None
 
 
@@ -56,11 +56,11 @@ SAMPLE = ModelSpec(
     title="SmolLM2 135M sample (not an IBM model)",
     family="Sample",
     about=(
-        "The weights of SmolLM2-135M-Instruct in the Granite architecture. It shows the page at work on any "
-        "machine; it is not one of IBM's models, and it knows little."
+        "The weights of SmolLM2-135M-Instruct in the Granite architecture. It shows how the page works on any "
+        "machine. It is not one of IBM's models, and it knows little."
     ),
     licence="Apache-2.0",
-    dialect="chatml",
+    chat_format="chatml",
     shape=Shape(
         model_type="granite",
         context_length=8192,
@@ -83,7 +83,7 @@ SAMPLE = ModelSpec(
 def _granite(
     hidden: int, layers: int, heads: int, kv_heads: int, head_dim: int, mlp: int, *, hybrid: bool = False
 ) -> Shape:
-    """The multipliers follow the rule that all verified rows keep; residual is 0.22 at 40 layers."""
+    """Return a shape with the multipliers that all verified rows have. The residual multiplier is for 40 layers."""
     return Shape(
         model_type="granitemoehybrid" if hybrid else "granite",
         context_length=131072,
@@ -104,7 +104,7 @@ def _granite(
 
 @dataclass(frozen=True, slots=True)
 class _Size:
-    """One size of a family, before it becomes rows."""
+    """One size of a model family, from which the rows are made."""
 
     name: str
     shape: Shape
@@ -197,11 +197,11 @@ _SIZES_40 = (
     ),
 )
 
-_CHAT = "made for chat"
-_THINKING = "made for chat, with an optional thinking mode"
+_CHAT = "tuned for chat"
+_OPTIONAL_REASONING = "tuned for chat, with an optional thinking mode"
+_REASONING_FIRST = "tuned for chat; it thinks before it answers, unless thinking is off"
 _SAMPLING_42 = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=8192)
-"""IBM's examples allow 8,192 new tokens with thinking, 4,096 with a little of it, 2,048 without."""
-_THINKS_FIRST = "made for chat; it thinks before it answers unless told not to"
+"""IBM's examples allow 8,192 new tokens with full reasoning, 4,096 with low effort and 2,048 without reasoning."""
 
 
 def _about(size: _Size, purpose: str) -> str:
@@ -209,11 +209,11 @@ def _about(size: _Size, purpose: str) -> str:
     kind = "dense transformer"
     if shape.mamba:
         kind = f"hybrid of {shape.attention_layers} attention and {shape.mamba_layers} Mamba-2 layers"
-    experts = f", {shape.experts_per_token} of {shape.experts} experts at work on each token" if shape.experts else ""
+    experts = f", {shape.experts_per_token} of {shape.experts} experts active for each token" if shape.experts else ""
     return f"A {kind} with {size.parameters} parameters{experts}, {purpose}."
 
 
-def _row(version: str, size: _Size, dialect: Dialect, purpose: str, base: bool) -> ModelSpec:
+def _row(version: str, size: _Size, chat_format: ChatFormat, purpose: str, base: bool) -> ModelSpec:
     old = version < "4"
     suffix = "-base" if base else "-instruct" if old else ""
     name = f"granite-{version}-{size.name}{suffix}"
@@ -225,7 +225,7 @@ def _row(version: str, size: _Size, dialect: Dialect, purpose: str, base: bool) 
         licence="Apache-2.0",
         family=f"Granite {version}",
         repo_id=f"ibm-granite/{name}",
-        dialect=dialect,
+        chat_format=chat_format,
         instruct=not base,
         shape=size.shape,
         sampling=_SAMPLING_42 if version == "4.2" else SamplingParams(),
@@ -242,22 +242,22 @@ def _with_vocabulary(size: _Size, tokens: int, *unverified: str) -> _Size:
 def _granites() -> Iterator[ModelSpec]:
     for size in (_2B, _8B):
         yield _row("3.1", _with_vocabulary(size, 49155), "granite-3.1", _CHAT, base=False)
-        # Published for 2b; chat adds three tokens to it.
+        # The value for 2b is published. The instruct models have three more tokens.
         unverified = () if size is _2B else ("vocab_size",)
         yield _row("3.1", _with_vocabulary(size, 49152, *unverified), "granite-3.1", _CHAT, base=True)
-    for size in (_2B, _8B):  # IBM published no base models of 3.2
-        yield _row("3.2", _with_vocabulary(size, 49155), "granite-3.2", _THINKING, base=False)
+    for size in (_2B, _8B):  # there are no base models of 3.2
+        yield _row("3.2", _with_vocabulary(size, 49155), "granite-3.2", _OPTIONAL_REASONING, base=False)
     for size in (_2B, _8B):
-        yield _row("3.3", _with_vocabulary(size, 49159), "granite-3.3", _THINKING, base=False)
-        yield _row("3.3", _with_vocabulary(size, 49152, "vocab_size"), "granite-3.3", _THINKING, base=True)
+        yield _row("3.3", _with_vocabulary(size, 49159), "granite-3.3", _OPTIONAL_REASONING, base=False)
+        yield _row("3.3", _with_vocabulary(size, 49152, "vocab_size"), "granite-3.3", _OPTIONAL_REASONING, base=True)
     for size in _SIZES_40:
         yield _row("4.0", size, "granite-4.0", _CHAT, base=False)
         yield _row("4.0", size, "granite-4.0", _CHAT, base=True)
     for size in (_3B, _8B_NEW, _30B):
         yield _row("4.1", size, "granite-4.0", _CHAT, base=False)
         yield _row("4.1", size, "granite-4.0", _CHAT, base=True)
-    for size in (_3B, _8B_NEW, _30B):  # trained on from the bases of 4.1
-        yield _row("4.2", size, "granite-4.2", _THINKS_FIRST, base=False)
+    for size in (_3B, _8B_NEW, _30B):  # based on the base models of 4.1
+        yield _row("4.2", size, "granite-4.2", _REASONING_FIRST, base=False)
 
 
 MODELS: dict[str, ModelSpec] = {spec.name: spec for spec in (SAMPLE, *_granites())}

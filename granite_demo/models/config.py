@@ -1,7 +1,6 @@
-"""What a config.json says about the sizes of a model, and the parameters that follow from it.
+"""The sizes of a model from its config.json, and the parameter counts that follow from them.
 
-Knows neither names nor bytes. The counts are those of the classes in transformers, part by part. Reads the
-decoder-only classes of Granite, and Llama.
+Supports the decoder-only Granite classes and Llama. The counts are those of the classes in transformers.
 """
 
 import json
@@ -20,7 +19,10 @@ MAMBA_LAYERS = {"mamba", "linear_attention"}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The folder's config.json. Raises CorruptModelError."""
+    """Return the content of ``folder``/config.json.
+
+    Raises CorruptModelError, also for a config that names code to run.
+    """
     try:
         config = json.loads((folder / "config.json").read_bytes())
     except (OSError, ValueError, RecursionError) as error:
@@ -28,15 +30,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict):
         raise CorruptModelError(f"{folder / 'config.json'} does not hold an object. Remove the folder.")
     for value in _implementations(config):
-        # transformers would fetch it from the hub and run it, where the package kernels is installed.
-        raise CorruptModelError(
-            f"{folder / 'config.json'} asks for code of its own: {value!r:.80}. Choose another model."
-        )
+        # transformers downloads such code from the hub and runs it if the package kernels is installed.
+        raise CorruptModelError(f"{folder / 'config.json'} names code to run: {value!r:.80}. Choose another model.")
     return config
 
 
 def _implementations(config: Any) -> Iterator[Any]:
-    """What a config wants of attention or experts that is no plain name, at any depth."""
+    """Yield the values of all ``*_implementation`` keys, at any depth, that are not plain names."""
     if isinstance(config, dict):
         for key, value in config.items():
             if "_implementation" in key and value is not None and not re.fullmatch(r"\w*", str(value)):
@@ -46,7 +46,7 @@ def _implementations(config: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True, slots=True)
 class Mamba:
-    """The Mamba-2 layers of a hybrid (transformers' GraniteMoeHybridMambaLayer)."""
+    """The Mamba-2 layers of a hybrid model (``GraniteMoeHybridMambaLayer`` in transformers)."""
 
     heads: int
     head_dim: int
@@ -58,18 +58,18 @@ class Mamba:
 
     @property
     def inner_size(self) -> int:
-        """Channels of the state space model."""
+        """The number of channels of the state space model."""
         return self.heads * self.head_dim
 
     @property
     def conv_channels(self) -> int:
-        """Channels of the convolution: the input with B and C."""
+        """The number of channels of the convolution: the input, B and C."""
         return self.inner_size + 2 * self.groups * self.state_size
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape:
-    """The sizes in a config.json. ``intermediate_size`` is the dense MLP's, 0 where there are only experts."""
+    """The sizes in a config.json. ``intermediate_size`` is that of the dense MLP, or 0 if there are only experts."""
 
     model_type: str
     context_length: int
@@ -96,33 +96,36 @@ class Shape:
 
     @property
     def mamba_layers(self) -> int:
-        """Layers without attention."""
+        """The number of layers without attention."""
         return self.layers - self.attention_layers
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> "Shape":
-        """Read a config.json with the defaults of transformers. Raises CorruptModelError or ModelError."""
+        """Return the shape in ``config``, with the defaults of transformers for missing keys.
+
+        Raises ModelError for an unknown model type, and CorruptModelError for unusable values.
+        """
         if not isinstance(config, Mapping):
-            raise CorruptModelError("config.json does not hold an object. Get the file again.")
+            raise CorruptModelError("config.json does not contain a JSON object. Download the file again.")
         kind = config.get("model_type")
         if not isinstance(kind, str) or kind not in DENSE_TYPES | MOE_TYPES:
             known = ", ".join(sorted(DENSE_TYPES | MOE_TYPES))
-            raise ModelError(f"Models of type {kind!r} are not known here, only {known}.")
-        layers = _whole(config, "num_hidden_layers")
-        heads, hidden = _whole(config, "num_attention_heads"), _whole(config, "hidden_size")
+            raise ModelError(f"Models of type {kind!r} are not supported. The supported types are {known}.")
+        layers = _integer(config, "num_hidden_layers")
+        heads, hidden = _integer(config, "num_attention_heads"), _integer(config, "hidden_size")
         attention = layers
         if kind == "granitemoehybrid":
             attention = _count_attention_layers(config, layers)
         return cls(
             model_type=kind,
-            context_length=_whole(config, "max_position_embeddings"),
-            vocab_size=_whole(config, "vocab_size"),
+            context_length=_integer(config, "max_position_embeddings"),
+            vocab_size=_integer(config, "vocab_size"),
             hidden_size=hidden,
             layers=layers,
             attention_layers=attention,
             heads=heads,
-            kv_heads=_whole(config, "num_key_value_heads", heads),
-            head_dim=_whole(config, "head_dim", hidden // heads),
+            kv_heads=_integer(config, "num_key_value_heads", heads),
+            head_dim=_integer(config, "head_dim", hidden // heads),
             tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
             attention_bias=bool(config.get("attention_bias", False)),
             mlp_bias=kind in DENSE_TYPES and bool(config.get("mlp_bias", False)),
@@ -135,11 +138,11 @@ class Shape:
         )
 
 
-def _whole(config: Mapping[str, Any], key: str, default: int | None = None, least: int = 1) -> int:
+def _integer(config: Mapping[str, Any], key: str, default: int | None = None, minimum: int = 1) -> int:
     value = config.get(key)
     value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise CorruptModelError(f"config.json says {value!r} for {key}, which cannot be used. Get the file again.")
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise CorruptModelError(f"The value {value!r} of {key} in config.json is invalid. Download the file again.")
     return value
 
 
@@ -148,24 +151,28 @@ def _number(config: Mapping[str, Any], key: str) -> float | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CorruptModelError(f"config.json says {value!r} for {key}, which cannot be used. Get the file again.")
+        raise CorruptModelError(f"The value {value!r} of {key} in config.json is invalid. Download the file again.")
     return float(value)
 
 
 def _read_mlp(config: Mapping[str, Any], kind: str) -> dict[str, int]:
-    """In the MoE classes ``intermediate_size`` is an expert's, and a hybrid without experts has its MLP as shared."""
+    """Return the sizes of MLP and experts.
+
+    In the MoE classes, ``intermediate_size`` is that of one expert. The MLP of a hybrid without experts has the key
+    ``shared_intermediate_size``.
+    """
     if kind in DENSE_TYPES:
-        return {"intermediate_size": _whole(config, "intermediate_size")}
+        return {"intermediate_size": _integer(config, "intermediate_size")}
     shared = 0
     if kind != "granitemoe":
-        shared = _whole(config, "shared_intermediate_size", 0 if kind == "granitemoeshared" else 1024, least=0)
-    experts = _whole(config, "num_local_experts", 8, least=0)
+        shared = _integer(config, "shared_intermediate_size", 0 if kind == "granitemoeshared" else 1024, minimum=0)
+    experts = _integer(config, "num_local_experts", 8, minimum=0)
     if not experts:
         return {"intermediate_size": shared}
     return {
         "experts": experts,
-        "experts_per_token": _whole(config, "num_experts_per_tok", 2),
-        "expert_size": _whole(config, "intermediate_size"),
+        "experts_per_token": _integer(config, "num_experts_per_tok", 2),
+        "expert_size": _integer(config, "intermediate_size"),
         "shared_size": shared,
     }
 
@@ -173,25 +180,25 @@ def _read_mlp(config: Mapping[str, Any], kind: str) -> dict[str, int]:
 def _count_attention_layers(config: Mapping[str, Any], layers: int) -> int:
     types = config.get("layer_types") or config.get("layers_block_type")
     if types is None:
-        return 0  # as transformers fills it in
-    known = (*ATTENTION_LAYERS, *MAMBA_LAYERS)  # not as a set: an entry may be anything that JSON allows
+        return 0  # the default of transformers
+    known = (*ATTENTION_LAYERS, *MAMBA_LAYERS)  # not a set, because an entry can be unhashable
     if not isinstance(types, list) or len(types) != layers or not all(name in known for name in types):
-        raise CorruptModelError(f"config.json has no usable layer_types for {layers} layers. Get the file again.")
+        raise CorruptModelError(f"config.json has no valid layer_types for {layers} layers. Download the file again.")
     return len([name for name in types if name in ATTENTION_LAYERS])
 
 
 def _read_mamba(config: Mapping[str, Any], hidden: int) -> Mamba:
-    heads = _whole(config, "mamba_n_heads", 128)
-    inner = _whole(config, "mamba_expand", 2) * hidden
-    head_dim = inner // heads if config.get("mamba_d_head") in (None, "auto") else _whole(config, "mamba_d_head")
+    heads = _integer(config, "mamba_n_heads", 128)
+    inner = _integer(config, "mamba_expand", 2) * hidden
+    head_dim = inner // heads if config.get("mamba_d_head") in (None, "auto") else _integer(config, "mamba_d_head")
     if heads * head_dim != inner:
-        raise CorruptModelError("config.json has mamba_n_heads, mamba_d_head and mamba_expand that do not match.")
+        raise CorruptModelError("mamba_n_heads, mamba_d_head and mamba_expand in config.json do not match.")
     return Mamba(
         heads=heads,
         head_dim=head_dim,
-        state_size=_whole(config, "mamba_d_state", 256),
-        groups=_whole(config, "mamba_n_groups", 1),
-        conv_kernel=_whole(config, "mamba_d_conv", 4),
+        state_size=_integer(config, "mamba_d_state", 256),
+        groups=_integer(config, "mamba_n_groups", 1),
+        conv_kernel=_integer(config, "mamba_d_conv", 4),
         conv_bias=bool(config.get("mamba_conv_bias", True)),
         proj_bias=bool(config.get("mamba_proj_bias", False)),
     )
@@ -199,7 +206,7 @@ def _read_mamba(config: Mapping[str, Any], hidden: int) -> Mamba:
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How many parameters each part of a model has."""
+    """The number of parameters in each part of a model."""
 
     embedding: int
     attention: int
@@ -209,9 +216,9 @@ class Parameters:
     router: int
     mamba_linears: int
     mamba_others: int
-    """Convolution, time step, A, D and gated norm."""
+    """Convolution, time step bias, A, D and gated norm."""
     head: int
-    """0 where the head is the embedding."""
+    """0 if the head shares the weights of the embedding."""
 
     @property
     def total(self) -> int:
@@ -221,7 +228,7 @@ class Parameters:
 
 @dataclass(frozen=True, slots=True)
 class Linear:
-    """``count`` equal ``nn.Linear`` modules, each with a weight of ``rows`` x ``columns``."""
+    """``count`` equal ``nn.Linear`` modules. Each has a weight of shape (``rows``, ``columns``)."""
 
     part: Literal["attention", "mlp", "mamba"]
     count: int
@@ -231,17 +238,17 @@ class Linear:
 
     @property
     def size(self) -> int:
-        """Elements of one weight."""
+        """The number of elements of one weight."""
         return self.rows * self.columns
 
     @property
     def parameters(self) -> int:
-        """Weights and biases of all of them."""
+        """The number of elements of all weights and biases."""
         return self.count * (self.size + self.rows * self.bias)
 
 
 def linears(shape: Shape) -> Iterator[Linear]:
-    """All ``nn.Linear`` but the head. The MoE classes keep gate and up in one ``input_linear``."""
+    """Yield all ``nn.Linear`` modules except the head. In the MoE classes, one ``input_linear`` has gate and up."""
     hidden, queries, keys = shape.hidden_size, shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     for count, rows, columns in ((1, queries, hidden), (2, keys, hidden), (1, hidden, queries)):
         yield Linear("attention", count * shape.attention_layers, rows, columns, shape.attention_bias)
@@ -257,7 +264,7 @@ def linears(shape: Shape) -> Iterator[Linear]:
 
 
 def count_parameters(shape: Shape) -> Parameters:
-    """The parameters of the causal language model with this shape, exactly."""
+    """Return the exact parameter counts of the causal language model with this shape."""
     vocabulary = shape.vocab_size * shape.hidden_size
     sums = {"attention": 0, "mlp": 0, "mamba": 0}
     for linear in linears(shape):

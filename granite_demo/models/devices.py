@@ -1,6 +1,6 @@
-"""The memory of this machine that a model could run in.
+"""The devices of this machine with their free memory.
 
-Knows no torch, which takes seconds to import: the GPUs are asked for at their driver, which gives torch's numbers.
+This module does not import torch, which takes seconds. The CUDA driver gives the same numbers.
 """
 
 import ctypes
@@ -18,8 +18,8 @@ DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Memory that a model could run in. ``device`` is torch's word, or "typed in"."""
+class DeviceMemory:
+    """Free memory, in bytes, in which a model can run. ``device`` is torch's name for it, or "typed in"."""
 
     device: str
     title: str
@@ -29,23 +29,23 @@ class Place:
         return f"{self.device} ({self.title}, {gigabytes(self.free)})"
 
 
-def machine() -> list[Place]:
-    """The places of this machine, best first: each GPU, all GPUs together if there are several, the CPU."""
+def find_devices() -> list[DeviceMemory]:
+    """Return the devices of this machine, best first: each GPU, all GPUs together if there are several, the CPU."""
     gpus = _gpus() if _torch_has_cuda() else []
     if len(gpus) > 1:
-        gpus.append(Place("cuda", f"{len(gpus)} GPUs together", sum(gpu.free for gpu in gpus)))
-    return [*gpus, Place("cpu", "main memory", psutil.virtual_memory().available)]
+        gpus.append(DeviceMemory("cuda", f"{len(gpus)} GPUs together", sum(gpu.free for gpu in gpus)))
+    return [*gpus, DeviceMemory("cpu", "main memory", psutil.virtual_memory().available)]
 
 
 def _torch_has_cuda() -> bool:
-    package = find_spec("torch")  # finds it without importing it
+    package = find_spec("torch")  # does not import it
     if package is None or package.origin is None:
         return False
     return runpy.run_path(str(Path(package.origin).with_name("version.py"))).get("cuda") is not None
 
 
-def _gpus() -> list[Place]:
-    """As ``torch.cuda.mem_get_info``: what is free beside the context that every process needs."""
+def _gpus() -> list[DeviceMemory]:
+    """Return the GPUs with the numbers of ``torch.cuda.mem_get_info``, which exclude the context of this process."""
     try:
         cuda = ctypes.CDLL(DRIVER)
     except OSError:
@@ -60,10 +60,10 @@ def _gpus() -> list[Place]:
         cuda.cuDeviceGet(ctypes.byref(device), index)
         cuda.cuDeviceGetName(name, len(name), device)
         if cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device):
-            continue  # for another process alone, or full
+            continue  # reserved for another process, or full
         cuda.cuCtxSetCurrent(context)
         failed = cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total))
         cuda.cuDevicePrimaryCtxRelease_v2(device)
         if not failed and free.value:
-            gpus.append(Place(f"cuda:{index}", name.value.decode(errors="replace"), free.value))
+            gpus.append(DeviceMemory(f"cuda:{index}", name.value.decode(errors="replace"), free.value))
     return gpus

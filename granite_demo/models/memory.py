@@ -1,10 +1,9 @@
-"""What fits where, from a model's shape alone: weights in each precision, cache, longest context.
+"""Memory estimates from the shape of a model: weights in each precision, KV cache, longest context.
 
-Pure arithmetic without torch. The bytes are those of the tensors that torch and bitsandbytes keep. bitsandbytes
-quantizes the weights of ``nn.Linear`` and nothing else, and transformers leaves out ``lm_head``
-(``replace_with_bnb_linear``, ``get_keys_to_not_convert``). Embedding, norms, convolutions, state space parameters and
-the router stay as they are, and so do the experts of a mixture: they are 3-D parameters, not linears, so int4 saves
-little there.
+The sizes are those of the tensors that torch and bitsandbytes allocate. bitsandbytes quantizes only the weights of
+``nn.Linear``, and transformers excludes ``lm_head`` (``replace_with_bnb_linear``, ``get_keys_to_not_convert``).
+Embedding, norms, convolutions, state space parameters and routers are not quantized. The experts of a mixture are not
+quantized either, because they are 3-D parameters; int4 saves little memory there.
 """
 
 import re
@@ -15,23 +14,25 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.models.config import Linear, Shape, count_parameters, linears
 
 Precision = Literal["bf16", "fp16", "fp32", "int8", "int4"]
-"""int8 is bitsandbytes' LLM.int8; int4 its nf4 or fp4, which are equally large."""
+"""int8 is LLM.int8 of bitsandbytes; int4 is its nf4 or fp4, which have the same size."""
 Mark = Literal["fits", "tight", "does not fit"]
 
 MIB = 2**20
 ABSMAX_BLOCK = 64
 NESTED_BLOCK = 256
 RUNTIME_BYTES = 512 * MIB
-"""A CUDA context with the kernels and cuBLAS workspaces of torch and bitsandbytes, or torch itself on a CPU: taken
-before the first tensor and outside of what torch reports as allocated. A round figure, not a measured one."""
+"""A CUDA context with the kernels and cuBLAS workspaces of torch and bitsandbytes, or torch itself on a CPU.
+
+This memory is in use before the first tensor, and torch does not report it as allocated. The value is a rough estimate.
+"""
 PREFILL_TOKENS = 2048
-"""Tokens in one forward pass of a long prompt, as the single-stream engine feeds it: they bound the activations."""
+"""The tokens of a long prompt in one forward pass. They limit the size of the activations."""
 SCAN_CHUNK = 256
-"""Positions that transformers' Mamba-2 scan compares with one another at a time (mamba_chunk_size)."""
-LEAST_CONTEXT = 1024
-"""Tokens below which a conversation is not worth loading a model for."""
+"""The chunk size of the Mamba-2 scan in transformers (``mamba_chunk_size``), in positions."""
+MIN_CONTEXT = 1024
+"""The shortest useful context in tokens. A model that does not fit with it does not fit."""
 FREE_SHARE = 0.1
-"""What has to stay free for a model to fit rather than be tight."""
+"""The part of the memory that must stay free for a model to fit; with less, it is tight."""
 _PREFERRED: tuple[Precision, Precision] = ("bf16", "int4")
 _WHY_NOT = {"tight": "is tight", "does not fit": "does not fit"}
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
@@ -39,16 +40,16 @@ BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def element_bytes(precision: Precision) -> int:
-    """Bytes of an element that is not quantized: of the cache, the activations and the embedding."""
+    """Return the bytes of an element that is not quantized: in the cache, the activations and the embedding."""
     return 4 if precision == "fp32" else 2
 
 
 def weight_bytes(shape: Shape, precision: Precision, double_quant: bool = True) -> int:
-    """Bytes of all parameters. ``double_quant`` concerns int4 only.
+    """Return the bytes of all parameters. ``double_quant`` applies to int4 only.
 
-    LLM.int8 keeps a byte per weight and a float32 scale per row (``SCB``). 4-bit keeps half a byte per weight, an
-    absolute maximum per block of 64 in float32, and a table of 16 float32. With double quantization the maxima take
-    a byte each, with a float32 per 256 of them, their mean, and a table of 256 float32 (QLoRA, arXiv 2305.14314).
+    LLM.int8 has a byte per weight and a float32 scale per row (``SCB``). 4-bit has half a byte per weight, the absolute
+    maximum of each block of 64 in float32, and a table of 16 float32. With double quantization, each maximum takes a
+    byte; there is a float32 per 256 maxima, their mean, and a table of 256 float32 (QLoRA, arXiv 2305.14314).
     """
     total = count_parameters(shape).total
     if precision not in ("int8", "int4"):
@@ -77,12 +78,15 @@ def _up(value: int, divisor: int) -> int:
 
 
 def kv_bytes_per_token(shape: Shape, precision: Precision) -> int:
-    """A key and a value for each key/value head of each attention layer; Mamba-2 layers have none."""
+    """Return the bytes of the KV cache for one token. Mamba-2 layers have no KV cache."""
     return 2 * shape.attention_layers * shape.kv_heads * shape.head_dim * element_bytes(precision)
 
 
 def state_bytes(shape: Shape, precision: Precision) -> int:
-    """What the Mamba-2 layers remember, however long the text: the last inputs, and a float32 state."""
+    """Return the bytes of the Mamba-2 state: the last convolution inputs, and a state in float32.
+
+    The size does not depend on the number of tokens.
+    """
     if not (mamba := shape.mamba):
         return 0
     layer = mamba.conv_channels * mamba.conv_kernel * element_bytes(precision) + 4 * mamba.inner_size * mamba.state_size
@@ -90,11 +94,11 @@ def state_bytes(shape: Shape, precision: Precision) -> int:
 
 
 def overhead_bytes(shape: Shape, precision: Precision, context: int) -> int:
-    """The rest of what a running model takes at its peak, the prefill of a prompt that fills ``context``. An estimate.
+    """Estimate the bytes that a running model takes besides weights, cache and state.
 
-    The runtime; the activations of the largest layer for one chunk of the prompt; while attention over the whole
-    context runs in a layer, keys and values repeated for every query head and the mask (sdpa; flash attention needs
-    less); for int4, the largest weight turned back into 16 bits.
+    The peak is the prefill of a prompt of ``context`` tokens. It has the runtime; the activations of the largest layer
+    for one chunk of the prompt; for attention, the mask and the keys and values repeated for every query head (sdpa;
+    flash attention needs less); and for int4, the largest weight dequantized to 16 bits.
     """
     return _fixed_overhead(shape, precision) + context * _overhead_per_token(shape, precision)
 
@@ -107,7 +111,7 @@ def _fixed_overhead(shape: Shape, precision: Precision) -> int:
         width += shape.experts_per_token * (3 * shape.expert_size + shape.hidden_size)
     activations = size * (4 * shape.hidden_size + max(2 * (queries + keys), width))
     if shape.mamba:
-        # transformers' own scan: B and C for every head, and four tables of scores within a chunk, in float32
+        # The scan of transformers: B and C for every head, and four score tables of a chunk, in float32.
         activations += 4 * shape.mamba.heads * (3 * shape.mamba.state_size + 4 * SCAN_CHUNK)
     workspace = max(2 * linear.size for linear in linears(shape)) if precision == "int4" else 0
     return RUNTIME_BYTES + PREFILL_TOKENS * activations + workspace
@@ -115,13 +119,16 @@ def _fixed_overhead(shape: Shape, precision: Precision) -> int:
 
 def _overhead_per_token(shape: Shape, precision: Precision) -> int:
     size = element_bytes(precision)
-    mask = PREFILL_TOKENS * (1 + size)  # as bool, and as the numbers that are added
+    mask = PREFILL_TOKENS * (1 + size)  # as bool, and as the values that are added to the scores
     return 2 * size * shape.heads * shape.head_dim + mask if shape.attention_layers else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Whether a model fits, in bytes. ``total`` is for the wanted context, ``longest_context`` what is possible."""
+    """Whether a model fits. Sizes are in bytes, contexts in tokens.
+
+    ``total`` is for ``context``. ``longest_context`` is the longest possible context.
+    """
 
     precision: Precision
     memory: int
@@ -140,7 +147,10 @@ class Plan:
 def plan(
     shape: Shape, precision: Precision, memory_bytes: int, context: int | None = None, *, double_quant: bool = True
 ) -> Plan:
-    """Whether the model fits into ``memory_bytes`` with ``context`` tokens, by default and at most all it can hold."""
+    """Return whether the model fits into ``memory_bytes`` with a context of ``context`` tokens.
+
+    The default and the maximum is the context length of the model. Raises InvalidRequestError for values below 1.
+    """
     if memory_bytes < 1 or (context is not None and context < 1):
         raise InvalidRequestError("Memory and context must be above 0.")
     context = min(context or shape.context_length, shape.context_length)
@@ -150,12 +160,12 @@ def plan(
     total = weights + state + overhead + kv * context
     free = memory_bytes - total
     longest = _longest_context(shape, precision, memory_bytes - weights - state)
-    if longest < min(context, LEAST_CONTEXT):
+    if longest < min(context, MIN_CONTEXT):
         mark: Mark = "does not fit"
-        reason = f"The weights take {gigabytes(weights)}, which leaves no room to work in {gigabytes(memory_bytes)}"
+        reason = f"The weights take {gigabytes(weights)}, so the model cannot run in {gigabytes(memory_bytes)}"
     elif free < 0:
         mark = "tight"
-        reason = f"It fits with a context of up to {longest:,} tokens, not the {context:,} wanted"
+        reason = f"It fits with a context of up to {longest:,} tokens, but not with {context:,}"
     else:
         mark = "tight" if free < FREE_SHARE * memory_bytes else "fits"
         only = "only " if mark == "tight" else ""
@@ -193,7 +203,7 @@ def _about_experts(shape: Shape, precision: Precision) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The precision to load a model in, or None, with its reason and the plan that decided."""
+    """The precision in which to load a model, or None, with the reason and the plan for it."""
 
     precision: Precision | None
     reason: str
@@ -201,29 +211,29 @@ class Choice:
 
 
 def best_precision(shape: Shape, memory_bytes: int, context: int | None = None) -> Choice:
-    """bf16 if it fits, else int4; if both are tight, bf16, which is exact; if neither fits, None."""
+    """Choose bf16 if it fits, otherwise int4. If both are tight, choose bf16, which is exact. If neither fits, None."""
     exact, small = (plan(shape, precision, memory_bytes, context) for precision in _PREFERRED)
     for mark in ("fits", "tight"):
         if exact.mark == mark:
-            return Choice("bf16", f"bf16 keeps the weights as they were trained. {exact.reason}", exact)
+            return Choice("bf16", f"bf16 keeps the exact weights. {exact.reason}", exact)
         if small.mark == mark:
-            return Choice("int4", f"bf16 {_WHY_NOT[exact.mark]}, int4 is smaller. {small.reason}", small)
+            return Choice("int4", f"bf16 {_WHY_NOT[exact.mark]}; int4 is smaller. {small.reason}", small)
     return Choice(None, f"Not even int4 fits. {small.reason}", small)
 
 
 def gigabytes(size: int) -> str:
-    """``size`` in bytes as text, in powers of ten like the sizes of files: 6.8 GB."""
+    """Format ``size`` bytes as decimal gigabytes: 6.8 GB."""
     return f"{size / 10**9:,.1f} GB"
 
 
 def parse_memory(text: str) -> int:
-    """Bytes of "24 GB", "24GiB", "512 MB" or "24", which is in GB. Raises InvalidRequestError.
+    """Return the bytes of a text such as "24 GB", "24GiB", "512 MB", or "24" for GB. Raises InvalidRequestError.
 
-    GB is 10**9 here: on a card whose maker means GiB that errs by 7 % on the safe side.
+    GB is 10**9 bytes. If the maker of a GPU means GiB, the result is 7 % too small, which is the safe side.
     """
     match = re.fullmatch(r"([0-9]{1,6}(?:\.[0-9]{1,6})?)\s*(?:([KMGT])(I?)B?)?", text.strip().upper())
     if match is None:
-        raise InvalidRequestError(f'{text!r} is no amount of memory. Write it like "24 GB" or "24 GiB".')
+        raise InvalidRequestError(f'{text!r} is not an amount of memory. Write it like "24 GB" or "24 GiB".')
     number, unit, binary = match.groups()
     size = int(float(number) * (BINARY_UNITS[unit] if binary else UNITS[unit or "G"]))
     if size < 1:

@@ -1,4 +1,4 @@
-"""Names to models: a row of the catalogue, or a checkpoint folder. What a row claims is compared with config.json."""
+"""Resolves the name or path of a model, and compares a row of the catalogue with a config.json."""
 
 import difflib
 import json
@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from granite_demo.errors import ModelError, UnknownModelError
-from granite_demo.models.catalogue import MODELS, SAMPLE, Dialect, ModelSpec
+from granite_demo.models.catalogue import MODELS, ModelSpec
 from granite_demo.models.config import Mamba, Shape
-
-__all__ = ["MODELS", "SAMPLE", "Dialect", "Mamba", "ModelSpec", "Shape", "differences", "resolve"]
 
 LABELS = {
     "vocab_size": "vocabulary",
@@ -29,7 +27,10 @@ LABELS = {
 
 
 def resolve(name: str) -> ModelSpec:
-    """The row with this name or repository id, or a new one for a checkpoint folder. Raises UnknownModelError."""
+    """Return the row with this name or repository id, or a new one for a checkpoint folder or GGUF file.
+
+    Raises UnknownModelError.
+    """
     if name in MODELS:
         return MODELS[name]
     for spec in MODELS.values():
@@ -39,15 +40,15 @@ def resolve(name: str) -> ModelSpec:
         folder = Path(name).expanduser().resolve()
         found = (folder / "config.json").is_file() or (folder.suffix == ".gguf" and folder.is_file())
         found = found or any(folder.glob("*.gguf"))
-    except (OSError, RuntimeError, ValueError):  # too long, no such home, a null character
+    except (OSError, RuntimeError, ValueError):  # name too long, no such home folder, null character
         found = False
     if found:
         return _folder_spec(folder)
     close = difflib.get_close_matches(name.rpartition("/")[2], MODELS, n=3)
-    hint = f"Did you mean {' or '.join(close)}?" if close else "The models are listed by: granite-demo models"
+    hint = f"Did you mean {' or '.join(close)}?" if close else "To list the models, run: granite-demo models"
     raise UnknownModelError(
-        f"There is no model {name!r}: it is neither in the registry nor a folder with a config.json, "
-        f"nor a GGUF file. {hint}"
+        f"There is no model {name!r}: it is not in the catalogue, not a folder with a config.json, and not a GGUF "
+        f"file. {hint}"
     )
 
 
@@ -55,11 +56,11 @@ def _folder_spec(folder: Path) -> ModelSpec:
     try:
         shape = Shape.from_config(json.loads((folder / "config.json").read_bytes()))
     except (OSError, ValueError, RecursionError, ModelError):
-        shape = None  # the load says what is wrong with it
+        shape = None  # the load raises the error
     return ModelSpec(
         name=folder.name.removesuffix(".gguf"),
         title=folder.name,
-        about="A checkpoint from this machine.",
+        about="A checkpoint on this machine.",
         licence="see the checkpoint",
         family="On this machine",
         shape=shape,
@@ -68,19 +69,20 @@ def _folder_spec(folder: Path) -> ModelSpec:
 
 
 def differences(spec: ModelSpec, config: Mapping[str, Any]) -> list[str]:
-    """What ``spec`` claims against ``config``, a loaded config.json: a sentence for each field that differs.
+    """Compare ``spec`` with ``config``, a parsed config.json. Return a sentence for each field that differs.
 
-    A field that the row leaves open is not compared.
+    Fields that are None in ``spec`` are not compared.
     """
     if spec.shape is None:
         return []
     try:
         shape = Shape.from_config(config)
     except ModelError as error:
-        return [f"What is known here cannot be compared. {error.user_text}"]
+        return [f"The catalogue cannot be compared with config.json. {error.user_text}"]
     pairs = [(field.name, getattr(spec.shape, field.name), getattr(shape, field.name)) for field in fields(Shape)]
     return [
-        f"The {LABELS.get(name, name.replace('_', ' '))} is {_text(claimed)} here, {_text(found)} in config.json."
+        f"The {LABELS.get(name, name.replace('_', ' '))} is {_text(claimed)} in the catalogue, {_text(found)} in "
+        "config.json."
         for name, claimed, found in pairs
         if claimed is not None and claimed != found
     ]

@@ -23,16 +23,16 @@ SUPPORTED = ("granite-3.3", "granite-4.0")
 """The dialects of the models that support FIM according to IBM: 3.3, 4.0 and 4.1."""
 
 
-def fim_problem(tokenizer: Any, dialect: str | None = None) -> str:
-    """Return why the model cannot fill in the middle, or "" if it can. ``dialect`` is that of its ``ModelSpec``."""
+def fim_problem(tokenizer: Any, chat_format: str | None = None) -> str:
+    """Return why the model cannot fill in the middle, or "" if it can. ``chat_format`` is that of its ``ModelSpec``."""
     if _tokens(tokenizer) is None:
         return NO_TOKENS
-    return NOT_SUPPORTED if dialect and dialect not in SUPPORTED else ""
+    return NOT_SUPPORTED if chat_format and chat_format not in SUPPORTED else ""
 
 
-def cannot_fill(tokenizer: Any, dialect: str | None) -> tuple[tuple[Feature, str], ...]:
+def cannot_fill(tokenizer: Any, chat_format: str | None) -> tuple[tuple[Feature, str], ...]:
     """Return the result of ``fim_problem`` as an entry of ``ModelStatus.unable``, or nothing."""
-    problem = fim_problem(tokenizer, dialect)
+    problem = fim_problem(tokenizer, chat_format)
     return (("fill in the middle", problem),) if problem else ()
 
 

@@ -267,7 +267,7 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         tokenizer=tokenizer,
         context_length=100,
         eos_ids=frozenset(),
-        spec=SimpleNamespace(name="n", title="t", about="a", dialect=None, sampling=SamplingParams()),
+        spec=SimpleNamespace(name="n", title="t", about="a", chat_format=None, sampling=SamplingParams()),
         facts=(),
         card=(),
         memory=None,

@@ -22,7 +22,7 @@ ONE, TWO = LoadOptions("one"), LoadOptions("two")
 LOADED: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(added_tokens_encoder={}, chat_template=None),
     spec=SimpleNamespace(
-        name="name", title="Title", about="About it.", dialect=None, sampling=SamplingParams(temperature=0.5)
+        name="name", title="Title", about="About it.", chat_format=None, sampling=SamplingParams(temperature=0.5)
     ),
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
     context_length=4096,

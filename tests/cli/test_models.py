@@ -21,16 +21,16 @@ from granite_demo.errors import ConfigurationError, DownloadError, UnknownModelE
 from granite_demo.hub import sample
 from granite_demo.models import catalogue, devices, memory
 from granite_demo.models.config import count_parameters
-from granite_demo.models.devices import Place
+from granite_demo.models.devices import DeviceMemory
 from granite_demo.settings import Settings
 from tests.fakehub import FakeHub, model_files
 
 GB = 10**9
 NAME = "granite-4.0-350m"
 REPO = f"ibm-granite/{NAME}"
-CPU = Place("cpu", "main memory", 16 * GB)
-GPU = Place("cuda:0", "a GPU", 24 * GB)
-BOTH = Place("cuda", "2 GPUs together", 48 * GB)
+CPU = DeviceMemory("cpu", "main memory", 16 * GB)
+GPU = DeviceMemory("cuda:0", "a GPU", 24 * GB)
+BOTH = DeviceMemory("cuda", "2 GPUs together", 48 * GB)
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -59,7 +59,9 @@ def settings(tmp_path: Path, **more: Any) -> Settings:
     return Settings(cache_dir=tmp_path / "demo", **more)
 
 
-def models(capsys: pytest.CaptureFixture[str], tmp_path: Path, *places: Place, context: int = 0) -> dict[str, Any]:
+def models(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, *places: DeviceMemory, context: int = 0
+) -> dict[str, Any]:
     """The rows of ``models --json`` by name."""
     commands.show_models(settings(tmp_path, context=context), True, places=places, hub_cache=tmp_path / "hub")
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
@@ -92,8 +94,8 @@ def test_models_tells_sizes_and_the_mark(capsys: pytest.CaptureFixture[str], tmp
 def test_models_goes_by_the_gpu_and_by_all_for_what_one_cannot_hold(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    huge = Place("cpu", "main memory", 1000 * GB)
-    rows = models(capsys, tmp_path, GPU, Place("cuda:1", "a GPU", 24 * GB), BOTH, huge)
+    huge = DeviceMemory("cpu", "main memory", 1000 * GB)
+    rows = models(capsys, tmp_path, GPU, DeviceMemory("cuda:1", "a GPU", 24 * GB), BOTH, huge)
     assert rows["granite-3.3-2b-instruct"]["device"] == "cuda:0"
     assert rows["granite-4.0-h-small"]["device"] == "cuda"
     assert rows["granite-4.0-h-small"]["mark"] == "does not fit"
@@ -162,7 +164,7 @@ def test_fits_takes_a_folder(run: Run, tmp_path: Path) -> None:
     ("config", "message"),
     [
         ("{", "cannot be read as JSON"),
-        ('{"model_type": "bert"}', "Models of type 'bert' are not known here"),
+        ('{"model_type": "bert"}', "Models of type 'bert' are not supported"),
         ('{"model_type": "granite"}', "num_hidden_layers"),
     ],
 )
@@ -220,9 +222,9 @@ def test_fits_without_memory_plans_for_each_place(capsys: pytest.CaptureFixture[
     ("arguments", "code", "message"),
     [
         (("fits", "granite-3.3-2b"), 1, "Did you mean granite-3.3-2b-"),
-        (("fits", "--memory", "much"), 2, "--memory: 'much' is no amount of memory."),
+        (("fits", "--memory", "much"), 2, "--memory: 'much' is not an amount of memory."),
         (("fits", "--memory", "0"), 2, "--memory: The memory must be above 0."),
-        (("fits", "--memory", ""), 2, "--memory: '' is no amount of memory."),
+        (("fits", "--memory", ""), 2, "--memory: '' is not an amount of memory."),
         (("fits", "--context", "-1"), 2, "--context must be between 0 and"),
         (("pull", "granite-9"), 1, "There is no model 'granite-9'"),
         (("pull", "sample", "--revision", "main"), 2, "sample has no revisions."),
@@ -370,20 +372,20 @@ def test_no_torch_is_imported(arguments: list[str]) -> None:
 
 
 def test_the_machine_has_its_main_memory_last() -> None:
-    place = devices.machine()[-1]
+    place = devices.find_devices()[-1]
     assert place.device == "cpu"
     assert place.free > 0
 
 
 def test_several_gpus_are_also_planned_for_together(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(devices, "_torch_has_cuda", lambda: True)
-    monkeypatch.setattr(devices, "_gpus", lambda: [GPU, Place("cuda:1", "a GPU", 24 * GB)])
-    assert [place.device for place in devices.machine()] == ["cuda:0", "cuda:1", "cuda", "cpu"]
-    assert devices.machine()[2] == BOTH
+    monkeypatch.setattr(devices, "_gpus", lambda: [GPU, DeviceMemory("cuda:1", "a GPU", 24 * GB)])
+    assert [place.device for place in devices.find_devices()] == ["cuda:0", "cuda:1", "cuda", "cpu"]
+    assert devices.find_devices()[2] == BOTH
     monkeypatch.setattr(devices, "_gpus", lambda: [GPU])
-    assert [place.device for place in devices.machine()] == ["cuda:0", "cpu"]
+    assert [place.device for place in devices.find_devices()] == ["cuda:0", "cpu"]
     monkeypatch.setattr(devices, "_torch_has_cuda", lambda: False)
-    assert [place.device for place in devices.machine()] == ["cpu"]
+    assert [place.device for place in devices.find_devices()] == ["cpu"]
 
 
 def test_a_machine_without_the_driver_has_no_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -244,16 +244,16 @@ def test_the_commit_is_a_fact(tiny_path: Path) -> None:
     assert "Commit" not in [name for name, _, _ in load(tiny_path).facts]
 
 
-def test_what_the_registry_claims_wrongly_is_a_fact(tiny_path: Path) -> None:
+def test_a_wrong_field_of_the_catalogue_is_a_fact(tiny_path: Path) -> None:
     spec = registry.resolve(str(tiny_path))
     assert spec.shape
     assert load(tiny_path).differences == ()
     loaded = load(tiny_path, spec=replace(spec, shape=replace(spec.shape, layers=4, kv_heads=4)))
     assert [fact for fact in loaded.facts if fact[0] == "Note"] == [
-        ("Note", "differs", "The number of layers is 4 here, 3 in config.json."),
-        ("Note", "differs", "The number of key/value heads is 4 here, 2 in config.json."),
+        ("Note", "differs", "The number of layers is 4 in the catalogue, 3 in config.json."),
+        ("Note", "differs", "The number of key/value heads is 4 in the catalogue, 2 in config.json."),
     ]
-    assert loaded.card == load(tiny_path).card  # the card is config.json's
+    assert loaded.card == load(tiny_path).card  # the card is that of config.json
     assert loaded.card[0][:2] == ("Layers", "3")
 
 

@@ -211,7 +211,7 @@ def test_what_cannot_fit_is_refused_with_what_to_do(quantization: str) -> None:
         on_cpu(EIGHT, 4 * GB, quantization=quantization)
     text = str(caught.value)
     assert text.startswith("The weights take ")
-    assert "no room to work in 4.0 GB" in text
+    assert "the model cannot run in 4.0 GB" in text
     assert text.endswith("Choose a smaller model or precision, or unload what is loaded.")
 
 

@@ -1,4 +1,4 @@
-"""Shapes are read as transformers reads them, and give the parameters of its models, part by part."""
+"""Shapes have the defaults of transformers, and the parameter counts of its models, part by part."""
 
 from collections import Counter
 from typing import Any
@@ -50,14 +50,14 @@ REAL = ("3.1-2b-base", "3.3-8b-instruct", "4.1-30b", "4.0-h-small", "4.0-micro")
 
 
 def shape_of(name: str) -> Shape:
-    """The shape of the Granite with this name."""
+    """Return the shape of the Granite model with this name."""
     shape = MODELS[f"granite-{name}"].shape
     assert shape
     return shape
 
 
 def config_of(shape: Shape) -> dict[str, Any]:
-    """A config.json with this shape, written as IBM writes it."""
+    """Return a config.json with this shape, in IBM's form."""
     config = {
         "model_type": shape.model_type,
         "vocab_size": shape.vocab_size,
@@ -90,7 +90,7 @@ def config_of(shape: Shape) -> dict[str, Any]:
 
 
 def empty_model(config: dict[str, Any]) -> Any:
-    """The model of transformers for ``config``, without memory for its weights."""
+    """Return the model of transformers for ``config``, without memory for its weights."""
     settings = {name: value for name, value in config.items() if name != "model_type"}
     with torch.device("meta"):
         return transformers.AutoModelForCausalLM.from_config(
@@ -99,7 +99,7 @@ def empty_model(config: dict[str, Any]) -> Any:
 
 
 def parts_of(model: Any) -> Parameters:
-    """The parameters of a model of transformers, told apart by their names."""
+    """Count the parameters of a model of transformers by their names."""
     sizes: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
         words = name.split(".")
@@ -120,7 +120,7 @@ def test_the_parts_are_those_of_transformers(kind: str) -> None:
     counted = count_parameters(Shape.from_config(config))
     assert counted == parts_of(model)
     assert counted.total == model.num_parameters()
-    # The same from the file that transformers would write, in its newer words.
+    # The result is the same for the file that transformers writes, which has newer names.
     assert Shape.from_config(model.config.to_diff_dict()).mamba_layers == Shape.from_config(config).mamba_layers
     assert count_parameters(Shape.from_config(model.config.to_dict())) == counted
 
@@ -138,7 +138,7 @@ def test_real_shapes_have_the_parameters_of_transformers(name: str) -> None:
     ("name", "total"),
     [("4.1-3b", 3_402_836_480), ("4.2-8b", 8_380_551_168), ("4.1-30b", 28_865_728_512), ("4.2-30b", 28_865_728_512)],
 )
-def test_published_counts_are_met_exactly(name: str, total: int) -> None:
+def test_counts_equal_the_published_ones(name: str, total: int) -> None:
     assert count_parameters(shape_of(name)).total == total
 
 
@@ -157,7 +157,7 @@ def test_published_counts_are_met_exactly(name: str, total: int) -> None:
         ("4.0-h-small", 32.0),
     ],
 )
-def test_rounded_counts_are_met(name: str, billions: float) -> None:
+def test_counts_equal_the_rounded_published_ones(name: str, billions: float) -> None:
     assert count_parameters(shape_of(name)).total == pytest.approx(billions * 10**9, rel=0.03)
 
 
@@ -173,7 +173,7 @@ def test_a_hybrid_is_read_field_by_field() -> None:
 
 
 def test_attention_only_hybrids_have_no_mamba() -> None:
-    # Their files carry mamba numbers all the same.
+    # Their files have Mamba values all the same.
     shape = Shape.from_config(SMALL | CONFIGS["hybrid of attention"])
     assert shape.mamba is None
     assert shape.mamba_layers == 0
@@ -203,7 +203,7 @@ def test_unusable_numbers_are_named(change: dict[str, Any], complaint: str) -> N
 
 @pytest.mark.parametrize("kind", ["qwen3", None, ["granite"]], ids=str)
 def test_other_classes_are_refused(kind: Any) -> None:
-    with pytest.raises(ModelError, match=r"not known here, only granite, granitemoe"):
+    with pytest.raises(ModelError, match=r"not supported. The supported types are granite, granitemoe"):
         Shape.from_config(SMALL | {"model_type": kind})
 
 

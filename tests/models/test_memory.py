@@ -1,4 +1,4 @@
-"""The bytes are those that torch and bitsandbytes really keep, and a plan's words agree with its numbers."""
+"""The sizes are those that torch and bitsandbytes allocate, and the text of a plan agrees with its numbers."""
 
 from collections import Counter
 from typing import Any, get_args
@@ -13,7 +13,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.models.catalogue import MODELS
 from granite_demo.models.config import Linear, Shape, count_parameters, linears
 from granite_demo.models.memory import (
-    LEAST_CONTEXT,
+    MIN_CONTEXT,
     RUNTIME_BYTES,
     Precision,
     best_precision,
@@ -42,7 +42,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
         ("4.1-30b", "int4", 15.5),
     ],
 )
-def test_weights_take_what_is_known(name: str, precision: Precision, expected: float) -> None:
+def test_weights_have_the_known_sizes(name: str, precision: Precision, expected: float) -> None:
     assert weight_bytes(shape_of(name), precision) / GB == pytest.approx(expected, abs=0.05)
 
 
@@ -51,7 +51,7 @@ def test_weights_take_what_is_known(name: str, precision: Precision, expected: f
     [("4.1-3b", 80), ("4.1-8b", 160), ("4.1-30b", 256), ("4.0-350m", 28), ("4.0-h-350m", 4)]
     + [("4.0-h-micro", 8), ("4.0-h-1b", 8), ("4.0-h-tiny", 8), ("4.0-h-small", 16)],
 )
-def test_the_cache_takes_what_is_known(name: str, kib: int) -> None:
+def test_the_cache_has_the_known_sizes(name: str, kib: int) -> None:
     for precision in PRECISIONS:
         expected = 2 * kib if precision == "fp32" else kib
         assert kv_bytes_per_token(shape_of(name), precision) == expected * KIB
@@ -80,7 +80,7 @@ def tensor_bytes(*tensors: torch.Tensor) -> int:
 
 
 def bytes_in_4_bit(linear: Linear, double_quant: bool) -> int:
-    """What bitsandbytes keeps of a weight of this size."""
+    """Return the bytes that bitsandbytes allocates for a weight of this size."""
     from bitsandbytes.functional import quantize_4bit
 
     weight = torch.randn(linear.rows, linear.columns)
@@ -99,8 +99,8 @@ def bytes_in_8_bit(linear: Linear) -> int:
 
 
 @pytest.mark.parametrize("kind", ["granite", "granite, untied, biases", "hybrid without experts", "moe"])
-def test_quantized_weights_take_what_bitsandbytes_keeps(kind: str) -> None:
-    # 258 * 258 is 1,040 blocks and a bit: both levels have to round up.
+def test_quantized_weights_have_the_sizes_of_bitsandbytes(kind: str) -> None:
+    # 258 * 258 elements are a little more than 1,040 blocks, so both levels must round up.
     shape = Shape.from_config(SMALL | CONFIGS[kind] | {"hidden_size": 258, "mamba_n_heads": 4})
     kept = 2 * (count_parameters(shape).total - sum(linear.count * linear.size for linear in linears(shape)))
     for double_quant in (True, False):
@@ -144,11 +144,11 @@ def test_the_cache_of_a_real_model_has_this_size(kind: str, precision: Precision
     assert tensor_bytes(*held["state"]) == state_bytes(shape, precision)
 
 
-def test_the_overhead_grows_with_what_it_is_made_of() -> None:
+def test_the_overhead_grows_with_each_of_its_parts() -> None:
     small, large = shape_of("4.1-3b"), shape_of("4.1-30b")
     assert RUNTIME_BYTES < overhead_bytes(small, "bf16", 1) < overhead_bytes(small, "bf16", 100_000)
     assert overhead_bytes(small, "bf16", 1) < overhead_bytes(large, "bf16", 1)
-    # The largest weight, in 16 bits.
+    # The largest weight in 16 bits.
     assert overhead_bytes(large, "int4", 1) - overhead_bytes(large, "bf16", 1) == 2 * 4096 * 32768
     dense, hybrid = shape_of("4.0-1b"), shape_of("4.0-h-1b")
     assert overhead_bytes(hybrid, "bf16", 1) > overhead_bytes(dense, "bf16", 1)
@@ -174,9 +174,9 @@ def test_a_plan_agrees_with_itself(name: str, precision: Precision, memory: int,
     if made.mark == "fits":
         assert made.total <= 0.9 * memory
     elif made.mark == "does not fit":
-        assert made.longest_context < min(made.context, LEAST_CONTEXT)
+        assert made.longest_context < min(made.context, MIN_CONTEXT)
     else:
-        assert made.longest_context >= min(made.context, LEAST_CONTEXT)
+        assert made.longest_context >= min(made.context, MIN_CONTEXT)
         assert made.total > 0.9 * memory
 
 
@@ -191,19 +191,19 @@ def test_the_marks_and_their_reasons() -> None:
     assert "only 0.1 GB of" in full.reason
     shorter = plan(shape, "bf16", 24 * GB)
     assert (shorter.mark, shorter.context) == ("tight", 131072)
-    assert f"up to {shorter.longest_context:,} tokens, not the 131,072 wanted" in shorter.reason
+    assert f"up to {shorter.longest_context:,} tokens, but not with 131,072" in shorter.reason
     none = plan(shape, "bf16", 16 * GB)
     assert (none.mark, none.longest_context) == ("does not fit", 0)
-    assert "weights take 16.8 GB, which leaves no room to work in 16.0 GB" in none.reason
+    assert "weights take 16.8 GB, so the model cannot run in 16.0 GB" in none.reason
     assert plan(shape, "int4", 16 * GB, 8192).mark == "fits"
 
 
 def test_a_context_of_a_few_tokens_does_not_count() -> None:
     shape = shape_of("4.1-8b")
-    least = plan(shape, "bf16", 100 * GB, LEAST_CONTEXT).total
+    least = plan(shape, "bf16", 100 * GB, MIN_CONTEXT).total
     assert plan(shape, "bf16", least).mark == "tight"
     assert plan(shape, "bf16", least - 1).mark == "does not fit"
-    assert plan(shape, "bf16", least - 1, LEAST_CONTEXT - 8).mark == "tight"
+    assert plan(shape, "bf16", least - 1, MIN_CONTEXT - 8).mark == "tight"
 
 
 def test_double_quantization_is_the_callers_choice() -> None:
@@ -221,10 +221,10 @@ def test_nothing_fits_into_nothing(memory: int, context: int | None) -> None:
 @pytest.mark.parametrize(
     ("name", "memory", "context", "precision", "words"),
     [
-        ("4.1-8b", 24, 8192, "bf16", "as they were trained"),
-        ("4.1-8b", 16, 8192, "int4", "bf16 does not fit, int4 is smaller"),
-        ("4.1-8b", 20, 8192, "int4", "bf16 is tight, int4 is smaller"),
-        ("4.1-8b", 24, None, "bf16", "up to"),  # both only with a shorter context
+        ("4.1-8b", 24, 8192, "bf16", "keeps the exact weights"),
+        ("4.1-8b", 16, 8192, "int4", "bf16 does not fit; int4 is smaller"),
+        ("4.1-8b", 20, 8192, "int4", "bf16 is tight; int4 is smaller"),
+        ("4.1-8b", 24, None, "bf16", "up to"),  # both fit only with a shorter context
         ("4.1-30b", 8, 8192, None, "Not even int4 fits"),
         ("4.0-h-tiny", 12, 8192, None, "bitsandbytes does not quantize"),
     ],
@@ -257,13 +257,13 @@ def test_memory_is_read(text: str, size: int) -> None:
 @pytest.mark.parametrize(
     "text", ["", "GB", "-8GB", "0", "0.0 GB", "1e3", "24 GBit", "24 B", "1,5 GB", "nan", "9" * 400, "٢٤", "24 24"]
 )
-def test_nonsense_is_no_memory(text: str) -> None:
+def test_nonsense_is_refused(text: str) -> None:
     with pytest.raises(InvalidRequestError):
         parse_memory(text)
 
 
 @given(st.text())
-def test_any_text_is_memory_or_refused(text: str) -> None:
+def test_any_text_is_an_amount_or_is_refused(text: str) -> None:
     try:
         size = parse_memory(text)
     except InvalidRequestError:
@@ -274,7 +274,7 @@ def test_any_text_is_memory_or_refused(text: str) -> None:
 def test_a_real_hybrid_is_planned_from_its_file() -> None:
     shape = shape_of("4.0-h-micro")
     assert plan(Shape.from_config(config_of(shape)), "int4", 8 * GB) == plan(shape, "int4", 8 * GB)
-    # Constant state and little cache: the whole context costs less than that of a dense model of this size.
+    # With a constant state and a small cache, a full context takes less than that of a dense model of this size.
     dense = plan(shape_of("4.0-micro"), "int4", 8 * GB)
     hybrid = plan(shape, "int4", 8 * GB)
     assert hybrid.kv_at_context + hybrid.state < 0.15 * dense.kv_at_context

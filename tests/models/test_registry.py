@@ -1,4 +1,4 @@
-"""A name is a row of the registry or a folder with a checkpoint, and rows are compared with config.json."""
+"""A name resolves to a row of the catalogue or to a checkpoint folder, and rows are compared with config.json."""
 
 import json
 import re
@@ -30,7 +30,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return folder
 
 
-def test_the_sample_is_a_row_and_says_what_it_is() -> None:
+def test_the_sample_is_a_row_and_describes_itself() -> None:
     spec = registry.resolve("sample")
     assert spec is catalogue.SAMPLE
     assert spec.path is None
@@ -59,7 +59,7 @@ def test_a_row_is_complete(spec: catalogue.ModelSpec) -> None:
     assert spec.family == f"Granite {version}"
     assert spec.title.startswith(spec.family)
     assert spec.instruct != spec.name.endswith("-base")
-    assert spec.dialect == {"4.1": "granite-4.0"}.get(version, f"granite-{version}")
+    assert spec.chat_format == {"4.1": "granite-4.0"}.get(version, f"granite-{version}")
     assert spec.licence == "Apache-2.0"
     assert spec.about.endswith(".")
     assert spec.path is None
@@ -70,15 +70,15 @@ def test_a_row_is_complete(spec: catalogue.ModelSpec) -> None:
 
 
 @pytest.mark.parametrize("spec", GRANITES, ids=lambda spec: spec.name)
-def test_what_a_row_says_agrees_with_its_shape(spec: catalogue.ModelSpec) -> None:
+def test_the_text_of_a_row_agrees_with_its_shape(spec: catalogue.ModelSpec) -> None:
     shape = shape_of(spec)
     found = re.search(r"([\d.]+) (m|b)illion parameters", spec.about)
     assert found
-    said = float(found[1]) * (10**6 if found[2] == "m" else 10**9)
-    assert count_parameters(shape).total == pytest.approx(said, rel=0.03)
+    stated = float(found[1]) * (10**6 if found[2] == "m" else 10**9)
+    assert count_parameters(shape).total == pytest.approx(stated, rel=0.03)
     assert ("Mamba-2" in spec.about) == ("-h-" in spec.name) == (shape.mamba is not None)
     assert ("experts" in spec.about) == (shape.experts > 0) == bool(re.search("tiny|small", spec.name))
-    # The rules that IBM's multipliers follow: muP, and residuals that shrink with depth.
+    # IBM's multipliers follow muP, and the residual multiplier decreases with depth.
     assert shape.attention_multiplier == 1 / shape.head_dim
     assert shape.logits_scaling == shape.hidden_size / 256
     assert shape.residual_multiplier == pytest.approx(1.3916 / shape.layers**0.5, rel=0.01)
@@ -94,7 +94,7 @@ def test_titles_read_well() -> None:
     assert titles == ["Granite 3.3 2B Instruct", "Granite 4.0 H-350M Base", "Granite 4.0 H-Tiny"]
 
 
-def test_a_row_says_what_nobody_confirmed() -> None:
+def test_a_row_names_its_unverified_fields() -> None:
     assert "experts" in catalogue.MODELS["granite-4.0-h-small"].unverified
     assert "residual_multiplier" in catalogue.MODELS["granite-4.2-30b"].unverified
     assert not catalogue.MODELS["granite-4.2-8b"].unverified
@@ -115,7 +115,7 @@ def test_a_folder_is_named_by_its_path(checkpoint: Path, monkeypatch: pytest.Mon
     assert registry.resolve("~/granite-of-mine") == spec
 
 
-def test_a_row_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_takes_precedence_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("sample", "granite-4.1-3b", "ibm-granite/granite-4.1-3b"):
         (tmp_path / name).mkdir(parents=True)
@@ -124,7 +124,7 @@ def test_a_row_wins_over_a_folder_of_its_name(tmp_path: Path, monkeypatch: pytes
         assert registry.resolve(f"./{name}").path == tmp_path / name
 
 
-def test_the_folder_one_is_in_has_its_own_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_has_its_own_name(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(checkpoint)
     assert registry.resolve(".").title == "granite-of-mine"
 
@@ -146,7 +146,7 @@ def test_a_folder_with_a_strange_config_has_no_shape(checkpoint: Path, text: str
     assert registry.differences(spec, {}) == []
 
 
-def test_an_unknown_name_is_told_what_to_do(tmp_path: Path) -> None:
+def test_the_error_for_an_unknown_name_says_what_to_do(tmp_path: Path) -> None:
     for name in ("gpt-9", str(tmp_path), "", "x\0y", "x" * 5000, "~nobody-of-this-name/model"):
         with pytest.raises(UnknownModelError) as caught:
             registry.resolve(name)
@@ -177,17 +177,17 @@ def test_differences_are_sentences() -> None:
         "num_key_value_heads": 2,
     }
     assert registry.differences(spec, config) == [
-        "The context length is 131072 here, 128000 in config.json.",
-        "The number of key/value heads is 4 here, 2 in config.json.",
-        "The number of experts is 64 here, 62 in config.json.",
-        "The shape of the Mamba-2 layers is 48 heads of 64 with a state of 128 here, "
+        "The context length is 131072 in the catalogue, 128000 in config.json.",
+        "The number of key/value heads is 4 in the catalogue, 2 in config.json.",
+        "The number of experts is 64 in the catalogue, 62 in config.json.",
+        "The shape of the Mamba-2 layers is 48 heads of 64 with a state of 128 in the catalogue, "
         "48 heads of 64 with a state of 256 in config.json.",
-        "The residual multiplier is 0.22 here, 0.25 in config.json.",
-        "The logits scaling is 6 here, missing in config.json.",
+        "The residual multiplier is 0.22 in the catalogue, 0.25 in config.json.",
+        "The logits scaling is 6 in the catalogue, missing in config.json.",
     ]
 
 
-def test_what_a_row_leaves_open_is_not_compared() -> None:
+def test_fields_without_a_value_are_not_compared() -> None:
     spec = catalogue.MODELS["granite-4.1-30b"]
     config = config_of(shape_of(spec)) | {"residual_multiplier": 0.5}
     assert len(registry.differences(spec, config)) == 1

@@ -45,14 +45,14 @@ def test_a_tokenizer_needs_all_three_tokens() -> None:
 
 
 @pytest.mark.parametrize(
-    ("dialect", "able"),
+    ("chat_format", "able"),
     [(None, True), ("granite-3.3", True), ("granite-4.0", True), ("granite-3.2", False), ("granite-4.2", False)],
 )
-def test_tokens_alone_are_not_sufficient(dialect: str | None, able: bool) -> None:
+def test_tokens_alone_are_not_sufficient(chat_format: str | None, able: bool) -> None:
     tokenizer = byte_tokenizer()
     tokenizer.add_tokens(list(SPELLINGS[0]), special_tokens=True)
-    assert fim_problem(tokenizer, dialect) == ("" if able else NOT_SUPPORTED)
-    assert cannot_fill(tokenizer, dialect) == (() if able else (("fill in the middle", NOT_SUPPORTED),))
+    assert fim_problem(tokenizer, chat_format) == ("" if able else NOT_SUPPORTED)
+    assert cannot_fill(tokenizer, chat_format) == (() if able else (("fill in the middle", NOT_SUPPORTED),))
 
 
 def test_only_granite_4_with_a_template_gets_the_prompt_in_a_turn() -> None:

@@ -87,7 +87,7 @@ def test_t03_code_in_a_repository_is_never_run(folder: Path, tmp_path: Path, mod
 def test_t03_a_config_names_no_kernel(folder: Path, name: str, inside: bool) -> None:
     wanted: dict[str, Any] = {name: "evil/kernels"}
     edit(folder / "config.json", **({"text_config": wanted} if inside else wanted))
-    with pytest.raises(CorruptModelError, match=r"asks for code of its own: 'evil/kernels'\. Choose another model"):
+    with pytest.raises(CorruptModelError, match=r"names code to run: 'evil/kernels'\. Choose another model"):
         load(folder)
 
 
