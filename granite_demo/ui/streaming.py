@@ -1,4 +1,4 @@
-"""Paces a stream of events for the browser: few updates a second, and a sign of life while nothing comes."""
+"""An answer that streams into a panel of the page: its pace, its states, and the Start and Stop of the panel."""
 
 import asyncio
 import contextlib
@@ -9,8 +9,8 @@ import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from dataclasses import replace
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import gradio as gr
 
@@ -21,6 +21,8 @@ from granite_demo.errors import GraniteDemoError
 from granite_demo.types.events import StreamEvent
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.ui.gradio_patches.events import DIRECT, INVALID, STREAMING, refusal
+from granite_demo.ui.html import note_html
 
 Event = TypeVar("Event")
 
@@ -92,6 +94,7 @@ log = logging.getLogger(__name__)
 
 Kind = Literal["note", "error"]
 
+STILL_WRITING = "The answer is still being written. Stop it first."
 SETTLING_SECONDS = 5.0
 """For the browser to come back with an ended answer; after that it never will."""
 SETTLE_SECONDS = 0.2
@@ -226,6 +229,89 @@ def own(backend: Backend, visit: gr.Request) -> Backend:
 def session(visit: gr.Request) -> str:
     """What tells one open page from another."""
     return visit.session_hash or ""
+
+
+Update = dict[Any, Any]
+"""New values of components; a component that is not in it stays as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One start of a panel by one visitor."""
+
+    backend: Backend
+    """Within the visitor's limits."""
+    address: str
+    stop: threading.Event
+    """Set when the visitor stops the answer or closes the page."""
+    busy: Update = field(default_factory=dict)
+    """Shows Stop. Goes into the first update of a stream that is worth stopping."""
+    event: gr.EventData | None = None
+    """What Gradio knows of the event that started it."""
+
+
+Stream = Callable[..., AsyncGenerator[Update]]
+"""Yields the updates of a panel. Its arguments are a ``Visit`` and the values of the inputs."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamingPanel:
+    """One panel of the page in which answers stream: Start, Stop, a closed page, and the last update."""
+
+    backend: Backend
+    buttons: Callable[[bool], Update]
+    """The update of Start and Stop while an answer is written (True) and otherwise."""
+    note: gr.HTML
+    """Shows why nothing was started."""
+    screen: Sequence[Any]
+    """All other components that the streams update."""
+    visitors: Visitors = field(default_factory=Visitors)
+
+    def start(self, name: str, events: Sequence[Any], stream: Stream, inputs: Sequence[Any], **options: Any) -> Any:
+        """Run ``stream`` after each of ``events``, once at a time for each visitor. ``options`` are Gradio's."""
+
+        async def run(request: gr.Request, event: gr.EventData, *values: Any) -> AsyncGenerator[Update]:
+            visitor = session(request)
+            if self.visitors.streaming(visitor):
+                yield {self.note: note_html(STILL_WRITING, "error")}
+                return
+            shown: Update = {}
+            with self.visitors.answering(visitor) as stop:
+                visit = Visit(own(self.backend, request), address(request), stop, self.buttons(True), event)
+                try:
+                    async with aclosing(stream(visit, *values)) as updates:
+                        async for update in updates:
+                            shown |= update
+                            yield update or gr.skip()
+                except INVALID as error:
+                    shown[self.note] = note_html(refusal(error), "error")
+            # All values once more: of two updates in quick succession, Gradio can lose the first.
+            yield {**shown, **self.buttons(False)}
+
+        outputs = [*self.buttons(False), self.note, *self.screen]
+        return gr.on(list(events), run, list(inputs), outputs, api_name=name, **{**STREAMING, **options})
+
+    def stop(self, event: Any) -> Any:
+        """Have ``event`` stop the visitor's answer. Where nothing is written it resets the buttons."""
+
+        async def stop(request: gr.Request) -> Update:
+            # The end of the stream resets them; an update from here can be overwritten by one on its way.
+            return gr.skip() if self.visitors.stop(session(request)) else self.buttons(False)
+
+        return event(stop, None, list(self.buttons(False)), **DIRECT)
+
+    def stop_on_leave(self, page: gr.Blocks) -> None:
+        """Have a closed page stop its answer."""
+
+        def leave(request: gr.Request) -> None:
+            self.visitors.stop(session(request))
+
+        page.unload(leave)
+
+
+def run_or_stop(run: gr.Button, stop: gr.Button) -> Callable[[bool], Update]:
+    """``StreamingPanel.buttons`` for two buttons, of which one is visible."""
+    return lambda busy: {run: gr.Button(visible=not busy), stop: gr.Button(visible=busy)}
 
 
 Latest = list[Snapshot | None]

@@ -4,7 +4,9 @@ import asyncio
 import logging
 import re
 import threading
+from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
+from typing import Any
 
 import pytest
 
@@ -13,7 +15,7 @@ from granite_demo.types.events import Finish, Queued, StreamEvent, TextDelta, Ti
 from granite_demo.types.messages import ToolCall
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
-from granite_demo.ui.streaming import Snapshot, Visitors, snapshots
+from granite_demo.ui.streaming import Snapshot, Visitors, side_by_side, snapshots
 from tests.fakes import FakeBackend
 
 REQUEST = GenerationRequest(prompt="Once")
@@ -211,3 +213,65 @@ def test_a_request_that_fails_is_forgotten() -> None:
     with suppress(ZeroDivisionError), visitors.answering("a"):
         raise ZeroDivisionError
     assert not visitors.stop("a")
+
+
+def streams(*backends: FakeBackend, stop: threading.Event) -> list[Callable[[], Any]]:
+    def one(backend: FakeBackend) -> Callable[[], Any]:
+        return lambda: snapshots(backend, lambda: GenerationRequest(prompt="Once"), stop)
+
+    return [one(backend) for backend in backends]
+
+
+async def texts(backends: Sequence[FakeBackend], together: bool) -> list[tuple[str | None, ...]]:
+    stop = threading.Event()
+    return [
+        tuple(shot.answer.text if shot else None for shot in latest)
+        async for latest in side_by_side(streams(*backends, stop=stop), stop, together)
+    ]
+
+
+def two(delay: float = 0.1) -> tuple[FakeBackend, FakeBackend]:
+    return FakeBackend(["a"] * 4, delay), FakeBackend(["b"] * 4, delay)
+
+
+async def test_both_grow_at_the_same_time() -> None:
+    states = await texts(two(), together=True)
+    assert any(a and b and len(a) < 4 and len(b) < 4 for a, b in states)
+    assert states[-1] == ("aaaa", "bbbb")
+
+
+async def test_one_after_the_other() -> None:
+    states = await texts(two(), together=False)
+    assert all(not b or a == "aaaa" for a, b in states)
+    assert states[0][1] is None
+    assert states[-1] == ("aaaa", "bbbb")
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_an_error_on_one_side_leaves_the_other_alone(together: bool) -> None:
+    bad, good = two(0)
+    bad.error = EngineError("Out of memory.")
+    stop = threading.Event()
+    latest = [state async for state in side_by_side(streams(bad, good, stop=stop), stop, together)][-1]
+    assert [(shot.answer.text, shot.kind) for shot in latest if shot] == [("aaaa", "error"), ("bbbb", "note")]
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_closing_ends_both(together: bool) -> None:
+    backends = two(60)
+    stop = threading.Event()
+    async with aclosing(side_by_side(streams(*backends, stop=stop), stop, together)) as states:
+        await anext(states)
+        await asyncio.sleep(0.1)
+        assert [backend.running for backend in backends] == [1, int(together)]
+    assert [backend.running for backend in backends] == [0, 0]
+
+
+async def test_stop_spares_the_second_side() -> None:
+    backends = two(0.05)
+    stop = threading.Event()
+    async for latest in side_by_side(streams(*backends, stop=stop), stop, together=False):
+        if latest[0] and latest[0].answer.text:
+            stop.set()
+    assert backends[1].requests == []
+    assert backends[0].running == 0

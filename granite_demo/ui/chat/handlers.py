@@ -23,7 +23,7 @@ from granite_demo.ui.chat.sources import as_sent, grounding_html, listed_of
 from granite_demo.ui.chat.tab import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.chat.tools import waits_for_answer
 from granite_demo.ui.conversation_list import SHOWN_JS
-from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING, follow, forgiving, told
+from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING, follow, forgiving, refusal
 from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import Preferences
 from granite_demo.ui.streaming import Visitors, own, session
@@ -132,7 +132,7 @@ def wire_asking(tab: ChatTab, visitors: Visitors) -> list[Any]:
                 raise InvalidRequestError(f"This conversation has {conversations.MAX_TURNS:,} turns. Start a new one.")
         except (GraniteDemoError, ValidationError, TypeError, AttributeError) as error:
             kept = [gr.skip()] * (1 + len(tab.screen))
-            return *kept, gr.skip(), gr.skip(), note_html(told(error), "error"), gr.skip(), gr.skip()
+            return *kept, gr.skip(), gr.skip(), note_html(refusal(error), "error"), gr.skip(), gr.skip()
         shown = screen_values(done.conversation, busy=done.ask)
         if tools.pending(done.conversation) == tools.pending(before):  # what was typed as a result stays
             kept_results = len(tab.results.shown)

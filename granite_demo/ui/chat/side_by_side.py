@@ -1,6 +1,5 @@
 """Side by side: one question answered under two settings, with what each answer cost."""
 
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,18 +17,27 @@ from granite_demo.types.model_status import BESIDE, ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.ui import markdown
-from granite_demo.ui.chat.costs import costs_html, difference_words
-from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING
 from granite_demo.ui.html import note_html
 from granite_demo.ui.markdown import plain
 from granite_demo.ui.models import PRECISIONS, labelled, load_options
 from granite_demo.ui.settings import to_seed
-from granite_demo.ui.streaming import Latest, Snapshot, Visitors, address, own, session, side_by_side, snapshots
+from granite_demo.ui.streaming import (
+    Latest,
+    Snapshot,
+    StreamingPanel,
+    Update,
+    Visit,
+    run_or_stop,
+    side_by_side,
+    snapshots,
+)
 
 NAMES = ("A", "B")
 AS_IT_IS = ("as the model has it", "")
 THE_LOADED = ("the loaded model", "")
 NO_THOUGHTS = "No thinking"
+SAME = 0.05
+"""Numbers that differ by less than this share are shown without a ratio."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,65 +179,52 @@ def _screen(name: str) -> tuple[gr.Accordion, gr.Markdown, gr.Markdown, gr.HTML]
     return thoughts, thinking, answer, costs
 
 
-def wire(panel: Comparison, backend: Backend, control: ModelControl, access: Access, demo: gr.Blocks) -> None:
+def wire(tab: Comparison, backend: Backend, control: ModelControl, access: Access, demo: gr.Blocks) -> None:
     """Connect the events."""
-    visitors = Visitors()
-    screen = [panel.run, panel.stop, panel.difference, *(part for side in panel.columns for part in side.screen)]
+    screen = [part for column in tab.columns for part in column.screen]
+    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.stop), tab.difference, screen)
 
-    async def compare(visit: gr.Request, *values: Any) -> AsyncGenerator[Any]:
-        with visitors.answering(session(visit)) as stop:
-            check = partial(access.check, visitor=address(visit))
-            async with aclosing(answers(own(backend, visit), control, check, values, stop)) as updates:
-                async for update in updates:
-                    yield update
+    async def compare(visit: Visit, question: Any, system: Any, token: Any, *settings: Any) -> AsyncGenerator[Update]:
+        def build(side: Sequence[Any]) -> GenerationRequest:
+            allow = partial(access.check, token, visit.address)
+            return to_request(visit.backend, control, question, system, side, allow)
 
-    async def stop(visit: gr.Request) -> Any:
-        return (gr.skip(), gr.skip()) if visitors.stop(session(visit)) else _buttons(busy=False)
+        async with aclosing(answers(tab, visit, build, settings)) as updates:
+            async for update in updates:
+                yield update
 
-    def leave(visit: gr.Request) -> None:
-        visitors.stop(session(visit))
-
-    settings = [part for side in panel.columns for part in side.settings]
-    asked = [panel.run.click, panel.question.submit]
-    gr.on(asked, compare, [panel.question, panel.system, panel.token, *settings], screen, **STREAMING)
-    panel.stop.click(stop, None, [panel.run, panel.stop], **DIRECT)
-    demo.unload(leave)
+    inputs = [tab.question, tab.system, tab.token, *(part for column in tab.columns for part in column.settings)]
+    panel.start("compare", [tab.run.click, tab.question.submit], compare, inputs)
+    panel.stop(tab.stop.click)
+    panel.stop_on_leave(demo)
 
 
 async def answers(
-    backend: Backend,
-    control: ModelControl,
-    check: Callable[[str | None], None],
-    values: Sequence[Any],
-    stop: threading.Event,
-) -> AsyncGenerator[tuple[Any, ...]]:
-    """Yield what the panel shows while both sides are answered; ``values`` are question, system, token, settings.
-
-    ``check`` raises where the token does not allow to load a model.
-    """
-    question, system, token, *settings = values
+    tab: Comparison, visit: Visit, build: Callable[[Sequence[Any]], GenerationRequest], settings: Sequence[Any]
+) -> AsyncGenerator[Update]:
+    """Yield what the panel shows while both sides are answered. ``build`` makes a request of the settings of a side."""
     half = len(settings) // len(NAMES)
     sides = [settings[:half], settings[half:]]
 
-    def build(side: Sequence[Any]) -> Callable[[], GenerationRequest]:
-        return lambda: to_request(backend, control, question, system, side, lambda: check(token))
+    def stream(side: Sequence[Any]) -> AsyncGenerator[Snapshot]:
+        return snapshots(visit.backend, partial(build, side), visit.stop)
 
-    def stream(side: Sequence[Any]) -> Callable[[], AsyncGenerator[Snapshot]]:
-        return lambda: snapshots(backend, build(side), stop)
+    def shown(latest: Latest, words: Sequence[str]) -> Update:
+        update: Update = {}
+        for column, shot, waiting in zip(tab.columns, latest, words, strict=True):
+            update |= zip(column.screen, _shown(shot, waiting), strict=True)
+        return update
 
-    together = _together(backend.status(), [(model, precision) for *_, model, precision in sides])
+    together = _together(visit.backend.status(), [(model, precision) for *_, model, precision in sides])
     first, *others = NAMES
     waits = ["Waiting"] + ["Waiting" if together else f"Answered after {first}"] * len(others)
-    yield *_buttons(busy=True), "", *(part for words in waits for part in _shown(None, words))
-    latest: Latest = []
-    async with aclosing(side_by_side([stream(side) for side in sides], stop, together)) as states:
+    latest: Latest = [None] * len(NAMES)
+    yield {**visit.busy, tab.difference: "", **shown(latest, waits)}
+    async with aclosing(side_by_side([partial(stream, side) for side in sides], visit.stop, together)) as states:
         async for latest in states:
-            both = zip(latest, waits, strict=True)
-            yield gr.skip(), gr.skip(), gr.skip(), *(part for shot, words in both for part in _shown(shot, words))
+            yield shown(latest, waits)
     words = difference_words(*[shot for shot in latest if shot]) if all(latest) else ""
-    # All of it once more: of two quick updates Gradio may lose the first one's labels.
-    last = [part for shot in latest for part in _shown(shot, "Not asked")]
-    yield *_buttons(busy=False), note_html(words) if words else "", *last
+    yield {tab.difference: note_html(words) if words else "", **shown(latest, ["Not asked"] * len(NAMES))}
 
 
 def _together(status: ModelStatus, asked: Sequence[tuple[Any, Any]]) -> bool:
@@ -254,5 +249,48 @@ def _text(text: str) -> str:
     return plain(markdown.prepare(text))
 
 
-def _buttons(*, busy: bool) -> tuple[Any, Any]:
-    return gr.Button(visible=not busy), gr.Button(visible=busy)
+def costs_html(shot: Snapshot) -> str:
+    """What an answer cost so far, as a table, with its note when it ended in an error."""
+    answer = shot.answer
+    seconds = _seconds(shot)
+    rate = answer.finish.timings.decode_rate(answer.tokens) if answer.finish else None
+    rows = (
+        ("Tokens", f"{answer.tokens:,}"),
+        ("of them thinking", f"{answer.thinking_tokens:,}" if answer.thinking_tokens else ""),
+        ("Time to first token", "" if answer.ttft is None else f"{answer.ttft:.2f} s"),
+        ("Tokens/s", "" if rate is None else f"{rate:.1f}"),
+        ("Total time", f"{seconds:.2f} s"),
+    )
+    cells = "".join(f"<tr><th>{name}</th><td>{value}</td></tr>" for name, value in rows if value)
+    return f'{note_html(shot.note, shot.kind)}<table class="costs"><tbody>{cells}</tbody></table>'
+
+
+def difference_words(a: Snapshot, b: Snapshot) -> str:
+    """The two answers compared in words; empty unless both have ended by themselves."""
+    if any(shot.answer.finish is None or shot.answer.finish.reason == "stopped" for shot in (a, b)):
+        return ""
+    sentences = [
+        _ratio("used", "the tokens of", a.answer.tokens, b.answer.tokens, ","),
+        _ratio("took", "the time of", _seconds(a), _seconds(b), ".2f", " s"),
+    ]
+    thoughts = a.answer.thinking_tokens, b.answer.thinking_tokens
+    if any(thoughts):
+        sentences.append(f"Thinking took {thoughts[0]:,} tokens in A and {thoughts[1]:,} in B.")
+    same = a.answer.text.strip() == b.answer.text.strip()
+    sentences.append("The answers are the same, letter by letter." if same else "The answers differ.")
+    return " ".join(sentences)
+
+
+def _ratio(verb: str, what: str, a: float, b: float, style: str, unit: str = "") -> str:
+    if abs(a - b) <= SAME * max(a, b) or not min(a, b):
+        return (
+            f"A {verb} {a:{style}}{unit} and B {b:{style}}{unit}{' tokens' if what.startswith('the tokens') else ''}."
+        )
+    (more, large), (less, small) = sorted((("A", a), ("B", b)), key=lambda side: -side[1])
+    return (
+        f"{more} {verb} {large / small:.1f} times {what} {less} ({large:{style}}{unit} against {small:{style}}{unit})."
+    )
+
+
+def _seconds(shot: Snapshot) -> float:
+    return shot.answer.finish.timings.total if shot.answer.finish else shot.elapsed

@@ -1,23 +1,98 @@
-"""A text to the request that continues it, and the answers to runs of its token tree. Knows no page."""
+"""A text to the requests that continue it, and their answers to runs of its token tree. Knows no page."""
 
 import asyncio
 import secrets
 import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from granite_demo.backend import Backend
 from granite_demo.chat.answer import Answer
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.constraints import Constraint
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import MAX_SEED, SamplingParams
-from granite_demo.ui.completion import token_tree
+from granite_demo.ui.completion import token_tree, token_view
+from granite_demo.ui.completion.constraint import to_constraint
 from granite_demo.ui.completion.token_tree import Run, Tree
+from granite_demo.ui.completion.token_view import Tint
+from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import Latest, Snapshot, side_by_side, snapshots
 
 ALTERNATIVES = 10
 MAX_SAMPLES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a continuation begins: at the end of the shown branch of ``tree``.
+
+    With ``run``, the last run of the tree, the tokens go into that run; without it each sample is a new run.
+    """
+
+    tree: Tree
+    run: int | None = None
+    samples: int = 1
+    """0: the branch is only shown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """What to continue, and how."""
+
+    target: Target
+    tint: Tint
+    samplings: list[SamplingParams]
+    """One for each sample."""
+    constraint: Constraint | None
+
+
+def end_of_text(tree: Tree, text: str | None, special: Any, samples: Any) -> Target:
+    """The end of ``text``, or of what ``tree`` already adds to it. Raises InvalidRequestError."""
+    if not text:
+        raise InvalidRequestError("The prompt is empty. Write something to continue from.")
+    if isinstance(samples, bool) or not isinstance(samples, int) or not 1 <= samples <= MAX_SAMPLES:
+        raise InvalidRequestError(f"Choose 1 to {MAX_SAMPLES} samples.")
+    return Target(start(tree, text, bool(special)), samples=samples)
+
+
+def end_of_branch(tree: Tree, position: int, token_id: int) -> Target:
+    """The branch with the alternative ``token_id`` at ``position``. Raises InvalidRequestError.
+
+    A branch that exists, or that ends with this token, is only shown.
+    """
+    branch, new = token_tree.branched(tree, position, token_id, token_view.CONTROL.fullmatch)
+    if not new or (branch.head is not None and branch.runs[branch.head].ended):
+        return Target(branch, samples=0)
+    return Target(branch, run=branch.head)
+
+
+def to_continuation(
+    backend: Backend,
+    target: Target,
+    show: Any,
+    tint: Any,
+    kind: Any,
+    schema: Any,
+    pattern: Any,
+    choices: Any,
+    *values: Any,
+) -> Continuation:
+    """``target`` with the visitor's options and settings. Raises InvalidRequestError."""
+    tint = "entropy" if tint == "entropy" else "probability"
+    if not target.samples:
+        return Continuation(target, tint, [], None)
+    constraint = to_constraint(kind, schema, pattern, choices)
+    able = show and not backend.status().unable_to("log probabilities")
+    sampling = replace(to_sampling(*values), logprobs=ALTERNATIVES if able else None, constraint=constraint)
+    samplings = seeded(sampling, target.samples)
+    # Raises where the tree has no room for the new runs.
+    token_tree.added(
+        target.tree, [token_tree.next_run(target.tree)] * (0 if target.run is not None else target.samples)
+    )
+    return Continuation(target, tint, samplings, constraint)
 
 
 def seeded(sampling: SamplingParams, samples: int) -> list[SamplingParams]:
@@ -63,7 +138,7 @@ def continued(
     loop = asyncio.get_running_loop()
 
     def stream(sampling: SamplingParams) -> AsyncGenerator[Snapshot]:
-        # In the thread that makes the request, so that all its errors are told in one way.
+        # In the thread that makes the request, so that all its errors become a note.
         def build() -> GenerationRequest:
             return asyncio.run_coroutine_threadsafe(request_for(backend, tree, sampling), loop).result()
 

@@ -9,13 +9,14 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.backend import Backend
+from granite_demo.chat.answer import waiting_words
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
-from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING, follow
+from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import Preferences, to_sampling
-from granite_demo.ui.streaming import Visitors, own, session, snapshots
+from granite_demo.ui.streaming import StreamingPanel, Update, Visit, run_or_stop, snapshots
 
 LANGUAGES = ["bash", "c", "cpp", "css", "go", "html", "java", "javascript", "json", "markdown", "python", "rust", "sql"]
 LANGUAGES += ["text", "typescript", "yaml"]
@@ -119,42 +120,30 @@ def layout() -> FillingTab:
 
 def wire(tab: FillingTab, preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:
     """Connect the events. ``ready``: those after which another model may answer."""
-    visitors = Visitors()
+    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.stop), tab.note, [tab.accept, tab.middle, tab.result])
 
     async def fill(
-        visit: gr.Request, prefix: str | None, suffix: str | None, language: Any, *values: Any
-    ) -> AsyncGenerator[tuple[Any, ...]]:
-        yield *_buttons(busy=True, done=False), "", "", note_html("Waiting for the first token")
-        text, shown, below = "", "", ""
-        with visitors.answering(session(visit)) as stop:
-            updates = snapshots(own(backend, visit), lambda: to_request(backend, prefix, suffix, *values), stop)
-            async with aclosing(updates):
-                async for answer, note, kind, _ in updates:
-                    text, below = answer.text, note_html(note, kind)
-                    shown = filled_html(prefix, text, suffix, language)
-                    yield gr.skip(), gr.skip(), gr.skip(), text, shown, below
-        # All of it once more: of two quick updates Gradio may lose the first.
-        yield *_buttons(busy=False, done=bool(text)), text, shown, below
-
-    async def stop(visit: gr.Request) -> tuple[Any, ...]:
-        return (gr.skip(), gr.skip()) if visitors.stop(session(visit)) else _buttons(busy=False, done=False)[:2]
-
-    def leave(visit: gr.Request) -> None:
-        visitors.stop(session(visit))
+        visit: Visit, prefix: str | None, suffix: str | None, language: Any, *values: Any
+    ) -> AsyncGenerator[Update]:
+        empty = {tab.accept: gr.Button(interactive=False), tab.middle: "", tab.result: ""}
+        yield {**visit.busy, **empty, tab.note: note_html(waiting_words(None))}
+        text = ""
+        shots = snapshots(visit.backend, lambda: to_request(visit.backend, prefix, suffix, *values), visit.stop)
+        async with aclosing(shots):
+            async for answer, note, kind, _ in shots:
+                text = answer.text
+                shown = filled_html(prefix, text, suffix, language)
+                yield {tab.middle: text, tab.result: shown, tab.note: note_html(note, kind)}
+        yield {tab.accept: gr.Button(interactive=bool(text))}
 
     def accept(prefix: str | None, middle: str | None) -> tuple[Any, ...]:
         return (prefix or "") + (middle or ""), "", "", "", gr.Button(interactive=False)
 
-    screen = [tab.run, tab.stop, tab.accept, tab.middle, tab.result, tab.note]
-    tab.run.click(fill, [tab.prefix, tab.suffix, tab.language, *preferences.components], screen, **STREAMING)
-    tab.stop.click(stop, None, [tab.run, tab.stop], **DIRECT)
+    panel.start("fill", [tab.run.click], fill, [tab.prefix, tab.suffix, tab.language, *preferences.components])
+    panel.stop(tab.stop.click)
+    panel.stop_on_leave(demo)
     accepted = [tab.prefix, tab.middle, tab.result, tab.note, tab.accept]
     tab.accept.click(accept, [tab.prefix, tab.middle], accepted, **DIRECT)
     shown_of = [tab.prefix, tab.middle, tab.suffix, tab.language]
     tab.language.input(filled_html, shown_of, [tab.result], **DIRECT)
     follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
-    demo.unload(leave)
-
-
-def _buttons(*, busy: bool, done: bool) -> tuple[Any, Any, Any]:
-    return gr.Button(visible=not busy), gr.Button(visible=busy), gr.Button(interactive=done)

@@ -20,10 +20,10 @@ from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import CompareRequest
 from granite_demo.ui.completion import token_view
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
-from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING, follow
+from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
 from granite_demo.ui.models import PRECISIONS, load_options
-from granite_demo.ui.streaming import Kind, Visitors, address, own, paced, session, unforeseen
+from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop, unforeseen
 
 EXAMPLE = (
     "Granite is a coarse-grained igneous rock made mostly of quartz, feldspar and mica. It forms when magma cools "
@@ -198,49 +198,34 @@ def layout(backend: Backend, access: Access) -> PrecisionsTab:
 
 def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, ready: list[Any]) -> None:
     """Connect the events. ``ready``: those after which another model may answer."""
-    visitors = Visitors()
-
-    async def compare(
-        visit: gr.Request, text: Any, reference: Any, other: Any, token: Any
-    ) -> AsyncGenerator[tuple[Any, ...]]:
-        def build() -> CompareRequest:
-            access.check(str(token or ""), address(visit))
-            return to_request(backend, text, reference, other)
-
-        kept: tuple[Any, ...] = (gr.skip(),) * len(results)
-        yield *_buttons(busy=True), progress_html(None), *kept
-        step = Step(None)
-        with visitors.answering(session(visit)) as stop:
-            async with aclosing(steps(own(backend, visit), build, stop)) as updates:
-                async for step in updates:
-                    if step.progress:
-                        yield gr.skip(), gr.skip(), progress_html(step.progress), *kept
-        # In one update: of two quick ones Gradio may lose the first.
-        shown = await asyncio.to_thread(result_values, step.result, str(text)) if step.result else kept
-        yield *_buttons(busy=False), note_html(step.note, step.kind) if step.note else "", *shown
-
-    async def cancel(visit: gr.Request) -> tuple[Any, ...]:
-        return (gr.skip(), gr.skip()) if visitors.stop(session(visit)) else _buttons(busy=False)
-
-    def leave(visit: gr.Request) -> None:
-        visitors.stop(session(visit))
-
     results = [tab.summary, tab.heat, tab.plot, tab.worst, tab.csv]
-    inputs = [tab.text, tab.reference, tab.other, tab.token]
-    tab.run.click(compare, inputs, [tab.run, tab.cancel, tab.note, *results], **STREAMING)
-    tab.cancel.click(cancel, None, [tab.run, tab.cancel], **DIRECT)
+    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.cancel), tab.note, results)
+
+    async def compare(visit: Visit, text: Any, reference: Any, other: Any, token: Any) -> AsyncGenerator[Update]:
+        def build() -> CompareRequest:
+            access.check(str(token or ""), visit.address)
+            return to_request(visit.backend, text, reference, other)
+
+        yield {**visit.busy, tab.note: progress_html(None)}
+        step = Step(None)
+        async with aclosing(steps(visit.backend, build, visit.stop)) as updates:
+            async for step in updates:
+                if step.progress:
+                    yield {tab.note: progress_html(step.progress)}
+        values = await asyncio.to_thread(result_values, step.result, str(text)) if step.result else ()
+        note = note_html(step.note, step.kind) if step.note else ""
+        yield {tab.note: note, **dict(zip(results, values, strict=False))}
+
+    panel.start("compare", [tab.run.click], compare, [tab.text, tab.reference, tab.other, tab.token])
+    panel.stop(tab.cancel.click)
+    panel.stop_on_leave(demo)
     # Made by the browser from what it has: no file on the server.
     tab.save.click(None, [tab.csv], None, js=SAVE_JS, **DIRECT)
     boxes = [tab.reference, tab.other]
     demo.load(lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
     follow(ready, lambda *chosen: shown_values(backend.status(), chosen), boxes, tab.shown)
-    demo.unload(leave)
 
 
 def result_values(result: Comparison, text: str) -> tuple[Any, ...]:
     """What the results show: summary, heat map, figure, worst places and file."""
     return summary_html(result), heat_html(result, text), figure(result), worst_html(result), to_csv(result)
-
-
-def _buttons(*, busy: bool) -> tuple[Any, Any]:
-    return gr.Button(visible=not busy), gr.Button(visible=busy)

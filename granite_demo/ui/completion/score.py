@@ -20,9 +20,9 @@ from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import ScoreRequest
 from granite_demo.ui.completion import token_view
-from granite_demo.ui.gradio_patches.events import DIRECT, STREAMING, follow, forgiving
+from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
-from granite_demo.ui.streaming import Kind, Visitors, own, paced, session, unforeseen
+from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop, unforeseen
 
 GROWTH = 1.3
 """Shown again when there are so many times more tokens, so that what is sent stays in proportion to the text."""
@@ -165,46 +165,38 @@ def wire(tab: ScoringTab, backend: Backend, demo: gr.Blocks, ready: list[Any], p
     An alternative that is clicked goes into ``prompt`` with the text before it; the event after which it is there is
     returned, None without a ``prompt``.
     """
-    visitors = Visitors()
+    screen = [tab.figures, tab.view, tab.scored]
+    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.stop), tab.note, screen)
 
     def view(found: Sequence[ScoredToken], tint: Any) -> str:
         return token_view.tokens_html(found, tint if tint in TINTS else TINTS[0], clickable=prompt is not None)
 
-    async def score(visit: gr.Request, text: Any, special: Any, tint: Any) -> AsyncGenerator[tuple[Any, ...]]:
+    async def score(visit: Visit, text: Any, special: Any, tint: Any) -> AsyncGenerator[Update]:
         def build() -> ScoreRequest:
-            if why := backend.status().unable_to("scoring"):
+            if why := visit.backend.status().unable_to("scoring"):
                 raise InvalidRequestError(why)
             return ScoreRequest(str(text or ""), special_tokens=special is True)
 
-        yield gr.Button(visible=False), gr.Button(visible=True), "", "", note_html(waiting_words(None)), ()
+        empty = {tab.figures: "", tab.view: "", tab.scored: ()}
+        yield {**visit.busy, **empty, tab.note: note_html(waiting_words(None))}
         found: Sequence[ScoredToken] = ()
-        screen: tuple[Any, ...] = ("", "", "")
-        with visitors.answering(session(visit)) as stop:
-            async with aclosing(scorings(own(backend, visit), build, stop)) as updates:
-                async for found, summary, note, kind in updates:
-                    shown = view(found, tint) if found else ""
-                    screen = figures_html(found, summary), shown, note_html(note, kind) if note else ""
-                    yield gr.skip(), gr.skip(), *screen, gr.skip()
-        # All of it once more: of two quick updates Gradio may lose the first.
-        yield gr.Button(visible=True), gr.Button(visible=False), *screen, found
-
-    async def stop(visit: gr.Request) -> tuple[Any, ...]:
-        if visitors.stop(session(visit)):
-            return gr.skip(), gr.skip()
-        return gr.Button(visible=True), gr.Button(visible=False)
-
-    def leave(visit: gr.Request) -> None:
-        visitors.stop(session(visit))
+        async with aclosing(scorings(visit.backend, build, visit.stop)) as updates:
+            async for found, summary, note, kind in updates:
+                yield {
+                    tab.figures: figures_html(found, summary),
+                    tab.view: view(found, tint) if found else "",
+                    tab.note: note_html(note, kind) if note else "",
+                }
+        yield {tab.scored: found}
 
     def tinted(found: Sequence[ScoredToken], tint: Any) -> Any:
         return view(found, tint) if found else gr.skip()
 
-    screen = [tab.run, tab.stop, tab.figures, tab.view, tab.note, tab.scored]
-    tab.run.click(score, [tab.text, tab.special, tab.tint], screen, **STREAMING)
-    tab.stop.click(stop, None, [tab.run, tab.stop], **DIRECT)
+    panel.start("score", [tab.run.click], score, [tab.text, tab.special, tab.tint])
+    panel.stop(tab.stop.click)
+    panel.stop_on_leave(demo)
     tab.tint.input(tinted, [tab.scored, tab.tint], [tab.view], **DIRECT)
     follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
-    demo.unload(leave)
     if prompt is None:
         return None
 

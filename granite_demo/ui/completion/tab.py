@@ -8,7 +8,7 @@ import gradio as gr
 from granite_demo.access import Access
 from granite_demo.backend import Backend
 from granite_demo.ui.completion import fill as filling
-from granite_demo.ui.completion import precisions, write_handlers
+from granite_demo.ui.completion import precisions
 from granite_demo.ui.completion import score as scoring
 from granite_demo.ui.completion import write as writing
 from granite_demo.ui.completion.fill import FillingTab
@@ -51,7 +51,7 @@ def wire(
     ready: list[Any],
 ) -> None:
     """Connect the events, after all tabs are laid out. ``ready`` are those after which another model may answer."""
-    write_handlers.wire(tab.write, preferences, backend, demo, ready)
+    writing.wire(tab.write, preferences, backend, demo, ready)
     filling.wire(tab.fill, preferences, backend, demo, ready)
     scoring.wire(tab.score, backend, demo, ready, tab.write.prompt)
     precisions.wire(tab.precisions, backend, access, demo, ready)

@@ -1,21 +1,53 @@
-"""The Write tab: a text whose continuation stands apart until it is accepted. Its layout and what its parts show."""
+"""The Write tab: a text whose continuation stands apart until it is accepted. Its layout and its events."""
 
+import asyncio
 import html
-from dataclasses import dataclass, replace
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
 
 from granite_demo.backend import Backend
+from granite_demo.chat.answer import waiting_words
+from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.model_status import Feature, ModelStatus
 from granite_demo.types.prompt_view import PromptView
+from granite_demo.types.requests import GenerationRequest
 from granite_demo.ui.completion import branches as branching
 from granite_demo.ui.completion import constraint as constraining
 from granite_demo.ui.completion import token_tree, token_view
-from granite_demo.ui.completion.constraint import ConstraintPanel
-from granite_demo.ui.completion.continuation import MAX_SAMPLES
+from granite_demo.ui.completion.constraint import ConstraintPanel, cut_words
+from granite_demo.ui.completion.continuation import (
+    MAX_SAMPLES,
+    Continuation,
+    Target,
+    continued,
+    end_of_branch,
+    end_of_text,
+    grown,
+    sampled,
+    to_continuation,
+)
+from granite_demo.ui.completion.edit_history import History, accepted, redone, seen, undone
 from granite_demo.ui.completion.token_tree import Tree
 from granite_demo.ui.completion.token_view import Tint
+from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
+from granite_demo.ui.html import note_html
+from granite_demo.ui.settings import Preferences
+from granite_demo.ui.streaming import (
+    STILL_WRITING,
+    Latest,
+    Snapshot,
+    StreamingPanel,
+    Update,
+    Visit,
+    Visitors,
+    own,
+    session,
+)
 from granite_demo.ui.theme import script
 
 EXAMPLES = [
@@ -27,6 +59,10 @@ TINTS = [("Probability", "probability"), ("Entropy", "entropy")]
 SWITCHES: tuple[Feature, ...] = ("log probabilities", "special tokens")
 MAX_IDS = 2000
 """Tokens of the text that are listed."""
+PAUSE_SECONDS = 0.5
+"""After the last key, before the tokens of the text are counted."""
+VIEW_SECONDS = 1.0
+"""Between two token views of a continuation that is being written: each is sent whole."""
 UNTOLD = "The other server does not tell which tokens these are."
 
 
@@ -79,7 +115,7 @@ class WriteTab:
 
     @property
     def buttons(self) -> list[Any]:
-        """What ``growing.buttons`` fills."""
+        """What ``buttons`` fills."""
         return [self.run, self.stop, self.accept, self.discard]
 
     @property
@@ -110,17 +146,6 @@ def pending_values(tree: Tree, tint: Tint) -> tuple[Any, ...]:
     return tree, token_tree.text(tree), branching.branches_html(tree), marked
 
 
-@dataclass(frozen=True, slots=True)
-class History:
-    """The text now, what it was before and what was undone; the nearest states stand last."""
-
-    text: str = ""
-    past: tuple[str, ...] = ()
-    future: tuple[str, ...] = ()
-    put: int = 0
-    """How often a text was put into the box, beside what was typed there."""
-
-
 def history_values(history: History) -> tuple[Any, ...]:
     """The text's states, and what can be done with them."""
     undo, redo = gr.Button(interactive=bool(history.past)), gr.Button(interactive=bool(history.future))
@@ -133,7 +158,7 @@ def no_samples() -> tuple[Any, ...]:
 
 
 def shown_values(status: ModelStatus) -> tuple[Any, ...]:
-    """What the model, its engine or another server is unable to do, with the reason."""
+    """The options, off and with the reason where the model, its engine or another server lacks the feature."""
     show, special = (_switch(status.unable_to(feature)) for feature in SWITCHES)
     return show, special, *constraining.shown_values(status)
 
@@ -235,41 +260,233 @@ def _column(number: int) -> Column:
     return Column(box, text, note, use)
 
 
-MAX_STATES = 100
-MAX_CHARACTERS = 2_000_000
-"""Of all earlier states together."""
+def wire(tab: WriteTab, preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:
+    """Connect the events. ``ready`` are those after which another model may answer."""
+    columns = [part for column in tab.columns for part in (column.text, column.note, column.use)]
+    screen = [*tab.pending, *tab.sampled, *columns]
+    panel = StreamingPanel(backend, lambda busy: buttons(tab, busy), tab.note, screen)
+    wire_continuing(tab, panel, preferences)
+    panel.stop_on_leave(demo)
+    wire_pending(tab, panel.visitors)
+    wire_text(tab, backend, ready)
+    constraining.wire(tab.constraint)
+    follow(ready, lambda: shown_values(backend.status()), None, tab.shown)
 
 
-def seen(history: History, text: str, put: int | None) -> History:
-    """The box has ``text``, and has been put ``put`` texts: with fewer than there were, it is a text of before."""
-    # With more it is a page that outlived a restart of the server, and the text is all that is left.
-    return history if (put or 0) < history.put else written(history, text)
+def wire_continuing(tab: WriteTab, panel: StreamingPanel, preferences: Preferences) -> None:
+    """Continue, Stop, and the alternatives of a token."""
+
+    async def answer(visit: Visit, target: Target, values: tuple[Any, ...]) -> AsyncGenerator[Update]:
+        continuation = to_continuation(visit.backend, target, *values)
+        async with aclosing(updates_of(tab, visit, continuation)) as updates:
+            async for update in updates:
+                yield update
+
+    def go_on(
+        visit: Visit, text: str | None, tree: Tree, special: Any, samples: Any, *values: Any
+    ) -> AsyncGenerator[Update]:
+        return answer(visit, end_of_text(tree, text, special, samples), values)
+
+    def pick(visit: Visit, tree: Tree, *values: Any) -> AsyncGenerator[Update]:
+        return answer(visit, end_of_branch(tree, *token_view.picked(visit.event)), values)
+
+    values = [tab.show, tab.tint, *tab.constraint.components, *preferences.components]
+    panel.start("go_on", [tab.run.click], go_on, [tab.prompt, tab.tree, tab.special, tab.samples, *values])
+    panel.start("pick", [tab.view.select], pick, [tab.tree, *values])
+    panel.stop(tab.stop.click)
 
 
-def accepted(history: History, text: str) -> History:
-    """``text`` is put into the box."""
-    return replace(written(history, text), put=history.put + 1)
+def _idle(visitors: Visitors, visit: gr.Request) -> None:
+    if visitors.streaming(session(visit)):
+        raise InvalidRequestError(STILL_WRITING)
 
 
-def written(history: History, text: str) -> History:
-    """``text`` was typed. What was undone before is gone, unless nothing changed."""
-    if text == history.text:
-        return history
-    past = (*history.past, history.text)[-MAX_STATES:]
-    while sum(map(len, past)) > MAX_CHARACTERS:
-        past = past[1:]
-    return History(text, past, put=history.put)
+def check_pending(tree: Tree, text: str, drafts: Any) -> None:
+    """Raise InvalidRequestError where to accept would lose samples, or put a continuation behind another text."""
+    if tree.head is None and drafts:
+        raise InvalidRequestError("Take one of the samples first, or discard them all.")
+    if tree.head is not None and tree.prompt != text:
+        raise InvalidRequestError("The text was changed since. Undo the change to accept, or discard the continuation.")
 
 
-def undone(history: History) -> History:
-    """One state back, if there is one."""
-    if not history.past:
-        return history
-    return History(history.past[-1], history.past[:-1], (*history.future, history.text), history.put + 1)
+def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
+    """What is done with a continuation: accept, discard, walk its branches, take a sample."""
+
+    def accept(
+        visit: gr.Request, text: str | None, put: Any, history: History, tree: Tree, drafts: Any
+    ) -> tuple[Any, ...]:
+        _idle(visitors, visit)
+        check_pending(tree, text or "", drafts)
+        before = seen(history, text or "", put)
+        after = accepted(before, before.text + token_tree.text(tree))
+        return after.text, *history_values(after), *pending_values(Tree(), "probability"), *no_samples()
+
+    def discard(visit: gr.Request) -> tuple[Any, ...]:
+        _idle(visitors, visit)
+        return *pending_values(Tree(), "probability"), *no_samples()
+
+    def walk(visit: gr.Request, event: gr.EventData, tree: Tree, tint: Tint) -> tuple[Any, ...]:
+        _idle(visitors, visit)
+        return pending_values(token_tree.shown(tree, branching.run_of(event)), tint)
+
+    def use(number: int) -> Callable[..., tuple[Any, ...]]:
+        def take(visit: gr.Request, drafts: tuple[Tree | None, ...] | None, tint: Tint) -> tuple[Any, ...]:
+            _idle(visitors, visit)
+            tree = drafts[number] if drafts and number < len(drafts) else None
+            if tree is None:
+                raise InvalidRequestError("There is no such sample any more. Continue once more.")
+            return *pending_values(tree, tint), *no_samples()
+
+        return take
+
+    def on(event: Any, handler: Callable[..., tuple[Any, ...]], inputs: list[Any], outputs: list[Any]) -> None:
+        event(forgiving(handler, len(outputs)), inputs, [*outputs, tab.note], **DIRECT)
+
+    on(
+        tab.accept.click,
+        accept,
+        [*tab.typed, tab.tree, tab.drafts],
+        [tab.prompt, *tab.edited, *tab.pending, *tab.sampled],
+    )
+    on(tab.discard.click, discard, [], [*tab.pending, *tab.sampled])
+    on(tab.branches.select, walk, [tab.tree, tab.tint], tab.pending)
+    on(tab.tint.input, lambda tree, tint: pending_values(tree, tint)[-1:], [tab.tree, tab.tint], [tab.view])
+    for number, column in enumerate(tab.columns):
+        on(column.use.click, use(number), [tab.drafts, tab.tint], [*tab.pending, *tab.sampled])
 
 
-def redone(history: History) -> History:
-    """One state forth, if there is one."""
-    if not history.future:
-        return history
-    return History(history.future[-1], (*history.past, history.text), history.future[:-1], history.put + 1)
+async def counted(backend: Backend, text: str | None, special: Any) -> tuple[Any, ...]:
+    """What is shown of the text's tokens."""
+    status = backend.status()
+    if why := status.unable_to("token ids"):
+        return counted_values(None, why)
+    if not text:
+        return counted_values(None, "The text is empty.")
+    try:
+        request = GenerationRequest(prompt=text, special_tokens=bool(special))
+        # Another server may tell how many there are, but not which.
+        view = await backend.inspect(request, parts=True) or await backend.inspect(request)
+    except GraniteDemoError as error:
+        return counted_values(None, error.user_text)
+    return counted_values(view, UNTOLD if status.stage == "ready" else "")
+
+
+def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
+    """Undo and redo, and what is known of the text after a pause in typing."""
+
+    async def count(visit: gr.Request, text: str | None, special: Any) -> tuple[Any, ...]:
+        await asyncio.sleep(PAUSE_SECONDS)
+        return await counted(own(backend, visit), text, special)
+
+    def record(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
+        return history_values(seen(history, text or "", put))
+
+    def undo(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
+        before = undone(seen(history, text or "", put))
+        return before.text, *history_values(before)
+
+    def redo(text: str | None, put: Any, history: History) -> tuple[Any, ...]:
+        after = redone(seen(history, text or "", put))
+        return after.text, *history_values(after)
+
+    changes = [tab.prompt.change, tab.special.change, *ready]
+    known = follow(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids])
+    # After the pause, and with what stands there then.
+    known.then(record, tab.typed, tab.edited, **DIRECT)
+    tab.undo.click(undo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)
+    tab.redo.click(redo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)
+
+
+async def updates_of(tab: WriteTab, visit: Visit, continuation: Continuation) -> AsyncGenerator[Update]:
+    """Yield what the tab shows while ``continuation`` is written."""
+    tree = continuation.target.tree
+    shown = _pending(tab, continuation, tree)
+    count = len(continuation.samplings)
+    if not count:
+        yield {**shown, tab.note: ""}
+        return
+    show, done = (_several, _several_done) if count > 1 else (_one, _one_done)
+    columns = _columns(tab, count if count > 1 else 0)
+    yield {**visit.busy, **shown, **columns, tab.branches: "", tab.note: note_html(waiting_words(None))}
+    latest: Latest = [None] * count
+    viewed = 0.0
+    async with aclosing(continued(visit.backend, tree, continuation.samplings, visit.stop)) as states:
+        async for latest in states:
+            fresh = time.monotonic() - viewed >= VIEW_SECONDS
+            viewed = time.monotonic() if fresh else viewed
+            yield show(tab, continuation, latest, fresh)
+    yield done(tab, continuation, latest)
+
+
+def buttons(tab: WriteTab, busy: bool) -> Update:
+    """Continue or Stop; Accept and Discard wait for the end."""
+    return {
+        tab.run: gr.Button(visible=not busy),
+        tab.stop: gr.Button(visible=busy),
+        tab.accept: gr.Button(interactive=not busy),
+        tab.discard: gr.Button(interactive=not busy),
+    }
+
+
+def _pending(tab: WriteTab, continuation: Continuation, tree: Tree) -> Update:
+    return dict(zip(tab.pending, pending_values(tree, continuation.tint), strict=True))
+
+
+def _one(tab: WriteTab, continuation: Continuation, latest: Latest, fresh: bool) -> Update:
+    shot = latest[0]
+    if shot is None:
+        return {}
+    update: Update = {
+        tab.output: token_tree.text(continuation.target.tree) + shot.answer.text,
+        tab.note: note_html(shot.note, shot.kind),
+    }
+    if fresh and shot.answer.scored:
+        known = (*token_tree.tokens(continuation.target.tree), *shot.answer.scored)
+        update[tab.view] = token_view.tokens_html(known, continuation.tint, clickable=False)
+    return update
+
+
+def _one_done(tab: WriteTab, continuation: Continuation, latest: Latest) -> Update:
+    shot = latest[0]
+    if shot is None:
+        return {**_pending(tab, continuation, continuation.target.tree), tab.note: ""}
+    tree = grown(continuation.target.tree, continuation.target.run, shot.answer)
+    return {**_pending(tab, continuation, tree), tab.note: _note(continuation, shot)}
+
+
+def _several(tab: WriteTab, continuation: Continuation, latest: Latest, fresh: bool) -> Update:
+    update: Update = {}
+    for column, shot in zip(tab.columns, latest, strict=False):
+        if shot:
+            update |= {column.text: shot.answer.text, column.note: note_html(shot.note, shot.kind)}
+    return update
+
+
+def _several_done(tab: WriteTab, continuation: Continuation, latest: Latest) -> Update:
+    drafts = sampled(continuation.target.tree, [shot.answer if shot else None for shot in latest])
+    update: Update = _pending(tab, continuation, continuation.target.tree)
+    update |= {tab.drafts: drafts, tab.note: note_html("Take one of the samples, or continue for others.")}
+    columns = zip(tab.columns, latest, drafts, continuation.samplings, strict=False)
+    for column, shot, draft, sampling in columns:
+        label = f"Sample · seed {sampling.seed}"
+        update[column.use] = gr.Button(visible=draft is not None)
+        if shot:
+            update[column.text] = gr.Textbox(value=shot.answer.text, label=label)
+            update[column.note] = _note(continuation, shot)
+    return update
+
+
+def _columns(tab: WriteTab, count: int) -> Update:
+    """The columns of so many samples, empty, and no others."""
+    update = dict(zip(tab.sampled, no_samples(), strict=True))
+    for column in tab.columns[:count]:
+        update |= {column.box: gr.Column(visible=True), column.text: "", column.note: note_html("Waiting")}
+        update[column.use] = gr.Button(visible=False)
+    return update
+
+
+def _note(continuation: Continuation, shot: Snapshot) -> str:
+    if shot.kind == "error":
+        return note_html(shot.note, "error")
+    reason = shot.answer.finish.reason if shot.answer.finish else None
+    return note_html(shot.note + cut_words(continuation.constraint, reason, continuation.samplings[0].stop))

@@ -34,10 +34,14 @@ DIRECT: dict[str, Any] = {**QUIET, "queue": False, "api_visibility": "private"}
 NOTHING_JS = "() => []"
 
 DAMAGED = "What the browser sent is damaged. Reload the page."
+INVALID = (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError, ValueError)
+"""Errors that a handler raises for values that our page would not send."""
 
 
-def told(error: Exception) -> str:
-    """What a visitor is told of what their browser sent."""
+def refusal(error: Exception) -> str:
+    """The text for the visitor whose values caused ``error``, one of ``INVALID``."""
+    # The log gets no text of the error: it can quote what the visitor wrote.
+    log.info("An event was refused: %s.", type(error).__name__)
     return error.user_text if isinstance(error, GraniteDemoError) else DAMAGED
 
 
@@ -55,15 +59,13 @@ def follow(
 
 
 def forgiving(handler: Callable[..., tuple[Any, ...]], outputs: int) -> Callable[..., tuple[Any, ...]]:
-    """``handler``, with one output more: why it changed nothing, where its input is not what our page would send."""
+    """``handler`` with one more output: the reason, where the handler raises one of ``INVALID`` and changes nothing."""
 
     @wraps(handler)
     def safe(*args: Any) -> tuple[Any, ...]:
         try:
             return *handler(*args), ""
-        except (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError, ValueError) as error:
-            # Not its text, which may quote what the visitor wrote.
-            log.info("An event was refused: %s.", type(error).__name__)
-            return *(gr.skip(),) * outputs, note_html(told(error), "error")
+        except INVALID as error:
+            return *(gr.skip(),) * outputs, note_html(refusal(error), "error")
 
     return safe

@@ -1,5 +1,6 @@
 """Side by side: what is asked of each side, and what both show."""
 
+import re
 import threading
 from dataclasses import replace
 from functools import partial
@@ -10,6 +11,7 @@ import pytest
 
 from granite_demo.access import Access
 from granite_demo.backends.side_by_side import SideBySideBackend
+from granite_demo.chat.answer import Answer
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.types.load_options import LoadOptions
@@ -17,7 +19,8 @@ from granite_demo.types.messages import Controls, Message, Switches
 from granite_demo.types.model_status import BESIDE, IN_TURNS, ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
-from granite_demo.ui.chat.side_by_side import answers, shown_values, to_request
+from granite_demo.ui.chat.side_by_side import answers, costs_html, difference_words, layout, shown_values, to_request
+from granite_demo.ui.streaming import Snapshot, Visit
 from tests.fakes import READY, FakeBackend
 
 SIDE: tuple[Any, ...] = ("", 0, 1, "", 512, "", "Automatic")
@@ -103,22 +106,35 @@ def test_without_levels_the_reason_is_told(backend: FakeBackend) -> None:
     assert thinking.info == "Fake model has no thinking to switch."
 
 
-async def run(
-    backend: FakeBackend | SideBySideBackend, *sides: list[Any], access: Access | None = None
-) -> list[tuple[Any, ...]]:
-    values = ["Why?", "", "", *[value for one in sides for value in one]]
-    check = partial((access or Access()).check, visitor="")
-    return [update async for update in answers(backend, backend, check, values, threading.Event())]
+Shown = dict[str, Any]
+"""The values of the panel by name: ``difference``, and ``thoughts``, ``thinking``, ``answer``, ``costs`` of A and B."""
+
+
+async def run(backend: FakeBackend | SideBySideBackend, *sides: list[Any], access: Access | None = None) -> list[Shown]:
+    """All that the panel shows, one state after each update."""
+    with gr.Blocks(analytics_enabled=False):
+        tab = layout(backend, backend, Access())
+    names = {tab.difference: "difference"}
+    for side, column in zip("AB", tab.columns, strict=True):
+        parts = ("thoughts", "thinking", "answer", "costs")
+        names |= {part: f"{name} {side}" for part, name in zip(column.screen, parts, strict=True)}
+    allow = partial((access or Access()).check, "", "")
+    states: list[Shown] = [{}]
+    async for update in answers(
+        tab,
+        Visit(backend, "", threading.Event()),
+        lambda values: to_request(backend, backend, "Why?", "", values, allow),
+        [value for one in sides for value in one],
+    ):
+        states.append(states[-1] | {names[part]: value for part, value in update.items()})
+    return states[1:]
 
 
 async def test_the_panel_shows_both_and_ends_with_the_difference(backend: FakeBackend) -> None:
     updates = await run(backend, side(), side(seed="3"))
-    assert len({len(update) for update in updates}) == 1
-    assert not updates[0][0].visible
-    assert updates[0][1].visible
-    assert "The answers are the same" in updates[-1][2]
-    assert updates[-1][0].visible
-    assert (updates[-2][5], updates[-2][9]) == ("Hello world!", "Hello world!")
+    assert updates[0]["difference"] == ""
+    assert "The answers are the same" in updates[-1]["difference"]
+    assert (updates[-2]["answer A"], updates[-2]["answer B"]) == ("Hello world!", "Hello world!")
     assert sorted(request.sampling.seed or 0 for request in backend.requests) == [0, 3]
 
 
@@ -128,7 +144,8 @@ async def test_thinking_and_math_are_shown(backend: FakeBackend) -> None:
         TextDelta("$x$ is $5", 8),
         Finish("stop", Usage(1, 8, 4), Timings(0.1, 1)),
     ]
-    thoughts, thinking, answer, costs = (await run(backend, side(), side()))[-2][3:7]
+    last = (await run(backend, side(), side()))[-1]
+    thoughts, thinking, answer, costs = (last[f"{name} A"] for name in ("thoughts", "thinking", "answer", "costs"))
     assert isinstance(thoughts, gr.Accordion)
     assert thoughts.label == "Thinking · 4 tokens"
     assert (thinking, answer) == ("Is \\(x\\) 1?", "\\(x\\) is $5")
@@ -137,21 +154,21 @@ async def test_thinking_and_math_are_shown(backend: FakeBackend) -> None:
 
 async def test_a_value_out_of_range_is_told_on_its_side_only(backend: FakeBackend) -> None:
     last = (await run(backend, side(temperature=9), side()))[-2]
-    assert "Temperature must be between 0 and 2" in last[6]
-    assert last[9] == "Hello world!"
+    assert "Temperature must be between 0 and 2" in last["costs A"]
+    assert last["answer B"] == "Hello world!"
     assert len(backend.requests) == 1
 
 
 async def test_strangers_compare_only_the_loaded_model(backend: FakeBackend) -> None:
     last = (await run(backend, side(model="two"), side(), access=Access(public=True, token="sesame")))[-2]
-    assert "not the admin token" in last[6]
+    assert "not the admin token" in last["costs A"]
     assert [request.model for request in backend.requests] == [None]
 
 
 async def test_another_model_waits_for_the_first_answer(backend: FakeBackend) -> None:
     backend.delay = 0.1
     updates = await run(backend, side(), side(model="two"))
-    assert all(update[5] == "Hello world!" for update in updates[1:-1] if update[9])
+    assert all(update["answer A"] == "Hello world!" for update in updates[1:-1] if update["answer B"])
     assert [request.model for request in backend.requests] == [None, LoadOptions("two")]
 
 
@@ -162,10 +179,10 @@ TURNS = replace(READY, facts=(("Engine", f"dynamic, up to 4 {IN_TURNS}", ""),))
 async def test_an_engine_that_takes_turns_answers_one_after_the_other(backend: FakeBackend, state: ModelStatus) -> None:
     backend.delay, backend.state = 0.1, state
     updates = await run(backend, side(), side())
-    early = [update for update in updates[1:-1] if update[9] and update[5] != "Hello world!"]
+    early = [update for update in updates[1:-1] if update["answer B"] and update["answer A"] != "Hello world!"]
     assert bool(early) == (state is READY)
-    assert ("Answered after A" in updates[0][10]) == (state is TURNS)
-    assert "Waiting" in updates[0][6]
+    assert ("Answered after A" in updates[0]["costs B"]) == (state is TURNS)
+    assert "Waiting" in updates[0]["costs A"]
 
 
 async def test_the_server_beside_is_asked_at_the_same_time_and_by_everybody() -> None:
@@ -175,13 +192,58 @@ async def test_the_server_beside_is_asked_at_the_same_time_and_by_everybody() ->
     _, models, *_ = shown_values(both, both.status())
     assert ("granite-4.1-8b (the other server)", BESIDE) in models.choices
     updates = await run(both, side(), side(model=BESIDE), access=Access(public=True, token="sesame"))
-    assert (updates[-1][5], updates[-1][9]) == ("here" * 4, "there" * 4)
+    assert (updates[-1]["answer A"], updates[-1]["answer B"]) == ("here" * 4, "there" * 4)
     assert [request.model for request in (*here.requests, *there.requests)] == [None, None]
-    assert any(update[9] and update[5] != "here" * 4 for update in updates[1:-1])
+    assert any(update["answer B"] and update["answer A"] != "here" * 4 for update in updates[1:-1])
     last = (await run(both, side(), side(model=BESIDE, precision="float32")))[-1]
-    assert "chooses the precision itself" in last[10]
+    assert "chooses the precision itself" in last["costs B"]
 
 
 def test_without_a_server_beside_none_can_be_asked(backend: FakeBackend) -> None:
     with pytest.raises(InvalidRequestError, match="Only the models in the list"):
         ask(backend, model=BESIDE)
+
+
+def shot(text: str, tokens: int, seconds: float, thinking: int = 0) -> Snapshot:
+    answer = Answer()
+    thoughts = [ReasoningDelta("Hmm", thinking)] if thinking else []
+    finish = Finish("stop", Usage(5, tokens, thinking), Timings(0.25, seconds))
+    answer.add([*thoughts, TextDelta(text, tokens), finish], 0.5)
+    return Snapshot(answer, "finished", "note", seconds)
+
+
+def test_the_difference_in_words() -> None:
+    assert difference_words(shot("x", 1000, 2.0), shot("y", 3100, 4.0, thinking=2000)) == (
+        "B used 3.1 times the tokens of A (3,100 against 1,000). "
+        "B took 2.0 times the time of A (4.00 s against 2.00 s). "
+        "Thinking took 0 tokens in A and 2,000 in B. The answers differ."
+    )
+
+
+def test_about_the_same_is_told_as_it_is() -> None:
+    assert difference_words(shot("x ", 100, 2.0), shot("x", 103, 2.05)) == (
+        "A used 100 and B 103 tokens. A took 2.00 s and B 2.05 s. The answers are the same, letter by letter."
+    )
+
+
+def test_nothing_divides_by_nothing() -> None:
+    assert difference_words(shot("", 0, 0.0), shot("x", 5, 1.0)).startswith("A used 0 and B 5 tokens. A took 0.00 s")
+
+
+def test_an_answer_without_an_end_is_not_compared() -> None:
+    unfinished = Snapshot(Answer(text="x", tokens=3), "stopped", "note", 1.0)
+    assert difference_words(unfinished, shot("x", 3, 1.0)) == ""
+    assert difference_words(shot("x", 3, 1.0), unfinished) == ""
+    unfinished.answer.finish = Finish("stopped", Usage(1, 3), Timings(0.1, 1.0))
+    assert difference_words(unfinished, shot("x", 3, 1.0)) == ""
+
+
+def test_the_costs_of_an_answer() -> None:
+    html = costs_html(shot("x", 1001, 2.25, thinking=1000))
+    assert re.findall("<td>(.*?)</td>", html) == ["1,001", "1,000", "0.25 s", "500.0", "2.25 s"]
+    assert "thinking" not in costs_html(shot("x", 3, 1.0))
+
+
+def test_the_costs_escape_an_error() -> None:
+    html = costs_html(Snapshot(Answer(), "<img>", "error", 1.0))
+    assert '<div class="error">&lt;img&gt;</div>' in html

@@ -9,12 +9,23 @@ from granite_demo.chat.answer import Answer
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.types.constraints import Constraint
 from granite_demo.types.events import Finish, FinishReason, TextDelta, Timings, TokenScored, Usage
-from granite_demo.types.logprobs import ScoredToken
+from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.prompt_view import PromptPart, PromptView
 from granite_demo.types.sampling_params import MAX_SEED, SamplingParams
 from granite_demo.ui.completion import token_tree
-from granite_demo.ui.completion.continuation import continued, extended, grown, request_for, sampled, seeded, start
+from granite_demo.ui.completion.continuation import (
+    continued,
+    end_of_branch,
+    extended,
+    grown,
+    request_for,
+    sampled,
+    seeded,
+    start,
+    to_continuation,
+)
 from granite_demo.ui.completion.token_tree import Run, Tree
+from granite_demo.ui.settings import DEFAULTS
 from tests.fakes import FakeBackend
 
 VIEW = PromptView((PromptPart("user", "Say ", ((5, "Say"), (6, " "))),), 2, 0, 100)
@@ -111,3 +122,12 @@ def test_samples_are_shown_each_by_its_own_tree() -> None:
     trees = sampled(TWO, [answer("c"), None, Answer(), answer("d")])
     assert [tree and token_tree.text(tree) for tree in trees] == ["abc", None, None, "abd"]
     assert token_tree.forks(trees[3])[0].choices == (1, 2)  # type: ignore[arg-type]
+
+
+def test_a_branch_is_constrained_as_a_continuation_is() -> None:
+    token = ScoredToken(7, "{", alternatives=(TokenAlternative(9, "{}", -1.0),))
+    tree = token_tree.added(Tree("JSON: "), [Run(tokens=(token,), text="{", ends=(1,))])
+    target = end_of_branch(tree, 0, 9)
+    continuation = to_continuation(FakeBackend(), target, True, "probability", "json_object", "", "", "", *DEFAULTS)
+    assert target.run == 1
+    assert continuation.constraint == continuation.samplings[0].constraint == Constraint("json_object")

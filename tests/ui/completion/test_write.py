@@ -1,3 +1,5 @@
+"""The Write tab: what Accept refuses, and what is known of the tokens."""
+
 from dataclasses import replace
 
 import pytest
@@ -6,7 +8,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.ui.completion.token_tree import Tree
-from granite_demo.ui.completion.write_handlers import check_pending, counted
+from granite_demo.ui.completion.write import check_pending, counted
 from tests.fakes import READY, FakeBackend
 
 

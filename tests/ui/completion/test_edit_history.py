@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from granite_demo.ui.completion import write
-from granite_demo.ui.completion.write import History, accepted, redone, seen, undone, written
+from granite_demo.ui.completion import edit_history
+from granite_demo.ui.completion.edit_history import History, accepted, redone, seen, undone, written
 
 
 def test_undo_and_redo_walk_the_states() -> None:
@@ -29,10 +29,10 @@ def test_the_same_text_is_no_new_state() -> None:
 
 def test_old_states_are_forgotten() -> None:
     history = History()
-    for number in range(write.MAX_STATES + 5):
+    for number in range(edit_history.MAX_STATES + 5):
         history = written(history, str(number))
-    assert len(history.past) == write.MAX_STATES
-    large = "x" * (write.MAX_CHARACTERS // 2)
+    assert len(history.past) == edit_history.MAX_STATES
+    large = "x" * (edit_history.MAX_CHARACTERS // 2)
     history = written(written(written(written(history, large), large + "y"), large + "z"), "end")
     assert history.past == (large + "z",)
 
