@@ -12,7 +12,7 @@ from granite_demo.backend import Backend
 from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.cli import flags
 from granite_demo.cli.composition import OpenBackend
-from granite_demo.cli.terminal import print_json, print_table
+from granite_demo.cli.terminal import print_json, print_table, standard_output
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.settings import Settings
 from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextDelta, TokenScored
@@ -207,5 +207,5 @@ async def _look_there(backend: Backend, request: GenerationRequest) -> Side:
 def show(findings: tuple[Finding, ...], cause: str) -> None:
     """Print a table, and the cause."""
     rows = [(finding.what, finding.here, finding.there, "differs" if finding.cause else "") for finding in findings]
-    output = print_table(("", "here", "there", " "), rows, left=("", "here", "there", " "))
-    output.print(f"Likely cause: {cause}" if cause else "Nothing differs but the speed.", markup=False)
+    print_table(("", "here", "there", " "), rows, left=("", "here", "there", " "))
+    standard_output().print(f"Likely cause: {cause}" if cause else "Only the speed differs.")

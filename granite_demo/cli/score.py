@@ -16,7 +16,7 @@ from granite_demo.cli import flags
 from granite_demo.cli.complete import read_text
 from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.models import refuse_url
-from granite_demo.cli.terminal import print_json, print_table, say
+from granite_demo.cli.terminal import print_json, print_table, say, standard_output
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.settings import Settings
 from granite_demo.types.comparison import ComparedSide, Comparing, Comparison, to_csv
@@ -86,11 +86,11 @@ def show(tokens: list[ScoredToken], summary: ScoreSummary, alternatives: bool) -
     """Print a table, a token a line, and the sum."""
     columns = ("token", "logprob", "p", "entropy", *(["instead"] if alternatives else []))
     rows = [_row(token)[: len(columns)] for token in tokens]
-    output = print_table(columns, rows, left=("token", "instead"))
+    print_table(columns, rows, left=("token", "instead"))
     line = f"{summary.tokens:,} tokens, log probability {summary.logprob:.3f}"
     if summary.perplexity is not None:
         line += f", perplexity {summary.perplexity:.3f}"
-    output.print(line, markup=False)
+    standard_output().print(line)
 
 
 def _row(token: ScoredToken) -> tuple[str, ...]:
@@ -199,11 +199,10 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
 def show_comparison(result: Comparison) -> None:
     """Print both sides, the mean and the worst tokens."""
     columns = ("precision", "weights", "read", "written", "perplexity")
-    output = print_table(columns, [_side(result.reference), _side(result.other)], left=("precision",))
-    output.print(
+    print_table(columns, [_side(result.reference), _side(result.other)], left=("precision",))
+    standard_output().print(
         f"KL divergence {result.mean_divergence:.2g} nats a token on average; "
-        f"the likeliest token is the same in {result.agreement:.1%} of {len(result.tokens):,} places.",
-        markup=False,
+        f"the likeliest token is the same in {result.agreement:.1%} of {len(result.tokens):,} places."
     )
     worst = sorted(result.tokens, key=lambda token: -token.divergence)[:WORST]
     rows = [

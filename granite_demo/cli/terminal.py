@@ -29,7 +29,13 @@ from granite_demo.types.messages import Message, Switches, Thinking
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
 
-# An answer may hold escape sequences, which a terminal would obey.
+log = logging.getLogger(__name__)
+
+WIDE = 1000
+"""The columns of a pipe."""
+MASK = "***"
+HUB_TOKEN = r"hf_[A-Za-z0-9]{20,}"
+# An answer can contain escape sequences, which a terminal would obey.
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
 
 
@@ -146,12 +152,6 @@ def thinking_note(switches: Switches, thinking: Thinking | None, system: bool) -
     return reasons(switches, system=system, tools=False, documents=False).get("thinking", "")
 
 
-log = logging.getLogger(__name__)
-
-MASK = "***"
-HUB_TOKEN = r"hf_[A-Za-z0-9]{20,}"
-
-
 class _Masked(logging.Formatter):
     """Says nothing secret, in messages and in tracebacks; and no character of either moves the terminal's cursor."""
 
@@ -184,13 +184,7 @@ class LoadReporter:
     """Hears a model's states: a bar on a terminal, a log line for each stage."""
 
     def __init__(self, console: Console) -> None:
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[detail]}"),
-            TimeElapsedColumn(),
-        )
-        self._progress = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+        self._progress = progress_bar(console)
         self._task: TaskID | None = None
         self._stage = ""
 
@@ -223,18 +217,19 @@ class LoadReporter:
         log.info("%s is ready.", status.title)
 
 
-WIDE = 120
-"""Columns of a table in a pipe."""
+def standard_output() -> Console:
+    """Standard output, where every character is printed as it is; in a pipe, rows and sentences stay whole."""
+    output = Console(highlight=False, markup=False, emoji=False)
+    if not output.is_terminal:
+        output.width = WIDE
+    return output
 
 
-def print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], left: Sequence[str]) -> Console:
-    """Print to standard output, every character as it is; returns where more can be printed."""
-    output = Console(highlight=False)
-    output = output if output.is_terminal else Console(highlight=False, width=WIDE)
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], left: Sequence[str]) -> None:
+    """Print a table to standard output; the columns that ``left`` names are aligned left."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
-    output.print(table)
-    return output
+        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+    standard_output().print(table)

@@ -63,7 +63,7 @@ def models(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, *places: DeviceMemory, context: int = 0
 ) -> dict[str, Any]:
     """The rows of ``models --json`` by name."""
-    commands.show_models(settings(tmp_path, context=context), True, places=places, hub_cache=tmp_path / "hub")
+    commands.show_models(settings(tmp_path, context=context), True, devices=places, hub_cache=tmp_path / "hub")
     return {row["name"]: row for row in json.loads(capsys.readouterr().out)["models"]}
 
 
@@ -114,14 +114,14 @@ def test_models_tells_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path:
 
 
 def test_models_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    commands.show_models(settings(tmp_path, context=4096), False, places=[CPU], hub_cache=tmp_path)
+    commands.show_models(settings(tmp_path, context=4096), False, devices=[CPU], hub_cache=tmp_path)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert lines[0] == ["model", "params", "bf16", "int4", "context", "here", "mark"]
     assert [line for line in lines if line[0] == "Granite"] == [
         ["Granite", version] for version in ("3.1", "3.2", "3.3", "4.0", "4.1", "4.2")
     ]
     assert ["granite-4.0-micro", "3.4B", "6.8", "GB", "2.1", "GB", "131,072", "fits,", "bf16"] in lines
-    assert " ".join(lines[-1]) == "The mark is for cpu (main memory, 16.0 GB) and a context of 4,096 tokens."
+    assert " ".join(lines[-1]) == "The marks are for cpu (main memory, 16.0 GB) and a context of 4,096 tokens."
 
 
 # fits
@@ -190,16 +190,16 @@ def test_fits_of_one_model_is_a_table_with_reasons(run: Run) -> None:
 
 def test_fits_says_that_a_context_is_cut_to_what_the_model_holds(run: Run) -> None:
     _, out, _ = run("fits", "sample", "--memory", "24GB", "--context", "9000")
-    assert "9,000 tokens are more than it can hold" in out
+    assert "9,000 tokens are more than the model can hold" in out
     assert "KV at 8,192" in out
-    assert "more than it can hold" not in run("fits", "sample", "--memory", "24GB", "--context", "8192")[1]
+    assert "more than the model can hold" not in run("fits", "sample", "--memory", "24GB", "--context", "8192")[1]
 
 
 def test_fits_of_all_models(run: Run) -> None:
     code, out, _ = run("fits", "--memory", "24GB")
     assert code == 0
     lines = [line.split() for line in out.splitlines() if line]
-    assert out.startswith("typed in (24GB, 24.0 GB), all of each model's context")
+    assert out.startswith("typed in (24GB, 24.0 GB), the full context of each model")
     assert [line[0] for line in lines[2:]] == list(catalogue.MODELS)
     thirty = next(" ".join(line) for line in lines if line[0] == "granite-4.1-30b")
     assert thirty.startswith("granite-4.1-30b does not fit does not fit tight, ")
@@ -208,12 +208,12 @@ def test_fits_of_all_models(run: Run) -> None:
 
 
 def test_fits_without_memory_plans_for_each_place(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    commands.show_fits("sample", None, settings(tmp_path), True, places=[GPU, CPU])
+    commands.show_fits("sample", None, settings(tmp_path), True, devices=[GPU, CPU])
     answer = json.loads(capsys.readouterr().out)
     assert [place["device"] for place in answer["devices"]] == ["cuda:0", "cpu"]
     plans = answer["models"][0]["plans"]
     assert [(plan["device"], plan["memory"]) for plan in plans] == [("cuda:0", 24 * GB)] * 3 + [("cpu", 16 * GB)] * 3
-    commands.show_fits(None, None, settings(tmp_path), False, places=[GPU, CPU])
+    commands.show_fits(None, None, settings(tmp_path), False, devices=[GPU, CPU])
     out = capsys.readouterr().out
     assert out.index("cuda:0 (a GPU, 24.0 GB)") < out.index("cpu (main memory, 16.0 GB)")
 
@@ -349,7 +349,7 @@ def test_ctrl_c_cancels_and_keeps_what_has_arrived(tmp_path: Path, hub: FakeHub)
         os.killpg(process.pid, signal.SIGINT)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (130, "")
-    assert f"{NAME} was cancelled. What has arrived is kept" in " ".join(err.split())
+    assert f"{NAME} was cancelled. The downloaded part is kept" in " ".join(err.split())
     assert "Traceback" not in err
     [part] = (tmp_path / "hub").rglob("*.incomplete")
     assert part.stat().st_size > 500_000
