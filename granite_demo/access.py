@@ -1,4 +1,4 @@
-"""Who may do what on a server that others reach, and how often somebody may guess a secret."""
+"""Who may change the model of a public server, how often a secret may be guessed, and what one visitor may use."""
 
 import ipaddress
 import secrets
@@ -10,35 +10,35 @@ from dataclasses import dataclass, field
 from granite_demo.errors import InvalidRequestError, VisitorLimitError
 
 MAX_FAILURES = 5
-"""Wrong secrets of one visitor in ``WINDOW`` seconds; then none of theirs is looked at."""
+"""Failed attempts of one visitor in ``WINDOW`` seconds, after which further attempts are rejected."""
 WINDOW = 60.0
+"""Seconds."""
 MAX_REMEMBERED = 10_000
+"""Visitors. Beyond it, those without a recent failure are forgotten."""
 
 
 class Failures:
-    """How often each visitor was wrong of late. Several threads may ask at once."""
+    """The recent failed attempts of each visitor. Safe to call from several threads."""
 
     def __init__(self) -> None:
         self._times: dict[str, deque[float]] = {}
         self._lock = threading.Lock()
 
     def check(self, visitor: str) -> None:
-        """Raise VisitorLimitError for one who was wrong too often."""
+        """Raise VisitorLimitError after too many failed attempts of ``visitor``."""
         with self._lock:
             if len(self._recent(visitor)) >= MAX_FAILURES:
-                raise VisitorLimitError(
-                    "Too many wrong keys or passwords came from your address. Try again in a minute."
-                )
+                raise VisitorLimitError("Too many failed attempts from your address. Try again in a minute.")
 
     def add(self, visitor: str) -> None:
-        """``visitor`` was wrong, or is until ``take_back``."""
+        """Count a failed attempt, or an attempt that has not succeeded yet: see ``take_back``."""
         with self._lock:
             if len(self._times) >= MAX_REMEMBERED:
                 self._times = {name: times for name, times in self._times.items() if self._recent(name)}
             self._times.setdefault(visitor, deque()).append(time.monotonic())
 
     def take_back(self, visitor: str) -> None:
-        """``visitor`` was right after all."""
+        """The last attempt of ``visitor`` succeeded: do not count it."""
         with self._lock:
             if times := self._times.get(visitor):
                 times.pop()
@@ -52,14 +52,17 @@ class Failures:
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """Who may change the server's model: everybody, or in public mode those who know the token."""
+    """Who may change the model of the server: everybody; in public mode only those with the token."""
 
     public: bool = False
     token: str = ""
     failures: Failures = field(default_factory=Failures)
 
     def check(self, token: str | None, visitor: str) -> None:
-        """Raise InvalidRequestError unless ``token`` allows ``visitor`` to change the server, or VisitorLimitError."""
+        """Raise InvalidRequestError unless ``token`` allows a change of the model.
+
+        Raises VisitorLimitError after too many failed attempts of ``visitor``.
+        """
         if not self.public:
             return
         if not self.token:
@@ -74,24 +77,24 @@ class Access:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one visitor may have; 0 is no limit."""
+    """The limits of one visitor. 0: no limit."""
 
     running: int = 0
-    """Requests that are answered at once."""
+    """Requests that run at the same time."""
     waiting: int = 0
-    """Requests that wait for these; without a limit on running ones none does."""
+    """Requests that wait until one of these ends. Without a limit on ``running``, none waits."""
     tokens: int = 0
-    """Tokens in any minute: written, scored, and a part of those read. A request that has begun is not ended by it."""
+    """Tokens per minute: generated and scored ones, and a share of the prompt. It does not end a running request."""
     seconds: int = 0
-    """For an answer and the reading of its prompt. The waits for the engine and for a model come on top."""
+    """For one answer, its prompt included. The waits for the engine and for a model do not count."""
     characters: int = 0
-    """Of one request's texts, checked before anything reads them."""
+    """Of all texts of one request, checked before anything else reads them."""
     reload: int = 0
-    """Seconds between two tries to load a model that has failed; who may change the model chooses it at any time."""
+    """Seconds between two attempts to load a failed model. The choice of another model is not limited."""
 
 
 def visitor_of(host: str | None) -> str:
-    """Who has the address ``host``: of IPv6 the /64 network, since one household has all of it."""
+    """The visitor at the address ``host``: for IPv6 its /64 network, which one household shares."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:

@@ -1,35 +1,40 @@
 """The exceptions that reach a user, each with the text to show and the HTTP status to answer with.
 
     GraniteDemoError                500
-    ├── VisitorLimitError           429  this visitor asks for too much at once
-    ├── InvalidRequestError         400  the request cannot be served as it is
-    │   └── ContextOverflowError    400  prompt and answer do not fit the context
-    ├── ConfigurationError          500  a flag, a variable or the machine is not usable (exit code 2)
+    ├── VisitorLimitError           429  a visitor has reached a limit; other visitors are not affected
+    ├── InvalidRequestError         400  a value in the request is missing, malformed or out of range
+    │   └── ContextOverflowError    400  the prompt and the answer do not fit the context
+    ├── ConfigurationError          500  a flag, a variable or the machine cannot be used (exit code 2)
     ├── ModelError                  503  a model cannot be made ready
-    │   ├── UnknownModelError       404
-    │   ├── GatedModelError         403  the hub wants an accepted licence or a valid token
-    │   ├── DownloadError           503  no network, or the source refused
-    │   ├── ChecksumError           503  a downloaded file is not the expected one
-    │   ├── OutOfMemoryError        507  it does not fit into the memory of the device
-    │   ├── DiskFullError           507
-    │   ├── CorruptModelError       503  files on disk cannot be read as a model
-    │   └── LoadCancelledError      503  somebody cancelled the load
-    ├── RemoteError                 502  another server did not answer as it should
-    │   ├── RemoteDownError         503  it cannot be reached
-    │   └── RemoteBusyError         503  it takes no more requests now
-    └── EngineError                 500  the generation thread failed
-        ├── EngineBusyError         503  too many requests wait already
+    │   ├── UnknownModelError       404  no model has this name
+    │   ├── GatedModelError         403  the hub needs an accepted licence or a valid token
+    │   ├── DownloadError           503  a file cannot be downloaded
+    │   ├── ChecksumError           503  a downloaded file has the wrong SHA-256
+    │   ├── OutOfMemoryError        507  the model does not fit into the memory of the device
+    │   ├── DiskFullError           507  the files of the model do not fit on the disk
+    │   ├── CorruptModelError       503  the files on disk are not a usable model
+    │   └── LoadCancelledError      503  the load was cancelled
+    ├── RemoteError                 502  another server gave no usable answer
+    │   ├── RemoteDownError         503  the other server cannot be reached
+    │   └── RemoteBusyError         503  the other server accepts no more requests now
+    └── EngineError                 500  the generation failed
+        ├── EngineBusyError         503  too many requests are waiting
         ├── EngineClosedError       503  the engine was closed while the request ran
-        ├── TimeLimitError          503  an answer took longer than this server allows
-        └── UnsuitableEngineError   500  this engine cannot run this model; another one is taken
+        ├── TimeLimitError          503  the answer took longer than the limit
+        └── UnsuitableEngineError   500  the engine cannot run the model; another engine is used
 
-Messages say what happened and what to do. They are converted to a toast, an HTTP body or an exit code only at
-the edge (``ui``, ``server``, ``cli``).
+A message says what happened and what to do. Only the edge (``ui``, ``server``, ``cli``) converts it to a note on the
+page, an HTTP body or an exit code. The number is the status of the HTTP response.
 """
+
+import logging
+import secrets
+
+log = logging.getLogger(__name__)
 
 
 class GraniteDemoError(Exception):
-    """Base of all errors whose message is written for the user."""
+    """Base of all errors with a message for the user. ``status`` is that of the HTTP response."""
 
     status = 500
 
@@ -46,7 +51,7 @@ class InvalidRequestError(GraniteDemoError):
 
 
 class VisitorLimitError(GraniteDemoError):
-    """This visitor has asked for as much as one may; the others go on."""
+    """This visitor has reached a limit; other visitors are not affected."""
 
     status = 429
 
@@ -64,7 +69,7 @@ class ContextOverflowError(InvalidRequestError):
 
 
 class ConfigurationError(GraniteDemoError):
-    """The process was started with settings that cannot work."""
+    """A flag, a variable or the machine cannot be used."""
 
 
 class ModelError(GraniteDemoError):
@@ -74,39 +79,39 @@ class ModelError(GraniteDemoError):
 
 
 class UnknownModelError(ModelError):
-    """No registry row and no local folder has this name."""
+    """No model of the catalogue and no local folder has this name."""
 
     status = 404
 
 
 class GatedModelError(ModelError):
-    """The hub refuses the files until a licence is accepted or a valid token is given."""
+    """The hub needs an accepted licence or a valid token."""
 
     status = 403
 
 
 class DownloadError(ModelError):
-    """A file could not be fetched."""
+    """A file could not be downloaded."""
 
 
 class ChecksumError(ModelError):
-    """A fetched file has another SHA-256 than the pinned one."""
+    """A downloaded file has another SHA-256 than the pinned one."""
 
 
 class OutOfMemoryError(ModelError):
-    """A model does not fit into the memory of its device."""
+    """The model does not fit into the memory of its device."""
 
     status = 507
 
 
 class DiskFullError(ModelError):
-    """There is not enough room for a model's files."""
+    """The files of the model do not fit on the disk."""
 
     status = 507
 
 
 class CorruptModelError(ModelError):
-    """Files on disk cannot be read as a model."""
+    """The files on disk are not a usable model."""
 
 
 class LoadCancelledError(ModelError):
@@ -114,12 +119,12 @@ class LoadCancelledError(ModelError):
 
 
 class RemoteError(GraniteDemoError):
-    """Another server did not answer as it should."""
+    """Another server gave no usable answer."""
 
     status = 502
 
     def __init__(self, text: str, elsewhere: bool = False) -> None:
-        """``elsewhere``: another server, or the same one a moment later, may do better."""
+        """``elsewhere``: another server, or a second attempt a moment later, can succeed."""
         super().__init__(text)
         self.elsewhere = elsewhere
 
@@ -134,7 +139,7 @@ class RemoteDownError(RemoteError):
 
 
 class RemoteBusyError(RemoteError):
-    """Another server takes no more requests now."""
+    """Another server accepts no more requests now."""
 
     status = 503
 
@@ -143,16 +148,16 @@ class RemoteBusyError(RemoteError):
 
 
 class EngineError(GraniteDemoError):
-    """The generation thread failed; the request is lost, the engine lives on."""
+    """The generation failed. The request is lost; the engine continues."""
 
 
 class EngineBusyError(EngineError):
-    """Too many requests wait already; this one was not taken."""
+    """Too many requests are waiting, so this one was rejected."""
 
     status = 503
 
     def __init__(self, waiting: int) -> None:
-        super().__init__(f"The server is busy: {waiting} requests wait already. Try again in a minute.")
+        super().__init__(f"The server is busy: {waiting} requests are waiting. Try again in a minute.")
         self.waiting = waiting
 
 
@@ -163,15 +168,25 @@ class EngineClosedError(EngineError):
 
 
 class TimeLimitError(EngineError):
-    """An answer took longer than this server allows; what was written stays."""
+    """The answer took longer than the limit; the text so far stays."""
 
     status = 503
 
     def __init__(self, seconds: int) -> None:
         super().__init__(
-            f"This server ends an answer after {seconds} seconds. Go on from here, or ask for a shorter one."
+            f"This server stops an answer after {seconds} seconds. Continue from here, or ask for a shorter answer."
         )
 
 
 class UnsuitableEngineError(EngineError):
-    """An engine cannot run the model it was made for. The message is the reason, as half a sentence."""
+    """The engine cannot run this model. The message is the reason, a clause without a subject."""
+
+
+def log_unexpected(error: Exception) -> str:
+    """Log ``error``, which is none of the above, under a new ID. The text for the user has the ID alone.
+
+    The error's own text stays in the log: it can hold secrets.
+    """
+    number = secrets.token_hex(4)
+    log.error("Request failed. Error ID: %s.", number, exc_info=error)
+    return f"Something went wrong on the server. Try again. Error ID: {number}."

@@ -48,7 +48,7 @@ def test_a_token_can_be_guessed_a_few_times_a_minute(later: Clock) -> None:
     for guess in range(MAX_FAILURES):
         with pytest.raises(InvalidRequestError):
             access.check(str(guess), "stranger")
-    with pytest.raises(VisitorLimitError, match="Too many wrong"):
+    with pytest.raises(VisitorLimitError, match="Too many failed attempts"):
         access.check("secret", "stranger")
     access.check("secret", "owner")
     later(WINDOW)

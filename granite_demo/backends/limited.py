@@ -86,7 +86,7 @@ class LimitedBackend(ForwardingBackend):
         """See ``Backend.inspect``. A visitor may read as many prompts at once as answers may run."""
         self._checked_size(request)
         if 0 < self._limits.running <= self._visitor.inspecting:
-            raise VisitorLimitError("Too many prompts of yours are being read at once. Try again in a moment.")
+            raise VisitorLimitError("Too many of your prompts are being read. Try again in a moment.")
         self._visitor.inspecting += 1
         try:
             return await super().inspect(request, parts)
@@ -106,7 +106,7 @@ class LimitedBackend(ForwardingBackend):
         characters = _characters(request)
         if 0 < self._limits.characters < characters:
             raise InvalidRequestError(
-                f"The request has {characters:,} characters; this server takes {self._limits.characters:,}. Shorten it."
+                f"The request has {characters:,} characters; the limit is {self._limits.characters:,}. Shorten it."
             )
         return characters
 
@@ -117,7 +117,7 @@ class LimitedBackend(ForwardingBackend):
             return
         now = time.monotonic()
         if self._reloaded and now < self._reloaded[0] + self._limits.reload:
-            raise ModelError(f"{status.detail} It was tried again a moment ago. Try once more in a minute.".lstrip())
+            raise ModelError(f"{status.detail} The last attempt was a moment ago. Try again in a minute.".lstrip())
         self._reloaded[:] = [now]
 
 
@@ -142,7 +142,7 @@ class _Visitor:
         """Raise VisitorLimitError where one more request is too much."""
         if limits.running and len(self.line) >= limits.running + limits.waiting:
             raise VisitorLimitError(
-                f"{len(self.line)} requests of yours are under way already. Wait for one of them, or stop it."
+                f"You already have {len(self.line)} requests running. Wait for one of them, or stop it."
             )
         self.check_tokens(limits)
 
@@ -150,8 +150,7 @@ class _Visitor:
         """Raise VisitorLimitError where the last minute had too many tokens."""
         if limits.tokens and (recent := self._recent()) >= limits.tokens:
             raise VisitorLimitError(
-                f"{recent:,} tokens were written and read for you within a minute; the limit is {limits.tokens:,}. "
-                "Try again in a minute."
+                f"You used {recent:,} tokens in the last minute; the limit is {limits.tokens:,}. Try again in a minute."
             )
 
     def ahead(self, turn: asyncio.Event, limits: Limits) -> int:
@@ -235,4 +234,4 @@ def _waits(request: object, ahead: int) -> Any:
     """The event of a request with ``ahead`` requests of the same visitor before it."""
     if not isinstance(request, CompareRequest):
         return Queued(ahead)
-    return Comparing(f"Waiting for {ahead} other requests of yours" if ahead > 1 else "Waiting for your other request")
+    return Comparing(f"Waiting for your {ahead} other requests" if ahead > 1 else "Waiting for your other request")

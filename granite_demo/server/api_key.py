@@ -1,4 +1,4 @@
-"""Who may use the API: whoever sends the key, where there is one."""
+"""The API key: requests without it are rejected."""
 
 import secrets
 from collections.abc import Collection
@@ -9,15 +9,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from granite_demo.server.openai.errors import error_response
 
-WRONG = "A valid API key is needed. Send it as: Authorization: Bearer KEY"
-CLOSED = "This server's page wants a login, and its API is closed. It opens with a key: start it with --api-key."
+WRONG = "The API key is missing or wrong. Send the header: Authorization: Bearer KEY"
+CLOSED = "The page of this server has a login, so its API is closed. To open it, start the server with --api-key."
 
 
 class KeyGuard:
-    """Answers 401 to what lies under one of ``paths`` without the right bearer key, before anything is read."""
+    """Answers 401 to a request at or below ``paths`` without the right bearer key, before it reads the body."""
 
     def __init__(self, app: ASGIApp, key: str, paths: Collection[str], closed: bool = False) -> None:
-        """``key``: empty lets everybody in, or with ``closed`` nobody."""
+        """Without a ``key`` the paths are open, or with ``closed`` they reject every request."""
         self._app = app
         self._key = key.encode()
         self._closed = closed
@@ -28,7 +28,7 @@ class KeyGuard:
             if self._closed or (self._key and not self._is_right(scope)):
                 error = HTTPException(401, CLOSED if self._closed else WRONG, {"www-authenticate": "Bearer"})
                 return await error_response(error)(scope, receive, send)
-            if "\n" in scope["path"]:  # no route of the API matches it, so the page would get it
+            if "\n" in scope["path"]:  # no route of the API matches it, so the page would answer
                 return await error_response(HTTPException(404, "Not Found"))(scope, receive, send)
         await self._app(scope, receive, send)
 
@@ -37,5 +37,5 @@ class KeyGuard:
 
     def _is_right(self, scope: Scope) -> bool:
         scheme, _, given = Headers(scope=scope).get("authorization", "").partition(" ")
-        # Compared in a time that tells nothing of how much of it is right.
+        # A comparison in constant time: its duration must not show how much of the key is right.
         return secrets.compare_digest(given.strip().encode("latin-1"), self._key) and scheme.lower() == "bearer"

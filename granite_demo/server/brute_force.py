@@ -1,4 +1,7 @@
-"""Nobody guesses a key or a password: who was wrong too often has to wait."""
+"""Protection against guessed keys and passwords.
+
+After five failed attempts from one address, further attempts are rejected for one minute.
+"""
 
 from collections.abc import Collection
 
@@ -10,18 +13,18 @@ from granite_demo.server.middleware import refusal
 
 LOGIN = "/login"
 LOGIN_FAILED = 400
-"""Gradio's route for names and passwords, and its answer to wrong ones."""
+"""The route of Gradio for names and passwords, and its status for wrong ones."""
 WRONG_KEY = 401
 
 
 class SecretsGuard:
-    """Answers 429 where a wrong login or a wrong key came too often from one address, without looking at the next."""
+    """Answers 429 after too many failed logins or wrong keys from one address, without a check of the next one."""
 
     def __init__(self, app: ASGIApp, keyed: Collection[str]) -> None:
-        """``keyed``: the paths that want a key, and what lies under them."""
+        """``keyed``: the paths that need a key, together with all below them."""
         self._app = app
         self._keyed = keyed
-        # Apart: a program with an old key must not keep whoever has the same address from logging in.
+        # Separate: a program with an old key must not prevent logins from the same address.
         self._failures = {LOGIN_FAILED: Failures(), WRONG_KEY: Failures()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,8 +41,8 @@ class SecretsGuard:
                 scope, receive, send
             )
 
-        # A password is compared when the body has come: whoever sends many at once is wrong until then. A key is
-        # compared here and now, and what it opens may take long.
+        # A password is compared after the body has arrived, so each attempt counts as failed until then: many at once
+        # do not pass. A key is compared immediately, and the request that it allows can take long.
         at_once = wrong == LOGIN_FAILED
         if at_once:
             failures.add(visitor)

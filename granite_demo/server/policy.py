@@ -1,4 +1,4 @@
-"""Who may reach the application and with how much, from the process's settings."""
+"""The rules of one server, from the settings: who may reach it, and with which limits."""
 
 from dataclasses import dataclass
 
@@ -7,35 +7,36 @@ from granite_demo.errors import ConfigurationError
 from granite_demo.settings import LOOPBACK, Settings
 
 MAX_BODY = 8 * 2**20
-"""Bytes of one request. Uploads have their own limit, which Gradio keeps."""
+"""Bytes of one request. Uploads have a limit of their own, which Gradio enforces."""
 PUBLIC_MAX_BODY = 2 * 2**20
-"""The same where strangers send it: a conversation with all the documents that it may have is smaller."""
+"""The same on a public server. A conversation with the largest allowed documents is smaller."""
 PUBLIC_DIRECT = 24
-"""A page has a few at a time, and several people may share an address. There are threads for 40."""
+"""Direct events of one visitor on a public server. A page has a few at a time, several people can share an address,
+and 40 threads run them."""
 PUBLIC_LIMITS = Limits(running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, reload=60)
-"""One visitor of a public page: two answers side by side and four samples, and some 300 tokens/s for a minute."""
+"""Enough for two answers side by side, four samples, and about 300 tokens/s for a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The rules of one server. The defaults are those of a test: nobody is kept out."""
+    """The rules of one server. The defaults keep nobody out."""
 
     api_key: str = ""
-    """Who uses the API has to send it; empty lets everybody in, unless there are ``logins``."""
+    """Required by the API. Empty: the API is open, or closed if there are ``logins``."""
     logins: tuple[tuple[str, str], ...] = ()
-    """(name, password) of those who may see the page; empty is everybody."""
+    """(name, password) of those who may open the page. Empty: everybody."""
     hosts: tuple[str, ...] = ()
-    """The names under which the server answers; empty is any."""
+    """The host names under which the server answers. Empty: any."""
     max_body: int = MAX_BODY
     direct: int = 0
-    """Direct events of the page that one visitor may have running; 0 is any number."""
+    """Direct events of the page that one visitor may run at the same time. 0: no limit."""
 
 
 def policy_of(settings: Settings) -> Policy:
-    """The rules that ``settings`` ask for. Raises ConfigurationError."""
+    """The rules in ``settings``. Raises ConfigurationError for a malformed login."""
     hosts = tuple(name.strip().lower() for name in settings.allowed_hosts.split(",") if name.strip())
     if not hosts and not settings.public:
-        # Else a page elsewhere could give its own name this machine's address, and read what is answered.
+        # Else another site could point its own name to this machine (DNS rebinding) and read the answers.
         hosts = (settings.host.lower(),)
     max_body = PUBLIC_MAX_BODY if settings.public else MAX_BODY
     direct = PUBLIC_DIRECT if settings.public else 0
@@ -43,12 +44,12 @@ def policy_of(settings: Settings) -> Policy:
 
 
 def _reachable(hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """``hosts`` and this machine's own names, which a container's health check uses and no page elsewhere has."""
+    """``hosts`` and the loopback names, which health checks of containers use and no other site can have."""
     return () if not hosts or "*" in hosts else (*hosts, *LOOPBACK)
 
 
 def limits_of(settings: Settings) -> Limits:
-    """What one visitor may have: as ``settings`` say, else by default where strangers come, else without limits."""
+    """The limits of one visitor: those in ``settings``, else ``PUBLIC_LIMITS`` on a public server, else none."""
     default = PUBLIC_LIMITS if settings.public else Limits()
     return Limits(
         settings.visitor_answers or default.running,
@@ -65,6 +66,6 @@ def _logins(text: str) -> tuple[tuple[str, str], ...]:
     for part in filter(None, text.split(",")):
         name, _, password = part.partition(":")
         if not name.strip() or not password:
-            raise ConfigurationError("--login takes NAME:PASSWORD, several of them parted by commas.")
+            raise ConfigurationError("--login takes NAME:PASSWORD, or several of them, comma-separated.")
         found.append((name.strip(), password))
     return tuple(found)

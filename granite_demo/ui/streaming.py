@@ -2,9 +2,7 @@
 
 import asyncio
 import contextlib
-import logging
 import random
-import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -17,7 +15,7 @@ import gradio as gr
 from granite_demo.access import visitor_of
 from granite_demo.backend import Backend
 from granite_demo.chat.answer import Answer
-from granite_demo.errors import GraniteDemoError
+from granite_demo.errors import GraniteDemoError, log_unexpected
 from granite_demo.types.events import StreamEvent
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
@@ -89,8 +87,6 @@ async def paced(
             await task
         await events.aclose()
 
-
-log = logging.getLogger(__name__)
 
 Kind = Literal["note", "error"]
 
@@ -199,14 +195,7 @@ async def snapshots(
         yield Snapshot(replace(answer), error.user_text, "error", elapsed)
     except Exception as error:
         answer.add(rest, elapsed)
-        yield Snapshot(replace(answer), unforeseen(error), "error", elapsed)
-
-
-def unforeseen(error: Exception) -> str:
-    """What a visitor is told of an error that may hold secrets: a number that the log explains."""
-    number = secrets.token_hex(4)
-    log.error("Request failed (%s).", number, exc_info=error)
-    return f"Something went wrong on the server. Try again; the log knows this as {number}."
+        yield Snapshot(replace(answer), log_unexpected(error), "error", elapsed)
 
 
 def _progress(status: ModelStatus, answer: Answer, elapsed: float) -> str:

@@ -357,7 +357,7 @@ async def a_full_line_refuses(ground: Ground) -> None:
         await until(engine, ground.row.slots)
         taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=150)) for _ in range(2)]
         await until(engine, ground.row.slots, 2)
-        with pytest.raises(EngineBusyError, match="2 requests wait already"):
+        with pytest.raises(EngineBusyError, match="2 requests are waiting"):
             await answer(engine, PROMPT, max_tokens=5)
         assert [len(ids) for ids in await asyncio.gather(*taken)] == [150] * (ground.row.slots + 2)
 

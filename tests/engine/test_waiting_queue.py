@@ -49,7 +49,7 @@ async def test_a_full_line_refuses_and_says_how_many_wait() -> None:
     line = Line(2)
     line.add()
     line.add()
-    with pytest.raises(EngineBusyError, match="2 requests wait already") as caught:
+    with pytest.raises(EngineBusyError, match="2 requests are waiting") as caught:
         line.add()
     assert caught.value.waiting == 2
     assert len(line) == 2

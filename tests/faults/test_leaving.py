@@ -127,7 +127,7 @@ def test_f18_an_answer_that_nobody_hears_ends_at_the_limit(tiny_folder: Path) ->
         assert 5 < kept[0].passes < 100
         kept[0].clear()
         # Whoever listens late is told.
-        assert "ends an answer after 1 seconds" in str(list(site.heard("nobody")))
+        assert "stops an answer after 1 seconds" in str(list(site.heard("nobody")))
 
 
 def test_f18_a_page_that_never_listens_does_not_keep_the_next_from_its_answer(site: Site, faults: Faults) -> None:

@@ -14,7 +14,7 @@ import httpx
 from granite_demo.chat import conversation
 
 REFUSALS = (429, 503)
-BUSY = "requests wait already"
+BUSY = "requests are waiting"
 """In the message of an engine whose line is full."""
 HUGE = b"x" * (9 * 2**20)
 JSON = {"content-type": "application/json", "connection": "close"}

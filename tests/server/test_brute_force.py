@@ -40,7 +40,7 @@ async def test_a_secret_is_looked_at_a_few_times(http: httpx.AsyncClient, path: 
     assert set(statuses) == {400 if "login" in path else 401}
     refused = await http.post(path, content=RIGHT)
     assert (refused.status_code, refused.headers["retry-after"]) == (429, "60")
-    assert "Too many wrong" in refused.text
+    assert "Too many failed attempts" in refused.text
     assert (await http.post("/other", content=RIGHT)).status_code == 200
 
 

@@ -128,7 +128,7 @@ def test_t13_the_admin_token_is_looked_at_a_few_times(backend: FakeBackend) -> N
     with public(backend) as http:
         for _ in range(MAX_FAILURES):
             assert "not the admin token" in http.call("unload", ["wrong"]).text
-        assert "Too many wrong" in http.call("unload", [TOKEN]).text
+        assert "Too many failed attempts" in http.call("unload", [TOKEN]).text
     assert not backend.unloaded.is_set()
 
 

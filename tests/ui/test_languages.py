@@ -1,3 +1,4 @@
+import asyncio
 import json
 import re
 from pathlib import Path
@@ -5,7 +6,16 @@ from pathlib import Path
 import gradio as gr
 import pytest
 
-from granite_demo.access import Access
+from granite_demo.access import Access, Limits
+from granite_demo.backends.limited import LimitedBackend
+from granite_demo.errors import (
+    ContextOverflowError,
+    EngineBusyError,
+    InvalidRequestError,
+    TimeLimitError,
+    VisitorLimitError,
+    log_unexpected,
+)
 from granite_demo.ui.app import build_ui
 from granite_demo.ui.languages import LANGUAGES, translations, words_dir
 from tests.fakes import FakeBackend
@@ -70,3 +80,30 @@ def test_gradio_is_given_no_value_of_a_box(page: gr.Blocks) -> None:
     assert table["Stop"] == words("de")["Stop"]
     assert "Automatic" in words("de")
     assert "Automatic" not in table  # a dropdown's value, which Gradio would translate
+
+
+def limit_errors() -> list[str]:
+    visitor, turn = LimitedBackend(FakeBackend(), Limits())._visitor, asyncio.Event()
+    visitor.line.append(turn)
+    visitor.spend(1000)
+    found = []
+    for limits in (Limits(running=1), Limits(tokens=1000)):
+        with pytest.raises(VisitorLimitError) as caught:
+            visitor.check(limits)
+        found.append(str(caught.value))
+    return found
+
+
+def token_errors() -> list[str]:
+    found = []
+    for access in (Access(public=True), Access(public=True, token="t")):
+        with pytest.raises(InvalidRequestError) as caught:
+            access.check("guess", "somebody")
+        found.append(str(caught.value))
+    return found
+
+
+def test_the_errors_of_a_busy_or_public_server_are_translated() -> None:
+    errors = [str(error) for error in (EngineBusyError(3), TimeLimitError(300), ContextOverflowError(5000, 4096))]
+    errors += [*limit_errors(), *token_errors(), re.sub(r"[0-9a-f]{8}", "{}", log_unexpected(ValueError()))]
+    assert {re.sub(r"\d[\d,]*", "#", text) for text in errors} <= words("de").keys()

@@ -101,7 +101,7 @@ async def test_an_unforeseen_error_is_a_number_that_the_log_explains(
     shots = await collect(backend)
     text, note, kind = shots[-1]
     assert (text, kind) == ("Hello world!", "error")
-    number = re.search(r"the log knows this as ([0-9a-f]{8})\.$", note)
+    number = re.search(r"Error ID: ([0-9a-f]{8})\.$", note)
     assert number is not None
     assert CANARY not in str(shots)
     [record] = caplog.records

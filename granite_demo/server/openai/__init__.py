@@ -1,1 +1,1 @@
-"""OpenAI's HTTP API over a ``Backend``: requests to values, events to answers. Knows neither models nor the page."""
+"""OpenAI's HTTP API over a ``Backend``: bodies to requests, events to answers. Independent of models and the page."""

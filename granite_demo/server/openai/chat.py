@@ -1,4 +1,4 @@
-"""``/v1/chat/completions``: its body to requests, and events to its answer."""
+"""``/v1/chat/completions``: the body to requests, and events to the answer."""
 
 import json
 import secrets
@@ -43,7 +43,7 @@ from granite_demo.types.requests import GenerationRequest
 
 
 def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationRequest]:
-    """One request for each answer that ``body`` asks for. Raises InvalidRequestError."""
+    """One request for each of the ``n`` answers. Raises InvalidRequestError."""
     check_model(body.model, status)
     check_stream(body)
     if body.generation_config is not None:
@@ -53,7 +53,7 @@ def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationReques
     constraint = only_constraint([*_response_format(body), *constraints_of(body)], status)
     if constraint and tools:
         raise RefusedError(
-            "tools cannot be used while the answer has to keep to a format, which a call would not.", ("tools",)
+            "tools cannot be used together with an answer format, which a tool call would not follow.", ("tools",)
         )
     if forced:
         constraint = only_constraint([("tool_choice", call_constraint(forced))], status)
@@ -67,7 +67,7 @@ def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationReques
 
 
 def wire_of(body: ChatRequest, status: ModelStatus) -> Wire:
-    """What makes the answer to ``body``."""
+    """The writer of the answer to ``body``."""
     forced = body.tool_choice not in (None, "none", "auto")
     choices = [(ForcedCall if forced else ChatChoices)(number) for number in range(body.n or 1)]
     return Wire("chat.completion", "chat.completion.chunk", "chatcmpl", served_name(status), choices)
@@ -76,13 +76,13 @@ def wire_of(body: ChatRequest, status: ModelStatus) -> Wire:
 def _max_tokens(body: ChatRequest) -> int | None:
     wanted: list[int] = [value for value in (body.max_completion_tokens, body.max_tokens) if value is not None]
     if len(set(wanted)) > 1:
-        raise RefusedError("max_tokens and max_completion_tokens differ. Leave one out.", ("max_tokens",))
+        raise RefusedError("max_tokens and max_completion_tokens differ. Send only one of them.", ("max_tokens",))
     return wanted[0] if wanted else None
 
 
 def _logprobs(body: ChatRequest) -> int | None:
     if body.top_logprobs and not body.logprobs:
-        raise RefusedError("top_logprobs need logprobs to be true.", ("top_logprobs",))
+        raise RefusedError("top_logprobs requires logprobs to be true.", ("top_logprobs",))
     return (body.top_logprobs or 0) if body.logprobs else None
 
 
@@ -97,17 +97,15 @@ def _messages(turns: list[ChatMessage]) -> Iterator[Message]:
 def _message(turn: ChatMessage, names: dict[str, str], number: int) -> Message:
     role = "system" if turn.role == "developer" else turn.role
     if not isinstance(role, str):
-        raise InvalidRequestError("A message's role must be text.")
+        raise InvalidRequestError("The role of a message must be a string.")
     name = turn.name or ""
     if role == "tool" and turn.tool_call_id is not None:
         if turn.tool_call_id not in names:
-            raise RefusedError(
-                "No message before this one has a call with that id.", ("messages", number, "tool_call_id")
-            )
+            raise RefusedError("No earlier message has a tool call with this ID.", ("messages", number, "tool_call_id"))
         name = name or names[turn.tool_call_id]
     for field in ("name", "tool_call_id") if role != "tool" else ():
         if getattr(turn, field) is not None:
-            raise RefusedError(f"{field} is a field of tool messages alone.", ("messages", number, field))
+            raise RefusedError(f"{field} is allowed in tool messages only.", ("messages", number, field))
     calls = tuple(ToolCall(call.function.name, call.function.arguments) for call in turn.tool_calls or ())
     content = _text(turn.content, number)
     if content is None and (calls or turn.reasoning_content):
@@ -123,9 +121,9 @@ def _text(content: Any, number: int) -> Any:
         path = ("messages", number, "content", place)
         if kind != "text":
             what = f"{kind:.40} parts" if isinstance(kind, str) else "Parts without a type"
-            raise RefusedError(f"{what} are not supported: this model reads text alone.", path)
+            raise RefusedError(f"{what} are not supported: this model reads text only.", path)
         if not isinstance(part.get("text"), str) or len(part) > 2:
-            raise RefusedError("A text part has a type and a text, and nothing else.", path)
+            raise RefusedError("A text part must have the fields type and text, and no others.", path)
     return "\n".join(part["text"] for part in content)
 
 
@@ -133,7 +131,7 @@ def _documents(body: ChatRequest, status: ModelStatus) -> tuple[Document, ...]:
     texts = tuple(Document(document.title, document.text) for document in body.documents or ())
     with about("documents"):
         if texts and status.stage == "ready" and not status.switches.documents:
-            raise InvalidRequestError("This model's chat template does not read documents.")
+            raise InvalidRequestError("The chat template of this model does not support documents.")
         documents.check(texts)
     return texts
 
@@ -146,13 +144,13 @@ def _tools(body: ChatRequest, status: ModelStatus) -> tuple[ToolSpec, ...]:
             function = tool.get("function", tool) if isinstance(tool, dict) else {}
             if isinstance(function, dict) and function.get("strict"):
                 path = ("tools", number, "function", "strict")
-                raise RefusedError("strict is not supported: a call may differ from its schema.", path)
+                raise RefusedError("strict is not supported: a call can differ from its schema.", path)
         try:
             tools = parse_tools(json.dumps(body.tools))
         except RecursionError:
             raise InvalidRequestError("The tools are nested too deeply.") from None
         if status.stage == "ready" and not status.switches.tools:
-            raise InvalidRequestError("This model's chat template does not read tools.")
+            raise InvalidRequestError("The chat template of this model does not support tools.")
     return () if body.tool_choice == "none" else tools
 
 
@@ -162,7 +160,7 @@ def _response_format(body: ChatRequest) -> Iterator[tuple[str, Constraint]]:
         return
     with about("response_format"):
         if (wanted.type == "json_schema") != (wanted.json_schema is not None):
-            raise InvalidRequestError("json_schema belongs to the type json_schema, which needs it.")
+            raise InvalidRequestError("The field json_schema must be used together with the type json_schema.")
         if wanted.type == "json_object":
             yield "response_format", Constraint("json_object")
         if wanted.json_schema is not None:
@@ -170,7 +168,7 @@ def _response_format(body: ChatRequest) -> Iterator[tuple[str, Constraint]]:
 
 
 class ChatChoices:
-    """One answer of a chat: its choices are deltas."""
+    """One answer of a chat. Its choices have deltas."""
 
     def __init__(self, index: int) -> None:
         self._index = index
@@ -179,7 +177,7 @@ class ChatChoices:
         self._begun = False
 
     def start(self) -> None:
-        """Nothing: the role goes out with the first words, so that a client can time those."""
+        """None: the role is sent with the first token, so that a client can measure the time to it."""
 
     def of(self, event: StreamEvent) -> Json | None:
         """See ``Choices.of``."""
@@ -211,13 +209,13 @@ class ChatChoices:
         return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": reason}
 
     def called(self, call: ToolCall) -> Json:
-        """The delta that tells of ``call``."""
-        if call.error:  # what cannot be read as a call is what the model wrote
+        """The delta for ``call``."""
+        if call.error:  # a call that cannot be parsed is sent as text
             return {"content": call.arguments}
         function = {"name": call.name, "arguments": call.arguments}
-        told = {"index": self._calls, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
+        made = {"index": self._calls, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
         self._calls += 1
-        return {"tool_calls": [told]}
+        return {"tool_calls": [made]}
 
     def whole(self, parts: list[Json]) -> Json:
         """See ``Choices.whole``."""
@@ -239,7 +237,7 @@ class ChatChoices:
 
 
 class ForcedCall(ChatChoices):
-    """One answer that is a call. It is told whole, at its end."""
+    """One answer that is a forced call, which is sent whole at the end."""
 
     def __init__(self, index: int) -> None:
         super().__init__(index)

@@ -1,4 +1,4 @@
-"""``/v1/completions``: its body to requests, and events to its answer."""
+"""``/v1/completions``: the body to requests, and events to the answer."""
 
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ MAX_TOKENS = 16
 
 @dataclass(frozen=True, slots=True)
 class Echo:
-    """The prompt as it is sent back, its tokens scored where that was asked for."""
+    """The prompt that is sent back, with its scored tokens if the request has ``logprobs``."""
 
     text: str
     tokens: int
@@ -37,7 +37,7 @@ class Echo:
 
 
 def requests_of(body: CompletionRequest, status: ModelStatus) -> list[GenerationRequest]:
-    """One request for each answer that ``body`` asks for. Raises InvalidRequestError."""
+    """One request for each of the ``n`` answers. Raises InvalidRequestError."""
     check_model(body.model, status)
     check_stream(body)
     check_able(status, "completion", "prompt")
@@ -53,13 +53,13 @@ def _request(body: CompletionRequest, status: ModelStatus) -> GenerationRequest:
         if body.echo:
             raise RefusedError("echo and suffix cannot be used together.", ("echo",))
     if body.max_tokens == 0 and not body.echo:
-        raise RefusedError("max_tokens can be 0 with echo alone.", ("max_tokens",))
+        raise RefusedError("max_tokens can be 0 only together with echo.", ("max_tokens",))
     if body.special_tokens:
         check_able(status, "special tokens", "special_tokens")
     sampling = sampling_of(
         body,
         status,
-        # An echo without an answer is never generated from; the request is made to be checked.
+        # For an echo without an answer nothing is generated; the request only checks the values.
         max_tokens=MAX_TOKENS if body.max_tokens is None else body.max_tokens or 1,
         logprobs=body.logprobs,
         constraint=only_constraint(list(constraints_of(body)), status),
@@ -79,27 +79,27 @@ def _prompt(body: CompletionRequest, status: ModelStatus) -> tuple[str | None, t
     if isinstance(prompt, str):
         return prompt, None
     if not isinstance(prompt, list):
-        raise RefusedError("The prompt must be a text, or a list of the ids of tokens.", ("prompt",))
+        raise RefusedError("The prompt must be a string, or a list of token IDs.", ("prompt",))
     if any(isinstance(part, str | list) for part in prompt):
-        raise RefusedError("Several prompts in one request are not supported. Send one each.", ("prompt",))
+        raise RefusedError("Several prompts in one request are not supported. Send one request for each.", ("prompt",))
     for place, token in enumerate(prompt):
         if isinstance(token, bool) or not isinstance(token, int) or not 0 <= token < 2**31:
-            raise RefusedError("The id of a token must be a whole number from 0.", ("prompt", place))
+            raise RefusedError("A token ID must be a whole number, 0 or more.", ("prompt", place))
     check_able(status, "token ids", "prompt")
     if body.suffix is not None:
-        raise RefusedError("A suffix needs a prompt that is text.", ("suffix",))
+        raise RefusedError("A suffix requires a prompt that is a string.", ("suffix",))
     return None, tuple(prompt)
 
 
 async def echo_of(body: CompletionRequest, request: GenerationRequest, backend: Backend) -> Echo | None:
-    """The prompt of ``request``, where ``body`` wants it back. Raises GraniteDemoError."""
+    """The prompt of ``request`` if ``body`` has ``echo``, else None. Raises GraniteDemoError."""
     if not body.echo:
         return None
     if body.logprobs is None and body.max_tokens != 0 and request.prompt is not None:
         return Echo(request.prompt, 0)
     with about("echo"):
         if why := backend.status().unable_to("scoring"):
-            raise InvalidRequestError(f"echo cannot be used so here. {why}")
+            raise InvalidRequestError(f"This use of echo is not available here. {why}")
     asked = ScoreRequest(request.prompt or "", request.prompt_ids, body.logprobs or 0, request.special_tokens)
     tokens: list[ScoredToken] = []
     async with aclosing(backend.score(asked)) as events:
@@ -109,11 +109,11 @@ async def echo_of(body: CompletionRequest, request: GenerationRequest, backend: 
             elif isinstance(event, ScoreSummary):
                 text = "".join(token.text for token in tokens) if request.prompt is None else request.prompt
                 return Echo(text, event.tokens, tuple(tokens) if body.logprobs is not None else ())
-    raise EngineError("Scoring the prompt ended before it was finished. Try again.")
+    raise EngineError("The scoring of the prompt ended before it was finished. Try again.")
 
 
 def wire_of(body: CompletionRequest, status: ModelStatus, echo: Echo | None) -> Wire:
-    """What makes the answer to ``body``."""
+    """The writer of the answer to ``body``."""
     only = body.max_tokens == 0
     choices = [CompletionChoices(number, echo, only) for number in range(body.n or 1)]
     wire = Wire("text_completion", "text_completion", "cmpl", served_name(status), choices)
@@ -123,10 +123,10 @@ def wire_of(body: CompletionRequest, status: ModelStatus, echo: Echo | None) -> 
 
 
 class CompletionChoices:
-    """One answer of a completion: its choices are pieces of text."""
+    """One answer of a completion. Its choices have pieces of text."""
 
     def __init__(self, index: int, echo: Echo | None, only: bool) -> None:
-        """``only``: the echo is all there is."""
+        """``only``: the answer is the echo alone."""
         self._index = index
         self._echo = echo
         self._only = only
@@ -173,8 +173,8 @@ class CompletionChoices:
 
     def whole(self, parts: list[Json]) -> Json:
         """See ``Choices.whole``."""
-        told = [part["logprobs"] for part in parts if part["logprobs"]]
-        logprobs = {name: [value for part in told for value in part[name]] for name in told[0]} if told else None
+        found = [part["logprobs"] for part in parts if part["logprobs"]]
+        logprobs = {name: [value for part in found for value in part[name]] for name in found[0]} if found else None
         text = "".join(part["text"] for part in parts)
         return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": parts[-1]["finish_reason"]}
 
@@ -182,6 +182,6 @@ class CompletionChoices:
 def _top(token: ScoredToken) -> dict[str, float | None] | None:
     if token.logprob is None:
         return None
-    # The token itself is always among them, as with OpenAI.
+    # As with OpenAI, the token itself is always included.
     top = {other.text: finite(other.logprob) for other in token.alternatives}
     return {**top, token.text: finite(token.logprob)}

@@ -1,7 +1,8 @@
-"""Whatever goes wrong, as OpenAI's error object: {"error": {"message", "type", "param", "code"}}."""
+"""Every error as OpenAI's object: {"error": {"message", "type", "param", "code"}}.
 
-import logging
-import secrets
+https://platform.openai.com/docs/guides/error-codes
+"""
+
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from http import HTTPStatus
@@ -18,13 +19,13 @@ from granite_demo.errors import (
     InvalidRequestError,
     UnknownModelError,
     VisitorLimitError,
+    log_unexpected,
 )
 
-log = logging.getLogger(__name__)
-
 MAX_TEXT, MAX_PARAM = 600, 120
-"""Characters of an answer's message and param: the request may hold anything, and is not sent back."""
+"""Characters of ``message`` and ``param``, which can quote the request: a longer text is cut."""
 BUSY_SECONDS = 10
+"""The Retry-After of 429 and 503."""
 CODES = {
     ContextOverflowError: "context_length_exceeded",
     UnknownModelError: "model_not_found",
@@ -35,7 +36,7 @@ STATUS_CODES = {401: "invalid_api_key", 413: "request_too_large", 404: "not_foun
 
 
 class RefusedError(InvalidRequestError):
-    """A request that cannot be served, and the field that is to blame. ``path`` is its place in the request."""
+    """A request that cannot be served because of one field. ``path`` is the place of the field in the body."""
 
     def __init__(self, message: str, path: Sequence[str | int], code: str | None = None, status: int = 400) -> None:
         super().__init__(message)
@@ -46,7 +47,7 @@ class RefusedError(InvalidRequestError):
 
 @contextmanager
 def about(*path: str | int) -> Iterator[None]:
-    """What is refused within the block is refused because of the field at ``path``."""
+    """An InvalidRequestError in the block becomes a RefusedError for the field at ``path``."""
     try:
         yield
     except RefusedError:
@@ -56,13 +57,13 @@ def about(*path: str | int) -> Iterator[None]:
 
 
 def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
-    """The object of one error."""
+    """The error object. ``message`` and ``param`` are cut to their limits."""
     kind = "invalid_request_error" if status < 500 else "server_error"
     return {"error": {"message": _cut(message, MAX_TEXT), "type": kind, "param": param, "code": code}}
 
 
 def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
-    """(status, body) for any exception. One that nobody foresaw is logged, and its text kept there."""
+    """(status, body) for any exception. The text of an unexpected one goes to the log only."""
     if isinstance(error, RefusedError):
         return error.status, error_body(error.user_text, error.status, _path(error.path), error.code)
     if isinstance(error, GraniteDemoError):
@@ -73,9 +74,7 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, HTTPException):
         code = STATUS_CODES.get(error.status_code)
         return error.status_code, error_body(str(error.detail), error.status_code, None, code)
-    number = secrets.token_hex(4)
-    log.error("Request %s failed.", number, exc_info=error)
-    return 500, error_body(f"Something went wrong. The server's log tells more of it under {number}.", 500)
+    return 500, error_body(log_unexpected(error), 500)
 
 
 def error_response(error: Exception) -> JSONResponse:
@@ -96,11 +95,11 @@ def _invalid(error: RequestValidationError) -> dict[str, Any]:
     if kind == "missing":
         return error_body(f"{param or 'The body'} is missing.", 400, param, "missing_required_parameter")
     if kind == "json_invalid":
-        return error_body("The body is not JSON.", 400)
+        return error_body("The body is not valid JSON.", 400)
     if not path:
         return error_body("The body must be a JSON object, sent with content-type application/json.", 400)
     cause = first.get("ctx", {}).get("error")
-    # What a check of our own refuses is told in its words, anything else in pydantic's.
+    # The project's own checks have messages of their own; the rest are those of pydantic.
     message = str(cause) if isinstance(cause, ValueError) else f"{param}: {first['msg']}."
     return error_body(message, 400, param, "invalid_value")
 

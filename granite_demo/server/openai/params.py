@@ -1,4 +1,4 @@
-"""What the bodies of both kinds have in common, as the values that a ``Backend`` takes."""
+"""The fields that chat and completion bodies share, as values for a ``Backend``."""
 
 import json
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from granite_demo.types.model_status import Feature, ModelStatus
 from granite_demo.types.sampling_params import MAX_SEED, SamplingParams
 
 TEMPERATURE = 1.0
-"""OpenAI's default, which clients count on; the page and the command line have their own."""
+"""OpenAI's default, which clients expect; the page and the command line have other ones."""
 DEFAULT_MODEL = "default"
 PLAIN = (
     "top_p",
@@ -26,21 +26,21 @@ PLAIN = (
     "presence_penalty",
     "logit_bias",
 )
-"""Fields that are called the same on both sides."""
+"""Fields with the same name in the body and in SamplingParams."""
 
 
 def served_name(status: ModelStatus) -> str:
-    """What the model that answers is called here. Of a folder on this machine it is the last part alone."""
+    """The name of the model in the API. For a folder on this machine, its last part only."""
     name = status.name or status.model
     return PurePath(name).name if name.startswith(("/", "~", ".")) or "\\" in name else name
 
 
 def check_model(asked: str, status: ModelStatus) -> None:
-    """Raise RefusedError unless ``asked`` is the model that answers."""
+    """Raise RefusedError (404) unless ``asked`` names the model that answers."""
     served = served_name(status)
     if asked not in (served, DEFAULT_MODEL, status.model):
         raise RefusedError(
-            f"The model {asked!r:.80} is not the one that answers here. Ask for {served!r} or {DEFAULT_MODEL!r}.",
+            f"The model {asked!r:.80} is not available here. Use {served!r} or {DEFAULT_MODEL!r}.",
             ("model",),
             "model_not_found",
             404,
@@ -48,19 +48,22 @@ def check_model(asked: str, status: ModelStatus) -> None:
 
 
 def check_able(status: ModelStatus, feature: Feature, *path: str) -> None:
-    """Raise RefusedError for the field at ``path`` where ``feature`` is not to be had."""
+    """Raise RefusedError for the field at ``path`` if the model or its engine lacks ``feature``."""
     if why := status.unable_to(feature):
         raise RefusedError(f"{'.'.join(path)} cannot be used here. {why}", path, "unsupported_parameter")
 
 
 def check_stream(body: Sampling) -> None:
-    """Raise RefusedError for options of a stream that nobody asked for."""
+    """Raise RefusedError for stream options without a stream."""
     if body.stream_options and not body.stream:
-        raise RefusedError("stream_options need stream to be true.", ("stream_options",), "invalid_value")
+        raise RefusedError("stream_options requires stream to be true.", ("stream_options",), "invalid_value")
 
 
 def sampling_of(body: Sampling, status: ModelStatus, **others: Any) -> SamplingParams:
-    """The parameters of the first answer; ``others`` are those that both kinds of request have in ways of their own."""
+    """The parameters of the first answer. ``others`` are those that chat and completion bodies write in different ways.
+
+    Raises RefusedError.
+    """
     values = {name: value for name in PLAIN if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         check_able(status, "logit bias", "logit_bias")
@@ -71,12 +74,15 @@ def sampling_of(body: Sampling, status: ModelStatus, **others: Any) -> SamplingP
 
 
 def seed_of(sampling: SamplingParams, choice: int) -> int | None:
-    """The seed of the answer with this number: each of them has another."""
+    """The seed of the answer ``choice``: each answer of a request has another one."""
     return None if sampling.seed is None else (sampling.seed + choice) % (MAX_SEED + 1)
 
 
 def only_constraint(found: list[tuple[str, Constraint]], status: ModelStatus) -> Constraint | None:
-    """The one of (field, constraint). Raises RefusedError where there are several."""
+    """The only constraint in ``found``, pairs of (field, constraint); None if there is none.
+
+    Raises RefusedError if there are several, or if the engine has no constraints.
+    """
     if len(found) > 1:
         names = " and ".join(name for name, _ in found)
         raise RefusedError(f"{names} cannot be used together.", (found[1][0],), "invalid_value")
@@ -87,7 +93,7 @@ def only_constraint(found: list[tuple[str, Constraint]], status: ModelStatus) ->
 
 
 def constraints_of(body: Sampling) -> Iterator[tuple[str, Constraint]]:
-    """(field, constraint) of vLLM's fields."""
+    """Yield (field, constraint) for each of vLLM's fields. Raises RefusedError."""
     if body.guided_regex is not None:
         with about("guided_regex"):
             yield "guided_regex", Constraint("regex", pattern=body.guided_regex)
@@ -106,7 +112,7 @@ def constraints_of(body: Sampling) -> Iterator[tuple[str, Constraint]]:
 
 
 def schema_constraint(schema: Any) -> Constraint:
-    """What keeps to ``schema``, a value or JSON text. Raises InvalidRequestError."""
+    """The constraint to ``schema``, a value or JSON text. Raises InvalidRequestError."""
     try:
         return Constraint("json_schema", schema=schema if isinstance(schema, str) else json.dumps(schema))
     except RecursionError:
@@ -118,12 +124,12 @@ FIELD = "chat_template_kwargs"
 
 
 def controls_of(body: ChatRequest, status: ModelStatus) -> Controls:
-    """The switches that ``body`` asks for. Raises RefusedError for one that this model does not have."""
+    """The switches in ``body``. Raises RefusedError for a switch that the model does not have."""
     kwargs = body.chat_template_kwargs or TemplateKwargs()
     level, name = _level(kwargs), FIELD
     if body.reasoning_effort is not None:
         if level is not None:
-            raise RefusedError("reasoning_effort and a thinking level say the same thing twice.", ("reasoning_effort",))
+            raise RefusedError("reasoning_effort and a thinking level cannot be used together.", ("reasoning_effort",))
         level, name = EFFORTS[body.reasoning_effort], "reasoning_effort"
     given = kwargs.controls or TemplateControls()
     controls = Controls(level, given.length, given.originality, bool(given.citations), bool(given.hallucinations))
@@ -144,15 +150,17 @@ def _level(kwargs: TemplateKwargs) -> Thinking | None:
     elif kwargs.enable_thinking is not None:
         levels.add("full" if kwargs.enable_thinking else "off")
     if len(levels) > 1 or (kwargs.low_effort and kwargs.enable_thinking is False):
-        raise RefusedError("The switches of thinking contradict each other.", (FIELD,))
+        raise RefusedError("The thinking switches contradict each other.", (FIELD,))
     return levels.pop() if levels else None
 
 
 def _check(controls: Controls, switches: Switches, name: str) -> None:
     level = controls.thinking
     if level not in (None, "off", *switches.thinking):
-        known = f"It knows {', '.join(switches.thinking)}." if switches.thinking else "It has no thinking to switch."
-        raise RefusedError(f"This model does not think at the level {level}. {known}", (name,))
+        known = f"Its levels: {', '.join(switches.thinking)}." if switches.thinking else "It has no thinking switch."
+        raise RefusedError(f"This model has no thinking level {level}. {known}", (name,))
     for control in ("length", "originality", "citations", "hallucinations"):
         if getattr(controls, control) and not getattr(switches, control):
-            raise RefusedError(f"This model's chat template does not read {control}.", (FIELD, "controls", control))
+            raise RefusedError(
+                f"The chat template of this model does not support {control}.", (FIELD, "controls", control)
+            )

@@ -1,4 +1,8 @@
-"""The bodies of answers, as the description of the API tells them."""
+"""The bodies of answers, for the description of the API (``/v1/openapi.json``) only: handlers send plain objects.
+
+The types of the openai package describe some 15 objects that this server never sends, lack ``reasoning_content``,
+``citations`` and ``appendices``, and take a second to import at each start.
+"""
 
 from typing import Any, Literal
 
@@ -8,7 +12,7 @@ FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 class ErrorObject(BaseModel):
-    """What went wrong, and which field of the request is to blame."""
+    """An error, and the field of the request that caused it."""
 
     message: str
     type: str
@@ -17,13 +21,13 @@ class ErrorObject(BaseModel):
 
 
 class ErrorReply(BaseModel):
-    """Every error's body."""
+    """The body of every error."""
 
     error: ErrorObject
 
 
 class Model(BaseModel):
-    """A model that answers here."""
+    """The model that answers."""
 
     id: str
     object: Literal["model"]
@@ -32,20 +36,20 @@ class Model(BaseModel):
 
 
 class ModelList(BaseModel):
-    """All of them."""
+    """All models."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class UsageDetails(BaseModel):
-    """What the completion's tokens were spent on."""
+    """A part of ``completion_tokens``."""
 
     reasoning_tokens: int
 
 
 class UsageReply(BaseModel):
-    """Tokens of a request."""
+    """The tokens of a request."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -69,7 +73,7 @@ class CallReply(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """The model's turn. ``citations`` and ``appendices`` come from models that were asked for them."""
+    """The message of the model. ``citations`` and ``appendices`` come only if the request asks for them."""
 
     role: Literal["assistant"]
     content: str | None
@@ -100,7 +104,7 @@ class ChatCompletion(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One way to go on."""
+    """One continuation."""
 
     index: int
     text: str
@@ -109,7 +113,7 @@ class CompletionChoice(BaseModel):
 
 
 class Completion(BaseModel):
-    """The ways in which a text goes on."""
+    """The continuations of a text."""
 
     id: str
     object: Literal["text_completion"]
@@ -120,9 +124,9 @@ class Completion(BaseModel):
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"model": ErrorReply, "description": "The request cannot be served as it is."},
+    400: {"model": ErrorReply, "description": "The request is not valid."},
     401: {"model": ErrorReply, "description": "The API key is missing or wrong."},
-    404: {"model": ErrorReply, "description": "Another model answers here."},
+    404: {"model": ErrorReply, "description": "The model is not available here."},
     413: {"model": ErrorReply, "description": "The body is too large."},
     "5XX": {"model": ErrorReply, "description": "The model cannot answer now, or failed."},
 }

@@ -1,4 +1,4 @@
-"""The application under ``/v1``: its routes, and what each of them answers with."""
+"""The application under ``/v1``: its routes and their answers."""
 
 import asyncio
 import json
@@ -29,17 +29,17 @@ from granite_demo.types.requests import GenerationRequest
 
 PING_SECONDS = 10.0
 PATIENCE = 0.5
-"""Seconds that a stream waits for its first event: what fails until then has a status code of its own."""
+"""Seconds that a stream waits for its first event: an error in that time still sets the HTTP status."""
 GONE = 499
-"""nginx's code for a client that went; nobody reads it."""
+"""The code of nginx for a client that has disconnected; it appears in no answer."""
 STREAMED = {"text/event-stream": {"schema": {"type": "string"}}}
 
 
 class JsonRequest(Request):
-    """A request whose JSON may spell lone surrogates, which become U+FFFD as they do on the page."""
+    """A request with lone surrogates in its JSON replaced by U+FFFD, as on the page."""
 
     async def json(self) -> Any:
-        """The body's value. Raises JSONDecodeError."""
+        """The value of the body. Raises JSONDecodeError."""
         if not hasattr(self, "_json"):
             body = await self.body()
             try:
@@ -48,14 +48,14 @@ class JsonRequest(Request):
                     value = json.loads(scrub(json.dumps(value, ensure_ascii=False)))
             except json.JSONDecodeError:
                 raise
-            except (ValueError, RecursionError) as error:  # no UTF-8, a number of thousands of digits, many brackets
+            except (ValueError, RecursionError) as error:  # not UTF-8, thousands of digits in a number, deep nesting
                 raise json.JSONDecodeError(str(error), "", 0) from None
             self._json = value
         return self._json
 
 
 class ApiRoute(APIRoute):
-    """Answers every error with OpenAI's object."""
+    """Answers every error with OpenAI's error object."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """See ``APIRoute``."""
@@ -64,7 +64,7 @@ class ApiRoute(APIRoute):
         async def handle(request: Request) -> Response:
             request = JsonRequest(request.scope, request.receive)
             try:
-                await request.body()  # here, where the guard's 413 is not taken for a body that cannot be read
+                await request.body()  # here, so that the 413 of the guard does not become an error of the parser
                 return await handler(request)
             except ClientGoneError:
                 return Response(status_code=GONE)
@@ -75,7 +75,7 @@ class ApiRoute(APIRoute):
 
 
 def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
-    """The API over ``backend``. ``ping``: seconds between comments on a silent stream."""
+    """The API over ``backend``. ``ping``: seconds between the comments that keep a silent stream open."""
     api = FastAPI(title="granite-demo API", version=__version__, docs_url=None, redoc_url=None)
     api.router.route_class = ApiRoute
     for kind in (HTTPException, RequestValidationError):
@@ -120,7 +120,7 @@ def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
         responses={200: {"content": STREAMED}, **ERRORS},
     )
     async def text_completions(body: CompletionRequest, request: Request) -> Response:
-        """Go on with a text."""
+        """Continue a text."""
         status = backend.status()
         requests: list[GenerationRequest] = await asyncio.to_thread(completions.requests_of, body, status)
         echo = (
@@ -141,7 +141,7 @@ async def _answer_error(request: Request, error: Exception) -> Response:
 async def respond(
     request: Request, body: ChatRequest | CompletionRequest, answers: Answers, wire: Wire, ping: float
 ) -> Response:
-    """The answer, whole or as a stream. Ends ``answers`` when it is sent, fails, or the client goes."""
+    """The answer, whole or as a stream. Closes ``answers`` after the end, an error, or a disconnect."""
     if not body.stream:
         try:
             return JSONResponse(await while_connected(request, _whole(answers, wire)))

@@ -1,4 +1,4 @@
-"""Answers on their way to a client: each runs on a task of its own, which ends when the client goes."""
+"""Sends answers to a client. Each answer runs in its own task, which ends when the client disconnects."""
 
 import asyncio
 from collections import deque
@@ -21,31 +21,31 @@ T = TypeVar("T")
 
 
 MOST_PIECES = 4000
-"""A second, of all answers together: where many are answered the model's thread would wait for them to be sent."""
+"""Pieces per second, of all answers together. More of them would delay the thread of the model."""
 FEW = 8
-"""So many answers are sent token by token."""
+"""Up to this many answers at the same time, each token is sent at once."""
 
 
 class Pace:
-    """How long an answer rests when all that has come of it is sent, by how many are sent at once."""
+    """The pause of an answer after each piece; it depends on the number of answers that are being sent."""
 
     def __init__(self) -> None:
         self.answers = 0
 
     async def rest(self) -> None:
-        """What comes meanwhile goes out together."""
+        """Pause. The tokens that arrive in the pause are sent together."""
         if self.answers > FEW:
             await asyncio.sleep(self.answers / MOST_PIECES)
 
 
 class ClientGoneError(Exception):
-    """Nobody waits for the answer any more."""
+    """The client has disconnected."""
 
 
 class Answers:
-    """The events of several requests at once. ``close`` ends those that run.
+    """The events of several requests at the same time. ``close`` ends those that still run.
 
-    Tasks rather than the caller's own loop: whatever cancels the caller, an answer's clean-up is not disturbed.
+    Each request has a task: a cancelled caller does not interrupt the clean-up of an answer.
     """
 
     def __init__(self, backend: Backend, requests: Sequence[GenerationRequest], pace: Pace) -> None:
@@ -70,7 +70,7 @@ class Answers:
             self._queue.put_nowait(error)
 
     async def begin(self, seconds: float) -> None:
-        """Wait for the first event, at most so long. Raises the error that came instead."""
+        """Wait up to ``seconds`` for the first event. If it is an error, raise it."""
         if not self._tasks:
             return
         try:
@@ -82,7 +82,7 @@ class Answers:
         self._ahead.append(item)
 
     async def events(self) -> AsyncGenerator[tuple[int, StreamEvent]]:
-        """Yield (number of the answer, event) until all have ended. Raises the first error."""
+        """Yield (number of the answer, event) until all answers have ended. Raises the first error."""
         left = len(self._tasks)
         self._pace.answers += left
         try:
@@ -101,7 +101,7 @@ class Answers:
             self._pace.answers -= len(self._tasks)
 
     def _with_the_next(self, number: int, event: StreamEvent) -> StreamEvent:
-        """``event`` with the text that has come since: a reader who falls behind gets fewer, longer pieces."""
+        """``event`` with the text that has arrived since: a slow reader gets fewer and longer pieces."""
         while isinstance(event, TextDelta | ReasoningDelta) and not self._ahead and not self._queue.empty():
             item = self._queue.get_nowait()
             if isinstance(item, Exception) or item[0] != number or type(item[1]) is not type(event):
@@ -111,14 +111,14 @@ class Answers:
         return event
 
     async def close(self) -> None:
-        """Cancel what still runs, and wait for its end."""
+        """Cancel the requests that still run, and wait for their end."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of ``work``, which is cancelled when the client goes. Raises ClientGoneError then."""
+    """The result of ``work``. If the client disconnects, cancel ``work`` and raise ClientGoneError."""
     task, gone = asyncio.create_task(work), asyncio.create_task(_gone(request))
     try:
         await asyncio.wait((task, gone), return_when=asyncio.FIRST_COMPLETED)
@@ -137,13 +137,13 @@ async def _gone(request: Request) -> None:
 
 
 class EventStream(EventSourceResponse):
-    """Server-sent events. ``close`` is awaited at the end, whatever it was, and even if nothing was sent."""
+    """Server-sent events. ``close`` is always awaited at the end, also after an error or before the first event."""
 
     def __init__(
         self, content: AsyncGenerator[Any], close: Callable[[], Coroutine[Any, Any, None]], ping: float
     ) -> None:
         """``ping``: seconds between the comments that keep a silent connection open."""
-        # When the server stops, the engine ends each answer with a message, which is still to be sent.
+        # When the server stops, the engine ends each answer with an error message. The grace period is for these.
         super().__init__(content, ping=ping, sep="\n", shutdown_grace_period=4)
         self._close = close
 

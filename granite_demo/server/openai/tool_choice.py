@@ -1,7 +1,7 @@
-"""``tool_choice`` as OpenAI has it: whether the model may call a tool, must call one, or must call a certain one.
+"""OpenAI's ``tool_choice``: the model may call a tool, must call one, or must call the named one.
 
-A call that must come is a constraint: the answer is JSON of an object with ``name`` and ``arguments``, whatever marks
-the model's family puts round its calls otherwise. ``chat_choices.ForcedCall`` tells it as a call.
+A forced call is a constraint: the answer is a JSON object with ``name`` and ``arguments``, without the markers that the
+family of the model puts around a call. ``chat.ForcedCall`` converts the answer to a call.
 """
 
 from collections.abc import Sequence
@@ -16,13 +16,13 @@ WHERE = ("tool_choice",)
 
 
 def must_call(choice: Any, tools: Sequence[ToolSpec]) -> tuple[ToolSpec, ...]:
-    """Those of ``tools`` one of which ``choice`` wants called; none where it leaves that to the model."""
+    """The tools of which ``choice`` forces one; empty where the model decides. Raises RefusedError."""
     if choice in (None, "none", "auto"):
         return ()
     name = _name_of(choice)
     found = tuple(tool for tool in tools if name in (None, tool.name))
     if not found:
-        raise RefusedError("tool_choice names no tool of this request.", WHERE)
+        raise RefusedError("No tool of this request matches tool_choice.", WHERE)
     return found
 
 
@@ -37,13 +37,13 @@ def _name_of(choice: Any) -> str | None:
 
 
 def call_constraint(tools: Sequence[ToolSpec]) -> Constraint:
-    """What an answer has to be to call one of ``tools``. Raises RefusedError for parameters that cannot be kept to."""
+    """The constraint of an answer that calls one of ``tools``. Raises RefusedError for unusable parameters."""
     with about(*WHERE):
         return Constraint.from_schema({"anyOf": [_schema(tool, number) for number, tool in enumerate(tools)]})
 
 
 def _schema(tool: ToolSpec, number: int) -> dict[str, Any]:
-    # These two name a document of its own, which the parameters are no more.
+    # These two make a document of the parameters, which are now a part of another one.
     parameters = {name: value for name, value in tool.parameters.items() if name not in ("$schema", "$id")}
     arguments = _moved(parameters, f"#/anyOf/{number}/properties/arguments")
     properties = {"name": {"const": tool.name}, "arguments": arguments}
@@ -51,7 +51,7 @@ def _schema(tool: ToolSpec, number: int) -> dict[str, Any]:
 
 
 def _moved(schema: Any, place: str) -> Any:
-    """``schema`` whose references start at ``place`` rather than at the root."""
+    """``schema`` with its references starting at ``place`` instead of the root."""
     if not isinstance(schema, dict):
         return schema
     moved = dict(schema)

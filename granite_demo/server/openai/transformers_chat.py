@@ -1,4 +1,4 @@
-"""What ``transformers chat`` needs beyond OpenAI's API: its generation config, and its wait for the model."""
+"""Additions to OpenAI's API for ``transformers chat``: its generation config, and its wait for the model."""
 
 import asyncio
 import json
@@ -25,7 +25,7 @@ POLL_SECONDS = 0.2
 
 
 def with_config(body: ChatRequest) -> ChatRequest:
-    """``body`` with what its generation config asks for, where it does not say so itself. Raises RefusedError."""
+    """``body`` with the values of its generation config in the fields that it leaves empty. Raises RefusedError."""
     try:
         config = json.loads(body.generation_config or "")
     except (ValueError, RecursionError):

@@ -13,7 +13,7 @@ import gradio as gr
 
 from granite_demo.access import Access
 from granite_demo.backend import Backend
-from granite_demo.errors import GraniteDemoError, InvalidRequestError
+from granite_demo.errors import GraniteDemoError, InvalidRequestError, log_unexpected
 from granite_demo.types.comparison import Comparing, Comparison, to_csv
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import ModelStatus
@@ -23,7 +23,7 @@ from granite_demo.ui.completion.precision_charts import figure, heat_html, summa
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
 from granite_demo.ui.models import PRECISIONS, load_options
-from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop, unforeseen
+from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop
 
 EXAMPLE = (
     "Granite is a coarse-grained igneous rock made mostly of quartz, feldspar and mica. It forms when magma cools "
@@ -156,7 +156,7 @@ async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: thr
     except GraniteDemoError as error:
         yield Step(None, note=error.user_text, kind="error")
     except Exception as error:
-        yield Step(None, note=unforeseen(error), kind="error")
+        yield Step(None, note=log_unexpected(error), kind="error")
 
 
 def progress_html(progress: Comparing | None) -> str:

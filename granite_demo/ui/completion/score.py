@@ -14,7 +14,7 @@ import gradio as gr
 
 from granite_demo.backend import Backend
 from granite_demo.chat.answer import waiting_words
-from granite_demo.errors import GraniteDemoError, InvalidRequestError
+from granite_demo.errors import GraniteDemoError, InvalidRequestError, log_unexpected
 from granite_demo.types.events import Queued, ScoreSummary
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.model_status import ModelStatus
@@ -22,7 +22,7 @@ from granite_demo.types.requests import ScoreRequest
 from granite_demo.ui.completion import token_view
 from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
-from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop, unforeseen
+from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop
 
 GROWTH = 1.3
 """Shown again when there are so many times more tokens, so that what is sent stays in proportion to the text."""
@@ -103,7 +103,7 @@ async def scorings(
     except GraniteDemoError as error:
         yield state(error.user_text, "error")
     except Exception as error:
-        yield state(unforeseen(error), "error")
+        yield state(log_unexpected(error), "error")
 
 
 def figures_html(found: Sequence[ScoredToken], summary: ScoreSummary | None) -> str:
