@@ -5,26 +5,47 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Self
 
 from granite_demo.engine.failures import closed_error
 from granite_demo.engine.protocol import Measure, T
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.comparison import Comparing, Comparison
+from granite_demo.types.engine_kinds import EngineKind
 from granite_demo.types.events import Finish, FinishReason, Queued, ScoreSummary, StreamEvent, TextDelta, Timings, Usage
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import ScoredToken, Token
 from granite_demo.types.messages import Switches
-from granite_demo.types.model_status import EngineStats, Fact, Feature, ModelChoice, ModelStatus
+from granite_demo.types.model_status import (
+    Chosen,
+    EngineSetup,
+    EngineStats,
+    Fact,
+    Feature,
+    ModelChoice,
+    ModelSetup,
+    ModelStatus,
+)
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 from granite_demo.types.sampling_params import SamplingParams
 
+SETUP = ModelSetup(
+    device=Chosen("cpu", "a test"),
+    precision=Chosen("bfloat16", "a test"),
+    quantization=Chosen("none", "a test"),
+    attention=Chosen("sdpa", "a test"),
+    engine=EngineSetup(Chosen(EngineKind("fake", serial=False), "a test")),
+)
+PLACEMENT = SimpleNamespace(chosen={name: getattr(SETUP, name) for name in SETUP.__slots__ if name != "engine"})
+"""What a fake LoadedModel has to have of a Placement."""
 READY = ModelStatus(
     "fake",
     "ready",
     1.0,
     title="Fake model",
+    setup=SETUP,
     facts=(("Device", "cpu", "a test"),),
     context_length=1000,
     switches=Switches(tools=True, documents=True),
@@ -34,13 +55,13 @@ READY = ModelStatus(
 class FakeEngine:
     """Yields ``queued``, then the given token ids up to one of ``eos_ids``, then raises ``error`` if there is one."""
 
-    FACTS: tuple[Fact, ...] = (("Engine", "fake", "a test"),)
+    setup = SETUP.engine
+    facts: tuple[Fact, ...] = (("Engine", "fake", "a test"),)
     unable: tuple[tuple[Feature, str], ...] = ()
 
     def __init__(
         self, token_ids: Sequence[int], error: Exception | None = None, eos_ids: frozenset[int] = frozenset()
     ) -> None:
-        self.facts = self.FACTS
         self.token_ids = list(token_ids)
         self.error = error
         self.queued: list[Queued] = []

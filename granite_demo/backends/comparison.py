@@ -10,7 +10,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
 from math import exp, inf
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.backends.scoring import Reading, check_numbers, read
@@ -19,7 +19,6 @@ from granite_demo.prompts.tokenizer import token_text
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
 from granite_demo.types.events import Queued
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.types.model_status import Fact
 from granite_demo.types.requests import CompareRequest
 from granite_demo.types.sampling_params import SamplingParams
 
@@ -51,7 +50,7 @@ async def compare(lease: Lease, request: CompareRequest) -> AsyncGenerator[Compa
     ours, theirs = _Rows(), _Rows()
     reading, kept, sides, texts = None, None, [], []
     for number, (options, rows) in enumerate(((request.reference, ours), (request.other, theirs))):
-        name = asked_label(options)
+        name = options.label
         yield Comparing(f"{name}: getting the model ready", number / 2)
         async with lease(options) as ready:
             found = await asyncio.to_thread(_read, ready, request)
@@ -176,18 +175,5 @@ async def _decode_rate(ready: ReadyModel, ids: Sequence[int]) -> float | None:
 
 
 def _side(ready: ReadyModel, rows: _Rows, prefill: float, decode: float | None) -> ComparedSide:
-    facts = (*ready.loaded.facts, *ready.engine.facts)
     perplexity = exp(min(700.0, -sum(rows.logprobs) / len(rows.logprobs)))
-    return ComparedSide(label_of(facts), facts, ready.loaded.weight_bytes, prefill, decode, perplexity)
-
-
-def label_of(facts: Sequence[Fact]) -> str:
-    """The precision that a model really has, such as bfloat16 or nf4."""
-    values: dict[str, Any] = {name: value for name, value, _ in facts}
-    quantization = values.get("Quantization", "none")
-    return str(values.get("Precision", "") if quantization == "none" else quantization)
-
-
-def asked_label(options: LoadOptions) -> str:
-    """The precision that was asked for."""
-    return options.dtype if options.quantization in ("auto", "none") else options.quantization
+    return ComparedSide(ready.setup.label, ready.facts, ready.loaded.weight_bytes, prefill, decode, perplexity)

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 from granite_demo.backends import comparison, scoring
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
@@ -31,7 +31,7 @@ from granite_demo.types.comparison import Comparing, Comparison
 from granite_demo.types.events import Dropped, Provenance, Queued, ScoreSummary, StreamEvent
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import ScoredToken
-from granite_demo.types.model_status import Fact, ModelChoice, ModelStatus
+from granite_demo.types.model_status import ModelChoice, ModelStatus
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 from granite_demo.types.sampling_params import SamplingParams
@@ -180,7 +180,7 @@ class LocalBackend:
     def _side(self, side: LoadOptions, home: LoadOptions) -> LoadOptions:
         """``side`` as it is to be loaded: the model that is there, where that has its precision already."""
         status = self._manager.status(home)
-        there = status.stage == "ready" and comparison.asked_label(side) == comparison.label_of(status.facts)
+        there = status.setup is not None and status.setup.label == side.label
         side = replace(side, engine=home.engine, compile=home.compile)
         model = home.model if side.model == status.name else side.model
         same = replace(side, model=model, dtype=home.dtype, quantization=home.quantization) == home
@@ -196,9 +196,9 @@ class LocalBackend:
             sampling = fit_to_context(request.sampling, len(prompt_ids), context)
             if fitted.dropped:
                 yield Dropped(fitted.dropped)
-            asked, facts = replace(fitted.request, sampling=sampling), (*ready.loaded.facts, *ready.engine.facts)
+            asked = replace(fitted.request, sampling=sampling)
             asked_ids = prompt_ids[: len(prompt_ids) - len(request.written)]
-            made_by = provenance_of(ready.loaded, facts, asked_ids, request.raw, tools=bool(request.tools))
+            made_by = provenance_of(ready, asked_ids, request.raw, tools=bool(request.tools))
             matcher = await _matcher(ready.loaded, asked, prompt_ids)
             events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
             async with aclosing(events):
@@ -252,19 +252,23 @@ def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:
     return ModelChoice(spec.name, " · ".join(parts))
 
 
-CHOICES = ("Device", "Precision", "Quantization", "Attention", "Engine")
-
-
-def provenance_of(loaded: Any, facts: Sequence[Fact], prompt_ids: Sequence[int], raw: bool, tools: bool) -> Provenance:
-    """Of an answer of ``loaded``, with the ``facts`` of its status, to ``prompt_ids``.
+def provenance_of(ready: ReadyModel, prompt_ids: Sequence[int], raw: bool, tools: bool) -> Provenance:
+    """Of an answer of ``ready`` to ``prompt_ids``.
 
     A completion of ``raw`` text has no template; that for ``tools`` may be another one.
     """
+    loaded, setup = ready.loaded, ready.setup
     template = "" if raw else template_of(loaded.tokenizer, tools)
     return Provenance(
         model=loaded.spec.name,
         revision=loaded.commit or "",
         template_sha256=sha256(template.encode()).hexdigest() if template else "",
         prompt_sha256=sha256(",".join(map(str, prompt_ids)).encode()).hexdigest(),
-        choices=tuple((name, value) for name, value, _ in facts if name in CHOICES),
+        choices=(
+            ("Device", str(setup.device)),
+            ("Precision", str(setup.precision)),
+            ("Quantization", str(setup.quantization)),
+            ("Attention", str(setup.attention)),
+            ("Engine", str(setup.engine.kind)),
+        ),
     )

@@ -17,7 +17,7 @@ from granite_demo.errors import GraniteDemoError, LoadCancelledError, ModelError
 from granite_demo.loading import gc as garbage
 from granite_demo.prompts.fim import cannot_fill
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
-from granite_demo.types.model_status import ModelStatus
+from granite_demo.types.model_status import Fact, ModelSetup, ModelStatus
 
 if TYPE_CHECKING:
     from granite_demo.loading.load import LoadedModel
@@ -33,6 +33,16 @@ class ReadyModel:
 
     loaded: "LoadedModel"
     engine: Engine
+
+    @property
+    def setup(self) -> ModelSetup:
+        """The choices made for it."""
+        return ModelSetup(**self.loaded.placement.chosen, engine=self.engine.setup)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """All that is known of how it runs, as rows for the screen."""
+        return (*self.loaded.facts, *self.engine.facts)
 
 
 Loader = Callable[[LoadOptions, Report, threading.Event], ReadyModel]
@@ -273,7 +283,9 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         name=loaded.spec.name,
         title=loaded.spec.title,
         about=loaded.spec.about,
-        facts=(*loaded.facts, *ready.engine.facts),
+        setup=ready.setup,
+        chosen_because=loaded.why,
+        facts=ready.facts,
         context_length=loaded.context_length,
         card=loaded.card,
         memory=loaded.memory,

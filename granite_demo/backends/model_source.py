@@ -12,12 +12,12 @@ from granite_demo.errors import (
 )
 from granite_demo.hub import download, sample
 from granite_demo.hub import gguf as hub_gguf
-from granite_demo.loading import gguf as loading_gguf
 from granite_demo.loading import llama_cpp
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.types.model_status import ASKED
 
 
 def why_not(options: LoadOptions, device: str, installed: Callable[[], bool] = llama_cpp.is_installed) -> str:
@@ -85,7 +85,7 @@ def _find(
             problem = why_not(options, _device(options))
         if not problem:
             file = sample.ensure_gguf(cache_dir, report, cancelled)
-            reason = loading_gguf.ASKED if options.engine == "gguf" else hub_gguf.FASTER
+            reason = ASKED if options.engine == "gguf" else hub_gguf.FASTER
             return Found(spec, cache_dir / sample.FOLDER, None, why, file, reason)
     elif spec.repo_id and group.size == 1:
         found = _gguf_of_the_hub(spec, options, report, cancelled, why)
@@ -138,7 +138,7 @@ def _gguf_of_the_hub(
                 raise
             return f"it could not be fetched: {error}"
     folder = hub_gguf.tokenizer_folder(spec) or file.parent
-    return Found(spec, folder, None, why, file, loading_gguf.ASKED if asked else hub_gguf.FASTER)
+    return Found(spec, folder, None, why, file, ASKED if asked else hub_gguf.FASTER)
 
 
 def _device(options: LoadOptions) -> str:

@@ -20,9 +20,10 @@ from granite_demo.loading import gguf as loading_gguf
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
-from granite_demo.types.model_status import Fact
+from granite_demo.types.model_status import ASKED
 
 if TYPE_CHECKING:
+    from granite_demo.loading.cpu_benchmark import Threads
     from granite_demo.loading.load import LoadedModel
 
 
@@ -54,7 +55,7 @@ def open_model(
     from granite_demo.engine.sampling.dispatch import compile_chooser
 
     # torchrun has shared the cores among the processes.
-    machine = _set_threads(threads, options) if threads or group.size == 1 else ()
+    chosen_threads = _set_threads(threads, options) if threads or group.size == 1 else None
     compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
     if torch.cuda.is_available() and options.device in ("auto", "cuda") and not found.gguf:
         compiling.start()  # beside the loading, which mostly waits for the disk
@@ -65,9 +66,7 @@ def open_model(
             raise
         found = _safetensors(found.spec, cache_dir, options, report, cancelled, found.why, str(error))
         loaded = _load(found, options, report, cancelled, cache_dir, group)
-    if found.engine_why and not found.gguf:
-        machine += (("GGUF file", "not used", found.engine_why),)
-    loaded = replace(loaded, machine=machine)
+    loaded = replace(loaded, threads=chosen_threads, no_gguf="" if found.gguf else found.engine_why)
     if compiling.ident:
         compiling.join()
     if ignore_ends:
@@ -80,9 +79,6 @@ def open_model(
     if cancelled.is_set():
         engine.close()
         raise LoadCancelledError("The load was cancelled.")
-    if options.compile and not any(name == "Compiled" for name, *_ in engine.facts):
-        fact = ("Compiled", "no", "asked for, but only the batching engine compiles its steps")
-        loaded = replace(loaded, machine=(*loaded.machine, fact))
     return ReadyModel(loaded, engine)
 
 
@@ -130,17 +126,14 @@ def _silent(stage: LoadStage, fraction: float | None, detail: str) -> None:
     pass
 
 
-def _set_threads(wanted: int, options: LoadOptions) -> tuple[Fact, ...]:
+def _set_threads(wanted: int, options: LoadOptions) -> "Threads | None":
     """Before the engine's thread is there: it computes on as many as torch has when it starts."""
     import torch
 
-    from granite_demo.loading.cpu_benchmark import choose_threads
-    from granite_demo.loading.placement import ASKED, choose_device
+    from granite_demo.loading.cpu_benchmark import Threads, choose_threads
+    from granite_demo.loading.placement import choose_device
 
     if wanted:
         torch.set_num_threads(wanted)
-        return (("Threads", str(wanted), ASKED),)
-    if choose_device(options.device)[0] != "cpu":
-        return ()
-    count, why = choose_threads()
-    return (("Threads", str(count), why),)
+        return Threads(wanted, ASKED, asked=True)
+    return choose_threads() if choose_device(options.device)[0] == "cpu" else None

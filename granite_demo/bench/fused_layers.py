@@ -16,7 +16,7 @@ from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines, output, tables
 from granite_demo.bench.measure import GREEDY, SAMPLED, Prompts, Spread, ask
 from granite_demo.bench.options import BenchOptions
-from granite_demo.bench.report import SCHEMA, describe
+from granite_demo.bench.report import SCHEMA, Report, describe
 from granite_demo.bench.roofline import bandwidth, step_bytes
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading.gc import release_memory
@@ -69,9 +69,9 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
         raise ConfigurationError("The suite limit measures fused layers, which take a CUDA GPU. Choose another suite.")
     ceilings = Ceilings(bandwidth("cuda"), product_speed())
     found: dict[bool, dict[str, Spread]] = {}
-    head: dict[str, Any] = {}
     limits: dict[str, tuple[str, float | None]] = {}
     by_documentation: dict[str, Spread] = {}
+    report: Report | None = None
     for fuse in (True, False):
         name = "fused" if fuse else "plain"
         tell(f"{name}: loading")
@@ -80,7 +80,6 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
         clock("ready", None, "")
         if fuse:
             report = describe(ready, asked.sizes("cuda"), ("limit",), "")
-            head = {"model": report.model, "device": report.device, "versions": report.versions, "facts": report.facts}
             limits = _limits(ready.loaded, ceilings, asked.users or USERS)
         found[fuse] = _measure(ready, asked, lambda text, name=name: tell(f"{name}: {text}"))  # type: ignore[misc]
         found[fuse]["set-up"] = Spread.of([clock.warm_up])
@@ -94,7 +93,8 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
         LimitRow(what, limits[what][0], spread, found[False][what], by_documentation.get(what), limits[what][1])
         for what, spread in found[True].items()
     ]
-    _write(head, ceilings, rows, asked)
+    assert report
+    _write(report, ceilings, rows, asked)
 
 
 def product_speed() -> float:
@@ -193,22 +193,22 @@ class _Clock:
             self.warm_up = time.perf_counter() - self._begun
 
 
-def _write(head: dict[str, Any], ceilings: Ceilings, rows: Sequence[LimitRow], asked: BenchOptions) -> None:
+def _write(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow], asked: BenchOptions) -> None:
+    head = {"model": report.model, "device": report.device, "versions": report.versions, "facts": report.facts}
     body = {"schema": SCHEMA, **head, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
-    output.deliver(json.dumps(body, indent=2), lambda: _show(head, ceilings, rows), asked)
+    output.deliver(json.dumps(body, indent=2), lambda: _show(report, ceilings, rows), asked)
 
 
-def _show(head: dict[str, Any], ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
+def _show(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
     console = tables.wide_console()
     line = (
-        f"{head['model']['title']} in {head['model']['precision']} on {head['device']['name']}: a copy moves "
+        f"{report.model['title']} in {report.model['precision']} on {report.device['name']}: a copy moves "
         f"{ceilings.memory / 1e12:.2f} TB/s, a product of matrices {ceilings.arithmetic / 1e12:.0f} TFLOP/s"
     )
     console.print(line, highlight=False, markup=False)
     console.print(table_of(rows))
-    for name, value, reason in head["facts"]:
-        if name in ("Engine", "Layers"):
-            console.print(f"{name}: {value} ({reason})", highlight=False, markup=False)
+    engine = report.setup.engine
+    tables.show_choices(console, ("Engine", engine.kind), ("Layers", engine.fused))
 
 
 def table_of(rows: Sequence[LimitRow]) -> Table:

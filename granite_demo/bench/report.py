@@ -11,10 +11,10 @@ from typing import Any
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench.options import Sizes
-from granite_demo.bench.suites.decode import Decode, precision_name
+from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
-from granite_demo.types.model_status import Fact
+from granite_demo.types.model_status import Fact, ModelSetup
 
 SCHEMA = 1
 """Counted up when a field changes its meaning or goes away."""
@@ -29,6 +29,7 @@ class Report:
     device: dict[str, Any]
     versions: dict[str, str]
     settings: dict[str, Any]
+    setup: ModelSetup
     facts: tuple[Fact, ...]
     started: str
     seconds: dict[str, float] = field(default_factory=dict)
@@ -54,7 +55,7 @@ def describe(ready: ReadyModel, sizes: Sizes, suites: Sequence[str], started: st
             "title": loaded.spec.title,
             "repo_id": loaded.spec.repo_id,
             "commit": loaded.commit,
-            "precision": precision_name(loaded),
+            "precision": loaded.placement.label,
             "attention": loaded.placement.attention,
             "weight_bytes": loaded.weight_bytes,
             "context": loaded.context_length,
@@ -63,7 +64,8 @@ def describe(ready: ReadyModel, sizes: Sizes, suites: Sequence[str], started: st
         device=_device(loaded.placement.device),
         versions=_versions(),
         settings={"suites": list(suites), **asdict(sizes)},
-        facts=(*loaded.facts, *ready.engine.facts),
+        setup=ready.setup,
+        facts=ready.facts,
         started=started,
     )
 

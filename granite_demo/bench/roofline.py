@@ -20,7 +20,7 @@ BUFFER_BYTES = 2**30
 """More than any cache holds; the largest CPUs have several hundred megabytes."""
 CPU_USERS = 16
 """More than these would make a CPU answer each of them slower than anybody reads."""
-CACHE_SHARE = 0.5
+USERS_SHARE = 0.5
 """Of the free memory: what the caches of all users may take. The activations need room, too."""
 
 
@@ -90,7 +90,7 @@ def fitting_users(wanted: Sequence[int], loaded: LoadedModel, tokens: int, free:
     if loaded.shape is not None:
         precision = precision_of(loaded.placement.dtype, loaded.placement.quantization)
         each = tokens * kv_bytes_per_token(loaded.shape, precision) + state_bytes(loaded.shape, precision)
-        room = int(CACHE_SHARE * free / each)
+        room = int(USERS_SHARE * free / each)
         if room < most:
             most, why = room, f"at most {room} fit into {memory.gigabytes(free)}"
     kept = tuple(users for users in wanted if users <= most) or (1,)

@@ -1,6 +1,7 @@
 """A report as tables on a terminal."""
 
 from collections.abc import Iterable
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -11,6 +12,7 @@ from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.models.memory import gigabytes
+from granite_demo.types.model_status import Chosen
 
 MISSING = "-"
 WIDE = 130  # columns where nobody looks, such as in a pipe: rows stay whole
@@ -39,11 +41,17 @@ def show(report: Report, console: Console | None = None) -> None:
     console.print()
     for note in report.notes:
         console.print(note, highlight=False, markup=False)
-    for name, value, reason in report.facts:
-        if name in ("Precision", "Attention", "Engine"):
-            console.print(f"{name}: {value} ({reason})", highlight=False, markup=False)
+    setup = report.setup
+    show_choices(console, ("Precision", setup.precision), ("Attention", setup.attention), ("Engine", setup.engine.kind))
     parts = ", ".join(f"{name} {seconds:.0f} s" for name, seconds in report.seconds.items())
     console.print(f"Measured in {sum(report.seconds.values()):.0f} s: {parts}.", highlight=False)
+
+
+def show_choices(console: Console, *choices: tuple[str, Chosen[Any] | None]) -> None:
+    """Print each choice by its name, with its reason; None is left out."""
+    for name, chosen in choices:
+        if chosen:
+            console.print(f"{name}: {chosen} ({chosen.reason})", highlight=False, markup=False)
 
 
 def wide_console(console: Console | None = None) -> Console:

@@ -37,7 +37,7 @@ from granite_demo.models.memory import (
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadStage, Report
 
-PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
+PLANNED_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
 INTERRUPTED = 130
 """The exit code after Ctrl-C, as in a shell."""
@@ -196,7 +196,10 @@ def show_fits(
     devices = devices or find_devices()
     context = settings.context or None
     by_model = [
-        [(device, [plan(shape, precision, device.free, context) for precision in PRECISIONS]) for device in devices]
+        [
+            (device, [plan(shape, precision, device.free, context) for precision in PLANNED_PRECISIONS])
+            for device in devices
+        ]
         for shape in shapes
     ]
     if as_json:
@@ -252,7 +255,7 @@ def _plan_row(answer: Plan) -> tuple[str | Text, ...]:
 
 def _print_all(specs: Sequence[ModelSpec], by_model: Sequence[Plans], settings: Settings) -> None:
     output = standard_output()
-    columns = ("model", *PRECISIONS)
+    columns = ("model", *PLANNED_PRECISIONS)
     for at, (device, _) in enumerate(by_model[0]):
         output.print(f"{device}, {_wanted(settings)}", style="bold")
         marks = [[_coloured(answer.mark, _limit(answer)) for answer in plans[at][1]] for plans in by_model]

@@ -101,7 +101,7 @@ def _row(token: ScoredToken) -> tuple[str, ...]:
     return repr(token.text), f"{token.logprob:.3f}", f"{exp(token.logprob):.3f}", entropy, others
 
 
-PRECISIONS = tuple(name for name in (*get_args(Dtype), *get_args(Quantization)) if name not in ("auto", "none"))
+PRECISION_FLAGS = tuple(name for name in (*get_args(Dtype), *get_args(Quantization)) if name not in ("auto", "none"))
 WORST = 10
 """Tokens in the table: those where the two differ most."""
 
@@ -146,8 +146,8 @@ def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend)
 
 def in_precision(settings: Settings, precision: str, flag: str) -> Settings:
     """``settings`` with ``precision``, the value of ``flag``. Raises ConfigurationError for one that is not known."""
-    if precision not in PRECISIONS:
-        raise ConfigurationError(f"{flag} must be one of {', '.join(PRECISIONS)}, not {precision!r}.")
+    if precision not in PRECISION_FLAGS:
+        raise ConfigurationError(f"{flag} must be one of {', '.join(PRECISION_FLAGS)}, not {precision!r}.")
     if precision in get_args(Dtype):
         return replace(settings, dtype=precision, quantization="none")  # type: ignore[arg-type]
     return replace(settings, dtype="auto", quantization=precision)  # type: ignore[arg-type]

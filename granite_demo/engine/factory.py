@@ -29,8 +29,9 @@ from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import free_memory, is_out_of_memory, precision_of
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models.memory import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
+from granite_demo.types.engine_kinds import BATCHING, DYNAMIC, GGUF, STATIC, ZEROGPU, EngineKind
 from granite_demo.types.load_options import EngineName, Report
-from granite_demo.types.model_status import IN_TURNS, Fact
+from granite_demo.types.model_status import ASKED, Chosen, EngineSetup
 
 log = logging.getLogger(__name__)
 
@@ -45,7 +46,6 @@ KEPT_SHARE = 0.25
 """The part of the free memory that ended conversations may take on a CPU; running ones need the rest."""
 SLOTS = 4
 """Conversations that a static cache has room for, where memory allows."""
-ASKED = "asked for"
 
 
 def create_engine(
@@ -58,11 +58,13 @@ def create_engine(
 ) -> Engine:
     """An engine that is warm and ready. Raises ConfigurationError for an engine that cannot run this model."""
     if isinstance(loaded.model, LlamaFile):
-        return _gguf(loaded, report)
+        return _gguf(loaded, compiled, report)
     if wanted == "gguf":
         raise ConfigurationError("The gguf engine was asked for, but no GGUF file was loaded. Choose auto.")
     if wanted == "zerogpu":
-        return ZeroGpuEngine(loaded, load_spaces(), "the Space lends a GPU for the length of an answer")
+        reason = "the Space lends a GPU for the length of an answer"
+        kind = Chosen(ZEROGPU, reason, "ZeroGPU, a process for each answer")
+        return ZeroGpuEngine(loaded, load_spaces(), EngineSetup(kind, _not_compiling(compiled)))
     problem = batching_problem(loaded)
     if wanted == "batching" and problem:
         raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
@@ -71,11 +73,10 @@ def create_engine(
         wanted, reasons = "batching", ["the only one that several processes can share"]
     on_gpu = loaded.placement.device == "cuda"
     unfused = _fuse(loaded, "" if fuse else ASKED, group)
-    layers = eligibility.facts(unfused, group) if on_gpu else ()
-    compiling = _compiling(compiled, on_gpu, fused=not unfused)
+    fused = eligibility.fusion(unfused) if on_gpu else None
     if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
         try:
-            return _batching(loaded, compiling, report, reasons, group, layers)
+            return _batching(loaded, compiled, report, reasons, group, fused)
         except Exception as error:
             if not isinstance(error, UnsuitableEngineError) and not is_out_of_memory(error):
                 raise
@@ -86,13 +87,13 @@ def create_engine(
         garbage.collect()  # what it had allocated
     if wanted == "static" or (wanted == "auto" and on_gpu and not loaded.placement.spread):
         try:
-            return _static(loaded, report, reasons or [f"not batching: {problem}"], layers)
+            return _static(loaded, compiled, report, reasons or [f"not batching: {problem}"], fused)
         except ValueError as error:
             if wanted == "static":
                 raise ConfigurationError(f"The static engine was asked for, but {error}.") from error
             problem = f"{problem}; not static: {error}"
     why = f"not batching: {problem}" if on_gpu else f"on {loaded.placement.device} requests take turns"
-    return _dynamic(loaded, report, reasons or [why], layers)
+    return _dynamic(loaded, compiled, report, reasons or [why], fused)
 
 
 def batching_problem(loaded: LoadedModel) -> str:
@@ -123,12 +124,18 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
-def _compiling(asked: bool, on_gpu: bool, fused: bool) -> Fact:
-    if not on_gpu:
-        return ("Compiled", "no", "only on a GPU")
+def _compiling(asked: bool, fused: Chosen[bool] | None) -> Chosen[bool]:
+    if fused is None:
+        return Chosen(False, "only on a GPU", "no")
     if not asked:
-        return ("Compiled", "no", "not asked for; it takes a minute")
-    return ("Compiled", "no", "the layers are fused, which is faster") if fused else ("Compiled", "yes", ASKED)
+        return Chosen(False, "not asked for; it takes a minute", "no")
+    if fused.value:
+        return Chosen(False, "the layers are fused, which is faster", "no")
+    return Chosen(True, ASKED, "yes")
+
+
+def _not_compiling(asked: bool) -> Chosen[bool] | None:
+    return Chosen(False, "asked for, but only the batching engine compiles its steps", "no") if asked else None
 
 
 def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
@@ -146,35 +153,34 @@ def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
 
 def _batching(
     loaded: LoadedModel,
-    compiling: Fact,
+    compiled: bool,
     report: Report,
     reasons: list[str],
     group: Group,
-    layers: tuple[Fact, ...],
+    fused: Chosen[bool] | None,
 ) -> Engine:
-    on_gpu, compiled = loaded.placement.device == "cuda", compiling[1] == "yes"
+    on_gpu, compiling = loaded.placement.device == "cuda", _compiling(compiled, fused)
     tokens = cache_tokens(loaded, group.least(free_memory(loaded.placement.device)))
     users = USERS if on_gpu else USERS_ON_CPU
+    why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
     engine = BatchingEngine(
         loaded,
         cache_tokens=tokens,
         requests=users,
         prefill=PREFILL_TOKENS if on_gpu else PREFILL_TOKENS // 4,
-        compile_level=int(compiled),
+        compile_level=int(compiling.value),
+        setup=EngineSetup(Chosen(BATCHING, why, BATCHING.words(users)), compiling, fused),
         group=group,
     )
-    words = "compiling the decode step, about a minute" if compiled else "capturing CUDA graphs"
+    words = "compiling the decode step, about a minute" if compiling.value else "capturing CUDA graphs"
     with _closed_if_it_fails(engine):
         report("warming up", None, words)
         graphs = engine.warm_up()
-    why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
     size = f"{tokens:,} tokens, {gigabytes(tokens * _token_bytes(loaded))}"
-    engine.facts = (
-        ("Engine", f"batching, up to {users} requests in a step", why),
+    engine.details = (
         ("KV cache", size, "shared by all; a common beginning is kept once"),
         ("Decoding", f"{graphs} CUDA graphs", "a step is one launch") if graphs else ("Decoding", "eager", "no GPU"),
-        compiling,
-        *layers,
+        *(eligibility.sums_facts(group) if fused and fused.value else ()),
     )
     return engine
 
@@ -186,42 +192,47 @@ def _token_bytes(loaded: LoadedModel) -> int:
     return whole // loaded.placement.processes if loaded.placement.device == "cuda" else whole
 
 
-def _static(loaded: LoadedModel, report: Report, reasons: list[str], layers: tuple[Fact, ...]) -> Engine:
+def _static(
+    loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str], fused: Chosen[bool] | None
+) -> Engine:
     slots = SLOTS
     if loaded.memory is not None and loaded.memory.kv_cache:
         fitting = int(CACHE_SHARE / 2 * free_memory(loaded.placement.device) / loaded.memory.kv_cache)
         slots = max(1, min(SLOTS, fitting))
-    return _interleaved(loaded, StaticRunner(loaded, slots), "static", report, reasons, layers)
+    return _interleaved(loaded, StaticRunner(loaded, slots), STATIC, compiled, report, reasons, fused)
 
 
-def _dynamic(loaded: LoadedModel, report: Report, reasons: list[str], layers: tuple[Fact, ...]) -> Engine:
+def _dynamic(
+    loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str], fused: Chosen[bool] | None
+) -> Engine:
     runner = DynamicRunner(loaded, int(KEPT_SHARE * free_memory(loaded.placement.device)))
-    return _interleaved(loaded, runner, "dynamic", report, reasons, layers)
+    return _interleaved(loaded, runner, DYNAMIC, compiled, report, reasons, fused)
 
 
-def _gguf(loaded: LoadedModel, report: Report) -> Engine:
+def _gguf(loaded: LoadedModel, compiled: bool, report: Report) -> Engine:
     slots = SLOTS  # of a hybrid, whose states are small
     if loaded.memory is not None and loaded.memory.kv_cache:
         slots = max(1, min(SLOTS, int(KEPT_SHARE * loaded.memory.free / loaded.memory.kv_cache)))
-    measures = all(reason != ASKED for name, _, reason in loaded.machine if name == "Threads")
+    measures = not (loaded.threads and loaded.threads.asked)
     try:
         runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads(), measures=measures)
     except BaseException:
         loaded.model.close()  # nobody else knows of it: its memory would never be given back
         raise
-    return _interleaved(loaded, runner, "gguf", report, [loaded.placement.reasons["engine"]])
+    return _interleaved(loaded, runner, GGUF, compiled, report, [loaded.placement.reasons["engine"]])
 
 
 def _interleaved(
     loaded: LoadedModel,
     runner: StaticRunner | DynamicRunner | GgufRunner,
-    name: str,
+    kind: EngineKind,
+    compiled: bool,
     report: Report,
     reasons: list[str],
-    layers: tuple[Fact, ...] = (),
+    fused: Chosen[bool] | None = None,
 ) -> Engine:
-    fact: Fact = ("Engine", f"{name}, up to {runner.slots} {IN_TURNS}", "; ".join(reasons))
-    engine = InterleavedEngine(runner, loaded.eos_ids, (fact, *layers))
+    chosen = Chosen(kind, "; ".join(reasons), kind.words(runner.slots))
+    engine = InterleavedEngine(runner, loaded.eos_ids, EngineSetup(chosen, _not_compiling(compiled), fused))
     with _closed_if_it_fails(engine):
         report("warming up", None, "")
         engine.warm_up()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
-from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.model_status import EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -39,10 +39,15 @@ predicts the token after position + i.
 class Engine(Protocol):
     """Generates tokens from token ids."""
 
-    facts: tuple[Fact, ...]
-    """(name, value, reason) of the engine's own choices, for the log and the Settings tab."""
+    setup: EngineSetup
+    """The choices made for it."""
     unable: tuple[tuple[Feature, str], ...]
     """(feature, why) of what it cannot do."""
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """``setup`` and what else there is to say of it, as rows for the screen."""
+        ...
 
     def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: "Matcher | None" = None

@@ -28,7 +28,7 @@ from granite_demo.loading.load import LoadedModel
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
-from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.model_status import EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
 START_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 20, 120
@@ -64,16 +64,20 @@ class ZeroGpuEngine:
 
     unable: tuple[tuple[Feature, str], ...] = tuple((feature, CANNOT) for feature in UNABLE)
 
-    def __init__(self, loaded: LoadedModel, spaces: Any, why: str, device: str = "cuda") -> None:
+    def __init__(self, loaded: LoadedModel, spaces: Any, setup: EngineSetup, device: str = "cuda") -> None:
         """``device``: that of the process that writes."""
-        self.facts: tuple[Fact, ...] = (
-            ("Engine", "ZeroGPU, a process for each answer", why),
-            ("KV cache", "of one answer", "the GPU is given back after it, with all that is on it"),
-        )
+        self.setup = setup
         self._write = spaces.GPU(duration=seconds_for)(writer(loaded, device))
         self._running: dict[TokenStream[Token], threading.Thread] = {}
         self._lock = threading.Lock()
         self._closed = False
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """See ``Engine.facts``."""
+        return self.setup.facts(
+            (("KV cache", "of one answer", "the GPU is given back after it, with all that is on it"),)
+        )
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None

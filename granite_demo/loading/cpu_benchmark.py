@@ -83,9 +83,19 @@ def _on_threads(count: int) -> Seconds:
     return measured(torch.float32, False, count)
 
 
+@dataclass(frozen=True, slots=True)
+class Threads:
+    """How many CPU threads torch computes on, and why."""
+
+    count: int
+    reason: str
+    asked: bool = False
+    """Whether the user gave the number, so that no other is tried."""
+
+
 @cache
-def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = _on_threads) -> tuple[int, str]:
-    """The number of threads, and why. Leaves torch on that many.
+def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = _on_threads) -> Threads:
+    """The fastest number of threads. Leaves torch on that many.
 
     Tried are all cores, half and a quarter of them: more threads than the memory can feed wait for one another, and
     so do threads on cores that others use.
@@ -99,7 +109,7 @@ def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = 
             best = count
     torch.set_num_threads(best)
     tried = ", ".join(f"{value} on {count}" for count, value in seconds.items())
-    return best, f"measured here: a typical message takes {tried}" if len(counts) > 1 else "the only core"
+    return Threads(best, f"measured here: a typical message takes {tried}" if len(counts) > 1 else "the only core")
 
 
 def usable_cores(control: Path = Path("/sys/fs/cgroup")) -> int:

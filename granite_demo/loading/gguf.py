@@ -8,19 +8,18 @@ from granite_demo.errors import CorruptModelError, LoadCancelledError, OutOfMemo
 from granite_demo.loading import llama_cpp
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.types.load_options import LoadOptions, Report
-from granite_demo.types.model_status import MemoryUse
+from granite_demo.types.model_status import ASKED, MemoryUse
 
 if TYPE_CHECKING:
     from granite_demo.loading.load import LoadedModel
 
 
-CACHE_SHARE = 0.25
+CONVERSATIONS_SHARE = 0.25
 """The part of the free memory that conversations may take."""
 CONVERSATIONS = 4
 """For so many at a time memory is shared out."""
 USUAL_CONTEXT = 4096
 """Tokens below which there are rather fewer conversations; and where a file does not tell what a token takes."""
-ASKED = "asked for"
 
 
 def load_gguf(
@@ -108,12 +107,12 @@ def choose_context(file: llama_cpp.LlamaFile, wanted: int | None, free: int) -> 
     limit = min(wanted or file.context_length, file.context_length)
     if file.token_bytes is None:
         return (limit, ASKED) if wanted else (min(limit, USUAL_CONTEXT), "what a hybrid takes is not known; set more")
-    together = int(CACHE_SHARE * free / file.token_bytes)
+    together = int(CONVERSATIONS_SHARE * free / file.token_bytes)
     if together < min(limit, 256):
         raise OutOfMemoryError("There is no memory for a conversation. Choose a smaller model.")
     fitting = together if wanted else max(together // CONVERSATIONS, min(together, USUAL_CONTEXT))
     if fitting < limit:
-        return fitting, f"what fits into {CACHE_SHARE:.0%} of the free memory, shared by {together // fitting}"
+        return fitting, f"what fits into {CONVERSATIONS_SHARE:.0%} of the free memory, shared by {together // fitting}"
     return limit, ASKED if wanted else "the file's own limit"
 
 

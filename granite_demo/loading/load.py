@@ -15,6 +15,7 @@ from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading import quantized_copies
+from granite_demo.loading.cpu_benchmark import Threads
 from granite_demo.loading.placement import Placement, free_memory, is_out_of_memory, place_in, precision_of
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import memory as planning
@@ -53,8 +54,10 @@ class LoadedModel:
     shape: Shape | None = None
     """What the loaded config.json says; None for an architecture that is not known here."""
     memory: MemoryUse | None = None
-    machine: tuple[Fact, ...] = ()
-    """What was chosen for the process as a whole."""
+    threads: Threads | None = None
+    """Those of a model on the CPU."""
+    no_gguf: str = ""
+    """Why a CPU does not run the model's GGUF file, where it has one."""
     switches: Switches = field(default_factory=Switches)
     """What the chat template reads."""
 
@@ -65,8 +68,12 @@ class LoadedModel:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """(name, value, reason) rows for the log and the Settings tab."""
-        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts, *self.machine]
+        """The rows for the screen."""
+        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
+        if self.threads:
+            rows.append(("Threads", str(self.threads.count), self.threads.reason))
+        if self.no_gguf:
+            rows.append(("GGUF file", "not used", self.no_gguf))
         if self.why:
             rows.insert(1, ("Chosen", "automatically", self.why))
         if self.commit:

@@ -21,15 +21,15 @@ from granite_demo.loading.cpu_benchmark import PROMPT, Seconds, measured
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import memory
 from granite_demo.models.config import Shape
-from granite_demo.types.load_options import LoadOptions
-from granite_demo.types.model_status import Fact
+from granite_demo.types.load_options import LoadOptions, precision_label
+from granite_demo.types.model_status import ASKED, Chosen, Fact
 
-PRECISIONS: dict[torch.dtype, memory.Precision] = {
+PLANNED: dict[torch.dtype, memory.Precision] = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
 }
-ASKED = "asked for"
+"""The planner's words for the precisions of what is not quantized."""
 WORTH_ROUNDING = 0.8
 """The part of its time that a message has to take for the less exact way."""
 
@@ -58,19 +58,32 @@ class Placement:
         return replace(self, reasons={**self.reasons, name: reason})
 
     @property
-    def facts(self) -> tuple[Fact, ...]:
-        """(name, value, reason) rows for the log and the Settings tab."""
-        dtype = str(self.dtype).removeprefix("torch.")
-        device = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else self.device
+    def dtype_name(self) -> str:
+        """The type of what is not quantized: bfloat16."""
+        return str(self.dtype).removeprefix("torch.")
+
+    @property
+    def label(self) -> str:
+        """The precision of the weights: bfloat16, nf4."""
+        return precision_label(self.dtype_name, self.quantization)
+
+    @property
+    def chosen(self) -> dict[str, Chosen[str]]:
+        """The choices that ``ModelSetup`` has, by its fields' names."""
+        words = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else ""
         if self.processes > 1:
-            device = f"{self.device}, {self.processes} processes"
-        values = (
-            ("Device", device, "device"),
-            ("Precision", dtype, "dtype"),
-            ("Quantization", self.quantization, "quantization"),
-            ("Attention", self.attention, "attention"),
-        )
-        facts = [(name, value, self.reasons[key]) for name, value, key in values]
+            words = f"{self.device}, {self.processes} processes"
+        return {
+            "device": Chosen(self.device, self.reasons.get("device", ""), words),
+            "precision": Chosen(self.dtype_name, self.reasons.get("dtype", "")),
+            "quantization": Chosen(self.quantization, self.reasons.get("quantization", "")),
+            "attention": Chosen(self.attention, self.reasons.get("attention", "")),
+        }
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """The rows for the screen."""
+        facts = [chosen.fact(name.capitalize()) for name, chosen in self.chosen.items()]
         if self.wide:
             facts.insert(2, ("Prompts", "computed in float32", self.reasons["wide"]))
         return tuple(facts)
@@ -125,7 +138,7 @@ def place_in(group: Group, options: LoadOptions, shape: Shape | None) -> Placeme
 def precision_of(dtype: torch.dtype, quantization: str) -> memory.Precision:
     """The planner's word for a precision."""
     if quantization == "none":
-        return PRECISIONS[dtype]
+        return PLANNED[dtype]
     return "int8" if quantization == "int8" else "int4"
 
 
@@ -215,7 +228,7 @@ def choose_quantization(
     if shape is not None and shape.experts:
         experts = "; the experts are not quantized, since bitsandbytes quantizes linear layers only"
     if wanted == "auto" and shape is not None:
-        exact = memory.plan(shape, PRECISIONS[dtype], free)
+        exact = memory.plan(shape, PLANNED[dtype], free)
         if exact.mark != "does not fit" and exact.longest_context >= min(8192, shape.context_length):
             return "none", exact.reason
         wanted, why = "nf4", f"{exact.reason} 4-bit weights leave more room"

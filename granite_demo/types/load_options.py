@@ -32,3 +32,13 @@ class LoadOptions:
     engine: EngineName = "auto"
     compile: bool = False
     """Have torch compile the decode step, where layers are not fused, while the model is made ready."""
+
+    @property
+    def label(self) -> str:
+        """The precision of the weights that these options ask for: bfloat16, nf4, auto."""
+        return precision_label(self.dtype, self.quantization)
+
+
+def precision_label(dtype: str, quantization: str) -> str:
+    """The precision of a model's weights in one word: how they are quantized, else their type."""
+    return dtype if quantization in ("auto", "none") else quantization

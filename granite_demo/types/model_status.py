@@ -1,9 +1,10 @@
 """What is loaded and how: the choices, and the state that every visitor sees. Standard library only."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
-from granite_demo.types.load_options import LoadStage
+from granite_demo.types.engine_kinds import EngineKind
+from granite_demo.types.load_options import LoadStage, precision_label
 from granite_demo.types.messages import Switches
 from granite_demo.types.sampling_params import SamplingParams
 
@@ -22,10 +23,65 @@ Feature = Literal[
 """What a model, its engine or another server may be unable to do."""
 
 Fact = tuple[str, str, str]
-"""(name, value, reason) of a choice made for a model"""
+"""(name, value, reason): a row for the screen. Built from typed values, and never read back."""
 
-IN_TURNS = "requests in turns"
-"""How the fact about an engine ends that does not answer its requests in common steps."""
+ASKED = "asked for"
+"""The reason of a choice that the user made."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen(Generic[T]):
+    """One choice made for a loaded model."""
+
+    value: T
+    reason: str
+    words: str = ""
+    """The value as the screen shows it, where that is not ``str(value)``."""
+
+    def __str__(self) -> str:
+        return self.words or str(self.value)
+
+    def fact(self, name: str) -> Fact:
+        """The row for the screen."""
+        return name, str(self), self.reason
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSetup:
+    """The choices made for the engine of a loaded model."""
+
+    kind: Chosen[EngineKind]
+    compiled: Chosen[bool] | None = None
+    """Whether torch compiled the decode step; None where nobody could expect it."""
+    fused: Chosen[bool] | None = None
+    """Whether the layers run in fused kernels; None where there is no GPU for them."""
+
+    def facts(self, details: tuple[Fact, ...]) -> tuple[Fact, ...]:
+        """The rows for the screen, the engine's own ``details`` among them."""
+        compiled = self.compiled and self.compiled.fact("Compiled")
+        fused = self.fused and self.fused.fact("Layers")
+        return (self.kind.fact("Engine"), *details, *(fact for fact in (compiled, fused) if fact))
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSetup:
+    """The choices made for a loaded model."""
+
+    device: Chosen[str]
+    """cuda, mps or cpu"""
+    precision: Chosen[str]
+    """Of what is not quantized: bfloat16."""
+    quantization: Chosen[str]
+    """none, or how the weights are quantized: nf4."""
+    attention: Chosen[str]
+    engine: EngineSetup
+
+    @property
+    def label(self) -> str:
+        """The precision of the weights: bfloat16, nf4."""
+        return precision_label(self.precision.value, self.quantization.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +129,14 @@ class ModelStatus:
     detail: str = ""
     title: str = ""
     about: str = ""
+    setup: ModelSetup | None = None
+    """The choices made for a ready model; None for one of another server."""
+    servers: tuple[str, ...] = ()
+    """The other servers that the model runs on, as the screen names them."""
+    chosen_because: str = ""
+    """Why this model was chosen, where the user named none."""
     facts: tuple[Fact, ...] = ()
-    """Each choice made for a ready model, in display order."""
+    """All that is known of how the model runs, as rows for the screen."""
     context_length: int | None = None
     card: tuple[Fact, ...] = ()
     """(name, value, what it does) of the model's configuration."""
@@ -101,7 +163,7 @@ class ModelStatus:
     @property
     def in_turns(self) -> bool:
         """Whether two requests at once would slow each other down, since the engine answers them in turns."""
-        return any(name == "Engine" and value.endswith(IN_TURNS) for name, value, _ in self.facts)
+        return self.setup is not None and self.setup.engine.kind.value.serial
 
 
 BESIDE = "beside"

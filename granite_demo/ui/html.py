@@ -4,8 +4,6 @@ import html
 
 from granite_demo.types.model_status import Fact, MemoryUse, ModelStatus
 
-HEADLINE = ("Device", "Precision", "Quantization", "Attention")
-
 
 def note_html(text: str, kind: str = "note") -> str:
     """A line under an answer; ``kind`` is its class in the style sheet (note or error)."""
@@ -21,14 +19,11 @@ def status_html(status: ModelStatus) -> str:
 def _state_html(status: ModelStatus) -> str:
     name = html.escape(status.title or ("The model" if status.model == "auto" else status.model))
     if status.stage == "ready":
-        values = " · ".join(
-            html.escape(value) for label, value, _ in status.facts if label in HEADLINE and value != "none"
-        )
-        chosen = "".join(
-            f'<div class="note">{html.escape(why[:1].upper() + why[1:])}.</div>'
-            for label, _, why in status.facts
-            if label == "Chosen"
-        )
+        setup, why = status.setup, status.chosen_because
+        choices = (setup.device, setup.precision, setup.quantization, setup.attention) if setup else ()
+        shown = [*status.servers, *(str(choice) for choice in choices if choice.value != "none")]
+        values = " · ".join(map(html.escape, shown))
+        chosen = f'<div class="note">{html.escape(why[:1].upper() + why[1:])}.</div>' if why else ""
         return f'<div class="status ready"><b>{name}</b> <span>{values}</span>{chosen}</div>'
     if status.stage == "idle":
         return f'<div class="status"><b>{name}</b> <span>not loaded; the next message loads it</span></div>'

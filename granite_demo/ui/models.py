@@ -19,7 +19,7 @@ from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT
 from granite_demo.ui.html import facts_html, memory_html, note_html
 from granite_demo.ui.streaming import address
 
-PRECISIONS: dict[str, dict[str, Any]] = {
+PRECISION_OPTIONS: dict[str, dict[str, Any]] = {
     "Automatic": {},
     "bfloat16": {"dtype": "bfloat16", "quantization": "none"},
     "float32": {"dtype": "float32", "quantization": "none"},
@@ -77,7 +77,7 @@ def layout(control: ModelControl, access: Access) -> ModelPanel:
             choice = gr.Dropdown(
                 choices, value=None, label="Model", elem_id="model-choice", info="Size, and whether it fits here."
             )
-            precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label="Precision", elem_id="precision")
+            precision = gr.Dropdown(list(PRECISION_OPTIONS), value="Automatic", label="Precision", elem_id="precision")
         with gr.Row():
             attention = gr.Dropdown(ATTENTIONS, value="auto", label="Attention", elem_id="attention")
             context = gr.Number(
@@ -140,7 +140,7 @@ def wire(panel: ModelPanel, control: ModelControl, access: Access, timer: gr.Tim
 
 def load_options(model: str, precision: str, attention: str, context: Any, keep: Any = False) -> LoadOptions:
     """The visitor's choice as load options. Raises InvalidRequestError for values the page does not offer."""
-    if precision not in PRECISIONS or attention not in ATTENTIONS:
+    if precision not in PRECISION_OPTIONS or attention not in ATTENTIONS:
         raise InvalidRequestError("Choose a precision and an attention from the lists.")
     limit = 0 if context in (None, "") else context
     if isinstance(limit, bool) or not isinstance(limit, (int, float)) or not 0 <= limit <= 10_000_000:
@@ -149,6 +149,6 @@ def load_options(model: str, precision: str, attention: str, context: Any, keep:
         "attention": attention,
         "context": int(limit) or None,
         "keep_quantized": keep is True,
-        **PRECISIONS[precision],
+        **PRECISION_OPTIONS[precision],
     }
     return LoadOptions(model, **options)

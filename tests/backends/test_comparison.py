@@ -14,7 +14,7 @@ import torch
 from tokenizers.normalizers import Lowercase
 
 from granite_demo.backends import comparison
-from granite_demo.backends.comparison import asked_label, compare, label_of
+from granite_demo.backends.comparison import compare
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.backends.open_model import open_model
@@ -26,8 +26,9 @@ from granite_demo.models.catalogue import SAMPLE
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.comparison import Comparing, Comparison
 from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.types.model_status import Chosen
 from granite_demo.types.requests import CompareRequest
-from tests.fakes import FakeEngine
+from tests.fakes import SETUP, FakeEngine
 from tests.tinymodels import write_checkpoint
 
 TEXT = "The capital of France is Paris. In spring, when the chestnuts flower, everybody wants to be there."
@@ -220,11 +221,9 @@ async def test_models_that_cut_the_text_otherwise_are_refused(sample: LoadedMode
 
 
 def test_labels() -> None:
-    facts = (("Precision", "bfloat16", ""), ("Quantization", "none", ""))
-    assert label_of(facts) == "bfloat16"
-    assert label_of((facts[0], ("Quantization", "nf4", ""))) == "nf4"
-    assert asked_label(ROUNDED) == "bfloat16"
-    assert asked_label(replace(ROUNDED, quantization="int8")) == "int8"
+    assert SETUP.label == ROUNDED.label == "bfloat16"
+    assert replace(SETUP, quantization=Chosen("nf4", "")).label == "nf4"
+    assert replace(ROUNDED, quantization="int8").label == "int8"
 
 
 async def test_where_both_do_not_fit_the_first_answers_again_afterwards(sample: LoadedModel) -> None:

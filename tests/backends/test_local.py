@@ -33,11 +33,11 @@ from granite_demo.types.events import Dropped, Finish, Queued, ReasoningDelta, T
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.logprobs import Token
 from granite_demo.types.messages import Message, Switches
-from granite_demo.types.model_status import EngineStats, ModelStatus
+from granite_demo.types.model_status import Chosen, EngineStats, ModelStatus
 from granite_demo.types.requests import CompareRequest, GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from tests.bytetokens import THINKS
-from tests.fakes import FakeEngine
+from tests.fakes import PLACEMENT, SETUP, FakeEngine
 
 OPTIONS = LoadOptions()
 
@@ -268,6 +268,8 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         context_length=100,
         eos_ids=frozenset(),
         spec=SimpleNamespace(name="n", title="t", about="a", chat_format=None, sampling=SamplingParams()),
+        placement=PLACEMENT,
+        why="",
         facts=(),
         card=(),
         memory=None,
@@ -495,7 +497,7 @@ async def test_a_side_that_is_loaded_already_is_not_loaded_again(
         compared.append(request)
         yield Comparing("done")
 
-    status = ModelStatus("sample", "ready", name="told", facts=(("Precision", "float32", ""),))
+    status = ModelStatus("sample", "ready", name="told", setup=replace(SETUP, precision=Chosen("float32", "")))
     monkeypatch.setattr("granite_demo.backends.comparison.compare", compare)
     monkeypatch.setattr(ModelManager, "status", lambda self, options: status)
     monkeypatch.setattr("granite_demo.models.registry.resolve", lambda name: None)

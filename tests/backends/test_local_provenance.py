@@ -7,44 +7,53 @@ from typing import Any
 import pytest
 
 from granite_demo.backends.local import provenance_of
+from granite_demo.backends.model_manager import ReadyModel
+from granite_demo.types.engine_kinds import BATCHING
 from granite_demo.types.events import Provenance
+from granite_demo.types.model_status import Chosen, EngineSetup
+from tests.fakes import PLACEMENT, FakeEngine
 
-FACTS = (
-    ("Model", "Granite", "about"),
-    ("Device", "cpu", "no GPU"),
-    ("Precision", "float32", ""),
-    ("Quantization", "none", ""),
-    ("Attention", "sdpa", ""),
-    ("Context", "100 tokens", ""),
-    ("Engine", "batching", "many"),
+STORED = (
+    ("Device", "cpu"),
+    ("Precision", "bfloat16"),
+    ("Quantization", "none"),
+    ("Attention", "sdpa"),
+    ("Engine", "batching, up to 64 requests in a step"),
 )
-CHOICES = FACTS[1:5] + FACTS[6:]
+"""The form in which conversations are saved: those saved before have to stay readable."""
 
 
-def loaded(template: Any, commit: str | None = None) -> Any:
+class BatchingFake(FakeEngine):
+    setup = EngineSetup(Chosen(BATCHING, "many", BATCHING.words(64)))
+
+
+def ready(template: Any, commit: str | None = None) -> ReadyModel:
     tokenizer = SimpleNamespace(
         chat_template=template, get_chat_template=lambda _, tools: template["tool_use" if tools else "default"]
     )
-    return SimpleNamespace(tokenizer=tokenizer, spec=SimpleNamespace(name="granite"), commit=commit)
+    loaded: Any = SimpleNamespace(
+        tokenizer=tokenizer, spec=SimpleNamespace(name="granite"), commit=commit, placement=PLACEMENT
+    )
+    return ReadyModel(loaded, BatchingFake([]))
 
 
 def test_of_a_chat() -> None:
-    assert provenance_of(loaded("{{ é }}", "abc"), FACTS, [1, 22, 333], raw=False, tools=False) == Provenance(
+    assert provenance_of(ready("{{ é }}", "abc"), [1, 22, 333], raw=False, tools=False) == Provenance(
         model="granite",
         revision="abc",
         template_sha256=sha256("{{ é }}".encode()).hexdigest(),
         prompt_sha256=sha256(b"1,22,333").hexdigest(),
-        choices=tuple((name, value) for name, value, _ in CHOICES),
+        choices=STORED,
     )
 
 
 def test_a_completion_has_no_template() -> None:
-    told = provenance_of(loaded("{{ x }}"), (), [1], raw=True, tools=False)
-    assert (told.template_sha256, told.revision, told.choices) == ("", "", ())
-    assert provenance_of(loaded(None), (), [1], raw=False, tools=False).template_sha256 == ""
+    told = provenance_of(ready("{{ x }}"), [1], raw=True, tools=False)
+    assert (told.template_sha256, told.revision) == ("", "")
+    assert provenance_of(ready(None), [1], raw=False, tools=False).template_sha256 == ""
 
 
 @pytest.mark.parametrize(("tools", "name"), [(True, "tool_use"), (False, "default")])
 def test_the_template_is_the_one_that_was_taken(tools: bool, name: str) -> None:
-    told = provenance_of(loaded({"default": "default", "tool_use": "tool_use"}), (), [1], raw=False, tools=tools)
+    told = provenance_of(ready({"default": "default", "tool_use": "tool_use"}), [1], raw=False, tools=tools)
     assert told.template_sha256 == sha256(name.encode()).hexdigest()

@@ -16,7 +16,7 @@ from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.messages import Switches
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.sampling_params import SamplingParams
-from tests.fakes import FakeEngine
+from tests.fakes import PLACEMENT, SETUP, FakeEngine
 
 ONE, TWO = LoadOptions("one"), LoadOptions("two")
 LOADED: Any = SimpleNamespace(
@@ -24,6 +24,8 @@ LOADED: Any = SimpleNamespace(
     spec=SimpleNamespace(
         name="name", title="Title", about="About it.", chat_format=None, sampling=SamplingParams(temperature=0.5)
     ),
+    placement=PLACEMENT,
+    why="a test",
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
     context_length=4096,
     card=(),
@@ -149,7 +151,9 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
             name="name",
             title="Title",
             about="About it.",
-            facts=(*LOADED.facts, *FakeEngine.FACTS),
+            setup=SETUP,
+            chosen_because="a test",
+            facts=(*LOADED.facts, *FakeEngine.facts),
             context_length=4096,
             switches=LOADED.switches,
             sampling=SamplingParams(temperature=0.5),

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from granite_demo.backends.open_model import open_model
-from granite_demo.loading.cpu_benchmark import choose_threads
-from granite_demo.loading.placement import ASKED
+from granite_demo.loading.cpu_benchmark import Threads, choose_threads
 from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.model_status import ASKED
 from granite_demo.types.sampling_params import SamplingParams
 from tests.tinymodels import write_checkpoint
 
@@ -34,8 +34,10 @@ def test_who_asks_for_compiling_hears_why_it_is_not_done(tmp_path: Path, asked: 
     options = LoadOptions(model=str(folder), device="cpu", dtype="float32", compile=asked)
     ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
     ready.engine.close()
-    facts = [fact for fact in ready.loaded.facts if fact[0] == "Compiled"]
-    assert [(value, "only the batching engine" in why) for _, value, why in facts] == [("no", True)] * asked
+    compiled = ready.setup.engine.compiled
+    assert (compiled is not None) == asked
+    assert not compiled or (not compiled.value and "only the batching engine" in compiled.reason)
+    assert ("Compiled" in [name for name, _, _ in ready.facts]) == asked
 
 
 @pytest.mark.parametrize("wanted", [0, 3])
@@ -45,7 +47,8 @@ def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: i
     options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
     ready = open_model(tmp_path, wanted, options, lambda stage, fraction, detail: None, threading.Event())
     ready.engine.close()
-    expected = (3, ASKED) if wanted else choose_threads()
-    assert torch.get_num_threads() == expected[0]
-    assert ("Threads", str(expected[0]), expected[1]) in ready.loaded.facts
+    expected = Threads(3, ASKED, asked=True) if wanted else choose_threads()
+    assert torch.get_num_threads() == expected.count
+    assert ready.loaded.threads == expected
+    assert ("Threads", str(expected.count), expected.reason) in ready.facts
     torch.set_num_threads(before)

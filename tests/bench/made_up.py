@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench.measure import Answer, Run, Spread
 from granite_demo.bench.report import Report
 from granite_demo.bench.suites.decode import Decode, DecodeRow
@@ -17,9 +18,10 @@ from granite_demo.loading.placement import Placement
 from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
 from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.engine_kinds import EngineKind
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
-from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.model_status import Chosen, EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
 SHAPE = Shape(
@@ -55,6 +57,7 @@ def loaded(shape: Shape | None = SHAPE, device: str = "cpu", dtype: torch.dtype 
 class CountingEngine:
     """Answers every request with the numbers from 1 on, after telling it to wait if ``queued``."""
 
+    setup = EngineSetup(Chosen(EngineKind("counting", serial=False), "a test"))
     facts: tuple[Fact, ...] = (("Engine", "counting", "a test"),)
     unable: tuple[tuple[Feature, str], ...] = (("scoring", "It only counts."),)
 
@@ -126,6 +129,7 @@ def report() -> Report:
         device={"device": "cpu", "name": "Slow CPU", "threads": 2},
         versions={"torch": "2.0", "platform": "Linux"},
         settings={"rounds": 3, "tokens": 16, "suites": ["load", "decode", "ttft"]},
+        setup=ReadyModel(loaded(), CountingEngine()).setup,
         facts=(("Engine", "counting", "a test"), ("Model", "made-up", "not shown")),
         started="2026-11-24T00:00:00+00:00",
         seconds={"load": 3.0, "decode": 61.0},

@@ -13,8 +13,8 @@ def test_every_figure_has_its_samples() -> None:
     found: dict[str, Any] = json.loads(report().as_json())
     assert found["schema"] == SCHEMA
     assert set(found) == {
-        "schema", "model", "device", "versions", "settings", "facts", "started", "seconds", "notes", "load", "decode",
-        "ttft", "page", "startup",
+        "schema", "model", "device", "versions", "settings", "setup", "facts", "started", "seconds", "notes", "load",
+        "decode", "ttft", "page", "startup",
     }  # fmt: skip
     row = found["decode"]["rows"][2]
     assert set(row) == {
@@ -39,4 +39,5 @@ def test_a_report_tells_model_machine_versions_and_settings() -> None:
     assert found.settings["users"] == (1, 4)
     assert found.settings["suites"] == ["decode"]
     assert ("Engine", "counting", "a test") in found.facts
+    assert found.setup.engine == CountingEngine.setup
     assert json.loads(found.as_json())["settings"]["tokens"] == 16

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from granite_demo.cli import main as cli
 from granite_demo.cli.main import main
-from granite_demo.cli.score import PRECISIONS, in_precision, to_request
+from granite_demo.cli.score import PRECISION_FLAGS, in_precision, to_request
 from granite_demo.errors import ConfigurationError
 from granite_demo.settings import Settings
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
@@ -130,8 +130,8 @@ def test_a_file_that_cannot_be_written_is_told(
 
 
 def test_each_precision_is_one_of_load_options() -> None:
-    assert PRECISIONS == ("bfloat16", "float16", "float32", "int8", "nf4", "fp4")
-    made = {in_precision(Settings(), name, "--other").load_options() for name in PRECISIONS}
+    assert PRECISION_FLAGS == ("bfloat16", "float16", "float32", "int8", "nf4", "fp4")
+    made = {in_precision(Settings(), name, "--other").load_options() for name in PRECISION_FLAGS}
     assert len(made) == 6
     with pytest.raises(ConfigurationError):
         in_precision(Settings(), "none", "--other")

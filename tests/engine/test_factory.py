@@ -11,14 +11,16 @@ from granite_demo.engine import factory
 from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.engine.factory import batching_problem, cache_tokens, create_engine
 from granite_demo.engine.interleaved.engine import InterleavedEngine
+from granite_demo.engine.kernels import eligibility
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
+from granite_demo.loading.cpu_benchmark import Threads
 from granite_demo.loading.load import LoadedModel, load_model
 from granite_demo.loading.placement import Placement
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.types.model_status import MemoryUse
+from granite_demo.types.model_status import ASKED, Chosen, EngineSetup, Fact, MemoryUse
 from tests.engine.running import answer, tiny_model
 from tests.tinymodels import SHAPE, write_checkpoint
 
@@ -52,9 +54,10 @@ class Engines:
 
         class Fake:
             slots = 4
-            facts = ()
+            details: tuple[Fact, ...] = ()
 
             def __init__(self, loaded: LoadedModel, *arguments: Any, **options: Any) -> None:
+                self.setup = options.get("setup")
                 engines.made.append(name)
                 engines.options, engines.arguments = options, arguments
                 if isinstance(engines.failures.get(name), MemoryError | ValueError):
@@ -72,9 +75,9 @@ class Engines:
 
 
 class FakeInterleaved:
-    def __init__(self, runner: Any, eos_ids: frozenset[int], facts: Any) -> None:
+    def __init__(self, runner: Any, eos_ids: frozenset[int], setup: EngineSetup) -> None:
         self.runner = runner
-        self.facts = facts
+        self.setup = setup
 
     def warm_up(self) -> None:
         self.runner.warm_up()
@@ -90,18 +93,18 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
 
 def chosen(engine: Any) -> tuple[str, str]:
     """The engine's name and why it was chosen, as it tells."""
-    name, value, reason = engine.facts[0]
-    assert name == "Engine"
-    return value.split(",")[0], reason
+    kind = engine.setup.kind
+    return kind.value.name, kind.reason
 
 
 def test_a_gpu_with_flash_attention_gets_batching(engines: Engines) -> None:
-    engine = create_engine(loaded_on(GPU))
+    engine: Any = create_engine(loaded_on(GPU))
     assert chosen(engine) == ("batching", "a GPU with flash_attention_3, and attention in every layer")
     assert engines.made == ["batching"]
     assert engines.options["requests"] == 64
     assert engines.options["compile_level"] == 0
-    assert [fact[:2] for fact in engine.facts[1:]] == [
+    assert [fact[:2] for fact in engine.setup.facts(engine.details)] == [
+        ("Engine", "batching, up to 64 requests in a step"),
         ("KV cache", "262,144 tokens, 0.0 GB"),
         ("Decoding", "12 CUDA graphs"),
         ("Compiled", "no"),
@@ -113,7 +116,7 @@ def test_compiling_is_asked_for(engines: Engines) -> None:
     said: list[str] = []
     engine = create_engine(loaded_on(GPU), "auto", True, lambda stage, fraction, detail: said.append(detail))
     assert engines.options["compile_level"] == 1
-    assert engine.facts[-2] == ("Compiled", "yes", "asked for")
+    assert engine.setup.compiled == Chosen(True, ASKED, "yes")
     assert said == ["compiling the decode step, about a minute"]
 
 
@@ -121,8 +124,8 @@ def test_fused_layers_are_not_compiled(engines: Engines, monkeypatch: pytest.Mon
     monkeypatch.setattr("granite_demo.engine.factory._fuse", lambda loaded, unwanted, group: unwanted)
     engine = create_engine(loaded_on(GPU), "auto", True)
     assert engines.options["compile_level"] == 0
-    assert engine.facts[-1][:2] == ("Layers", "fused")
-    assert ("Compiled", "no", "the layers are fused, which is faster") in engine.facts
+    assert engine.setup.fused == eligibility.fusion("")
+    assert engine.setup.compiled == Chosen(False, "the layers are fused, which is faster", "no")
     create_engine(loaded_on(GPU), "auto", True, fuse=False)
     assert engines.options["compile_level"] == 1
 
@@ -279,9 +282,9 @@ def test_a_gguf_model_whose_cache_does_not_fit_is_given_back() -> None:
         def close(self) -> None:
             self.closed = True
 
-    loaded = SimpleNamespace(model=File(), memory=None, context_length=64, machine=())
+    loaded = SimpleNamespace(model=File(), memory=None, context_length=64, threads=None)
     with pytest.raises(AttributeError):  # this one can make no cache at all
-        factory._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
+        factory._gguf(loaded, False, lambda *_: None)  # type: ignore[arg-type]
     assert loaded.model.closed
 
 
@@ -294,13 +297,13 @@ def test_a_gguf_model_has_as_many_slots_as_fit(cache: int, slots: int, monkeypat
         raise RuntimeError("enough")
 
     monkeypatch.setattr(factory, "GgufRunner", note)
-    for threads in ("measured here", factory.ASKED):
+    for asked in (False, True):
         loaded = SimpleNamespace(
             model=SimpleNamespace(close=lambda: None),
             memory=MemoryUse("cpu", 0, cache, free=1600),
             context_length=64,
-            machine=(("Threads", "2", threads),),
+            threads=Threads(2, "a test", asked),
         )
         with pytest.raises(RuntimeError, match="enough"):
-            factory._gguf(loaded, lambda *_: None)  # type: ignore[arg-type]
+            factory._gguf(loaded, False, lambda *_: None)  # type: ignore[arg-type]
     assert made == [(slots, True), (slots, False)]

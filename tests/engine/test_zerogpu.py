@@ -27,7 +27,7 @@ from granite_demo.types.logprobs import Token
 from granite_demo.types.model_status import EngineStats
 from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.running import answer, reference, tiny_model, wait_idle
-from tests.fakes import FakeBackend
+from tests.fakes import SETUP, FakeBackend
 
 Task = Callable[..., Iterator[Any]]
 VISITOR: ContextVar[str] = ContextVar("visitor")
@@ -82,7 +82,7 @@ def spaces(monkeypatch: pytest.MonkeyPatch) -> FakeSpaces:
 
 @pytest.fixture
 def engine(spaces: FakeSpaces) -> Iterator[ZeroGpuEngine]:
-    engine = ZeroGpuEngine(tiny_model(), spaces, "a test", device="cpu")
+    engine = ZeroGpuEngine(tiny_model(), spaces, SETUP.engine, device="cpu")
     yield engine
     engine.close()
 
@@ -97,7 +97,7 @@ async def test_the_answer_is_the_models_and_the_gpu_is_given_back(spaces: FakeSp
 
 async def test_an_end_token_ends_it(spaces: FakeSpaces) -> None:
     expected = reference(tiny_model(), PROMPT, 9)
-    engine = ZeroGpuEngine(tiny_model(eos_ids=frozenset(expected[3:4])), spaces, "a test", device="cpu")
+    engine = ZeroGpuEngine(tiny_model(eos_ids=frozenset(expected[3:4])), spaces, SETUP.engine, device="cpu")
     assert await answer(engine, PROMPT, max_tokens=9) == expected[: expected.index(expected[3]) + 1]
     engine.close()
 

@@ -193,9 +193,8 @@ def test_without_a_good_file_safetensors_are_loaded_and_the_reason_is_told(
     options = LoadOptions(model=GRANITE, device="cpu")
     ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
     ready.engine.close()
-    [(_, value, why)] = [fact for fact in ready.loaded.facts if fact[0] == "GGUF file"]
-    assert value == "not used"
-    assert reason in why
+    assert reason in ready.loaded.no_gguf
+    assert ("GGUF file", "not used", ready.loaded.no_gguf) in ready.facts
     assert bool(server.transfers(GGUF)) is (reason == "is damaged")
 
 

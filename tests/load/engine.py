@@ -16,9 +16,10 @@ from granite_demo.engine.token_stream import Cancelled, TokenStream, deliver
 from granite_demo.engine.waiting_queue import WaitingLine
 from granite_demo.errors import EngineClosedError
 from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.engine_kinds import EngineKind
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
-from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.model_status import Chosen, EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
 LETTERS = tuple(range(64, 90))
@@ -40,7 +41,8 @@ class FixedSpeedEngine:
     unable: tuple[tuple[Feature, str], ...] = ()
 
     def __init__(self, rate: float, ttft: float, places: int) -> None:
-        self.facts: tuple[Fact, ...] = (("Engine", "fixed speed", f"{rate:g} tokens/s"),)
+        self.setup = EngineSetup(Chosen(EngineKind("fixed speed", serial=False), f"{rate:g} tokens/s"))
+        self.facts: tuple[Fact, ...] = self.setup.facts(())
         self._step, self._ttft, self._places = 1 / rate, ttft, places
         self._line: WaitingLine[_Asked] = WaitingLine()
         self._running: list[_Asked] = []
@@ -130,7 +132,7 @@ class RecordingEngine:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self.facts, self.unable = engine.facts, engine.unable
+        self.setup, self.facts, self.unable = engine.setup, engine.facts, engine.unable
         self.served: deque[Served] = deque(maxlen=REMEMBERED)
 
     def __getattr__(self, name: str) -> Any:

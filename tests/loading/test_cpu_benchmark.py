@@ -8,7 +8,15 @@ import pytest
 import torch
 
 from granite_demo.loading import cpu_benchmark
-from granite_demo.loading.cpu_benchmark import ANSWER, Seconds, choose_threads, measured, message_seconds, usable_cores
+from granite_demo.loading.cpu_benchmark import (
+    ANSWER,
+    Seconds,
+    Threads,
+    choose_threads,
+    measured,
+    message_seconds,
+    usable_cores,
+)
 from granite_demo.loading.float32_prefill import wide_linear
 
 
@@ -83,23 +91,24 @@ def taking(seconds: dict[int, float]) -> Callable[[int], Seconds]:
     ],
 )
 def test_fewer_threads_are_chosen_only_where_they_are_clearly_faster(seconds: dict[int, float], best: int) -> None:
-    count, reason = choose_threads(max(seconds), taking(seconds))
-    assert count == best
+    chosen = choose_threads(max(seconds), taking(seconds))
+    assert chosen.count == best
     assert torch.get_num_threads() == best
     tried = ", ".join(f"{value * 1000:.0f} ms on {tried}" for tried, value in seconds.items())
-    assert reason == f"measured here: a typical message takes {tried}"
+    assert chosen.reason == f"measured here: a typical message takes {tried}"
 
 
 def test_one_core_needs_no_choice() -> None:
-    assert choose_threads(1, taking({1: 1.0})) == (1, "the only core")
+    assert choose_threads(1, taking({1: 1.0})) == Threads(1, "the only core")
 
 
 def test_this_machine_is_measured_and_torch_left_at_the_choice() -> None:
     choose_threads.cache_clear()
-    count, reason = choose_threads()
-    assert 1 <= count <= usable_cores()
-    assert torch.get_num_threads() == count
-    assert "measured here" in reason or reason == "the only core"
+    chosen = choose_threads()
+    assert 1 <= chosen.count <= usable_cores()
+    assert torch.get_num_threads() == chosen.count
+    assert "measured here" in chosen.reason or chosen.reason == "the only core"
+    assert not chosen.asked
 
 
 @pytest.mark.parametrize(

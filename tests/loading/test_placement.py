@@ -12,7 +12,6 @@ from granite_demo.errors import ConfigurationError, OutOfMemoryError
 from granite_demo.loading import placement as placement_module
 from granite_demo.loading.cpu_benchmark import Seconds
 from granite_demo.loading.placement import (
-    ASKED,
     Placement,
     choose_attention,
     choose_context,
@@ -28,6 +27,7 @@ from granite_demo.models import memory
 from granite_demo.models.catalogue import MODELS
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions, Quantization
+from granite_demo.types.model_status import ASKED
 
 GB = 10**9
 BF16 = torch.bfloat16

@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from granite_demo.types.model_status import MemoryUse, ModelStatus
+from granite_demo.types.model_status import Chosen, MemoryUse, ModelStatus
 from granite_demo.ui.html import facts_html, memory_html, note_html, status_html
+from tests.fakes import SETUP
 
 EVIL = "<script>alert(\"1\" & '2')</script>"
 SAFE = "&lt;script&gt;alert(&quot;1&quot; &amp; &#x27;2&#x27;)&lt;/script&gt;"
@@ -21,15 +22,16 @@ def test_notes_are_escaped() -> None:
 
 
 def test_a_ready_model_shows_its_main_choices() -> None:
-    facts = (
-        ("Model", "Sample", "small"),
-        ("Device", "cpu", "no GPU"),
-        ("Precision", "float32", "measured"),
-        ("Quantization", "none", "small enough"),
-        ("Context", "8,192 tokens", "the model's own"),
+    setup = replace(SETUP, device=Chosen("cuda", "", "cuda, 2 GPUs"))
+    status = ModelStatus("sample", "ready", 1.0, title="Sample", setup=setup)
+    assert status_html(status) == (
+        '<div class="status ready"><b>Sample</b> <span>cuda, 2 GPUs · bfloat16 · sdpa</span></div>'
     )
-    status = ModelStatus("sample", "ready", 1.0, title="Sample", facts=facts)
-    assert status_html(status) == '<div class="status ready"><b>Sample</b> <span>cpu · float32</span></div>'
+
+
+def test_a_model_of_other_servers_shows_them() -> None:
+    status = ModelStatus("m", "ready", title="M", servers=("vLLM at http://one", "http://two"))
+    assert "<span>vLLM at http://one · http://two</span>" in status_html(status)
 
 
 def test_a_busy_model_shows_its_progress_where_known() -> None:
@@ -47,7 +49,7 @@ def test_a_failed_model_says_why_and_is_not_busy() -> None:
 
 @pytest.mark.parametrize("stage", ["ready", "failed", "loading"])
 def test_the_status_is_escaped(stage: Any) -> None:
-    html = status_html(ModelStatus(EVIL, stage, 0.5, detail=EVIL, title=EVIL, facts=(("Device", EVIL, EVIL),)))
+    html = status_html(ModelStatus(EVIL, stage, 0.5, detail=EVIL, title=EVIL, servers=(EVIL,)))
     assert "<script" not in html
     assert html.count(SAFE) == {"ready": 2, "failed": 2, "loading": 3}[stage]
     assert SAFE in status_html(ModelStatus(EVIL, stage))
@@ -94,6 +96,6 @@ def test_a_cache_larger_than_what_is_free_fills_the_bar() -> None:
 
 
 def test_an_automatic_choice_of_the_model_says_why() -> None:
-    facts = (("Model", "m", ""), ("Chosen", "automatically", "no IBM Granite is here yet"))
-    assert "No IBM Granite is here yet." in status_html(ModelStatus("auto", "ready", facts=facts))
-    assert "note" not in status_html(ModelStatus("m", "ready", facts=facts[:1]))
+    status = ModelStatus("auto", "ready", chosen_because="no IBM Granite is here yet")
+    assert "No IBM Granite is here yet." in status_html(status)
+    assert "note" not in status_html(replace(status, chosen_because=""))

@@ -6,7 +6,7 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.ui.models import PRECISIONS, load_options
+from granite_demo.ui.models import PRECISION_OPTIONS, load_options
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ def test_each_precision_of_the_list(precision: str, expected: LoadOptions) -> No
 
 
 def test_the_list_has_no_other_precision() -> None:
-    assert len(PRECISIONS) == 6
+    assert len(PRECISION_OPTIONS) == 6
 
 
 def test_attention_and_context_are_taken() -> None:

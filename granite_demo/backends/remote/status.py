@@ -35,6 +35,7 @@ def state_of(endpoints: Sequence[Endpoint], chosen: str) -> ModelStatus:
             1.0,
             title=model,
             about="A model of another server.",
+            servers=tuple(_shown(one) for one in endpoints),
             facts=facts,
             context_length=_context_length(up, model),
             notice=notice,
@@ -62,11 +63,14 @@ def _context_length(up: Sequence[Endpoint], model: str) -> int | None:
 
 def _facts(endpoints: Sequence[Endpoint]) -> Iterator[Fact]:
     for one in endpoints:
-        kind = f"{one.kind} at {one.shown}" if one.kind else one.shown
-        yield "Device", kind, THERE if one.up or not one.seen else one.seen.why
+        yield "Device", _shown(one), THERE if one.up or not one.seen else one.seen.why
         if one.refused:
             yield "Left out", ", ".join(sorted(one.refused)), "the server does not take these fields"
     yield "Switches", "by the model's name", "the template of another server cannot be looked into"
+
+
+def _shown(endpoint: Endpoint) -> str:
+    return f"{endpoint.kind} at {endpoint.shown}" if endpoint.kind else endpoint.shown
 
 
 def _unable(up: Sequence[Endpoint]) -> Iterator[tuple[Feature, str]]:

@@ -119,7 +119,7 @@ def _way(case: Case, prompts: Prompts, sizes: Sizes) -> Way[Run]:
     def run(tokens: int) -> Run:
         return case.run(prompts.many(case.users, sizes.prompt), tokens)
 
-    label = f"{case.way} with {case.users} users in {precision_name(case.loaded)}"
+    label = f"{case.way} with {case.users} users in {case.loaded.placement.label}"
     # What is compiled is compiled for a cache of one length.
     warm_up = sizes.tokens if case.way == baselines.STATIC else WARM_UP_TOKENS
     return Way(label, partial(run, sizes.tokens), partial(run, warm_up), may_fail=case.way != ENGINE)
@@ -135,7 +135,7 @@ def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> Decod
         way=case.way,
         users=case.users,
         choice=case.choice,
-        precision=precision_name(case.loaded),
+        precision=case.loaded.placement.label,
         documented=case.documented,
         rate=rate,
         ttft=Spread.of(run.ttft for run in runs),
@@ -152,9 +152,3 @@ def waiting_notes(rows: Sequence[DecodeRow]) -> list[str]:
     for row in rows:
         most[row.users] = max(row.queued, most.get(row.users, 0))
     return [f"Of {users} users up to {queued} waited in line." for users, queued in most.items() if queued]
-
-
-def precision_name(loaded: LoadedModel) -> str:
-    """Of the weights: bfloat16, nf4."""
-    placement = loaded.placement
-    return placement.quantization if placement.quantization != "none" else str(placement.dtype).removeprefix("torch.")

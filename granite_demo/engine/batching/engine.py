@@ -29,9 +29,10 @@ from granite_demo.errors import EngineError, GraniteDemoError, UnsuitableEngineE
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.engine_kinds import BATCHING
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
-from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.model_status import Chosen, EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -53,12 +54,14 @@ class BatchingEngine:
         requests: int = 64,
         prefill: int = 2048,
         compile_level: int = 0,
-        facts: tuple[Fact, ...] = (),
+        setup: EngineSetup | None = None,
         max_waiting: int = MAX_WAITING,
         group: Group = ALONE,
     ) -> None:
         """``cache_tokens``: tokens in the KV cache of all requests together. Raises MemoryError if it does not fit."""
-        self.facts = facts
+        self.setup = setup or EngineSetup(Chosen(BATCHING, ""))
+        self.details: tuple[Fact, ...] = ()
+        """What is known once it is warm, as rows for the screen."""
         self._group = group
         self._capacity = cache_tokens
         self._ends = sorted(loaded.eos_ids)
@@ -98,6 +101,11 @@ class BatchingEngine:
         if self._group.leads:
             self._watchdog.start()
         return count
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """See ``Engine.facts``."""
+        return self.setup.facts(self.details)
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None

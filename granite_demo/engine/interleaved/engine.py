@@ -24,9 +24,10 @@ from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingLine
 from granite_demo.errors import ContextOverflowError, GraniteDemoError
 from granite_demo.loading.placement import is_out_of_memory
 from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.engine_kinds import DYNAMIC
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
-from granite_demo.types.model_status import EngineStats, Fact, Feature
+from granite_demo.types.model_status import Chosen, EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
 log = logging.getLogger(__name__)
@@ -76,13 +77,11 @@ class InterleavedEngine:
         self,
         runner: Runner[Any],
         eos_ids: frozenset[int],
-        facts: tuple[Fact, ...] = (),
+        setup: EngineSetup | None = None,
         max_waiting: int = MAX_WAITING,
     ) -> None:
-        """``facts`` tell why this engine was chosen."""
-        self._chosen = facts
+        self.setup = setup or EngineSetup(Chosen(DYNAMIC, ""))
         self.unable: tuple[tuple[Feature, str], ...] = ()
-        self.facts = (*facts, *runner.facts)
         self._runner = runner
         self._eos_ids = eos_ids
         self._pace = PrefillPace()
@@ -92,6 +91,11 @@ class InterleavedEngine:
         self._dead: GraniteDemoError | None = None
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="engine")
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """See ``Engine.facts``. The runner knows more once it is warm."""
+        return self.setup.facts(self._runner.facts)
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
@@ -139,7 +143,6 @@ class InterleavedEngine:
                 self._runner.warm_up()
 
         self._executor.submit(warm_up).result()
-        self.facts = (*self._chosen, *self._runner.facts)  # a runner may know more now
 
     def close(self) -> None:
         """End all requests with EngineClosedError and wait for the model's thread to stop."""

@@ -1,4 +1,4 @@
-"""Whether the layers of a model are fused here (``fused.py``), and why."""
+"""Whether the layers of a model are fused here (``layer.py``), and why."""
 
 import importlib.util
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import torch
 
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.tensor_parallel import ALONE, Group
-from granite_demo.types.model_status import Fact
+from granite_demo.loading.tensor_parallel import Group
+from granite_demo.types.model_status import Chosen, Fact
 
 
 def fusion_problem(loaded: LoadedModel) -> str:
@@ -40,14 +40,18 @@ def shape_problem(config: Any) -> str:
     return "" if size >= 16 and not size & (size - 1) else f"its heads have {size} dimensions"
 
 
-def facts(problem: str, group: Group = ALONE) -> tuple[Fact, ...]:
-    """What the Settings tab says of it."""
+def fusion(problem: str) -> Chosen[bool]:
+    """Whether the layers are fused: they are where there is no ``problem``."""
     if problem:
-        return (("Layers", "as transformers computes them", f"not fused: {problem}"),)
-    words = "seven kernels instead of about thirty, and one product for queries, keys and values"
-    layers: Fact = ("Layers", "fused", words)
+        return Chosen(False, f"not fused: {problem}", "as transformers computes them")
+    reason = "seven kernels instead of about thirty, and one product for queries, keys and values"
+    return Chosen(True, reason, "fused")
+
+
+def sums_facts(group: Group) -> tuple[Fact, ...]:
+    """How the processes of ``group`` add up what fused layers compute, as rows for the screen."""
     if group.size == 1:
-        return (layers,)
+        return ()
     if not group.reads_others:
-        return (layers, ("Sums", "by NCCL", "the GPUs cannot write into each other's memory"))
-    return (layers, ("Sums", "of one token by each GPU writing to the others", "faster than NCCL, which has the rest"))
+        return (("Sums", "by NCCL", "the GPUs cannot write into each other's memory"),)
+    return (("Sums", "of one token by each GPU writing to the others", "faster than NCCL, which has the rest"),)

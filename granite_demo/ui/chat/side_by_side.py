@@ -19,7 +19,7 @@ from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.ui import markdown
 from granite_demo.ui.html import note_html
 from granite_demo.ui.markdown import plain
-from granite_demo.ui.models import PRECISIONS, labelled, load_options
+from granite_demo.ui.models import PRECISION_OPTIONS, labelled, load_options
 from granite_demo.ui.settings import to_seed
 from granite_demo.ui.streaming import (
     Latest,
@@ -165,7 +165,9 @@ def _column(name: str, status: ModelStatus, control: ModelControl) -> list[Any]:
             tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, min_width=90)
         with gr.Row(visible=len(models) > 1):
             model = gr.Dropdown(models, value="", label=f"Model of {name}", min_width=130)
-            precision = gr.Dropdown(list(PRECISIONS), value="Automatic", label=f"Precision of {name}", min_width=130)
+            precision = gr.Dropdown(
+                list(PRECISION_OPTIONS), value="Automatic", label=f"Precision of {name}", min_width=130
+            )
     return [thinking, temperature, top_p, seed, tokens, model, precision]
 
 

@@ -22,7 +22,7 @@ from granite_demo.ui.completion import token_view
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
-from granite_demo.ui.models import PRECISIONS, load_options
+from granite_demo.ui.models import PRECISION_OPTIONS, load_options
 from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop
 
 EXAMPLE = (
@@ -81,30 +81,22 @@ class PrecisionsTab:
 
 
 def own_precision(status: ModelStatus) -> str:
-    """The name in ``PRECISIONS`` of how the model is loaded; Automatic where it is none of them."""
-    values = {name: value for name, value, _ in status.facts}
-    dtype, quantization = values.get("Precision", ""), values.get("Quantization", "none")
-    for name, options in PRECISIONS.items():
-        given = options.get("quantization")
-        if given == quantization and (given != "none" or options.get("dtype") == dtype):
-            return name
-    return "Automatic"
+    """The name in ``PRECISION_OPTIONS`` of how the model is loaded; Automatic where it is none of them."""
+    own = status.setup.label if status.setup else ""
+    labels = {name: LoadOptions(**options).label for name, options in PRECISION_OPTIONS.items()}
+    return next((name for name, label in labels.items() if label == own), "Automatic")
 
 
 def choices(status: ModelStatus) -> list[str]:
     """The precisions that this machine can load, the model's own first."""
-    quantized = find_spec("bitsandbytes") is not None and dict(_values(status)).get("Device") != "mps"
+    quantized = find_spec("bitsandbytes") is not None and not (status.setup and status.setup.device.value == "mps")
     names = [
         name
-        for name, options in PRECISIONS.items()
+        for name, options in PRECISION_OPTIONS.items()
         if options and (quantized or options.get("quantization") in (None, "none"))
     ]
     own = own_precision(status)
     return sorted(names, key=lambda name: name != own)
-
-
-def _values(status: ModelStatus) -> list[tuple[str, str]]:
-    return [(name, value) for name, value, _ in status.facts]
 
 
 def shown_values(status: ModelStatus, chosen: Sequence[Any] = ()) -> tuple[Any, ...]:

@@ -288,7 +288,7 @@ async def test_the_slot_is_closed_before_the_reader_hears_of_the_end() -> None:
 
 async def test_one_thread_does_it_all_and_lets_go_once() -> None:
     runner = ScriptedRunner()
-    engine = InterleavedEngine(runner, frozenset(), (("Engine", "interleaved", "asked for"),))
+    engine = InterleavedEngine(runner, frozenset())
     assert [name for name, _, _ in engine.facts] == ["Engine", "Runner"]
     engine.warm_up()
     assert [name for name, _, _ in engine.facts] == ["Engine", "Runner", "Warm"]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import GraniteForCausalLM
 
-from granite_demo.engine.kernels.eligibility import facts, fusion_problem, shape_problem
-from granite_demo.loading.tensor_parallel import Group
+from granite_demo.engine.kernels.eligibility import fusion, fusion_problem, shape_problem, sums_facts
+from granite_demo.loading.tensor_parallel import ALONE, Group
 from tests.engine.fused_models import Loaded
 from tests.gpu.checkpoints import small_config
 
@@ -53,9 +53,12 @@ def test_other_architectures_and_shapes_stay_as_they_are(plain: Any) -> None:
 
 
 def test_what_is_said_of_it() -> None:
-    assert facts("it rains") == (("Layers", "as transformers computes them", "not fused: it rains"),)
-    assert [fact[:2] for fact in facts("")] == [("Layers", "fused")]
+    plain, fused = fusion("it rains"), fusion("")
+    assert (plain.value, fused.value) == (False, True)
+    assert plain.fact("Layers") == ("Layers", "as transformers computes them", "not fused: it rains")
+    assert str(fused) == "fused"
     group = Group(2)
-    assert facts("", group)[1][:2] == ("Sums", "by NCCL")
+    assert sums_facts(group)[0][:2] == ("Sums", "by NCCL")
     group.reads_others = True
-    assert facts("", group)[1][1] == "of one token by each GPU writing to the others"
+    assert sums_facts(group)[0][1] == "of one token by each GPU writing to the others"
+    assert sums_facts(ALONE) == ()

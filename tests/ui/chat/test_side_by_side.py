@@ -13,15 +13,16 @@ from granite_demo.access import Access
 from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.chat.answer import Answer
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.engine_kinds import DYNAMIC
 from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.messages import Controls, Message, Switches
-from granite_demo.types.model_status import BESIDE, IN_TURNS, ModelStatus
+from granite_demo.types.model_status import BESIDE, Chosen, EngineSetup, ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.ui.chat.side_by_side import answers, costs_html, difference_words, layout, shown_values, to_request
 from granite_demo.ui.streaming import Snapshot, Visit
-from tests.fakes import READY, FakeBackend
+from tests.fakes import READY, SETUP, FakeBackend
 
 SIDE: tuple[Any, ...] = ("", 0, 1, "", 512, "", "Automatic")
 """Thinking, temperature, top-p, seed, tokens, model, precision as the page has them first."""
@@ -172,7 +173,7 @@ async def test_another_model_waits_for_the_first_answer(backend: FakeBackend) ->
     assert [request.model for request in backend.requests] == [None, LoadOptions("two")]
 
 
-TURNS = replace(READY, facts=(("Engine", f"dynamic, up to 4 {IN_TURNS}", ""),))
+TURNS = replace(READY, setup=replace(SETUP, engine=EngineSetup(Chosen(DYNAMIC, "a test"))))
 
 
 @pytest.mark.parametrize("state", [READY, TURNS])

@@ -9,6 +9,7 @@ import pytest
 
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
+from granite_demo.types.model_status import Chosen, ModelStatus
 from granite_demo.ui.completion import precisions
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.completion.precisions import (
@@ -20,7 +21,7 @@ from granite_demo.ui.completion.precisions import (
     steps,
     to_request,
 )
-from tests.fakes import READY, FakeBackend
+from tests.fakes import READY, SETUP, FakeBackend
 from tests.ui.completion.test_token_view import rows, spans
 
 A = ComparedSide("bfloat16", (), 5_000_000_000, 2000.4, 41.52, 12.25)
@@ -35,8 +36,9 @@ RESULT = Comparison(TOKENS, A, B)
 TEXT = "a b c\n=1+1 d e"
 
 
-def ready(precision: str, quantization: str) -> object:
-    return replace(READY, facts=(("Precision", precision, ""), ("Quantization", quantization, "")))
+def ready(precision: str, quantization: str) -> ModelStatus:
+    setup = replace(SETUP, precision=Chosen(precision, ""), quantization=Chosen(quantization, ""))
+    return replace(READY, setup=setup)
 
 
 @pytest.mark.parametrize(
@@ -50,8 +52,8 @@ def ready(precision: str, quantization: str) -> object:
 )
 def test_the_models_own_precision_comes_first(precision: str, quantization: str, name: str) -> None:
     status = ready(precision, quantization)
-    assert own_precision(status) == name  # type: ignore[arg-type]
-    names = choices(status)  # type: ignore[arg-type]
+    assert own_precision(status) == name
+    names = choices(status)
     assert "Automatic" not in names
     assert len(set(names)) == len(names) >= 2
     assert name == "Automatic" or names[0] == name
