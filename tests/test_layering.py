@@ -1,6 +1,7 @@
 """Which module may import which, who reads the environment, and how long functions may get."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -30,6 +31,12 @@ BESIDE_THE_ENGINE = {"errors", "types", "access", "backend", "settings", "output
 # sample passes the environment on to pip, and tensor_parallel sets what NCCL reads.
 MAY_READ_ENVIRONMENT = {"settings.py", "hub/sample.py", "loading/tensor_parallel.py"}
 MAX_FUNCTION_LINES = 60
+TESTS = PACKAGE.parent / "tests"
+PATCHES = "gradio_patches"
+INTERNAL_MODULES = {"blocks", "processing_utils", "queueing", "route_utils", "routes", "state_holder", "utils"}
+"""Those of Gradio that ``gr`` has and its documentation has not."""
+INTERNAL_ATTRIBUTES = {"has_launched", "upload_file_set", "state_holder", "default_config", "get_blocks"}
+"""Those of Gradio's pages that its documentation does not have."""
 
 every_module = pytest.mark.parametrize("path", MODULES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
 
@@ -84,6 +91,28 @@ def test_functions_are_short(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION_LINES, node.name
+
+
+OUTSIDE = [path for folder in (PACKAGE, TESTS) for path in sorted(folder.rglob("*.py")) if PATCHES not in path.parts]
+
+
+@pytest.mark.parametrize("path", OUTSIDE, ids=lambda path: path.relative_to(PACKAGE.parent).as_posix())
+def test_gradios_private_parts_are_used_in_one_folder(path: Path) -> None:
+    used = set()
+    for node in ast.walk(ast.parse(path.read_bytes())):
+        if isinstance(node, ast.Import):
+            used |= {alias.name for alias in node.names if alias.name.startswith("gradio.")}
+        elif isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("gradio."):
+            used.add(str(node.module))
+        elif isinstance(node, ast.Constant) and re.match(rf"gradio\.({'|'.join(INTERNAL_MODULES)})\b", str(node.value)):
+            used.add(str(node.value))
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            of_module = node.value.id == "gr" and node.attr in INTERNAL_MODULES
+            of_page = node.value.id in ("gr", "demo", "page", "blocks") and node.attr.startswith("_")
+            used |= {f"{node.value.id}.{node.attr}"} if of_module or of_page else set()
+        if isinstance(node, ast.Attribute) and node.attr in INTERNAL_ATTRIBUTES and path in MODULES:
+            used.add(node.attr)
+    assert not used, f"this belongs in granite_demo/ui/{PATCHES}, with a contract test"
 
 
 @pytest.mark.parametrize(

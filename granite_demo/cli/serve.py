@@ -1,6 +1,5 @@
 """Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
 
-from types import SimpleNamespace
 from typing import Protocol
 
 from rich.console import Console
@@ -60,14 +59,13 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
         zerogpu.settle(ready.loaded)
     from granite_demo.server.app import create_app
     from granite_demo.server.policy import limits_of, policy_of
+    from granite_demo.ui.gradio_patches.blocks import set_port
 
     whole = SideBySideBackend(backend, backend_beside(settings)) if settings.beside else backend
     limited = LimitedBackend(whole, limits_of(settings))
     app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
     if lent:
-        # The processes that spaces forks close their copies of this port's connections, and look here for it.
-        port = SimpleNamespace(port=listener.getsockname()[1])
-        app.state.page.get_blocks().server = SimpleNamespace(config=port)
+        set_port(app.state.page, listener.getsockname()[1])
 
     def announce() -> None:
         console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)

@@ -2,13 +2,11 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
-from gradio.utils import get_upload_folder
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
 from starlette.staticfiles import StaticFiles
@@ -26,7 +24,7 @@ from granite_demo.server.policy import Policy
 from granite_demo.server.uploads import Sweeper
 from granite_demo.ui.app import build_ui
 from granite_demo.ui.gradio_patches.errors import log_errors
-from granite_demo.ui.gradio_patches.files import guard_files, refuse_unknown_events
+from granite_demo.ui.gradio_patches.files import guard_files, refuse_unknown_events, uploads_of
 from granite_demo.ui.gradio_patches.sessions import keep_values_only
 from granite_demo.ui.languages import translations, words_dir
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
@@ -62,7 +60,8 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
     page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
     app.mount("/words", StaticFiles(directory=words_dir()))
-    app.add_middleware(Sweeper, folder=Path(get_upload_folder()), uploaded=page.upload_file_set)
+    folder, uploaded = uploads_of(page)
+    app.add_middleware(Sweeper, folder=folder, uploaded=uploaded)
     app.add_middleware(Guard, limit=policy.max_body)
     app.add_middleware(CrowdGuard, most=policy.direct)
     app.add_middleware(RouteGuard)

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from granite_demo.access import visitor_of
 from granite_demo.server.openai.errors import error_body
-from granite_demo.server.uploads import MAX_UPLOAD, UPLOADS, ending, is_multipart
+from granite_demo.server.uploads import MAX_UPLOAD, UPLOADS, is_multipart
+from granite_demo.ui.gradio_patches.files import end_interrupted
 
 TOO_LARGE = "The request is larger than {} MB, the maximum allowed size."
 GRADIO = "/gradio_api/"
@@ -56,7 +57,7 @@ class Guard:
             return await refusal(scope, too_large, 413, "request_too_large")(scope, receive, send)
         multipart = is_multipart(scope)
         if multipart:
-            receive = ending(receive)
+            receive = end_interrupted(receive)
         arrived = 0
 
         async def counted() -> Message:

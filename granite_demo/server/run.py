@@ -117,8 +117,9 @@ class _Server(uvicorn.Server):
             await asyncio.sleep(0.02)
         announce()
         failure = await self._end_of(serving)
-        # Gradio's heartbeats never end by themselves and would use up the whole grace period.
-        self._app.state.page.stop_event.set()
+        from granite_demo.ui.gradio_patches.sessions import end_heartbeats  # later than ``bind``: Gradio takes seconds
+
+        end_heartbeats(self._app.state.page)
         await asyncio.to_thread(self._backend.close)
         await serving
         return failure

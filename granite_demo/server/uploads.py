@@ -7,8 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from starlette.datastructures import Headers
-from starlette.formparsers import MultiPartException
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 UPLOADS = "/gradio_api/upload"
 MAX_UPLOAD = 32 * 2**20
@@ -16,30 +15,11 @@ MAX_UPLOAD = 32 * 2**20
 MAX_KEPT = 256 * 2**20
 """Bytes of all files that are kept. A file is read as soon as it has come, so the oldest can go."""
 KEPT_SECONDS = 600
-BROKEN_OFF = "The upload was broken off."
 
 
 def is_multipart(scope: Scope) -> bool:
     """Whether the body is one that Gradio writes to files while it comes."""
     return Headers(scope=scope).get("content-type", "").startswith("multipart/form-data")
-
-
-def ending(receive: Receive) -> Receive:
-    """``receive`` for a multipart body, which ends one that was broken off so that Gradio deletes what it has of it.
-
-    Gradio 6.31 (``GradioMultiPartParser.parse``) deletes its files after a MultiPartException only.
-    """
-    complete = False
-
-    async def received() -> Message:
-        nonlocal complete
-        message = await receive()
-        if message["type"] == "http.disconnect" and not complete:
-            raise MultiPartException(BROKEN_OFF)
-        complete = complete or not message.get("more_body", False)
-        return message
-
-    return received
 
 
 class Sweeper:

@@ -10,25 +10,22 @@ from granite_demo.ui import conversation_list, languages, models, settings
 from granite_demo.ui.chat import handlers, side_by_side
 from granite_demo.ui.chat import tab as chat_tab
 from granite_demo.ui.completion import tab as completion_tab
-from granite_demo.ui.gradio_patches.blocks import Page, settle_drawing
+from granite_demo.ui.gradio_patches.blocks import Page, set_plot_backend, widen_queue
 from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.html import status_html
 from granite_demo.ui.theme import logo_svg
 
-QUEUE_POLL_SECONDS = 0.02
-"""How often Gradio's queue looks for new events. Its own 1 ms wakes the process a thousand times a second for nothing,
-which costs a model on the same CPU several percent of its speed."""
 MAX_WAITING = MAX_STREAMS
-"""Events that may wait in Gradio's queue, for a moment; more are refused. Where they wait long is the engine's line."""
+"""Events that can wait in Gradio's queue; more are rejected. They wait there briefly: long waits are the engine's."""
 SHORT_EVENTS = 32
-"""Places in it for other events than answers."""
+"""Places in that queue for events other than answers."""
 SETTLED_SECONDS = 5.0
-"""Between two looks at the model's state, while nothing happens to it."""
+"""Between two reads of the model's state, while it does not change."""
 
 
 def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
-    """The page over ``backend``, ready to be mounted. ``access`` decides who may change the model with ``control``."""
-    settle_drawing()
+    """The page over ``backend``, ready to be mounted. ``access``: who can change the model with ``control``."""
+    set_plot_backend()
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
         languages.layout()
@@ -52,7 +49,7 @@ def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Bloc
             state = backend.status()
             settled = state.stage in ("ready", "idle")
             again_button = gr.Button(visible=state.stage == "failed")
-            # Never quite off: somebody else may load another model.
+            # It never stops: another visitor may load another model.
             pace = gr.Timer(SETTLED_SECONDS if settled else BUSY_SECONDS)
             which = f"{state.model} {state.stage}"
             compared = side_by_side.shown_values(control, state)
@@ -68,7 +65,5 @@ def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Bloc
         settings.wire(preferences, backend, demo, [answering.change])
         models.wire(panel, control, access, timer)
     demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
-    # Gradio (6.31) has 40 places for all queued events, whatever their own limits; who finds none waits unseen.
-    demo._queue.max_thread_count = MAX_STREAMS + SHORT_EVENTS
-    demo._queue.sleep_when_free = QUEUE_POLL_SECONDS
+    widen_queue(demo, MAX_STREAMS + SHORT_EVENTS)
     return demo

@@ -1,7 +1,7 @@
-"""The list of conversations beside the chat. They are kept in the visitor's browser; the server keeps nothing.
+"""The list of conversations beside the chat. The visitor's browser keeps them; the server keeps none.
 
-The list and its storage are ``SCRIPTS``. Its events: ``select`` and ``edit`` carry the conversation that
-is now open, ``clear`` says that none is. What changes in ``holder``, the open conversation, is saved by the script.
+The scripts of ``SCRIPTS`` are the list and its storage. Its events are ``select`` and ``edit``, with the conversation
+that is now open, and ``clear``, when none is open. The scripts save each change of ``holder``, the open conversation.
 """
 
 from typing import Any
@@ -15,17 +15,17 @@ from granite_demo.ui import theme
 from granite_demo.ui.gradio_patches.events import DIRECT
 
 SAVE_JS = "(conversation) => { window.graniteDemo?.save(conversation); }"
-"""For the change event of the component that holds the open conversation."""
+"""For the change event of the component with the open conversation."""
 SHOWN_JS = "(held, ...rest) => [window.graniteDemo?.shownPart(held) ?? held, ...rest]"
-"""For events that need no more of the open conversation, their first input, than the branch that is shown."""
+"""For events that need only the branch shown of the open conversation, which is their first input."""
 SCRIPTS = ("assets/library_turns.js", "assets/library_store.js", "conversation_list.js")
 """The parts of one script."""
 UNREADABLE = "This is not a conversation that granite-demo can read."
 
 
 def layout() -> gr.HTML:
-    """Place the sidebar with the list. Call inside the Blocks, outside the tabs."""
-    # Closed to begin with, for narrow screens; the script opens it on wide ones.
+    """Add the sidebar with the list. Call it inside the Blocks and outside the tabs."""
+    # It starts closed, for narrow screens. The script opens it on wide ones.
     with gr.Sidebar(open=False, width=300, elem_id="sidebar"):
         return gr.HTML(
             html_template="",
@@ -37,12 +37,12 @@ def layout() -> gr.HTML:
 
 
 def wire(library: gr.HTML, holder: gr.JSON) -> None:
-    """Save the open conversation whenever it changes. Opening others is up to the chat."""
+    """Save the open conversation when it changes. The chat opens other conversations."""
     holder.change(None, [holder], None, js=SAVE_JS, **DIRECT)
 
 
 def read_file(data: Any) -> dict[str, Any]:
-    """For the script: [text, name] of a file to its conversations with their titles, or an error to show."""
+    """For the script: the conversations in a file, given as [text, name], or an error to show."""
     try:
         text, name = data
         if not isinstance(text, str) or not isinstance(name, str):
@@ -56,7 +56,7 @@ def read_file(data: Any) -> dict[str, Any]:
 
 
 def to_markdown(data: Any) -> dict[str, Any]:
-    """For the script: a conversation to the text of its file, or an error to show."""
+    """For the script: a conversation as the text of a file, or an error to show."""
     try:
         return {"text": export.to_markdown(conversations.load(data))}
     except InvalidRequestError as error:

@@ -1,7 +1,7 @@
-"""The page's own words in the languages that Granite speaks beside English, from ``assets/words/``.
+"""The page's texts in the languages of Granite other than English, from ``assets/words/``.
 
-A file for each language maps English texts to its own. In them ``#`` stands for a number and ``{}`` for a name. Gradio
-translates what components are built with; ``languages.js`` does the rest in the browser, which knows the language.
+A file for each language maps English texts to translations, with ``#`` for a number and ``{}`` for a name. Gradio
+translates the texts that components are built with. ``languages.js`` translates all other texts in the browser.
 """
 
 import json
@@ -15,23 +15,23 @@ from granite_demo.ui.theme import assets_dir, script
 
 LANGUAGES = ("ar", "cs", "de", "es", "fr", "it", "ja", "ko", "nl", "pt", "zh")
 PROPERTIES = ("label", "info", "placeholder")
-"""What Gradio looks up in the browser, if it is a key; and ``value``."""
+"""Properties of components that Gradio translates in the browser, in addition to ``value``."""
 
 
 def words_dir() -> Path:
-    """The folder that the browser fetches its language's words from."""
+    """The folder with a file of translations for each language, which the browser fetches."""
     return assets_dir() / "words"
 
 
 def layout() -> None:
-    """Place what translates in the browser. Call first, so that little is seen before."""
+    """Add the script that translates. Call it first, so that visitors see few texts before their translation."""
     gr.HTML(f'<i data-languages="{" ".join(LANGUAGES)}"></i>', js_on_load=script("languages.js"), elem_id="words")
 
 
 def translations(page: gr.Blocks) -> gr.I18n:
-    """For Gradio: the words of what ``page`` is built of.
+    """The translations, for Gradio, of the texts that the components of ``page`` are built with.
 
-    A text that is the value of a box is none of them: Gradio would translate the value.
+    A text that is also the value of an input is left out: Gradio would translate the value.
     """
     blocks: list[Any] = list(page.blocks.values())
     texts = {text for block in blocks for text in _texts(block)}

@@ -1,10 +1,9 @@
-"""Where the page's theme, style sheet and logo lie."""
+"""The page's theme, style sheets, scripts and logo."""
 
 import json
 from pathlib import Path
 
 import gradio as gr
-from gradio.themes.utils.fonts import LocalFont
 
 
 def assets_dir() -> Path:
@@ -15,13 +14,17 @@ def assets_dir() -> Path:
 
 
 def load_theme() -> gr.Theme:
-    """The theme of ``assets/theme.json``. Its fonts ship with Gradio: the page fetches nothing from elsewhere."""
+    """The theme of ``assets/theme.json``. Its fonts are part of Gradio, so the page needs no other server."""
     look = json.loads((assets_dir() / "theme.json").read_text(encoding="utf-8"))
     primary = gr.themes.Color(**look["primary_hue"], name="primary")
     neutral = gr.themes.Color(**look["neutral_hue"], name="neutral")
-    # 400 and 700 are the weights that Gradio ships whole; its 600 lacks most letters.
-    font = (LocalFont("IBM Plex Sans", weights=(400, 700)), gr.themes.Font("system-ui"), gr.themes.Font("sans-serif"))
-    mono = (LocalFont("IBM Plex Mono", weights=(400, 700)), gr.themes.Font("monospace"))
+    # Gradio has all letters of the weights 400 and 700, but not of 600.
+    font = (
+        gr.themes.LocalFont("IBM Plex Sans", weights=(400, 700)),
+        gr.themes.Font("system-ui"),
+        gr.themes.Font("sans-serif"),
+    )
+    mono = (gr.themes.LocalFont("IBM Plex Mono", weights=(400, 700)), gr.themes.Font("monospace"))
     theme = gr.themes.Default(
         primary_hue=primary, secondary_hue=primary, neutral_hue=neutral, font=font, font_mono=mono
     )
@@ -40,10 +43,10 @@ def script(name: str) -> str:
 
 
 def logo_svg() -> str:
-    """The logo as markup to set into the page."""
+    """The logo as markup for the page."""
     return logo_path().read_text(encoding="utf-8")
 
 
 def logo_path() -> Path:
-    """The logo's file, which is also the page's icon."""
+    """The file of the logo, which is also the page's icon."""
     return assets_dir() / "logo.svg"

@@ -10,6 +10,7 @@ from playwright.sync_api import Page, expect
 from granite_demo.chat.conversation import documents_of, load
 from granite_demo.ui.chat import documents
 from granite_demo.ui.chat.sources import grounding_html
+from granite_demo.ui.gradio_patches.files import uploads_of
 from granite_demo.ui.theme import assets_dir
 from tests.browser.conftest import NewContext
 
@@ -93,5 +94,5 @@ def test_uploaded_files_do_not_stay_on_the_server(page: Page, tmp_path: Path) ->
     (tmp_path / "canary-file.txt").write_text("canary 5713")
     upload(page, tmp_path / "canary-file.txt")
     expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
-    cache = Path(gr.utils.get_upload_folder())
+    cache, _ = uploads_of(gr.Blocks(analytics_enabled=False))
     assert list(cache.rglob("canary-file.txt")) == []

@@ -10,7 +10,6 @@ from socket import socket
 from typing import cast
 
 import pytest
-from gradio import networking
 from rich.console import Console
 
 from granite_demo.backends.limited import LimitedBackend
@@ -21,6 +20,7 @@ from granite_demo.hub import download
 from granite_demo.server import run
 from granite_demo.server.policy import PUBLIC_LIMITS
 from granite_demo.settings import Settings
+from granite_demo.ui.gradio_patches import share
 from tests.fakes import FakeBackend
 
 SECRET_VARIABLES = (
@@ -71,8 +71,7 @@ def test_t14_a_link_is_told_and_whoever_comes_by_it_has_the_limits_of_strangers(
         served.append(limited)
         listener.close()
 
-    monkeypatch.setattr(networking, "CERTIFICATE_PATH", "unused")
-    monkeypatch.setattr(networking, "setup_tunnel", lambda *values: "https://a.example")
+    monkeypatch.setattr(share, "share_link", lambda port, folder: "https://a.example")
     monkeypatch.setattr(run, "serve", serve)
     console = Console(file=StringIO(), width=200)
     settings = Settings.resolve({"share": "yes", "port": 0, "cache_dir": tmp_path}, {})

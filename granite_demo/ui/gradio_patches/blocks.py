@@ -1,22 +1,27 @@
-"""The page's Blocks, made cheap for streams: what an update leaves alone costs nothing."""
+"""The page's Blocks, with cheap updates, a wide queue and the attributes that a launch would set."""
 
 import copy
 from collections.abc import Sequence
 from importlib.util import find_spec
+from types import SimpleNamespace
 from typing import Any
 
 import gradio as gr
+from fastapi import FastAPI
 from gradio.blocks import Block, BlockContext
 
 UNCHANGED = gr.skip()
 PLAIN = {"__type__", "visible", "interactive"}
-"""What a component takes as it is: an update of no more needs none to be built."""
+"""An update with only these keys goes to the browser as it is."""
+POLL_SECONDS = 0.02
+"""Between two searches for new events in Gradio's queue."""
 
 
-def settle_drawing() -> None:
-    """Have matplotlib, where it is installed, draw without a window system.
+def set_plot_backend() -> None:
+    """Set matplotlib, where it is installed, to draw without a window system.
 
-    Gradio 6.31 asks it around each event, and the first time it would look for one: seconds of somebody's question.
+    Gradio 6.31 reads matplotlib's backend around each event. The first time, matplotlib would search for a window
+    system, which takes seconds of a visitor's first question.
     """
     if find_spec("matplotlib"):
         import matplotlib
@@ -24,9 +29,32 @@ def settle_drawing() -> None:
         matplotlib.use("agg")
 
 
+def widen_queue(page: gr.Blocks, places: int) -> None:
+    """Let ``places`` events of ``page`` run at the same time. Call it after ``page.queue()``.
+
+    Gradio 6.31 runs at most 40 events of its queue, whatever their own limits are; the others wait unseen. It also
+    looks for new events every millisecond, which slows a model on the same CPU by several percent.
+    """
+    queue: Any = page._queue
+    queue.max_thread_count = places
+    queue.sleep_when_free = POLL_SECONDS
+
+
+def set_port(page: FastAPI, port: int) -> None:
+    """Give Gradio's application ``page`` the port of this server.
+
+    The processes that the package ``spaces`` forks close their copies of its connections, and read the port where
+    Gradio 6.31 sets it at a launch, which a mounted page never has.
+    """
+    blocks: Any = page.get_blocks()  # type: ignore[attr-defined]
+    blocks.server = SimpleNamespace(config=SimpleNamespace(port=port))
+
+
 class Page(gr.Blocks):
-    """Blocks that do not build a component anew, as Gradio 6.31 does, for each output that is ``gr.skip()``,
-    shown or hidden. That takes milliseconds each time, and each word of an answer is such an update.
+    """Blocks that send an update of visibility only, or none, without building its component.
+
+    Gradio 6.31 builds one for each output of each event. That takes milliseconds, and each word of an answer is an
+    event with many outputs that do not change.
     """
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
@@ -35,12 +63,12 @@ class Page(gr.Blocks):
         if len(outputs) == 1 or not predictions or predictions == UNCHANGED:
             return await super().postprocess_data(block_fn, predictions, state)
         if isinstance(predictions, dict) and not set(predictions) <= set(outputs):
-            return await super().postprocess_data(block_fn, predictions, state)  # which says what is wrong
+            return await super().postprocess_data(block_fn, predictions, state)  # raises an error with the reason
         values = _in_order(outputs, predictions)
         if len(values) != len(outputs):
             return await super().postprocess_data(block_fn, predictions, state)
-        shown: list[Any] = [_plain(output, value) for output, value in zip(outputs, values, strict=True)]
-        changed = [place for place, look in enumerate(shown) if look is None]
+        sent: list[Any] = [_plain(output, value) for output, value in zip(outputs, values, strict=True)]
+        changed = [place for place, update in enumerate(sent) if update is None]
         if len(changed) == len(values):
             return await super().postprocess_data(block_fn, predictions, state)
         if changed:
@@ -49,23 +77,23 @@ class Page(gr.Blocks):
             given = [values[place] for place in changed]
             done = await super().postprocess_data(part, given[0] if len(given) == 1 else given, state)
             for place, value in zip(changed, done, strict=True):
-                shown[place] = value
-        return shown
+                sent[place] = value
+        return sent
 
 
 def _in_order(outputs: Sequence[Any], predictions: Any) -> list[Any]:
-    """What is to become of each output, from a list or from a dict of those that change."""
+    """A value for each output, from a list or from a dict of the outputs that change."""
     if not isinstance(predictions, dict):
         return list(predictions)
     return [predictions.get(output, UNCHANGED) for output in outputs]
 
 
 def _plain(output: Any, value: Any) -> dict[str, Any] | None:
-    """What the page is told of an update that needs no component to be built; None of any other value."""
+    """The update to send, if ``value`` is one that needs no component; None for any other value."""
     if isinstance(value, Block):
         value = {**value.constructor_args, "__type__": "update"}
     if not isinstance(value, dict) or value.get("__type__") != "update":
         return None
-    # What checks values, such as a list of choices, is built: how it is now matters when the page sends one.
-    looks = PLAIN if isinstance(output, BlockContext | gr.Button) else {"__type__"}
-    return dict(value) if value.keys() <= looks and None not in value.values() else None
+    # A component that checks values, such as a list of choices, is built: it checks what the page sends later.
+    keys = PLAIN if isinstance(output, BlockContext | gr.Button) else {"__type__"}
+    return dict(value) if value.keys() <= keys and None not in value.values() else None

@@ -1,4 +1,4 @@
-"""What Gradio would print of errors, as lines of this package's log: their texts repeat what a visitor sent."""
+"""Gradio's tracebacks, as short lines of this package's log: their texts repeat what a visitor sent."""
 
 import logging
 import sys
@@ -10,27 +10,30 @@ from gradio import queueing, route_utils, routes, utils
 
 log = logging.getLogger(__name__)
 
+PRINTING = (queueing, route_utils, routes, utils)
+"""The modules of Gradio that print tracebacks while a page is served."""
+
 
 def log_errors() -> None:
-    """Have Gradio tell of an error its class and its place only, and that to the log.
+    """Log the class and the place of an error in an event, and nothing else.
 
-    Gradio 6.31 prints whole tracebacks to standard error, past the log and what that masks.
+    Gradio 6.31 prints whole tracebacks to standard error, where no filter of the log masks secrets.
     """
-    for module in (queueing, route_utils, routes, utils):
-        setattr(module, "traceback", _Told)  # noqa: B010
+    for module in PRINTING:
+        setattr(module, "traceback", _Traceback)  # noqa: B010
 
 
-class _Told:
-    """As much of the module ``traceback`` as Gradio uses."""
+class _Traceback:
+    """The two functions of the module ``traceback`` that Gradio calls."""
 
     @staticmethod
     def print_exc(*args: Any, **options: Any) -> None:
-        """Instead of the traceback of the error that is being handled."""
-        log.error("The page could not do what was asked: %s.", _place(sys.exception()))
+        """Log where the current error was raised."""
+        log.error("An event of the page failed: %s.", _place(sys.exception()))
 
     @staticmethod
     def format_exc(*args: Any, **options: Any) -> str:
-        """Instead of its text."""
+        """The class of the current error, and where it was raised."""
         return _place(sys.exception())
 
 

@@ -1,4 +1,4 @@
-"""How the page's events run: long ones in the queue, short ones at once, none in the public API list."""
+"""How the page's events run: long ones in the queue, short ones directly, none in the list of Gradio's API."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -14,14 +14,14 @@ from granite_demo.ui.html import note_html
 log = logging.getLogger(__name__)
 
 MAX_STREAMS = 128
-"""Answers that may stream at once; the engine decides how many of them it serves at a time."""
+"""Answers that can stream at the same time; the engine decides how many of them it runs."""
 
 BUSY_SECONDS = 1.0
-"""Between two looks at the model's state, while it is loaded."""
+"""Between two reads of the model's state, while it loads."""
 
 QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": []}
-"""No component shows that an event runs. Hidden alone would not do: at each step of an event Gradio (6.31) tells all
-components that are any event's output so far how far it is, and looks each up among all of the page."""
+"""No component shows the progress of an event. "hidden" alone is not enough: at each step of an event, Gradio 6.31
+updates the progress of each component that has been an output of any event, and searches the whole page for it."""
 
 STREAMING: dict[str, Any] = {
     **QUIET,
@@ -33,26 +33,26 @@ DIRECT: dict[str, Any] = {**QUIET, "queue": False, "api_visibility": "private"}
 
 NOTHING_JS = "() => []"
 
-DAMAGED = "What the browser sent is damaged. Reload the page."
+DAMAGED = "The browser sent invalid data. Reload the page."
 INVALID = (GraniteDemoError, ValidationError, TypeError, AttributeError, KeyError, ValueError)
 """Errors that a handler raises for values that our page would not send."""
 
 
 def refusal(error: Exception) -> str:
     """The text for the visitor whose values caused ``error``, one of ``INVALID``."""
-    # The log gets no text of the error: it can quote what the visitor wrote.
-    log.info("An event was refused: %s.", type(error).__name__)
+    # The log gets no text of the error, which can quote the visitor.
+    log.info("An event was rejected: %s.", type(error).__name__)
     return error.user_text if isinstance(error, GraniteDemoError) else DAMAGED
 
 
 def follow(
     changes: Sequence[Any], handler: Callable[..., Any], inputs: Any, outputs: Any, js: str | None = None
 ) -> Any:
-    """Has ``handler`` run after each of ``changes``, once at a time, and once more for what came meanwhile.
+    """Run ``handler`` after each of ``changes``: one run at a time, and one more if there was a change during a run.
 
-    Gradio calls that ``always_last``, but when it runs such a listener once more it also runs all others of the same
-    change (6.31): two of them set each other off for ever, and a page that stands idle asks a dozen times a second.
-    So the change has a step in the browser alone, and what comes after a step is run once more by itself.
+    This is Gradio's ``always_last``. But when Gradio 6.31 runs such a listener one more time, it also runs all other
+    listeners of the same change: two of them start each other without end, and an idle page sends a dozen requests a
+    second. So each change starts a step of its own in the browser, and ``handler`` is the only listener of that step.
     """
     step = gr.on(list(changes), None, js=NOTHING_JS, **DIRECT)
     return step.then(handler, inputs, outputs, js=js, trigger_mode="always_last", **DIRECT)

@@ -1,21 +1,26 @@
-"""Closes the file and event routes of Gradio that the page does not use."""
+"""Limits what Gradio does with files and events that a browser names."""
 
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
 from gradio.route_utils import FnIndexInferError
+from gradio.utils import get_upload_folder
+from starlette.formparsers import MultiPartException
 from starlette.requests import Request
 from starlette.responses import JSONResponse
+from starlette.types import Message, Receive
 
 UNKNOWN_EVENT = "The page has no such event. Reload it."
+INTERRUPTED = "The upload was interrupted."
 
 
 def guard_files(page: gr.Blocks) -> None:
-    """Have Gradio refuse paths and addresses that a browser names; only what it uploaded itself is a file.
+    """Accept only uploaded files: no other path on this machine, and no address to download from.
 
     Gradio 6.31 checks paths (``processing_utils._check_allowed``) only for a page that was launched, which a mounted
-    one never is, and it fetches what looks like a URL.
+    one never is. It also downloads any path that looks like a URL.
     """
     page.has_launched = True
     for block in page.blocks.values():
@@ -25,9 +30,9 @@ def guard_files(page: gr.Blocks) -> None:
 
 
 def refuse_unknown_events(page: FastAPI) -> None:
-    """Have Gradio's application answer 404 to an event that the page does not have, as one of before a restart.
+    """Have Gradio's application answer 404 to an event that the page does not have, such as one before a restart.
 
-    Gradio 6.31 looks it up by its number (``route_utils.get_fn``) and fails where there is none.
+    Gradio 6.31 looks an event up by its number (``route_utils.get_fn``) and answers 500 if there is none.
     """
 
     async def unknown(request: Request, error: Exception) -> JSONResponse:
@@ -37,10 +42,33 @@ def refuse_unknown_events(page: FastAPI) -> None:
         page.add_exception_handler(kind, unknown)
 
 
+def uploads_of(page: gr.Blocks) -> tuple[Path, set[str]]:
+    """The folder that Gradio writes uploads to, and the paths of the complete ones, which Gradio adds to."""
+    return Path(get_upload_folder()), page.upload_file_set
+
+
+def end_interrupted(receive: Receive) -> Receive:
+    """``receive`` of a multipart body, with an error at a disconnect that makes Gradio delete its incomplete files.
+
+    Gradio 6.31 (``GradioMultiPartParser.parse``) deletes them after a MultiPartException only.
+    """
+    complete = False
+
+    async def received() -> Message:
+        nonlocal complete
+        message = await receive()
+        if message["type"] == "http.disconnect" and not complete:
+            raise MultiPartException(INTERRUPTED)
+        complete = complete or not message.get("more_body", False)
+        return message
+
+    return received
+
+
 def _without_addresses(move: Any) -> Any:
     async def move_file(path: Any) -> Any:
         if "://" in str(path):
-            raise ValueError("Nothing is fetched from elsewhere.")
+            raise ValueError("The page takes uploaded files only, and downloads none.")
         return await move(path)
 
     return move_file

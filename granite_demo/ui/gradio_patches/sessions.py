@@ -1,8 +1,8 @@
-"""What Gradio keeps of each open page: its values, and no copy of how every component looks.
+"""What Gradio keeps for each open page: the values of its components, and no copy of their configurations.
 
-Gradio 6.31 makes that copy for links to the state of a page, which are not offered here. It takes 80 ms of the event
-loop and half a megabyte for each new page, and pages are remembered up to 10,000. It also keeps a record of the last
-10,000 events, of which it makes statistics after each event, and for ever the name of each page that had one.
+Gradio 6.31 makes that copy for links to the state of a page, which this page does not offer. A copy takes 80 ms of the
+event loop and half a megabyte, for up to 10,000 pages. Gradio also keeps a record of the last 10,000 events, calculates
+statistics from it after each event, and never forgets the name of a page that had an event.
 """
 
 from collections import ChainMap
@@ -15,49 +15,49 @@ from gradio.blocks import BlockContext
 from gradio.state_holder import SessionState, StateHolder
 
 CAPACITY = 2_000
-"""Pages of which the values are kept, those that were used last."""
-UNREAD = (BlockContext, Button, Textbox)
-"""Components that take any value: how an event has changed one for a page does not matter once the page knows it."""
+"""Pages whose values are kept: the ones used last."""
+UNCHECKED = (BlockContext, Button, Textbox)
+"""Components that accept any value: the server does not need an update of one after the page has received it."""
 
 
 class Session(SessionState):
     """The values of one page."""
 
     def __init__(self, blocks: Blocks) -> None:
-        # With no blocks there is nothing whose look could be copied; all else is in the configuration.
+        # Without blocks there is no configuration to copy; the rest is read from default_config.
         super().__init__(SimpleNamespace(default_config=blocks.default_config, blocks=()))  # type: ignore[arg-type]
-        setattr(self.blocks_config, "config_for_block", _no_look)  # noqa: B010
-        self.config_values = Looks()
-        # Of components only those that an event has changed are this page's own, and no event adds another one.
+        setattr(self.blocks_config, "config_for_block", _no_configuration)  # noqa: B010
+        self.config_values = NoConfigurations()
+        # A page has its own copy only of the components that an event has changed. No event adds a component.
         shared: Any = blocks.default_config
         self.blocks_config.blocks = ChainMap({}, shared.blocks)  # type: ignore[assignment]
         self.blocks_config.fns = shared.fns
         self._changed = -1  # no component has this number
 
     def __setitem__(self, key: int, value: Any) -> None:
-        if isinstance(value, UNREAD):
-            # Gradio reads the last change before it makes the next.
+        if isinstance(value, UNCHECKED):
+            # Gradio reads an update only until it makes the next one.
             self.blocks_config.blocks.pop(self._changed, None)
             self._changed = key
         super().__setitem__(key, value)
 
 
-class Looks(dict[int, Any]):
-    """How the components of a page look: kept of none."""
+class NoConfigurations(dict[int, Any]):
+    """The configurations of a page's components: always empty."""
 
-    def __setitem__(self, key: int, look: Any) -> None:
+    def __setitem__(self, key: int, configuration: Any) -> None:
         pass
 
     def __missing__(self, key: int) -> dict[str, Any]:
         return {}
 
 
-def _no_look(*values: Any) -> dict[str, Any]:
+def _no_configuration(*values: Any) -> dict[str, Any]:
     return {}
 
 
 class Sessions(StateHolder):
-    """Those of all pages."""
+    """The sessions of all pages."""
 
     def __getitem__(self, session_id: str) -> SessionState:
         if session_id not in self.session_data:
@@ -65,8 +65,8 @@ class Sessions(StateHolder):
         return super().__getitem__(session_id)
 
 
-class Awaited(dict[str, set[str]]):
-    """The events that pages wait for, by page; those that wait for none go when another comes."""
+class PendingEvents(dict[str, set[str]]):
+    """The events that each page waits for. A page that waits for none is removed when another one is added."""
 
     def __setitem__(self, page: str, events: set[str]) -> None:
         for name in [name for name, waiting in self.items() if not waiting]:
@@ -78,11 +78,19 @@ class Awaited(dict[str, set[str]]):
 
 
 def keep_values_only(page: FastAPI, blocks: Blocks) -> None:
-    """Have Gradio's application ``page`` over ``blocks`` keep no more than that."""
+    """Have Gradio's application ``page`` over ``blocks`` keep only values, and nothing of events that have ended."""
+    blocks.state_session_capacity = CAPACITY
     sessions: Any = Sessions()  # type: ignore[no-untyped-call]
     sessions.set_blocks(blocks)
-    sessions.capacity = CAPACITY
     setattr(page, "state_holder", sessions)  # noqa: B010
     queue: Any = blocks._queue
     queue.ANALYTICS_MAX_EVENTS = 0
-    queue.pending_event_ids_session = Awaited()
+    queue.pending_event_ids_session = PendingEvents()
+
+
+def end_heartbeats(page: FastAPI) -> None:
+    """End the connection that each open page holds to Gradio's application ``page``.
+
+    Gradio 6.31 ends them when a launched page is closed; those of a mounted page delay the end of the server.
+    """
+    page.stop_event.set()  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What an update leaves alone is not built anew, and what it changes arrives as it would from Gradio itself."""
+"""A component that does not change is not built again, and what changes arrives as it would from Gradio itself."""
 
 import subprocess
 import sys
@@ -6,9 +6,11 @@ from typing import Any
 
 import gradio as gr
 import pytest
+from fastapi import FastAPI
 from gradio.state_holder import SessionState
 
-from granite_demo.ui.gradio_patches.blocks import Page
+from granite_demo.ui.gradio_patches.blocks import POLL_SECONDS, Page, set_port, widen_queue
+from tests.ui.gradio_patches.contract import differs
 
 
 @pytest.fixture(params=[Page, gr.Blocks])
@@ -58,20 +60,27 @@ async def test_too_few_values_are_an_error(blocks: gr.Blocks) -> None:
         await answered(blocks, ["a", gr.skip()])
 
 
-async def test_what_is_left_alone_is_not_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Page(analytics_enabled=False) as demo:
+@pytest.mark.parametrize("kind", [Page, gr.Blocks])
+async def test_an_output_without_an_update_is_not_built_again(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with kind(analytics_enabled=False) as demo:
         outputs = [gr.Textbox(label="A"), gr.Textbox(label="B"), gr.Number(label="N")]
         demo.load(lambda: None, None, outputs)
 
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise AssertionError("made anew")
+    built: list[Any] = []
+    build = gr.Number.__init__
 
-    monkeypatch.setattr(gr.Number, "__init__", fail)
+    def counted(*arguments: Any, **options: Any) -> None:
+        built.append(arguments)
+        build(*arguments, **options)
+
+    monkeypatch.setattr(gr.Number, "__init__", counted)
     await answered(demo, [gr.skip(), "b", gr.skip()])
+    what = "Blocks.postprocess_data builds each output again, also for gr.skip()"
+    assert bool(built) == (kind is gr.Blocks), differs(what, "blocks.py", "blocks.py (Page)")
 
 
 @pytest.mark.parametrize("kind", [Page, gr.Blocks])
-async def test_what_is_shown_or_hidden_is_not_made_anew(kind: Any) -> None:
+async def test_an_output_that_is_shown_or_hidden_is_not_built_again(kind: Any) -> None:
     with kind(analytics_enabled=False) as demo:
         outputs = [gr.Column(), gr.Button("B"), gr.Button("C"), gr.Dropdown(["a"], label="D")]
         demo.load(lambda: None, None, outputs)
@@ -86,14 +95,43 @@ async def test_what_is_shown_or_hidden_is_not_made_anew(kind: Any) -> None:
     assert (session[outputs[1]._id] is outputs[1]) == (kind is Page)
 
 
-def test_no_event_waits_for_a_window_system_to_be_looked_for() -> None:
-    around_an_event = """
+@pytest.mark.parametrize("patch", ["set_plot_backend()", ""])
+def test_no_event_waits_for_a_search_for_a_window_system(patch: str) -> None:
+    around_an_event = f"""
 import sys
 from gradio.utils import MatplotlibBackendMananger
-from granite_demo.ui.gradio_patches.blocks import settle_drawing
-settle_drawing()
+from granite_demo.ui.gradio_patches.blocks import set_plot_backend
+{patch}
 with MatplotlibBackendMananger():
     print("matplotlib" in sys.modules, "matplotlib.pyplot" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", around_an_event], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["True", "False"]
+    what = "MatplotlibBackendMananger asks matplotlib for its backend, which imports pyplot to search for one"
+    assert done.stdout.split() == ["True", str(not patch)], differs(what, "utils.py", "blocks.py (set_plot_backend)")
+
+
+def test_the_queue_is_wider_and_is_read_less_often() -> None:
+    with gr.Blocks(analytics_enabled=False) as demo:
+        gr.Textbox()
+    demo.queue()
+    queue: Any = demo._queue
+    was = (queue.max_thread_count, queue.sleep_when_free)
+    what = "Queue has max_thread_count 40 and sleep_when_free of a millisecond"
+    assert was == (40, 0.001), differs(what, "queueing.py", "blocks.py (widen_queue)")
+    widen_queue(demo, 60)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("gradio.queueing.run_coro_in_background", lambda *values: None)
+        queue.start()
+    what = "Queue.start makes a place for each of max_thread_count"
+    assert len(queue.active_jobs) == 60, differs(what, "queueing.py", "blocks.py (widen_queue)")
+    assert queue.sleep_when_free == POLL_SECONDS
+
+
+def test_a_mounted_page_has_no_server_until_it_gets_a_port() -> None:
+    app = FastAPI()
+    gr.mount_gradio_app(app, gr.Blocks(analytics_enabled=False).queue(), path="/", ssr_mode=False)
+    page: Any = app.routes[-1]
+    what = "a mounted Blocks has no attribute server, which launch() sets"
+    assert not hasattr(page.app.get_blocks(), "server"), differs(what, "blocks.py", "blocks.py (set_port)")
+    set_port(page.app, 7860)
+    assert page.app.get_blocks().server.config.port == 7860

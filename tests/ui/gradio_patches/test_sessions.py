@@ -4,6 +4,9 @@ from typing import Any
 
 import gradio as gr
 from fastapi.testclient import TestClient
+from gradio.queueing import Queue
+from gradio.routes import App
+from gradio.state_holder import SessionState, StateHolder
 
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
@@ -11,6 +14,7 @@ from granite_demo.ui.gradio_patches import sessions
 from granite_demo.ui.gradio_patches.sessions import Session
 from tests.fakes import FakeBackend
 from tests.threats.stranger import Stranger
+from tests.ui.gradio_patches.contract import differs
 
 
 def test_the_values_of_a_page_are_kept_and_the_looks_of_its_components_are_not(backend: FakeBackend) -> None:
@@ -70,3 +74,45 @@ def test_the_pages_used_last_are_kept(backend: FakeBackend) -> None:
     for name in ("one", "two", "one", "three"):
         holder[name]
     assert list(holder.session_data) == ["one", "three"]
+
+
+def test_contract_a_session_copies_the_configuration_of_each_component() -> None:
+    with gr.Blocks(analytics_enabled=False) as page:
+        box = gr.Textbox()
+    session = SessionState(page)
+    what = "SessionState.config_values has a copy of each component's configuration"
+    assert session.config_values[box._id]["type"] == "textbox", differs(what, "state_holder.py", "sessions.py")
+    what = "SessionState.blocks_config has blocks, fns and config_for_block"
+    assert {"blocks", "fns"} <= vars(session.blocks_config).keys(), differs(what, "state_holder.py", "sessions.py")
+    assert callable(session.blocks_config.config_for_block), differs(what, "blocks.py (BlocksConfig)", "sessions.py")
+    what = "SessionState reads only default_config and blocks of the page"
+    names = SessionState.__init__.__code__.co_names
+    assert {"default_config", "blocks"} <= set(names), differs(what, "state_holder.py", "sessions.py")
+
+
+def test_contract_the_sessions_of_10000_pages_are_kept() -> None:
+    page = gr.Blocks(analytics_enabled=False)
+    holder: Any = StateHolder()  # type: ignore[no-untyped-call]
+    holder.set_blocks(page)
+    what = "StateHolder keeps Blocks.state_session_capacity sessions (10,000) in session_data, an OrderedDict"
+    assert holder.capacity == page.state_session_capacity == 10_000, differs(what, "state_holder.py", "sessions.py")
+    assert page.state_holder is holder, differs(what, "state_holder.py", "sessions.py")
+    holder["one"]
+    assert type(holder.session_data["one"]) is SessionState, differs(what, "state_holder.py", "sessions.py")
+
+
+def test_contract_the_queue_records_events_and_never_forgets_a_page() -> None:
+    queue: Any = gr.Blocks(analytics_enabled=False).queue()._queue
+    what = "Queue keeps ANALYTICS_MAX_EVENTS (10,000) records in event_analytics"
+    assert queue.ANALYTICS_MAX_EVENTS == 10_000, differs(what, "queueing.py", "sessions.py (keep_values_only)")
+    assert queue.event_analytics == {}, differs(what, "queueing.py", "sessions.py (keep_values_only)")
+    what = "Queue.pending_event_ids_session is a dict of sets, filled by push()"
+    assert queue.pending_event_ids_session == {}, differs(what, "queueing.py", "sessions.py (PendingEvents)")
+    assert "pending_event_ids_session" in Queue.push.__code__.co_names, differs(what, "queueing.py", "sessions.py")
+
+
+def test_contract_heartbeats_end_with_the_stop_event() -> None:
+    page: Any = App.create_app(gr.Blocks(analytics_enabled=False).queue())
+    assert not page.stop_event.is_set(), differs("App.stop_event ends the heartbeats", "routes.py", "sessions.py")
+    sessions.end_heartbeats(page)
+    assert page.stop_event.is_set()
