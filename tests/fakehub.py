@@ -1,10 +1,10 @@
-"""A hub on loopback that speaks what huggingface_hub asks for, and that can misbehave in every way a real one does.
+"""A hub on loopback with the API that huggingface_hub uses. It can fail in all the ways of a real hub.
 
     with FakeHub() as hub:
         hub.add("ibm-granite/tiny", model_files())
         fetch("ibm-granite/tiny", None, report, cancelled, cache_dir=tmp_path, endpoint=hub.url)
 
-Large files (``*.safetensors``, ``*.bin``) are redirected to another host name, as the real hub does.
+Requests for large files (``*.safetensors``, ``*.bin``) are redirected to another host name, as on the real hub.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ BLOCK = 2**14
 
 
 def safetensors(size: int, seed: int = 0) -> bytes:
-    """A valid safetensors file with about ``size`` bytes of data."""
+    """Return a valid safetensors file with about ``size`` bytes of data."""
     data = hashlib.shake_128(bytes([seed])).digest(size)
     header = json.dumps({"weight": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}).encode()
     return struct.pack("<Q", len(header)) + header + data
 
 
 def model_files(size: int = 100_000) -> dict[str, bytes]:
-    """The files of a small model."""
+    """Return the files of a small model."""
     return {
         "config.json": b'{"model_type": "granite"}',
         "tokenizer.json": b'{"version": "1.0"}' * 100,
@@ -42,7 +42,7 @@ def model_files(size: int = 100_000) -> dict[str, bytes]:
 
 @dataclass(slots=True)
 class Request:
-    """One request as the hub saw it. ``sent`` counts the body's bytes, and ``ended`` tells that no more will come."""
+    """One request to the hub. ``sent`` is the number of bytes of the body; ``ended`` is set after the last one."""
 
     method: str
     path: str
@@ -63,29 +63,29 @@ class Repo:
 
 
 class FakeHub:
-    """The switches may be set at any time, from any thread."""
+    """The attributes can be set at any time, from any thread."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.rate: float | None = None
-        """Bytes per second of each large file; None is as fast as it goes."""
+        """The bytes per second of each large file. None: no limit."""
         self.cut: dict[str, int] = {}
-        """By file name, once: the connection ends after so many bytes."""
+        """By file name: the number of bytes after which the connection ends, once."""
         self.reset: bool = False
-        """A cut connection ends with a reset instead of in good order."""
+        """Whether a cut connection ends with a reset."""
         self.stall: dict[str, int] = {}
-        """By file name: nothing more is sent after so many bytes, but the connection stays."""
+        """By file name: the number of bytes after which no more are sent on the open connection."""
         self.corrupt: dict[str, int] = {}
-        """By file name: how many more times zeros are sent instead of its first bytes."""
+        """By file name: how many more times zeros replace the first bytes."""
         self.ranges = True
-        """Whether a Range is answered with 206, or ignored."""
+        """Whether a Range header is obeyed (206) or ignored."""
         self.gated: tuple[int, str | None] | None = None
-        """(status, X-Error-Code) that every file answers, while the listing is public: (403, "GatedRepo")."""
+        """(status, X-Error-Code) of the response to each file request; the listing is public: (403, "GatedRepo")."""
         self.refused: tuple[int, str | None] | None = None
-        """(status, X-Error-Code) of every answer: (401, None), (404, "RepoNotFound"), (503, None)."""
+        """(status, X-Error-Code) of each response: (401, None), (404, "RepoNotFound"), (503, None)."""
         self.hook: Callable[[Request], object] = lambda request: None
-        """Called with each request before it is answered; may turn switches."""
+        """Called with each request before the response. It can set the other attributes."""
         self.closing = threading.Event()
         hub = self
 
@@ -120,7 +120,7 @@ class FakeHub:
         return commit
 
     def transfers(self, name: str) -> list[Request]:
-        """The requests that asked for the content of this file, in order."""
+        """Return the requests for the content of this file, in order."""
         return [
             request
             for request in list(self.requests)
@@ -129,7 +129,7 @@ class FakeHub:
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
-    """HTTP 1.0: a connection for each request."""
+    """HTTP 1.0: one connection for each request."""
 
     hub: FakeHub
     request_log: Request
@@ -145,8 +145,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _serve(self) -> None:
         get = self.headers.get
-        asked = (get("Range"), get("Authorization"), get("Accept-Encoding"))
-        self.request_log = Request(self.command, unquote(self.path), *asked)
+        headers = (get("Range"), get("Authorization"), get("Accept-Encoding"))
+        self.request_log = Request(self.command, unquote(self.path), *headers)
         self.hub.requests.append(self.request_log)
         self.hub.hook(self.request_log)
         with suppress(ConnectionError):
@@ -173,7 +173,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 self._refuse(404, None)
 
     def _commit(self, repo_id: str, revision: str) -> str | None:
-        """The commit, or None after the answer that there is none."""
+        """Return the commit, or None after a response with 404."""
         repo = self.hub.repos.get(repo_id)
         if repo is None:
             self._refuse(404, "RepoNotFound")
@@ -275,15 +275,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def is_large(name: str) -> bool:
-    """Whether the hub keeps the file apart from the repository, as Git LFS does."""
+    """Whether the hub stores the file outside the repository, as Git LFS does."""
     return name.endswith((".safetensors", ".bin"))
 
 
 def git_hash(data: bytes) -> str:
-    """The hash by which git knows a file."""
+    """Return the hash of a file in git."""
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
 def etag(name: str, data: bytes) -> str:
-    """The hash by which the hub and the cache know a file."""
+    """Return the hash of a file on the hub and in the cache."""
     return hashlib.sha256(data).hexdigest() if is_large(name) else git_hash(data)

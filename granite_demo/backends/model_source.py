@@ -49,20 +49,20 @@ class Found:
     """Why it is, or on a CPU why there is none."""
 
 
-def check_places(cache_dir: Path, options: LoadOptions) -> None:
+def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
     """Raise ConfigurationError where the model would have to be fetched and nothing can be written.
 
     So that a start says so, not a page that never gets its model.
     """
     if options.model == "auto":
         if not any(spec.repo_id and download.cached(spec.repo_id) for spec in catalogue.MODELS.values()):
-            sample.check_place(cache_dir)
+            sample.check_writable(cache_dir)
         return
     spec = registry.resolve(options.model)
     if spec == catalogue.SAMPLE:
-        sample.check_place(cache_dir)
+        sample.check_writable(cache_dir)
     elif spec.repo_id and not spec.path:
-        download.check_place(spec.repo_id, options.revision)
+        download.check_writable(spec.repo_id, options.revision)
 
 
 def _find(

@@ -7,7 +7,7 @@ from rich.console import Console
 from granite_demo.access import Access
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.local import LocalBackend
-from granite_demo.backends.model_source import check_places
+from granite_demo.backends.model_source import check_cache_folders
 from granite_demo.backends.open_model import follow
 from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.backends.side_by_side import SideBySideBackend
@@ -44,7 +44,7 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
     # Before the imports of several seconds: a port in use is told at once.
     listener = bind(settings.host, settings.port)
     if not settings.backend:
-        check_places(settings.cache_dir, settings.load_options())
+        check_cache_folders(settings.cache_dir, settings.load_options())
     link = _share(settings, listener.getsockname()[1])
     lent = settings.engine == "zerogpu" and not settings.backend
     if lent:

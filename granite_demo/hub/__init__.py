@@ -1,1 +1,1 @@
-"""Gets model files from elsewhere."""
+"""Gets model files from the Hugging Face hub and the Python package index."""

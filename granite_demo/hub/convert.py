@@ -1,4 +1,4 @@
-"""Writes the Llama model in a GGUF file as a Granite checkpoint. Knows neither where the file is from nor engines."""
+"""Converts the Llama model in a GGUF file to a Granite checkpoint."""
 
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,10 @@ from granite_demo.types.load_options import Report
 
 
 def convert_to_granite(gguf: Path, target: Path, report: Report) -> None:
-    """Write the Llama model in ``gguf`` to ``target`` as a Granite checkpoint in float32, with its tokenizer.
+    """Write the Llama model in ``gguf`` to the folder ``target`` as a float32 Granite checkpoint with its tokenizer.
 
-    Goes from tensor to tensor, since transformers' own GGUF loader takes longer and cannot be stopped.
+    The tensors are converted one by one, because the GGUF loader of transformers is slower and cannot be cancelled.
+    Raises CorruptModelError if the file is not such a model.
     """
     report("converting", 0.05, "starting transformers")
     import transformers
@@ -27,7 +28,7 @@ def convert_to_granite(gguf: Path, target: Path, report: Report) -> None:
         transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(target)
     except (errors.GraniteDemoError, OSError):
         raise
-    except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
+    except Exception as error:  # no narrower class is possible: tokenizers raises Exception itself
         raise errors.CorruptModelError(f"{gguf.name} cannot be read as a Llama model: {error!r}.") from error
 
 
@@ -51,7 +52,7 @@ def _granite_facts(fields: Any) -> dict[str, Any]:
         "bos_token_id": value("tokenizer.ggml.bos_token_id"),
         "eos_token_id": value("tokenizer.ggml.eos_token_id"),
         "pad_token_id": value("tokenizer.ggml.padding_token_id"),
-        "attention_multiplier": value("llama.rope.dimension_count") ** -0.5,  # the usual scale: neutral for a Llama
+        "attention_multiplier": value("llama.rope.dimension_count") ** -0.5,  # the scale of a Llama model
         **dict.fromkeys(("embedding_multiplier", "residual_multiplier", "logits_scaling"), 1.0),
     }
 
@@ -74,7 +75,7 @@ def _write_weights(config: Any, tensors: Any, path: Path, report: Report) -> Non
         tensor = stored[str(names.get_name(name, (".weight",)))]
         weights = dequantize(tensor.data, tensor.tensor_type)
         if groups := heads.get(name.split(".")[-2]):
-            # GGUF keeps the rows that rotate together side by side, transformers half a head apart.
+            # The two rows of a rotary pair are adjacent in GGUF, and half a head apart in transformers.
             weights = weights.reshape(groups, -1, 2, shape[1]).swapaxes(1, 2)
         converted[name] = np.ascontiguousarray(weights.reshape(shape), dtype=np.float32)
     save_file(converted, path, metadata={"format": "pt"})

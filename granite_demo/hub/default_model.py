@@ -1,6 +1,7 @@
-"""Which model ``auto`` is: the last one used here, else the best IBM Granite in the cache that fits, else the sample.
+"""Chooses the model for ``auto``.
 
-Uses no network and loads nothing.
+It is the last model that was used, otherwise the largest Granite model in the cache that fits, otherwise the sample.
+This does not use the network.
 """
 
 from pathlib import Path
@@ -14,28 +15,28 @@ from granite_demo.models.config import count_parameters
 LAST = "last-model"
 OFFERED = "granite-4.0-350m"
 CPU_PARAMETERS = 4_000_000_000
-"""The largest model chosen for a CPU: larger ones write less than a word a second there."""
+"""The largest model that is chosen for a CPU. Larger models generate less than one word per second there."""
 
 
 def choose_model(cache_dir: Path, free: int, on_gpu: bool, hub_cache: Path | None = None) -> tuple[str, str]:
-    """(name, reason), with ``free`` bytes on the device. ``hub_cache`` None is huggingface_hub's own."""
+    """Return (name, reason). ``free`` is in bytes. ``hub_cache`` None is the default cache of huggingface_hub."""
     last = last_model(cache_dir)
     if last and _is_here(last, hub_cache):
         return last, "the last model used here"
     granites = [spec for spec in catalogue.MODELS.values() if spec.repo_id and spec.instruct]
     best = max((spec for spec in granites if _suits(spec, free, on_gpu, hub_cache)), key=_size, default=None)
     if best is not None:
-        return best.name, "the largest IBM Granite in the cache that fits here"
+        return best.name, "the largest IBM Granite model in the cache that fits here"
     offered = catalogue.MODELS[OFFERED]
     assert offered.shape is not None
     size = memory.gigabytes(memory.weight_bytes(offered.shape, "bf16"))
     return catalogue.SAMPLE.name, (
-        f"no IBM Granite is in the cache yet. Load one under Settings, such as {OFFERED}, a download of {size}"
+        f"no IBM Granite model is in the cache. Load one under Settings, for example {OFFERED}, a download of {size}"
     )
 
 
 def last_model(cache_dir: Path) -> str | None:
-    """The name that was remembered, or None."""
+    """Return the name of the last model that was used, or None."""
     try:
         return (cache_dir / LAST).read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError):
@@ -43,7 +44,7 @@ def last_model(cache_dir: Path) -> str | None:
 
 
 def remember_model(cache_dir: Path, name: str) -> None:
-    """Keep ``name`` for the next start. A cache that cannot be written only forgets it."""
+    """Store ``name`` for the next start. If the cache is not writable, nothing happens."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
         (cache_dir / LAST).write_text(name, encoding="utf-8")

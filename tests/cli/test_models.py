@@ -286,7 +286,7 @@ def test_pull_says_that_the_hub_could_not_be_asked(tmp_path: Path, hub: FakeHub)
     hub.add(REPO, model_files())
     pull(hub, tmp_path)
     hub.refused = (503, None)
-    assert "the hub cannot be used now: using the cached copy" in pull(hub, tmp_path)
+    assert "the hub is not available; using the cached copy" in pull(hub, tmp_path)
 
 
 def test_pull_raises_what_the_download_raises(tmp_path: Path, hub: FakeHub) -> None:

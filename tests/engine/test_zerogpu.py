@@ -194,7 +194,7 @@ def test_the_weights_are_given_to_it_before_the_page_is_served(
 
     setattr(backend, "wait_until_ready", wait_until_ready)  # noqa: B010
     monkeypatch.setattr(run, "serve", serve)
-    monkeypatch.setattr(serving, "check_places", lambda *values: None)
+    monkeypatch.setattr(serving, "check_cache_folders", lambda *values: None)
     settings = Settings.resolve({"port": 0, "host": "127.0.0.1", "engine": "zerogpu"}, {})
     serving.run_server(settings, Console(file=StringIO()), lambda *values: cast(LocalBackend, backend))
     assert log == ["loaded", "cuda", "startup"]

@@ -39,7 +39,7 @@ def test_f20_a_folder_that_cannot_be_written(tmp_path: Path, model: str, variabl
     (tmp_path / "file").touch()  # under which there are no folders, for root neither
     code, said = start("--port", "0", "--model", model, **{"HOME": str(tmp_path), variable: str(tmp_path / "file/x")})
     assert code == 2, said
-    assert f"Set {named} to a folder that can be written" in said
+    assert f"Set {named} to a writable folder" in said
     assert "Traceback" not in said
 
 

