@@ -81,12 +81,12 @@ class ModelControl(Protocol):
         """Begin to load another model; the present one answers until the other is ready.
 
         Raises UnknownModelError for a name without a model, and InvalidRequestError where the model cannot be changed
-        or another load is under way. If the load fails, the present model stays and ``status`` has the reason.
+        or another load runs. If the load fails, the present model stays and ``status`` has the reason.
         """
         ...
 
     def cancel_load(self) -> None:
-        """Cancel the load that is under way, if there is one. Raises nothing."""
+        """Cancel the running load, if there is one. Raises nothing."""
         ...
 
     def unload(self) -> None:

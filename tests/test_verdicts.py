@@ -1,6 +1,6 @@
 """One verdict on the bad requests: page and command line, driven for real, refuse what the API does.
 
-tests/server/openai/test_errors.py has the API's verdicts. What a door has no way to say is named with the reason.
+tests/server/openai/test_errors.py has the API's verdicts. What a front end has no way to say is named with the reason.
 """
 
 import json

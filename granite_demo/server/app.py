@@ -31,14 +31,14 @@ from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
 API = "/v1"
 KEYED = (API, "/metrics", "/load_model")
-"""What takes the API key. Health tells no more than whether it is alive, and who asks for that has no key."""
+"""The paths that need the API key. Health checks have no key, and learn only that the server is alive."""
 COUNTED = frozenset({f"{API}/models", f"{API}/chat/completions", f"{API}/completions"})
 
 
 def create_app(backend: ManagedBackend, access: Access | None = None, policy: Policy | None = None) -> FastAPI:
-    """An application over ``backend``: started with it, closed with it.
+    """An application over ``backend``, which it starts and closes.
 
-    ``access`` tells who may change the model, ``policy`` who gets in; without them everybody may and does.
+    ``access`` decides who may change the model, ``policy`` who may reach the server; by default everybody may.
     """
     access, policy = access or Access(), policy or Policy()
 
@@ -53,9 +53,9 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     metrics = Metrics(backend.status)
     _add_health(app, backend, backend, metrics)
     app.mount(API, create_api(WatchedBackend(backend, metrics, "api")))
-    # Where the page wants a login, the API is no way around it.
+    # If the page has a login, the API must not be a way around it.
     app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
-    # Without a key none can be wrong, and who has to log in asks a closed API without one.
+    # Without a key no attempt can fail: requests to a closed API are not attempts to guess a key.
     app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
     page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
@@ -87,7 +87,7 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
         max_file_size="10mb",
         allowed_paths=[],
     )
-    # The page's own application, mounted last, whose open connections end with its stop_event.
+    # The application of the page, mounted last. Its stop_event ends its open connections.
     mount: Any = app.routes[-1]
     app.state.page = mount.app
     refuse_unknown_events(mount.app)
@@ -96,15 +96,15 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
 
 
 class WantedModel(BaseModel):
-    """The body of /load_model."""
+    """The body of ``/load_model``."""
 
     model: str = ""
 
 
 def _add_health(app: FastAPI, backend: Backend, control: ModelControl, metrics: Metrics) -> None:
-    @app.get("/health", responses={503: {"description": "The engine has failed and cannot answer any more."}})
+    @app.get("/health", responses={503: {"description": "The engine has failed and cannot answer."}})
     async def health() -> JSONResponse:
-        """Alive: the event loop answers, and so could the engine. The model's state is told, but does not matter."""
+        """Alive: the event loop runs and the engine has not failed. The state of the model does not matter."""
         status = backend.status()
         if status.engine and status.engine.failure:
             return JSONResponse({"status": "dead", "model": status.stage, "cause": status.engine.failure}, 503)
@@ -112,18 +112,18 @@ def _add_health(app: FastAPI, backend: Backend, control: ModelControl, metrics: 
 
     @app.get("/ready", responses={503: {"description": "No model is ready."}})
     async def ready() -> JSONResponse:
-        """Ready: a model answers at once."""
+        """Ready: the model can answer now."""
         status = backend.status()
         able = status.stage == "ready" and not (status.engine and status.engine.failure)
         return JSONResponse({"ready": able, "model": status.stage}, 200 if able else 503)
 
     @app.get("/metrics", response_class=Response)
     async def scrape() -> Response:
-        """What Prometheus collects."""
+        """The metrics, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     @app.post("/load_model", response_class=Response)
     async def load_model(body: WantedModel) -> EventSourceResponse:
-        """Wait for the model that answers here: ``transformers chat`` asks for it first."""
+        """Wait for the model. ``transformers chat`` calls this first."""
         events = (JSONServerSentEvent(event, sep="\n") async for event in load_progress(backend, control, body.model))
         return EventSourceResponse(events, sep="\n")

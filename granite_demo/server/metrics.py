@@ -1,4 +1,7 @@
-"""What Prometheus is told: requests of the API, tokens and times of answers by each door, and the engine's state."""
+"""Metrics for Prometheus: requests to the API, tokens and times of answers by source, and the state of the engine.
+
+https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
 
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -17,42 +20,43 @@ from granite_demo.types.requests import GenerationRequest
 
 FIRST_TOKEN = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
 BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
-"""Upper ends of the histograms' buckets, in seconds."""
+"""Upper limits of the buckets of the histograms, in seconds."""
 OTHER = "other"
+"""The route of a path that is not known."""
 
-Door = Literal["api", "page"]
-"""Where a request came in."""
+Source = Literal["api", "page"]
+"""The front end of a request."""
 
 
 class Metrics:
-    """The figures of one application, in a registry of its own."""
+    """The metrics of one application, in its own registry."""
 
     def __init__(self, status: Callable[[], ModelStatus]) -> None:
         self.registry = CollectorRegistry()
-        told: Any = {"namespace": "granite_demo", "registry": self.registry}
-        self.requests = Counter("requests", "Requests to the API.", ("route", "code"), **told)
-        by: Any = {"labelnames": ("door",), **told}
-        self.prompt = Counter("prompt_tokens", "Tokens of prompts that were answered.", **by)
+        common: Any = {"namespace": "granite_demo", "registry": self.registry}
+        self.requests = Counter("requests", "Requests to the API.", ("route", "code"), **common)
+        by: Any = {"labelnames": ("source",), **common}
+        self.prompt = Counter("prompt_tokens", "Tokens of answered prompts.", **by)
         self.completion = Counter("completion_tokens", "Generated tokens, thinking included.", **by)
-        self.first = Histogram("time_to_first_token_seconds", "Until the first token.", buckets=FIRST_TOKEN, **by)
-        self.between = Histogram("inter_token_seconds", "From token to token.", buckets=BETWEEN_TOKENS, **by)
+        self.first = Histogram("time_to_first_token_seconds", "Time to the first token.", buckets=FIRST_TOKEN, **by)
+        self.between = Histogram("inter_token_seconds", "Time between two tokens.", buckets=BETWEEN_TOKENS, **by)
         self.registry.register(_EngineCollector(status))
 
     def text(self) -> bytes:
-        """Everything, in Prometheus' text format."""
+        """All metrics, in the text format of Prometheus."""
         return generate_latest(self.registry)
 
 
 class WatchedBackend(ForwardingBackend):
-    """``backend`` as ``door`` calls it; ``metrics`` count its answers."""
+    """``backend`` as ``source`` calls it; ``metrics`` count its answers."""
 
-    def __init__(self, backend: ManagedBackend, metrics: Metrics, door: Door) -> None:
+    def __init__(self, backend: ManagedBackend, metrics: Metrics, source: Source) -> None:
         super().__init__(backend)
-        self._metrics, self._door = metrics, door
+        self._metrics, self._source = metrics, source
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``."""
-        watch = _AnswerWatch(self._metrics, self._door)
+        watch = _AnswerWatch(self._metrics, self._source)
         async with aclosing(super().stream(request)) as events:
             async for event in events:
                 watch.see(event)
@@ -60,16 +64,16 @@ class WatchedBackend(ForwardingBackend):
 
 
 class _AnswerWatch:
-    """Times one answer, from now on, and counts its tokens: those of one that is stopped, too."""
+    """Measures one answer from its start, and counts its tokens, also those of a stopped answer."""
 
-    def __init__(self, metrics: Metrics, door: Door) -> None:
-        self._prompt, self._completion = metrics.prompt.labels(door), metrics.completion.labels(door)
-        self._first, self._between = metrics.first.labels(door), metrics.between.labels(door)
+    def __init__(self, metrics: Metrics, source: Source) -> None:
+        self._prompt, self._completion = metrics.prompt.labels(source), metrics.completion.labels(source)
+        self._first, self._between = metrics.first.labels(source), metrics.between.labels(source)
         self._last = time.perf_counter()
         self._tokens = 0
 
     def see(self, event: StreamEvent) -> None:
-        """Take note of an event."""
+        """Measure ``event``."""
         if isinstance(event, Finish):
             self._prompt.inc(event.usage.prompt_tokens)
             self._completion.inc(max(0, event.usage.completion_tokens - self._tokens))
@@ -82,7 +86,7 @@ class _AnswerWatch:
 
 
 class _EngineCollector(Collector):
-    """Asks the engine at each scrape."""
+    """Reads the state of the engine at each scrape."""
 
     def __init__(self, status: Callable[[], ModelStatus]) -> None:
         self._status = status
@@ -91,13 +95,11 @@ class _EngineCollector(Collector):
         status = self._status()
         yield _gauge("model_ready", "Whether a model is ready.", float(status.stage == "ready"))
         stats = status.engine or EngineStats(0, 0)
-        yield _gauge("requests_running", "Requests that are answered now, the page's included.", stats.running)
-        yield _gauge("requests_waiting", "Requests that wait for their turn.", stats.waiting)
+        yield _gauge("requests_running", "Requests that run now, including those of the page.", stats.running)
+        yield _gauge("requests_waiting", "Requests that wait.", stats.waiting)
         if stats.cache_used is not None:
-            yield _gauge("kv_cache_used_ratio", "The share of the KV cache that is taken.", stats.cache_used)
-        yield CounterMetricFamily(
-            "granite_demo_engine_restarts", "How often the engine's loop was started again.", stats.restarts
-        )
+            yield _gauge("kv_cache_used_ratio", "The used share of the KV cache.", stats.cache_used)
+        yield CounterMetricFamily("granite_demo_engine_restarts", "Restarts of the loop of the engine.", stats.restarts)
 
 
 def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
@@ -105,7 +107,7 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 
 class RequestCounter:
-    """Counts the requests to ``routes`` and below ``prefix`` by their answers' status codes."""
+    """Counts the requests to ``routes`` and below ``prefix``, by status code."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, prefix: str, routes: frozenset[str]) -> None:
         self._app = app
@@ -117,7 +119,7 @@ class RequestCounter:
         path = scope.get("path", "")
         if scope["type"] != "http" or not (path.startswith(self._prefix) or path in self._routes):
             return await self._app(scope, receive, send)
-        # A name that a stranger made up must not become a series of its own.
+        # An unknown path must not become a new series: a stranger can invent any number of them.
         route = path if path in self._routes else OTHER
 
         async def counted(message: Message) -> None:

@@ -1,6 +1,6 @@
-"""What a browser may send: no file that is not its own, no address to fetch, no body without an end.
+"""Rejects requests that no page sends: large bodies, unused routes of Gradio, too many at once, other host names.
 
-And to which name: a page elsewhere whose own name leads to this machine is not answered.
+A request for another host name comes from a site whose name points to this machine (DNS rebinding).
 """
 
 from collections import Counter
@@ -23,26 +23,26 @@ GRADIO = "/gradio_api/"
 USED = {"queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress", "component_server"}
 USED |= {"info", "app_id", "startup-events", "theme.css"}
 DIRECT = tuple(f"{GRADIO}{name}" for name in ("run/", "upload", "component_server"))
-"""What Gradio answers at once, on threads of which there are a few for all."""
-CROWD = "Too many requests of yours are under way. Try again in a moment."
+"""Gradio answers these without its queue, on a few threads for all visitors."""
+CROWD = "You have too many requests running. Try again in a moment."
 USED_BELOW = ("run/", "heartbeat/", "file=")
-"""What the page asks Gradio for. The rest, such as recordings that it converts, nobody needs and strangers could."""
+"""The routes of Gradio that the page uses. The rest, such as the conversion of recordings, only adds attack surface."""
 UNUSED_BELOW = "/monitoring"
-OTHER_HOST = "This server does not answer to the name {!r:.80}. Start it with --allowed-hosts to allow it."
+OTHER_HOST = "The host name {!r:.80} is not allowed. To allow it, start the server with --allowed-hosts."
 
 
 POLICY = (
     "img-src 'self' data: blob:; media-src 'self' data: blob:; form-action 'self'; frame-src 'none'; "
     "object-src 'none'; base-uri 'self'"
 )
-"""Content-Security-Policy: whatever a model writes, the browser asks no other host for it."""
+"""Content-Security-Policy: no text of a model can make the browser send a request to another host."""
 
 
 class Guard:
-    """Answers 413 to a request that is too large, before anything parses it, and sends ``POLICY`` with each answer."""
+    """Answers 413 to a request that is too large, before it is parsed, and adds ``POLICY`` to each answer."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:
-        """``limit``: in bytes. One with files may have ``MAX_UPLOAD``."""
+        """``limit``: bytes of one request; for an upload it is ``MAX_UPLOAD``."""
         self._app = app
         self._limit = limit
 
@@ -72,7 +72,7 @@ class Guard:
 
 
 class RouteGuard:
-    """Answers 404 to Gradio's routes that the page does not use."""
+    """Answers 404 to routes of Gradio that the page does not use."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -84,7 +84,7 @@ class RouteGuard:
 
 
 class CrowdGuard:
-    """Answers 429 to whoever has ``most`` of the page's direct events running, which pass its queue by; 0 is any."""
+    """Answers 429 to a visitor with ``most`` direct events running; 0: no limit."""
 
     def __init__(self, app: ASGIApp, most: int) -> None:
         self._app = app
@@ -115,7 +115,7 @@ def _is_used(path: str) -> bool:
 
 
 class HostGuard:
-    """Answers 400 to a request for another name than ``hosts``; empty allows any."""
+    """Answers 400 to a request for a host name that is not in ``hosts``; empty allows any."""
 
     def __init__(self, app: ASGIApp, hosts: Collection[str]) -> None:
         self._app = app
@@ -137,7 +137,7 @@ def _name_of(host: str) -> str | None:
 
 
 def refusal(scope: Scope, text: str, status: int, code: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
-    """An answer in the words of the API, or of the page, whichever was asked."""
+    """The error as an answer of the API or of the page, by the path of the request."""
     body = error_body(text, status, code=code) if scope["path"].startswith("/v1/") else {"error": text}
     return JSONResponse(body, status, headers)
 

@@ -1,4 +1,4 @@
-"""Serves the application until a signal, then ends in order: answers get their message, then connections close."""
+"""Runs the server until a signal. Then answers end with a message, and connections close."""
 
 import asyncio
 import atexit
@@ -21,24 +21,27 @@ from granite_demo.loading import gc as garbage
 from granite_demo.settings import PROXIES
 
 GRACE_SECONDS = 4
-"""Time that open connections get to end after a signal."""
+"""Time for open connections to end after a signal."""
 LAST_SECONDS = 8
-"""From a signal to the end of what still hangs: a load inside a library cannot be stopped. Ten are promised."""
+"""From a signal to the end of the process if something hangs: a load in a library cannot be cancelled.
+
+The documentation promises ten seconds.
+"""
 FAILED_SECONDS = 5
-"""For /health and the readers to tell that the engine has failed, before the process ends because of it."""
+"""From a failure of the engine to the end of the process, for /health and the readers to see it."""
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket that listens on ``host`` and ``port``; 0 takes any free port. Raises ConfigurationError."""
+    """A socket that listens on ``host`` and ``port``; 0 is any free port. Raises ConfigurationError."""
     try:
         listener = socket.create_server((host, port), family=_family(host))
     except OSError as error:
         raise ConfigurationError(
             f"Cannot listen on {host} port {port}: {error.strerror or error}. "
-            "Choose another with --port or GRANITE_DEMO_PORT."
+            "Choose another port with --port or GRANITE_DEMO_PORT."
         ) from error
-    # Connections take it from here. asyncio sets it for none of a listener that it did not make, and without it each
-    # small piece of a stream waits up to 40 ms for the one before to be acknowledged.
+    # Connections inherit this option. asyncio sets it only for listeners of its own; without it each small piece of a
+    # stream waits up to 40 ms for the acknowledgement of the piece before.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
 
@@ -46,10 +49,10 @@ def bind(host: str, port: int) -> socket.socket:
 def serve(
     app: FastAPI, backend: ManagedBackend, listener: socket.socket, announce: Callable[[], None], proxies: str = PROXIES
 ) -> None:
-    """Run until SIGINT or SIGTERM; a second one ends the process at once. Raises EngineError once the engine is dead.
+    """Run until SIGINT or SIGTERM; a second signal ends the process at once. Raises EngineError if the engine fails.
 
-    ``announce`` is called when connections are accepted. ``proxies``: whose X-Forwarded-For tells a visitor's address,
-    parted by commas.
+    ``announce`` is called when connections are accepted. ``proxies``: comma-separated addresses of trusted proxies,
+    whose X-Forwarded-For header names the visitor.
     """
     server = _Server(app, backend, proxies)
     garbage.settle()
@@ -61,13 +64,13 @@ def serve(
         _end_children()
     if failure:
         raise EngineError(failure)
-    # All is over in order. What Python would take apart now, torch above all, takes seconds and nobody needs it.
+    # Everything is closed. Skip Python's own clean-up, which takes seconds, most of them in torch.
     atexit.register(_exit, 0)
 
 
 @contextmanager
 def running(app: FastAPI, backend: ManagedBackend) -> Iterator[str]:
-    """The application on a free port, in a thread of this process, for the length of the block; its address."""
+    """Run the application on a free port in a thread, for the length of the block. Yields its address."""
     listener = bind("127.0.0.1", 0)
     server = _Server(app, backend)
     ready = threading.Event()
@@ -91,7 +94,7 @@ class _Server(uvicorn.Server):
     def __init__(self, app: FastAPI, backend: ManagedBackend, proxies: str = PROXIES) -> None:
         config = uvicorn.Config(
             app,
-            log_config=None,  # its lines take the way of all others
+            log_config=None,  # uvicorn logs through the root logger
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
@@ -102,7 +105,7 @@ class _Server(uvicorn.Server):
         self._backend = backend
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """The first signal ends the server in order, but not for ever; the second ends the process."""
+        """The first signal ends the server in order, within ``LAST_SECONDS``; the second ends the process."""
         if self.should_exit:
             _exit(128 + sig)
         self.should_exit = True
@@ -111,7 +114,10 @@ class _Server(uvicorn.Server):
         last.start()
 
     async def run_on(self, listener: socket.socket, announce: Callable[[], None]) -> str:
-        """Serve on ``listener`` until ``should_exit`` is set or the engine dies, then end in order; why it died."""
+        """Serve on ``listener`` until ``should_exit`` is set or the engine fails, then end in order.
+
+        Returns the failure, empty if there is none.
+        """
         serving = asyncio.create_task(self.serve(sockets=[listener]))
         while not self.started and not serving.done():
             await asyncio.sleep(0.02)
@@ -131,7 +137,7 @@ class _Server(uvicorn.Server):
             engine = self._backend.status().engine
             if engine and engine.failure:
                 failed_at = failed_at or time.monotonic()
-                # A GPU that is lost comes back in a new process only: whoever watches this one starts it.
+                # Only a new process can use a lost GPU again: the supervisor of this one starts it.
                 if time.monotonic() - failed_at > FAILED_SECONDS:
                     self.should_exit = True
                     return engine.failure
@@ -139,12 +145,12 @@ class _Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave the signals to ``serve``: uvicorn would raise them again at the end, and the exit code would be one."""
+        """Leave the signals to ``serve``: uvicorn would raise them again at the end, with exit code 1."""
         yield
 
 
 def _exit(code: int) -> None:
-    """End now: what runs at exit otherwise may be what hangs."""
+    """End now, without exit handlers: one of them can be what hangs."""
     _end_children()
     os._exit(code)
 

@@ -1,4 +1,4 @@
-"""Files that visitors send, which Gradio writes to disk piece by piece: how large, how many and for how long."""
+"""Limits for uploaded files, which Gradio writes to disk while they arrive: their size, their number and their age."""
 
 import asyncio
 import os
@@ -11,22 +11,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 UPLOADS = "/gradio_api/upload"
 MAX_UPLOAD = 32 * 2**20
-"""Bytes of one request with files. Gradio limits each file, but neither their sum nor the fields between them."""
+"""Bytes of one request with files. Gradio limits each file, but not their sum or the other fields."""
 MAX_KEPT = 256 * 2**20
-"""Bytes of all files that are kept. A file is read as soon as it has come, so the oldest can go."""
+"""Bytes of all files together. A file is read as soon as it has arrived, so the oldest can be deleted."""
 KEPT_SECONDS = 600
+"""The longest age of a file."""
 
 
 def is_multipart(scope: Scope) -> bool:
-    """Whether the body is one that Gradio writes to files while it comes."""
+    """Whether Gradio writes the body to files while it arrives."""
     return Headers(scope=scope).get("content-type", "").startswith("multipart/form-data")
 
 
 class Sweeper:
-    """Makes room before each upload: files in ``folder`` that Gradio has left, or that have been read long ago."""
+    """Deletes old files before each upload: those that Gradio left in ``folder``, and uploads that were read."""
 
     def __init__(self, app: ASGIApp, folder: Path, uploaded: set[str]) -> None:
-        """``uploaded``: the paths of those that came whole, as Gradio keeps them."""
+        """``uploaded``: the paths of complete uploads, the set that Gradio fills."""
         self._app = app
         self._folder = folder
         self._uploaded = uploaded
@@ -39,8 +40,8 @@ class Sweeper:
 
 
 def sweep(folder: Path, uploaded: frozenset[str]) -> set[str]:
-    """Delete what is older than ``KEPT_SECONDS``, and the oldest of what is more than ``MAX_KEPT``; what is gone."""
-    # The folder may be shared with other programs of Gradio's: of what came whole, only our own is touched.
+    """Delete files older than ``KEPT_SECONDS``, and the oldest ones beyond ``MAX_KEPT``. Returns the deleted paths."""
+    # Other Gradio programs can share the folder: of complete uploads, delete only those of this server.
     files: list[tuple[float, int, str]] = []
     gone = set()
     for path in {*uploaded, *map(str, folder.glob("tmp*"))}:

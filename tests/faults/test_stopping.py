@@ -74,7 +74,7 @@ def test_f19_running_answers_get_a_message_and_the_exit_is_clean(tiny_folder: Pa
     with server(tiny_folder, "works") as (process, url):
         thread = threading.Thread(target=listen, args=(url,))
         thread.start()
-        wait_until(lambda: 'first_token_seconds_count{door="api"} 1.0' in httpx.get(f"{url}/metrics").text, 10)
+        wait_until(lambda: 'first_token_seconds_count{source="api"} 1.0' in httpx.get(f"{url}/metrics").text, 10)
         process.send_signal(signal.SIGTERM)
         started = time.monotonic()
         statuses = set()

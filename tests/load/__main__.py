@@ -13,7 +13,7 @@ from tests.load.soak import Soak, soak
 def told(found: Soak) -> str:
     """The figures of a soak, a line each."""
     milliseconds = {
-        **{f"web layer's time to first token, {door}": times for door, times in found.ttft.items()},
+        **{f"web layer's time to first token, {source}": times for source, times in found.ttft.items()},
         "light requests": found.light,
         "left -> engine idle": found.idle,
     }

@@ -35,7 +35,7 @@ class Soak:
     seconds: float
     outcomes: dict[str, int]
     ttft: dict[str, list[float]]
-    """Of the web layer: what the visitor waited beyond the engine's own; [p50, p95] by door."""
+    """Of the web layer: what the visitor waited beyond the engine's own; [p50, p95] by source."""
     light: list[float]
     light_rate: float
     idle: list[float]
@@ -108,8 +108,8 @@ async def light_requests(http: httpx.AsyncClient, every: float, into: list[float
 async def soak(server: Loaded, visitors: int, seconds: float, tokens: int = 32, seed: int = 0) -> Soak:
     """``visitors`` come again and again for ``seconds``."""
     async with client(server.url) as http, client(server.url) as aside:
-        door = await opened(http)
-        await visit(door, 0, tokens, random.Random(0), 0, 0)  # the first of all starts what stays
+        site = await opened(http)
+        await visit(site, 0, tokens, random.Random(0), 0, 0)  # the first of all starts what stays
         before = int((await server.state(aside))["tasks"])
         start = time.monotonic()
         heard: list[Heard] = []
@@ -120,7 +120,7 @@ async def soak(server: Loaded, visitors: int, seconds: float, tokens: int = 32, 
 
         async def come_again() -> None:
             while time.monotonic() < start + seconds:
-                heard.append(await visit(door, next(numbers), tokens, chance))
+                heard.append(await visit(site, next(numbers), tokens, chance))
                 await asyncio.sleep(0.05 + chance.random() * 0.2)
 
         async def watch() -> None:
@@ -157,11 +157,13 @@ def _result(
     counts = [count for count, _ in warm]
     sizes = [census["rss_mb"] for _, census in warm]
     slope = linear_regression(counts, sizes).slope * 100 if len(set(counts)) > 1 else 0.0
-    by_door = {door: over_engine([one for one in heard if one.door == door], served) for door in ("page", "api")}
+    by_source = {
+        source: over_engine([one for one in heard if one.source == source], served) for source in ("page", "api")
+    }
     found = Soak(
         took,
         dict(Counter(one.outcome for one in heard)),
-        {door: spread(times) for door, times in by_door.items()},
+        {source: spread(times) for source, times in by_source.items()},
         spread(light),
         len(light) / took,
         spread(idle_after(heard, served)),
@@ -170,7 +172,7 @@ def _result(
         warm[0][1],
         end,
         tasks,
-        sum(one.updates for one in heard if one.door == "page") / took,
+        sum(one.updates for one in heard if one.source == "page") / took,
         sorted({one.why for one in heard if one.outcome == "failed"})[:10],
     )
     bounds = {

@@ -12,10 +12,10 @@ import httpx
 
 from tests.load.process import Loaded, exit_of, server
 from tests.load.soak import GROWN_MB, LIGHT_SECONDS, SLOPE_MB, client, idle_after, over_engine, soak, spread
-from tests.load.visitors import Door, Heard, crowd, opened
+from tests.load.visitors import Heard, LoadClient, crowd, opened
 
 PAGE, API = 1, 2
-"""The first of the numbers of visitors that come by this door; with a step of 2."""
+"""The first of the numbers of visitors that come from this source; with a step of 2."""
 TTFT_MS = {PAGE: {1: 50, 10: 100, 100: 500}, API: {1: 20, 10: 50, 100: 250}}
 LONG, STREAMS = 256, 16
 STORM, STORM_SECONDS = 200, 0.5
@@ -48,13 +48,13 @@ async def measure(visitors: int, seconds: float) -> list[Row]:
     rows: list[Row] = []
     with server(rate=100, places=128) as running:
         async with client(running.url) as http:
-            door = await opened(http)
-            await crowd(door, 4, 8, first=900_001, **PLAIN)
-            rows += await first_texts(running, door)
-            rows += await between_tokens(running, door)
-            rows.append(await left(running, door))
-            rows.append(await stopped(running, door))
-            rows.append(await storm(door))
+            site = await opened(http)
+            await crowd(site, 4, 8, first=900_001, **PLAIN)
+            rows += await first_texts(running, site)
+            rows += await between_tokens(running, site)
+            rows.append(await left(running, site))
+            rows.append(await stopped(running, site))
+            rows.append(await storm(site))
     with server(rate=100, places=16) as running:
         rows += await connected(running)
     for name, signals, limit, code in (
@@ -68,15 +68,15 @@ async def measure(visitors: int, seconds: float) -> list[Row]:
     return rows
 
 
-async def first_texts(running: Loaded, door: Door) -> list[Row]:
+async def first_texts(running: Loaded, site: LoadClient) -> list[Row]:
     """The web layer's time to first token of so many visitors at once."""
     rows, number = [], 1000
     for way, bounds in TTFT_MS.items():
         for count, bound in bounds.items():
             times: list[float] = []
             for _ in range(max(2, 20 // count)):
-                heard = await crowd(door, count, 8, first=number * 2 + way, step=2, **PLAIN)
-                times += over_engine(heard, await running.served(door.http))
+                heard = await crowd(site, count, 8, first=number * 2 + way, step=2, **PLAIN)
+                times += over_engine(heard, await running.served(site.http))
                 number += count + 1
             name = "page" if way == PAGE else "/v1"
             p50, p95 = (round(1000 * time) for time in spread(times))
@@ -88,75 +88,75 @@ async def first_texts(running: Loaded, door: Door) -> list[Row]:
     return rows
 
 
-async def between_tokens(running: Loaded, door: Door) -> list[Row]:
+async def between_tokens(running: Loaded, site: LoadClient) -> list[Row]:
     """The speed at one visitor and of several streams against the bare engine's, and updates of the page with many."""
     rows = []
     for way, name in ((PAGE, "page"), (API, "/v1")):
-        [alone] = await crowd(door, 1, LONG, first=way + 100_000, **PLAIN)
+        [alone] = await crowd(site, 1, LONG, first=way + 100_000, **PLAIN)
         rate = (LONG - 1) / ((alone.last or 1.0) - (alone.first or 0.0))
         cost = 1 - rate / running.bare_rate
         rows.append(Row(f"inter-token overhead, 1 visitor, {name}", "<= 5 %", f"{cost:.1%}", cost <= 0.05))
-    heard = await crowd(door, STREAMS, LONG, first=API + 105_000, step=2, **PLAIN)
+    heard = await crowd(site, STREAMS, LONG, first=API + 105_000, step=2, **PLAIN)
     seconds = max(one.last or 0.0 for one in heard) - min(one.first or 0.0 for one in heard)
     bare = STREAMS * running.bare_rate
     cost = 1 - STREAMS * (LONG - 1) / seconds / bare
     told = f"{cost:.1%} of {bare:.0f} tokens/s"
     rows.append(Row(f"throughput lost, {STREAMS} streams, /v1", "<= 5 %", told, cost <= 0.05))
     start = time.monotonic()
-    many = await crowd(door, 100, LONG, first=PAGE + 110_000, step=2, **PLAIN)
+    many = await crowd(site, 100, LONG, first=PAGE + 110_000, step=2, **PLAIN)
     rate = sum(one.updates for one in many) / (time.monotonic() - start)
     rows.append(Row("page updates/s of the process, 100 visitors", ">= 300", f"{rate:.0f}", rate >= 300))
     return rows
 
 
-async def left(running: Loaded, door: Door) -> Row:
+async def left(running: Loaded, site: LoadClient) -> Row:
     """Visitors who all go in the middle."""
-    heard = await crowd(door, 40, 2000, first=120_001, leaves=1, nonsense=0)
+    heard = await crowd(site, 40, 2000, first=120_001, leaves=1, nonsense=0)
     await asyncio.sleep(3)
-    p95 = spread(idle_after(heard, await running.served(door.http)))[1]
+    p95 = spread(idle_after(heard, await running.served(site.http)))[1]
     return Row("disconnect -> engine idle, 40 at once", "p95 <= 1 s", f"p95 {p95:.2f} s", p95 <= 1)
 
 
-async def stopped(running: Loaded, door: Door) -> Row:
+async def stopped(running: Loaded, site: LoadClient) -> Row:
     """Visitors of the page who press Stop in the middle."""
 
     async def stop(seed: int) -> tuple[int, float]:
         heard = Heard(seed, "page")
-        answer = asyncio.create_task(door.page(heard, 4000, leave=False))
+        answer = asyncio.create_task(site.page(heard, 4000, leave=False))
         while heard.first is None and not answer.done():
             await asyncio.sleep(0.01)
         pressed = time.monotonic()
-        await door.stop(heard)
+        await site.stop(heard)
         await answer
         return seed, pressed
 
     pressed = await asyncio.gather(*(stop(125_001 + 2 * number) for number in range(20)))
     await asyncio.sleep(2)
-    ended = {row.seed: row.ended for row in await running.served(door.http)}
+    ended = {row.seed: row.ended for row in await running.served(site.http)}
     p95 = spread([(ended.get(seed) or float("inf")) - at for seed, at in pressed])[1]
     return Row("Stop -> engine idle, 20 at once", "p95 <= 1 s", f"p95 {p95:.2f} s", p95 <= 1)
 
 
-async def storm(door: Door) -> Row:
+async def storm(site: LoadClient) -> Row:
     """Many who give up after half a second, then one who waits."""
 
     async def impatient(seed: int) -> None:
         with suppress(TimeoutError):
             async with asyncio.timeout(STORM_SECONDS):
-                await crowd(door, 1, 500, first=seed, **PLAIN)
+                await crowd(site, 1, 500, first=seed, **PLAIN)
 
     await asyncio.gather(*(impatient(130_000 + number) for number in range(STORM)))
     start = time.monotonic()
-    [heard] = await crowd(door, 1, 8, first=140_000, **PLAIN)
+    [heard] = await crowd(site, 1, 8, first=140_000, **PLAIN)
     took = time.monotonic() - start
     met = heard.outcome == "answered" and took <= 5
     return Row(f"an answer after {STORM} x {STORM_SECONDS} s timeouts", "<= 5 s", f"{heard.outcome}, {took:.2f} s", met)
 
 
 @asynccontextmanager
-async def tabs(door: Door, count: int) -> AsyncGenerator[None]:
+async def tabs(site: LoadClient, count: int) -> AsyncGenerator[None]:
     """So many open pages."""
-    tasks = [asyncio.create_task(door.tab(number)) for number in range(count)]
+    tasks = [asyncio.create_task(site.tab(number)) for number in range(count)]
     try:
         await asyncio.sleep(1)
         yield
@@ -169,9 +169,9 @@ async def tabs(door: Door, count: int) -> AsyncGenerator[None]:
 async def connected(running: Loaded) -> list[Row]:
     """More than have room, with 100 pages open."""
     async with client(running.url) as http:
-        door = await opened(http)
-        async with tabs(door, 100):
-            heard = await crowd(door, 300, 32, first=1, **PLAIN)
+        site = await opened(http)
+        async with tabs(site, 100):
+            heard = await crowd(site, 300, 32, first=1, **PLAIN)
     count = {name: sum(one.outcome == name for one in heard) for name in ("answered", "refused", "failed")}
     slow = spread([one.last - one.asked for one in heard if one.outcome == "refused" and one.last])[1]
     told = f"{count['answered']} answered, {count['refused']} refused, {count['failed']} other errors"
@@ -184,9 +184,9 @@ async def connected(running: Loaded) -> list[Row]:
 async def ended(running: Loaded, name: str, signals: tuple[tuple[float, int], ...], limit: float, expected: int) -> Row:
     """The exit with everything open."""
     async with client(running.url) as http:
-        door = await opened(http)
-        async with tabs(door, 20):
-            asking = asyncio.create_task(crowd(door, 32, 4000, **PLAIN))
+        site = await opened(http)
+        async with tabs(site, 20):
+            asking = asyncio.create_task(crowd(site, 32, 4000, **PLAIN))
             await asyncio.sleep(2)
             took, code = await asyncio.to_thread(exit_of, running, *signals)
             heard: list[Heard] = []

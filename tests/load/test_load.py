@@ -24,8 +24,8 @@ def running() -> Iterator[Loaded]:
 
 async def test_f04_the_order_of_service_is_that_of_arrival(running: Loaded) -> None:
     async with client(running.url) as http:
-        door = await opened(http)
-        heard = await crowd(door, 16, 12, first=5001, **PLAIN)
+        site = await opened(http)
+        heard = await crowd(site, 16, 12, first=5001, **PLAIN)
         served = [row for row in await running.served(http) if (row.seed or 0) > 5000]
         assert await settled(running, http)
     assert [one.outcome for one in heard] == ["answered"] * 16, [one.why for one in heard]
@@ -51,9 +51,9 @@ async def test_nonsense_is_refused_and_not_a_failure(running: Loaded, number: in
 async def test_f04_a_hundred_at_once_are_answered_or_refused_and_light_requests_go_on(running: Loaded) -> None:
     light: list[float] = []
     async with client(running.url) as http, client(running.url) as aside:
-        door = await opened(http)
+        site = await opened(http)
         watcher = asyncio.create_task(light_requests(aside, 0.05, light))
-        heard = await crowd(door, 100, 4, first=7001, **PLAIN)
+        heard = await crowd(site, 100, 4, first=7001, **PLAIN)
         watcher.cancel()
         await asyncio.gather(watcher, return_exceptions=True)
         assert await settled(running, http)
@@ -66,12 +66,12 @@ async def test_f04_a_hundred_at_once_are_answered_or_refused_and_light_requests_
 
 async def test_those_who_have_no_room_are_refused_and_nobody_fails(running: Loaded) -> None:
     async with client(running.url) as http:
-        door = await opened(http)
-        first = asyncio.create_task(crowd(door, 1, 100_000, first=6000, **PLAIN))  # has the one place
+        site = await opened(http)
+        first = asyncio.create_task(crowd(site, 1, 100_000, first=6000, **PLAIN))  # has the one place
         async with asyncio.timeout(90):
             while not (await running.state(http))["running"]:
                 await asyncio.sleep(0.1)
-        asking = asyncio.create_task(crowd(door, MAX_WAITING + 10, 2, first=6002, step=2, **PLAIN))
+        asking = asyncio.create_task(crowd(site, MAX_WAITING + 10, 2, first=6002, step=2, **PLAIN))
         async with asyncio.timeout(90):
             while (await running.state(http))["waiting"] < MAX_WAITING:
                 await asyncio.sleep(0.1)

@@ -25,7 +25,7 @@ class Heard:
     """What one visitor saw; times by the monotonic clock."""
 
     seed: int
-    door: str
+    source: str
     outcome: str = "failed"
     """answered, refused, left, nonsense or failed"""
     asked: float = field(default_factory=time.monotonic)
@@ -35,8 +35,8 @@ class Heard:
     why: str = ""
 
 
-class Door:
-    """The ways in at ``url``, for as many visitors as come."""
+class LoadClient:
+    """Uses the page and the API of one server, for any number of visitors."""
 
     def __init__(self, http: httpx.AsyncClient, config: dict[str, Any]) -> None:
         self.http = http
@@ -173,28 +173,28 @@ NONSENSE: list[tuple[str, Callable[[int], bytes]]] = [
 
 
 async def visit(
-    door: Door, seed: int, tokens: int, chance: random.Random, leaves: int = 5, nonsense: int = 20
+    site: LoadClient, seed: int, tokens: int, chance: random.Random, leaves: int = 5, nonsense: int = 20
 ) -> Heard:
     """One visitor: 1 in ``nonsense`` sends some, 1 in ``leaves`` goes in the middle; 0 is none. Never raises."""
     heard = Heard(seed, "page" if seed % 2 else "api")
     try:
         if nonsense and chance.randrange(nonsense) == 0:
-            await door.nonsense(heard, chance)
+            await site.nonsense(heard, chance)
             return heard
         leave = bool(leaves) and chance.randrange(leaves) == 0
-        await (door.page if seed % 2 else door.api)(heard, tokens, leave)
+        await (site.page if seed % 2 else site.api)(heard, tokens, leave)
     except Exception as error:
         heard.outcome, heard.why = "failed", f"{type(error).__name__}: {error}"[:300]
     return heard
 
 
-async def opened(http: httpx.AsyncClient) -> Door:
+async def opened(http: httpx.AsyncClient) -> LoadClient:
     """The ways in, as /config tells them."""
-    return Door(http, (await http.get("/config")).json())
+    return LoadClient(http, (await http.get("/config")).json())
 
 
-async def crowd(door: Door, count: int, tokens: int, first: int = 1, step: int = 1, **odd: int) -> list[Heard]:
-    """``count`` visitors at once, each once; ``step`` 2 has all of them come by one door."""
+async def crowd(site: LoadClient, count: int, tokens: int, first: int = 1, step: int = 1, **odd: int) -> list[Heard]:
+    """``count`` visitors at once, each once; ``step`` 2 has all of them come from one source."""
     chance = random.Random(first)
     seeds = range(first, first + count * step, step)
-    return list(await asyncio.gather(*(visit(door, seed, tokens, chance, **odd) for seed in seeds)))
+    return list(await asyncio.gather(*(visit(site, seed, tokens, chance, **odd) for seed in seeds)))

@@ -1,4 +1,4 @@
-"""What is told to Prometheus of answers, whichever door they left by."""
+"""The metrics of answers, by source."""
 
 from contextlib import aclosing
 
@@ -17,16 +17,16 @@ async def test_the_pages_answers_are_measured_apart_from_the_apis() -> None:
     backend = FakeBackend()
     with running(create_app(backend), backend) as url:
         async with httpx.AsyncClient(base_url=url, timeout=60) as http:
-            heard = await crowd(await opened(http), 2, 8, leaves=0, nonsense=0)  # one by each door
+            heard = await crowd(await opened(http), 2, 8, leaves=0, nonsense=0)  # one from each source
             text = (await http.get("/metrics")).text
-    assert [(one.door, one.outcome) for one in heard] == [("page", "answered"), ("api", "answered")], heard
-    for door in ("page", "api"):
+    assert [(one.source, one.outcome) for one in heard] == [("page", "answered"), ("api", "answered")], heard
+    for source in ("page", "api"):
         for line in (
             "prompt_tokens_total{%s} 5.0",
             "completion_tokens_total{%s} 3.0",
             "first_token_seconds_count{%s} 1.0",
         ):
-            assert line % f'door="{door}"' in text
+            assert line % f'source="{source}"' in text
 
 
 async def test_what_a_stopped_answer_has_written_counts() -> None:
@@ -36,6 +36,6 @@ async def test_what_a_stopped_answer_has_written_counts() -> None:
     async with aclosing(watched.stream(GenerationRequest((Message("user", "Hi"),)))) as events:
         await anext(events)
         await anext(events)
-    assert 'granite_demo_completion_tokens_total{door="page"} 2.0' in metrics.text().decode()
+    assert 'granite_demo_completion_tokens_total{source="page"} 2.0' in metrics.text().decode()
     assert watched.status() == backend.status()
     assert backend.visitors == ["somebody"]

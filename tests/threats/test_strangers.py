@@ -70,8 +70,8 @@ def test_t09_a_large_body_is_refused_unread_whatever_its_route_is_called(backend
 def test_t09_a_long_text_is_refused_before_it_is_read(backend: FakeBackend) -> None:
     with public(backend, Limits(characters=100)) as http:
         answer = http.post("/v1/completions", json={"prompt": "x" * 101})
-        assert (answer.status_code, "this server takes 100" in answer.text) == (400, True)
-        assert "this server takes 100" in http.ask("x" * 101)
+        assert (answer.status_code, "the limit is 100" in answer.text) == (400, True)
+        assert "the limit is 100" in http.ask("x" * 101)
     assert not backend.requests
 
 

@@ -121,7 +121,7 @@ def test_a_server_that_stops_tells_those_who_listen() -> None:
     with running(create_app(backend), backend) as url:
         thread = threading.Thread(target=listen, args=(url,))
         thread.start()
-        assert wait_until(lambda: 'first_token_seconds_count{door="api"} 1.0' in httpx.get(f"{url}/metrics").text, 10)
+        assert wait_until(lambda: 'first_token_seconds_count{source="api"} 1.0' in httpx.get(f"{url}/metrics").text, 10)
     thread.join(10)
     assert "the server is stopping" in json.loads(heard[-2].removeprefix("data: "))["error"]["message"]
     assert heard[-1] == "data: [DONE]"
@@ -158,9 +158,9 @@ def test_answers_are_measured() -> None:
     for line in (
         'granite_demo_requests_total{code="200",route="/v1/chat/completions"} 2.0',
         'granite_demo_requests_total{code="400",route="/v1/chat/completions"} 1.0',
-        'granite_demo_prompt_tokens_total{door="api"} 10.0',
-        'granite_demo_completion_tokens_total{door="api"} 6.0',
-        'granite_demo_time_to_first_token_seconds_count{door="api"} 2.0',
-        'granite_demo_inter_token_seconds_count{door="api"} 4.0',
+        'granite_demo_prompt_tokens_total{source="api"} 10.0',
+        'granite_demo_completion_tokens_total{source="api"} 6.0',
+        'granite_demo_time_to_first_token_seconds_count{source="api"} 2.0',
+        'granite_demo_inter_token_seconds_count{source="api"} 4.0',
     ):
         assert line in text
