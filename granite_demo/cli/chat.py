@@ -36,9 +36,9 @@ def add_chat_command(cli: typer.Typer, console: Console, opened: OpenBackend) ->
         system: flags.System = "",
         thinking: flags.Thinking = None,
     ) -> None:
-        """Chat in the terminal. Ctrl-C stops an answer; twice, or Ctrl-D, leaves; /help lists what else there is.
+        """Chat in the terminal. Ctrl-C stops an answer. Ctrl-C twice, or Ctrl-D, leaves. /help lists the commands.
 
-        Where no terminal is read, each line gets an answer, and the exit code is 1 if one failed.
+        In a pipe, each line gets an answer, and the exit code is 1 if an answer failed.
         """
         controls = flags.controls(thinking)
         with closing(opened(settings, console)) as ready, asyncio.Runner() as runner:
@@ -53,7 +53,7 @@ def run(
     sampling: SamplingParams,
     console: Console,
 ) -> int:
-    """Chat until the input ends; the exit code. Raises GraniteDemoError."""
+    """Chat until the input ends. Returns the exit code. Raises GraniteDemoError."""
     from granite_demo.chat import conversation
     from granite_demo.cli.chat_session import Session
 
@@ -69,7 +69,7 @@ def run(
 
 
 def talk(session: "Session", lines: Iterator[str]) -> None:
-    """Hand each line to the session, until it is left or there are no more."""
+    """Give each line to the session, until the user leaves or the input ends."""
     for line in lines:
         if line.strip() and not session.take(line):
             return
@@ -81,11 +81,11 @@ def lines_piped() -> Iterator[str]:
         for line in sys.stdin.buffer:
             yield line.decode().rstrip("\r\n")
     except UnicodeDecodeError:
-        raise InvalidRequestError("Standard input is not text in UTF-8.") from None
+        raise InvalidRequestError("Standard input is not UTF-8 text.") from None
 
 
 def lines_typed(console: Console, ask: Callable[[], str]) -> Iterator[str]:
-    """What is typed, up to Ctrl-D. The second of two Ctrl-C raises KeyboardInterrupt."""
+    """The typed lines, up to Ctrl-D. The second of two Ctrl-C raises KeyboardInterrupt."""
     warned = False
     while True:
         try:
@@ -97,21 +97,21 @@ def lines_typed(console: Console, ask: Callable[[], str]) -> Iterator[str]:
             if warned:
                 raise
             warned = True
-            console.print("\nCtrl-C again, Ctrl-D or /exit leaves.", style="dim", highlight=False)
+            console.print("\nTo leave, press Ctrl-C again or Ctrl-D, or type /exit.", style="dim", highlight=False)
             continue
         warned = False
         yield scrub(line)
 
 
 def ask_for_line(console: Console) -> Callable[[], str]:
-    """A function that reads a line, which can be edited as in a shell where the system can do that."""
-    with suppress(ImportError):  # Windows has its own way
+    """A function that reads a line, with the editing keys of a shell if the system has them."""
+    with suppress(ImportError):  # on Windows, whose console has them
         import readline  # noqa: F401
 
     def ask() -> str:
         if sys.stdout.isatty():
             return input(PROMPT)
-        # The answers go elsewhere, and the prompt is not one of them.
+        # Standard output is redirected, and the prompt is not part of the answers.
         console.print(PROMPT, end="")
         return input()
 

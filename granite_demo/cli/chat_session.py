@@ -1,4 +1,4 @@
-"""A conversation that is held line by line: questions and commands in, answers printed. Knows no command line."""
+"""A conversation in the terminal: takes questions and commands line by line, and prints the answers."""
 
 import asyncio
 import json
@@ -18,17 +18,17 @@ from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 
 HELP = """\
-/new          begin a new conversation
+/new          start a new conversation
 /retry        answer the last question again
-/system TEXT  set the system prompt; without TEXT there is none
-/save FILE    save all conversations as JSON, which the page can import; this one as Markdown if FILE ends in .md
-/help         show this
-/exit         leave, as Ctrl-D does
-A space before a slash makes it a question. Ctrl-C stops an answer and keeps what has come."""
+/system TEXT  set the system prompt; without TEXT, remove it
+/save FILE    save all conversations as JSON, which the page can import; if FILE ends in .md, this one as Markdown
+/help         show this help
+/exit         leave, like Ctrl-D
+A line with a space before the slash is a question. Ctrl-C stops an answer and keeps its text."""
 
 
 class Session:
-    """The conversations of one sitting, the last one open."""
+    """The conversations since the start. The last one is open."""
 
     def __init__(
         self,
@@ -39,10 +39,10 @@ class Session:
         console: Console,
         typed: bool,
     ) -> None:
-        """``typed``: somebody sits there, who may stop answers and wants to see how they went."""
+        """``typed``: a person types, who can stop answers and gets a note after each one."""
         self.conversation = conversation
         self.failed = False
-        """Whether anything could not be done."""
+        """Whether anything failed."""
         self._earlier: list[Conversation] = []
         self._backend = backend
         self._runner = runner
@@ -59,12 +59,12 @@ class Session:
         self._tell_thinking()
 
     def greet(self) -> None:
-        """Say who answers, and how to go on."""
+        """Print the name of the model and how to continue."""
         status = self._backend.status()
         say(self._console, f"{status.title or status.model}. /help lists the commands, Ctrl-D leaves.")
 
     def take(self, line: str) -> bool:
-        """Answer a question or obey a command; false means to leave. A second Ctrl-C raises KeyboardInterrupt."""
+        """Answer a question or execute a command. False: leave. A second Ctrl-C raises KeyboardInterrupt."""
         if not line.startswith("/"):
             self._try(self._ask, line.strip())
             return True
@@ -74,7 +74,7 @@ class Session:
         if name in self._commands:
             self._try(self._commands[name], rest.strip())
         else:
-            self._fail(f"There is no command {name}. /help lists them; a space before the slash makes it a question.")
+            self._fail(f"There is no command {name}. See /help. A line with a space before the slash is a question.")
         return True
 
     def _try(self, act: Callable[[str], None], text: str) -> None:
@@ -101,7 +101,7 @@ class Session:
         try:
             self._runner.run(printer.stream(self._backend, request))
         except KeyboardInterrupt:
-            # Not over: this is the second Ctrl-C, and the answer has not obeyed the first.
+            # Not over: this is the second Ctrl-C, and the answer has not stopped after the first.
             if not (self._typed and printer.over):
                 raise
             self._keep(request, printer, printer.answer.stopped_note(printer.elapsed))
@@ -135,7 +135,7 @@ class Session:
         if self.conversation.turns:
             self._earlier.append(self.conversation)
         self.conversation = conversations.start(system=self.conversation.system, controls=self.conversation.controls)
-        say(self._console, "A new conversation.")
+        say(self._console, "This is a new conversation.")
 
     def _retry(self, _: str) -> None:
         asked = conversations.unanswered(self.conversation)
@@ -147,7 +147,7 @@ class Session:
 
     def _system(self, text: str) -> None:
         self.conversation = self.conversation.model_copy(update={"system": text})
-        say(self._console, "The system prompt is set." if text else "There is no system prompt any more.")
+        say(self._console, "The system prompt is set." if text else "The system prompt is removed.")
         self._tell_thinking()
 
     def _tell_thinking(self) -> None:
@@ -157,7 +157,7 @@ class Session:
 
     def _save(self, name: str) -> None:
         if not name:
-            self._fail("Name a file, as in /save chat.json.")
+            self._fail("Name a file, for example /save chat.json.")
             return
         kept = [conversation for conversation in (*self._earlier, self.conversation) if conversation.turns]
         if not kept:

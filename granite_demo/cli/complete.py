@@ -1,4 +1,4 @@
-"""The command ``complete``: one text in, the answer to it or its continuation out."""
+"""The command ``complete``: prints the answer to a text, or its continuation."""
 
 import asyncio
 import sys
@@ -47,10 +47,10 @@ def add_complete_command(cli: typer.Typer, console: Console, opened: OpenBackend
     ) -> None:
         """Print the model's answer to TEXT, or with --raw its continuation. Thinking goes to standard error.
 
-        One line break at the end of standard input is left out. The exit code is 130 after Ctrl-C.
+        One line break at the end of standard input is removed. The exit code is 130 after Ctrl-C.
         """
         if logprobs is not None and not as_json:
-            raise ConfigurationError("--logprobs needs JSON. Add --json.")
+            raise ConfigurationError("--logprobs needs JSON output. Add --json.")
         constraint = flags.constraint(schema, regex, choice)
         read, controls = read_text(text, sys.stdin), flags.controls(thinking)
         try:
@@ -63,16 +63,16 @@ def add_complete_command(cli: typer.Typer, console: Console, opened: OpenBackend
 
 
 def read_text(text: str | None, stdin: TextIO) -> str:
-    """``text``, or what comes from ``stdin``. Raises GraniteDemoError."""
+    """``text``, or the text from ``stdin``. Raises GraniteDemoError."""
     if text not in (None, STANDARD_INPUT):
         return str(text)
     if text is None and stdin.isatty():
-        raise ConfigurationError("There is no text. Give it as TEXT or through a pipe; with - you can type it.")
+        raise ConfigurationError("There is no text. Give it as TEXT or in a pipe, or use - to type it.")
     try:
         found = stdin.buffer.read().decode()
     except UnicodeDecodeError:
-        raise InvalidRequestError("Standard input is not text in UTF-8.") from None
-    # The line break is echo's, not the writer's; as the shell's $(…) does it, but once.
+        raise InvalidRequestError("Standard input is not UTF-8 text.") from None
+    # echo adds it. The shell's $(…) would remove all line breaks at the end.
     return found.removesuffix("\n").removesuffix("\r")
 
 
@@ -85,18 +85,18 @@ def to_requests(
     special_tokens: bool = False,
     suffix: str | None = None,
 ) -> Sequence[GenerationRequest]:
-    """What ``text`` may be sent as: the first one, if the model can take it. Raises GraniteDemoError.
+    """The requests for ``text``, the preferred one first. Raises GraniteDemoError.
 
-    ``chat`` None lets the model decide.
+    ``chat`` None: a chat, or the text as it is for a model without a chat template.
     """
     system = system.strip()
     for_chat = [name for name, value in (("--system", system), ("--thinking", controls.thinking)) if value]
     if for_chat and chat is False:
-        raise ConfigurationError(f"{for_chat[0]} is for the chat template. Leave it or --raw out.")
+        raise ConfigurationError(f"{for_chat[0]} needs the chat template. Remove it, or remove --raw.")
     if special_tokens and chat is not False:
-        raise ConfigurationError("--special-tokens is for text as it stands. Add --raw.")
+        raise ConfigurationError("--special-tokens needs text without the chat template. Add --raw.")
     if suffix is not None and chat is not False:
-        raise ConfigurationError("--suffix is for text as it stands. Add --raw.")
+        raise ConfigurationError("--suffix needs text without the chat template. Add --raw.")
     raw = []
     if not (chat or for_chat):
         raw = [GenerationRequest(prompt=text, suffix=suffix, special_tokens=special_tokens, sampling=sampling)]
@@ -107,7 +107,7 @@ def to_requests(
 
 
 def run(backend: Backend, requests: Sequence[GenerationRequest], console: Console, as_json: bool) -> None:
-    """Send what the model can take and print what comes. Raises GraniteDemoError."""
+    """Send the first of ``requests`` that the model can answer, and print the answer. Raises GraniteDemoError."""
     printer = Printer(console, quiet=as_json)
     try:
         request = asyncio.run(_answer(backend, requests, printer, console))
@@ -123,7 +123,7 @@ async def _answer(
     request, *others = requests
     if others and not await can_chat(backend):
         request = others[0]
-        say(console, "This model has no chat template: it goes on with the text as it stands.")
+        say(console, "This model has no chat template: it continues the text.")
     system = request.messages[:1] and request.messages[0].role == "system"
     if note := thinking_note(backend.status().switches, request.controls.thinking, bool(system)):
         say(console, note)
@@ -132,7 +132,7 @@ async def _answer(
 
 
 def to_json(request: GenerationRequest, answer: Answer, finish: Finish) -> dict[str, Any]:
-    """The whole answer, to print as JSON."""
+    """The whole answer as JSON."""
     from granite_demo.chat.bundle import made
 
     how = made(request, finish)

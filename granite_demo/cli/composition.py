@@ -1,4 +1,4 @@
-"""Builds backends from settings. The composition root of every command."""
+"""Builds backends from settings, for all commands."""
 
 from collections.abc import Callable
 from functools import partial
@@ -23,18 +23,18 @@ OpenBackend: TypeAlias = Callable[[Settings, Console], ManagedBackend]
 
 
 def local_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend:
-    """The backend over a model of this process. Raises UnknownModelError for a name that cannot be loaded."""
+    """The backend over a model in this process. Raises UnknownModelError for an unknown name."""
     manager = model_manager(settings, LoadReporter(console), 60.0 * settings.idle_minutes, group=group)
     return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
 
 
 def opened_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend | RemoteBackend:
-    """The backend that ``settings`` ask for: over a model of this process, or over other servers."""
+    """The backend for ``settings``: over a model in this process, or over other servers."""
     return remote_backend(settings) if settings.backend else local_backend(settings, console, group)
 
 
 def ready_backend(settings: Settings, console: Console) -> LocalBackend | RemoteBackend:
-    """The same, its model ready. Waits for it here, where Ctrl-C ends the wait; raises what the load raises."""
+    """The same when its model is ready. Ctrl-C ends the wait. Raises the errors of the load."""
     set_up_logging("warning", console)
     backend = opened_backend(settings, console)
     try:
@@ -46,7 +46,7 @@ def ready_backend(settings: Settings, console: Console) -> LocalBackend | Remote
 
 
 def model_manager(settings: Settings, listener: Listener, idle_seconds: float = 0.0, **opening: Any) -> ModelManager:
-    """The manager that loads as ``settings`` say. Raises UnknownModelError for a name that cannot be loaded."""
+    """The manager that loads the model of ``settings``. Raises UnknownModelError for an unknown name."""
     if settings.model != "auto":
         registry.resolve(settings.model)
     loader = partial(open_model, settings.cache_dir, settings.threads, **opening)
@@ -54,12 +54,12 @@ def model_manager(settings: Settings, listener: Listener, idle_seconds: float = 
 
 
 def remote_backend(settings: Settings) -> RemoteBackend:
-    """The backend that ``settings`` name. Raises ConfigurationError."""
+    """The backend over the servers of ``settings``. Raises ConfigurationError."""
     named = "" if settings.model == "auto" else settings.model
     endpoints = Endpoints(parse_urls(settings.backend), settings.backend_key)
     return RemoteBackend(endpoints, settings.backend_model or named)
 
 
 def backend_beside(settings: Settings) -> RemoteBackend:
-    """The backend over the server that is asked side by side. Raises ConfigurationError."""
+    """The backend over the server for answers side by side. Raises ConfigurationError."""
     return RemoteBackend(Endpoints(parse_urls(settings.beside), settings.beside_key))

@@ -1,4 +1,4 @@
-"""The same chat here and on another server: what differs, and the likely cause. Knows only the ``Backend`` protocol."""
+"""The command ``doctor``: one chat here and on another server, the differences, and their likely cause."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -23,14 +23,14 @@ from granite_demo.types.sampling_params import SamplingParams
 
 ALTERNATIVES = 5
 ROUNDING = 0.15
-"""Nats. bfloat16 has 8 bits: two kernels that are both right differ by less than this in the likely tokens."""
+"""Nats. bfloat16 has 8 bits: for likely tokens, two correct kernels differ by less than this."""
 PRECISION = 1.0
-"""Nats. 4 bits move likely tokens by less than this; other weights by more."""
+"""Nats. For likely tokens, 4 bits change less than this; other weights change more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One answer to the chat. ``prompt_ids`` and ``first`` are empty where the server does not tell them."""
+    """One answer to the chat. ``prompt_ids`` and ``first`` are empty if the server does not return them."""
 
     model: str
     prompt_tokens: int
@@ -40,13 +40,13 @@ class Side:
     rate: float | None
     """Tokens per second after the first."""
     first: tuple[TokenAlternative, ...] = ()
-    """The likeliest first tokens."""
+    """The most likely first tokens."""
     prompt_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One comparison. ``cause`` is what most likely explains the difference; empty where there is none."""
+    """One comparison. ``cause`` is the likely cause of a difference, empty if there is none."""
 
     what: str
     here: str
@@ -55,7 +55,7 @@ class Finding:
 
 
 async def look(backend: Backend, request: GenerationRequest, prompt_ids: tuple[int, ...] = ()) -> Side:
-    """Ask ``request``, with log probabilities where they are to be had. Raises GraniteDemoError."""
+    """The answer to ``request``, with log probabilities if the backend has them. Raises GraniteDemoError."""
     with_logprobs = replace(request, sampling=replace(request.sampling, logprobs=ALTERNATIVES))
     try:
         return await _asked(backend, backend.stream(with_logprobs), prompt_ids)
@@ -78,11 +78,11 @@ async def _asked(backend: Backend, stream: AsyncGenerator[StreamEvent], prompt_i
                 status = backend.status()
                 name = status.name or status.model
                 return Side(name, usage.prompt_tokens, text, event.reason, timings.ttft, rate, first, prompt_ids)
-    raise EngineError("The answer ended without its end.")
+    raise EngineError("The answer ended before it was finished.")
 
 
 def diagnose(here: Side, there: Side) -> tuple[Finding, ...]:
-    """What was compared, in the order in which a difference leads to the next ones."""
+    """The comparisons, in an order in which one difference causes the next ones."""
     return (
         Finding("model", here.model, there.model),
         _prompts(here, there),
@@ -95,7 +95,7 @@ def diagnose(here: Side, there: Side) -> tuple[Finding, ...]:
 
 
 def likely_cause(findings: tuple[Finding, ...]) -> str:
-    """The cause of the first difference, which explains those after it; empty where nothing differs."""
+    """The cause of the first difference, which explains the next ones. Empty if nothing differs."""
     return next((finding.cause for finding in findings if finding.cause), "")
 
 
@@ -116,24 +116,24 @@ def _prompts(here: Side, there: Side) -> Finding:
 
 
 def _tokens(side: Side) -> str:
-    return f"{side.prompt_tokens} tokens" if side.prompt_tokens else "not told"
+    return f"{side.prompt_tokens} tokens" if side.prompt_tokens else "unknown"
 
 
 def _first_tokens(here: Side, there: Side) -> tuple[Finding, ...]:
     if not here.first or not there.first:
-        shown = [_shown(side) if side.first else "not told" for side in (here, there)]
+        shown = [_shown(side) if side.first else "unknown" for side in (here, there)]
         return (Finding("first token", *shown),)
     ours = {token.text: token.logprob for token in here.first}
     common = [abs(ours[token.text] - token.logprob) for token in there.first if token.text in ours]
     if not common:
         return (Finding("first token", _shown(here), _shown(there), "Other weights: no likely token is the same."),)
-    # Of a sampled distribution the far ends say little.
+    # The least likely of these tokens say little.
     gap = max(common[:3])
     cause = ""
     if gap > PRECISION:
-        cause = "Other weights, or a prompt that differs in what was compared above."
+        cause = "Other weights, or another prompt if the rows above differ."
     elif gap > ROUNDING:
-        cause = "Another precision or quantization: the first token's log probabilities are near, but not the same."
+        cause = "Another precision or quantization: the first token's log probabilities are close, but not equal."
     return (Finding("first token", _shown(here), f"{_shown(there)}, up to {gap:.3f} apart", cause),)
 
 
@@ -148,8 +148,8 @@ def _texts(here: Side, there: Side) -> Finding:
     pairs = zip(here.text, there.text, strict=False)
     place = next((i for i, (one, other) in enumerate(pairs) if one != other), min(len(here.text), len(there.text)))
     cause = (
-        "The texts part where two tokens are about equally likely: rounding, another precision, or a default of the "
-        "server's, such as a penalty in its generation config."
+        "The texts differ where two tokens are about equally likely: rounding, another precision, or a default of the "
+        "server, such as a penalty in its generation config."
     )
     return Finding("text", _around(here.text, place), _around(there.text, place), cause)
 
@@ -172,14 +172,14 @@ def add_doctor_command(cli: typer.Typer, console: Console, opened: OpenBackend) 
     @cli.command()
     @flags.with_tables
     def doctor(settings: Settings, text: flags.Question = QUESTION, as_json: flags.AsJson = False) -> None:
-        """Ask a model here and a server at --url the same, greedily, and tell what differs and the likely cause.
+        """Ask a model here and the server at --url the same question, and show the differences and their likely cause.
 
-        The exit code is 0 where nothing differs, else 1.
+        Both answers are greedy. The exit code is 0 if nothing differs, otherwise 1.
         """
         if not settings.backend:
             raise ConfigurationError("doctor compares with another server. Name it with --url.")
         request = GenerationRequest((Message("user", text),), sampling=SamplingParams(max_tokens=TOKENS))
-        # The server's model is named by --backend-model alone: --model is the one here.
+        # --model is the model here; --backend-model is the one of the server.
         with closing(opened(replace(settings, model="auto"), console)) as remote:
             there = asyncio.run(_look_there(remote, request))
         with closing(opened(replace(settings, backend=""), console)) as local:
@@ -205,7 +205,7 @@ async def _look_there(backend: Backend, request: GenerationRequest) -> Side:
 
 
 def show(findings: tuple[Finding, ...], cause: str) -> None:
-    """Print a table, and the cause."""
+    """Print the table and the cause."""
     rows = [(finding.what, finding.here, finding.there, "differs" if finding.cause else "") for finding in findings]
     print_table(("", "here", "there", " "), rows, left=("", "here", "there", " "))
     standard_output().print(f"Likely cause: {cause}" if cause else "Only the speed differs.")

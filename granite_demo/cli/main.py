@@ -9,7 +9,7 @@ from granite_demo.cli import flags
 from granite_demo.cli.bench import add_bench_command
 from granite_demo.cli.chat import add_chat_command
 from granite_demo.cli.complete import add_complete_command
-from granite_demo.cli.composition import opened_backend, ready_backend
+from granite_demo.cli.composition import ready_backend
 from granite_demo.cli.doctor import add_doctor_command
 from granite_demo.cli.models import add_model_commands
 from granite_demo.cli.replay import add_replay_command
@@ -41,7 +41,7 @@ def create_cli(console: Console) -> typer.Typer:
     @flags.with_tables
     def serve(settings: Settings) -> None:
         """Serve the page and the HTTP API."""
-        run_server(settings, console, opened_backend)
+        run_server(settings, console)
 
     add_complete_command(cli, console, ready_backend)
     add_chat_command(cli, console, ready_backend)
@@ -49,6 +49,6 @@ def create_cli(console: Console) -> typer.Typer:
     add_compare_command(cli, console, ready_backend)
     add_doctor_command(cli, console, ready_backend)
     add_bench_command(cli, console)
-    add_replay_command(cli, console)
+    add_replay_command(cli, console, ready_backend)
     add_model_commands(cli, console)
     return cli

@@ -1,4 +1,4 @@
-"""The command ``score``: a text in, what the model thinks of each of its tokens out."""
+"""The commands ``score`` and ``compare``: the probability of each token of a text, in one or two precisions."""
 
 import asyncio
 import sys
@@ -38,9 +38,9 @@ def add_score_command(cli: typer.Typer, console: Console, opened: OpenBackend) -
         special_tokens: flags.SpecialTokens = False,
         as_json: flags.AsJson = False,
     ) -> None:
-        """Print how likely the model finds each token of TEXT, and the perplexity of the whole.
+        """Print the probability of each token of TEXT, and the perplexity of the text.
 
-        One line break at the end of standard input is left out.
+        One line break at the end of standard input is removed.
         """
         try:
             request = ScoreRequest(read_text(text, sys.stdin), None, alternatives, special_tokens)
@@ -62,11 +62,11 @@ async def _scored(backend: Backend, request: ScoreRequest) -> tuple[list[ScoredT
                 tokens.append(event)
             elif isinstance(event, ScoreSummary):
                 return tokens, event
-    raise EngineError("Scoring ended before the text did.")
+    raise EngineError("The scoring ended before it was finished.")
 
 
 def to_json(tokens: list[ScoredToken], summary: ScoreSummary) -> dict[str, Any]:
-    """All of it, to print as JSON. Log probabilities and entropies are in nats."""
+    """The whole result as JSON. Log probabilities and entropies are in nats."""
     return {
         "tokens": [
             {
@@ -83,10 +83,10 @@ def to_json(tokens: list[ScoredToken], summary: ScoreSummary) -> dict[str, Any]:
 
 
 def show(tokens: list[ScoredToken], summary: ScoreSummary, alternatives: bool) -> None:
-    """Print a table, a token a line, and the sum."""
-    columns = ("token", "logprob", "p", "entropy", *(["instead"] if alternatives else []))
+    """Print a table with a row for each token, and the total."""
+    columns = ("token", "logprob", "p", "entropy", *(["alternatives"] if alternatives else []))
     rows = [_row(token)[: len(columns)] for token in tokens]
-    print_table(columns, rows, left=("token", "instead"))
+    print_table(columns, rows, left=("token", "alternatives"))
     line = f"{summary.tokens:,} tokens, log probability {summary.logprob:.3f}"
     if summary.perplexity is not None:
         line += f", perplexity {summary.perplexity:.3f}"
@@ -103,7 +103,7 @@ def _row(token: ScoredToken) -> tuple[str, ...]:
 
 PRECISION_FLAGS = tuple(name for name in (*get_args(Dtype), *get_args(Quantization)) if name not in ("auto", "none"))
 WORST = 10
-"""Tokens in the table: those where the two differ most."""
+"""The number of tokens in the table: those with the largest divergence."""
 
 
 def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
@@ -121,9 +121,9 @@ def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend)
         as_json: flags.AsJson = False,
         url: flags.NoUrl = None,
     ) -> None:
-        """Read TEXT in two precisions and print where the second differs from the first.
+        """Evaluate TEXT in two precisions of the model, and print where they differ.
 
-        One line break at the end of standard input is left out.
+        One line break at the end of standard input is removed.
         """
         settings = in_precision(settings, reference, "--reference")
         refuse_url(url or settings.backend or None, "A server has its model in one precision; compare needs two.")
@@ -132,7 +132,7 @@ def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend)
             raise ConfigurationError("Both precisions are the same. Choose another one with --other.")
         given = read_text(text, sys.stdin)
         if not given:
-            raise ConfigurationError("There is no text to compare on.")
+            raise ConfigurationError("There is no text.")
         with closing(opened(settings, console)) as there:
             request = to_request(given, settings.load_options(), other, there.status().name, special_tokens)
             result = asyncio.run(_compared(there, request, console))
@@ -145,7 +145,7 @@ def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend)
 
 
 def in_precision(settings: Settings, precision: str, flag: str) -> Settings:
-    """``settings`` with ``precision``, the value of ``flag``. Raises ConfigurationError for one that is not known."""
+    """``settings`` with ``precision``, the value of ``flag``. Raises ConfigurationError for an unknown one."""
     if precision not in PRECISION_FLAGS:
         raise ConfigurationError(f"{flag} must be one of {', '.join(PRECISION_FLAGS)}, not {precision!r}.")
     if precision in get_args(Dtype):
@@ -156,7 +156,7 @@ def in_precision(settings: Settings, precision: str, flag: str) -> Settings:
 def to_request(
     text: str, reference: LoadOptions, other: str, name: str, special_tokens: bool = False
 ) -> CompareRequest:
-    """What to ask for. ``name`` is what the reference is called, where a model was chosen automatically."""
+    """The request. ``name`` is the model of the reference if it was chosen automatically."""
     if reference.model == "auto":
         reference = replace(reference, model=name)
     changed = in_precision(Settings(), other, "--other").load_options()
@@ -174,11 +174,11 @@ async def _compared(backend: Backend, request: CompareRequest, console: Console)
             if isinstance(event, Comparing) and event.text != told:
                 told = event.text
                 say(console, told)
-    raise EngineError("The comparison ended before it was whole.")
+    raise EngineError("The comparison ended before it was finished.")
 
 
 def write_csv(result: Comparison, file: Path) -> None:
-    """A line for each token. Raises InvalidRequestError where ``file`` cannot be written."""
+    """Write a line for each token. Raises InvalidRequestError if ``file`` cannot be written."""
     try:
         file.write_text(to_csv(result), encoding="utf-8", newline="")
     except OSError as error:
@@ -186,7 +186,7 @@ def write_csv(result: Comparison, file: Path) -> None:
 
 
 def comparison_json(result: Comparison) -> dict[str, Any]:
-    """All of it, to print as JSON."""
+    """The whole result as JSON."""
     return {
         "mean_divergence": result.mean_divergence,
         "agreement": result.agreement,
@@ -197,12 +197,12 @@ def comparison_json(result: Comparison) -> dict[str, Any]:
 
 
 def show_comparison(result: Comparison) -> None:
-    """Print both sides, the mean and the worst tokens."""
+    """Print both sides, the mean, and the tokens with the largest divergence."""
     columns = ("precision", "weights", "read", "written", "perplexity")
     print_table(columns, [_side(result.reference), _side(result.other)], left=("precision",))
     standard_output().print(
-        f"KL divergence {result.mean_divergence:.2g} nats a token on average; "
-        f"the likeliest token is the same in {result.agreement:.1%} of {len(result.tokens):,} places."
+        f"KL divergence: {result.mean_divergence:.2g} nats per token on average. "
+        f"The most likely token is the same at {result.agreement:.1%} of {len(result.tokens):,} positions."
     )
     worst = sorted(result.tokens, key=lambda token: -token.divergence)[:WORST]
     rows = [
@@ -217,7 +217,7 @@ def show_comparison(result: Comparison) -> None:
         for token in worst
     ]
     one, two = result.reference.label, result.other.label
-    heads = ("token", "divergence", f"logprob in {one}", f"in {two}", f"likeliest in {one}", f"likeliest in {two}")
+    heads = ("token", "divergence", f"logprob in {one}", f"in {two}", f"most likely in {one}", f"most likely in {two}")
     print_table(heads, rows, left=("token", *heads[4:]))
 
 

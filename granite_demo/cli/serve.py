@@ -1,47 +1,35 @@
-"""Serves the page: puts settings, backend, rules and server together. Heavy packages are imported when it starts."""
-
-from typing import Protocol
+"""The command ``serve``: connects settings, backend, limits and server. Imports heavy packages when it starts."""
 
 from rich.console import Console
 
 from granite_demo.access import Access
 from granite_demo.backends.limited import LimitedBackend
-from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_source import check_cache_folders
 from granite_demo.backends.open_model import follow
-from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.backends.side_by_side import SideBySideBackend
-from granite_demo.cli.composition import backend_beside
+from granite_demo.cli.composition import backend_beside, opened_backend
 from granite_demo.cli.terminal import set_up_logging
 from granite_demo.hub import download
-from granite_demo.loading.tensor_parallel import ALONE, Group
+from granite_demo.loading.tensor_parallel import Group
 from granite_demo.settings import Settings, take_secrets
 
 
-class Opener(Protocol):
-    """Makes the backend that ``settings`` ask for."""
-
-    def __call__(self, settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend | RemoteBackend:
-        """Raises GraniteDemoError."""
-        ...
-
-
-def run_server(settings: Settings, console: Console, opened: Opener) -> None:
-    """Serve the page until a signal."""
+def run_server(settings: Settings, console: Console) -> None:
+    """Serve the page until a signal. Raises GraniteDemoError."""
     set_up_logging(settings.log_level, console, settings.secrets)
     download.keep_token(take_secrets())
     group = Group(settings.processes, settings.rank, settings.local_rank)
     if not group.leads:
         return follow(settings.cache_dir, settings.threads, settings.load_options(), group)
-    with group.together():  # the others wait for this one, however it ends
-        _serve(settings, console, opened, group)
+    with group.together():  # the other processes wait for this one, even if it fails
+        _serve(settings, console, group)
     group.leave()
 
 
-def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -> None:
+def _serve(settings: Settings, console: Console, group: Group) -> None:
     from granite_demo.server.run import address, bind, serve
 
-    # Before the imports of several seconds: a port in use is told at once.
+    # Before the imports, which take seconds: an error about the port appears at once.
     listener = bind(settings.host, settings.port)
     if not settings.backend:
         check_cache_folders(settings.cache_dir, settings.load_options())
@@ -51,7 +39,7 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
         from granite_demo.engine import zerogpu
 
         zerogpu.load_spaces()
-    backend = opened(settings, console, group)
+    backend = opened_backend(settings, console, group)
     console.print("granite-demo is starting.", highlight=False)
     if group.size > 1:
         backend.wait_until_ready()
@@ -70,13 +58,13 @@ def _serve(settings: Settings, console: Console, opened: Opener, group: Group) -
     def announce() -> None:
         console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
         if link:
-            console.print(f"Whoever has this link can use it: {link}", highlight=False, markup=False)
+            console.print(f"Anyone who has this link can use the page: {link}", highlight=False, markup=False)
 
     serve(app, limited, listener, announce, settings.trusted_proxies)
 
 
 def _share(settings: Settings, port: int) -> str:
-    """Before anything else is started: without a network this fails."""
+    """The public link, or "". Called early, because it fails without a network. Raises ConfigurationError."""
     if settings.share != "yes":
         return ""
     from granite_demo.ui.gradio_patches.share import share_link

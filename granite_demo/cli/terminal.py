@@ -1,7 +1,4 @@
-"""An answer in the terminal: its text to standard output as it comes, thinking dimmed to standard error.
-
-Knows models only as a ``Backend``. Whatever else is said goes to standard error, so that pipes get text alone.
-"""
+"""Output in the terminal: answers, tables and JSON on standard output; thinking, notes, logs and progress on stderr."""
 
 import json
 import logging
@@ -40,12 +37,12 @@ _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 16
 
 
 class Printer:
-    """Prints one answer while it grows; unless ``quiet``, when it only keeps it."""
+    """Prints one answer as it arrives. ``quiet``: only keeps it."""
 
     def __init__(self, console: Console, quiet: bool = False) -> None:
         self.answer = Answer()
         self.over = False
-        """Whether the stream has been closed, be it whole or not."""
+        """Whether the stream has ended, completely or not."""
         self._console = console
         self._quiet = quiet
         self._started = time.perf_counter()
@@ -54,11 +51,11 @@ class Printer:
 
     @property
     def elapsed(self) -> float:
-        """Seconds since the answer was asked for."""
+        """Seconds since the request."""
         return time.perf_counter() - self._started
 
     async def stream(self, backend: Backend, request: GenerationRequest) -> None:
-        """Ask, and print what comes, to the end of an answer that is stopped, too. Raises GraniteDemoError."""
+        """Send the request and print the answer, also to the end of a stopped one. Raises GraniteDemoError."""
         rest: list[StreamEvent] = []
         try:
             async with aclosing(backend.stream(replace(request, rest=rest))) as events:
@@ -69,7 +66,7 @@ class Printer:
             for event in rest:
                 self._take(event)
         if self.answer.finish is None:
-            raise EngineError("The answer ended before it was whole.")
+            raise EngineError("The answer ended before it was finished.")
 
     def _take(self, event: StreamEvent) -> None:
         self.answer.add([event], self.elapsed)
@@ -102,7 +99,7 @@ class Printer:
             self._console.print()
 
     def end(self, newline: bool = False) -> None:
-        """End the line: on a terminal, or with ``newline`` in any case."""
+        """End the line on a terminal; with ``newline``, always."""
         if self._quiet:
             return
         self._end_thinking()
@@ -112,13 +109,13 @@ class Printer:
 
 
 def say(console: Console, text: str, end: str = "\n") -> None:
-    """Show ``text`` dimmed, every character as it is."""
-    # soft_wrap: the terminal wraps, and what comes in pieces stays one text.
+    """Print ``text`` dimmed, without markup."""
+    # soft_wrap: the terminal wraps, so that the pieces of an answer stay one text.
     console.print(text, style="dim", end=end, markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` to standard output as one line; numbers that JSON does not have, such as -inf, as null."""
+    """Print ``value`` to standard output as one line. Numbers that JSON does not have, such as -inf, become null."""
     print(json.dumps(_in_json(value), allow_nan=False))
 
 
@@ -131,7 +128,7 @@ def _in_json(value: Any) -> Any:
 
 
 async def can_chat(backend: Backend) -> bool:
-    """Whether the model that is ready has a chat template; one that cannot be looked into is taken to have one."""
+    """Whether the ready model has a chat template. A model that cannot be inspected counts as having one."""
     try:
         await backend.inspect(GenerationRequest((Message("user", "Hello"),)))
     except InvalidRequestError:
@@ -140,20 +137,18 @@ async def can_chat(backend: Backend) -> bool:
 
 
 def thinking_note(switches: Switches, thinking: Thinking | None, system: bool) -> str:
-    """What to tell somebody whose level of ``thinking`` will not do what it says; empty where it will."""
+    """A note if the level ``thinking`` does not have its usual effect, otherwise an empty text."""
     if thinking is None:
         return ""
     if not switches.thinking:
-        return "This model's template has no switch for thinking: the level changes nothing."
+        return "This model's template has no switch for thinking: --thinking has no effect."
     if thinking not in switches.thinking:
-        return (
-            f"This model's levels of thinking are {', '.join(switches.thinking)}; {thinking} is taken as one of them."
-        )
+        return f"This model's thinking levels are {', '.join(switches.thinking)}; one of them is used for {thinking}."
     return reasons(switches, system=system, tools=False, documents=False).get("thinking", "")
 
 
 class _Masked(logging.Formatter):
-    """Says nothing secret, in messages and in tracebacks; and no character of either moves the terminal's cursor."""
+    """Masks secrets in messages and tracebacks, and escapes characters that would move the cursor of a terminal."""
 
     def __init__(self, secrets: Iterable[str]) -> None:
         super().__init__("%(message)s", "%X")
@@ -167,7 +162,7 @@ class _Masked(logging.Formatter):
 
 
 def set_up_logging(level: str, console: Console, secrets: Iterable[str] = ()) -> None:
-    """Send this package's log to ``console``, without ``secrets``. Other packages keep their warnings."""
+    """Send the log to ``console``, with ``secrets`` masked. ``level`` is for this package; others log warnings."""
     handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
     handler.setFormatter(_Masked(secrets))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -175,13 +170,13 @@ def set_up_logging(level: str, console: Console, secrets: Iterable[str] = ()) ->
 
 
 def progress_bar(console: Console) -> Progress:
-    """A bar with a description and a ``detail`` field, gone when it ends; nothing where there is no terminal."""
+    """A bar with a description and a ``detail`` field, which disappears at the end. Not shown without a terminal."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[detail]}"), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 class LoadReporter:
-    """Hears a model's states: a bar on a terminal, a log line for each stage."""
+    """Shows the states of a model: a bar on a terminal, and a log line for each stage."""
 
     def __init__(self, console: Console) -> None:
         self._progress = progress_bar(console)

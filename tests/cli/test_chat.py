@@ -16,9 +16,8 @@ from rich.console import Console
 
 from granite_demo.chat import export
 from granite_demo.cli import chat as chatting
-from granite_demo.cli import main as cli
-from granite_demo.cli.main import main
 from granite_demo.errors import EngineError, InvalidRequestError
+from granite_demo.settings import Settings
 from granite_demo.types.messages import Message
 from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
@@ -27,19 +26,14 @@ Chat = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def chat(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Chat:
-    """Runs the command with a text in its pipe: exit code, standard output and standard error."""
+def chat(monkeypatch: pytest.MonkeyPatch, opened: list[Settings], run: Chat) -> Chat:
+    """Runs the command with a text in its pipe."""
 
     def chat(piped: str | bytes, *arguments: str) -> tuple[int, str, str]:
         data = piped if isinstance(piped, bytes) else piped.encode()
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
-        with pytest.raises(SystemExit) as end:
-            main(["chat", *arguments])
-        out, err = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, out, " ".join(err.split())
+        return run("chat", *arguments)
 
-    monkeypatch.setattr(cli, "ready_backend", lambda settings, console: backend)
     return chat
 
 
@@ -68,7 +62,7 @@ def test_a_failure_in_a_pipe_is_told_by_the_exit_code_and_does_not_stop_the_rest
     backend.error = EngineError("The engine failed.")
     code, _, err = chat("One\nTwo\n")
     assert (code, err.count("The engine failed."), len(backend.requests)) == (1, 2, 2)
-    assert chat(b"\xff\n")[::2] == (1, "granite-demo: Standard input is not text in UTF-8.")
+    assert chat(b"\xff\n")[::2] == (1, "granite-demo: Standard input is not UTF-8 text.")
 
 
 def test_a_model_without_a_template_cannot_chat(backend: FakeBackend, chat: Chat) -> None:
@@ -76,20 +70,6 @@ def test_a_model_without_a_template_cannot_chat(backend: FakeBackend, chat: Chat
     code, out, err = chat("One\n")
     assert (code, out) == (1, "")
     assert "it has no chat template. Use granite-demo complete." in err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (("--top-p", "0"), "Top-p must be above 0"),
-        (("--thinking", "x"), "--thinking must"),
-        (("--dtype", "x"), "--dty"),
-    ],
-)
-def test_bad_settings_are_exit_code_two(arguments: tuple[str, ...], words: str, chat: Chat) -> None:
-    code, out, err = chat("One\n", *arguments)
-    assert (code, out) == (2, "")
-    assert words in err
 
 
 # At a terminal
@@ -117,7 +97,7 @@ def typed(*answers: str | type[BaseException]) -> tuple[list[str], str, bool]:
 
 def test_ctrl_d_and_ctrl_c_at_the_prompt() -> None:
     assert typed("One", "a\ud800b", EOFError) == (["One", "a\ufffdb"], "\n", False)
-    hint = "\nCtrl-C again, Ctrl-D or /exit leaves.\n"
+    hint = "\nTo leave, press Ctrl-C again or Ctrl-D, or type /exit.\n"
     assert typed(KeyboardInterrupt, KeyboardInterrupt) == ([], hint, True)
     assert typed(KeyboardInterrupt, "One", KeyboardInterrupt, EOFError) == (["One"], f"{hint}{hint}\n", False)
 

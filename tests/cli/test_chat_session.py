@@ -103,7 +103,7 @@ def test_new_begins_again_with_the_same_system_prompt(backend: FakeBackend, sitt
     sitting.take("One", "/new", "Two")
     assert backend.requests[1].messages == (Message("system", "Be brief."), Message("user", "Two"))
     assert backend.requests[1].controls.thinking == "full"
-    assert "no system prompt any more" in sitting.take("/system")
+    assert "system prompt is removed" in sitting.take("/system")
     sitting.take("Three")
     assert backend.requests[2].messages[0].role == "user"
 

@@ -8,17 +8,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
-from granite_demo.cli import main as cli
 from granite_demo.cli.complete import read_text, to_requests
-from granite_demo.cli.main import main
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
 from granite_demo.settings import Settings
 from granite_demo.types.constraints import Constraint
@@ -28,29 +26,9 @@ from granite_demo.types.messages import Controls, Message, Switches
 from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
 
+Run = Callable[..., tuple[int, str, str]]
+
 NO_SAMPLING = SamplingParams()
-
-
-@pytest.fixture
-def opened(backend: FakeBackend, monkeypatch: pytest.MonkeyPatch) -> list[Settings]:
-    """The settings that a fake backend was opened with."""
-    found: list[Settings] = []
-
-    def open_fake(settings: Settings, console: Console) -> FakeBackend:
-        found.append(settings)
-        return backend
-
-    monkeypatch.setattr(cli, "ready_backend", open_fake)
-    return found
-
-
-def complete(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    """Exit code, standard output and standard error."""
-    with pytest.raises(SystemExit) as end:
-        main(["complete", *arguments])
-    out, err = capsys.readouterr()
-    assert isinstance(end.value.code, int)
-    return end.value.code, out, " ".join(err.split())
 
 
 def stdin(text: str | bytes) -> io.TextIOWrapper:
@@ -61,10 +39,10 @@ def test_a_pipe_in_and_the_text_alone_out(
     backend: FakeBackend,
     opened: list[Settings],
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
 ) -> None:
     monkeypatch.setattr(sys, "stdin", stdin("Explain quantum computing simply.\n"))
-    assert complete(capsys, "--model", "sample", "--context", "99") == (0, "Hello world!", "")
+    assert run("complete", "--model", "sample", "--context", "99") == (0, "Hello world!", "")
     [request] = backend.requests
     assert request.messages == (Message("user", "Explain quantum computing simply."),)
     assert request.sampling == SamplingParams(max_tokens=512)
@@ -72,58 +50,52 @@ def test_a_pipe_in_and_the_text_alone_out(
     assert backend.closed.is_set()
 
 
-def test_every_flag_reaches_the_request(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_flag_reaches_the_request(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
     backend.state = replace(backend.state, switches=Switches(thinking=("off", "full")))
     sampling = "--temperature 0.5 --top-p 0.9 --top-k 7 --min-p 0.1 --repetition-penalty 1.1 --max-tokens 2 --seed 3"
     more = ("--stop", "END", "--stop", "\n\n", "--system", "Be brief.", "--thinking", "full")
-    assert complete(capsys, "Why?", *sampling.split(), *more) == (0, "Hello world", "")
+    assert run("complete", "Why?", *sampling.split(), *more) == (0, "Hello world", "")
     [request] = backend.requests
     assert request.sampling == SamplingParams(0.5, 0.9, 7, 1.1, 2, 3, ("END", "\n\n"), 0.1)
     assert request.messages == (Message("system", "Be brief."), Message("user", "Why?"))
     assert request.controls == Controls(thinking="full")
 
 
-def test_raw_text_is_sent_as_it_stands(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert complete(capsys, "--raw", "Once ")[0] == 0
+def test_raw_text_is_sent_as_it_stands(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
+    assert run("complete", "--raw", "Once ")[0] == 0
     assert (backend.requests[0].prompt, backend.inspected) == ("Once ", [])
 
 
 def test_raw_text_may_spell_control_tokens_where_it_is_told_to(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+    backend: FakeBackend, opened: list[Settings], run: Run
 ) -> None:
-    complete(capsys, "--raw", "<|x|>")
-    complete(capsys, "--raw", "--special-tokens", "<|x|>")
+    run("complete", "--raw", "<|x|>")
+    run("complete", "--raw", "--special-tokens", "<|x|>")
     assert [request.special_tokens for request in backend.requests] == [False, True]
-    code, _, err = complete(capsys, "--special-tokens", "<|x|>")
+    code, _, err = run("complete", "--special-tokens", "<|x|>")
     assert code
     assert "Add --raw." in err
 
 
 def test_a_model_without_a_template_goes_on_with_the_text(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+    backend: FakeBackend, opened: list[Settings], run: Run
 ) -> None:
     backend.view_error = InvalidRequestError("no template")
-    code, out, err = complete(capsys, "Once")
+    code, out, err = run("complete", "Once")
     assert (code, out) == (0, "Hello world!")
-    assert "has no chat template: it goes on with the text" in err
+    assert "has no chat template: it continues the text" in err
     assert backend.requests[0].prompt == "Once"
     for forced in (["--chat"], ["--system", "Be brief."], ["--thinking", "off"]):
         backend.requests.clear()
-        complete(capsys, "Once", *forced)
+        run("complete", "Once", *forced)
         assert backend.requests[0].messages[-1] == Message("user", "Once")
 
 
-def test_thinking_goes_to_standard_error(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_thinking_goes_to_standard_error(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
     finish = Finish("stop", Usage(4, 2, 1), Timings(0.1, 0.2), 9, (5, 6), Provenance("sample"))
     backend.script = [ReasoningDelta("So.", 1), TextDelta("42", 2), finish]
-    assert complete(capsys, "6 times 7?") == (0, "42", "So.")
-    code, out, err = complete(capsys, "6 times 7?", "--json")
+    assert run("complete", "6 times 7?") == (0, "42", "So.")
+    code, out, err = run("complete", "6 times 7?", "--json")
     assert (code, err, out.count("\n")) == (0, "", 1)
     assert json.loads(out) == {
         "text": "42",
@@ -143,52 +115,24 @@ def test_thinking_goes_to_standard_error(
     }
 
 
-def test_a_level_that_the_model_does_not_know_is_told(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert "no switch for thinking" in complete(capsys, "Why?", "--thinking", "full")[2]
+def test_a_level_that_the_model_does_not_know_is_told(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
+    assert "no switch for thinking" in run("complete", "Why?", "--thinking", "full")[2]
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_failed_request_is_exit_code_one(
-    as_json: bool, backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+    as_json: bool, backend: FakeBackend, opened: list[Settings], run: Run
 ) -> None:
     backend.error = EngineError("The engine failed.")
-    code, out, err = complete(capsys, "Why?", *(["--json"] if as_json else []))
+    code, out, err = run("complete", "Why?", *(["--json"] if as_json else []))
     assert (code, out, err) == (1, "" if as_json else "Hello world!", "granite-demo: The engine failed.")
     assert backend.closed.is_set()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "words"),
-    [
-        (["Why?", "--temperature", "3"], 2, "granite-demo: Temperature must be between 0 and 2, not 3."),
-        (["Why?", "--temperature", "warm"], 2, "--temperature"),
-        (["Why?", "--thinking", "much"], 2, "--thinking must be one of off, low, full"),
-        (["Why?", "--raw", "--system", "Be brief."], 2, "--system is for the chat template. Leave it or --raw out."),
-        (["Why?", "--raw", "--thinking", "off"], 2, "--thinking is for the chat template"),
-        (["Why?", "--device", "abacus"], 2, "--device must be one of"),
-        ([""], 2, "The prompt is empty."),
-        (["--chat", " "], 2, "must be a user's, and not empty"),
-    ],
-)
-def test_mistakes_are_told_before_a_model_is_loaded(
-    arguments: list[str], code: int, words: str, opened: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
-    got, out, err = complete(capsys, *arguments)
-    assert (got, out, opened) == (code, "", [])
-    assert words in err
-
-
-def test_a_model_that_is_not_here_is_exit_code_one(capsys: pytest.CaptureFixture[str]) -> None:
-    code, _, err = complete(capsys, "Why?", "--model", "no-model")
-    assert (code, "There is no model 'no-model'" in err) == (1, True)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("as_json", [False, True])
 def test_ctrl_c_stops_and_is_exit_code_130(
-    as_json: bool, backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
+    as_json: bool, backend: FakeBackend, opened: list[Settings], run: Run
 ) -> None:
     backend.words = ["word "] * 1000
     backend.delay = 0.01
@@ -201,7 +145,7 @@ def test_ctrl_c_stops_and_is_exit_code_130(
 
     finger = threading.Thread(target=press)
     finger.start()
-    code, out, err = complete(capsys, "Why?", *(["--json"] if as_json else []))
+    code, out, err = run("complete", "Why?", *(["--json"] if as_json else []))
     finger.join()
     assert (code, err, backend.running) == (130, "", 0)
     assert out.startswith("" if as_json else "word ")
@@ -223,7 +167,7 @@ def test_one_line_break_at_the_end_is_left_out(piped: str, text: str) -> None:
 
 
 def test_what_is_no_text_is_told() -> None:
-    with pytest.raises(InvalidRequestError, match="not text in UTF-8"):
+    with pytest.raises(InvalidRequestError, match="not UTF-8 text"):
         read_text(None, stdin(b"\xff"))
 
 
@@ -246,20 +190,20 @@ def test_what_a_text_may_be_sent_as(chat: bool | None, kinds: list[str]) -> None
 
 @pytest.mark.release
 def test_the_sample_answers_a_pipe(sample_path: Path) -> None:
-    def run(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def pipe(text: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         flags = ("--model", "sample", "--device", "cpu", "--dtype", "float32", "--max-tokens", "8")
         command = [sys.executable, "-m", "granite_demo", "complete", *flags, *arguments]
         done = subprocess.run(command, input=text, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return done
 
-    streamed = run("What is the capital of France?\n")
+    streamed = pipe("What is the capital of France?\n")
     assert "Paris" in streamed.stdout
     assert not streamed.stdout.endswith("\n")
-    answer: dict[str, Any] = json.loads(run("What is the capital of France?\n", "--json").stdout)
+    answer: dict[str, Any] = json.loads(pipe("What is the capital of France?\n", "--json").stdout)
     assert (answer["text"], answer["provenance"]["model"]) == (streamed.stdout, "sample")
     assert len(answer["provenance"]["template_sha256"]) == 64
-    raw = json.loads(run("Once upon a", "--json", "--raw").stdout)
+    raw = json.loads(pipe("Once upon a", "--json", "--raw").stdout)
     assert raw["text"].startswith(" time")
     assert (raw["usage"]["completion_tokens"], raw["provenance"]["template_sha256"]) == (8, "")
 
@@ -276,52 +220,26 @@ def test_the_sample_answers_a_pipe(sample_path: Path) -> None:
 def test_what_the_answer_has_to_be_is_sent(
     backend: FakeBackend,
     opened: list[Settings],
-    capsys: pytest.CaptureFixture[str],
+    run: Run,
     tmp_path: Path,
     arguments: list[str],
     expected: Constraint | None,
 ) -> None:
     file = tmp_path / "schema.json"
     file.write_text('{"type": "object"}')
-    complete(capsys, "Hello", *(argument.replace("{file}", str(file)) for argument in arguments))
+    run("complete", "Hello", *(argument.replace("{file}", str(file)) for argument in arguments))
     assert backend.requests[-1].sampling.constraint == expected
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--regex", "a", "--choice", "b"], "only one of"),
-        (["--regex", "a" * 5000], "characters"),
-        (["--schema", "/nowhere/at/all.json"], "--schema cannot be read"),
-        (["--logprobs", "3"], "Add --json"),
-        (["--suffix", "end"], "Add --raw"),
-        (["--frequency-penalty", "9"], "Frequency penalty must be between -2 and 2"),
-    ],
-)
-def test_flags_that_cannot_be_meant_are_told(
-    backend: FakeBackend,
-    opened: list[Settings],
-    capsys: pytest.CaptureFixture[str],
-    arguments: list[str],
-    words: str,
-) -> None:
-    code, _, err = complete(capsys, "Hello", *arguments)
-    assert code == 2
-    assert words in err
-    assert backend.requests == []
-
-
-def test_a_gap_is_filled(backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]) -> None:
-    complete(capsys, "--raw", "def f(", "--suffix", "    return a")
+def test_a_gap_is_filled(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
+    run("complete", "--raw", "def f(", "--suffix", "    return a")
     assert (backend.requests[-1].prompt, backend.requests[-1].suffix) == ("def f(", "    return a")
 
 
-def test_log_probabilities_are_in_the_json(
-    backend: FakeBackend, opened: list[Settings], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_log_probabilities_are_in_the_json(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
     token = ScoredToken(1, "Hi", -0.5, -0.4, 1.0, (TokenAlternative(2, "Ho", -1.5, -inf),))
     backend.script = [TokenScored(token), TextDelta("Hi", 1), Finish("stop", Usage(5, 1), Timings(0.1, 0.2))]
-    _, out, _ = complete(capsys, "Hello", "--json", "--logprobs", "1")
+    _, out, _ = run("complete", "Hello", "--json", "--logprobs", "1")
     assert backend.requests[-1].sampling.logprobs == 1
     # JSON has no -inf, which stands for what a greedy choice leaves out.
     assert json.loads(out, parse_constant=pytest.fail)["tokens"][0]["alternatives"] == [

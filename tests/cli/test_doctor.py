@@ -1,17 +1,25 @@
-"""Two answers to one chat, and the likely cause of what differs."""
+"""Two answers to one chat, and the likely cause of their differences."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
+from rich.console import Console
 
+from granite_demo.cli import composition
+from granite_demo.cli import main as cli
 from granite_demo.cli.doctor import Side, diagnose, likely_cause, look
 from granite_demo.errors import InvalidRequestError
+from granite_demo.settings import Settings
 from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, TokenScored, Usage
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.messages import Message
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
+from tests.fakeserver import FakeServer, ended, said, serving
 
 FIRST = (TokenAlternative(1, "Paris", -0.1), TokenAlternative(2, "The", -3.0), TokenAlternative(3, "It", -4.0))
 HERE = Side("granite", 20, "Paris is it.", "stop", 0.1, 20.0, FIRST, (5, 6, 7))
@@ -88,7 +96,7 @@ async def test_one_side_is_looked_at_with_log_probabilities_or_without() -> None
 def test_a_server_that_counts_no_tokens_is_not_blamed_for_them() -> None:
     findings = diagnose(HERE, replace(HERE, prompt_ids=(), prompt_tokens=0))
     assert likely_cause(findings) == ""
-    assert findings[1].there == "not told"
+    assert findings[1].there == "unknown"
 
 
 async def test_thinking_is_compared_too() -> None:
@@ -97,3 +105,25 @@ async def test_thinking_is_compared_too() -> None:
     backend.script = [ReasoningDelta("Hm", 1), TextDelta("Yes", 2), end]
     side = await look(backend, GenerationRequest(messages=(Message("user", "?"),)))
     assert side.text == "HmYes"
+
+
+# The command
+
+
+def test_a_server_with_another_answer_is_named(
+    monkeypatch: pytest.MonkeyPatch, run: Callable[..., tuple[int, str, str]]
+) -> None:
+    def opened(settings: Settings, console: Console) -> Any:
+        if not settings.backend:
+            assert settings.model == "here"
+            return FakeBackend()
+        return composition.ready_backend(settings, console)
+
+    monkeypatch.setattr(cli, "ready_backend", opened)
+    server = FakeServer([said("Hello"), said(" moon!"), ended()])
+    with serving(server):
+        code, out, _ = run("doctor", "--model", "here", "--url", server.url, "--json")
+    assert code == 1
+    told = json.loads(out)
+    assert "text" in [finding["what"] for finding in told["findings"] if finding["cause"]]
+    assert told["cause"]

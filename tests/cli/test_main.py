@@ -1,11 +1,13 @@
-"""The command line's manners."""
+"""All commands: help, completion, mistakes, and loads that fail or are cancelled."""
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from threading import Event
 
@@ -13,19 +15,21 @@ import pytest
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.cli import composition
-from granite_demo.cli.main import main
 from granite_demo.errors import ConfigurationError, LoadCancelledError
+from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions, Report
 from tests.tinymodels import write_checkpoint
 
+Run = Callable[..., tuple[int, str, str]]
 
-def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+
+def start(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "granite_demo", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_help_lists_the_commands() -> None:
-    done = run("--help")
+    done = start("--help")
     assert done.returncode == 0
     assert {"serve", "complete", "chat", "score", "compare", "bench", "models", "fits", "pull"} <= set(
         done.stdout.split()
@@ -33,7 +37,7 @@ def test_help_lists_the_commands() -> None:
 
 
 def test_help_names_flags_defaults_and_variables() -> None:
-    text = run("serve", "--help").stdout
+    text = start("serve", "--help").stdout
     assert "--port" in text
     assert "7860" in text
     assert "GRANITE_DEMO_PORT" in text
@@ -73,71 +77,102 @@ def test_a_shell_completes_the_commands(shell: str, typed: dict[str, str]) -> No
         ("pull", ("--json", "--revision", "GRANITE_DEMO_REVISION", "MODEL", "Ctrl-C")),
     ],
 )
-def test_help_of_each_command(command: str, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as end:
-        main([command, "--help"])
-    assert not end.value.code
-    said = capsys.readouterr().out
-    assert [word for word in words if word not in said] == []
+def test_help_of_each_command(command: str, words: tuple[str, ...], run: Run) -> None:
+    code, out, _ = run(command, "--help")
+    assert code == 0
+    assert [word for word in words if word not in out] == []
 
 
 def test_an_unknown_flag_is_exit_code_two() -> None:
-    done = run("serve", "--no-such-flag")
+    done = start("serve", "--no-such-flag")
     assert done.returncode == 2
     assert "No such option" in done.stderr
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("command", "code", "words"),
     [
-        (["--suite", "speed"], "--suite must be limit, all or some of load, decode, ttft, page"),
-        (["--users", "0"], "--users must be 1 or more"),
-        (["--model", "no-such-model"], "no-such-model"),
-        (["--plot", "out.png"], "pip install matplotlib"),
+        ("complete Why? --temperature 3", 2, "granite-demo: Temperature must be between 0 and 2, not 3."),
+        ("complete Why? --temperature warm", 2, "--temperature"),
+        ("complete Why? --frequency-penalty 9", 2, "Frequency penalty must be between -2 and 2"),
+        ("complete Why? --thinking much", 2, "--thinking must be one of off, low, full"),
+        ("complete Why? --raw --system Brief.", 2, "--system needs the chat template. Remove it, or remove --raw."),
+        ("complete Why? --raw --thinking off", 2, "--thinking needs the chat template"),
+        ("complete Why? --special-tokens", 2, "Add --raw."),
+        ("complete Why? --suffix end", 2, "Add --raw."),
+        ("complete Why? --logprobs 3", 2, "Add --json."),
+        ("complete Why? --json --logprobs 21", 2, "Logprobs must be between 0 and 20"),
+        ("complete Why? --regex a --choice b", 2, "Use only one of"),
+        (f"complete Why? --regex {'a' * 5000}", 2, "characters"),
+        ("complete Why? --schema /nowhere/at/all.json", 2, "--schema cannot be read"),
+        ("complete Why? --device abacus", 2, "--device must be one of"),
+        ("complete ''", 2, "The prompt is empty."),
+        ("complete --chat ' '", 2, "must be a user's, and not empty"),
+        ("chat --top-p 0", 2, "Top-p must be above 0"),
+        ("chat --thinking x", 2, "--thinking must"),
+        ("chat --dtype x", 2, "--dtype must be one of"),
+        ("score ''", 2, "There is no text to score."),
+        ("score a --alternatives 21", 2, "--alternatives"),
+        ("compare a --other int4", 2, "must be one of bfloat16, float16, float32, int8, nf4, fp4"),
+        ("compare a --reference auto", 2, "--reference must be one of"),
+        ("compare a --reference nf4", 2, "the same"),
+        ("compare ''", 2, "There is no text."),
+        ("compare a --url http://127.0.0.1:1", 2, "--url cannot be used here"),
+        ("doctor", 2, "Name it with --url."),
+        ("bench --suite speed", 2, "--suite must be limit, all or some of load, decode, ttft, page"),
+        ("bench --users 0", 2, "--users must be 1 or more"),
+        ("bench --plot out.png", 2, "pip install matplotlib"),
+        ("bench --model no-such-model", 1, "no-such-model"),
+        ("fits granite-3.3-2b", 1, "Did you mean granite-3.3-2b-"),
+        ("fits --memory much", 2, "--memory: 'much' is not an amount of memory."),
+        ("fits --memory 0", 2, "--memory: The memory must be above 0."),
+        ("fits --memory ''", 2, "--memory: '' is not an amount of memory."),
+        ("fits --context -1", 2, "--context must be between 0 and"),
+        ("pull granite-9", 1, "There is no model 'granite-9'"),
+        ("pull sample --revision main", 2, "sample has no revisions."),
+        ("pull", 2, "Missing argument"),
     ],
 )
-def test_mistakes_in_bench_are_told_before_it_measures(
-    arguments: list[str], words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_mistakes_are_errors_before_a_model_is_opened(
+    command: str, code: int, words: str, opened: list[Settings], run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(SystemExit) as end:
-        main(["bench", *arguments])
-    assert end.value.code in (1, 2)
-    printed = capsys.readouterr()
-    assert words in " ".join(printed.err.split())
-    assert printed.out == ""
+    got, out, err = run(*shlex.split(command))
+    assert (got, out, opened) == (code, "", [])
+    assert words in err
 
 
-def test_bench_of_several_processes_measures_no_page(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.mark.parametrize("url", ["ftp://nowhere", "nonsense"])
+def test_a_bad_address_of_a_server_is_exit_code_two(url: str, run: Run) -> None:
+    assert run("doctor", "--url", url)[0] == 2
+
+
+def test_an_unknown_model_is_exit_code_one(run: Run) -> None:
+    code, _, err = run("complete", "Why?", "--model", "no-model")
+    assert (code, "There is no model 'no-model'" in err) == (1, True)
+
+
+def test_bench_of_several_processes_measures_no_page(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     for name, value in {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(SystemExit) as end:
-        main(["bench", "--suite", "page"])
-    assert end.value.code == 2
-    assert "--suite decode and ttft only" in " ".join(capsys.readouterr().err.split())
+    code, _, err = run("bench", "--suite", "page")
+    assert code == 2
+    assert "--suite decode and ttft only" in err
 
 
-def test_a_load_that_fails_keeps_its_exit_code(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_load_that_fails_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     def fail(cache_dir: Path, threads: int, options: LoadOptions, *more: object, group: object) -> ReadyModel:
         raise ConfigurationError(f"No {options.device} here.")
 
     monkeypatch.setattr(composition, "open_model", fail)
-    with pytest.raises(SystemExit) as end:
-        main(["complete", "Why?", "--model", "sample", "--device", "cuda"])
-    out, err = capsys.readouterr()
-    assert (end.value.code, out) == (2, "")
+    code, out, err = run("complete", "Why?", "--model", "sample", "--device", "cuda")
+    assert (code, out) == (2, "")
     assert "granite-demo: No cuda here." in err
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 @pytest.mark.parametrize("command", [["complete", "Why?"], ["chat"]])
-def test_ctrl_c_ends_a_load(
-    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_ctrl_c_ends_a_load(command: list[str], monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
     heard: list[bool] = []
 
     def load(
@@ -149,10 +184,9 @@ def test_ctrl_c_ends_a_load(
         raise LoadCancelledError("The load was cancelled.")
 
     monkeypatch.setattr(composition, "open_model", load)
-    with pytest.raises(SystemExit) as end:
-        main([*command, "--model", "sample"])
-    assert (end.value.code, heard) == (130, [True])
-    assert "Traceback" not in capsys.readouterr().err
+    code, _, err = run(*command, "--model", "sample")
+    assert (code, heard) == (130, [True])
+    assert "Traceback" not in err
 
 
 WITHOUT_SERVER = """

@@ -16,7 +16,6 @@ import pytest
 from rich.console import Console
 
 from granite_demo.cli import models as commands
-from granite_demo.cli.main import main
 from granite_demo.errors import ConfigurationError, DownloadError, UnknownModelError
 from granite_demo.hub import sample
 from granite_demo.models import catalogue, devices, memory
@@ -33,20 +32,6 @@ GPU = DeviceMemory("cuda:0", "a GPU", 24 * GB)
 BOTH = DeviceMemory("cuda", "2 GPUs together", 48 * GB)
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a command line in this process: exit code, standard output, standard error."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        out, err = capsys.readouterr()
-        assert isinstance(end.value.code, int)
-        return end.value.code, out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture
@@ -216,25 +201,6 @@ def test_fits_without_memory_plans_for_each_place(capsys: pytest.CaptureFixture[
     commands.show_fits(None, None, settings(tmp_path), False, devices=[GPU, CPU])
     out = capsys.readouterr().out
     assert out.index("cuda:0 (a GPU, 24.0 GB)") < out.index("cpu (main memory, 16.0 GB)")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "code", "message"),
-    [
-        (("fits", "granite-3.3-2b"), 1, "Did you mean granite-3.3-2b-"),
-        (("fits", "--memory", "much"), 2, "--memory: 'much' is not an amount of memory."),
-        (("fits", "--memory", "0"), 2, "--memory: The memory must be above 0."),
-        (("fits", "--memory", ""), 2, "--memory: '' is not an amount of memory."),
-        (("fits", "--context", "-1"), 2, "--context must be between 0 and"),
-        (("pull", "granite-9"), 1, "There is no model 'granite-9'"),
-        (("pull", "sample", "--revision", "main"), 2, "sample has no revisions."),
-        (("pull",), 2, "Missing argument"),
-    ],
-)
-def test_mistakes(run: Run, arguments: tuple[str, ...], code: int, message: str) -> None:
-    got, out, err = run(*arguments)
-    assert (got, out) == (code, "")
-    assert message in err
 
 
 # pull

@@ -5,6 +5,7 @@ import io
 import json
 import sys
 import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +41,8 @@ from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
     from granite_demo.loading.load import LoadedModel
+
+Run = Callable[..., tuple[int, str, str]]
 
 TRACE = Provenance("sample", "", "t" * 64, "p" * 64, (("Device", "cpu"), ("Precision", "float32")))
 FINISH = Finish("stop", Usage(4, 3), Timings(0.1, 0.2), 9, (5, 6, 0), TRACE)
@@ -88,7 +91,7 @@ async def test_the_first_token_that_differs_is_told(backend: FakeBackend, ids: t
     assert (outcome.equal, outcome.compared, outcome.first) == (False, "tokens", first)
     assert (outcome.recorded, outcome.now) == ("So.\nIt is 42.\nlook {}", "So.\nIt is 43.\nlook {}")
     assert report(outcome)[:3] == [
-        f"The answer differs from token {first + 1} on; the saved answer has 3.",
+        f"The answer differs from token {first + 1} on. The saved answer has 3 tokens.",
         "Then: So.\\nIt is 42.\\nlook {}",
         "Now:  So.\\nIt is 43.\\nlook {}",
     ]
@@ -127,7 +130,7 @@ async def test_a_stopped_answer_is_compared_by_the_tokens_that_it_has(backend: F
 async def test_the_same_tokens_with_another_text_are_the_same_answer(backend: FakeBackend) -> None:
     outcome = await again(backend, script("It is  42."))
     assert outcome.equal
-    assert outcome.differences == ("The tokens are the same, but are taken apart into text in another way.",)
+    assert outcome.differences == ("The tokens are the same, but they give another text.",)
 
 
 async def test_long_texts_are_shown_around_the_place(backend: FakeBackend) -> None:
@@ -144,13 +147,13 @@ async def test_what_has_changed_is_listed(backend: FakeBackend) -> None:
     value["made"]["versions"]["unheard-of"] = "2"
     backend.script = script(reason="length", provenance=trace)
     prompt, *others = (await replay(backend, read(value))).differences
-    assert prompt.startswith("The prompt is another one, by its hash")
+    assert prompt.startswith("The prompt has another hash")
     assert others == [
-        "The chat template is another one, by its hash.",
+        "The chat template has another hash.",
         "Model: sample then, other now.",
         "Device: cpu then, cuda:0 now.",
         f"Torch: 1.0 then, {versions()['torch']} now.",
-        "The answer ended by stop then, by length now.",
+        "Finish reason: stop then, length now.",
     ]
 
 
@@ -160,7 +163,7 @@ async def test_what_a_side_does_not_know_is_no_difference(backend: FakeBackend) 
 
 
 async def test_an_answer_that_breaks_off_is_no_answer(backend: FakeBackend) -> None:
-    with pytest.raises(EngineError, match="before it was whole"):
+    with pytest.raises(EngineError, match="before it was finished"):
         await again(backend, script()[:-1])
 
 
@@ -175,8 +178,8 @@ async def test_a_stopped_answer_is_compared_as_far_as_it_went(
     outcome = await replay(backend, read(saved(None, text, thinking, called)))
     assert (outcome.compared, outcome.equal) == ("characters", True)
     stopped, seed = outcome.differences
-    assert stopped == "The saved answer was stopped, or ended by an error: what comes after its end is not compared."
-    assert seed == "The seed of the saved answer is not known, so the new one was drawn with another."
+    assert stopped == "The saved answer was stopped, or ended with an error: the comparison stops at its end."
+    assert seed == "The seed of the saved answer is unknown, so the new one has another seed."
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ async def test_a_stopped_answer_can_differ(
 async def test_what_was_changed_before_the_file_was_saved_is_told_first(backend: FakeBackend) -> None:
     backend.script = script(reason="length")
     outcome = await replay(backend, read({**saved(), "note": "Changed\x1b[2J."}))
-    assert report(outcome)[1:] == ["Changed\\x1b[2J.", "The answer ended by stop then, by length now."]
+    assert report(outcome)[1:] == ["Changed\\x1b[2J.", "Finish reason: stop then, length now."]
 
 
 def test_a_terminal_obeys_nothing_in_an_answer() -> None:
@@ -247,7 +250,7 @@ def test_the_command_prints_and_tells_by_its_result(
         opened.append(settings.model)
         return backend
 
-    equal = run_replay(str(path), Settings(model="mine"), chosen, Console(file=io.StringIO()), open_fake)
+    equal = run_replay(str(path), Settings(model="mine"), chosen, Console(file=io.StringIO()), open_fake, False)
     assert equal == (text == "It is 42.")
     out = capsys.readouterr().out
     assert ("is the same: 21 characters" in out) == equal
@@ -260,7 +263,7 @@ def test_the_command_prints_json(backend: FakeBackend, tmp_path: Path, capsys: p
     backend.script = script("It is 43.", token_ids=())
     path = tmp_path / "answer.json"
     path.write_text(json.dumps(saved()), encoding="utf-8")
-    run_replay(str(path), Settings(), True, Console(file=io.StringIO()), lambda *_: backend, as_json=True)
+    run_replay(str(path), Settings(), True, Console(file=io.StringIO()), lambda *_: backend, True)
     told = json.loads(capsys.readouterr().out)
     assert (told["equal"], told["compared"], told["first"]) == (False, "characters", 11)
 
@@ -274,19 +277,13 @@ def test_the_command_prints_json(backend: FakeBackend, tmp_path: Path, capsys: p
         (json.dumps(saved()), ("--device", "abacus"), "--device must be one of", 2),
     ],
 )
-def test_mistakes_are_told_before_a_model_is_loaded(
-    text: str,
-    arguments: tuple[str, ...],
-    words: str,
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def test_mistakes(
+    text: str, arguments: tuple[str, ...], words: str, code: int, monkeypatch: pytest.MonkeyPatch, run: Run
 ) -> None:
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
-    with pytest.raises(SystemExit) as end:
-        main(["replay", "-", *arguments])
-    assert end.value.code == code
-    assert words in " ".join(capsys.readouterr().err.split())
+    got, out, err = run("replay", "-", *arguments)
+    assert (got, out) == (code, "")
+    assert words in err
 
 
 @pytest.mark.slow

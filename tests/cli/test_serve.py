@@ -7,17 +7,15 @@ from collections.abc import Callable
 from io import StringIO
 from pathlib import Path
 from socket import socket
-from typing import cast
 
 import pytest
 from rich.console import Console
 
 from granite_demo.backends.limited import LimitedBackend
-from granite_demo.backends.local import LocalBackend
-from granite_demo.cli.serve import run_server
+from granite_demo.cli import serve
 from granite_demo.errors import ConfigurationError
 from granite_demo.hub import download
-from granite_demo.server import run
+from granite_demo.server import run as server_run
 from granite_demo.server.policy import PUBLIC_LIMITS
 from granite_demo.settings import Settings
 from granite_demo.ui.gradio_patches import share
@@ -35,9 +33,7 @@ SECRET_VARIABLES = (
 """Written by hand: the list that the server uses is the one that this test checks."""
 
 
-def test_t15_no_child_process_of_a_server_inherits_a_secret(
-    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_t15_no_child_process_of_a_server_inherits_a_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in SECRET_VARIABLES:
         monkeypatch.setenv(name, "canary:canary")
     monkeypatch.setenv("GRANITE_DEMO_LOG_LEVEL", "error")
@@ -49,22 +45,22 @@ def test_t15_no_child_process_of_a_server_inherits_a_secret(
         inherited.update(json.loads(subprocess.run(show, capture_output=True, check=True, timeout=60).stdout))
         raise ConfigurationError("enough")
 
-    monkeypatch.setattr(run, "bind", bind)
+    monkeypatch.setattr(server_run, "bind", bind)
     settings = Settings.resolve({})
     with pytest.raises(ConfigurationError, match="enough"):
-        run_server(settings, Console(file=StringIO()), lambda *values: cast(LocalBackend, backend))
+        serve.run_server(settings, Console(file=StringIO()))
     assert inherited["GRANITE_DEMO_LOG_LEVEL"] == "error"
     assert [name for name, value in inherited.items() if "canary" in value] == []
     assert (settings.admin_token, settings.beside_key) == ("canary:canary", "canary:canary")
     assert download._tokens == ["canary:canary"]
 
 
-def test_t14_a_link_is_told_and_whoever_comes_by_it_has_the_limits_of_strangers(
+def test_t14_the_link_is_shown_and_everybody_who_uses_it_has_public_limits(
     backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     served: list[LimitedBackend] = []
 
-    def serve(
+    def serve_app(
         app: object, limited: LimitedBackend, listener: socket, announce: Callable[[], None], proxies: str
     ) -> None:
         announce()
@@ -72,9 +68,10 @@ def test_t14_a_link_is_told_and_whoever_comes_by_it_has_the_limits_of_strangers(
         listener.close()
 
     monkeypatch.setattr(share, "share_link", lambda port, folder: "https://a.example")
-    monkeypatch.setattr(run, "serve", serve)
+    monkeypatch.setattr(server_run, "serve", serve_app)
+    monkeypatch.setattr(serve, "opened_backend", lambda *values: backend)
     console = Console(file=StringIO(), width=200)
     settings = Settings.resolve({"share": "yes", "port": 0, "cache_dir": tmp_path}, {})
-    run_server(settings, console, lambda *values: cast(LocalBackend, backend))
-    assert "Whoever has this link can use it: https://a.example" in console.file.getvalue()  # type: ignore[attr-defined]
+    serve.run_server(settings, console)
+    assert "Anyone who has this link can use the page: https://a.example" in console.file.getvalue()  # type: ignore[attr-defined]
     assert served[0]._limits == PUBLIC_LIMITS

@@ -1,16 +1,21 @@
-"""An answer as it is printed: what goes where, and what a terminal must not obey."""
+"""What goes to which stream, what a terminal must not obey, and what the log must not show."""
 
 import io
+import json
+import logging
+import sys
+from math import inf, nan
 
 import pytest
 from rich.console import Console
 
-from granite_demo.cli.terminal import Printer, can_chat, thinking_note
+from granite_demo.cli.terminal import LoadReporter, Printer, _Masked, can_chat, print_json, thinking_note
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.types.events import Finish, Queued, ReasoningDelta, StreamEvent, TextDelta, Timings, ToolCalled, Usage
 from granite_demo.types.messages import Switches, Thinking, ToolCall
+from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
-from tests.fakes import FakeBackend
+from tests.fakes import READY, FakeBackend
 
 REQUEST = GenerationRequest(prompt="Once")
 FINISH = Finish("stop", Usage(1, 2), Timings(0.1, 0.2))
@@ -99,7 +104,7 @@ async def test_a_call_is_printed(backend: FakeBackend, monkeypatch: pytest.Monke
 
 async def test_an_answer_that_breaks_off_is_an_error(backend: FakeBackend, capsys: pytest.CaptureFixture[str]) -> None:
     backend.script = [TextDelta("a", 1)]
-    with pytest.raises(EngineError, match="before it was whole"):
+    with pytest.raises(EngineError, match="before it was finished"):
         await Printer(Console(stderr=True)).stream(backend, REQUEST)
     assert capsys.readouterr().out == "a"
 
@@ -108,6 +113,13 @@ async def test_whether_a_model_can_chat(backend: FakeBackend) -> None:
     assert await can_chat(backend)
     backend.view_error = InvalidRequestError("no template")
     assert not await can_chat(backend)
+
+
+def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"a": -inf, "b": [nan, (1.5, inf)], "c": "x"})
+    out = capsys.readouterr().out
+    assert json.loads(out, parse_constant=pytest.fail) == {"a": None, "b": [None, [1.5, None]], "c": "x"}
+    assert out.count("\n") == 1
 
 
 BOTH = Switches(thinking=("off", "full"), conflicts=(("thinking", "system"),))
@@ -119,7 +131,7 @@ BOTH = Switches(thinking=("off", "full"), conflicts=(("thinking", "system"),))
         (Switches(), None, False, ""),
         (BOTH, "full", False, ""),
         (BOTH, "full", True, "ignores thinking when a system prompt is set"),
-        (BOTH, "low", False, "levels of thinking are off, full"),
+        (BOTH, "low", False, "thinking levels are off, full"),
         (Switches(), "off", False, "no switch for thinking"),
     ],
 )
@@ -129,3 +141,51 @@ def test_a_level_that_does_nothing_is_told(
     note = thinking_note(switches, thinking, system)
     assert words in note
     assert bool(words) == bool(note)
+
+
+# Logs and progress
+
+
+def test_a_bar_with_stage_and_detail_on_a_terminal() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=100)
+    reporter = LoadReporter(console)
+    reporter(ModelStatus("sample", "downloading", 0.34, "31 of 93 MB"))
+    reporter(ModelStatus("sample", "downloading", 0.68, "62 of 93 MB"))
+    reporter(READY)
+    assert isinstance(console.file, io.StringIO)
+    text = console.file.getvalue()
+    assert "downloading" in text
+    assert "62 of 93 MB" in text
+
+
+def test_no_bar_without_a_terminal_but_a_line_for_each_stage(caplog: pytest.LogCaptureFixture) -> None:
+    console = Console(file=io.StringIO(), width=100)
+    reporter = LoadReporter(console)
+    with caplog.at_level(logging.INFO, "granite_demo"):
+        for status in (
+            ModelStatus("sample", "downloading", 0.1, "9 of 93 MB"),
+            ModelStatus("sample", "downloading", 0.2, "18 of 93 MB"),
+            ModelStatus("sample", "loading"),
+            READY,
+        ):
+            reporter(status)
+    assert isinstance(console.file, io.StringIO)
+    assert console.file.getvalue().strip() == ""
+    assert caplog.messages == ["sample: downloading", "sample: loading", "Device: cpu (a test)", "Fake model is ready."]
+
+
+def test_a_failure_is_an_error_line(caplog: pytest.LogCaptureFixture) -> None:
+    LoadReporter(Console(file=io.StringIO()))(ModelStatus("sample", "failed", None, "No network."))
+    assert caplog.messages == ["sample is not ready. No network."]
+
+
+def test_t15_t16_a_log_line_tells_no_secret_and_moves_no_cursor() -> None:
+    formatter = _Masked(("a+key", ""))
+    try:
+        raise ValueError("hf_" + "abcDEF123" * 4)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, "", 1, "with %s\r\x1b[2K", ("a+key",), sys.exc_info())
+    text = formatter.format(record)
+    assert "a+key" not in text
+    assert "hf_abc" not in text
+    assert "with ***\\r\\x1b[2K\nTraceback" in text

@@ -14,7 +14,6 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from granite_demo.backends.local import LocalBackend
 from granite_demo.cli import serve as serving
 from granite_demo.engine import zerogpu
 from granite_demo.engine.factory import create_engine
@@ -196,7 +195,8 @@ def test_the_weights_are_given_to_it_before_the_page_is_served(
     monkeypatch.setattr(run, "serve", serve)
     monkeypatch.setattr(serving, "check_cache_folders", lambda *values: None)
     settings = Settings.resolve({"port": 0, "host": "127.0.0.1", "engine": "zerogpu"}, {})
-    serving.run_server(settings, Console(file=StringIO()), lambda *values: cast(LocalBackend, backend))
+    monkeypatch.setattr(serving, "opened_backend", lambda *values: backend)
+    serving.run_server(settings, Console(file=StringIO()))
     assert log == ["loaded", "cuda", "startup"]
     assert len({*served[0]}) == 1
 
