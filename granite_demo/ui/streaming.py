@@ -248,8 +248,10 @@ class StreamingPanel:
     """One panel of the page in which answers stream: Start, Stop, a closed page, and the last update."""
 
     backend: Backend
-    buttons: Callable[[bool], Update]
-    """The update of Start and Stop while an answer is written (True) and otherwise."""
+    buttons: Sequence[Any]
+    """Start and Stop, and what else waits for the end of an answer."""
+    states: Callable[[bool], Sequence[Any]]
+    """The values of ``buttons`` while an answer is written (True) and otherwise."""
     note: gr.HTML
     """Shows why nothing was started."""
     screen: Sequence[Any]
@@ -266,7 +268,7 @@ class StreamingPanel:
                 return
             shown: Update = {}
             with self.visitors.answering(visitor) as stop:
-                visit = Visit(own(self.backend, request), address(request), stop, self.buttons(True), event)
+                visit = Visit(own(self.backend, request), address(request), stop, self._buttons(True), event)
                 try:
                     async with aclosing(stream(visit, *values)) as updates:
                         async for update in updates:
@@ -275,9 +277,9 @@ class StreamingPanel:
                 except INVALID as error:
                     shown[self.note] = note_html(refusal(error), "error")
             # All values once more: of two updates in quick succession, Gradio can lose the first.
-            yield {**shown, **self.buttons(False)}
+            yield {**shown, **self._buttons(False)}
 
-        outputs = [*self.buttons(False), self.note, *self.screen]
+        outputs = [*self.screen, self.note, *self.buttons]
         return gr.on(list(events), run, list(inputs), outputs, api_name=name, **{**STREAMING, **options})
 
     def stop(self, event: Any) -> Any:
@@ -285,9 +287,9 @@ class StreamingPanel:
 
         async def stop(request: gr.Request) -> Update:
             # The end of the stream resets them; an update from here can be overwritten by one on its way.
-            return gr.skip() if self.visitors.stop(session(request)) else self.buttons(False)
+            return gr.skip() if self.visitors.stop(session(request)) else self._buttons(False)
 
-        return event(stop, None, list(self.buttons(False)), **DIRECT)
+        return event(stop, None, list(self.buttons), **DIRECT)
 
     def stop_on_leave(self, page: gr.Blocks) -> None:
         """Have a closed page stop its answer."""
@@ -297,10 +299,13 @@ class StreamingPanel:
 
         page.unload(leave)
 
+    def _buttons(self, busy: bool) -> Update:
+        return dict(zip(self.buttons, self.states(busy), strict=True))
 
-def run_or_stop(run: gr.Button, stop: gr.Button) -> Callable[[bool], Update]:
-    """``StreamingPanel.buttons`` for two buttons, of which one is visible."""
-    return lambda busy: {run: gr.Button(visible=not busy), stop: gr.Button(visible=busy)}
+
+def run_or_stop(busy: bool) -> tuple[Any, Any]:
+    """``StreamingPanel.states`` for two buttons, of which one is visible."""
+    return gr.Button(visible=not busy), gr.Button(visible=busy)
 
 
 Latest = list[Snapshot | None]

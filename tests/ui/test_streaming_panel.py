@@ -23,7 +23,7 @@ class Panel:
         with gr.Blocks(analytics_enabled=False) as page:
             self.run, self.stop, self.text, self.count = gr.Button(), gr.Button(), gr.Textbox(), gr.Number()
             self.note = gr.HTML()
-            panel = StreamingPanel(self.backend, run_or_stop(self.run, self.stop), self.note, [self.text, self.count])
+            panel = StreamingPanel(self.backend, [self.run, self.stop], run_or_stop, self.note, [self.text, self.count])
 
             async def stream(visit: Visit, text: str) -> AsyncGenerator[Update]:
                 self.visits.append(visit)
@@ -36,6 +36,7 @@ class Panel:
             panel.start("ask", [self.run.click], stream, [self.text])
             panel.stop(self.stop.click)
             panel.stop_on_leave(page)
+        self.components = len(page.blocks)
         self.names = {self.run: "run", self.stop: "stop", self.text: "text", self.count: "count", self.note: "note"}
         self.handlers: dict[str, Any] = {str(fn.api_name): fn.fn for fn in page.fns.values()}
 
@@ -59,6 +60,10 @@ def request(visitor: str) -> Any:
 
 IDLE = {"run": True, "stop": False}
 BUSY = {"run": False, "stop": True}
+
+
+def test_the_events_place_no_component() -> None:
+    assert Panel().components == 6  # the page and those of the panel
 
 
 async def test_the_last_update_has_every_value_once_more() -> None:

@@ -184,7 +184,7 @@ def _screen(name: str) -> tuple[gr.Accordion, gr.Markdown, gr.Markdown, gr.HTML]
 def wire(tab: Comparison, backend: Backend, control: ModelControl, access: Access, demo: gr.Blocks) -> None:
     """Connect the events."""
     screen = [part for column in tab.columns for part in column.screen]
-    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.stop), tab.difference, screen)
+    panel = StreamingPanel(backend, [tab.run, tab.stop], run_or_stop, tab.difference, screen)
 
     async def compare(visit: Visit, question: Any, system: Any, token: Any, *settings: Any) -> AsyncGenerator[Update]:
         def build(side: Sequence[Any]) -> GenerationRequest:

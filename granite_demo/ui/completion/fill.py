@@ -120,7 +120,7 @@ def layout() -> FillingTab:
 
 def wire(tab: FillingTab, preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:
     """Connect the events. ``ready``: those after which another model may answer."""
-    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.stop), tab.note, [tab.accept, tab.middle, tab.result])
+    panel = StreamingPanel(backend, [tab.run, tab.stop], run_or_stop, tab.note, [tab.accept, tab.middle, tab.result])
 
     async def fill(
         visit: Visit, prefix: str | None, suffix: str | None, language: Any, *values: Any

@@ -191,7 +191,7 @@ def layout(backend: Backend, access: Access) -> PrecisionsTab:
 def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, ready: list[Any]) -> None:
     """Connect the events. ``ready``: those after which another model may answer."""
     results = [tab.summary, tab.heat, tab.plot, tab.worst, tab.csv]
-    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.cancel), tab.note, results)
+    panel = StreamingPanel(backend, [tab.run, tab.cancel], run_or_stop, tab.note, results)
 
     async def compare(visit: Visit, text: Any, reference: Any, other: Any, token: Any) -> AsyncGenerator[Update]:
         def build() -> CompareRequest:

@@ -166,7 +166,7 @@ def wire(tab: ScoringTab, backend: Backend, demo: gr.Blocks, ready: list[Any], p
     returned, None without a ``prompt``.
     """
     screen = [tab.figures, tab.view, tab.scored]
-    panel = StreamingPanel(backend, run_or_stop(tab.run, tab.stop), tab.note, screen)
+    panel = StreamingPanel(backend, [tab.run, tab.stop], run_or_stop, tab.note, screen)
 
     def view(found: Sequence[ScoredToken], tint: Any) -> str:
         return token_view.tokens_html(found, tint if tint in TINTS else TINTS[0], clickable=prompt is not None)

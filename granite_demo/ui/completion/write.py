@@ -264,7 +264,7 @@ def wire(tab: WriteTab, preferences: Preferences, backend: Backend, demo: gr.Blo
     """Connect the events. ``ready`` are those after which another model may answer."""
     columns = [part for column in tab.columns for part in (column.text, column.note, column.use)]
     screen = [*tab.pending, *tab.sampled, *columns]
-    panel = StreamingPanel(backend, lambda busy: buttons(tab, busy), tab.note, screen)
+    panel = StreamingPanel(backend, tab.buttons, buttons, tab.note, screen)
     wire_continuing(tab, panel, preferences)
     panel.stop_on_leave(demo)
     wire_pending(tab, panel.visitors)
@@ -418,14 +418,10 @@ async def updates_of(tab: WriteTab, visit: Visit, continuation: Continuation) ->
     yield done(tab, continuation, latest)
 
 
-def buttons(tab: WriteTab, busy: bool) -> Update:
+def buttons(busy: bool) -> tuple[Any, ...]:
     """Continue or Stop; Accept and Discard wait for the end."""
-    return {
-        tab.run: gr.Button(visible=not busy),
-        tab.stop: gr.Button(visible=busy),
-        tab.accept: gr.Button(interactive=not busy),
-        tab.discard: gr.Button(interactive=not busy),
-    }
+    later = (gr.Button(interactive=not busy) for _ in range(2))
+    return gr.Button(visible=not busy), gr.Button(visible=busy), *later
 
 
 def _pending(tab: WriteTab, continuation: Continuation, tree: Tree) -> Update:
