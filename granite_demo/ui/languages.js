@@ -1,17 +1,17 @@
-/* The page's own words in the reader's language, from words/LANGUAGE.json. Gradio's I18n translates what components are
-   built with; this is for all that is shown later, and for the languages that Gradio does not know.
-   Runs once, in a gr.HTML. What visitors and models write is left alone: only whole texts of the page are replaced. */
+/* Translates the page's texts into the reader's language, from words/LANGUAGE.json. Gradio's I18n translates the texts
+   that components are built with. This script translates later texts, and languages that Gradio does not have.
+   Runs once, in a gr.HTML. It replaces only whole texts of the page, and nothing that visitors and models write. */
 
 const RIGHT_TO_LEFT = ["ar"];
 const language = navigator.language.split("-")[0].toLowerCase();
-/* Where others' words stand, and within those the places that are the page's own. */
+/* Elements with texts of visitors and models, and elements inside them with texts of the page. */
 const THEIRS = `script, style, textarea, code, pre, svg, mark, .tokens, .choice, .worst td, .branches, .grounding .answer,
   .source, .footnotes, #library .title, #library .name, #answer-a, #answer-b, .said, #chatbot .message-content, [role=listbox]`;
 const OURS = "#chatbot :is(.acts, .note, .error, .fault, .card-head, .appendix > summary)";
 const ATTRIBUTES = ["placeholder", "aria-label", "title"];
 
 let words = {}, patterns = [];
-const shown = new WeakMap();  // what stands in a text node since it was translated
+const shown = new WeakMap();  // the text of a node after its translation
 
 function translated(text) {
   const around = text.match(/^(\s*)([^]*?)(\s*)$/);

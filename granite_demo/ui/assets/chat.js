@@ -1,5 +1,5 @@
-// The chat's own buttons, which stand in the messages. Runs once, in a gr.HTML: `trigger` calls its listeners in Python.
-// A button's classes carry its action and its turn: "act retry t-ID".
+// The chat's own buttons in the messages. Runs once, in a gr.HTML: `trigger` calls its listeners in Python.
+// The classes of a button name its action and its turn: "act retry t-ID".
 const EVENTS = { edit: "edit", bundle: "download", ground: "expand" };
 
 document.addEventListener("click", async (event) => {

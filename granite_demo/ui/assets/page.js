@@ -1,11 +1,11 @@
-// Comfort for keyboard, screen reader and scrolling. Runs once, whenever it is loaded; knows the page only by its ids.
+// Keys, names for screen readers, scrolling and drafts. Runs once, even if it is loaded again.
 (() => {
   "use strict";
   if (window.graniteComfort) return;
   window.graniteComfort = true;
 
   const LONGEST_PROMPT = 2000;
-  const AT_BOTTOM = 150; // pixels: the end moves away while the reader scrolls to it
+  const AT_BOTTOM = 150; // pixels; the end moves while the reader scrolls to it
 
   const one = (selector) => document.querySelector(selector);
   const visible = (element) => Boolean(element && element.getClientRects().length);
@@ -24,7 +24,7 @@
   function editLast() {
     const buttons = '.act.edit, button[aria-label="Edit"]';
     const own = [...document.querySelectorAll("#chatbot .user-row")].flatMap((row) => [...row.querySelectorAll(buttons)]);
-    // Gradio's own button stands beside the row, and only questions have it.
+    // Gradio's own button is beside the row, and only questions have it.
     const button = own.at(-1) ?? [...document.querySelectorAll('#chatbot button[aria-label="Edit"]')].at(-1);
     if (!visible(button)) return false;
     button.click();
@@ -52,8 +52,8 @@
     }
   });
 
-  // Scrolling. Gradio looks whether the end is in view, waits 0.3 s and scrolls there whatever happened meanwhile: in
-  // a fast stream nobody gets away from it. So its scrollTo does nothing once the reader has scrolled up.
+  // Scrolling. If the end is in view, Gradio scrolls to it 0.3 s later, even if the reader scrolls up in that time: in
+  // a fast stream nobody can scroll up. So its scrollTo does nothing after the reader has scrolled up.
 
   let held = false;
   let lastTop = 0;
@@ -81,14 +81,14 @@
     element.addEventListener("scroll", () => {
       const top = element.scrollTop;
       const end = element.scrollHeight - element.clientHeight - top < AT_BOTTOM;
-      // Down to the end takes hold again; the scroll bar, dragged up, lets go.
+      // At the end, the page follows the answer again. A scroll bar dragged up stops that.
       if (held && end && top > lastTop) follow();
       else if (!end && top < lastTop - 1) held = true;
       lastTop = element.scrollTop;
     });
   }
 
-  // A new question is to be seen, and so is what its asker scrolls down to.
+  // Go to the end for a new question, and for a click on the button that scrolls down.
   document.addEventListener("keydown", (event) => {
     if (event.key === "Enter" && !event.shiftKey && event.target === box() && box().value.trim()) follow();
   });
@@ -98,7 +98,7 @@
     if (target?.closest('#chatbot button[aria-label="Scroll down"], #chatbot .scroll-down-button-container')) follow();
   }, true);
 
-  // A link to a footnote opens it and goes there.
+  // A link to a footnote opens the footnote and scrolls to it.
 
   document.addEventListener("click", (event) => {
     const link = event.target instanceof Element ? event.target.closest('#chatbot a[href*="#note-"]') : null;
@@ -116,7 +116,7 @@
     note.scrollIntoView({ block: "nearest" });
   });
 
-  // For screen readers: names that Gradio leaves out, and the end of an answer in place of each of its words.
+  // For screen readers: names that Gradio does not give, and one message at the end of an answer, not one for each word.
 
   const NAMES = {
     "#message textarea": "Message",
@@ -143,14 +143,14 @@
         if (!element.hasAttribute("aria-label")) element.setAttribute("aria-label", name);
       }
     }
-    // The arrow of a thought stands in a title that is a button itself.
+    // The arrow of a thought is inside a title that is itself a button.
     for (const arrow of document.querySelectorAll("#chatbot .thought-group .title button")) {
       arrow.setAttribute("aria-hidden", "true");
       arrow.disabled = true;
     }
-    // Gradio reads the markup of a message's buttons and notes out as its name.
+    // Gradio uses the markup of a message's buttons and notes as its name.
     for (const part of document.querySelectorAll('#chatbot [aria-label*="message: <div"]')) part.removeAttribute("aria-label");
-    // Gradio calls its examples a list, but they are plain buttons.
+    // Gradio gives its examples the role of a list, but they are buttons.
     one('#chatbot .examples[role="list"]')?.removeAttribute("role");
   }
 
@@ -164,7 +164,7 @@
     say(now ? "The model answers." : failed ? `The answer ended: ${failed.textContent}` : "Answer finished.");
   }
 
-  // A link with a question: ?q=PROMPT fills the box and never sends.
+  // A link with a question: ?q=PROMPT fills the box and does not send.
 
   let asked = null;
 
@@ -185,10 +185,10 @@
   }
 
   document.addEventListener("click", (event) => {
-    if (event.target.closest?.("#editor-cancel, #editor-save")) box()?.focus(); // the editor goes away with its focus
+    if (event.target.closest?.("#editor-cancel, #editor-save")) box()?.focus(); // the editor closes and loses the focus
   });
 
-  // A draft outlives a reload, as after a restart of the server. Kept by this tab alone.
+  // A draft survives a reload, for example after a restart of the server. Only this tab keeps it.
 
   const DRAFT = "granite-demo-draft";
 
@@ -206,7 +206,7 @@
     if (event.target === box()) draft(box().value);
   });
 
-  // What Gradio draws again is looked at again, at most once a frame.
+  // After each change that Gradio makes, check the page again, at most once in 50 ms.
 
   const watched = new WeakSet();
   let planned = false;
@@ -226,7 +226,7 @@
   function plan() {
     if (planned) return;
     planned = true;
-    setTimeout(look, 50); // not a frame: a hidden tab has none
+    setTimeout(look, 50); // not requestAnimationFrame: a hidden tab has no frames
   }
 
   takeQuestion();

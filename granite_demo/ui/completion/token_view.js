@@ -1,5 +1,5 @@
-/* The popups of a token view: what the model thought of a token, and what else could have come in its place.
-   Runs once for each view, in a gr.HTML, which gives it `element` and `trigger`. Texts of tokens become text nodes. */
+/* The popups of a token view: the probability of a token, and its alternatives.
+   Runs once for each view, in a gr.HTML, which supplies `element` and `trigger`. Texts of tokens become text nodes. */
 
 const GAP = 4, LEAVE_MS = 200;
 let popup = null, anchor = null, leaving = 0;
@@ -65,7 +65,7 @@ function alternatives(rows, id, own, position, picks) {
       name.type = "button";
       name.onclick = () => { close(); trigger("select", { position, id: other }); };
     }
-    // Another server tells texts, no ids.
+    // Another server sends texts without ids.
     const taken = id < 0 ? text === own : other === id;
     const line = made("tr", taken ? "taken" : "", made("td", "", name), made("td", "", percent(before)));
     if (after) line.append(made("td", sampled === "cut" ? "cut" : "", percent(sampled)));

@@ -18,7 +18,7 @@ from tests.ui.gradio_patches.contract import differs
 BUNDLE = "templates/frontend/assets/Blocks-*.js"
 
 
-def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
+def test_a_listener_that_runs_one_more_time_follows_a_step_of_its_own() -> None:
     events = build_ui(FakeBackend(), FakeBackend(), Access()).config["dependencies"]
     latest = [event for event in events if event["backend_fn"] and event["trigger_mode"] == "always_last"]
     assert len(latest) > 5
@@ -27,7 +27,7 @@ def test_what_runs_once_more_at_the_end_follows_a_step_of_its_own() -> None:
     assert len({event["trigger_after"] for event in latest}) == len(latest)
 
 
-def test_how_far_an_event_is_no_component_is_told() -> None:
+def test_no_component_gets_the_progress_of_an_event() -> None:
     events = build_ui(FakeBackend(), FakeBackend(), Access()).config["dependencies"]
     ours = [event for event in events if event["outputs"] and event["api_name"] != "load_example"]  # gr.Examples' own
     assert len(ours) > 50

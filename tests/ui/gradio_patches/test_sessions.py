@@ -1,8 +1,12 @@
 """What is kept of each open page."""
 
+import asyncio
+from contextlib import ExitStack
 from typing import Any
 
 import gradio as gr
+import httpx
+import pytest
 from fastapi.testclient import TestClient
 from gradio.queueing import Queue
 from gradio.routes import App
@@ -17,7 +21,7 @@ from tests.threats.stranger import Stranger
 from tests.ui.gradio_patches.contract import differs
 
 
-def test_the_values_of_a_page_are_kept_and_the_looks_of_its_components_are_not(backend: FakeBackend) -> None:
+def test_the_values_of_a_page_are_kept_but_no_configuration_of_a_component(backend: FakeBackend) -> None:
     app = create_app(backend)
     holder: Any = app.state.page.state_holder
     with TestClient(app) as client:
@@ -37,12 +41,12 @@ def test_the_values_of_a_page_are_kept_and_the_looks_of_its_components_are_not(b
     assert holder["bob"][state] != "hers"
 
 
-def test_of_what_an_event_has_changed_only_what_checks_values_is_kept(backend: FakeBackend) -> None:
+def test_an_update_is_kept_only_if_its_component_checks_values(backend: FakeBackend) -> None:
     app = create_app(backend)
     page = app.state.page.get_blocks()
     session = Session(page)
-    looks = [block for block in page.blocks.values() if isinstance(block, gr.Button | gr.Column)]
-    for block in looks:
+    unchecked = [block for block in page.blocks.values() if isinstance(block, gr.Button | gr.Column)]
+    for block in unchecked:
         changed = type(block)(render=False)
         session[block._id] = changed
         assert session[block._id] is changed
@@ -50,12 +54,12 @@ def test_of_what_an_event_has_changed_only_what_checks_values_is_kept(backend: F
     assert len(kept.maps[0]) == 1
     choice = next(block for block in page.blocks.values() if isinstance(block, gr.Dropdown))
     session[choice._id] = gr.Dropdown(["new"], render=False)
-    session[looks[0]._id] = gr.Button(render=False)
+    session[unchecked[0]._id] = gr.Button(render=False)
     assert session[choice._id].choices == [("new", "new")]
-    assert session[looks[-1]._id] is looks[-1]
+    assert session[unchecked[-1]._id] is unchecked[-1]
 
 
-def test_nothing_is_kept_of_events_that_are_over(backend: FakeBackend) -> None:
+def test_nothing_is_kept_of_events_that_have_ended(backend: FakeBackend) -> None:
     app = create_app(backend)
     queue = app.state.page.get_blocks()._queue
     with running(app, backend) as url, Stranger(base_url=url) as http:
@@ -65,6 +69,15 @@ def test_nothing_is_kept_of_events_that_are_over(backend: FakeBackend) -> None:
     assert queue.event_analytics == {}
     assert len(queue.pending_event_ids_session) == 1
     assert queue.pending_event_ids_session["a page that has gone"] == set()
+
+
+def test_the_server_does_not_wait_for_open_pages(backend: FakeBackend, caplog: pytest.LogCaptureFixture) -> None:
+    with ExitStack() as page:
+        with running(create_app(backend), backend) as url:
+            stream = page.enter_context(httpx.stream("GET", f"{url}/gradio_api/heartbeat/visitor", timeout=30))
+            heartbeats = stream.iter_text()  # without a reference to it, the connection closes
+            assert "ALIVE" in next(heartbeats)
+        assert "timeout graceful shutdown exceeded" not in caplog.text
 
 
 def test_the_pages_used_last_are_kept(backend: FakeBackend) -> None:
@@ -111,8 +124,8 @@ def test_contract_the_queue_records_events_and_never_forgets_a_page() -> None:
     assert "pending_event_ids_session" in Queue.push.__code__.co_names, differs(what, "queueing.py", "sessions.py")
 
 
-def test_contract_heartbeats_end_with_the_stop_event() -> None:
+def test_contract_heartbeats_wait_for_the_stop_event() -> None:
     page: Any = App.create_app(gr.Blocks(analytics_enabled=False).queue())
-    assert not page.stop_event.is_set(), differs("App.stop_event ends the heartbeats", "routes.py", "sessions.py")
-    sessions.end_heartbeats(page)
-    assert page.stop_event.is_set()
+    what = "App.stop_event, an asyncio.Event, ends the heartbeats"
+    assert isinstance(page.stop_event, asyncio.Event), differs(what, "routes.py", "sessions.py (end_heartbeats)")
+    assert not page.stop_event.is_set(), differs(what, "routes.py", "sessions.py (end_heartbeats)")
