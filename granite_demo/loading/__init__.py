@@ -1,1 +1,1 @@
-"""From a folder on the disk to a model in memory."""
+"""Loads a model from a folder on disk into memory."""

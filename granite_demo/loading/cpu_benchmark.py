@@ -1,7 +1,7 @@
-"""Short measurements of this CPU, for choices that no list of processors can make. Imports torch.
+"""Short measurements of this CPU, to choose the precision and the number of threads.
 
-A typical message is a question and an answer: many rows through the weights at once, then one row at a time. What is
-measured is that, on random weights.
+They measure a typical message on synthetic weights: a prompt, which is many rows at once, and an answer, which is one
+row at a time.
 """
 
 import time
@@ -15,34 +15,34 @@ import psutil
 import torch
 from torch.nn.functional import linear
 
-from granite_demo.loading.float32_prefill import wide_linear
+from granite_demo.loading.float32_prefill import float32_linear
 
 PROMPT, ANSWER = 256, 128
-"""Tokens of a typical message."""
+"""The tokens of a typical message."""
 ROUNDS = 3
-"""The fastest of so many counts: another process can only make one slower."""
+"""The number of measurements. The fastest one counts, because other processes can only make one slower."""
 WORTH = 0.9
-"""Fewer threads are chosen where a message takes less than this part of its time on more; the others stay free."""
+"""Fewer threads are chosen only if a message then takes less than this part of its time on more threads."""
 
 
 class Linear(Protocol):
-    """``torch.nn.functional.linear``, or another way to compute it."""
+    """``torch.nn.functional.linear`` without bias, or a replacement."""
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, /) -> torch.Tensor:
-        """The product."""
+        """Return ``x`` times the transpose of ``weight``."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Seconds:
-    """What a typical message takes."""
+    """The seconds that a typical message takes."""
 
     prompt: float
     answer: float
 
     @property
     def total(self) -> float:
-        """Both."""
+        """Prompt and answer together."""
         return self.prompt + self.answer
 
     def __str__(self) -> str:
@@ -52,9 +52,9 @@ class Seconds:
 def message_seconds(
     dtype: torch.dtype, product: Linear = linear, clock: Callable[[], float] = time.perf_counter, rounds: int = ROUNDS
 ) -> Seconds:
-    """The time that a typical message takes, most of it extrapolated.
+    """Measure a few products and extrapolate to a typical message.
 
-    The weights, 16 MB or more, do not fit a CPU's inner caches, so single rows are bound by memory as in a model.
+    The weights, 16 MB or more, do not fit in the inner caches of a CPU, so single rows are memory-bound as in a model.
     """
     weights = [torch.ones(2048, 512, dtype=dtype) for _ in range(8)]
 
@@ -65,17 +65,20 @@ def message_seconds(
             product(x, weight)
         return (clock() - start) / len(some)
 
-    seconds(1, weights)  # what torch sets up at first use
-    # One weight is enough for a prompt, whose products do not wait for memory.
+    seconds(1, weights)  # warm up torch
+    # One weight is enough for the prompt, because its products are not memory-bound.
     prompt = min(seconds(PROMPT, weights[:1]) for _ in range(rounds))
     answer = min(seconds(1, weights) for _ in range(2 * rounds))
     return Seconds(len(weights) * prompt, ANSWER * len(weights) * answer)
 
 
 @cache
-def measured(dtype: torch.dtype, wide: bool, threads: int) -> Seconds:
-    """``message_seconds`` on as many threads as torch has now, measured once a process."""
-    return message_seconds(dtype, wide_linear if wide else linear)
+def measured(dtype: torch.dtype, in_float32: bool, threads: int) -> Seconds:
+    """Return ``message_seconds`` for the current number of torch threads, measured once per process.
+
+    With ``in_float32``, the prompt is computed in float32.
+    """
+    return message_seconds(dtype, float32_linear if in_float32 else linear)
 
 
 def _on_threads(count: int) -> Seconds:
@@ -85,20 +88,19 @@ def _on_threads(count: int) -> Seconds:
 
 @dataclass(frozen=True, slots=True)
 class Threads:
-    """How many CPU threads torch computes on, and why."""
+    """The number of CPU threads of torch, and the reason."""
 
     count: int
     reason: str
     asked: bool = False
-    """Whether the user gave the number, so that no other is tried."""
+    """Whether the user gave the number, so that no other number is tried."""
 
 
 @cache
 def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = _on_threads) -> Threads:
-    """The fastest number of threads. Leaves torch on that many.
+    """Measure and set the fastest number of threads: all cores, half of them, or a quarter of them.
 
-    Tried are all cores, half and a quarter of them: more threads than the memory can feed wait for one another, and
-    so do threads on cores that others use.
+    More threads can be slower if memory bandwidth is the limit, or if other processes use the cores.
     """
     most = most or usable_cores()
     counts = [most // share for share in (1, 2, 4) if most // share]
@@ -113,8 +115,8 @@ def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = 
 
 
 def usable_cores(control: Path = Path("/sys/fs/cgroup")) -> int:
-    """The physical cores that this process may keep busy: in a container often fewer than there are."""
-    # torch's own number, before anybody changed it, respects OMP_NUM_THREADS and the affinity of the process.
+    """Return how many physical cores this process can use. In a container, that can be fewer than there are."""
+    # The initial number of torch threads respects OMP_NUM_THREADS and the CPU affinity of the process.
     cores = min(torch.get_num_threads(), psutil.cpu_count(logical=False) or 1)
     try:
         quota, period = (control / "cpu.max").read_text(encoding="ascii").split()

@@ -1,8 +1,8 @@
-"""16-bit weights on a CPU without 16-bit arithmetic: what is computed faster in float32. Imports torch.
+"""Float32 arithmetic with 16-bit weights, for CPUs without fast 16-bit arithmetic.
 
-There a product of a few rows takes as long as the weights take to read, of which 16 bits are half as much; that is a
-token of an answer. A product of many rows, which is a prompt, takes several times as long as in float32. So prompts
-are widened, and the weights stay as they are. Attention of a single token over a long text is slow in 16 bits, too.
+On such a CPU, a product of a few rows (a token of an answer) takes the time to read the weights, so 16 bits are twice
+as fast. A product of many rows (a prompt) takes several times as long as in float32. Therefore prompts are computed in
+float32, and the weights stay in 16 bits. Attention of a single token over a long text is also faster in float32.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,48 +16,49 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 FEW_ROWS = 4
-"""Up to so many rows 16 bits are as fast: measured with AVX2, for weights of 576 x 576 to 4,096 x 4,096."""
+"""Up to this number of rows, 16 bits are not slower (measured with AVX2, weights of 576 x 576 to 4,096 x 4,096)."""
 BLOCK = 2**20
-"""Weights that are widened at a time: they stay in the cache, and their memory is used again and again."""
-ATTENTION = "granite_demo_wide"
-"""What transformers calls the attention of this file."""
-NARROW = (torch.bfloat16, torch.float16)
+"""The number of weights that are converted at a time, so that they stay in the CPU cache."""
+ATTENTION = "granite_demo_float32"
+"""The name of ``attention`` in transformers."""
+SIXTEEN_BIT = (torch.bfloat16, torch.float16)
 
 
-class WideProducts(TorchFunctionMode):
-    """Inside ``with``, linear layers and experts compute in float32 what is more than a few rows of 16 bits.
+class Float32Products(TorchFunctionMode):
+    """A context in which linear layers and experts compute products of many 16-bit rows in float32.
 
-    The model is not changed. Takes a few microseconds for each operation of torch, so it is for prompts, not tokens.
+    The model does not change. Each torch operation takes a few microseconds more, so use it for prompts only.
     """
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Iterable[type], args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Called by torch instead of each of its functions."""
-        return _WIDE.get(func, func)(*args, **(kwargs or {}))
+        """Torch calls this instead of each of its functions."""
+        return _REPLACED.get(func, func)(*args, **(kwargs or {}))
 
 
-def wide_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """``torch.nn.functional.linear``, in float32 where that is faster."""
-    if weight.dtype not in NARROW or x.numel() <= FEW_ROWS * x.shape[-1]:
+def float32_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    """Compute ``torch.nn.functional.linear``, in float32 if that is faster. The result has the dtype of ``x``."""
+    if weight.dtype not in SIXTEEN_BIT or x.numel() <= FEW_ROWS * x.shape[-1]:
         return linear(x, weight, bias)
-    wide = x.float()
+    x32 = x.float()
     blocks = weight.split(max(BLOCK // weight.shape[1], 1))
-    product = torch.cat([linear(wide, block.float()) for block in blocks], dim=-1)
+    product = torch.cat([linear(x32, block.float()) for block in blocks], dim=-1)
     return (product if bias is None else product + bias.float()).to(x.dtype)
 
 
-def wide_experts(x: torch.Tensor, weights: torch.Tensor, *, offs: torch.Tensor, **others: Any) -> torch.Tensor:
-    """``torch.nn.functional.grouped_mm`` of rows sorted by expert: ``offs`` is where each one's rows end.
+def float32_experts(x: torch.Tensor, weights: torch.Tensor, *, offs: torch.Tensor, **others: Any) -> torch.Tensor:
+    """Compute ``torch.nn.functional.grouped_mm`` of rows that are sorted by expert, in float32 if that is faster.
 
-    ``weights``: (experts, size of a row, size of a result).
+    ``x``: (rows, inputs). ``weights``: (experts, inputs, outputs). ``offs``: (experts,), the end of each expert's rows.
+    Returns (rows, outputs).
     """
     ends = offs.tolist()
     rows = x.split([end - start for start, end in zip([0, *ends], ends, strict=False)])
-    return torch.cat([wide_linear(some, weight.T) for some, weight in zip(rows, weights, strict=True)])
+    return torch.cat([float32_linear(some, weight.T) for some, weight in zip(rows, weights, strict=True)])
 
 
-_WIDE: dict[Callable[..., Any], Callable[..., Any]] = {linear: wide_linear, torch._grouped_mm: wide_experts}
+_REPLACED: dict[Callable[..., Any], Callable[..., Any]] = {linear: float32_linear, torch._grouped_mm: float32_experts}
 
 
 def attention(
@@ -68,15 +69,19 @@ def attention(
     attention_mask: torch.Tensor | None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' sdpa, in float32 for a single token; a chunk is as fast in 16 bits."""
+    """Compute the sdpa attention of transformers, in float32 for a single token. A chunk is as fast in 16 bits.
+
+    ``query``: (batch, heads, tokens, size). ``key``, ``value``: (batch, KV heads, cached tokens, size). Returns
+    (batch, tokens, heads, size).
+    """
     dtype = query.dtype
-    if query.shape[2] == 1 and dtype in NARROW:
+    if query.shape[2] == 1 and dtype in SIXTEEN_BIT:
         query, key, value = query.float(), key.float(), value.float()
     output, nothing = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return output.to(dtype), nothing
 
 
 def register_attention() -> None:
-    """Make ATTENTION known to transformers."""
+    """Register ``attention`` as ATTENTION in transformers."""
     AttentionInterface.register(ATTENTION, attention)
     AttentionMaskInterface.register(ATTENTION, sdpa_mask)

@@ -1,8 +1,8 @@
-"""Python's search for garbage, kept away from answers.
+"""Runs garbage collection between answers, not during them.
 
-Now and then Python searches all there is for objects that only refer to each other. Of a server with a model that took
-0.3 s (measured on the machine of README's figures), in which nobody's answer went on. So what stays is left out of
-these searches, and everything is searched where a model goes.
+Python's cyclic garbage collector examines all objects from time to time. In a server with a model, that took 0.3 s, in
+which all answers stopped. Therefore permanent objects are excluded (``gc.freeze``), and a full collection runs when a
+model is unloaded.
 """
 
 import gc
@@ -11,19 +11,19 @@ from typing import Any
 
 
 def settle() -> None:
-    """Leave what there is now out of Python's own searches. For the moment when all that stays has been made."""
+    """Exclude all current objects from automatic collections. Call this after all permanent objects are created."""
     gc.freeze()
 
 
 def collect() -> None:
-    """Free what nothing refers to any more, settled or not, and settle the rest."""
+    """Free all unreachable objects, and exclude the others from automatic collections."""
     gc.unfreeze()
     gc.collect()
     gc.freeze()
 
 
 def release_memory() -> None:
-    """Give back what torch keeps of models that are gone. Does nothing where torch was never imported."""
+    """Run ``collect``, and return the cached GPU memory of torch to the driver."""
     collect()
     torch: Any = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available():

@@ -1,6 +1,6 @@
-"""Quantized copies of models: made once, they load without quantizing again. Knows folders, not devices.
+"""Quantized copies of models, which load without a new quantization.
 
-A copy lies in the cache folder under a name of its model, its commit and its quantization.
+A copy is a folder in the cache. Its name contains the model, the commit and the quantization.
 """
 
 import hashlib
@@ -19,16 +19,16 @@ STAGING = ".staging-"
 
 
 def copy_of(cache_dir: Path, spec: ModelSpec, commit: str | None, quantization: str) -> Path:
-    """Where the copy lies, or would lie. A local folder's copy goes by its path."""
+    """Return the folder of the copy, which does not have to exist. For a local model, its path replaces the commit."""
     source = commit[:12] if commit else hashlib.sha256(os.fsencode(spec.path or "")).hexdigest()[:12]
     return cache_dir / COPIES / f"{spec.name}-{source}-{quantization}"
 
 
 def save_copy(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write a copy at ``folder``, whole or not at all, unless another process just did. Raises OSError."""
+    """Write a complete copy to ``folder``, unless it exists. An error leaves no partial copy. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / ".lock"):
-        for stale in folder.parent.glob(f"{STAGING}*"):  # we hold the lock: whoever left these was killed
+        for stale in folder.parent.glob(f"{STAGING}*"):  # this process has the lock, so the owners of these are dead
             shutil.rmtree(stale, ignore_errors=True)
         if folder.exists():
             return

@@ -1,4 +1,4 @@
-"""Measurements of the CPU, with the clock of the test."""
+"""Measurements of the CPU, with a fake clock."""
 
 from collections.abc import Callable, Iterator
 from itertools import chain
@@ -17,7 +17,7 @@ from granite_demo.loading.cpu_benchmark import (
     message_seconds,
     usable_cores,
 )
-from granite_demo.loading.float32_prefill import wide_linear
+from granite_demo.loading.float32_prefill import float32_linear
 
 
 @pytest.fixture(autouse=True)
@@ -28,7 +28,7 @@ def _threads() -> Iterator[None]:
 
 
 class Clock:
-    """Goes on by the next of ``steps`` between two looks, and not at all between these pairs."""
+    """A clock that is read in pairs: the next of ``steps`` passes inside a pair, and no time between pairs."""
 
     def __init__(self, *steps: float) -> None:
         self.times = list(chain(*((0.0, step) for step in steps)))
@@ -38,7 +38,7 @@ class Clock:
 
 
 def test_a_message_is_one_prompt_and_each_token_of_the_answer() -> None:
-    # First use, the prompt twice, the answer four times; the fastest counts. The prompt is read by one of 8 weights.
+    # One warm-up, two prompts, four answers; the fastest one counts. One of the 8 weights computes the prompt.
     clock = Clock(99.0, 3.0, 2.0, 24.0, 8.0, 16.0, 80.0)
     seconds = message_seconds(torch.float32, clock=clock, rounds=2)
     assert clock.times == []
@@ -46,7 +46,7 @@ def test_a_message_is_one_prompt_and_each_token_of_the_answer() -> None:
     assert seconds.total == seconds.prompt + seconds.answer
 
 
-def test_the_product_that_is_measured_is_the_one_asked_for() -> None:
+def test_the_given_product_is_measured() -> None:
     rows: list[int] = []
 
     def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
@@ -67,7 +67,7 @@ def test_a_measurement_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     measured(torch.bfloat16, False, 1)
     measured(torch.bfloat16, False, 2)
     assert [arguments[1] for arguments in calls] == [  # type: ignore[index]
-        wide_linear,
+        float32_linear,
         torch.nn.functional.linear,
         torch.nn.functional.linear,
     ]
@@ -90,7 +90,7 @@ def taking(seconds: dict[int, float]) -> Callable[[int], Seconds]:
         ({2: 1.0, 1: 0.3}, 1),
     ],
 )
-def test_fewer_threads_are_chosen_only_where_they_are_clearly_faster(seconds: dict[int, float], best: int) -> None:
+def test_fewer_threads_are_chosen_only_if_they_are_clearly_faster(seconds: dict[int, float], best: int) -> None:
     chosen = choose_threads(max(seconds), taking(seconds))
     assert chosen.count == best
     assert torch.get_num_threads() == best
@@ -102,7 +102,7 @@ def test_one_core_needs_no_choice() -> None:
     assert choose_threads(1, taking({1: 1.0})) == Threads(1, "the only core")
 
 
-def test_this_machine_is_measured_and_torch_left_at_the_choice() -> None:
+def test_the_choice_for_this_machine_is_set_in_torch() -> None:
     choose_threads.cache_clear()
     chosen = choose_threads()
     assert 1 <= chosen.count <= usable_cores()
@@ -115,7 +115,7 @@ def test_this_machine_is_measured_and_torch_left_at_the_choice() -> None:
     ("written", "cores"),
     [("max 100000", 6), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("900000 100000", 6), ("", 6)],
 )
-def test_a_container_may_have_fewer_cores(
+def test_a_container_can_have_fewer_cores(
     tmp_path: Path, written: str, cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("psutil.cpu_count", lambda logical: 6)

@@ -1,4 +1,4 @@
-"""16-bit weights, float32 products."""
+"""Float32 products of 16-bit weights."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +14,10 @@ from granite_demo.loading import float32_prefill
 from granite_demo.loading.float32_prefill import (
     ATTENTION,
     FEW_ROWS,
-    WideProducts,
+    Float32Products,
     attention,
+    float32_linear,
     register_attention,
-    wide_linear,
 )
 from tests.tinymodels import KINDS, write_checkpoint
 
@@ -29,7 +29,7 @@ def random(*shape: int, dtype: torch.dtype = BF16) -> torch.Tensor:
 
 
 class Products(TorchDispatchMode):
-    """Inside ``with``, writes down each product of matrices: its rows and precision."""
+    """A context that records the rows and the precision of each matrix product."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -44,7 +44,7 @@ class Products(TorchDispatchMode):
 
     @property
     def dtypes(self) -> list[torch.dtype]:
-        """The precisions alone."""
+        """The precisions of the products."""
         return [dtype for _, dtype in self.seen]
 
 
@@ -53,7 +53,7 @@ class Products(TorchDispatchMode):
 def test_many_rows_are_computed_in_float32_and_rounded_once(bias: torch.Tensor | None, shape: tuple[int, ...]) -> None:
     x, weight = random(*shape), random(100, 32)
     with Products() as products:
-        product = wide_linear(x, weight, bias)
+        product = float32_linear(x, weight, bias)
     assert set(products.dtypes) == {torch.float32}
     exact = linear(x.double(), weight.double(), None if bias is None else bias.double())
     assert product.dtype == BF16
@@ -61,60 +61,60 @@ def test_many_rows_are_computed_in_float32_and_rounded_once(bias: torch.Tensor |
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (1, FEW_ROWS, 32), (32,)], ids=str)
-def test_few_rows_stay_as_they_are(shape: tuple[int, ...]) -> None:
+def test_few_rows_stay_in_16_bits(shape: tuple[int, ...]) -> None:
     x, weight = random(*shape), random(100, 32)
     with Products() as products:
-        product = wide_linear(x, weight)
+        product = float32_linear(x, weight)
     assert torch.float32 not in products.dtypes
     assert torch.equal(product, linear(x, weight))
 
 
-def test_float32_stays_as_it_is() -> None:
+def test_float32_weights_are_not_changed() -> None:
     x, weight = random(50, 32, dtype=torch.float32), random(100, 32, dtype=torch.float32)
-    assert torch.equal(wide_linear(x, weight), linear(x, weight))
+    assert torch.equal(float32_linear(x, weight), linear(x, weight))
 
 
-def test_large_weights_are_widened_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_weights_are_converted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = random(50, 32), random(100, 32)
-    whole = wide_linear(x, weight)
+    at_once = float32_linear(x, weight)
     monkeypatch.setattr(float32_prefill, "BLOCK", 32 * 7)
     with Products() as products:
-        assert torch.allclose(wide_linear(x, weight).float(), whole.float(), rtol=2**-7, atol=1e-5)
+        assert torch.allclose(float32_linear(x, weight).float(), at_once.float(), rtol=2**-7, atol=1e-5)
     assert len(products.seen) == 15
     monkeypatch.setattr(float32_prefill, "BLOCK", 1)
-    assert wide_linear(x, weight).shape == (50, 100)
+    assert float32_linear(x, weight).shape == (50, 100)
 
 
-def test_linear_layers_are_reached_inside_only() -> None:
+def test_linear_layers_are_changed_only_inside_the_context() -> None:
     layer = torch.nn.Linear(32, 100, dtype=BF16)
     x = random(50, 32)
     with torch.inference_mode(), Products() as products:
-        with WideProducts():
+        with Float32Products():
             layer(x)
         layer(x)
     assert products.dtypes == [torch.float32, BF16]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_products_of_every_kind_of_granite_are_wide(tmp_path: Path, kind: str) -> None:
+def test_every_kind_of_granite_computes_prompts_in_float32(tmp_path: Path, kind: str) -> None:
     model: Any = AutoModelForCausalLM.from_pretrained(write_checkpoint(tmp_path, kind), dtype=BF16)
     ids = torch.arange(40)[None]
     with torch.inference_mode(), Products() as products:
-        with WideProducts():
+        with Float32Products():
             ours = model(ids, logits_to_keep=1).logits
-        narrow = model(ids, logits_to_keep=1).logits
+        in_16_bits = model(ids, logits_to_keep=1).logits
     assert {dtype for rows, dtype in products.seen[: len(products.seen) // 2] if rows > 40} <= {torch.float32}
     assert {dtype for rows, dtype in products.seen if rows == 40} == {torch.float32, BF16}
     assert ours.dtype == BF16
-    assert torch.allclose(ours, narrow, atol=0.1)
+    assert torch.allclose(ours, in_16_bits, atol=0.1)
 
 
 @pytest.mark.parametrize("counts", [[10, 0, 20, 1], [31, 0, 0, 0]], ids=str)
-def test_experts_equal_torchs_own_products(counts: list[int]) -> None:
+def test_experts_equal_the_products_of_torch(counts: list[int]) -> None:
     x, weights = random(31, 32), random(4, 24, 32).transpose(1, 2)
     ends = torch.tensor(counts).cumsum(0).to(torch.int32)
     expected = torch.nn.functional.grouped_mm(x, weights, offs=ends)
-    with Products() as products, WideProducts():
+    with Products() as products, Float32Products():
         ours = torch.nn.functional.grouped_mm(x, weights, offs=ends)
     assert (counts[0], torch.float32) in products.seen
     assert ours.dtype == BF16

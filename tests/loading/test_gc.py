@@ -1,4 +1,4 @@
-"""What stays is searched for garbage only where a model goes."""
+"""Permanent objects are excluded from garbage collection until a model is unloaded."""
 
 import gc
 import weakref
@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from granite_demo.loading.gc import collect, settle  # before the other tests' fixture takes their place
+from granite_demo.loading.gc import collect, settle  # imported before a fixture of all tests replaces them
 
 
 class Thing:
-    """Refers to itself, as much of a model does."""
+    """An object that refers to itself, as many objects of a model do."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -18,13 +18,13 @@ class Thing:
 
 @pytest.fixture(autouse=True)
 def nothing_frozen() -> Iterator[None]:
-    """What other tests froze is frozen again afterwards."""
+    """Unfreeze the objects of other tests, and freeze them again after the test."""
     gc.unfreeze()
     yield
     gc.freeze()
 
 
-def test_what_is_settled_is_not_searched() -> None:
+def test_settled_objects_are_excluded() -> None:
     thing = Thing()
     known = weakref.ref(thing)
     settle()
@@ -34,7 +34,7 @@ def test_what_is_settled_is_not_searched() -> None:
     assert known()
 
 
-def test_collecting_finds_what_was_settled_and_settles_the_rest() -> None:
+def test_collect_frees_settled_objects_and_settles_the_others() -> None:
     thing, stays = Thing(), Thing()
     gone, kept = weakref.ref(thing), weakref.ref(stays)
     settle()

@@ -1,4 +1,4 @@
-"""A quantized copy is saved once, and loaded from then on."""
+"""A quantized copy is saved once, and later loads use it."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ def load(folder: Path, cache: Path, **options: Any) -> LoadedModel:
     return load_model(folder, registry.resolve(str(folder)), choice, copies=cache)
 
 
-def test_a_copy_is_kept_when_asked_for_and_taken_the_next_time(folder: Path, tmp_path: Path) -> None:
+def test_a_copy_is_saved_on_request_and_used_the_next_time(folder: Path, tmp_path: Path) -> None:
     spec = registry.resolve(str(folder))
     copy = copy_of(tmp_path, spec, None, "nf4")
     load(folder, tmp_path)
@@ -39,10 +39,10 @@ def test_a_copy_is_kept_when_asked_for_and_taken_the_next_time(folder: Path, tmp
         assert mine.equal(theirs), name
 
 
-def test_no_layer_takes_the_kernel_for_avx512_bf16(
+def test_no_layer_uses_the_kernel_for_avx512_bf16(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # As on a processor that has it; on others the layers say no by themselves.
+    # Simulate a processor with AVX512-BF16. On others, the layers never use the kernel.
     monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: True)
     made = load(folder, tmp_path, keep_quantized=True)
     for loaded in (made, load(folder, tmp_path)):
@@ -63,18 +63,18 @@ def test_a_checkpoint_that_was_saved_quantized_says_so(folder: Path, tmp_path: P
     assert loaded.weight_bytes == made.weight_bytes
 
 
-def test_copies_of_other_models_commits_and_quantizations_lie_elsewhere(folder: Path, tmp_path: Path) -> None:
+def test_each_model_commit_and_quantization_has_its_own_copy(folder: Path, tmp_path: Path) -> None:
     spec, other = registry.resolve(str(folder)), catalogue.MODELS["granite-3.3-2b-instruct"]
-    places = {
+    copies = {
         copy_of(tmp_path, spec, None, "nf4"),
         copy_of(tmp_path, spec, None, "int8"),
         copy_of(tmp_path, other, "a" * 40, "nf4"),
         copy_of(tmp_path, other, "b" * 40, "nf4"),
     }
-    assert len(places) == 4
+    assert len(copies) == 4
 
 
-def test_a_copy_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_copy_leaves_no_files(tmp_path: Path) -> None:
     class Full:
         def save_pretrained(self, folder: Path) -> None:
             (folder / "half").write_text("")

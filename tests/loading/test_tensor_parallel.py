@@ -1,4 +1,4 @@
-"""Processes that share a model: two of them over gloo, as torchrun starts them, and what is refused before."""
+"""Tensor parallelism: two processes over gloo, as torchrun starts them, and the options that are refused."""
 
 import json
 import os
@@ -29,14 +29,14 @@ from tests.tinymodels import SHAPE, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 120
-"""More than anything here takes; what takes longer hangs."""
+"""A timeout. Whatever takes longer hangs."""
 FOUR_HEADS = replace(SHAPE, heads=8, kv_heads=4)
 
 
-# Before there are any
+# Without processes
 
 
-def test_alone_there_is_nobody_to_agree_with() -> None:
+def test_a_single_process_computes_everything_itself() -> None:
     ALONE.join()
     assert ALONE.leads
     assert ALONE.fixed == ""
@@ -48,7 +48,7 @@ def test_alone_there_is_nobody_to_agree_with() -> None:
     assert not torch.distributed.is_initialized()
 
 
-def test_what_ends_in_order_in_time_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_a_late_exit_is_aborted(monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[str] = []
     monkeypatch.setattr(tensor_parallel, "END_SECONDS", 0.05)
     group = Group(2)
@@ -63,14 +63,14 @@ def test_what_ends_in_order_in_time_goes_on(monkeypatch: pytest.MonkeyPatch) -> 
     assert ended == ["The processes did not end together."]
 
 
-def test_the_first_process_takes_part_in_everything() -> None:
+def test_the_first_process_leads() -> None:
     assert (Group(2, 0).leads, Group(2, 1).leads) == (True, False)
     assert "Stop them" in Group(2, 0).fixed
 
 
 @pytest.mark.parametrize("here", [True, False])
 @pytest.mark.parametrize("there", [True, False])
-def test_memory_is_shared_where_all_can(monkeypatch: pytest.MonkeyPatch, here: bool, there: bool) -> None:
+def test_memory_is_shared_if_all_processes_can(monkeypatch: pytest.MonkeyPatch, here: bool, there: bool) -> None:
     from torch.distributed import _symmetric_memory as symmetric
 
     def empty(words: int, **_: Any) -> torch.Tensor:
@@ -79,14 +79,14 @@ def test_memory_is_shared_where_all_can(monkeypatch: pytest.MonkeyPatch, here: b
         return torch.full((words,), 7)
 
     group = Group(2)
-    group.reads_others = True
+    group.peer_access = True
     monkeypatch.setattr(symmetric, "empty", empty)
     monkeypatch.setattr(symmetric, "rendezvous", lambda memory, world: SimpleNamespace(buffer_ptrs=[11, 12]))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
     monkeypatch.setattr(group, "gather", lambda mine: [mine, there])
     found = group.shared_memory(3)
-    assert group.reads_others == (here and there)
-    assert (found is not None) == group.reads_others
+    assert group.peer_access == (here and there)
+    assert (found is not None) == group.peer_access
     if found:
         assert found[0].tolist() == [0, 0, 0]
         assert found[1] == [11, 12]
@@ -96,7 +96,7 @@ def shared(processes: int = 2, shape: Shape | None = FOUR_HEADS, **options: Any)
     return place(LoadOptions(dtype="float32", **options), shape, 10**10, processes)
 
 
-def test_the_placement_tells_of_the_processes() -> None:
+def test_the_placement_has_the_number_of_processes() -> None:
     placement = shared(4)
     assert placement.processes == 4
     name, value, reason = placement.facts[0]
@@ -106,17 +106,17 @@ def test_the_placement_tells_of_the_processes() -> None:
     assert place_in(ALONE, LoadOptions(dtype="float32"), FOUR_HEADS).processes == 1
 
 
-def test_every_refusal_tells_what_to_do(sample_path: Path) -> None:
+def test_every_refusal_has_a_solution(sample_path: Path) -> None:
     sample = Shape.from_config(json.loads((sample_path / "config.json").read_text()))
     hybrid = Shape(**{**vars_of(FOUR_HEADS), "model_type": "granitemoehybrid", "attention_layers": 1})
     cases: list[tuple[dict[str, Any], str]] = [
         ({"processes": 3}, "4 key-value heads need --nproc-per-node 1 or 2 or 4"),
         ({"shape": sample}, "3 key-value heads need --nproc-per-node 1 or 3"),
-        ({"shape": hybrid}, "this one is granitemoehybrid.*leave torchrun out"),
-        ({"shape": None}, "of an unknown kind"),
+        ({"shape": hybrid}, "its type is granitemoehybrid.*without torchrun"),
+        ({"shape": None}, "its type is unknown"),
         ({"quantization": "nf4"}, "nf4 cannot be split.*--quantization none"),
         ({"quantization": "int8"}, "int8 cannot be split"),
-        ({"engine": "dynamic"}, "Leave --engine out"),
+        ({"engine": "dynamic"}, "Remove --engine"),
     ]
     for options, message in cases:
         with pytest.raises(ConfigurationError, match=message):
@@ -135,7 +135,7 @@ def vars_of(shape: Shape) -> dict[str, Any]:
         ("mps", "sdpa", "without torchrun"),
     ],
 )
-def test_machines_that_cannot(device: str, attention: str, message: str) -> None:
+def test_devices_that_cannot_split_a_model_are_refused(device: str, attention: str, message: str) -> None:
     if message:
         with pytest.raises(ConfigurationError, match=message):
             tensor_parallel.check(2, LoadOptions(), device, attention, FOUR_HEADS)
@@ -143,25 +143,25 @@ def test_machines_that_cannot(device: str, attention: str, message: str) -> None
         tensor_parallel.check(2, LoadOptions(), device, attention, FOUR_HEADS)
 
 
-def test_a_cpu_is_not_taken_beside_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_is_refused_if_there_are_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(ConfigurationError, match="Leave --device out"):
+    with pytest.raises(ConfigurationError, match="Remove --device"):
         tensor_parallel.check(2, LoadOptions(), "cpu", "sdpa", FOUR_HEADS)
 
 
-def test_a_process_without_a_gpu_of_its_own_says_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_without_a_gpu_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(ConfigurationError, match="--nproc-per-node 2"):
         Group(4, 2, 2).join()
 
 
-# Two of them
+# Two processes
 
 
 @contextmanager
 def processes(*command: str) -> Iterator[list["subprocess.Popen[str]"]]:
-    """Two processes of ``python -m command``, with the variables that torchrun sets."""
+    """Start two processes of ``python -m command``, with the variables that torchrun sets."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     common = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -186,7 +186,7 @@ def processes(*command: str) -> Iterator[list["subprocess.Popen[str]"]]:
 
 
 def ends(started: list["subprocess.Popen[str]"]) -> list[tuple[int, str]]:
-    """The exit code of each, and what it wrote."""
+    """Return the exit code and the error output of each process."""
     texts = [process.communicate(timeout=SECONDS)[1] for process in started]
     return [(process.returncode, " ".join(text.split())) for process, text in zip(started, texts, strict=True)]
 
@@ -200,7 +200,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def answered(folder: Path) -> dict[str, Any]:
-    """What two processes under torchrun answered."""
+    """Return the answers of two processes under torchrun."""
     port = "--rdzv-endpoint=127.0.0.1:0"
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend=c10d", port]
     command = [*torchrun, "-m", "tests.group_worker", str(folder), "answers"]
@@ -225,8 +225,8 @@ async def test_a_group_answers_as_one_process_does(folder: Path, answered: dict[
 
 @pytest.mark.slow
 @pytest.mark.release
-def test_a_cancelled_request_is_gone_from_all_processes(answered: dict[str, Any]) -> None:
-    # That it was idle afterwards is waited for by the processes themselves.
+def test_a_cancelled_request_ends_in_all_processes(answered: dict[str, Any]) -> None:
+    # The processes themselves wait until they are idle.
     assert answered["computed"] is True
 
 
@@ -241,16 +241,16 @@ def load_whole(model: Path) -> Any:
 @pytest.mark.release
 def test_a_process_that_fails_ends_the_others(folder: Path) -> None:
     with processes("tests.group_worker", str(folder), "fail") as started:
-        (first, told), (second, why) = ends(started)
+        (first, log), (second, why) = ends(started)
     assert (first, second) == (1, 1)
     assert "ZeroDivisionError: broken" in why
     assert "Process 2 of 2 ends." in why
-    assert "Process 1 of 2 ends." in told
+    assert "Process 1 of 2 ends." in log
 
 
 @contextmanager
 def server(model: str) -> Iterator[list["subprocess.Popen[str]"]]:
-    """The page over two processes, once it listens."""
+    """Start the page in two processes and wait until it listens."""
     with processes("granite_demo", "serve", "--port", "0", "--dtype", "float32", "--model", model) as started:
         lines = started[0].stderr
         assert lines is not None
@@ -262,7 +262,7 @@ def server(model: str) -> Iterator[list["subprocess.Popen[str]"]]:
 
 @pytest.mark.release
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_to_the_first_ends_all_in_order(folder: Path, number: signal.Signals) -> None:
+def test_a_signal_to_the_first_process_ends_all_regularly(folder: Path, number: signal.Signals) -> None:
     with server(str(folder / "model")) as started:
         if number == signal.SIGINT:
             started[1].send_signal(number)  # Ctrl-C reaches all
@@ -284,7 +284,7 @@ def test_a_process_that_dies_ends_the_page(folder: Path) -> None:
 def test_a_model_that_cannot_be_shared_is_refused_by_all(sample_path: Path) -> None:
     command = ("granite_demo", "serve", "--port", "0", "--dtype", "float32", "--model", str(sample_path))
     with processes(*command) as started:
-        (first, why), (second, told) = ends(started)
+        (first, why), (second, log) = ends(started)
     assert (first, second) == (1, 1)
     assert "its 3 key-value heads need --nproc-per-node 1 or 3" in why
-    assert "The first process could not make the model ready." in told
+    assert "The first process could not prepare the model." in log

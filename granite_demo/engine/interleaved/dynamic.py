@@ -13,7 +13,7 @@ from granite_demo.engine.decoder_layers import LayerChecks, nothing
 from granite_demo.engine.interleaved.prefix_cache import PrefixStore
 from granite_demo.engine.protocol import score_chunk
 from granite_demo.engine.token_stream import Cancelled
-from granite_demo.loading.float32_prefill import ATTENTION, WideProducts, register_attention
+from granite_demo.loading.float32_prefill import ATTENTION, Float32Products, register_attention
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import is_out_of_memory
 from granite_demo.models.memory import PREFILL_TOKENS, gigabytes
@@ -70,7 +70,7 @@ class DynamicRunner:
         self._prompts: AbstractContextManager[Any] = nullcontext()
         self._attention: str = self._model.config._attn_implementation
         if loaded.placement.wide:
-            self._prompts = WideProducts()
+            self._prompts = Float32Products()
             if self._attention == "sdpa":
                 register_attention()
                 self._model.set_attn_implementation(ATTENTION)

@@ -52,6 +52,6 @@ def sums_facts(group: Group) -> tuple[Fact, ...]:
     """How the processes of ``group`` add up what fused layers compute, as rows for the screen."""
     if group.size == 1:
         return ()
-    if not group.reads_others:
+    if not group.peer_access:
         return (("Sums", "by NCCL", "the GPUs cannot write into each other's memory"),)
     return (("Sums", "of one token by each GPU writing to the others", "faster than NCCL, which has the rest"),)

@@ -42,7 +42,7 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALON
         layers[index] = FusedLayer(layer, kernels, shared)
     if kernels:
         shared.pages = kernels.Pages(requests, layers[0].heads, layers[0].kv_heads, layers[0].size, model.device)
-        shared.sums = kernels.sums_of(group, model.config.hidden_size) if group.reads_others else None
+        shared.sums = kernels.sums_of(group, model.config.hidden_size) if group.peer_access else None
     decoder = model.get_decoder()
     decoder.norm = FusedNorm(decoder.norm)
     if kernels and group.size == 1 and type(model.lm_head) is nn.Linear:
@@ -188,7 +188,7 @@ class FusedLayer(nn.Module):
             result = one.linear_add(x, products.weights, residual, self.multiplier, share)
         else:
             result = products.add(x, residual, self.multiplier, share)
-        group.add_up(result)
+        group.all_reduce(result)
         return result
 
     def _attend(

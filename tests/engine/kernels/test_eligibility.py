@@ -59,6 +59,6 @@ def test_what_is_said_of_it() -> None:
     assert str(fused) == "fused"
     group = Group(2)
     assert sums_facts(group)[0][:2] == ("Sums", "by NCCL")
-    group.reads_others = True
+    group.peer_access = True
     assert sums_facts(group)[0][1] == "of one token by each GPU writing to the others"
     assert sums_facts(ALONE) == ()
