@@ -213,9 +213,9 @@ def _show(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
 
 def table_of(rows: Sequence[LimitRow]) -> Table:
     """Each figure beside transformers' layers in the same engine, the documented way, and the limit."""
-    table = Table(title="Near the limit; medians, in brackets the lowest and the highest", title_justify="left")
-    for column in ("what", "unit", "fused", "transformers' layers", "documented", "limit", "of limit"):
-        table.add_column(column, justify="left" if column in ("what", "unit") else "right", no_wrap=True)
+    title = "Near the limit; medians, in brackets the lowest and the highest"
+    columns = ("what", "unit", "fused", "transformers' layers", "documented", "limit", "of limit")
+    table = tables.report_table(title, *columns, left=("what", "unit"))
     for row in rows:
         digits = 1 if row.unit == "tokens/s" or row.limit is None else 4
         share = tables.MISSING

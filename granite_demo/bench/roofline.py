@@ -11,9 +11,9 @@ import torch
 from granite_demo.loading.llama_cpp import LlamaFile
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import free_memory, precision_of
-from granite_demo.models import memory
 from granite_demo.models.config import count_parameters
 from granite_demo.models.memory import element_bytes, kv_bytes_per_token, state_bytes
+from granite_demo.types.model_status import gigabytes
 
 PASSES = 5
 BUFFER_BYTES = 2**30
@@ -92,7 +92,7 @@ def fitting_users(wanted: Sequence[int], loaded: LoadedModel, tokens: int, free:
         each = tokens * kv_bytes_per_token(loaded.shape, precision) + state_bytes(loaded.shape, precision)
         room = int(USERS_SHARE * free / each)
         if room < most:
-            most, why = room, f"at most {room} fit into {memory.gigabytes(free)}"
+            most, why = room, f"at most {room} fit into {gigabytes(free)}"
     kept = tuple(users for users in wanted if users <= most) or (1,)
     dropped = [str(users) for users in wanted if users not in kept]
     return kept, f"Not measured: {', '.join(dropped)} users ({why})." if dropped else ""

@@ -11,11 +11,11 @@ from granite_demo.bench.report import Report
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
-from granite_demo.models.memory import gigabytes
-from granite_demo.types.model_status import Chosen
+from granite_demo.types.model_status import Chosen, gigabytes
 
 MISSING = "-"
-WIDE = 130  # columns where nobody looks, such as in a pipe: rows stay whole
+REPORT_WIDTH = 130
+"""The columns of a report in a pipe, where rows stay whole."""
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -55,10 +55,10 @@ def show_choices(console: Console, *choices: tuple[str, Chosen[Any] | None]) -> 
 
 
 def wide_console(console: Console | None = None) -> Console:
-    """``console``, by default standard output, at least ``WIDE`` where it is no terminal."""
+    """``console``, by default standard output, at least ``REPORT_WIDTH`` wide if it is no terminal."""
     console = console or Console()
     if not console.is_terminal:
-        console.width = max(console.width, WIDE)
+        console.width = max(console.width, REPORT_WIDTH)
     return console
 
 
@@ -76,15 +76,15 @@ def tables(report: Report) -> Iterable[Table]:
 
 def load_table(load: Load) -> Table:
     """Times and memory."""
-    table = _table("Load and memory", "what", "figure", left=("what",))
-    cache = MISSING if load.kv_cache is None else gigabytes_exactly(load.kv_cache)
+    table = report_table("Load and memory", "what", "figure", left=("what",))
+    cache = MISSING if load.kv_cache is None else gigabytes(load.kv_cache, 2)
     for name, value in (
         ("load", f"{spread(load.load, 1)} s"),
         ("load by from_pretrained", f"{spread(load.documented, 1)} s" if load.documented else MISSING),
         ("warm-up", f"{spread(load.warm_up, 1)} s"),
-        ("weights", gigabytes_exactly(load.weights)),
-        (f"in use ({load.counted})", gigabytes_exactly(load.in_use)),
-        ("at its peak", gigabytes_exactly(load.peak)),
+        ("weights", gigabytes(load.weights, 2)),
+        (f"in use ({load.counted})", gigabytes(load.in_use, 2)),
+        ("at its peak", gigabytes(load.peak, 2)),
         (f"KV cache of {load.context:,} tokens", cache),
     ):
         table.add_row(name, value)
@@ -112,7 +112,7 @@ def decode_table(decode: Decode) -> Table:
         "first token",
         "evenness",
     )
-    table = _table(title, *columns, left=("way", "precision", "sampling"))
+    table = report_table(title, *columns, left=("way", "precision", "sampling"))
     users = 0
     for row in decode.rows:
         if users and row.users != users:
@@ -133,7 +133,7 @@ def ttft_table(rows: Iterable[TtftRow]) -> Table:
     """Time to first token by length of the prompt."""
     title = "Time to first token of an idle engine; a follow-up is the next turn of a chat"
     ways = ("generate", "granite-demo", "generate, follow-up", "granite-demo, follow-up")
-    table = _table(title, "tokens", *ways)
+    table = report_table(title, "tokens", *ways)
     for row in rows:
         figures = (row.documented, row.cold, row.documented_follow_up, row.follow_up)
         table.add_row(
@@ -146,7 +146,7 @@ def shared_decode_table(alone: Decode, shared: Decode, processes: int) -> Table:
     """The speed of several processes that share a model beside that of one."""
     title = f"Decoding, {shared.tokens} tokens after a prompt of {shared.prompt_tokens}, tokens/s"
     columns = ("users", "sampling", "one process", f"{processes} processes", "ratio", "first token, one", "together")
-    table = _table(title, *columns, left=("sampling",))
+    table = report_table(title, *columns, left=("sampling",))
     for one, many in zip(alone.rows, shared.rows, strict=True):
         table.add_row(
             str(many.users), many.choice, spread(one.rate, 1), spread(many.rate, 1),
@@ -157,7 +157,7 @@ def shared_decode_table(alone: Decode, shared: Decode, processes: int) -> Table:
 
 def shared_ttft_table(alone: Iterable[TtftRow], shared: Iterable[TtftRow], processes: int) -> Table:
     """Time to first token of several processes that share a model beside that of one."""
-    table = _table("Time to first token", "tokens", "one process", f"{processes} processes", "ratio")
+    table = report_table("Time to first token", "tokens", "one process", f"{processes} processes", "ratio")
     for one, many in zip(alone, shared, strict=True):
         ratio = f"{one.cold.median / many.cold.median:.2f}"
         table.add_row(f"{many.prompt_tokens:,}", f"{spread(one.cold, 3)} s", f"{spread(many.cold, 3)} s", ratio)
@@ -168,7 +168,7 @@ def page_table(report: Report) -> Table:
     """The page beside the engine, by visitors at the same time."""
     title = f"The page, answers of {report.settings['tokens']} tokens"
     columns = ("visitors", "way", "tokens/s", "all at once", "cost", "first token")
-    table = _table(title, *columns, left=("way",))
+    table = report_table(title, *columns, left=("way",))
     visitors = 0
     for row in report.page:
         if visitors and row.visitors != visitors:
@@ -186,12 +186,8 @@ def spread(values: Spread, digits: int, scale: float = 1.0) -> str:
     return f"{median} ({low}-{high})" if len(values.values) > 1 else median
 
 
-def gigabytes_exactly(size: int) -> str:
-    """With the two digits that small models need."""
-    return f"{size / 1e9:.2f} GB" if size < 10**11 else gigabytes(size)
-
-
-def _table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
+def report_table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
+    """An empty table; the columns that ``left`` names are aligned left and can wrap."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)

@@ -20,6 +20,7 @@ from granite_demo.loading.gc import release_memory
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.types.load_options import Report
+from granite_demo.types.model_status import gigabytes
 
 Tell = Callable[[str], None]
 
@@ -128,10 +129,8 @@ def _show(head: dict[str, Any], alone: Part, shared: Part) -> None:
     console.print(tables.shared_decode_table(alone.decode, shared.decode, shared.processes))
     console.print(tables.shared_ttft_table(alone.ttft, shared.ttft, shared.processes))
     for rank, own in enumerate(shared.memory):
-        weights = (
-            f"{tables.gigabytes_exactly(own.weights)}, {own.weights / alone.memory[0].weights:.1%} of one process's"
-        )
-        text = f"Process {rank + 1}: weights {weights}; {tables.gigabytes_exactly(own.peak)} at its peak."
+        weights = f"{gigabytes(own.weights, 2)}, {own.weights / alone.memory[0].weights:.1%} of one process's"
+        text = f"Process {rank + 1}: weights {weights}; {gigabytes(own.peak, 2)} at its peak."
         console.print(text, highlight=False, markup=False)
     for note in dict.fromkeys((*alone.notes, *shared.notes)):
         console.print(note, highlight=False, markup=False)

@@ -43,12 +43,14 @@ def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None
     """Measure, print the report, and write the files that ``asked`` names. Raises GraniteDemoError."""
     set_up_logging("warning", console)
     asked.check_processes(settings.processes)
-    from granite_demo.bench import fused_layers, output, remote, run, tensor_parallel
-    from granite_demo.bench.suites.load import StageClock
-
     tell = partial(say, console)
     if settings.backend:
+        from granite_demo.bench import remote
+
         return remote.run(ready_backend(settings, console), asked, tell)
+    from granite_demo.bench import fused_layers, output, run, tensor_parallel
+    from granite_demo.bench.suites.load import StageClock
+
     opened = partial(open_model, settings.cache_dir, settings.threads, settings.load_options(), ignore_ends=True)
     if settings.processes > 1:
         return tensor_parallel.run(opened, Group(settings.processes, settings.rank, settings.local_rank), asked, tell)

@@ -29,13 +29,13 @@ from granite_demo.models.memory import (
     Plan,
     Precision,
     best_precision,
-    gigabytes,
     parse_memory,
     plan,
     weight_bytes,
 )
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadStage, Report
+from granite_demo.types.model_status import gigabytes
 
 PLANNED_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}

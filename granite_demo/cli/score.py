@@ -23,6 +23,7 @@ from granite_demo.types.comparison import ComparedSide, Comparing, Comparison, t
 from granite_demo.types.events import ScoreSummary
 from granite_demo.types.load_options import Dtype, LoadOptions, Quantization
 from granite_demo.types.logprobs import ScoredToken
+from granite_demo.types.model_status import gigabytes
 from granite_demo.types.requests import CompareRequest, ScoreRequest
 
 
@@ -224,7 +225,7 @@ def show_comparison(result: Comparison) -> None:
 def _side(side: ComparedSide) -> tuple[str, ...]:
     return (
         side.label,
-        "" if side.weights_bytes is None else f"{side.weights_bytes / 1e9:.2f} GB",
+        "" if side.weights_bytes is None else gigabytes(side.weights_bytes, 2),
         f"{side.prefill_rate:,.0f} tokens/s",
         "" if side.decode_rate is None else f"{side.decode_rate:,.1f} tokens/s",
         "" if side.perplexity is None else f"{side.perplexity:.3f}",

@@ -28,10 +28,10 @@ from granite_demo.loading.llama_cpp import LlamaFile
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import free_memory, is_out_of_memory, precision_of
 from granite_demo.loading.tensor_parallel import ALONE, Group
-from granite_demo.models.memory import PREFILL_TOKENS, gigabytes, kv_bytes_per_token
+from granite_demo.models.memory import PREFILL_TOKENS, kv_bytes_per_token
 from granite_demo.types.engine_kinds import BATCHING, DYNAMIC, GGUF, STATIC, ZEROGPU, EngineKind
 from granite_demo.types.load_options import EngineName, Report
-from granite_demo.types.model_status import ASKED, Chosen, EngineSetup
+from granite_demo.types.model_status import ASKED, Chosen, EngineSetup, gigabytes
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from granite_demo.hub import download
 from granite_demo.models import catalogue, memory, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
+from granite_demo.types.model_status import gigabytes
 
 LAST = "last-model"
 OFFERED = "granite-4.0-350m"
@@ -29,7 +30,7 @@ def choose_model(cache_dir: Path, free: int, on_gpu: bool, hub_cache: Path | Non
         return best.name, "the largest IBM Granite model in the cache that fits here"
     offered = catalogue.MODELS[OFFERED]
     assert offered.shape is not None
-    size = memory.gigabytes(memory.weight_bytes(offered.shape, "bf16"))
+    size = gigabytes(memory.weight_bytes(offered.shape, "bf16"))
     return catalogue.SAMPLE.name, (
         f"no IBM Granite model is in the cache. Load one under Settings, for example {OFFERED}, a download of {size}"
     )

@@ -26,7 +26,7 @@ from granite_demo.models.config_facts import card_of
 from granite_demo.prompts.template_features import find_switches
 from granite_demo.types.load_options import LoadOptions, Quantization, Report
 from granite_demo.types.messages import Switches
-from granite_demo.types.model_status import Fact, MemoryUse
+from granite_demo.types.model_status import Fact, MemoryUse, gigabytes
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class LoadedModel:
         if self.commit:
             rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
-        rows.append(("Weights", f"{self.weight_bytes / 1e9:.2f} GB", "bytes of all parameters, scales and buffers"))
+        rows.append(("Weights", gigabytes(self.weight_bytes, 2), "bytes of all parameters, scales and buffers"))
         rows.append(("Sampling", _sampling_words(self.spec), "what the examples of its makers use; set above"))
         rows += [("Note", "differs", text) for text in self.differences]
         return tuple(rows)

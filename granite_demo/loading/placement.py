@@ -22,7 +22,7 @@ from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import memory
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions, precision_label
-from granite_demo.types.model_status import ASKED, Chosen, Fact
+from granite_demo.types.model_status import ASKED, Chosen, Fact, gigabytes
 
 PLANNED: dict[torch.dtype, memory.Precision] = {
     torch.bfloat16: "bf16",
@@ -122,7 +122,7 @@ def place(options: LoadOptions, shape: Shape | None = None, free: int | None = N
             raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload what is loaded.")
         if plan.longest_context < plan.context:
             context = plan.longest_context
-            reasons["context"] = f"what fits beside the weights in {memory.gigabytes(free)}"
+            reasons["context"] = f"what fits beside the weights in {gigabytes(free)}"
     return Placement(device, dtype, quantization, attention, context, wide, spread, processes, reasons)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from granite_demo.models.memory import gigabytes
+from granite_demo.types.model_status import gigabytes
 
 DRIVER = "nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1"
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.models.config import Linear, Shape, count_parameters, linears
+from granite_demo.types.model_status import gigabytes
 
 Precision = Literal["bf16", "fp16", "fp32", "int8", "int4"]
 """int8 is LLM.int8 of bitsandbytes; int4 is its nf4 or fp4, which have the same size."""
@@ -219,11 +220,6 @@ def best_precision(shape: Shape, memory_bytes: int, context: int | None = None) 
         if small.mark == mark:
             return Choice("int4", f"bf16 {_WHY_NOT[exact.mark]}; int4 is smaller. {small.reason}", small)
     return Choice(None, f"Not even int4 fits. {small.reason}", small)
-
-
-def gigabytes(size: int) -> str:
-    """Format ``size`` bytes as decimal gigabytes: 6.8 GB."""
-    return f"{size / 10**9:,.1f} GB"
 
 
 def parse_memory(text: str) -> int:

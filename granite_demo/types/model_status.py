@@ -84,6 +84,11 @@ class ModelSetup:
         return precision_label(self.precision.value, self.quantization.value)
 
 
+def gigabytes(size: int, digits: int = 1) -> str:
+    """Format ``size`` bytes as decimal gigabytes, like the sizes of files: 6.8 GB."""
+    return f"{size / 1e9:,.{digits}f} GB"
+
+
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
     """How a loaded model uses its device, in bytes."""

@@ -2,7 +2,7 @@
 
 import html
 
-from granite_demo.types.model_status import Fact, MemoryUse, ModelStatus
+from granite_demo.types.model_status import Fact, MemoryUse, ModelStatus, gigabytes
 
 
 def note_html(text: str, kind: str = "note") -> str:
@@ -63,8 +63,3 @@ def memory_html(memory: MemoryUse | None) -> str:
         f'<span><i class="{kind}"></i>{text} {html.escape(gigabytes(size))}</span>' for kind, size, text in parts
     )
     return f'<div class="memory"><div class="bar" role="img" aria-label="memory">{bar}</div>{words}</div>'
-
-
-def gigabytes(size: int) -> str:
-    """``size`` in bytes as text: 6.8 GB."""
-    return f"{size / 1e9:.1f} GB"

@@ -16,8 +16,8 @@ from granite_demo.engine.token_stream import Cancelled
 from granite_demo.loading.float32_prefill import ATTENTION, Float32Products, register_attention
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import is_out_of_memory
-from granite_demo.models.memory import PREFILL_TOKENS, gigabytes
-from granite_demo.types.model_status import Fact
+from granite_demo.models.memory import PREFILL_TOKENS
+from granite_demo.types.model_status import Fact, gigabytes
 
 SLOTS = 4
 """Conversations that take turns: with more of them each would be slower than anybody reads."""

@@ -14,8 +14,7 @@ from granite_demo.engine.interleaved.prefix_cache import common
 from granite_demo.engine.protocol import score_chunk
 from granite_demo.engine.token_stream import Cancelled
 from granite_demo.loading.llama_cpp import Aborted, LlamaCache, LlamaFile
-from granite_demo.models.memory import gigabytes
-from granite_demo.types.model_status import Fact
+from granite_demo.types.model_status import Fact, gigabytes
 
 WORTH = 0.9
 """Fewer threads are chosen where a token takes less than this part of its time on more."""

@@ -6,8 +6,9 @@ from math import inf
 from typing import Any
 
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparison
+from granite_demo.types.model_status import gigabytes
 from granite_demo.ui.completion import token_view
-from granite_demo.ui.html import gigabytes, note_html
+from granite_demo.ui.html import note_html
 
 DIVERGENCES = (1e-4, 1e-3, 1e-2, 0.1, 1.0)
 """In nats; a token is tinted one step more for each of these that is reached."""
