@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
+from granite_demo.server.openai.protocol import Call
+
 FinishReason = Literal["stop", "length", "tool_calls"]
 
 
@@ -57,28 +59,13 @@ class UsageReply(BaseModel):
     completion_tokens_details: UsageDetails
 
 
-class CalledFunction(BaseModel):
-    """``arguments`` are JSON text."""
-
-    name: str
-    arguments: str
-
-
-class CallReply(BaseModel):
-    """A call of a tool."""
-
-    id: str
-    type: Literal["function"]
-    function: CalledFunction
-
-
 class AnswerMessage(BaseModel):
     """The message of the model. ``citations`` and ``appendices`` come only if the request asks for them."""
 
     role: Literal["assistant"]
     content: str | None
     reasoning_content: str | None = None
-    tool_calls: list[CallReply] | None = None
+    tool_calls: list[Call] | None = None
     citations: list[dict[str, Any]] | None = None
     appendices: list[dict[str, str]] | None = None
 
@@ -128,5 +115,6 @@ ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorReply, "description": "The API key is missing or wrong."},
     404: {"model": ErrorReply, "description": "The model is not available here."},
     413: {"model": ErrorReply, "description": "The body is too large."},
+    429: {"model": ErrorReply, "description": "The visitor has reached a limit."},
     "5XX": {"model": ErrorReply, "description": "The model cannot answer now, or failed."},
 }
