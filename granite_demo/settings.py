@@ -13,7 +13,8 @@ from typing import Any, Literal, get_args, get_origin
 import platformdirs
 
 from granite_demo.errors import ConfigurationError
-from granite_demo.types.load_options import Attention, Device, Dtype, EngineName, LoadOptions, Quantization
+from granite_demo.types.engine_kinds import ZEROGPU, EngineName
+from granite_demo.types.load_options import Attention, Device, Dtype, LoadOptions, Quantization
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -277,7 +278,7 @@ def _on_a_space(environ: Mapping[str, str]) -> dict[str, Any]:
         return {}
     kept = {"cache_dir": STORAGE / "granite-demo"} if os.access(STORAGE, os.W_OK | os.X_OK) else {}
     lent = environ.get("SPACES_ZERO_GPU", "").lower() in ("1", "t", "true")
-    engine = {"engine": "zerogpu"} if lent else {}
+    engine = {"engine": ZEROGPU.name} if lent else {}
     return {"space": True, "host": "0.0.0.0", "trusted_proxies": SPACE_PROXIES, **engine, **kept}
 
 

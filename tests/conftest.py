@@ -89,11 +89,10 @@ def sample_path() -> Path:
 @pytest.fixture(scope="session")
 def sample(sample_path: Path) -> "LoadedModel":
     """The sample model in float32 on the CPU."""
-    from granite_demo.loading.load import load_model
     from granite_demo.models import catalogue
-    from granite_demo.types.load_options import LoadOptions
+    from tests.loaded import load_checkpoint
 
-    return load_model(sample_path, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    return load_checkpoint(sample_path, spec=catalogue.SAMPLE)
 
 
 @pytest.fixture(scope="session")

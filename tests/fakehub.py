@@ -14,12 +14,15 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+import pytest
 
 BLOCK = 2**14
 
@@ -287,3 +290,19 @@ def git_hash(data: bytes) -> str:
 def etag(name: str, data: bytes) -> str:
     """Return the hash of a file on the hub and in the cache."""
     return hashlib.sha256(data).hexdigest() if is_large(name) else git_hash(data)
+
+
+GRANITE = "granite-4.0-350m"
+GGUF_REPO, GGUF = f"ibm-granite/{GRANITE}-GGUF", f"{GRANITE}-Q4_K_M.gguf"
+
+
+@contextmanager
+def gguf_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with the safetensors and GGUF files of a model, none of which can be loaded; ``cache`` is the hub cache."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    with FakeHub() as server:
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
+        server.add(GGUF_REPO, {GGUF: b"GGUF, but no model", f"{GRANITE}-f16.gguf": b"GGUF" * 1000})
+        server.add(f"ibm-granite/{GRANITE}", model_files())
+        yield server

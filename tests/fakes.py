@@ -5,11 +5,14 @@ import sys
 import threading
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Self
 
 from granite_demo.engine.failures import closed_error
 from granite_demo.engine.protocol import Measure, T
+from granite_demo.loading.source import Source
+from granite_demo.models import catalogue
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.comparison import Comparing, Comparison
 from granite_demo.types.engine_kinds import EngineKind
@@ -40,6 +43,8 @@ SETUP = ModelSetup(
 )
 PLACEMENT = SimpleNamespace(chosen={name: getattr(SETUP, name) for name in SETUP.__slots__ if name != "engine"})
 """What a fake LoadedModel has to have of a Placement."""
+SOURCE = Source(catalogue.SAMPLE, Path("nowhere"))
+"""Of a model that a test makes in memory."""
 READY = ModelStatus(
     "fake",
     "ready",

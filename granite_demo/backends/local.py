@@ -261,7 +261,7 @@ def provenance_of(ready: ReadyModel, prompt_ids: Sequence[int], raw: bool, tools
     template = "" if raw else template_of(loaded.tokenizer, tools)
     return Provenance(
         model=loaded.spec.name,
-        revision=loaded.commit or "",
+        revision=loaded.source.commit or "",
         template_sha256=sha256(template.encode()).hexdigest() if template else "",
         prompt_sha256=sha256(",".join(map(str, prompt_ids)).encode()).hexdigest(),
         choices=(

@@ -284,7 +284,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         title=loaded.spec.title,
         about=loaded.spec.about,
         setup=ready.setup,
-        chosen_because=loaded.why,
+        chosen_because=loaded.source.chosen_because,
         facts=ready.facts,
         context_length=loaded.context_length,
         card=loaded.card,

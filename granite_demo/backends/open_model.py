@@ -1,26 +1,22 @@
-"""Opens a model: finds or fetches its files, places and loads it, starts and warms up its engine.
+"""Opens a model in four stages, each with its value: Source, Placement, LoadedModel, Engine.
 
 The real ``Loader`` of the model manager. torch is imported here when the first model is loaded, not before.
 """
 
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.backends.model_source import Found, _find, _safetensors
-from granite_demo.errors import (
-    CorruptModelError,
-    InvalidRequestError,
-    LoadCancelledError,
-)
-from granite_demo.loading import gguf as loading_gguf
+from granite_demo.errors import CorruptModelError, InvalidRequestError, LoadCancelledError
+from granite_demo.loading.source import Source, find_safetensors, find_source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
-from granite_demo.types.model_status import ASKED
+from granite_demo.types.model_status import ASKED, Chosen
 
 if TYPE_CHECKING:
     from granite_demo.loading.cpu_benchmark import Threads
@@ -43,39 +39,35 @@ def open_model(
     With ``ignore_ends`` no token ends an answer, and without ``fuse`` transformers computes the layers: to measure
     answers of one length, and that. The processes of ``group`` share the model; only the first of them downloads.
     """
-    if options.engine == "zerogpu":  # the GPU is not here: another process gets it
-        dtype = "bfloat16" if options.dtype == "auto" else options.dtype
-        options = replace(options, device="cpu", dtype=dtype)
     group.join()
-    found = group.from_first(lambda: _find(cache_dir, options, report, cancelled, group))
-    report("loading", None, "")
-    import torch
+    from granite_demo.loading.placement import choose_device
 
+    device = choose_device(options)
+    source = group.from_first(
+        lambda: find_source(cache_dir, options, device.value, report, cancelled, processes=group.size)
+    )
+    report("loading", None, "")
     from granite_demo.engine.factory import create_engine
-    from granite_demo.engine.sampling.dispatch import compile_chooser
 
     # torchrun has shared the cores among the processes.
-    chosen_threads = _set_threads(threads, options) if threads or group.size == 1 else None
-    compiling = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
-    if torch.cuda.is_available() and options.device in ("auto", "cuda") and not found.gguf:
-        compiling.start()  # beside the loading, which mostly waits for the disk
-    try:
-        loaded = _load(found, options, report, cancelled, cache_dir, group)
-    except CorruptModelError as error:
-        if not (found.gguf and found.spec.repo_id) or options.engine == "gguf":
-            raise
-        found = _safetensors(found.spec, cache_dir, options, report, cancelled, found.why, str(error))
-        loaded = _load(found, options, report, cancelled, cache_dir, group)
-    loaded = replace(loaded, threads=chosen_threads, no_gguf="" if found.gguf else found.engine_why)
-    if compiling.ident:
-        compiling.join()
+    chosen_threads = _set_threads(threads, device.value) if threads or group.size == 1 else None
+    with _compiling(source, device.value, group):
+        try:
+            loaded = _load(source, options, device, report, cancelled, cache_dir, group)
+        except CorruptModelError as error:
+            if not (source.gguf and source.spec.repo_id) or options.engine_kind:
+                raise
+            intact = find_safetensors(cache_dir, source.spec, options.revision, report, cancelled)
+            source = replace(intact, chosen_because=source.chosen_because, gguf_because=str(error))
+            loaded = _load(source, options, device, report, cancelled, cache_dir, group)
+    loaded = replace(loaded, threads=chosen_threads)
     if ignore_ends:
         loaded = replace(loaded, eos_ids=frozenset())
     else:
         # Up to a second in which nothing else runs: better now than in somebody's answer.
         with suppress(InvalidRequestError):
             prepare(loaded.tokenizer, loaded.eos_ids)
-    engine = create_engine(loaded, options.engine, options.compile, report, group, fuse)
+    engine = create_engine(loaded, options.engine_kind, options.compile, report, group, fuse)
     if cancelled.is_set():
         engine.close()
         raise LoadCancelledError("The load was cancelled.")
@@ -83,32 +75,37 @@ def open_model(
 
 
 def _load(
-    found: Found, options: LoadOptions, report: Report, cancelled: threading.Event, cache_dir: Path, group: Group
+    source: Source,
+    options: LoadOptions,
+    device: Chosen[str],
+    report: Report,
+    cancelled: threading.Event,
+    cache_dir: Path,
+    group: Group,
 ) -> "LoadedModel":
+    from granite_demo.loading.gguf import load_gguf
     from granite_demo.loading.load import load_model
+    from granite_demo.loading.placement import place_source
 
-    if found.gguf:
-        loaded = loading_gguf.load_gguf(
-            found.gguf,
-            found.spec,
-            options,
-            report,
-            cancelled.is_set,
-            engine_why=found.engine_why,
-            checkpoint=found.folder if found.folder.is_dir() else None,
-        )
-        return replace(loaded, why=found.why)
-    return load_model(
-        found.folder,
-        found.spec,
-        options,
-        report,
-        cancelled,
-        commit=found.commit,
-        why=found.why,
-        copies=cache_dir,
-        group=group,
-    )
+    placement = place_source(source, options, device, group)
+    if source.gguf:
+        return load_gguf(source, placement, report, cancelled)
+    return load_model(source, placement, report, cancelled, cache_dir, options.keep_quantized)
+
+
+@contextmanager
+def _compiling(source: Source, device: str, group: Group) -> Iterator[None]:
+    """On a GPU, compile the kernel that chooses tokens beside the block, which mostly waits for the disk."""
+    import torch
+
+    from granite_demo.engine.sampling.dispatch import compile_chooser
+
+    thread = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
+    if device == "cuda" and not source.gguf:
+        thread.start()
+    yield
+    if thread.ident:
+        thread.join()
 
 
 def follow(cache_dir: Path, threads: int, options: LoadOptions, group: Group) -> None:
@@ -126,14 +123,13 @@ def _silent(stage: LoadStage, fraction: float | None, detail: str) -> None:
     pass
 
 
-def _set_threads(wanted: int, options: LoadOptions) -> "Threads | None":
+def _set_threads(wanted: int, device: str) -> "Threads | None":
     """Before the engine's thread is there: it computes on as many as torch has when it starts."""
     import torch
 
     from granite_demo.loading.cpu_benchmark import Threads, choose_threads
-    from granite_demo.loading.placement import choose_device
 
     if wanted:
         torch.set_num_threads(wanted)
         return Threads(wanted, ASKED, asked=True)
-    return choose_threads() if choose_device(options.device)[0] == "cpu" else None
+    return choose_threads() if device == "cpu" else None

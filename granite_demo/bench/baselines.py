@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from granite_demo.bench.measure import Answer, Run
 from granite_demo.errors import OutOfMemoryError
 from granite_demo.loading.gc import release_memory
-from granite_demo.loading.llama_cpp import LlamaFile
 from granite_demo.loading.load import LoadedModel, load_model
-from granite_demo.types.load_options import Dtype, LoadOptions
+from granite_demo.loading.placement import place_source
+from granite_demo.types.load_options import Dtype, LoadOptions, Quantization
+from granite_demo.types.model_status import Chosen
 
 GENERATE = "generate + TextIteratorStreamer"
 GENERATE_BATCH = "generate_batch"
@@ -34,22 +35,21 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
 
     Their generation settings are transformers' defaults: no end token, and greedy unless asked otherwise.
     """
-    own: Any = str(loaded.placement.dtype).removeprefix("torch.")
-    placement = loaded.placement
+    placement, source = loaded.placement, replace(loaded.source, gguf=None)
+    own: Any = placement.dtype_name
     dtypes: list[Dtype] = [own]
     if placement.device == "cpu" and placement.quantization == "none":
         dtypes = ["float32", "bfloat16"]
     copies, notes = [], list[str]()
-    folder, quantization = Path(loaded.model.name_or_path), placement.quantization
-    if isinstance(loaded.model, LlamaFile):
-        if not (folder / "config.json").is_file():
+    options = replace(options, quantization=cast(Quantization, placement.quantization))
+    if loaded.source.gguf:
+        if not (source.folder / "config.json").is_file():
             return [], ["The documented ways are left out: they need safetensors (run --engine dynamic once)."]
-        dtypes, quantization = ["float32", "bfloat16"], "none"
-        options = replace(options, engine="auto", attention="auto")
+        dtypes, options = ["float32", "bfloat16"], replace(options, quantization="none", attention="auto")
     for dtype in dtypes:
-        wanted: Any = {"device": placement.device, "quantization": quantization}
         try:
-            copy = load_model(folder, loaded.spec, replace(options, dtype=dtype, **wanted))
+            beside = place_source(source, replace(options, dtype=dtype), Chosen(placement.device, "the engine's"))
+            copy = load_model(source, beside)
         except OutOfMemoryError as error:
             notes.append(f"The documented ways in {dtype} are left out: {error}")
             continue

@@ -54,7 +54,7 @@ def describe(ready: ReadyModel, sizes: Sizes, suites: Sequence[str], started: st
             "name": loaded.spec.name,
             "title": loaded.spec.title,
             "repo_id": loaded.spec.repo_id,
-            "commit": loaded.commit,
+            "commit": loaded.source.commit,
             "precision": loaded.placement.label,
             "attention": loaded.placement.attention,
             "weight_bytes": loaded.weight_bytes,

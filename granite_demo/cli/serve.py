@@ -4,12 +4,12 @@ from rich.console import Console
 
 from granite_demo.access import Access
 from granite_demo.backends.limited import LimitedBackend
-from granite_demo.backends.model_source import check_cache_folders
 from granite_demo.backends.open_model import follow
 from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.cli.composition import backend_beside, opened_backend
 from granite_demo.cli.terminal import set_up_logging
 from granite_demo.hub import download
+from granite_demo.loading.source import check_cache_folders
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.settings import Settings, take_secrets
 
@@ -34,7 +34,8 @@ def _serve(settings: Settings, console: Console, group: Group) -> None:
     if not settings.backend:
         check_cache_folders(settings.cache_dir, settings.load_options())
     link = _share(settings, listener.getsockname()[1])
-    lent = settings.engine == "zerogpu" and not settings.backend
+    kind = settings.load_options().engine_kind
+    lent = kind is not None and kind.borrows_gpu and not settings.backend
     if lent:
         from granite_demo.engine import zerogpu
 

@@ -1,15 +1,16 @@
-"""Which engine runs a loaded model, and why. The one place that knows them all.
+"""The fourth stage of opening a model: which engine runs it, and why. The one place that knows them all.
 
 - batching: a GPU with FlashAttention and a model of full-attention layers; many requests in each step.
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
-- gguf: a GGUF file, on a CPU; requests take turns. ``gguf_files`` says when such a file is taken.
+- gguf: a GGUF file, on a CPU; requests take turns. ``loading/source.py`` says when such a file is taken.
 - zerogpu: a Space whose GPU is lent for the length of an answer.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -24,13 +25,12 @@ from granite_demo.engine.protocol import Engine
 from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading import gc as garbage
-from granite_demo.loading.llama_cpp import LlamaFile
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import free_memory, is_out_of_memory, precision_of
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models.memory import PREFILL_TOKENS, kv_bytes_per_token
 from granite_demo.types.engine_kinds import BATCHING, DYNAMIC, GGUF, STATIC, ZEROGPU, EngineKind
-from granite_demo.types.load_options import EngineName, Report
+from granite_demo.types.load_options import Report
 from granite_demo.types.model_status import ASKED, Chosen, EngineSetup, gigabytes
 
 log = logging.getLogger(__name__)
@@ -44,56 +44,89 @@ CACHE_SHARE = 0.8
 """The part of the free memory that a cache may take; activations and graphs need the rest."""
 KEPT_SHARE = 0.25
 """The part of the free memory that ended conversations may take on a CPU; running ones need the rest."""
-SLOTS = 4
-"""Conversations that a static cache has room for, where memory allows."""
+MOST_SLOTS = 4
+"""Conversations that caches of a fixed size have room for, where memory allows."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What an engine is made for, and with."""
+
+    loaded: LoadedModel
+    reason: str
+    """Why this engine was chosen."""
+    compile: bool
+    """Whether the user asked for a compiled decode step."""
+    fused: Chosen[bool] | None
+    """Whether the layers are fused; None without a GPU."""
+    report: Report
+    group: Group
+
+    def setup(self, kind: EngineKind, words: str) -> EngineSetup:
+        """The choices for an engine that compiles nothing."""
+        why = "asked for, but only the batching engine compiles its steps"
+        compiled = Chosen(False, why, "no") if self.compile else None
+        return EngineSetup(Chosen(kind, self.reason, words), compiled, self.fused)
+
+
+def _nothing(loaded: LoadedModel) -> str:
+    return ""
+
+
+def _on_gpu(loaded: LoadedModel) -> bool:
+    return loaded.placement.device == "cuda"
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """How one kind of engine is chosen and made. The texts are half sentences."""
+
+    kind: EngineKind
+    make: Callable[[_Order], Engine]
+    """Raises UnsuitableEngineError where only the attempt shows that it cannot run the model."""
+    suits: Callable[[LoadedModel], bool]
+    """Whether ``auto`` considers it."""
+    problem: Callable[[LoadedModel], str] = _nothing
+    """Why it cannot run the model, or nothing."""
+    reason: Callable[[LoadedModel], str] = _nothing
+    """Why it is chosen, where no engine before it was considered."""
 
 
 def create_engine(
     loaded: LoadedModel,
-    wanted: EngineName = "auto",
+    asked: EngineKind | None = None,
     compiled: bool = False,
     report: Report = lambda stage, fraction, detail: None,
     group: Group = ALONE,
     fuse: bool = True,
 ) -> Engine:
-    """An engine that is warm and ready. Raises ConfigurationError for an engine that cannot run this model."""
-    if isinstance(loaded.model, LlamaFile):
-        return _gguf(loaded, compiled, report)
-    if wanted == "gguf":
-        raise ConfigurationError("The gguf engine was asked for, but no GGUF file was loaded. Choose auto.")
-    if wanted == "zerogpu":
-        reason = "the Space lends a GPU for the length of an answer"
-        kind = Chosen(ZEROGPU, reason, "ZeroGPU, a process for each answer")
-        return ZeroGpuEngine(loaded, load_spaces(), EngineSetup(kind, _not_compiling(compiled)))
-    problem = batching_problem(loaded)
-    if wanted == "batching" and problem:
-        raise ConfigurationError(f"The batching engine was asked for, but {problem}. Choose another engine, or auto.")
-    reasons: list[str] = [ASKED] if wanted != "auto" else []
+    """An engine that is warm and ready: the one that was ``asked`` for, else the first in ``_ROWS`` that can run this.
+
+    Raises ConfigurationError where the engine that was asked for cannot run the model.
+    """
+    reason, problems = ASKED if asked else "", list[str]()
     if group.size > 1:
-        wanted, reasons = "batching", ["the only one that several processes can share"]
-    on_gpu = loaded.placement.device == "cuda"
+        asked, reason = BATCHING, "the only one that several processes can share"
     unfused = _fuse(loaded, "" if fuse else ASKED, group)
-    fused = eligibility.fusion(unfused) if on_gpu else None
-    if wanted == "batching" or (wanted == "auto" and not problem and on_gpu):
-        try:
-            return _batching(loaded, compiled, report, reasons, group, fused)
-        except Exception as error:
-            if not isinstance(error, UnsuitableEngineError) and not is_out_of_memory(error):
-                raise
-            problem = str(error) if isinstance(error, UnsuitableEngineError) else "its cache does not fit"
-            if wanted == "batching":
-                raise ConfigurationError(f"The batching engine was asked for, but {problem}.") from error
-            log.warning("The batching engine is not used: %s.", problem)
-        garbage.collect()  # what it had allocated
-    if wanted == "static" or (wanted == "auto" and on_gpu and not loaded.placement.spread):
-        try:
-            return _static(loaded, compiled, report, reasons or [f"not batching: {problem}"], fused)
-        except ValueError as error:
-            if wanted == "static":
-                raise ConfigurationError(f"The static engine was asked for, but {error}.") from error
-            problem = f"{problem}; not static: {error}"
-    why = f"not batching: {problem}" if on_gpu else f"on {loaded.placement.device} requests take turns"
-    return _dynamic(loaded, compiled, report, reasons or [why], fused)
+    fused = eligibility.fusion(unfused) if _on_gpu(loaded) else None
+    for row in _ROWS:
+        if row.kind.reads_gguf != bool(loaded.source.gguf) or (row.kind != asked if asked else not row.suits(loaded)):
+            continue
+        problem = row.problem(loaded)
+        if not problem:
+            why = reason or "; ".join(problems) or row.reason(loaded)
+            try:
+                return row.make(_Order(loaded, why, compiled, fused, report, group))
+            except UnsuitableEngineError as error:
+                problem = str(error)
+                log.warning("The %s engine is not used: %s.", row.kind, problem)
+            garbage.collect()  # what it had allocated
+        if asked:
+            raise ConfigurationError(
+                f"The {asked} engine was asked for, but {problem}. Choose another engine, or auto."
+            )
+        problems.append(f"not {row.kind}: {problem}")
+    raise ConfigurationError(f"The {asked} engine was asked for, but it does not run these files. Choose auto.")
 
 
 def batching_problem(loaded: LoadedModel) -> str:
@@ -116,26 +149,19 @@ def batching_problem(loaded: LoadedModel) -> str:
 
 def cache_tokens(loaded: LoadedModel, free: int) -> int:
     """Tokens for the cache that all requests share: what 64 usual conversations or two long ones need, if it fits."""
-    users = USERS if loaded.placement.device == "cuda" else USERS_ON_CPU
-    wanted = max(2 * loaded.context_length, users * USUAL_CONTEXT)
-    if loaded.placement.device != "cuda":
-        # Attention is computed with one mask over the whole cache there.
-        wanted = users * USUAL_CONTEXT
+    # On a CPU attention is computed with one mask over the whole cache.
+    wanted = max(2 * loaded.context_length, USERS * USUAL_CONTEXT) if _on_gpu(loaded) else USERS_ON_CPU * USUAL_CONTEXT
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
-def _compiling(asked: bool, fused: Chosen[bool] | None) -> Chosen[bool]:
-    if fused is None:
+def _compiled(order: _Order) -> Chosen[bool]:
+    if order.fused is None:
         return Chosen(False, "only on a GPU", "no")
-    if not asked:
+    if not order.compile:
         return Chosen(False, "not asked for; it takes a minute", "no")
-    if fused.value:
+    if order.fused.value:
         return Chosen(False, "the layers are fused, which is faster", "no")
     return Chosen(True, ASKED, "yes")
-
-
-def _not_compiling(asked: bool) -> Chosen[bool] | None:
-    return Chosen(False, "asked for, but only the batching engine compiles its steps", "no") if asked else None
 
 
 def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
@@ -151,36 +177,34 @@ def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
     return problem
 
 
-def _batching(
-    loaded: LoadedModel,
-    compiled: bool,
-    report: Report,
-    reasons: list[str],
-    group: Group,
-    fused: Chosen[bool] | None,
-) -> Engine:
-    on_gpu, compiling = loaded.placement.device == "cuda", _compiling(compiled, fused)
+def _batching(order: _Order) -> Engine:
+    loaded, group, compiled = order.loaded, order.group, _compiled(order)
+    on_gpu = _on_gpu(loaded)
     tokens = cache_tokens(loaded, group.least(free_memory(loaded.placement.device)))
     users = USERS if on_gpu else USERS_ON_CPU
-    why = "; ".join(reasons) or f"a GPU with {loaded.placement.attention}, and attention in every layer"
-    engine = BatchingEngine(
-        loaded,
-        cache_tokens=tokens,
-        requests=users,
-        prefill=PREFILL_TOKENS if on_gpu else PREFILL_TOKENS // 4,
-        compile_level=int(compiling.value),
-        setup=EngineSetup(Chosen(BATCHING, why, BATCHING.words(users)), compiling, fused),
-        group=group,
-    )
-    words = "compiling the decode step, about a minute" if compiling.value else "capturing CUDA graphs"
-    with _closed_if_it_fails(engine):
-        report("warming up", None, words)
-        graphs = engine.warm_up()
+    try:
+        engine = BatchingEngine(
+            loaded,
+            cache_tokens=tokens,
+            requests=users,
+            prefill=PREFILL_TOKENS if on_gpu else PREFILL_TOKENS // 4,
+            compile_level=int(compiled.value),
+            setup=EngineSetup(Chosen(BATCHING, order.reason, BATCHING.words(users)), compiled, order.fused),
+            group=group,
+        )
+        words = "compiling the decode step, about a minute" if compiled.value else "capturing CUDA graphs"
+        with _closed_if_it_fails(engine):
+            order.report("warming up", None, words)
+            graphs = engine.warm_up()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise UnsuitableEngineError("its cache does not fit") from error
+        raise
     size = f"{tokens:,} tokens, {gigabytes(tokens * _token_bytes(loaded))}"
     engine.details = (
         ("KV cache", size, "shared by all; a common beginning is kept once"),
         ("Decoding", f"{graphs} CUDA graphs", "a step is one launch") if graphs else ("Decoding", "eager", "no GPU"),
-        *(eligibility.sums_facts(group) if fused and fused.value else ()),
+        *(eligibility.sums_facts(group) if order.fused and order.fused.value else ()),
     )
     return engine
 
@@ -189,54 +213,54 @@ def _token_bytes(loaded: LoadedModel) -> int:
     assert loaded.shape is not None
     whole = kv_bytes_per_token(loaded.shape, precision_of(loaded.placement.dtype, loaded.placement.quantization))
     # On a CPU the parts of all processes are in the same memory.
-    return whole // loaded.placement.processes if loaded.placement.device == "cuda" else whole
+    return whole // loaded.placement.processes if _on_gpu(loaded) else whole
 
 
-def _static(
-    loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str], fused: Chosen[bool] | None
-) -> Engine:
-    slots = SLOTS
-    if loaded.memory is not None and loaded.memory.kv_cache:
-        fitting = int(CACHE_SHARE / 2 * free_memory(loaded.placement.device) / loaded.memory.kv_cache)
-        slots = max(1, min(SLOTS, fitting))
-    return _interleaved(loaded, StaticRunner(loaded, slots), STATIC, compiled, report, reasons, fused)
+def _static(order: _Order) -> Engine:
+    loaded = order.loaded
+    slots = _fitting_slots(loaded, int(CACHE_SHARE / 2 * free_memory(loaded.placement.device)))
+    try:
+        runner = StaticRunner(loaded, slots)
+    except ValueError as error:
+        raise UnsuitableEngineError(str(error)) from error
+    return _interleaved(order, runner, STATIC)
 
 
-def _dynamic(
-    loaded: LoadedModel, compiled: bool, report: Report, reasons: list[str], fused: Chosen[bool] | None
-) -> Engine:
-    runner = DynamicRunner(loaded, int(KEPT_SHARE * free_memory(loaded.placement.device)))
-    return _interleaved(loaded, runner, DYNAMIC, compiled, report, reasons, fused)
+def _dynamic(order: _Order) -> Engine:
+    budget = int(KEPT_SHARE * free_memory(order.loaded.placement.device))
+    return _interleaved(order, DynamicRunner(order.loaded, budget), DYNAMIC)
 
 
-def _gguf(loaded: LoadedModel, compiled: bool, report: Report) -> Engine:
-    slots = SLOTS  # of a hybrid, whose states are small
-    if loaded.memory is not None and loaded.memory.kv_cache:
-        slots = max(1, min(SLOTS, int(KEPT_SHARE * loaded.memory.free / loaded.memory.kv_cache)))
+def _gguf(order: _Order) -> Engine:
+    loaded = order.loaded
+    slots = _fitting_slots(loaded, int(KEPT_SHARE * loaded.memory.free) if loaded.memory else 0)
     measures = not (loaded.threads and loaded.threads.asked)
     try:
         runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads(), measures=measures)
     except BaseException:
         loaded.model.close()  # nobody else knows of it: its memory would never be given back
         raise
-    return _interleaved(loaded, runner, GGUF, compiled, report, [loaded.placement.reasons["engine"]])
+    return _interleaved(order, runner, GGUF)
 
 
-def _interleaved(
-    loaded: LoadedModel,
-    runner: StaticRunner | DynamicRunner | GgufRunner,
-    kind: EngineKind,
-    compiled: bool,
-    report: Report,
-    reasons: list[str],
-    fused: Chosen[bool] | None = None,
-) -> Engine:
-    chosen = Chosen(kind, "; ".join(reasons), kind.words(runner.slots))
-    engine = InterleavedEngine(runner, loaded.eos_ids, EngineSetup(chosen, _not_compiling(compiled), fused))
+def _fitting_slots(loaded: LoadedModel, room: int) -> int:
+    """Conversations of the whole context that fit into ``room`` bytes, ``MOST_SLOTS`` where their size is not known."""
+    if loaded.memory is None or not loaded.memory.kv_cache:
+        return MOST_SLOTS
+    return max(1, min(MOST_SLOTS, room // loaded.memory.kv_cache))
+
+
+def _interleaved(order: _Order, runner: StaticRunner | DynamicRunner | GgufRunner, kind: EngineKind) -> Engine:
+    engine = InterleavedEngine(runner, order.loaded.eos_ids, order.setup(kind, kind.words(runner.slots)))
     with _closed_if_it_fails(engine):
-        report("warming up", None, "")
+        order.report("warming up", None, "")
         engine.warm_up()
     return engine
+
+
+def _zerogpu(order: _Order) -> Engine:
+    order = replace(order, reason="the Space lends a GPU for the length of an answer")
+    return ZeroGpuEngine(order.loaded, load_spaces(), order.setup(ZEROGPU, "ZeroGPU, a process for each answer"))
 
 
 @contextmanager
@@ -246,3 +270,24 @@ def _closed_if_it_fails(engine: Engine) -> Iterator[None]:
     except BaseException:
         engine.close()
         raise
+
+
+_ROWS = (
+    _Row(
+        BATCHING,
+        _batching,
+        suits=_on_gpu,
+        problem=batching_problem,
+        reason=lambda loaded: f"a GPU with {loaded.placement.attention}, and attention in every layer",
+    ),
+    _Row(STATIC, _static, suits=lambda loaded: _on_gpu(loaded) and not loaded.placement.spread),
+    _Row(
+        DYNAMIC,
+        _dynamic,
+        suits=lambda loaded: True,
+        reason=lambda loaded: f"on {loaded.placement.device} requests take turns",
+    ),
+    _Row(GGUF, _gguf, suits=lambda loaded: True, reason=lambda loaded: loaded.source.gguf_because),
+    _Row(ZEROGPU, _zerogpu, suits=lambda loaded: False),
+)
+"""The other half of the table in ``types/engine_kinds.py``, in the order in which ``auto`` tries the engines."""

@@ -1,18 +1,18 @@
-"""Loads a GGUF file. Imports no torch by itself."""
+"""The third stage of opening a model, for a GGUF file: a source and a placement in, a loaded model out."""
 
-from collections.abc import Callable
+import threading
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from granite_demo.errors import CorruptModelError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading import llama_cpp
-from granite_demo.models.catalogue import ModelSpec
-from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.placement import Placement, free_memory
+from granite_demo.loading.source import Source
+from granite_demo.prompts.template_features import find_switches
+from granite_demo.types.load_options import Report
 from granite_demo.types.model_status import ASKED, MemoryUse
-
-if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
-
 
 CONVERSATIONS_SHARE = 0.25
 """The part of the free memory that conversations may take."""
@@ -22,28 +22,18 @@ USUAL_CONTEXT = 4096
 """Tokens below which there are rather fewer conversations; and where a file does not tell what a token takes."""
 
 
-def load_gguf(
-    path: Path,
-    spec: ModelSpec,
-    options: LoadOptions,
-    report: Report,
-    cancelled: Callable[[], bool],
-    *,
-    engine_why: str,
-    checkpoint: Path | None = None,
-) -> "LoadedModel":
-    """Load ``path`` on the CPU. ``checkpoint`` is a safetensors folder of the same model, if there is one here.
+def load_gguf(source: Source, placement: Placement, report: Report, cancelled: threading.Event) -> LoadedModel:
+    """Load the GGUF file of ``source`` on the CPU; the file completes ``placement``.
 
     The tokenizer is transformers': from the files beside the GGUF, else from the GGUF itself. Raises CorruptModelError,
     ConfigurationError, OutOfMemoryError and LoadCancelledError.
     """
-    from granite_demo.loading.load import LoadedModel
-    from granite_demo.loading.placement import free_memory
-    from granite_demo.prompts.template_features import find_switches
+    path = source.gguf
+    assert path
 
     def heard(fraction: float) -> bool:
         report("loading", fraction, path.name)
-        return not cancelled()
+        return not cancelled.is_set()
 
     try:
         file = llama_cpp.LlamaFile(path, heard)
@@ -51,21 +41,20 @@ def load_gguf(
         raise LoadCancelledError("The load was cancelled.") from None
     try:
         free = free_memory("cpu")
-        tokenizer = load_tokenizer(path, file, checkpoint)
-        context, why = choose_context(file, options.context, free)
-        each = context * (file.token_bytes or 0)
-        if checkpoint:
-            file.name_or_path = str(checkpoint)
+        tokenizer = load_tokenizer(path, file, source.folder)
+        context, why = choose_context(file, placement.context, free)
+        precision = file.words.rpartition(" ")[2] if file.words else placement.quantization
+        reasons = {**placement.reasons, "quantization": f"as the file has it: {file.words}", "context": why}
         return LoadedModel(
             model=file,
             tokenizer=tokenizer,
-            spec=spec,
-            placement=_placement(file, context, why, engine_why),
+            source=source,
+            placement=replace(placement, quantization=precision, context=context, reasons=reasons),
             context_length=context,
             eos_ids=file.end_ids | ({tokenizer.eos_token_id} - {None}),
             weight_bytes=file.nbytes,
-            shape=spec.shape,
-            memory=MemoryUse("cpu", file.nbytes, each, free),
+            shape=source.spec.shape,
+            memory=MemoryUse("cpu", file.nbytes, context * (file.token_bytes or 0), free),
             switches=find_switches(tokenizer),
         )
     except BaseException:
@@ -114,20 +103,3 @@ def choose_context(file: llama_cpp.LlamaFile, wanted: int | None, free: int) -> 
     if fitting < limit:
         return fitting, f"what fits into {CONVERSATIONS_SHARE:.0%} of the free memory, shared by {together // fitting}"
     return limit, ASKED if wanted else "the file's own limit"
-
-
-def _placement(file: llama_cpp.LlamaFile, context: int, context_why: str, engine_why: str) -> Any:
-    import torch
-
-    from granite_demo.loading.placement import Placement
-
-    precision = file.words.rpartition(" ")[2] if file.words else "GGUF"
-    reasons = {
-        "device": "a GGUF file is computed by the processor here",
-        "dtype": "of the logits; llama.cpp computes in what suits the weights",
-        "quantization": f"as the file has it: {file.words}",
-        "attention": "its own",
-        "context": context_why,
-        "engine": engine_why,
-    }
-    return Placement("cpu", torch.float32, precision, "llama.cpp", context, reasons=reasons)

@@ -1,10 +1,13 @@
-"""A folder and a placement in, a loaded model out. Safetensors only, never remote code. Imports torch."""
+"""The third stage of opening a model: a source and a placement in, a loaded model out.
+
+Safetensors only, never remote code; ``gguf.py`` loads GGUF files. Imports torch.
+"""
 
 import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +19,15 @@ from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading import quantized_copies
 from granite_demo.loading.cpu_benchmark import Threads
-from granite_demo.loading.placement import Placement, free_memory, is_out_of_memory, place_in, precision_of
-from granite_demo.loading.tensor_parallel import ALONE, Group
+from granite_demo.loading.placement import Placement, free_memory, is_out_of_memory, known_shape, precision_of
+from granite_demo.loading.source import Source
 from granite_demo.models import memory as planning
 from granite_demo.models import registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape, read_config
 from granite_demo.models.config_facts import card_of
 from granite_demo.prompts.template_features import find_switches
-from granite_demo.types.load_options import LoadOptions, Quantization, Report
+from granite_demo.types.load_options import Report
 from granite_demo.types.messages import Switches
 from granite_demo.types.model_status import Fact, MemoryUse, gigabytes
 
@@ -37,7 +40,7 @@ class LoadedModel:
 
     model: Any
     tokenizer: Any
-    spec: ModelSpec
+    source: Source
     placement: Placement
     context_length: int
     """Tokens, prompt and answer together."""
@@ -46,20 +49,18 @@ class LoadedModel:
     weight_bytes: int = 0
     differences: tuple[str, ...] = ()
     """What the registry claims against config.json."""
-    commit: str | None = None
-    """The commit of the hub's repository that was loaded."""
-    why: str = ""
-    """Why this model was chosen, where nobody named one."""
-
     shape: Shape | None = None
     """What the loaded config.json says; None for an architecture that is not known here."""
     memory: MemoryUse | None = None
     threads: Threads | None = None
     """Those of a model on the CPU."""
-    no_gguf: str = ""
-    """Why a CPU does not run the model's GGUF file, where it has one."""
     switches: Switches = field(default_factory=Switches)
     """What the chat template reads."""
+
+    @property
+    def spec(self) -> ModelSpec:
+        """What is known of the model in advance."""
+        return self.source.spec
 
     @property
     def card(self) -> tuple[Fact, ...]:
@@ -72,12 +73,12 @@ class LoadedModel:
         rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
         if self.threads:
             rows.append(("Threads", str(self.threads.count), self.threads.reason))
-        if self.no_gguf:
-            rows.append(("GGUF file", "not used", self.no_gguf))
-        if self.why:
-            rows.insert(1, ("Chosen", "automatically", self.why))
-        if self.commit:
-            rows.insert(1, ("Commit", self.commit, self.spec.repo_id or ""))
+        if self.source.gguf_because and not self.source.gguf:
+            rows.append(("GGUF file", "not used", self.source.gguf_because))
+        if self.source.chosen_because:
+            rows.insert(1, ("Chosen", "automatically", self.source.chosen_because))
+        if self.source.commit:
+            rows.insert(1, ("Commit", self.source.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
         rows.append(("Weights", gigabytes(self.weight_bytes, 2), "bytes of all parameters, scales and buffers"))
         rows.append(("Sampling", _sampling_words(self.spec), "what the examples of its makers use; set above"))
@@ -92,38 +93,30 @@ def _sampling_words(spec: ModelSpec) -> str:
 
 
 def load_model(
-    folder: Path,
-    spec: ModelSpec,
-    options: LoadOptions,
+    source: Source,
+    placement: Placement,
     report: Report = lambda stage, fraction, detail: None,
     cancelled: threading.Event | None = None,
-    commit: str | None = None,
-    why: str = "",
     copies: Path | None = None,
-    group: Group = ALONE,
+    keep_quantized: bool = False,
 ) -> LoadedModel:
-    """Place and load the checkpoint in ``folder``: ``commit`` of its repository, chosen because of ``why``.
+    """Load the safetensors of ``source`` as ``placement`` says.
 
-    ``copies`` is the cache folder that may hold a quantized copy of it, which is taken instead; ``group`` the processes
-    that share the model.
+    ``copies`` is the cache folder for quantized copies. The copy of this model is loaded if there is one; else it is
+    saved there with ``keep_quantized``.
 
-    Raises CorruptModelError, OutOfMemoryError, ConfigurationError, and LoadCancelledError when ``cancelled`` is set.
+    Raises CorruptModelError, OutOfMemoryError, and LoadCancelledError when ``cancelled`` is set.
     """
-    config = read_config(folder)
-    own, shape = own_quantization(config), _shape(config)
-    placement = place_in(group, replace(options, quantization=own) if own else options, shape)
-    if own:
-        placement = placement.with_reason("quantization", "the checkpoint's own")
-    copy = None
+    spec, folder, copy = source.spec, source.folder, None
     if copies and placement.quantization != "none":
-        copy = quantized_copies.copy_of(copies, spec, commit, placement.quantization)
+        copy = quantized_copies.copy_of(copies, spec, source.commit, placement.quantization)
         if copy.is_dir():
-            folder, config = copy, read_config(copy)
+            folder = copy
             placement = placement.with_reason("quantization", "a copy saved before; nothing to quantize")
     try:
         with _progress(report, cancelled or threading.Event()):
-            loaded = replace(_load(folder, spec, placement, config, shape), commit=commit, why=why)
-        if copy and options.keep_quantized and not copy.is_dir():
+            loaded = _load(source, folder, placement)
+        if copy and keep_quantized and not copy.is_dir():
             report("loading", None, "saving the quantized copy")
             _keep(loaded, copy)
         return loaded
@@ -148,16 +141,9 @@ def _keep(loaded: LoadedModel, copy: Path) -> None:
         log.warning("The quantized copy of %s could not be saved: %s", loaded.spec.name, error)
 
 
-def _shape(config: dict[str, Any]) -> Shape | None:
-    try:
-        return Shape.from_config(config)
-    except GraniteDemoError:
-        return None  # another architecture: nothing can be planned, loading may still work
-
-
-def _load(
-    folder: Path, spec: ModelSpec, placement: Placement, config: dict[str, Any], shape: Shape | None
-) -> LoadedModel:
+def _load(source: Source, folder: Path, placement: Placement) -> LoadedModel:
+    spec, config = source.spec, read_config(folder)
+    shape = known_shape(config)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Left out, not None, where there is nothing to quantize: None switches a checkpoint's own quantization off.
     wanted = None if "quantization_config" in config else quantization_config(placement)
@@ -195,7 +181,7 @@ def _load(
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        spec=spec,
+        source=source,
         placement=placement,
         context_length=context,
         eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
@@ -234,16 +220,6 @@ def weight_bytes(model: Any) -> int:
                 scales += [state.offset, state.state2.absmax, state.state2.code]
     footprint: int = model.get_memory_footprint()
     return footprint + sum(tensor.nbytes for tensor in scales if tensor is not None)
-
-
-def own_quantization(config: dict[str, Any]) -> Quantization | None:
-    """How bitsandbytes quantized the checkpoint of this config.json, or None."""
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict) or settings.get("quant_method") != "bitsandbytes":
-        return None
-    if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
-        return "int8"
-    return "fp4" if settings.get("bnb_4bit_quant_type") == "fp4" else "nf4"
 
 
 def quantization_config(placement: Placement) -> BitsAndBytesConfig | None:

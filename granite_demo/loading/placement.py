@@ -1,10 +1,11 @@
-"""Where and how a model is loaded: options and a shape in, a ``Placement`` out. Every choice carries its reason.
+"""The second stage of opening a model: where and how it runs. Options and a shape in, a ``Placement`` out.
 
-Imports torch, like ``loading``.
+Every choice carries its reason. The one module that chooses the device. Imports torch.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import psutil
 import torch
@@ -15,13 +16,14 @@ from transformers.utils.import_utils import (
     is_flash_attn_4_available,
 )
 
-from granite_demo.errors import ConfigurationError, OutOfMemoryError
+from granite_demo.errors import ConfigurationError, GraniteDemoError, OutOfMemoryError
 from granite_demo.loading import tensor_parallel
 from granite_demo.loading.cpu_benchmark import PROMPT, Seconds, measured
-from granite_demo.loading.tensor_parallel import Group
+from granite_demo.loading.source import Source
+from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import memory
-from granite_demo.models.config import Shape
-from granite_demo.types.load_options import LoadOptions, precision_label
+from granite_demo.models.config import Shape, read_config
+from granite_demo.types.load_options import LoadOptions, Quantization, precision_label
 from granite_demo.types.model_status import ASKED, Chosen, Fact, gigabytes
 
 PLANNED: dict[torch.dtype, memory.Precision] = {
@@ -89,16 +91,53 @@ class Placement:
         return tuple(facts)
 
 
-def place(options: LoadOptions, shape: Shape | None = None, free: int | None = None, processes: int = 1) -> Placement:
-    """Choose for ``options``; what is left to choose goes by ``shape`` and the bytes that are ``free``, by default now.
+def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], group: Group = ALONE) -> Placement:
+    """``place`` the model of ``source`` on the ``chosen`` device; a GGUF file is computed by the CPU.
+
+    All processes of ``group`` get the first one's placement, since each would measure something else. Raises what
+    ``place`` raises, and CorruptModelError without a config.json.
+    """
+    if source.gguf:
+        return place_gguf(options)
+    config = read_config(source.folder)
+    own, shape = own_quantization(config), known_shape(config)
+    options = replace(options, quantization=own) if own else options
+    if group.size == 1:
+        placement = place(options, chosen, shape)
+    else:
+        free = group.least(free_memory(chosen.value)) * (group.size if chosen.value == "cuda" else 1)
+        placement = group.from_first(lambda: place(options, chosen, shape, free, group.size))
+    return placement.with_reason("quantization", "the checkpoint's own") if own else placement
+
+
+def place_gguf(options: LoadOptions) -> Placement:
+    """The placement of a GGUF file. Only the file tells its precision and what its context takes."""
+    reasons = {
+        "device": "a GGUF file is computed by the processor here",
+        "dtype": "of the logits; llama.cpp computes in what suits the weights",
+        "quantization": "as the file has it",
+        "attention": "its own",
+        "context": ASKED if options.context else "the file's own limit",
+    }
+    return Placement("cpu", torch.float32, "GGUF", "llama.cpp", options.context, reasons=reasons)
+
+
+def place(
+    options: LoadOptions,
+    chosen: Chosen[str],
+    shape: Shape | None = None,
+    free: int | None = None,
+    processes: int = 1,
+) -> Placement:
+    """Choose all but the device, which is ``chosen``, by ``shape`` and the bytes that are ``free``, by default now.
 
     ``processes`` share the model, and ``free`` is what all of them have.
 
     Raises ConfigurationError for what this machine cannot do, OutOfMemoryError for what cannot fit.
     """
-    reasons: dict[str, str] = {}
-    device, reasons["device"] = choose_device(options.device)
-    dtype, reasons["dtype"] = choose_dtype(options.dtype, device)
+    device, reasons = chosen.value, {"device": chosen.reason}
+    borrows_gpu = options.engine_kind is not None and options.engine_kind.borrows_gpu
+    dtype, reasons["dtype"] = choose_dtype(options.dtype, device, borrows_gpu)
     free, spread = free_memory(device) if free is None else free, False
     quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
     if quantization != "none" and dtype == torch.float32 and options.dtype == "auto":
@@ -126,13 +165,22 @@ def place(options: LoadOptions, shape: Shape | None = None, free: int | None = N
     return Placement(device, dtype, quantization, attention, context, wide, spread, processes, reasons)
 
 
-def place_in(group: Group, options: LoadOptions, shape: Shape | None) -> Placement:
-    """``place`` for the processes of ``group``: the first one's choice, since each would measure something else."""
-    if group.size == 1:
-        return place(options, shape)
-    device, _ = choose_device(options.device)
-    free = group.least(free_memory(device)) * (group.size if device == "cuda" else 1)
-    return group.from_first(lambda: place(options, shape, free, group.size))
+def known_shape(config: dict[str, Any]) -> Shape | None:
+    """The shape of a config.json, or None of another architecture: nothing can be planned, loading can still work."""
+    try:
+        return Shape.from_config(config)
+    except GraniteDemoError:
+        return None
+
+
+def own_quantization(config: dict[str, Any]) -> Quantization | None:
+    """How bitsandbytes quantized the checkpoint of this config.json, or None."""
+    settings = config.get("quantization_config")
+    if not isinstance(settings, dict) or settings.get("quant_method") != "bitsandbytes":
+        return None
+    if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
+        return "int8"
+    return "fp4" if settings.get("bnb_4bit_quant_type") == "fp4" else "nf4"
 
 
 def precision_of(dtype: torch.dtype, quantization: str) -> memory.Precision:
@@ -158,29 +206,32 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
-def choose_device(wanted: str) -> tuple[str, str]:
-    """The device and why. Raises ConfigurationError."""
+def choose_device(options: LoadOptions) -> Chosen[str]:
+    """The device that a model is placed on, where it is not a GGUF file. Raises ConfigurationError."""
+    wanted, kind = options.device, options.engine_kind
+    if kind and kind.borrows_gpu:
+        return Chosen("cpu", "the GPU is for the process that writes an answer")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto":
         if not available[wanted]:
             found = ", ".join(device for device, present in available.items() if present)
             raise ConfigurationError(f"Device {wanted} was asked for, but torch finds only: {found}.")
-        return wanted, ASKED
+        return Chosen(wanted, ASKED)
     if available["cuda"]:
-        return "cuda", f"a GPU was found: {torch.cuda.get_device_name()}"
+        return Chosen("cuda", f"a GPU was found: {torch.cuda.get_device_name()}")
     if available["mps"]:
-        return "mps", "Apple's GPU was found"
-    return "cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found"
+        return Chosen("mps", "Apple's GPU was found")
+    return Chosen("cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found")
 
 
-def choose_dtype(wanted: str, device: str) -> tuple[torch.dtype, str]:
-    """The precision of what is not quantized, and why."""
+def choose_dtype(wanted: str, device: str, borrows_gpu: bool = False) -> tuple[torch.dtype, str]:
+    """The precision of what is not quantized, and why; ``borrows_gpu`` where the model waits for a GPU."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
         return dtype, ASKED
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16, "this GPU has no bfloat16"
-    if device != "cpu":
+    if device != "cpu" or borrows_gpu:
         return torch.bfloat16, "the precision Granite was trained in"
     exact = _seconds(torch.float32)
     narrow = min(_seconds(torch.bfloat16), _seconds(torch.bfloat16, wide=True), key=lambda seconds: seconds.total)

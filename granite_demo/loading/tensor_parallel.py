@@ -235,7 +235,7 @@ def _problem(processes: int, options: LoadOptions, device: str, attention: str, 
         return f"its {shape.kv_heads} key-value heads need --nproc-per-node {fitting}."
     if options.quantization not in ("auto", "none"):
         return f"weights in {options.quantization} cannot be split. Use --quantization none."
-    if options.engine not in ("auto", "batching"):
+    if options.engine_kind and not options.engine_kind.spans_processes:
         return f"the {options.engine} engine supports only one process. Remove --engine."
     if device == "cuda" and not attention.startswith(("flash_attention_2", "flash_attention_3")):
         return f"FlashAttention 2 or 3 is necessary, but the attention is {attention}. Run: pip install flash-attn"

@@ -1,6 +1,13 @@
-"""The engines, as far as a program has to know them that makes none. Standard library only."""
+"""The table of the engines, as far as code has to know them that makes none. Standard library only.
+
+``engine/factory.py`` has the other half of the table: how each is made, and which models it can run.
+"""
 
 from dataclasses import dataclass
+from typing import Literal
+
+EngineName = Literal["auto", "batching", "static", "dynamic", "gguf", "zerogpu"]
+"""``auto``, or the name of an engine in ``ENGINES``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,6 +17,12 @@ class EngineKind:
     name: str
     serial: bool
     """Whether requests take turns, so that two at once slow each other down; else they share each step."""
+    reads_gguf: bool = False
+    """Whether it runs GGUF files, on the CPU, and nothing else; the other engines run safetensors."""
+    spans_processes: bool = False
+    """Whether several processes can share its model."""
+    borrows_gpu: bool = False
+    """Whether it gets a GPU for the length of an answer only, so that the model is loaded without one."""
 
     def __str__(self) -> str:
         return self.name
@@ -19,8 +32,10 @@ class EngineKind:
         return f"{self.name}, up to {requests} requests {'in turns' if self.serial else 'in a step'}"
 
 
-BATCHING = EngineKind("batching", serial=False)
+BATCHING = EngineKind("batching", serial=False, spans_processes=True)
 STATIC = EngineKind("static", serial=True)
 DYNAMIC = EngineKind("dynamic", serial=True)
-GGUF = EngineKind("gguf", serial=True)
-ZEROGPU = EngineKind("zerogpu", serial=False)
+GGUF = EngineKind("gguf", serial=True, reads_gguf=True)
+ZEROGPU = EngineKind("zerogpu", serial=False, borrows_gpu=True)
+
+ENGINES: dict[str, EngineKind] = {kind.name: kind for kind in (BATCHING, STATIC, DYNAMIC, GGUF, ZEROGPU)}

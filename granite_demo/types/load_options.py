@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+from granite_demo.types.engine_kinds import ENGINES, EngineKind, EngineName
+
 LoadStage = Literal["idle", "downloading", "converting", "loading", "warming up", "ready", "failed"]
 Report = Callable[[LoadStage, float | None, str], None]
 """Called with the stage, its progress from 0 to 1 (None: unknown) and a short text."""
@@ -12,7 +14,6 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
-EngineName = Literal["auto", "batching", "static", "dynamic", "gguf", "zerogpu"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +33,11 @@ class LoadOptions:
     engine: EngineName = "auto"
     compile: bool = False
     """Have torch compile the decode step, where layers are not fused, while the model is made ready."""
+
+    @property
+    def engine_kind(self) -> EngineKind | None:
+        """The engine that these options ask for, or None where they leave the choice to ``auto``."""
+        return ENGINES.get(self.engine)
 
     @property
     def label(self) -> str:

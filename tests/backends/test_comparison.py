@@ -21,7 +21,7 @@ from granite_demo.backends.open_model import open_model
 from granite_demo.engine.factory import create_engine
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import ContextOverflowError, InvalidRequestError, OutOfMemoryError
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.models.catalogue import SAMPLE
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.comparison import Comparing, Comparison
@@ -29,6 +29,7 @@ from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.model_status import Chosen
 from granite_demo.types.requests import CompareRequest
 from tests.fakes import SETUP, FakeEngine
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 TEXT = "The capital of France is Paris. In spring, when the chestnuts flower, everybody wants to be there."
@@ -47,7 +48,7 @@ async def whole(lease: Lease, request: CompareRequest) -> tuple[list[Comparing],
 @pytest.fixture(scope="module")
 def rounded(sample_path: Path) -> LoadedModel:
     """The sample model in bfloat16."""
-    return load_model(sample_path, SAMPLE, ROUNDED)
+    return load_checkpoint(sample_path, ROUNDED, SAMPLE)
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +134,7 @@ async def test_quantized_against_plain_equals_plain_torch(tiny: Path, tmp_path: 
     backend.close()
     rows = []
     for options in (plain, packed):
-        loaded = load_model(tiny, SAMPLE, options)
+        loaded = load_checkpoint(tiny, options, SAMPLE)
         ids = torch.tensor([encode(loaded.tokenizer, WORDS)])
         with torch.no_grad():
             rows.append(torch.log_softmax(loaded.model(ids).logits[0, :-1].float(), dim=-1).double())
@@ -215,7 +216,7 @@ async def test_models_that_cut_the_text_otherwise_are_refused(sample: LoadedMode
     models[ROUNDED] = replace(models[ROUNDED], loaded=replace(sample, tokenizer=lower))
     with pytest.raises(InvalidRequestError, match="different tokens"):
         await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
-    models[ROUNDED] = ReadyModel(load_model(tiny, SAMPLE, ROUNDED), models[ROUNDED].engine)
+    models[ROUNDED] = ReadyModel(load_checkpoint(tiny, ROUNDED, SAMPLE), models[ROUNDED].engine)
     with pytest.raises(InvalidRequestError, match="different tokens"):
         await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
 

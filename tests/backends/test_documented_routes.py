@@ -16,14 +16,15 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from granite_demo.backends.open_model import open_model
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.interleaved.engine import InterleavedEngine
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import precision_of
-from granite_demo.models import memory, registry
+from granite_demo.models import memory
 from granite_demo.models.config import linears
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.load_options import LoadOptions, LoadStage
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
+from tests.loaded import load_checkpoint
 from tests.tinymodels import KINDS, write_checkpoint
 
 PROMPT = "w5 w6 w7 w8 w9 w10 w11"
@@ -39,7 +40,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def load(folder: Path, **options: Any) -> LoadedModel:
-    loaded = load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", **options))
+    loaded = load_checkpoint(folder, LoadOptions(device="cpu", **options))
     # Products in float32 round differently, which among random weights is another token at times.
     return replace(loaded, placement=replace(loaded.placement, wide=False))
 

@@ -37,7 +37,7 @@ from granite_demo.types.model_status import Chosen, EngineStats, ModelStatus
 from granite_demo.types.requests import CompareRequest, GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from tests.bytetokens import THINKS
-from tests.fakes import PLACEMENT, SETUP, FakeEngine
+from tests.fakes import PLACEMENT, SETUP, SOURCE, FakeEngine
 
 OPTIONS = LoadOptions()
 
@@ -197,7 +197,7 @@ async def test_a_prompt_is_inspected_as_it_is_sent(sample: LoadedModel) -> None:
 
 async def test_a_finish_tells_what_made_the_answer(sample: LoadedModel) -> None:
     engine = FakeEngine([])
-    backend = backend_over(engine, replace(sample, commit="abc"))
+    backend = backend_over(engine, replace(sample, source=replace(sample.source, commit="abc")))
     _, chatted = await answer(backend, chat("Hi"))
     assert chatted.provenance is not None
     assert (chatted.provenance.model, chatted.provenance.revision) == ("sample", "abc")
@@ -269,12 +269,11 @@ async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_p
         eos_ids=frozenset(),
         spec=SimpleNamespace(name="n", title="t", about="a", chat_format=None, sampling=SamplingParams()),
         placement=PLACEMENT,
-        why="",
         facts=(),
         card=(),
         memory=None,
         switches=Switches(),
-        commit=None,
+        source=SOURCE,
     )
     backend = backend_over(FakeEngine(ids), loaded)
     with pytest.raises(InvalidRequestError, match="Completion tab"):

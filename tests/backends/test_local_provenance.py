@@ -1,5 +1,6 @@
 """What is told of how an answer was made can be checked with any SHA-256."""
 
+from dataclasses import replace
 from hashlib import sha256
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +12,7 @@ from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.types.engine_kinds import BATCHING
 from granite_demo.types.events import Provenance
 from granite_demo.types.model_status import Chosen, EngineSetup
-from tests.fakes import PLACEMENT, FakeEngine
+from tests.fakes import PLACEMENT, SOURCE, FakeEngine
 
 STORED = (
     ("Device", "cpu"),
@@ -32,7 +33,10 @@ def ready(template: Any, commit: str | None = None) -> ReadyModel:
         chat_template=template, get_chat_template=lambda _, tools: template["tool_use" if tools else "default"]
     )
     loaded: Any = SimpleNamespace(
-        tokenizer=tokenizer, spec=SimpleNamespace(name="granite"), commit=commit, placement=PLACEMENT
+        tokenizer=tokenizer,
+        spec=SimpleNamespace(name="granite"),
+        source=replace(SOURCE, commit=commit),
+        placement=PLACEMENT,
     )
     return ReadyModel(loaded, BatchingFake([]))
 

@@ -4,6 +4,7 @@ import asyncio
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.messages import Switches
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.sampling_params import SamplingParams
-from tests.fakes import PLACEMENT, SETUP, FakeEngine
+from tests.fakes import PLACEMENT, SETUP, SOURCE, FakeEngine
 
 ONE, TWO = LoadOptions("one"), LoadOptions("two")
 LOADED: Any = SimpleNamespace(
@@ -25,7 +26,7 @@ LOADED: Any = SimpleNamespace(
         name="name", title="Title", about="About it.", chat_format=None, sampling=SamplingParams(temperature=0.5)
     ),
     placement=PLACEMENT,
-    why="a test",
+    source=replace(SOURCE, chosen_because="a test"),
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
     context_length=4096,
     card=(),

@@ -1,16 +1,20 @@
 """Opening a model for a purpose of its own; the usual way is in test_routes."""
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from granite_demo.backends.open_model import open_model
+from granite_demo.errors import CorruptModelError
+from granite_demo.hub import download
 from granite_demo.loading.cpu_benchmark import Threads, choose_threads
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import ASKED
 from granite_demo.types.sampling_params import SamplingParams
+from tests.fakehub import GGUF, GRANITE, gguf_hub
 from tests.tinymodels import write_checkpoint
 
 
@@ -52,3 +56,26 @@ def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: i
     assert ready.loaded.threads == expected
     assert ("Threads", str(expected.count), expected.reason) in ready.facts
     torch.set_num_threads(before)
+
+
+def test_a_damaged_gguf_file_of_the_hub_gives_way_to_the_safetensors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    monkeypatch.setattr("granite_demo.loading.source.why_not", lambda options, device: "")
+    monkeypatch.setattr("granite_demo.loading.llama_cpp.LlamaFile", damaged)
+    monkeypatch.setattr(download, "fetch", lambda *_: download.Checkpoint(folder, "a" * 40))
+    with gguf_hub(tmp_path / "hub", monkeypatch):
+        options = LoadOptions(model=GRANITE, device="cpu")
+        ready = open_model(tmp_path, 1, options, lambda stage, fraction, detail: None, threading.Event())
+        ready.engine.close()
+        with pytest.raises(CorruptModelError, match="is damaged"):
+            asked = replace(options, engine="gguf")
+            open_model(tmp_path, 1, asked, lambda stage, fraction, detail: None, threading.Event())
+    source = ready.loaded.source
+    assert (source.folder, source.gguf, source.gguf_because) == (folder, None, f"{GGUF} is damaged")
+    assert ("GGUF file", "not used", f"{GGUF} is damaged") in ready.facts
+
+
+def damaged(path: Path, *_: object) -> None:
+    raise CorruptModelError(f"{path.name} is damaged")

@@ -15,7 +15,6 @@ from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.engine.protocol import Measure, T
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import Placement
-from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.engine_kinds import EngineKind
@@ -23,6 +22,7 @@ from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
 from granite_demo.types.model_status import Chosen, EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
+from tests.fakes import SOURCE
 
 SHAPE = Shape(
     model_type="granite",
@@ -51,7 +51,7 @@ def loaded(shape: Shape | None = SHAPE, device: str = "cpu", dtype: torch.dtype 
     """A model of 10,000 bytes without weights."""
     reasons = dict.fromkeys(("device", "dtype", "quantization", "attention"), "a test")
     placement = Placement(device, dtype, "none", "sdpa", None, reasons=reasons)
-    return LoadedModel(Model, None, catalogue.SAMPLE, placement, 1000, frozenset(), 10_000, shape=shape)
+    return LoadedModel(Model, None, SOURCE, placement, 1000, frozenset(), 10_000, shape=shape)
 
 
 class CountingEngine:

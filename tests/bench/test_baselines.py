@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from granite_demo.bench import baselines
-from granite_demo.loading.load import LoadedModel, load_model
-from granite_demo.models.registry import resolve
+from granite_demo.loading.load import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 from tests.bench.made_up import loaded
+from tests.loaded import load_checkpoint
 from tests.tinymodels import VOCABULARY, write_checkpoint
 
 CPU = LoadOptions(device="cpu", dtype="float32")
@@ -20,7 +20,7 @@ CPU = LoadOptions(device="cpu", dtype="float32")
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     folder = write_checkpoint(tmp_path_factory.mktemp("tiny"), "granite")
-    return load_model(folder, resolve(str(folder)), CPU)
+    return load_checkpoint(folder, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,9 @@ from typing import Any
 
 import torch
 
-from granite_demo.loading.placement import Placement, place
+from granite_demo.loading.placement import Placement
 from granite_demo.types.load_options import LoadOptions
+from tests.loaded import placed
 
 
 class Loaded:
@@ -13,7 +14,7 @@ class Loaded:
 
     def __init__(self, model: Any, **placement: Any) -> None:
         usual = {"device": "cuda", "dtype": torch.bfloat16, "attention": "sdpa", **placement}
-        self.placement = Placement(**{**vars_of(place(LoadOptions(device="cpu"))), **usual})
+        self.placement = Placement(**{**vars_of(placed(LoadOptions(device="cpu"))), **usual})
         self.model = model
 
 

@@ -16,11 +16,11 @@ from granite_demo.engine.interleaved.static import StaticRunner
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.protocol import Engine
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import place
-from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
+from tests.fakes import SOURCE
+from tests.loaded import placed
 
 
 async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:
@@ -88,11 +88,11 @@ def tiny_model(**changes: Any) -> LoadedModel:
         pad_token_id=None,
     )
     model = GraniteForCausalLM(config).eval()
-    placement = place(LoadOptions(device="cpu", dtype="float32"))
+    placement = placed(LoadOptions(device="cpu", dtype="float32"))
     values: dict[str, Any] = {
         "model": model,
         "tokenizer": None,
-        "spec": catalogue.SAMPLE,
+        "source": SOURCE,
         "placement": placement,
         "context_length": 512,
         "eos_ids": frozenset(),

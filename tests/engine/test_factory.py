@@ -1,8 +1,8 @@
 """Which engine is chosen, and the reasons that are given."""
 
 from dataclasses import replace
-from types import SimpleNamespace
-from typing import Any
+from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -14,14 +14,16 @@ from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.kernels import eligibility
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading.cpu_benchmark import Threads
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import Placement
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
-from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.engine_kinds import BATCHING, ENGINES, STATIC, EngineKind, EngineName
 from granite_demo.types.model_status import ASKED, Chosen, EngineSetup, Fact, MemoryUse
 from tests.engine.running import answer, tiny_model
+from tests.fakes import SOURCE
+from tests.loaded import load_checkpoint
 from tests.tinymodels import SHAPE, write_checkpoint
 
 HYBRID = replace(SHAPE, attention_layers=1)
@@ -114,7 +116,7 @@ def test_a_gpu_with_flash_attention_gets_batching(engines: Engines) -> None:
 
 def test_compiling_is_asked_for(engines: Engines) -> None:
     said: list[str] = []
-    engine = create_engine(loaded_on(GPU), "auto", True, lambda stage, fraction, detail: said.append(detail))
+    engine = create_engine(loaded_on(GPU), None, True, lambda stage, fraction, detail: said.append(detail))
     assert engines.options["compile_level"] == 1
     assert engine.setup.compiled == Chosen(True, ASKED, "yes")
     assert said == ["compiling the decode step, about a minute"]
@@ -122,11 +124,11 @@ def test_compiling_is_asked_for(engines: Engines) -> None:
 
 def test_fused_layers_are_not_compiled(engines: Engines, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("granite_demo.engine.factory._fuse", lambda loaded, unwanted, group: unwanted)
-    engine = create_engine(loaded_on(GPU), "auto", True)
+    engine = create_engine(loaded_on(GPU), None, True)
     assert engines.options["compile_level"] == 0
     assert engine.setup.fused == eligibility.fusion("")
     assert engine.setup.compiled == Chosen(False, "the layers are fused, which is faster", "no")
-    create_engine(loaded_on(GPU), "auto", True, fuse=False)
+    create_engine(loaded_on(GPU), None, True, fuse=False)
     assert engines.options["compile_level"] == 1
 
 
@@ -168,7 +170,7 @@ def test_what_batching_cannot_run_falls_to_static_with_the_reason(
     if not isinstance(error, MemoryError):  # it was made
         assert engines.closed == ["batching"]
     with pytest.raises(ConfigurationError, match=f"The batching engine was asked for, but {reason}"):
-        create_engine(loaded_on(GPU), "batching")
+        create_engine(loaded_on(GPU), BATCHING)
 
 
 def test_what_static_cannot_run_falls_to_dynamic_with_both_reasons(engines: Engines) -> None:
@@ -178,34 +180,34 @@ def test_what_static_cannot_run_falls_to_dynamic_with_both_reasons(engines: Engi
     assert reason.startswith("not batching: it needs attention in every layer")
     assert reason.endswith("; not static: it has layers of another kind")
     with pytest.raises(ConfigurationError, match="The static engine was asked for, but it has layers of another kind"):
-        create_engine(loaded_on(GPU, HYBRID), "static")
+        create_engine(loaded_on(GPU, HYBRID), STATIC)
 
 
 @pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
-def test_what_was_asked_for_is_made(engines: Engines, name: Any) -> None:
-    assert chosen(create_engine(loaded_on(GPU), name)) == (name, "asked for")
+def test_what_was_asked_for_is_made(engines: Engines, name: str) -> None:
+    assert chosen(create_engine(loaded_on(GPU), ENGINES[name])) == (name, "asked for")
     assert engines.made == [name]
 
 
 @pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
-def test_an_engine_that_fails_for_another_reason_is_closed(engines: Engines, name: Any) -> None:
+def test_an_engine_that_fails_for_another_reason_is_closed(engines: Engines, name: str) -> None:
     engines.failures[name] = ZeroDivisionError("broken")
     with pytest.raises(ZeroDivisionError):
-        create_engine(loaded_on(GPU), name)
+        create_engine(loaded_on(GPU), ENGINES[name])
     assert engines.closed == [name]
 
 
 def test_batching_that_was_asked_for_is_refused_with_what_to_do(engines: Engines) -> None:
     with pytest.raises(ConfigurationError, match="Mamba layers. Choose another engine, or auto."):
-        create_engine(loaded_on(GPU, HYBRID), "batching")
+        create_engine(loaded_on(GPU, HYBRID), BATCHING)
     assert engines.made == []
 
 
 def test_a_hybrid_checkpoint_is_refused(tmp_path: Any) -> None:
     folder = write_checkpoint(tmp_path / "model", "hybrid", torch.float32)
-    hybrid = load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    hybrid = load_checkpoint(folder, spec=catalogue.SAMPLE)
     with pytest.raises(ConfigurationError, match="Mamba layers"):
-        create_engine(hybrid, "batching")
+        create_engine(hybrid, BATCHING)
 
 
 def test_which_models_of_the_registry_batch() -> None:
@@ -234,7 +236,7 @@ def test_a_long_context_has_room_twice() -> None:
 @pytest.mark.parametrize(("size", "slots"), [(10**8, 4), (2 * 10**8, 2), (10**9, 1)])
 def test_static_caches_are_as_many_as_fit_into_half_of_it(engines: Engines, size: int, slots: int) -> None:
     memory = MemoryUse("cuda", weights=1, kv_cache=size, free=10**9)
-    create_engine(replace(loaded_on(GPU), memory=memory), "static")
+    create_engine(replace(loaded_on(GPU), memory=memory), STATIC)
     assert engines.arguments == (slots,)
 
 
@@ -256,7 +258,7 @@ async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> N
     engines = {"auto": InterleavedEngine, "dynamic": InterleavedEngine, "batching": BatchingEngine}
     answers = []
     for name, kind in engines.items():
-        engine = create_engine(sample, name)  # type: ignore[arg-type]
+        engine = create_engine(sample, ENGINES.get(name))
         assert isinstance(engine, kind)
         answers.append(await answer(engine, [1, 2, 3], max_tokens=5))
         engine.close()
@@ -272,19 +274,27 @@ async def test_the_sample_runs_on_each_engine_of_a_cpu(sample: LoadedModel) -> N
 )
 def test_batching_is_refused_where_it_cannot_run(engines: Engines, placement: Placement, reason: str) -> None:
     with pytest.raises(ConfigurationError, match=reason):
-        create_engine(loaded_on(placement), "batching")
+        create_engine(loaded_on(placement), BATCHING)
+
+
+class File:
+    """Stands in for a GGUF file in memory."""
+
+    closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def gguf(**changes: Any) -> LoadedModel:
+    """A model of a GGUF file."""
+    return tiny_model(model=File(), source=replace(SOURCE, gguf=Path("a.gguf"), gguf_because="a test"), **changes)
 
 
 def test_a_gguf_model_whose_cache_does_not_fit_is_given_back() -> None:
-    class File:
-        closed = False
-
-        def close(self) -> None:
-            self.closed = True
-
-    loaded = SimpleNamespace(model=File(), memory=None, context_length=64, threads=None)
+    loaded = gguf()
     with pytest.raises(AttributeError):  # this one can make no cache at all
-        factory._gguf(loaded, False, lambda *_: None)  # type: ignore[arg-type]
+        create_engine(loaded)
     assert loaded.model.closed
 
 
@@ -298,12 +308,19 @@ def test_a_gguf_model_has_as_many_slots_as_fit(cache: int, slots: int, monkeypat
 
     monkeypatch.setattr(factory, "GgufRunner", note)
     for asked in (False, True):
-        loaded = SimpleNamespace(
-            model=SimpleNamespace(close=lambda: None),
-            memory=MemoryUse("cpu", 0, cache, free=1600),
-            context_length=64,
-            threads=Threads(2, "a test", asked),
-        )
+        loaded = gguf(memory=MemoryUse("cpu", 0, cache, free=1600), threads=Threads(2, "a test", asked))
         with pytest.raises(RuntimeError, match="enough"):
-            factory._gguf(loaded, False, lambda *_: None)  # type: ignore[arg-type]
+            create_engine(loaded)
     assert made == [(slots, True), (slots, False)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in ENGINES.values() if not kind.borrows_gpu], ids=str)
+def test_files_that_an_engine_does_not_run_are_refused(engines: Engines, kind: EngineKind) -> None:
+    with pytest.raises(ConfigurationError, match=f"The {kind} engine was asked for, but it does not run these files"):
+        create_engine(tiny_model() if kind.reads_gguf else gguf(), kind)
+    assert engines.made == []
+
+
+def test_both_halves_of_the_table_have_the_same_engines() -> None:
+    assert {row.kind.name: row.kind for row in factory._ROWS} == ENGINES
+    assert get_args(EngineName) == ("auto", *ENGINES)

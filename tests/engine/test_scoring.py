@@ -21,12 +21,11 @@ from granite_demo.errors import (
     EngineError,
     InvalidRequestError,
 )
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import catalogue
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.events import Queued
-from granite_demo.types.load_options import LoadOptions
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
 from tests.engine.running import (
     answer,
@@ -39,6 +38,7 @@ from tests.engine.running import (
     until,
     wait_idle,
 )
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 TEXT = "The lighthouse keeper had not spoken to anybody since the storm. Paris is the capital of France; 17 + 4 = 21."
@@ -100,7 +100,7 @@ async def test_log_probabilities_equal_a_forward_pass(
 @interleaved
 async def test_a_hybrid_is_read_in_chunks(make: Make, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "hybrid", "hybrid")
-    loaded = load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    loaded = load_checkpoint(folder, spec=catalogue.SAMPLE)
     with closing(make(loaded)) as engine:
         for ids in (PROMPT * 3, PROMPT * 3, PROMPT[:9]):
             assert torch.allclose(await score(engine, ids), plain(loaded, ids), atol=1e-3)

@@ -22,6 +22,7 @@ from granite_demo.errors import ConfigurationError, EngineBusyError, EngineClose
 from granite_demo.server import run
 from granite_demo.settings import Settings
 from granite_demo.types.constraints import Constraint
+from granite_demo.types.engine_kinds import ZEROGPU
 from granite_demo.types.logprobs import Token
 from granite_demo.types.model_status import EngineStats
 from granite_demo.types.sampling_params import SamplingParams
@@ -160,7 +161,7 @@ def test_it_is_chosen_where_the_space_has_it(spaces: FakeSpaces) -> None:
     assert Settings.resolve({}, space).engine == "auto"
     assert Settings.resolve({}, {"SPACES_ZERO_GPU": "true"}).engine == "auto"
     assert Settings.resolve({"engine": "dynamic"}, {**space, "SPACES_ZERO_GPU": "1"}).engine == "dynamic"
-    engine = create_engine(tiny_model(), "zerogpu")
+    engine = create_engine(tiny_model(), ZEROGPU)
     assert engine.facts[0][1:] == (
         "ZeroGPU, a process for each answer",
         "the Space lends a GPU for the length of an answer",

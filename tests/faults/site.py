@@ -21,12 +21,12 @@ from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import Loader, ModelManager, ReadyModel
 from granite_demo.chat import conversation as conversations
 from granite_demo.loading.load import LoadedModel
-from granite_demo.models import registry
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.types.events import StreamEvent
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.requests import GenerationRequest
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}w7"
@@ -213,9 +213,8 @@ def checkpoint(folder: Path, template: str | None = TEMPLATE) -> Path:
 
 def load(folder: Path) -> LoadedModel:
     """The checkpoint in ``folder``, on the CPU."""
-    from granite_demo.loading.load import load_model
 
-    return load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", dtype="float32"))
+    return load_checkpoint(folder)
 
 
 def loader_of(folder: Path, keep: Callable[[LoadedModel], object] = lambda loaded: None) -> Loader:

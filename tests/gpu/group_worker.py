@@ -20,14 +20,13 @@ import torch
 from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.engine.kernels.layer import fuse
 from granite_demo.loading import tensor_parallel
-from granite_demo.loading.load import load_model
 from granite_demo.loading.tensor_parallel import ALONE, Group
-from granite_demo.models import registry
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.running import answer
 from tests.group_worker import wait_for
+from tests.loaded import load_checkpoint
 
 PROMPTS = [[1 + index * 7 % 900 for index in range(300)], [5, 6, 7]]
 TOKENS = 100
@@ -36,7 +35,7 @@ TOKENS = 100
 def opened(folder: Path, group: Group) -> BatchingEngine:
     """The engine over the model in ``folder``, warm."""
     options = LoadOptions(str(folder), dtype="float32", attention="sdpa", engine="batching")
-    loaded = load_model(folder, registry.resolve(str(folder)), options, group=group)
+    loaded = load_checkpoint(folder, options, group=group)
     kernels = import_module("granite_demo.engine.kernels.matvec") if torch.cuda.is_available() else None
     fuse(loaded.model, kernels, 4, group)
     engine = BatchingEngine(loaded, cache_tokens=8192, requests=4, prefill=512, group=group)

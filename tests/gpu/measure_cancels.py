@@ -13,12 +13,13 @@ from typing import Any
 
 from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import place
 from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
+from tests.fakes import SOURCE
 from tests.gpu.checkpoints import random_model
+from tests.loaded import placed
 
 CONTEXT = 32768
 
@@ -74,7 +75,7 @@ def main() -> None:
     shape = catalogue.MODELS["granite-3.3-2b-instruct"].shape
     assert shape is not None
     model = random_model(shape, "flash_attention_2")
-    loaded = LoadedModel(model, None, catalogue.SAMPLE, place(LoadOptions(device="cuda")), CONTEXT, frozenset())
+    loaded = LoadedModel(model, None, SOURCE, placed(LoadOptions(device="cuda")), CONTEXT, frozenset())
     engine = BatchingEngine(loaded, cache_tokens=8 * CONTEXT)
     engine.warm_up()
     asyncio.run(storm(engine))

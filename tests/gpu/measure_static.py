@@ -17,12 +17,13 @@ from granite_demo.engine.factory import create_engine
 from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.interleaved.static import StaticRunner
 from granite_demo.engine.protocol import Engine
-from granite_demo.loading.load import load_model
 from granite_demo.models import catalogue
+from granite_demo.types.engine_kinds import STATIC
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
 from tests.gpu.checkpoints import write_checkpoint
+from tests.loaded import load_checkpoint
 
 CONTEXT = 9216
 SAMPLED = {"temperature": 0.7, "top_p": 0.9, "seed": 1}
@@ -74,14 +75,14 @@ def run(folder: Path, name: str, options: LoadOptions, figures: bool = True, **c
     """Load, warm up, measure, unload."""
     torch.cuda.reset_peak_memory_stats()
     start = time.perf_counter()
-    loaded = load_model(folder, catalogue.SAMPLE, options)
+    loaded = load_checkpoint(folder, options, catalogue.SAMPLE)
     seconds, weights = time.perf_counter() - start, torch.cuda.memory_allocated()
     start = time.perf_counter()
     if choices:
         engine: Any = InterleavedEngine(StaticRunner(loaded, 4, **choices), frozenset())
         engine.warm_up()
     else:
-        engine = create_engine(loaded, "static")
+        engine = create_engine(loaded, STATIC)
     warm = time.perf_counter() - start
     held, peak = torch.cuda.memory_reserved(), torch.cuda.max_memory_allocated()
     print(f"{name}: loaded in {seconds:.1f} s, {weights / 1e9:.2f} GB; warm in {warm:.2f} s", flush=True)

@@ -6,9 +6,9 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import place
-from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
+from tests.fakes import SOURCE
+from tests.loaded import placed
 
 NOISE = 0.3
 """What logits of the model in bfloat16 may be off, where steps are computed in another way: twice what it is on a CPU.
@@ -18,7 +18,7 @@ They spread by 1.3, the best two mostly by 0.3."""
 def small_model(device: str = "cuda", vocabulary: int = 64, context: int = 512, **options: Any) -> LoadedModel:
     """Two layers, the same weights on every machine. ``options`` are of ``LoadOptions``, or change the result."""
     wanted = {name: options.pop(name) for name in ("dtype", "attention") if name in options}
-    placement = place(LoadOptions(device=device, **{"dtype": "float32", "attention": "sdpa", **wanted}))  # type: ignore[arg-type]
+    placement = placed(LoadOptions(device=device, **{"dtype": "float32", "attention": "sdpa", **wanted}))  # type: ignore[arg-type]
     config = GraniteConfig(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -38,7 +38,7 @@ def small_model(device: str = "cuda", vocabulary: int = 64, context: int = 512, 
     values: dict[str, Any] = {
         "model": model.to(device).eval(),
         "tokenizer": None,
-        "spec": catalogue.SAMPLE,
+        "source": SOURCE,
         "placement": placement,
         "context_length": context,
         "eos_ids": frozenset(),

@@ -8,10 +8,10 @@ from transformers import GraniteConfig, GraniteForCausalLM
 
 from granite_demo.engine.factory import create_engine
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import place
-from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer
+from tests.fakes import SOURCE
+from tests.loaded import placed
 
 pytestmark = pytest.mark.gpu
 
@@ -27,10 +27,10 @@ def small_model() -> LoadedModel:
         num_key_value_heads=2,
         max_position_embeddings=4096,
     )
-    placement = place(LoadOptions(device="cuda", dtype="float32"))
+    placement = placed(LoadOptions(device="cuda", dtype="float32"))
     with torch.device("cuda"):
         model = GraniteForCausalLM(config).eval()
-    return LoadedModel(model, None, catalogue.SAMPLE, placement, 4096, frozenset())
+    return LoadedModel(model, None, SOURCE, placement, 4096, frozenset())
 
 
 async def test_greedy_equals_generate() -> None:

@@ -12,11 +12,11 @@ from granite_demo.engine.factory import create_engine
 from granite_demo.engine.kernels.layer import fuse, rotate
 from granite_demo.engine.kernels.weights import joined, joined_nf4
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import place
-from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, reference
+from tests.fakes import SOURCE
 from tests.gpu.checkpoints import small_config
+from tests.loaded import placed
 
 pytestmark = pytest.mark.gpu
 
@@ -195,10 +195,10 @@ def test_keys_and_values_are_kept() -> None:
 
 def small(dtype: str, attention: str) -> LoadedModel:
     torch.manual_seed(0)
-    placement = place(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
+    placement = placed(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
     config: Any = small_config()
     model = GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=placement.dtype).cuda().eval()
-    return LoadedModel(model, None, catalogue.SAMPLE, placement, 4096, frozenset())
+    return LoadedModel(model, None, SOURCE, placement, 4096, frozenset())
 
 
 async def test_500_greedy_tokens_in_float32_equal_generate() -> None:

@@ -16,10 +16,9 @@ from granite_demo.engine.interleaved.prefix_cache import common
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import GraniteDemoError
 from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import place
-from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
 from granite_demo.outputs.structured_output import Matcher
+from granite_demo.types.engine_kinds import ENGINES
 from granite_demo.types.events import Queued
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
@@ -27,6 +26,8 @@ from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.contract import assert_greedy
 from tests.engine.reporting_reference import OPTIONS, drawn_from
 from tests.engine.running import answer, reference, wait_idle
+from tests.fakes import SOURCE
+from tests.loaded import placed
 
 pytestmark = pytest.mark.gpu
 
@@ -56,12 +57,10 @@ def load(attention: str) -> LoadedModel:
         eos_token_id=None,
         pad_token_id=None,
     )
-    placement = place(LoadOptions(device="cuda", dtype="bfloat16", attention=cast(Any, attention)))
+    placement = placed(LoadOptions(device="cuda", dtype="bfloat16", attention=cast(Any, attention)))
     with torch.device("cuda"):
         model = GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=torch.bfloat16).eval()
-    return LoadedModel(
-        model, None, catalogue.SAMPLE, placement, CONTEXT, frozenset(), shape=Shape.from_config(config.to_dict())
-    )
+    return LoadedModel(model, None, SOURCE, placement, CONTEXT, frozenset(), shape=Shape.from_config(config.to_dict()))
 
 
 @pytest.fixture(scope="module", params=["batching", "static"])
@@ -69,7 +68,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     """Both engines that a GPU may have."""
     if request.param == "batching" and find_spec("flash_attn") is None:
         pytest.skip("needs flash-attn")
-    engine = create_engine(load("flash_attention_2" if request.param == "batching" else "sdpa"), request.param)
+    engine = create_engine(load("flash_attention_2" if request.param == "batching" else "sdpa"), ENGINES[request.param])
     assert any("CUDA graphs" in value for _, value, _ in engine.facts), engine.facts
     yield engine
     engine.close()

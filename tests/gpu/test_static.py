@@ -11,9 +11,10 @@ from granite_demo.engine.interleaved.row_attention import rows_problem
 from granite_demo.engine.interleaved.static import StaticRunner, StaticSlot
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.token_stream import Cancelled
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 pytestmark = pytest.mark.gpu
@@ -23,7 +24,7 @@ PROMPT = [5 + index * 7 % 50 for index in range(20)]
 
 def load(folder: Path, kind: str, **options: Any) -> LoadedModel:
     write_checkpoint(folder / kind, kind)
-    return load_model(folder / kind, catalogue.SAMPLE, LoadOptions(device="cuda", context=512, **options))
+    return load_checkpoint(folder / kind, LoadOptions(device="cuda", context=512, **options), catalogue.SAMPLE)
 
 
 def runner(loaded: LoadedModel, **options: Any) -> StaticRunner:

@@ -22,10 +22,10 @@ from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.engine.protocol import Engine
-from granite_demo.models import catalogue
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.sampling_params import SamplingParams
+from tests.fakes import SOURCE
 from tests.load.engine import FixedSpeedEngine, RecordingEngine
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def byte_model() -> "LoadedModel":
     return LoadedModel(
         SimpleNamespace(config=SimpleNamespace(vocab_size=300)),
         byte_tokenizer(TEMPLATE),
-        catalogue.SAMPLE,
+        SOURCE,
         Placement("cpu", torch.float32, "none", "sdpa", None, reasons=defaultdict(str)),
         context_length=131_072,
         eos_ids=frozenset(),

@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from transformers.utils.logging import set_tqdm_hook
 
 from granite_demo.errors import ConfigurationError, CorruptModelError, LoadCancelledError, OutOfMemoryError
-from granite_demo.loading.load import LoadedModel, load_model
-from granite_demo.loading.placement import place
+from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.source import Source
 from granite_demo.models import catalogue, registry
-from granite_demo.types.load_options import LoadOptions, LoadStage
+from granite_demo.types.load_options import LoadOptions, LoadStage, Report
+from tests.loaded import load_checkpoint, placed
 from tests.tinymodels import write_checkpoint
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -25,7 +26,7 @@ no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has 
 
 @no_gpu
 def test_every_automatic_choice_has_a_reason() -> None:
-    facts = place(LoadOptions()).facts
+    facts = placed(LoadOptions()).facts
     names = [name for name, _, _ in facts if name != "Prompts"]
     assert names == ["Device", "Precision", "Quantization", "Attention"]
     assert all(value and reason for _, value, reason in facts)
@@ -34,7 +35,7 @@ def test_every_automatic_choice_has_a_reason() -> None:
 
 
 def test_what_is_asked_for_is_taken() -> None:
-    placement = place(LoadOptions(device="cpu", dtype="bfloat16"))
+    placement = placed(LoadOptions(device="cpu", dtype="bfloat16"))
     assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
     assert placement.reasons["device"] == placement.reasons["dtype"] == "asked for"
 
@@ -42,7 +43,7 @@ def test_what_is_asked_for_is_taken() -> None:
 @no_gpu
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="cuda was asked for, but torch finds only: cpu"):
-        place(LoadOptions(device="cuda"))
+        placed(LoadOptions(device="cuda"))
 
 
 @pytest.fixture(scope="module")
@@ -69,9 +70,15 @@ def tqdm_hook() -> Iterator[Any]:
     set_tqdm_hook(previous)
 
 
-def load(folder: Path, *arguments: Any, spec: catalogue.ModelSpec | None = None, **options: Any) -> LoadedModel:
-    chosen = LoadOptions(**{"device": "cpu", "dtype": "float32", **options})
-    return load_model(folder, spec or registry.resolve(str(folder)), chosen, *arguments)
+def load(
+    folder: Path,
+    spec: catalogue.ModelSpec | None = None,
+    report: Report = lambda stage, fraction, detail: None,
+    cancelled: threading.Event | None = None,
+    **options: Any,
+) -> LoadedModel:
+    wanted = LoadOptions(**{"device": "cpu", "dtype": "float32", **options})
+    return load_checkpoint(folder, wanted, spec, report=report, cancelled=cancelled)
 
 
 def edit_config(folder: Path, **changes: Any) -> None:
@@ -94,7 +101,7 @@ def test_a_broken_file_is_a_clear_error(sample_path: Path, tmp_path: Path, broke
     whole = (sample_path / broken).read_bytes()
     (tmp_path / broken).write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CorruptModelError, match="Remove the folder"):
-        load_model(tmp_path, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+        load_checkpoint(tmp_path, spec=catalogue.SAMPLE)
 
 
 def test_pickled_weights_are_not_loaded(sample_path: Path, tmp_path: Path) -> None:
@@ -103,7 +110,7 @@ def test_pickled_weights_are_not_loaded(sample_path: Path, tmp_path: Path) -> No
     canary = tmp_path / "canary"
     torch.save({"evil": _Touch(str(canary))}, folder / "pytorch_model.bin")
     with pytest.raises(CorruptModelError):
-        load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+        load_checkpoint(folder, spec=catalogue.SAMPLE)
     assert not canary.exists()
 
 
@@ -123,7 +130,7 @@ class _Touch:
 @pytest.mark.parametrize("quantization", ["none", "nf4"])
 def test_progress_rises_to_the_end(tiny_path: Path, quantization: str) -> None:
     reports: list[tuple[LoadStage, float | None, str]] = []
-    load(tiny_path, lambda *report: reports.append(report), quantization=quantization)
+    load(tiny_path, report=lambda *report: reports.append(report), quantization=quantization)
     fractions = [fraction or 0 for _, fraction, _ in reports]
     tensors = len(load_file(tiny_path / "model.safetensors"))
     assert len(reports) == tensors
@@ -144,7 +151,7 @@ def test_a_load_is_cancelled_between_two_weights(tiny_path: Path, quantization: 
             cancelled.set()
 
     with pytest.raises(LoadCancelledError, match="The load was cancelled"):
-        load(tiny_path, report, cancelled, quantization=quantization)
+        load(tiny_path, report=report, cancelled=cancelled, quantization=quantization)
     assert len(reports) == 3
 
 
@@ -154,7 +161,7 @@ def test_the_hook_of_transformers_is_left_as_it_was(tiny_path: Path, copy: Path,
     cancelled = threading.Event()
     cancelled.set()
     with pytest.raises(LoadCancelledError):
-        load(tiny_path, lambda *_: None, cancelled)
+        load(tiny_path, cancelled=cancelled)
     assert set_tqdm_hook(tqdm_hook) is tqdm_hook
     (copy / "model.safetensors").write_bytes(b"")
     with pytest.raises(CorruptModelError):
@@ -180,7 +187,7 @@ def fill_python() -> None:
 @pytest.mark.parametrize("fill", [fill_the_cpu, fill_a_gpu, fill_python])
 def test_out_of_memory_between_weights_says_what_to_do(tiny_path: Path, fill: Any) -> None:
     with pytest.raises(OutOfMemoryError) as caught:
-        load(tiny_path, lambda *_: fill())
+        load(tiny_path, report=lambda *_: fill())
     assert str(caught.value).startswith("granite does not fit into the memory of cpu.")
     assert "Choose a smaller model or precision" in str(caught.value)
     # The frames of the failed load would hold the weights.
@@ -237,9 +244,8 @@ def test_weights_that_are_missing_are_not_made_up(copy: Path) -> None:
 
 def test_the_commit_is_a_fact(tiny_path: Path) -> None:
     spec = replace(registry.resolve(str(tiny_path)), repo_id="ibm-granite/tiny")
-    options = LoadOptions(device="cpu", dtype="float32")
-    loaded = load_model(tiny_path, spec, options, commit="0123456789abcdef")
-    assert loaded.commit == "0123456789abcdef"
+    loaded = load(tiny_path)
+    loaded = replace(loaded, source=Source(spec, tiny_path, commit="0123456789abcdef"))
     assert ("Commit", "0123456789abcdef", "ibm-granite/tiny") in loaded.facts
     assert "Commit" not in [name for name, _, _ in load(tiny_path).facts]
 

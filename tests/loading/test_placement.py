@@ -15,6 +15,7 @@ from granite_demo.loading.placement import (
     Placement,
     choose_attention,
     choose_context,
+    choose_device,
     choose_dtype,
     choose_products,
     choose_quantization,
@@ -28,6 +29,7 @@ from granite_demo.models.catalogue import MODELS
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions, Quantization
 from granite_demo.types.model_status import ASKED
+from tests.loaded import placed
 
 GB = 10**9
 BF16 = torch.bfloat16
@@ -36,7 +38,7 @@ assert EIGHT
 
 
 def on_cpu(shape: Shape | None = None, free: int | None = None, **options: Any) -> Placement:
-    return place(LoadOptions(**{"device": "cpu", "dtype": "bfloat16", **options}), shape, free)
+    return placed(LoadOptions(**{"device": "cpu", "dtype": "bfloat16", **options}), shape, free)
 
 
 # Quantization
@@ -200,6 +202,16 @@ def test_the_planner_knows_every_precision(dtype: torch.dtype, quantization: str
     expected = {"none": {BF16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}[dtype], "int8": "int8"}
     assert precision_of(dtype, quantization) == expected.get(quantization, "int4")
     assert precision_of(dtype, quantization) in get_args(memory.Precision)
+
+
+def test_an_engine_that_borrows_a_gpu_loads_the_model_without_one() -> None:
+    options = LoadOptions(engine="zerogpu")
+    device = choose_device(options)
+    assert device.value == "cpu"
+    placement = place(options, device)
+    assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
+    assert placement.reasons["device"] == "the GPU is for the process that writes an answer"
+    assert place(replace(options, dtype="float32"), device).dtype == torch.float32
 
 
 # Memory and context

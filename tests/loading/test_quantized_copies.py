@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.quantized_copies import copy_of, save_copy
 from granite_demo.models import catalogue, registry
 from granite_demo.types.load_options import LoadOptions
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 
@@ -18,8 +19,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, cache: Path, **options: Any) -> LoadedModel:
-    choice = LoadOptions(str(folder), device="cpu", dtype="bfloat16", quantization="nf4", **options)
-    return load_model(folder, registry.resolve(str(folder)), choice, copies=cache)
+    choice = LoadOptions(device="cpu", dtype="bfloat16", quantization="nf4")
+    return load_checkpoint(folder, choice, copies=cache, **options)
 
 
 def test_a_copy_is_saved_on_request_and_used_the_next_time(folder: Path, tmp_path: Path) -> None:
@@ -53,11 +54,10 @@ def test_no_layer_uses_the_kernel_for_avx512_bf16(
 
 @pytest.mark.parametrize("quantization", ["nf4", "fp4", "int8"])
 def test_a_checkpoint_that_was_saved_quantized_says_so(folder: Path, tmp_path: Path, quantization: Any) -> None:
-    spec, options = registry.resolve(str(folder)), LoadOptions(device="cpu", quantization=quantization)
-    made = load_model(folder, spec, options)
+    made = load_checkpoint(folder, LoadOptions(device="cpu", quantization=quantization))
     assert str(made.model.dtype) == "torch.bfloat16"
     save_copy(made.model, made.tokenizer, tmp_path / "saved")
-    loaded = load_model(tmp_path / "saved", spec, LoadOptions(device="cpu"))
+    loaded = load_checkpoint(tmp_path / "saved", LoadOptions(device="cpu"))
     assert loaded.placement.quantization == quantization
     assert loaded.placement.reasons["quantization"] == "the checkpoint's own"
     assert loaded.weight_bytes == made.weight_bytes

@@ -19,12 +19,12 @@ import torch
 
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading import tensor_parallel
-from granite_demo.loading.placement import place, place_in
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, batching_engine
 from tests.group_worker import PROMPTS, SAMPLED
+from tests.loaded import load_checkpoint, placed
 from tests.tinymodels import SHAPE, write_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def test_memory_is_shared_if_all_processes_can(monkeypatch: pytest.MonkeyPatch, 
 
 
 def shared(processes: int = 2, shape: Shape | None = FOUR_HEADS, **options: Any) -> Any:
-    return place(LoadOptions(dtype="float32", **options), shape, 10**10, processes)
+    return placed(LoadOptions(dtype="float32", **options), shape, 10**10, processes)
 
 
 def test_the_placement_has_the_number_of_processes() -> None:
@@ -102,8 +102,7 @@ def test_the_placement_has_the_number_of_processes() -> None:
     name, value, reason = placement.facts[0]
     assert (name, value) == ("Device", "cpu, 4 processes")
     assert reason.startswith("tensor parallel over 4 processes")
-    assert place(LoadOptions(dtype="float32"), FOUR_HEADS, 10**10).processes == 1
-    assert place_in(ALONE, LoadOptions(dtype="float32"), FOUR_HEADS).processes == 1
+    assert placed(LoadOptions(dtype="float32"), FOUR_HEADS, 10**10).processes == 1
 
 
 def test_every_refusal_has_a_solution(sample_path: Path) -> None:
@@ -231,11 +230,7 @@ def test_a_cancelled_request_ends_in_all_processes(answered: dict[str, Any]) -> 
 
 
 def load_whole(model: Path) -> Any:
-    from granite_demo.loading.load import load_model
-    from granite_demo.models import registry
-
-    options = LoadOptions(str(model), device="cpu", dtype="float32")
-    return load_model(model, registry.resolve(str(model)), options)
+    return load_checkpoint(model)
 
 
 @pytest.mark.release

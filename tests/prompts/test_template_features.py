@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-from granite_demo.loading.load import load_model
-from granite_demo.models import registry
 from granite_demo.prompts.template_features import find_switches, reasons
-from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.messages import Switches
 from tests.bytetokens import THINKS, byte_tokenizer, real_template
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 
@@ -94,7 +92,7 @@ def test_switches_of_named_templates(tokenizer: Any) -> None:
 def test_a_loaded_model_knows_its_switches(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "granite", "granite")
     (folder / "chat_template.jinja").write_text(THINKS)
-    loaded = load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", dtype="float32"))
+    loaded = load_checkpoint(folder)
     assert loaded.switches.thinking == ("full", "low", "off")
 
 

@@ -10,9 +10,7 @@ import pytest
 import torch
 
 from granite_demo.errors import CorruptModelError
-from granite_demo.loading.load import load_model
-from granite_demo.models import registry
-from granite_demo.types.load_options import LoadOptions
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 CODE = """
@@ -53,7 +51,7 @@ def folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def load(folder: Path) -> Any:
-    return load_model(folder, registry.resolve(str(folder)), LoadOptions(device="cpu", dtype="float32"))
+    return load_checkpoint(folder)
 
 
 def edit(file: Path, **changes: Any) -> None:

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -104,7 +103,7 @@ def measure(
 
 def _documented_load(loaded: LoadedModel) -> Callable[[], float] | None:
     """The same load as the documentation has it, where it can be told by a folder and a type alone."""
-    folder, placement = Path(getattr(loaded.model, "name_or_path", "")), loaded.placement
+    folder, placement = loaded.source.folder, loaded.placement
     if placement.quantization != "none" or placement.spread or not (folder / "config.json").is_file():
         return None
     return partial(baselines.load_seconds, folder, placement.dtype, placement.device)

@@ -16,10 +16,10 @@ from granite_demo.engine.interleaved.dynamic import SLOTS, DynamicRunner, Dynami
 from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.token_stream import Cancelled
 from granite_demo.loading.float32_prefill import ATTENTION
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.models import catalogue
-from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, one_thread, reference, tiny_model
+from tests.loaded import load_checkpoint
 from tests.loading.test_float32_prefill import Products
 from tests.tinymodels import write_checkpoint
 
@@ -39,7 +39,7 @@ def _one_thread() -> Iterator[None]:
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     """A tiny model with a layer of attention between two of Mamba."""
     folder: Path = write_checkpoint(tmp_path_factory.mktemp("hybrid") / "model", "hybrid")
-    return load_model(folder, catalogue.SAMPLE, LoadOptions(device="cpu", dtype="float32"))
+    return load_checkpoint(folder, spec=catalogue.SAMPLE)
 
 
 def nothing() -> None:

@@ -17,10 +17,11 @@ from granite_demo.engine.interleaved.static import StaticRunner, StaticSlot
 from granite_demo.engine.interleaved.static_cache import rows_layers
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.token_stream import Cancelled
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import LoadedModel
 from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, record, tiny_model
+from tests.loaded import load_checkpoint
 from tests.tinymodels import write_checkpoint
 
 SIZES = Sizes(shortest=16, padded=(8, 32))
@@ -65,7 +66,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedMode
         if kind not in made:
             folder: Path = write_checkpoint(tmp_path_factory.mktemp("tiny") / "model", kind)
             options = LoadOptions(device="cpu", dtype="float32", context=256)
-            made[kind] = load_model(folder, catalogue.SAMPLE, options)
+            made[kind] = load_checkpoint(folder, options, catalogue.SAMPLE)
         return made[kind]
 
     return load
