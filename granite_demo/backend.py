@@ -33,7 +33,12 @@ class Backend(Protocol):
         ...
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
-        """Yield the events of the answer, a Finish last. Raises ContextOverflowError for a prompt that is too long."""
+        """Yield the events of the answer, a Finish last. Raises ContextOverflowError for a prompt that is too long.
+
+        When ``request.stop`` is set, the answer ends within a moment: the stream yields what it held back as the
+        possible beginning of a marker or a call, and ``Finish("stopped")``. An answer that fails after its first token
+        yields the same before the error.
+        """
         ...
 
     def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:

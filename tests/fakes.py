@@ -33,6 +33,7 @@ from granite_demo.types.model_status import (
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.types.stop import StoppedError
 
 SETUP = ModelSetup(
     device=Chosen("cpu", "a test"),
@@ -131,7 +132,7 @@ class FakeBackend:
 
     ``allowed`` is how many words it may say; for more it waits until the test has raised it.
     ``script`` is a list of events to answer with instead of the words; ``view`` is what ``inspect`` answers,
-    ``scores`` and ``comparison`` are the events of those two. ``held`` is the rest of an answer that is cut off.
+    ``scores`` and ``comparison`` are the events of those two. ``held`` are the last events of an answer that is cut.
     """
 
     def __init__(self, words: Sequence[str] = ("Hello", " world", "!"), delay: float = 0.0) -> None:
@@ -163,33 +164,34 @@ class FakeBackend:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         self.requests.append(request)
         self.running += 1
-        whole = False
+        words = self.words[: request.sampling.max_tokens]
+        count, failure = 0, self.error
+        reason: FinishReason = "length" if len(words) < len(self.words) else "stop"
         try:
             for place in self.queued:
                 yield place
-            await asyncio.sleep(self.first_delay)
+            await request.stop.guard(asyncio.sleep(self.first_delay))
             for event in self.script or ():
                 yield event
-                await asyncio.sleep(self.delay)
+                await request.stop.guard(asyncio.sleep(self.delay))
             if self.script is not None:
-                whole = True
                 return
-            limit = request.sampling.max_tokens or len(self.words)
-            for count, word in enumerate(self.words[:limit], 1):
+            for count, word in enumerate(words, 1):
                 while count > self.allowed:
-                    await asyncio.sleep(0.01)
+                    await request.stop.guard(asyncio.sleep(0.01))
                 yield TextDelta(word, count)
-                await asyncio.sleep(self.delay)
-            if self.error:
-                raise self.error
-            count = min(limit, len(self.words))
-            reason: FinishReason = "length" if limit < len(self.words) else "stop"
-            whole = True
-            yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
+                await request.stop.guard(asyncio.sleep(self.delay))
+        except StoppedError:
+            reason, failure = "stopped", None
         finally:
             self.running -= 1
-            if request.rest is not None and not whole:
-                request.rest.extend(self.held)
+        if reason == "stopped" or failure:
+            for event in self.held:
+                yield event
+        if failure:
+            raise failure
+        if reason != "stopped" or not self.held:
+            yield Finish(reason, Usage(5, count), Timings(0.1, 0.1 + count * 0.05), request.sampling.seed)
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
         self.scored.append(request)

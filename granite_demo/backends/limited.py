@@ -9,17 +9,19 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
-from typing import Any, Self
+from contextlib import aclosing, closing, suppress
+from dataclasses import replace
+from typing import Any, Self, cast
 
 from granite_demo.access import Limits
 from granite_demo.backend import ForwardingBackend, ManagedBackend, R, T
 from granite_demo.errors import InvalidRequestError, ModelError, TimeLimitError, VisitorLimitError
-from granite_demo.types.comparison import Comparing
-from granite_demo.types.events import Dropped, Finish, Queued, ReasoningDelta, TextDelta
+from granite_demo.types.comparison import Comparing, Comparison
+from granite_demo.types.events import Dropped, Finish, Queued, ReasoningDelta, ScoreSummary, TextDelta
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
+from granite_demo.types.stop import Stop, StoppedError
 
 MINUTE = 60.0
 MAX_VISITORS = 10_000
@@ -58,7 +60,9 @@ class LimitedBackend(ForwardingBackend):
         Raises InvalidRequestError for a request that is too long, VisitorLimitError, ModelError for a failed model that
         was tried a moment ago, and TimeLimitError in the middle of an answer.
         """
-        visitor, limits, spent = self._visitor, self._limits, 0
+        visitor, limits, spent, arrived = self._visitor, self._limits, 0, time.monotonic()
+        stop = request.stop if isinstance(request, GenerationRequest) else Stop()
+        cut, event = Stop(), None
         read = self._checked_size(request) // (TOKEN_CHARACTERS * READ_SHARE)
         visitor.check(limits)
         self._check_load()
@@ -67,18 +71,23 @@ class LimitedBackend(ForwardingBackend):
         try:
             while ahead := visitor.ahead(turn, limits):
                 yield _waits(request, ahead)
-                await turn.wait()
+                await stop.guard(turn.wait())
                 turn.clear()
                 visitor.check_tokens(limits)
             loads = isinstance(request, CompareRequest) or bool(request.model)
             loads = loads or self._backend.status().stage != "ready"
-            deadline = _Deadline(limits.seconds, LOADING_SECONDS if loads else 0)
-            async with aclosing(ask(request)) as events:
-                while (event := await _next(events, deadline)) is not None:
-                    before, spent = spent, _spent(event, spent, read)
-                    visitor.spend(spent - before)
-                    deadline.hear(event)
-                    yield event
+            seconds = LOADING_SECONDS if loads else 0
+            with stop.calling(cut.set), closing(_Deadline(limits.seconds, seconds, cut)) as deadline:
+                async with aclosing(_until(cut, ask, request)) as events:
+                    async for event in events:
+                        before, spent = spent, _spent(event, spent, read)
+                        visitor.spend(spent - before)
+                        deadline.hear(event)
+                        yield event
+            if deadline.passed and not _is_whole(event):
+                raise TimeLimitError(limits.seconds)
+        except StoppedError:
+            yield cast("T", Finish.unbegun(time.monotonic() - arrived))
         finally:
             visitor.leave(turn)
 
@@ -175,39 +184,52 @@ class _Visitor:
 
 
 class _Deadline:
-    """The latest time of the next event of a request, on the loop's clock; ``at`` is None without a limit."""
+    """Sets a stop when the time of a request is over."""
 
-    def __init__(self, seconds: int, loading: int) -> None:
-        """``seconds`` for the answer, ``loading`` on top for a model that is not ready."""
-        self.seconds = seconds
+    def __init__(self, seconds: int, loading: int, cut: Stop) -> None:
+        """``seconds`` for the answer, 0 without a limit; ``loading`` on top for a model that is not ready."""
+        self.passed = False
+        self._seconds = seconds
         self._loading = loading
-        self.at = self._after(loading)
+        self._cut = cut
+        self._timer: asyncio.TimerHandle | None = None
+        self._set(loading)
 
-    def _after(self, waits: int) -> float | None:
-        return asyncio.get_running_loop().time() + waits + self.seconds if self.seconds else None
+    def _set(self, waits: int) -> None:
+        self.close()
+        if self._seconds:
+            self._timer = asyncio.get_running_loop().call_later(waits + self._seconds, self._pass)
+
+    def _pass(self) -> None:
+        self.passed = True
+        self._cut.set()
 
     def hear(self, event: object) -> None:
         """Extend the time of a request that waits; from its first token on, leave it the time of an answer."""
         if isinstance(event, Queued):
             # Those ahead, and one that is answered now, have as much time as this one.
-            self.at = self._after((event.ahead + 1) * self.seconds)
+            self._set((event.ahead + 1) * self._seconds)
         elif isinstance(event, Comparing):
-            self.at = self._after(self._loading)
-        elif self.at is not None and not isinstance(event, WAITING):
-            self.at = min(self.at, self._after(0) or self.at)
+            self._set(self._loading)
+        elif self._timer and not isinstance(event, WAITING):
+            left = self._timer.when() - asyncio.get_running_loop().time()
+            if left > self._seconds:
+                self._set(0)
+
+    def close(self) -> None:
+        """No longer set the stop."""
+        if self._timer:
+            self._timer.cancel()
 
 
-async def _next(events: AsyncGenerator[T], deadline: _Deadline) -> T | None:
-    """The next of ``events``, None after the last. Raises TimeLimitError after ``deadline``."""
-    try:
-        async with asyncio.timeout_at(deadline.at) as limit:
-            return await anext(events)
-    except StopAsyncIteration:
-        return None
-    except TimeoutError:
-        if limit.expired():
-            raise TimeLimitError(deadline.seconds) from None
-        raise  # the backend's own
+async def _until(cut: Stop, ask: Callable[[R], AsyncGenerator[T]], request: R) -> AsyncGenerator[T]:
+    """The events of ``ask(request)`` until ``cut`` is set: an answer then ends itself, everything else is cancelled."""
+    if isinstance(request, GenerationRequest):
+        request, cut = replace(request, stop=cut), Stop()
+    async with aclosing(ask(request)) as events:
+        with suppress(StoppedError):
+            while (event := await cut.guard(anext(events, None))) is not None:
+                yield event
 
 
 def _spent(event: object, before: int, read: int) -> int:
@@ -218,6 +240,11 @@ def _spent(event: object, before: int, read: int) -> int:
         usage = event.usage
         return max(before, usage.prompt_tokens // READ_SHARE + usage.completion_tokens)
     return before + isinstance(event, ScoredToken)
+
+
+def _is_whole(last: object) -> bool:
+    """Whether ``last`` is the end of a request that nothing cut off."""
+    return isinstance(last, ScoreSummary | Comparison) or (isinstance(last, Finish) and last.reason != "stopped")
 
 
 def _characters(request: GenerationRequest | ScoreRequest | CompareRequest) -> int:

@@ -8,7 +8,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -28,13 +28,14 @@ from granite_demo.prompts import render
 from granite_demo.prompts.chat_template import template_of
 from granite_demo.prompts.truncation import Fitted, fit
 from granite_demo.types.comparison import Comparing, Comparison
-from granite_demo.types.events import Dropped, Provenance, Queued, ScoreSummary, StreamEvent
+from granite_demo.types.events import Dropped, Finish, Provenance, Queued, ScoreSummary, StreamEvent
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.model_status import ModelChoice, ModelStatus
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.types.stop import StoppedError
 
 if TYPE_CHECKING:
     from granite_demo.loading.load import LoadedModel
@@ -189,21 +190,32 @@ class LocalBackend:
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``. Waits for the model to be ready first."""
         arrived = time.perf_counter()
-        async with self._manager.lease(self._wanted(request.model)) as ready:
-            # Tokenising a long text takes a second: off the event loop.
-            fitted = await asyncio.to_thread(_fit, ready.loaded, request)
-            prompt_ids, context = fitted.prompt_ids, ready.loaded.context_length
-            sampling = fit_to_context(request.sampling, len(prompt_ids), context)
-            if fitted.dropped:
-                yield Dropped(fitted.dropped)
-            asked = replace(fitted.request, sampling=sampling)
-            asked_ids = prompt_ids[: len(prompt_ids) - len(request.written)]
-            made_by = provenance_of(ready, asked_ids, request.raw, tools=bool(request.tools))
-            matcher = await _matcher(ready.loaded, asked, prompt_ids)
-            events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
-            async with aclosing(events):
-                async for event in events:
-                    yield event
+        async with AsyncExitStack() as stack:
+            try:
+                dropped, events = await request.stop.guard(self._begin(request, arrived, stack))
+            except StoppedError:
+                yield Finish.unbegun(time.perf_counter() - arrived)
+                return
+            if dropped:
+                yield Dropped(dropped)
+            async for event in events:
+                yield event
+
+    async def _begin(
+        self, request: GenerationRequest, arrived: float, stack: AsyncExitStack
+    ) -> tuple[int, AsyncGenerator[StreamEvent]]:
+        """How many messages do not fit the context, and the answer to the others. ``stack`` holds the model."""
+        ready = await stack.enter_async_context(self._manager.lease(self._wanted(request.model)))
+        # Tokenising a long text takes a second: off the event loop.
+        fitted = await asyncio.to_thread(_fit, ready.loaded, request)
+        prompt_ids, context = fitted.prompt_ids, ready.loaded.context_length
+        sampling = fit_to_context(request.sampling, len(prompt_ids), context)
+        asked = replace(fitted.request, sampling=sampling)
+        asked_ids = prompt_ids[: len(prompt_ids) - len(request.written)]
+        made_by = provenance_of(ready, asked_ids, request.raw, tools=bool(request.tools))
+        matcher = await _matcher(ready.loaded, asked, prompt_ids)
+        events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
+        return fitted.dropped, await stack.enter_async_context(aclosing(events))
 
 
 def fit_to_context(sampling: SamplingParams, prompt_tokens: int, context_length: int) -> SamplingParams:

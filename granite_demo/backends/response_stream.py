@@ -24,6 +24,7 @@ from granite_demo.types.events import (
 )
 from granite_demo.types.logprobs import Token
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.stop import StoppedError
 
 if TYPE_CHECKING:
     from granite_demo.outputs.structured_output import Matcher
@@ -46,13 +47,14 @@ async def answer_events(
 
     The prompt ends with what is ``written`` of the answer, which is told with its first new token.
 
-    ``arrived`` is when it came, by perf_counter. ``matcher`` says which tokens may come. Where the consumer closes it,
-    which is how a reader stops, or the engine fails, the request's ``rest`` gets what was held back, and a Finish.
+    ``arrived`` is when it came, by perf_counter. ``matcher`` says which tokens may come. An answer that is stopped, or
+    whose engine fails, ends with what was held back and a Finish.
     """
     reading = _Reading(ready, request, prompt_ids, arrived, provenance)
+    failure: Exception | None = None
     try:
         async with aclosing(ready.engine.generate(prompt_ids, request.sampling, matcher)) as tokens:
-            async for token in tokens:
+            while (token := await request.stop.guard(anext(tokens, None))) is not None:
                 if isinstance(token, Queued):
                     yield token
                     continue
@@ -62,12 +64,17 @@ async def answer_events(
                 if reading.ended:
                     break
         reading.end(reading.ended or "length")
-        while reading.due:
-            yield reading.due.popleft()
-    finally:
-        if request.rest is not None:
-            reading.end("stopped")
-            request.rest.extend(reading.due)
+    except StoppedError:
+        reading.end("stopped")
+    except Exception as error:
+        if not reading.ids:
+            raise
+        reading.end("stopped")
+        failure = error
+    while reading.due:
+        yield reading.due.popleft()
+    if failure:
+        raise failure
 
 
 class _Reading:
@@ -99,7 +106,6 @@ class _Reading:
         self._visible = Visible(sampling.stop)
         self._arrived = self._first = self._thought = arrived
         self._reasoning_tokens = 0
-        self._over = False
         self.ids: list[int] = []
         self.due: deque[StreamEvent] = deque()
         self.ended: FinishReason | None = None
@@ -131,10 +137,7 @@ class _Reading:
             self.ended = "stop"
 
     def end(self, reason: FinishReason) -> None:
-        """No more tokens come, because of ``reason``: what is held back, and the Finish. Once only."""
-        if self._over:
-            return
-        self._over = True
+        """No more tokens come, because of ``reason``: what is held back, and the Finish."""
         count, now = len(self.ids), time.perf_counter()
         self.due += self._visible.end(self._parser.feed(self._decoder.flush()) + self._parser.flush(), count)
         reasoning = max(self._thought - self._first, 0.0)

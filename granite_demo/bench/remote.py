@@ -80,7 +80,7 @@ async def _ask(backend: Backend, source: random.Random, users: int, tokens: int)
             async for event in events:
                 if isinstance(event, TextDelta | ReasoningDelta) and event.text and not first:
                     first = time.perf_counter() - start
-                elif isinstance(event, Finish):
+                elif isinstance(event, Finish) and event.reason != "stopped":
                     last = time.perf_counter() - start
                     return Answer(event.usage.completion_tokens, first or last, last)
                 elif isinstance(event, Queued):

@@ -72,7 +72,7 @@ async def _asked(backend: Backend, stream: AsyncGenerator[StreamEvent], prompt_i
                 first = first or event.token.alternatives
             elif isinstance(event, TextDelta | ReasoningDelta):
                 text += event.text
-            elif isinstance(event, Finish):
+            elif isinstance(event, Finish) and event.reason != "stopped":
                 usage, timings = event.usage, event.timings
                 rate = timings.decode_rate(usage.completion_tokens)
                 status = backend.status()

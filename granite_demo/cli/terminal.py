@@ -1,11 +1,12 @@
 """Output in the terminal: answers, tables and JSON on standard output; thinking, notes, logs and progress on stderr."""
 
+import asyncio
 import json
 import logging
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from math import isfinite
@@ -25,6 +26,7 @@ from granite_demo.types.events import Appendix, ReasoningDelta, StreamEvent, Tex
 from granite_demo.types.messages import Message, Switches, Thinking
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.stop import Stop
 
 log = logging.getLogger(__name__)
 
@@ -55,18 +57,28 @@ class Printer:
         return time.perf_counter() - self._started
 
     async def stream(self, backend: Backend, request: GenerationRequest) -> None:
-        """Send the request and print the answer, also to the end of a stopped one. Raises GraniteDemoError."""
-        rest: list[StreamEvent] = []
+        """Send the request and print the answer. A cancelled call stops the answer and prints its end.
+
+        Raises GraniteDemoError.
+        """
+        stop = Stop()
+        reading = asyncio.create_task(self._read(backend.stream(replace(request, stop=stop))))
         try:
-            async with aclosing(backend.stream(replace(request, rest=rest))) as events:
+            await asyncio.shield(reading)
+        except asyncio.CancelledError:
+            stop.set()
+            await reading
+            raise
+        if self.answer.finish is None:
+            raise EngineError("The answer ended before it was finished.")
+
+    async def _read(self, stream: AsyncGenerator[StreamEvent]) -> None:
+        try:
+            async with aclosing(stream) as events:
                 async for event in events:
                     self._take(event)
         finally:
             self.over = True
-            for event in rest:
-                self._take(event)
-        if self.answer.finish is None:
-            raise EngineError("The answer ended before it was finished.")
 
     def _take(self, event: StreamEvent) -> None:
         self.answer.add([event], self.elapsed)

@@ -14,7 +14,7 @@ from granite_demo.types.messages import ToolCall
 FinishReason = Literal["stop", "length", "tool_calls", "stopped"]
 """OpenAI's words: ``stop`` for an end token or a stop string, ``length`` for the token limit.
 
-``stopped`` is ours, for an answer that its reader or an error has ended: only in ``GenerationRequest.rest``.
+``stopped`` is ours, for an answer that its reader (``GenerationRequest.stop``) or an error has ended.
 """
 
 
@@ -126,7 +126,7 @@ class Provenance:
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last event of a stream that was not cancelled; of one that was, see ``GenerationRequest.rest``."""
+    """The last event of a stream. A stream that fails after its first token yields one, too, before it raises."""
 
     reason: FinishReason
     usage: Usage
@@ -136,6 +136,11 @@ class Finish:
     token_ids: tuple[int, ...] = ()
     """Every generated token, the end token included; empty where the backend does not know them."""
     provenance: Provenance | None = None
+
+    @classmethod
+    def unbegun(cls, seconds: float) -> "Finish":
+        """Of an answer that was stopped after ``seconds``, before an engine had the request."""
+        return cls("stopped", Usage(0, 0), Timings(0.0, seconds))
 
 
 StreamEvent = Dropped | Queued | TokenScored | ReasoningDelta | TextDelta | ToolCalled | Citation | Appendix | Finish

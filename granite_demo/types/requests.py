@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types.events import StreamEvent
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.messages import Controls, Document, Message, ToolSpec, scrub
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
+from granite_demo.types.stop import Stop
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,8 @@ class GenerationRequest:
     overflow: Overflow = "refuse"
     model: LoadOptions | None = None
     """Answer with this model rather than the one that is chosen; it takes the other's place in memory meanwhile."""
-    rest: "list[StreamEvent] | None" = field(default=None, compare=False, repr=False)
-    """Where to put the last events of an answer whose stream is closed or fails before its end.
-
-    What was held back as the possible beginning of a marker is among them, and a Finish.
-    """
+    stop: Stop = field(default_factory=Stop, compare=False, repr=False)
+    """Ends the answer early when it is set."""
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, self.prompt_ids is not None)

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
@@ -16,9 +15,9 @@ from granite_demo.access import visitor_of
 from granite_demo.backend import Backend
 from granite_demo.chat.answer import Answer
 from granite_demo.errors import GraniteDemoError, log_unexpected
-from granite_demo.types.events import StreamEvent
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.stop import Stop
 from granite_demo.ui.gradio_patches.events import DIRECT, INVALID, STREAMING, refusal
 from granite_demo.ui.html import note_html
 
@@ -114,13 +113,13 @@ class Visitors:
     """
 
     def __init__(self) -> None:
-        self._stops: dict[str, list[threading.Event]] = {}
+        self._stops: dict[str, list[Stop]] = {}
         self._settling: dict[str, float] = {}
 
     @contextmanager
-    def answering(self, visitor: str) -> Iterator[threading.Event]:
-        """Register a request of ``visitor`` (Gradio's session hash); the event is set when it is to stop."""
-        stop = threading.Event()
+    def answering(self, visitor: str) -> Iterator[Stop]:
+        """Register a request of ``visitor`` (Gradio's session hash); the stop is set when it is to end."""
+        stop = Stop()
         self._stops.setdefault(visitor, []).append(stop)
         try:
             yield stop
@@ -163,9 +162,7 @@ class Visitors:
         return bool(stops)
 
 
-async def snapshots(
-    backend: Backend, build: Callable[[], GenerationRequest], stop: threading.Event
-) -> AsyncGenerator[Snapshot]:
+async def snapshots(backend: Backend, build: Callable[[], GenerationRequest], stop: Stop) -> AsyncGenerator[Snapshot]:
     """Yield the answer as it grows, until it ends or ``stop`` is set.
 
     Errors end it with a note, never with an exception: what was written stays. ``build`` makes the request, so that a
@@ -174,27 +171,22 @@ async def snapshots(
     answer = Answer()
     start = time.perf_counter()
     elapsed = 0.0
-    rest: list[StreamEvent] = []
     answered = 1
     try:
-        request = replace(await asyncio.to_thread(build), rest=rest)
+        request = replace(await asyncio.to_thread(build), stop=stop)
         answer.written = len(request.written)
         async with aclosing(paced(backend.stream(request), answers=lambda: answered)) as batches:
             async for batch in batches:
                 elapsed, status = time.perf_counter() - start, backend.status()
                 answered = status.engine.running if status.engine else 1
                 answer.add(batch, elapsed)
-                if stop.is_set():
-                    break
-                yield Snapshot(replace(answer), _progress(status, answer, elapsed), "note", elapsed)
-        answer.add(rest, elapsed)
+                if not stop.is_set():
+                    yield Snapshot(replace(answer), _progress(status, answer, elapsed), "note", elapsed)
         if stop.is_set():
             yield Snapshot(replace(answer), answer.stopped_note(elapsed), "note", elapsed)
     except GraniteDemoError as error:
-        answer.add(rest, elapsed)
         yield Snapshot(replace(answer), error.user_text, "error", elapsed)
     except Exception as error:
-        answer.add(rest, elapsed)
         yield Snapshot(replace(answer), log_unexpected(error), "error", elapsed)
 
 
@@ -231,7 +223,7 @@ class Visit:
     backend: Backend
     """Within the visitor's limits."""
     address: str
-    stop: threading.Event
+    stop: Stop
     """Set when the visitor stops the answer or closes the page."""
     busy: Update = field(default_factory=dict)
     """Shows Stop. Goes into the first update of a stream that is worth stopping."""
@@ -313,7 +305,7 @@ Latest = list[Snapshot | None]
 
 
 async def side_by_side(
-    streams: Sequence[Callable[[], AsyncGenerator[Snapshot]]], stop: threading.Event, together: bool
+    streams: Sequence[Callable[[], AsyncGenerator[Snapshot]]], stop: Stop, together: bool
 ) -> AsyncGenerator[Latest]:
     """Yield the latest snapshot of each of ``streams`` as they grow: at the same time, or one after the other.
 

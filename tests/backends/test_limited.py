@@ -20,9 +20,11 @@ from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.messages import Document, Message
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
+from granite_demo.types.stop import Stop, StoppedError
 from tests.fakes import READY, FakeBackend
 
 ASKED = GenerationRequest((Message("user", "Hi"),))
+STOPPED = Finish("stopped", Usage(1, 1), Timings(0, 0))
 Clock = Callable[[float], None]
 
 
@@ -52,7 +54,9 @@ class Held(FakeBackend):
         self.running += 1
         try:
             yield TextDelta("word", 1)
-            await self.gate.wait()
+            await request.stop.guard(self.gate.wait())
+        except StoppedError:
+            yield STOPPED
         finally:
             self.running -= 1
 
@@ -220,8 +224,23 @@ async def test_an_answer_ends_after_its_time_and_what_was_written_was_told() -> 
     with pytest.raises(TimeLimitError, match="after 1 seconds"):
         async for event in one.stream(ASKED):
             heard.append(event)
-    assert heard == [TextDelta("word", 1)]
+    assert heard == [TextDelta("word", 1), STOPPED]
     assert (one._visitor.line, held.running) == ([], 0)
+
+
+async def test_a_stop_reaches_an_answer_that_runs_and_one_in_the_line() -> None:
+    held = Held()
+    one = LimitedBackend(held, Limits(running=1, waiting=1)).for_visitor("one")
+    runs, waits = (replace(ASKED, stop=Stop()) for _ in range(2))
+    tasks = [asyncio.create_task(drain(one.stream(request))) for request in (runs, waits)]
+    await settle()
+    waits.stop.set()
+    first, last = await asyncio.wait_for(tasks[1], 5)
+    assert (first, last.reason, last.usage) == (Queued(1), "stopped", Usage(0, 0))
+    assert not tasks[0].done()
+    runs.stop.set()
+    assert await asyncio.wait_for(tasks[0], 5) == [TextDelta("word", 1), STOPPED]
+    assert (len(held.began), held.running, one._visitor.line) == (1, 0, [])
 
 
 async def test_the_wait_for_the_engine_comes_on_top_of_the_time() -> None:

@@ -29,7 +29,7 @@ from granite_demo.loading.load import LoadedModel
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.comparison import Comparing
 from granite_demo.types.constraints import Constraint
-from granite_demo.types.events import Dropped, Finish, Queued, ReasoningDelta, TextDelta
+from granite_demo.types.events import Dropped, Finish, Queued, ReasoningDelta, StreamEvent, TextDelta
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.logprobs import Token
 from granite_demo.types.messages import Message, Switches
@@ -122,6 +122,37 @@ async def test_closing_the_stream_frees_the_engine(real: LocalBackend, engine: E
     while engine.stats() != EngineStats(running=0, waiting=0):
         await asyncio.sleep(0.01)
         assert time.perf_counter() - start < 1
+
+
+async def test_a_stop_frees_the_engine_and_ends_the_answer_in_a_second(real: LocalBackend, engine: Engine) -> None:
+    request = chat("Tell me a long story.")
+    events: list[StreamEvent] = []
+    async for event in real.stream(request):
+        events.append(event)
+        if len(events) == 3:
+            start = time.perf_counter()
+            request.stop.set()
+    assert time.perf_counter() - start < 1
+    finish = events[-1]
+    assert isinstance(finish, Finish)
+    assert (finish.reason, len(finish.token_ids)) == ("stopped", finish.usage.completion_tokens)
+    while engine.stats() != EngineStats(running=0, waiting=0):
+        await asyncio.sleep(0.01)
+        assert time.perf_counter() - start < 1
+
+
+async def test_a_stop_ends_the_wait_for_a_model(sample: LoadedModel) -> None:
+    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
+        cancelled.wait(60)
+        raise LoadCancelledError("The load was cancelled.")
+
+    backend, request = LocalBackend(ModelManager(load), OPTIONS), chat("Hi")
+    stream = asyncio.create_task(answer(backend, request))
+    await until(backend, "loading")
+    request.stop.set()
+    text, finish = await asyncio.wait_for(stream, 5)
+    assert (text, finish.reason, finish.token_ids) == ("", "stopped", ())
+    backend.close()
 
 
 def test_fit_to_context() -> None:

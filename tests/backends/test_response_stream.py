@@ -330,19 +330,19 @@ async def test_a_reader_may_leave_at_any_event(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
-async def test_a_reader_who_leaves_gets_the_rest_wherever_it_is(
+async def test_a_stopped_answer_ends_with_what_was_held_back_wherever_it_is(
     tokenizer: Any, dialect: str, prompt: str, text: str, seen: list[Any], reason: str
 ) -> None:
     answering = Answering(tokenizer, dialect, text, prompt)
     position = 1
     while True:
-        rest: list[StreamEvent] = []
-        stream = answering.stream(asking(rest=rest), provenance=Provenance("model"))
+        request = asking()
+        stream = answering.stream(request, provenance=Provenance("model"))
         told = [await anext(stream, None) for _ in range(position)]
-        await stream.aclose()
         if told[-1] is None:
             break
-        events = [event for event in told if event] + rest
+        request.stop.set()
+        events = [event for event in told if event] + [event async for event in stream]
         finish = finish_of(events)
         count = finish.usage.completion_tokens
         assert finish.token_ids == tuple(answering.ids[:count])
@@ -352,7 +352,6 @@ async def test_a_reader_who_leaves_gets_the_rest_wherever_it_is(
             assert shown(events) == shown(await answering.events(count))
         assert answering.engine.running == 0
         position += 1
-    assert rest == []
 
 
 @pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
@@ -374,26 +373,32 @@ async def test_an_answer_that_goes_on_is_the_whole_one_wherever_it_was_cut(
         assert answering.engine.prompts == [[*first, *ids[:cut]]]
 
 
-async def test_an_engine_that_fails_leaves_the_rest(tokenizer: Any) -> None:
+async def test_an_answer_that_fails_yields_what_was_held_back_before_the_error(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", 'A\n<tool_call>\n{"name": "f"')
     answering.engine.error = EngineError("No more memory.")
-    rest: list[StreamEvent] = []
+    events: list[StreamEvent] = []
     with pytest.raises(EngineError):
-        async for _ in answering.stream(asking(rest=rest)):
-            pass
-    assert shown(rest) == [ToolCalled(ToolCall("f", '{"name": "f"', CUT_OFF))]
-    assert finish_of(rest).token_ids == tuple(answering.ids)
+        async for event in answering.stream(asking()):
+            events.append(event)
+    assert shown(events) == [("text", "A"), ToolCalled(ToolCall("f", '{"name": "f"', CUT_OFF))]
+    assert (finish_of(events).reason, finish_of(events).token_ids) == ("stopped", tuple(answering.ids))
 
 
-async def test_of_an_answer_that_never_began_its_seed_and_provenance_are_left(tokenizer: Any) -> None:
+async def test_an_answer_that_fails_before_its_first_token_only_raises(tokenizer: Any) -> None:
+    answering = Answering(tokenizer, "4.0", "")
+    answering.engine.token_ids, answering.engine.error = [], EngineError("No more memory.")
+    with pytest.raises(EngineError):
+        await anext(answering.stream(asking()))
+
+
+async def test_an_answer_that_is_stopped_in_the_line_knows_its_seed_and_provenance(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", "A")
     answering.engine.queued = [Queued(1)]
-    rest: list[StreamEvent] = []
-    request = replace(asking(rest=rest), sampling=SamplingParams(temperature=1.0, seed=7, max_tokens=9))
+    request = replace(asking(), sampling=SamplingParams(temperature=1.0, seed=7, max_tokens=9))
     stream = answering.stream(request, provenance=Provenance("model"))
     assert await anext(stream) == Queued(1)
-    await stream.aclose()
-    [finish] = rest
+    request.stop.set()
+    [finish] = [event async for event in stream]
     assert isinstance(finish, Finish)
     assert (finish.reason, finish.seed, finish.provenance) == ("stopped", 7, Provenance("model"))
     assert (finish.token_ids, finish.usage.completion_tokens) == ((), 0)

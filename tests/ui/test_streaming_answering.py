@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import re
-import threading
 from collections.abc import Callable, Sequence
 from contextlib import aclosing, suppress
 from typing import Any
@@ -15,6 +14,7 @@ from granite_demo.types.events import Finish, Queued, StreamEvent, TextDelta, Ti
 from granite_demo.types.messages import ToolCall
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.stop import Stop
 from granite_demo.ui.streaming import Snapshot, Visitors, side_by_side, snapshots
 from tests.fakes import FakeBackend
 
@@ -31,7 +31,7 @@ def seen(shot: Snapshot) -> Shot:
 
 async def collect(backend: FakeBackend, stop_at: str | None = None) -> list[Shot]:
     """All snapshots; the reader stops the answer on seeing the text ``stop_at``."""
-    stop = threading.Event()
+    stop = Stop()
     shots: list[Shot] = []
     async for shot in snapshots(backend, lambda: REQUEST, stop):
         shots.append(seen(shot))
@@ -43,7 +43,7 @@ async def collect(backend: FakeBackend, stop_at: str | None = None) -> list[Shot
 async def first_of_a_wait(backend: FakeBackend) -> Shot:
     """What shows while nothing comes."""
     backend.first_delay = 60
-    async with aclosing(snapshots(backend, lambda: REQUEST, threading.Event())) as shots:
+    async with aclosing(snapshots(backend, lambda: REQUEST, Stop())) as shots:
         return seen(await anext(shots))
 
 
@@ -121,14 +121,14 @@ async def test_a_request_that_cannot_be_made_is_told(backend: FakeBackend) -> No
     def build() -> GenerationRequest:
         raise InvalidRequestError("Seed must be a whole number.")
 
-    shots = [seen(shot) async for shot in snapshots(backend, build, threading.Event())]
+    shots = [seen(shot) async for shot in snapshots(backend, build, Stop())]
     assert shots == [("", "Seed must be a whole number.", "error")]
     assert backend.requests == []
 
 
 async def test_closing_cancels_the_request(backend: FakeBackend) -> None:
     backend.delay = 60
-    async with aclosing(snapshots(backend, lambda: REQUEST, threading.Event())) as shots:
+    async with aclosing(snapshots(backend, lambda: REQUEST, Stop())) as shots:
         assert seen(await anext(shots))[0] == "Hello"
         assert backend.running == 1
     assert backend.running == 0
@@ -153,7 +153,7 @@ REST: list[StreamEvent] = [
 
 async def test_stop_shows_what_was_held_back_and_keeps_what_made_it(backend: FakeBackend) -> None:
     backend.delay, backend.held = 60, REST
-    stop = threading.Event()
+    stop = Stop()
     shots = []
     async for each in snapshots(backend, lambda: REQUEST, stop):
         shots.append(each)
@@ -166,7 +166,7 @@ async def test_stop_shows_what_was_held_back_and_keeps_what_made_it(backend: Fak
 
 async def test_an_error_shows_what_was_held_back(backend: FakeBackend) -> None:
     backend.error, backend.held = EngineError("No more memory."), REST
-    shot = [each async for each in snapshots(backend, lambda: REQUEST, threading.Event())][-1]
+    shot = [each async for each in snapshots(backend, lambda: REQUEST, Stop())][-1]
     assert (shot.answer.text, shot.kind, shot.answer.finish) == ("Hello world! <", "error", REST[-1])
 
 
@@ -179,14 +179,15 @@ async def test_stop_before_the_first_token(backend: FakeBackend) -> None:
 
 async def test_stop_at_the_very_end_shows_the_end(backend: FakeBackend) -> None:
     backend.delay = 0.05
-    stop = threading.Event()
+    stop = Stop()
     shots: list[Shot] = []
     async for shot in snapshots(backend, lambda: REQUEST, stop):
         shots.append(seen(shot))
-        stop.set()
         await asyncio.sleep(0.5)  # a slow page: meanwhile the rest arrives
+        stop.set()
     assert shots[0][0] == "Hello"
     assert shots[-1][0] == "Hello world!"
+    assert "finished (stop)" in shots[-1][1]
 
 
 def test_stop_reaches_all_requests_of_one_visitor_only() -> None:
@@ -215,7 +216,7 @@ def test_a_request_that_fails_is_forgotten() -> None:
     assert not visitors.stop("a")
 
 
-def streams(*backends: FakeBackend, stop: threading.Event) -> list[Callable[[], Any]]:
+def streams(*backends: FakeBackend, stop: Stop) -> list[Callable[[], Any]]:
     def one(backend: FakeBackend) -> Callable[[], Any]:
         return lambda: snapshots(backend, lambda: GenerationRequest(prompt="Once"), stop)
 
@@ -223,7 +224,7 @@ def streams(*backends: FakeBackend, stop: threading.Event) -> list[Callable[[], 
 
 
 async def texts(backends: Sequence[FakeBackend], together: bool) -> list[tuple[str | None, ...]]:
-    stop = threading.Event()
+    stop = Stop()
     return [
         tuple(shot.answer.text if shot else None for shot in latest)
         async for latest in side_by_side(streams(*backends, stop=stop), stop, together)
@@ -251,7 +252,7 @@ async def test_one_after_the_other() -> None:
 async def test_an_error_on_one_side_leaves_the_other_alone(together: bool) -> None:
     bad, good = two(0)
     bad.error = EngineError("Out of memory.")
-    stop = threading.Event()
+    stop = Stop()
     latest = [state async for state in side_by_side(streams(bad, good, stop=stop), stop, together)][-1]
     assert [(shot.answer.text, shot.kind) for shot in latest if shot] == [("aaaa", "error"), ("bbbb", "note")]
 
@@ -259,7 +260,7 @@ async def test_an_error_on_one_side_leaves_the_other_alone(together: bool) -> No
 @pytest.mark.parametrize("together", [True, False])
 async def test_closing_ends_both(together: bool) -> None:
     backends = two(60)
-    stop = threading.Event()
+    stop = Stop()
     async with aclosing(side_by_side(streams(*backends, stop=stop), stop, together)) as states:
         await anext(states)
         await asyncio.sleep(0.1)
@@ -269,7 +270,7 @@ async def test_closing_ends_both(together: bool) -> None:
 
 async def test_stop_spares_the_second_side() -> None:
     backends = two(0.05)
-    stop = threading.Event()
+    stop = Stop()
     async for latest in side_by_side(streams(*backends, stop=stop), stop, together=False):
         if latest[0] and latest[0].answer.text:
             stop.set()

@@ -3,7 +3,6 @@
 import asyncio
 import secrets
 import time
-from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, asynccontextmanager
 from typing import TYPE_CHECKING, Any, Self
@@ -26,12 +25,13 @@ from granite_demo.errors import (
 )
 from granite_demo.prompts.truncation import shortened
 from granite_demo.types.comparison import Comparing, Comparison
-from granite_demo.types.events import Dropped, Provenance, Queued, ScoreSummary, StreamEvent
+from granite_demo.types.events import Dropped, FinishReason, Provenance, Queued, ScoreSummary, StreamEvent
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.model_status import ModelChoice, ModelStatus
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
+from granite_demo.types.stop import StoppedError
 
 if TYPE_CHECKING:
     from openai import AsyncOpenAI
@@ -41,6 +41,7 @@ PAUSE_SECONDS = 0.3
 """Before a server is asked a second time."""
 MAX_TRIES = 4
 """Of one request, all before its first token."""
+_END = object()
 CLOSED = "The server is stopping, so the answer was cut off. Try again when it runs."
 NOT_HERE = "{} needs the model in this process. Start granite-demo without --backend for it."
 
@@ -204,32 +205,39 @@ class RemoteBackend:
         reader = Reader(family.dialect(bool(request.tools), request.raw), request, arrived, opened)
         traced = Provenance(model, choices=(("Engine", one.kind or "another server"),))
         seed = None
-        due: deque[StreamEvent] = deque()
+        ended: FinishReason | None = None
+        failure: GraniteDemoError | None = None
         try:
             async with self._connected(one) as client:
                 try:
-                    stream, body = await _opened(client, one, body)
+                    stream, body = await request.stop.guard(_opened(client, one, body))
                     seed = body.fields.get("seed") if sampling.temperature > 0 else None
                     async with stream:
-                        async for chunk in stream:
-                            due.extend(reader.feed(_as_dict(chunk)))
-                            while due:
-                                yield due.popleft()
+                        chunks = aiter(stream)
+                        while (chunk := await request.stop.guard(anext(chunks, _END))) is not _END:
+                            for event in reader.feed(_as_dict(chunk)):
+                                yield event
                             one.parses_reasoning = one.parses_reasoning or reader.parsed_there
                             if reader.stopped:
                                 break
+                except StoppedError:
+                    raise
                 except Exception as error:  # the client lets through what it trips over in other people's JSON
                     if self._closed:
                         raise EngineClosedError(CLOSED) from error
                     raise errors.explain(error, one.shown, model, one.key) from error
             if reader.ended in (None, "abort", "error") and not reader.stopped:
                 raise RemoteDownError(f"The server at {one.shown} ended the answer before it was whole. Try again.")
-            due.extend(reader.end(seed, traced))
-            while due:
-                yield due.popleft()
-        finally:
-            if request.rest is not None and reader.first is not None:
-                request.rest.extend([*due, *reader.end(seed, traced, "stopped")])
+        except StoppedError:
+            ended = "stopped"
+        except GraniteDemoError as error:
+            if reader.first is None:
+                raise
+            ended, failure = "stopped", error
+        for event in reader.end(seed, traced, ended):
+            yield event
+        if failure:
+            raise failure
 
 
 async def _opened(client: "AsyncOpenAI", one: Endpoint, body: Body) -> tuple[Any, Body]:

@@ -57,7 +57,6 @@ class Reader:
         self._count = 0
         self._reasoned = 0
         self._usage: dict[str, Any] = {}
-        self._over = False
 
     @property
     def stopped(self) -> bool:
@@ -124,10 +123,7 @@ class Reader:
             call[name] += _text(function.get(name))
 
     def end(self, seed: int | None, provenance: Provenance, ended: FinishReason | None = None) -> Iterator[StreamEvent]:
-        """The last events, a Finish last of all, once only; ``ended`` is why, where the server has not told it."""
-        if self._over:
-            return
-        self._over = True
+        """The last events, a Finish last of all; ``ended`` is why, where the server has not told it."""
         parser = self._parser or ResponseParser(PLAIN)
         yield from self._visible.end(parser.flush(), self._count)
         reason = ended or REASONS.get(self.ended or "", "stop")

@@ -143,7 +143,7 @@ async def _stream(backend: LocalBackend, request: GenerationRequest) -> Run:
         async for event in events:
             if isinstance(event, TextDelta) and not first:
                 first = time.perf_counter() - start
-            if isinstance(event, Finish):
+            if isinstance(event, Finish) and event.reason != "stopped":
                 return Run((Answer(event.usage.completion_tokens, first, time.perf_counter() - start),))
     raise EngineError("The stream ended without a finish.")
 

@@ -61,6 +61,8 @@ class Answers:
         try:
             async with aclosing(backend.stream(request)) as events:
                 async for event in events:
+                    if isinstance(event, Finish) and event.reason == "stopped":
+                        continue  # an error comes next
                     finished = isinstance(event, Finish)
                     self._queue.put_nowait((number, event))
             if not finished:

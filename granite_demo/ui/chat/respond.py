@@ -5,7 +5,6 @@ the browser puts it into the conversation. It keeps it meanwhile: a page that is
 """
 
 import asyncio
-import threading
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -22,6 +21,7 @@ from granite_demo.chat.tools import parse_tools
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.types.stop import Stop
 from granite_demo.ui.chat.messages import ChatHistory, chat_messages, growing_turn, turn_messages
 from granite_demo.ui.chat.sources import sent
 from granite_demo.ui.settings import to_sampling
@@ -42,7 +42,7 @@ class Update:
 
 
 async def respond(
-    backend: Backend, conversation: Conversation, values: tuple[Any, ...], stop: threading.Event, begun: Any = None
+    backend: Backend, conversation: Conversation, values: tuple[Any, ...], stop: Stop, begun: Any = None
 ) -> AsyncGenerator[Update]:
     """Yield the growing answer; ``values`` are those of the Settings tab. The last update is kept.
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import secrets
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,6 +13,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types.constraints import Constraint
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import MAX_SEED, SamplingParams
+from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import token_tree, token_view
 from granite_demo.ui.completion.constraint import to_constraint
 from granite_demo.ui.completion.token_tree import Run, Tree
@@ -131,9 +131,7 @@ async def request_for(backend: Backend, tree: Tree, sampling: SamplingParams) ->
     return GenerationRequest(prompt_ids=before + ids, sampling=sampling, begun=begun)
 
 
-def continued(
-    backend: Backend, tree: Tree, samplings: Sequence[SamplingParams], stop: threading.Event
-) -> AsyncGenerator[Latest]:
+def continued(backend: Backend, tree: Tree, samplings: Sequence[SamplingParams], stop: Stop) -> AsyncGenerator[Latest]:
     """Yield the latest snapshots of the continuations of ``tree``, one for each of ``samplings``."""
     loop = asyncio.get_running_loop()
 

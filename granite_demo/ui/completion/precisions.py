@@ -2,7 +2,6 @@
 
 import asyncio
 import html
-import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from granite_demo.types.comparison import Comparing, Comparison, to_csv
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import CompareRequest
+from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import token_view
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
@@ -130,7 +130,7 @@ def _side(status: ModelStatus, precision: Any) -> LoadOptions:
     return load_options(status.model, precision, "auto", 0)
 
 
-async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: threading.Event) -> AsyncGenerator[Step]:
+async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: Stop) -> AsyncGenerator[Step]:
     """Yield how far the comparison is, until it is done or ``stop`` is set. Errors end it with a note."""
     last: Comparing | None = None
     try:

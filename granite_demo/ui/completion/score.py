@@ -3,7 +3,6 @@
 import asyncio
 import html
 import math
-import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -19,6 +18,7 @@ from granite_demo.types.events import Queued, ScoreSummary
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import ScoreRequest
+from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import token_view
 from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
@@ -70,9 +70,7 @@ def shown_values(status: ModelStatus) -> tuple[Any, ...]:
     return gr.HTML(note_html(why) if why else "", visible=bool(why)), gr.Button(interactive=not why), special
 
 
-async def scorings(
-    backend: Backend, build: Callable[[], ScoreRequest], stop: threading.Event
-) -> AsyncGenerator[Scoring]:
+async def scorings(backend: Backend, build: Callable[[], ScoreRequest], stop: Stop) -> AsyncGenerator[Scoring]:
     """Yield the tokens as they come, until the text ends or ``stop`` is set. Errors end it with a note."""
     start = time.perf_counter()
     found: list[ScoredToken] = []

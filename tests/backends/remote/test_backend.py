@@ -41,6 +41,7 @@ from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.types.stop import Stop
 from tests.fakeserver import FakeServer, ended, remote, said, serving
 
 ROOT = Path(__file__).parents[3]
@@ -320,16 +321,17 @@ async def test_closing_the_stream_ends_the_request_there() -> None:
         await gone(server)
 
 
-async def test_a_reader_who_leaves_gets_what_was_held_back() -> None:
+async def test_a_stopped_answer_ends_with_what_was_held_back() -> None:
     call = '{"index": 0, "function": {"name": "f", "arguments": "{"}}'
     server = FakeServer([said("A <tool"), said("", tool_calls=[json.loads(call)]), *[said("_")] * 2000])
     server.delay = 0.02
-    rest: list[StreamEvent] = []
     with serving(server), remote(server) as backend:
-        request = replace(ASKED, tools=(ToolSpec("f", "", {"type": "object"}),), rest=rest)
+        request = replace(ASKED, tools=(ToolSpec("f", "", {"type": "object"}),), stop=Stop())
         events = backend.stream(request)
         told = [await anext(events) for _ in range(3)]
-        await events.aclose()
+        request.stop.set()
+        rest = [event async for event in events]
+        await gone(server)
     assert text_of(told) == "A"
     text, called, finish = rest
     assert isinstance(text, TextDelta)
@@ -341,6 +343,21 @@ async def test_a_reader_who_leaves_gets_what_was_held_back() -> None:
     assert finish.provenance is not None
 
 
+async def test_a_stop_before_the_first_token_ends_the_request_there() -> None:
+    server = FakeServer([said("x")] * 2000)
+    server.first_delay = 1.5
+    request = replace(ASKED, stop=Stop())
+    with serving(server), remote(server) as backend:
+        reading = asyncio.create_task(events_of(backend, request))
+        while not server.running:
+            await asyncio.sleep(0.01)
+        request.stop.set()
+        [finish] = await asyncio.wait_for(reading, 1)
+        assert isinstance(finish, Finish)
+        assert (finish.reason, finish.usage.completion_tokens) == ("stopped", 0)
+        await gone(server)
+
+
 async def test_closing_the_backend_ends_what_runs() -> None:
     server = FakeServer([said("x")])
     server.delay = 30.0
@@ -348,8 +365,9 @@ async def test_closing_the_backend_ends_what_runs() -> None:
         events = backend.stream(ASKED)
         await anext(events)
         backend.close()
+        assert isinstance(await asyncio.wait_for(anext(events), 5), Finish)
         with pytest.raises(EngineClosedError):
-            await asyncio.wait_for(anext(events), 5)
+            await anext(events)
         with pytest.raises(EngineClosedError):
             await events_of(backend)
 
@@ -491,7 +509,7 @@ async def test_an_error_within_the_stream() -> None:
         events = backend.stream(ASKED)
         await anext(events)
         with pytest.raises(RemoteError, match=r"cut off; what was written is kept.*CUDA is gone"):
-            await anext(events)
+            _ = [event async for event in events]
 
 
 async def test_a_lost_connection_is_told_and_not_tried_again_after_the_first_token() -> None:
@@ -501,7 +519,7 @@ async def test_a_lost_connection_is_told_and_not_tried_again_after_the_first_tok
         events = backend.stream(ASKED)
         assert await anext(events) == TextDelta("Hello", 1)
         with pytest.raises(RemoteError, match="cut off"):
-            await anext(events)
+            _ = [event async for event in events]
     assert one.asked + other.asked == 1
 
 
@@ -511,7 +529,7 @@ async def test_an_answer_without_an_end_is_cut_off() -> None:
         events = backend.stream(ASKED)
         await anext(events)
         with pytest.raises(RemoteError, match="cut off"):
-            await anext(events)
+            _ = [event async for event in events]
     assert server.asked == 1
 
 

@@ -1,7 +1,7 @@
 """Events on their way: what has piled up goes out together, and nothing else changes."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator
 from typing import cast
 
 import pytest
@@ -13,6 +13,7 @@ from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextD
 from granite_demo.types.messages import Message
 from granite_demo.types.requests import GenerationRequest
 
+ASKED = GenerationRequest((Message("user", "Hi"),))
 END = Finish("stop", Usage(1, 4), Timings(0.1, 0.2))
 
 
@@ -36,8 +37,7 @@ async def told(
     count: int, *events: StreamEvent | Exception, pace: Pace | None = None, apart: float = 0.0
 ) -> list[tuple[int, StreamEvent]]:
     """What is sent of ``count`` answers. ``apart``: seconds between the events of each."""
-    requests: Sequence[GenerationRequest] = [GenerationRequest((Message("user", "Hi"),))] * count
-    answers = Answers(cast(Backend, Burst(*events, apart=apart)), requests, pace or Pace())
+    answers = Answers(cast(Backend, Burst(*events, apart=apart)), [ASKED] * count, pace or Pace())
     try:
         await answers.begin(1)
         return [item async for item in answers.events()]
@@ -61,6 +61,16 @@ async def test_answers_are_not_mixed() -> None:
 async def test_an_error_comes_after_what_was_said() -> None:
     with pytest.raises(EngineError, match="broke"):
         await told(1, TextDelta("a", 1), EngineError("It broke."))
+
+
+async def test_an_answer_that_fails_has_no_end_but_the_error() -> None:
+    stopped = Finish("stopped", Usage(1, 1), Timings(0.1, 0.2))
+    answers = Answers(cast(Backend, Burst(TextDelta("a", 1), stopped, EngineError("It broke."))), [ASKED], Pace())
+    heard = []
+    with pytest.raises(EngineError, match="broke"):
+        async for item in answers.events():
+            heard.append(item)
+    assert heard == [(0, TextDelta("a", 1))]
 
 
 WORDS = [TextDelta("word ", count) for count in range(1, 41)]

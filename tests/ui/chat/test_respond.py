@@ -1,6 +1,5 @@
 """The answer to the last turn: streamed, and kept on its way."""
 
-import threading
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +11,7 @@ from granite_demo.errors import EngineError
 from granite_demo.types.events import Dropped, Finish, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.types.messages import Message
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.stop import Stop
 from granite_demo.ui.chat import respond as responding
 from granite_demo.ui.chat.respond import Update, left_out, respond
 from granite_demo.ui.settings import DEFAULTS
@@ -25,7 +25,7 @@ def question(text: str = "Why?") -> Conversation:
 async def updates(
     backend: FakeBackend, conversation: Conversation, values: tuple[Any, ...] = DEFAULTS, stop_after: int | None = None
 ) -> list[Update]:
-    stop = threading.Event()
+    stop = Stop()
     seen: list[Update] = []
     async for update in respond(backend, conversation, values, stop):
         seen.append(update)
@@ -98,12 +98,12 @@ async def test_an_answer_that_was_cut_goes_on_with_its_tokens_where_the_same_mod
 ) -> None:
     backend.state = replace(READY, name="granite")
     begun = {"token_ids": [4, 5], "provenance": {"model": "granite"}}
-    seen = [update async for update in respond(backend, question(), DEFAULTS, threading.Event(), begun)]
+    seen = [update async for update in respond(backend, question(), DEFAULTS, Stop(), begun)]
     assert backend.requests[0].written == (4, 5)
     assert seen[-1].pending is not None
     assert seen[-1].pending["turn"]["made"]["sampling"]["max_tokens"] == 514
     for wrong in ({**begun, "provenance": {"model": "other"}}, {**begun, "token_ids": ["4"]}):
-        seen = [update async for update in respond(backend, question(), DEFAULTS, threading.Event(), wrong)]
+        seen = [update async for update in respond(backend, question(), DEFAULTS, Stop(), wrong)]
         assert seen[-1].pending is not None
         assert "cannot go on" in seen[-1].pending["turn"]["note"]
     assert len(backend.requests) == 1

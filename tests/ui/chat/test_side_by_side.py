@@ -1,7 +1,6 @@
 """Side by side: what is asked of each side, and what both show."""
 
 import re
-import threading
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -20,6 +19,7 @@ from granite_demo.types.messages import Controls, Message, Switches
 from granite_demo.types.model_status import BESIDE, Chosen, EngineSetup, ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
+from granite_demo.types.stop import Stop
 from granite_demo.ui.chat.side_by_side import answers, costs_html, difference_words, layout, shown_values, to_request
 from granite_demo.ui.streaming import Snapshot, Visit
 from tests.fakes import READY, SETUP, FakeBackend
@@ -123,7 +123,7 @@ async def run(backend: FakeBackend | SideBySideBackend, *sides: list[Any], acces
     states: list[Shown] = [{}]
     async for update in answers(
         tab,
-        Visit(backend, "", threading.Event()),
+        Visit(backend, "", Stop()),
         lambda values: to_request(backend, backend, "Why?", "", values, allow),
         [value for one in sides for value in one],
     ):

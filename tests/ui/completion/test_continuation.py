@@ -1,6 +1,5 @@
 """From a text to the request that continues it, and from answers to runs, without a page."""
 
-import threading
 from dataclasses import replace
 
 import pytest
@@ -12,6 +11,7 @@ from granite_demo.types.events import Finish, FinishReason, TextDelta, Timings, 
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.prompt_view import PromptPart, PromptView
 from granite_demo.types.sampling_params import MAX_SEED, SamplingParams
+from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import token_tree
 from granite_demo.ui.completion.continuation import (
     continued,
@@ -97,7 +97,7 @@ async def test_a_constraint_holds_for_all_that_is_not_accepted() -> None:
 async def test_errors_before_the_stream_are_notes() -> None:
     backend = FakeBackend()
     backend.view_error = EngineError("No model.")
-    states = [latest async for latest in continued(backend, TWO, [GREEDY], threading.Event())]
+    states = [latest async for latest in continued(backend, TWO, [GREEDY], Stop())]
     shot = states[-1][0]
     assert shot is not None
     assert (shot.kind, shot.note) == ("error", "No model.")

@@ -1,7 +1,6 @@
 """Precision A/B: who may, what is asked for, and what is shown of the result."""
 
 import json
-import threading
 from dataclasses import replace
 from math import inf
 
@@ -10,6 +9,7 @@ import pytest
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
 from granite_demo.types.model_status import Chosen, ModelStatus
+from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import precisions
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.completion.precisions import (
@@ -95,21 +95,21 @@ async def test_progress_then_the_result() -> None:
     backend = FakeBackend()
     backend.comparison, backend.delay = [Comparing("one", 0.5), RESULT], 0.2
     request = to_request(backend, TEXT, "bfloat16", "float32")
-    found = [step async for step in steps(backend, lambda: request, threading.Event())]
+    found = [step async for step in steps(backend, lambda: request, Stop())]
     assert Step(Comparing("one", 0.5)) in found
     assert found[-1] == Step(None, RESULT)
 
 
 async def test_cancel_and_errors_end_it() -> None:
-    backend, stop = FakeBackend(), threading.Event()
+    backend, stop = FakeBackend(), Stop()
     request = to_request(backend, TEXT, "bfloat16", "float32")
     backend.comparison, backend.delay = [Comparing("one", 0.5), RESULT], 0.5
     stop.set()
     assert [step async for step in steps(backend, lambda: request, stop)] == [Step(None, note="Cancelled.")]
     backend.comparison, backend.error = [], GraniteDemoError("It is full.")
-    assert [s async for s in steps(backend, lambda: request, threading.Event())][-1].note == "It is full."
+    assert [s async for s in steps(backend, lambda: request, Stop())][-1].note == "It is full."
     backend.error = RuntimeError("secret")
-    last = [step async for step in steps(backend, lambda: request, threading.Event())][-1]
+    last = [step async for step in steps(backend, lambda: request, Stop())][-1]
     assert last.kind == "error"
     assert "secret" not in last.note
 

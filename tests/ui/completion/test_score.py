@@ -1,7 +1,6 @@
 """Scoring: tokens as they come, the figures of the whole, and what a click on an alternative writes."""
 
 import math
-import threading
 
 import pytest
 
@@ -9,6 +8,7 @@ from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.events import Queued, ScoreSummary
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.requests import ScoreRequest
+from granite_demo.types.stop import Stop
 from granite_demo.ui.completion.score import STOPPED, Scoring, figures_html, scorings, shown_values, up_to
 from tests.fakes import READY, FakeBackend
 
@@ -20,9 +20,9 @@ TOKENS = [
 SUMMARY = ScoreSummary(3, -3.0, 0.25)
 
 
-async def states(backend: FakeBackend, stop: threading.Event | None = None) -> list[Scoring]:
+async def states(backend: FakeBackend, stop: Stop | None = None) -> list[Scoring]:
     request = ScoreRequest("Hé is\n")
-    return [state async for state in scorings(backend, lambda: request, stop or threading.Event())]
+    return [state async for state in scorings(backend, lambda: request, stop or Stop())]
 
 
 async def test_the_last_state_has_all() -> None:
@@ -44,7 +44,7 @@ async def test_a_long_text_is_shown_in_few_updates() -> None:
 
 
 async def test_stop_keeps_what_there_is() -> None:
-    backend, stop = FakeBackend(), threading.Event()
+    backend, stop = FakeBackend(), Stop()
     backend.scores, backend.delay = [*TOKENS, SUMMARY], 0.3
     stop.set()
     [state] = await states(backend, stop)
