@@ -16,7 +16,7 @@ from granite_demo.loading.source import Source, find_safetensors, find_source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
-from granite_demo.types.model_status import ASKED, Chosen
+from granite_demo.types.model_status import REQUESTED, Chosen
 
 if TYPE_CHECKING:
     from granite_demo.loading.cpu_benchmark import Threads
@@ -34,10 +34,10 @@ def open_model(
     fuse: bool = True,
     group: Group = ALONE,
 ) -> ReadyModel:
-    """Make a model ready. Raises what fetching and loading raise, and LoadCancelledError once ``cancelled`` is set.
+    """Make a model ready. Raises as a download and a load do, and LoadCancelledError after ``cancelled`` is set.
 
-    With ``ignore_ends`` no token ends an answer, and without ``fuse`` transformers computes the layers: to measure
-    answers of one length, and that. The processes of ``group`` share the model; only the first of them downloads.
+    With ``ignore_ends``, no token ends an answer, so that measured answers have one length. Without ``fuse``,
+    transformers computes the layers. The processes of ``group`` share the model; only the first one downloads.
     """
     group.join()
     from granite_demo.loading.placement import choose_device
@@ -49,7 +49,7 @@ def open_model(
     report("loading", None, "")
     from granite_demo.engine.factory import create_engine
 
-    # torchrun has shared the cores among the processes.
+    # torchrun has divided the cores between the processes.
     chosen_threads = _set_threads(threads, device.value) if threads or group.size == 1 else None
     with _compiling(source, device.value, group):
         try:
@@ -64,7 +64,7 @@ def open_model(
     if ignore_ends:
         loaded = replace(loaded, eos_ids=frozenset())
     else:
-        # Up to a second in which nothing else runs: better now than in somebody's answer.
+        # This can block everything else for a second: better now than during an answer.
         with suppress(InvalidRequestError):
             prepare(loaded.tokenizer, loaded.eos_ids)
     engine = create_engine(loaded, options.engine_kind, options.compile, report, group, fuse)
@@ -95,7 +95,7 @@ def _load(
 
 @contextmanager
 def _compiling(source: Source, device: str, group: Group) -> Iterator[None]:
-    """On a GPU, compile the kernel that chooses tokens beside the block, which mostly waits for the disk."""
+    """On a GPU, compile the sampling kernel during the block, which mostly waits for the disk."""
     import torch
 
     from granite_demo.engine.sampling.dispatch import compile_chooser
@@ -109,7 +109,7 @@ def _compiling(source: Source, device: str, group: Group) -> Iterator[None]:
 
 
 def follow(cache_dir: Path, threads: int, options: LoadOptions, group: Group) -> None:
-    """Load this process's part of the model, and compute along with the first process until it stops."""
+    """Load the part of this process, and compute with the first process until that one stops."""
     with group.together():
         ready = open_model(cache_dir, threads, options, _silent, threading.Event(), group=group)
     from granite_demo.engine.batching.engine import BatchingEngine
@@ -124,12 +124,12 @@ def _silent(stage: LoadStage, fraction: float | None, detail: str) -> None:
 
 
 def _set_threads(wanted: int, device: str) -> "Threads | None":
-    """Before the engine's thread is there: it computes on as many as torch has when it starts."""
+    """Set the CPU threads before the engine's thread starts, which keeps the number that torch has then."""
     import torch
 
     from granite_demo.loading.cpu_benchmark import Threads, choose_threads
 
-    if wanted:
-        torch.set_num_threads(wanted)
-        return Threads(wanted, ASKED, asked=True)
-    return choose_threads() if device == "cpu" else None
+    threads = Threads(wanted, REQUESTED, requested=True) if wanted else choose_threads() if device == "cpu" else None
+    if threads:
+        torch.set_num_threads(threads.count)
+    return threads

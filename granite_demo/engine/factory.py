@@ -1,10 +1,10 @@
-"""The fourth stage of opening a model: which engine runs it, and why. The one place that knows them all.
+"""The fourth stage of opening a model: which engine runs it, and why. The only module that imports all engines.
 
 - batching: a GPU with FlashAttention and a model of full-attention layers; many requests in each step.
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
 - gguf: a GGUF file, on a CPU; requests take turns. ``loading/source.py`` says when such a file is taken.
-- zerogpu: a Space whose GPU is lent for the length of an answer.
+- zerogpu: a Space that has a GPU only during an answer.
 """
 
 import logging
@@ -31,40 +31,40 @@ from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models.memory import PREFILL_TOKENS, kv_bytes_per_token
 from granite_demo.types.engine_kinds import BATCHING, DYNAMIC, GGUF, STATIC, ZEROGPU, EngineKind
 from granite_demo.types.load_options import Report
-from granite_demo.types.model_status import ASKED, Chosen, EngineSetup, gigabytes
+from granite_demo.types.model_status import REQUESTED, Chosen, EngineSetup, gigabytes
 
 log = logging.getLogger(__name__)
 
 USERS = 64
-"""Requests in one step on a GPU."""
+"""The maximum number of requests in a step on a GPU."""
 USERS_ON_CPU = 8
 USUAL_CONTEXT = 4096
-"""Tokens of cache for each of them, should the GPU have that much room."""
+"""Tokens of cache for each of them, if they fit."""
 CACHE_SHARE = 0.8
-"""The part of the free memory that a cache may take; activations and graphs need the rest."""
+"""The part of the free memory for a cache; activations and graphs need the rest."""
 KEPT_SHARE = 0.25
-"""The part of the free memory that ended conversations may take on a CPU; running ones need the rest."""
+"""The part of the free memory for ended conversations on a CPU; running ones need the rest."""
 MOST_SLOTS = 4
-"""Conversations that caches of a fixed size have room for, where memory allows."""
+"""The maximum number of conversations in caches of a fixed size."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Order:
-    """What an engine is made for, and with."""
+    """The arguments for an engine."""
 
     loaded: LoadedModel
     reason: str
     """Why this engine was chosen."""
     compile: bool
-    """Whether the user asked for a compiled decode step."""
+    """Whether the user requested a compiled decode step."""
     fused: Chosen[bool] | None
     """Whether the layers are fused; None without a GPU."""
     report: Report
     group: Group
 
     def setup(self, kind: EngineKind, words: str) -> EngineSetup:
-        """The choices for an engine that compiles nothing."""
-        why = "asked for, but only the batching engine compiles its steps"
+        """Return the choices for an engine that does not compile."""
+        why = "requested, but only the batching engine compiles its steps"
         compiled = Chosen(False, why, "no") if self.compile else None
         return EngineSetup(Chosen(kind, self.reason, words), compiled, self.fused)
 
@@ -79,38 +79,39 @@ def _on_gpu(loaded: LoadedModel) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """How one kind of engine is chosen and made. The texts are half sentences."""
+    """When an engine is chosen, and how it is made. The texts are clauses, empty if there is nothing to say."""
 
     kind: EngineKind
     make: Callable[[_Order], Engine]
-    """Raises UnsuitableEngineError where only the attempt shows that it cannot run the model."""
+    """Make the engine. Raises UnsuitableEngineError if only this attempt shows that it cannot run the model."""
     suits: Callable[[LoadedModel], bool]
     """Whether ``auto`` considers it."""
     problem: Callable[[LoadedModel], str] = _nothing
-    """Why it cannot run the model, or nothing."""
+    """Why it cannot run the model."""
     reason: Callable[[LoadedModel], str] = _nothing
-    """Why it is chosen, where no engine before it was considered."""
+    """Why ``auto`` chooses it, if no engine before it was rejected."""
 
 
 def create_engine(
     loaded: LoadedModel,
-    asked: EngineKind | None = None,
+    requested: EngineKind | None = None,
     compiled: bool = False,
     report: Report = lambda stage, fraction, detail: None,
     group: Group = ALONE,
     fuse: bool = True,
 ) -> Engine:
-    """An engine that is warm and ready: the one that was ``asked`` for, else the first in ``_ROWS`` that can run this.
+    """Return a warm engine: the ``requested`` one, or the first in ``_ROWS`` that can run the model.
 
-    Raises ConfigurationError where the engine that was asked for cannot run the model.
+    Raises ConfigurationError if the requested engine cannot run the model.
     """
-    reason, problems = ASKED if asked else "", list[str]()
+    reason, problems = REQUESTED if requested else "", list[str]()
     if group.size > 1:
-        asked, reason = BATCHING, "the only one that several processes can share"
-    unfused = _fuse(loaded, "" if fuse else ASKED, group)
+        requested, reason = BATCHING, "the only engine for several processes"
+    unfused = _fuse(loaded, "" if fuse else REQUESTED, group)
     fused = eligibility.fusion(unfused) if _on_gpu(loaded) else None
     for row in _ROWS:
-        if row.kind.reads_gguf != bool(loaded.source.gguf) or (row.kind != asked if asked else not row.suits(loaded)):
+        considered = row.kind == requested if requested else row.suits(loaded)
+        if not considered or row.kind.reads_gguf != bool(loaded.source.gguf):
             continue
         problem = row.problem(loaded)
         if not problem:
@@ -121,19 +122,19 @@ def create_engine(
                 problem = str(error)
                 log.warning("The %s engine is not used: %s.", row.kind, problem)
             garbage.collect()  # what it had allocated
-        if asked:
+        if requested:
             raise ConfigurationError(
-                f"The {asked} engine was asked for, but {problem}. Choose another engine, or auto."
+                f"The {requested} engine was requested, but {problem}. Choose another engine, or auto."
             )
         problems.append(f"not {row.kind}: {problem}")
-    raise ConfigurationError(f"The {asked} engine was asked for, but it does not run these files. Choose auto.")
+    raise ConfigurationError(f"The {requested} engine was requested, but it cannot run these files. Choose auto.")
 
 
 def batching_problem(loaded: LoadedModel) -> str:
-    """Why continuous batching cannot run this model here, as half a sentence, or nothing."""
+    """Return why continuous batching cannot run this model here, as a clause; empty if it can."""
     shape, placement = loaded.shape, loaded.placement
     if shape is None:
-        return "the shape of the model is not known"
+        return "the shape of the model is unknown"
     if shape.attention_layers < shape.layers:
         return "it needs attention in every layer, and this model has Mamba layers"
     if placement.spread:
@@ -148,7 +149,7 @@ def batching_problem(loaded: LoadedModel) -> str:
 
 
 def cache_tokens(loaded: LoadedModel, free: int) -> int:
-    """Tokens for the cache that all requests share: what 64 usual conversations or two long ones need, if it fits."""
+    """Return the tokens of the shared cache: enough for 64 usual conversations or two long ones, if they fit."""
     # On a CPU attention is computed with one mask over the whole cache.
     wanted = max(2 * loaded.context_length, USERS * USUAL_CONTEXT) if _on_gpu(loaded) else USERS_ON_CPU * USUAL_CONTEXT
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
@@ -158,19 +159,19 @@ def _compiled(order: _Order) -> Chosen[bool]:
     if order.fused is None:
         return Chosen(False, "only on a GPU", "no")
     if not order.compile:
-        return Chosen(False, "not asked for; it takes a minute", "no")
+        return Chosen(False, "not requested; it takes a minute", "no")
     if order.fused.value:
         return Chosen(False, "the layers are fused, which is faster", "no")
-    return Chosen(True, ASKED, "yes")
+    return Chosen(True, REQUESTED, "yes")
 
 
 def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
-    """Fuse the layers, or say why not."""
+    """Fuse the layers, or return why not."""
     problem = eligibility.fusion_problem(loaded) or unwanted
     if not problem:
         from granite_demo.engine.kernels import matvec
 
-        # What one process cannot do, none does.
+        # If one process cannot fuse its layers, none does.
         problem = next(filter(None, group.gather(layer.trial(loaded.model, matvec))), "")
         if not problem:
             layer.fuse(loaded.model, matvec, USERS, group)
@@ -234,17 +235,17 @@ def _dynamic(order: _Order) -> Engine:
 def _gguf(order: _Order) -> Engine:
     loaded = order.loaded
     slots = _fitting_slots(loaded, int(KEPT_SHARE * loaded.memory.free) if loaded.memory else 0)
-    measures = not (loaded.threads and loaded.threads.asked)
+    measures = not (loaded.threads and loaded.threads.requested)
     try:
         runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads(), measures=measures)
     except BaseException:
-        loaded.model.close()  # nobody else knows of it: its memory would never be given back
+        loaded.model.close()  # nothing else can free its memory
         raise
     return _interleaved(order, runner, GGUF)
 
 
 def _fitting_slots(loaded: LoadedModel, room: int) -> int:
-    """Conversations of the whole context that fit into ``room`` bytes, ``MOST_SLOTS`` where their size is not known."""
+    """Return how many conversations of the whole context fit into ``room`` bytes; ``MOST_SLOTS`` if unknown."""
     if loaded.memory is None or not loaded.memory.kv_cache:
         return MOST_SLOTS
     return max(1, min(MOST_SLOTS, room // loaded.memory.kv_cache))
@@ -259,7 +260,7 @@ def _interleaved(order: _Order, runner: StaticRunner | DynamicRunner | GgufRunne
 
 
 def _zerogpu(order: _Order) -> Engine:
-    order = replace(order, reason="the Space lends a GPU for the length of an answer")
+    order = replace(order, reason="the Space has a GPU only during an answer")
     return ZeroGpuEngine(order.loaded, load_spaces(), order.setup(ZEROGPU, "ZeroGPU, a process for each answer"))
 
 
@@ -290,4 +291,4 @@ _ROWS = (
     _Row(GGUF, _gguf, suits=lambda loaded: True, reason=lambda loaded: loaded.source.gguf_because),
     _Row(ZEROGPU, _zerogpu, suits=lambda loaded: False),
 )
-"""The other half of the table in ``types/engine_kinds.py``, in the order in which ``auto`` tries the engines."""
+"""The other half of the table in ``types/engine_kinds.py``. ``auto`` tries the engines in this order."""

@@ -146,7 +146,7 @@ def seconds_for(prompt_ids: list[int], sampling: SamplingParams) -> int:
 def writer(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingParams], Iterator[Token]]:
     """A function that writes an answer; it moves the model to ``device`` where it is not there."""
     # What suits a processor does not suit a GPU.
-    there = replace(loaded, placement=replace(loaded.placement, device=device, wide=False))
+    there = replace(loaded, placement=replace(loaded.placement, device=device, float32_prefill=False))
 
     def write(prompt_ids: list[int], sampling: SamplingParams) -> Iterator[Token]:
         there.model.to(device)

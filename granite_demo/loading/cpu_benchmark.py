@@ -92,7 +92,7 @@ class Threads:
 
     count: int
     reason: str
-    asked: bool = False
+    requested: bool = False
     """Whether the user gave the number, so that no other number is tried."""
 
 

@@ -12,20 +12,20 @@ from granite_demo.loading.placement import Placement, free_memory
 from granite_demo.loading.source import Source
 from granite_demo.prompts.template_features import find_switches
 from granite_demo.types.load_options import Report
-from granite_demo.types.model_status import ASKED, MemoryUse
+from granite_demo.types.model_status import REQUESTED, MemoryUse
 
 CONVERSATIONS_SHARE = 0.25
-"""The part of the free memory that conversations may take."""
+"""The part of the free memory for conversations."""
 CONVERSATIONS = 4
-"""For so many at a time memory is shared out."""
+"""The number of conversations that share this memory."""
 USUAL_CONTEXT = 4096
-"""Tokens below which there are rather fewer conversations; and where a file does not tell what a token takes."""
+"""With less context than this, there are fewer conversations. Also the context if the memory of a token is unknown."""
 
 
 def load_gguf(source: Source, placement: Placement, report: Report, cancelled: threading.Event) -> LoadedModel:
-    """Load the GGUF file of ``source`` on the CPU; the file completes ``placement``.
+    """Load the GGUF file of ``source`` on the CPU, and complete ``placement`` from the file.
 
-    The tokenizer is transformers': from the files beside the GGUF, else from the GGUF itself. Raises CorruptModelError,
+    The tokenizer is from the files beside the GGUF file, or from the GGUF file itself. Raises CorruptModelError,
     ConfigurationError, OutOfMemoryError and LoadCancelledError.
     """
     path = source.gguf
@@ -44,7 +44,7 @@ def load_gguf(source: Source, placement: Placement, report: Report, cancelled: t
         tokenizer = load_tokenizer(path, file, source.folder)
         context, why = choose_context(file, placement.context, free)
         precision = file.words.rpartition(" ")[2] if file.words else placement.quantization
-        reasons = {**placement.reasons, "quantization": f"as the file has it: {file.words}", "context": why}
+        reasons = {**placement.reasons, "quantization": f"the file's own: {file.words}", "context": why}
         return LoadedModel(
             model=file,
             tokenizer=tokenizer,
@@ -95,11 +95,12 @@ def choose_context(file: llama_cpp.LlamaFile, wanted: int | None, free: int) -> 
     """Tokens of one conversation, and why. Raises OutOfMemoryError."""
     limit = min(wanted or file.context_length, file.context_length)
     if file.token_bytes is None:
-        return (limit, ASKED) if wanted else (min(limit, USUAL_CONTEXT), "what a hybrid takes is not known; set more")
+        unknown = "the memory that a hybrid needs is unknown; you can set more"
+        return (limit, REQUESTED) if wanted else (min(limit, USUAL_CONTEXT), unknown)
     together = int(CONVERSATIONS_SHARE * free / file.token_bytes)
     if together < min(limit, 256):
         raise OutOfMemoryError("There is no memory for a conversation. Choose a smaller model.")
     fitting = together if wanted else max(together // CONVERSATIONS, min(together, USUAL_CONTEXT))
     if fitting < limit:
         return fitting, f"what fits into {CONVERSATIONS_SHARE:.0%} of the free memory, shared by {together // fitting}"
-    return limit, ASKED if wanted else "the file's own limit"
+    return limit, REQUESTED if wanted else "the file's own limit"

@@ -1,6 +1,6 @@
 """The third stage of opening a model: a source and a placement in, a loaded model out.
 
-Safetensors only, never remote code; ``gguf.py`` loads GGUF files. Imports torch.
+Loads safetensors files only and never runs remote code; ``gguf.py`` loads GGUF files. Imports torch.
 """
 
 import logging
@@ -36,40 +36,40 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model in memory with all that an engine and a prompt need."""
+    """A model in memory, with everything that an engine and a prompt need."""
 
     model: Any
     tokenizer: Any
     source: Source
     placement: Placement
     context_length: int
-    """Tokens, prompt and answer together."""
+    """The maximum number of tokens of a prompt and its answer together."""
     eos_ids: frozenset[int]
-    """Every id that ends an answer: the tokenizer's and those of generation_config.json."""
+    """The token IDs that end an answer: those of the tokenizer and of generation_config.json."""
     weight_bytes: int = 0
     differences: tuple[str, ...] = ()
-    """What the registry claims against config.json."""
+    """The differences between the catalogue and config.json."""
     shape: Shape | None = None
-    """What the loaded config.json says; None for an architecture that is not known here."""
+    """The shape in config.json; None for an unknown architecture."""
     memory: MemoryUse | None = None
     threads: Threads | None = None
-    """Those of a model on the CPU."""
+    """The threads of a model on the CPU; None on other devices."""
     switches: Switches = field(default_factory=Switches)
-    """What the chat template reads."""
+    """The switches of the chat template."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What is known of the model in advance."""
+        """The catalogue entry of the model."""
         return self.source.spec
 
     @property
     def card(self) -> tuple[Fact, ...]:
-        """The model's configuration, with a sentence on each of Granite's multipliers."""
+        """The configuration of the model as rows for the screen, with a sentence about each multiplier of Granite."""
         return card_of(self.shape)
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """The rows for the screen."""
+        """How the model was loaded, as rows for the screen."""
         rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
         if self.threads:
             rows.append(("Threads", str(self.threads.count), self.threads.reason))
@@ -81,7 +81,7 @@ class LoadedModel:
             rows.insert(1, ("Commit", self.source.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
         rows.append(("Weights", gigabytes(self.weight_bytes, 2), "bytes of all parameters, scales and buffers"))
-        rows.append(("Sampling", _sampling_words(self.spec), "what the examples of its makers use; set above"))
+        rows.append(("Sampling", _sampling_words(self.spec), "as in the examples of the model card; change it above"))
         rows += [("Note", "differs", text) for text in self.differences]
         return tuple(rows)
 
@@ -100,19 +100,19 @@ def load_model(
     copies: Path | None = None,
     keep_quantized: bool = False,
 ) -> LoadedModel:
-    """Load the safetensors of ``source`` as ``placement`` says.
+    """Load the safetensors files of ``source`` with ``placement``.
 
-    ``copies`` is the cache folder for quantized copies. The copy of this model is loaded if there is one; else it is
-    saved there with ``keep_quantized``.
+    ``copies`` is the cache folder for quantized copies. If it has a copy of this model, that copy is loaded. If not,
+    ``keep_quantized`` saves one.
 
-    Raises CorruptModelError, OutOfMemoryError, and LoadCancelledError when ``cancelled`` is set.
+    Raises CorruptModelError, OutOfMemoryError, and LoadCancelledError after ``cancelled`` is set.
     """
     spec, folder, copy = source.spec, source.folder, None
     if copies and placement.quantization != "none":
         copy = quantized_copies.copy_of(copies, spec, source.commit, placement.quantization)
         if copy.is_dir():
             folder = copy
-            placement = placement.with_reason("quantization", "a copy saved before; nothing to quantize")
+            placement = placement.with_reason("quantization", "a saved copy is already quantized")
     try:
         with _progress(report, cancelled or threading.Event()):
             loaded = _load(source, folder, placement)
@@ -126,9 +126,9 @@ def load_model(
         if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"{spec.title} does not fit into the memory of {placement.device}. "
-                "Choose a smaller model or precision, or unload what is loaded."
+                "Choose a smaller model or precision, or unload the loaded model."
             ) from error.with_traceback(None)
-        # safetensors, json and transformers each have exceptions of their own for a broken file.
+        # safetensors, json and transformers have different exceptions for a damaged file.
         raise CorruptModelError(
             f"The files of {spec.title} in {folder} cannot be loaded: {error}. Remove the folder and try again."
         ) from error

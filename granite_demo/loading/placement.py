@@ -1,6 +1,6 @@
-"""The second stage of opening a model: where and how it runs. Options and a shape in, a ``Placement`` out.
+"""The second stage of opening a model: options and a shape in, a ``Placement`` out.
 
-Every choice carries its reason. The one module that chooses the device. Imports torch.
+Every choice has a reason. This is the only module that chooses the device. Imports torch.
 """
 
 from collections.abc import Callable
@@ -24,54 +24,54 @@ from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import memory
 from granite_demo.models.config import Shape, read_config
 from granite_demo.types.load_options import LoadOptions, Quantization, precision_label
-from granite_demo.types.model_status import ASKED, Chosen, Fact, gigabytes
+from granite_demo.types.model_status import REQUESTED, Chosen, Fact, gigabytes
 
 PLANNED: dict[torch.dtype, memory.Precision] = {
     torch.bfloat16: "bf16",
     torch.float16: "fp16",
     torch.float32: "fp32",
 }
-"""The planner's words for the precisions of what is not quantized."""
+"""The planner's names for the types of weights that are not quantized."""
 WORTH_ROUNDING = 0.8
-"""The part of its time that a message has to take for the less exact way."""
+"""A less exact method is used if a message then takes less than this part of its time."""
 
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where and how a model runs. ``reasons`` has one for each field that was chosen, by the field's name."""
+    """Where and how a model runs. ``reasons`` has the reason for each chosen field, by its name."""
 
     device: str
     dtype: torch.dtype
     quantization: str
-    """none, int8, nf4 or fp4"""
+    """none, int8, nf4 or fp4; for a GGUF file its own name"""
     attention: str
     context: int | None
-    """Tokens the context is limited to, or None for the checkpoint's own limit."""
-    wide: bool = False
-    """Products of many rows in float32, though the weights are not (``wide``)."""
+    """The limit of the context in tokens, or None for the limit of the checkpoint."""
+    float32_prefill: bool = False
+    """Whether prompts are computed in float32 (``float32_prefill.py``), although the weights are in 16 bits."""
     spread: bool = False
-    """Over several GPUs, by accelerate's device map."""
+    """Whether accelerate spreads the layers over several GPUs."""
     processes: int = 1
-    """Processes that have a part of every layer each."""
+    """The number of processes that each have a part of every layer."""
     reasons: dict[str, str] = field(default_factory=dict)
 
     def with_reason(self, name: str, reason: str) -> "Placement":
-        """The same placement with another reason for the field ``name``."""
+        """Return the same placement with another reason for the field ``name``."""
         return replace(self, reasons={**self.reasons, name: reason})
 
     @property
     def dtype_name(self) -> str:
-        """The type of what is not quantized: bfloat16."""
+        """The type of the weights that are not quantized, such as bfloat16."""
         return str(self.dtype).removeprefix("torch.")
 
     @property
     def label(self) -> str:
-        """The precision of the weights: bfloat16, nf4."""
+        """The precision of the weights, such as bfloat16 or nf4."""
         return precision_label(self.dtype_name, self.quantization)
 
     @property
     def chosen(self) -> dict[str, Chosen[str]]:
-        """The choices that ``ModelSetup`` has, by its fields' names."""
+        """The choices for ``ModelSetup``, by the names of its fields."""
         words = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else ""
         if self.processes > 1:
             words = f"{self.device}, {self.processes} processes"
@@ -86,16 +86,16 @@ class Placement:
     def facts(self) -> tuple[Fact, ...]:
         """The rows for the screen."""
         facts = [chosen.fact(name.capitalize()) for name, chosen in self.chosen.items()]
-        if self.wide:
-            facts.insert(2, ("Prompts", "computed in float32", self.reasons["wide"]))
+        if self.float32_prefill:
+            facts.insert(2, ("Prompts", "computed in float32", self.reasons["float32_prefill"]))
         return tuple(facts)
 
 
 def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], group: Group = ALONE) -> Placement:
-    """``place`` the model of ``source`` on the ``chosen`` device; a GGUF file is computed by the CPU.
+    """Return the placement of the files of ``source`` on the ``chosen`` device. The CPU runs a GGUF file.
 
-    All processes of ``group`` get the first one's placement, since each would measure something else. Raises what
-    ``place`` raises, and CorruptModelError without a config.json.
+    The first process of ``group`` decides for all, because each would measure something else. Raises as ``place``, and
+    CorruptModelError if config.json cannot be read.
     """
     if source.gguf:
         return place_gguf(options)
@@ -111,13 +111,13 @@ def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], grou
 
 
 def place_gguf(options: LoadOptions) -> Placement:
-    """The placement of a GGUF file. Only the file tells its precision and what its context takes."""
+    """Return the placement of a GGUF file. ``load_gguf`` adds what only the file says: precision and context."""
     reasons = {
-        "device": "a GGUF file is computed by the processor here",
-        "dtype": "of the logits; llama.cpp computes in what suits the weights",
-        "quantization": "as the file has it",
+        "device": "GGUF files run on the CPU here",
+        "dtype": "of the logits; llama.cpp selects the type that suits the weights",
+        "quantization": "the file's own",
         "attention": "its own",
-        "context": ASKED if options.context else "the file's own limit",
+        "context": REQUESTED if options.context else "the file's own limit",
     }
     return Placement("cpu", torch.float32, "GGUF", "llama.cpp", options.context, reasons=reasons)
 
@@ -129,11 +129,11 @@ def place(
     free: int | None = None,
     processes: int = 1,
 ) -> Placement:
-    """Choose all but the device, which is ``chosen``, by ``shape`` and the bytes that are ``free``, by default now.
+    """Return the placement on the ``chosen`` device, by ``shape`` and the ``free`` bytes (by default measured).
 
-    ``processes`` share the model, and ``free`` is what all of them have.
+    With several ``processes``, ``free`` is the memory of all together.
 
-    Raises ConfigurationError for what this machine cannot do, OutOfMemoryError for what cannot fit.
+    Raises ConfigurationError if this machine cannot do it, and OutOfMemoryError if the model does not fit.
     """
     device, reasons = chosen.value, {"device": chosen.reason}
     borrows_gpu = options.engine_kind is not None and options.engine_kind.borrows_gpu
@@ -141,14 +141,14 @@ def place(
     free, spread = free_memory(device) if free is None else free, False
     quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
     if quantization != "none" and dtype == torch.float32 and options.dtype == "auto":
-        # In float32 what is not quantized, and the cache, would take twice what the planner counts for them.
+        # In float32 the cache and the weights that are not quantized take twice as much as the planner counts.
         dtype, reasons["dtype"] = torch.bfloat16, "half the size of float32, beside quantized weights"
-    wide, reasons["wide"] = choose_products(dtype, device)
+    float32_prefill, reasons["float32_prefill"] = choose_float32_prefill(dtype, device)
     attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
     context, reasons["context"] = choose_context(options.context, shape)
     if processes > 1:
         tensor_parallel.check(processes, options, device, attention, shape)
-        quantization, reasons["quantization"] = "none", "only exact weights can be shared by processes"
+        quantization, reasons["quantization"] = "none", "processes can share only exact weights"
         reasons["device"] = f"tensor parallel over {processes} processes, which torchrun started"
     if shape is not None:
         precision = precision_of(dtype, quantization)
@@ -158,15 +158,15 @@ def place(
             plan = memory.plan(shape, precision, free, options.context)
             reasons["device"] = "one GPU is too small: accelerate spreads the layers over all of them"
         if plan.mark == "does not fit":
-            raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload what is loaded.")
+            raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload the loaded model.")
         if plan.longest_context < plan.context:
             context = plan.longest_context
-            reasons["context"] = f"what fits beside the weights in {gigabytes(free)}"
-    return Placement(device, dtype, quantization, attention, context, wide, spread, processes, reasons)
+            reasons["context"] = f"the most that fits beside the weights in {gigabytes(free)}"
+    return Placement(device, dtype, quantization, attention, context, float32_prefill, spread, processes, reasons)
 
 
 def known_shape(config: dict[str, Any]) -> Shape | None:
-    """The shape of a config.json, or None of another architecture: nothing can be planned, loading can still work."""
+    """Return the shape of a config.json, or None for an unknown architecture, which can load without a plan."""
     try:
         return Shape.from_config(config)
     except GraniteDemoError:
@@ -174,7 +174,7 @@ def known_shape(config: dict[str, Any]) -> Shape | None:
 
 
 def own_quantization(config: dict[str, Any]) -> Quantization | None:
-    """How bitsandbytes quantized the checkpoint of this config.json, or None."""
+    """Return how bitsandbytes quantized the checkpoint of this config.json, or None."""
     settings = config.get("quantization_config")
     if not isinstance(settings, dict) or settings.get("quant_method") != "bitsandbytes":
         return None
@@ -184,113 +184,113 @@ def own_quantization(config: dict[str, Any]) -> Quantization | None:
 
 
 def precision_of(dtype: torch.dtype, quantization: str) -> memory.Precision:
-    """The planner's word for a precision."""
+    """Return the planner's name for a precision."""
     if quantization == "none":
         return PLANNED[dtype]
     return "int8" if quantization == "int8" else "int4"
 
 
 def free_memory(device: str) -> int:
-    """Bytes that are free on ``device`` now."""
+    """Return the free bytes of ``device`` now."""
     if device.startswith("cuda"):
-        # What torch holds back from earlier models is free, too.
+        # Memory that torch keeps from earlier models is also free.
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` says that there is no memory left, on a GPU or without one."""
+    """Return whether ``error`` means that a GPU or the main memory is full."""
     # On a CPU torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
     words = ("out of memory", "allocate memory", "not enough memory")
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
 
 
 def choose_device(options: LoadOptions) -> Chosen[str]:
-    """The device that a model is placed on, where it is not a GGUF file. Raises ConfigurationError."""
+    """Return the device for a model that is not a GGUF file. Raises ConfigurationError."""
     wanted, kind = options.device, options.engine_kind
     if kind and kind.borrows_gpu:
-        return Chosen("cpu", "the GPU is for the process that writes an answer")
+        return Chosen("cpu", "the GPU is only for the process that writes an answer")
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if wanted != "auto":
         if not available[wanted]:
             found = ", ".join(device for device, present in available.items() if present)
-            raise ConfigurationError(f"Device {wanted} was asked for, but torch finds only: {found}.")
-        return Chosen(wanted, ASKED)
+            raise ConfigurationError(f"Device {wanted} was requested, but torch finds only: {found}.")
+        return Chosen(wanted, REQUESTED)
     if available["cuda"]:
         return Chosen("cuda", f"a GPU was found: {torch.cuda.get_device_name()}")
     if available["mps"]:
-        return Chosen("mps", "Apple's GPU was found")
+        return Chosen("mps", "an Apple GPU was found")
     return Chosen("cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found")
 
 
 def choose_dtype(wanted: str, device: str, borrows_gpu: bool = False) -> tuple[torch.dtype, str]:
-    """The precision of what is not quantized, and why; ``borrows_gpu`` where the model waits for a GPU."""
+    """Return the type of the weights that are not quantized, and why. ``borrows_gpu``: a GPU will compute them."""
     if wanted != "auto":
         dtype: torch.dtype = getattr(torch, wanted)
-        return dtype, ASKED
+        return dtype, REQUESTED
     if device == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.float16, "this GPU has no bfloat16"
     if device != "cpu" or borrows_gpu:
-        return torch.bfloat16, "the precision Granite was trained in"
+        return torch.bfloat16, "Granite was trained in this precision"
     exact = _seconds(torch.float32)
-    narrow = min(_seconds(torch.bfloat16), _seconds(torch.bfloat16, wide=True), key=lambda seconds: seconds.total)
+    narrow = min(_seconds(torch.bfloat16), _seconds(torch.bfloat16, in_float32=True), key=lambda seconds: seconds.total)
     reason = f"measured here: a typical message takes {narrow} in bfloat16 and {exact} in float32"
     if narrow.total < WORTH_ROUNDING * exact.total:
         return torch.bfloat16, reason
-    return torch.float32, f"{reason}, which is exact; below {WORTH_ROUNDING} of that it would be bfloat16"
+    return torch.float32, f"{reason}, which is exact; bfloat16 is used if it takes less than {WORTH_ROUNDING} of that"
 
 
-def choose_products(dtype: torch.dtype, device: str) -> tuple[bool, str]:
-    """Whether products of many rows are computed in float32, and why."""
+def choose_float32_prefill(dtype: torch.dtype, device: str) -> tuple[bool, str]:
+    """Return whether prompts are computed in float32, and why."""
     if device != "cpu":
         return False, "a GPU computes in 16 bits"
     if dtype == torch.float32:
         return False, "the weights are in float32 already"
-    narrow, wide = _seconds(dtype), _seconds(dtype, wide=True)
+    narrow, exact = _seconds(dtype).prompt, _seconds(dtype, in_float32=True).prompt
     name = str(dtype).removeprefix("torch.")
-    reason = f"measured here: {PROMPT} tokens take {wide.prompt * 1000:.0f} ms so, {narrow.prompt * 1000:.0f} in {name}"
-    return wide.prompt < WORTH_ROUNDING * narrow.prompt, reason
+    reason = f"measured here: {PROMPT} tokens take {exact * 1000:.0f} ms, and {narrow * 1000:.0f} ms in {name}"
+    return exact < WORTH_ROUNDING * narrow, reason
 
 
-def _seconds(dtype: torch.dtype, wide: bool = False) -> Seconds:
-    return measured(dtype, wide, torch.get_num_threads())
+def _seconds(dtype: torch.dtype, in_float32: bool = False) -> Seconds:
+    return measured(dtype, in_float32, torch.get_num_threads())
 
 
 def choose_context(wanted: int | None, shape: Shape | None) -> tuple[int | None, str]:
-    """The context before memory is looked at, None for the checkpoint's own, and why."""
+    """Return the limit of the context without regard to memory, or None for that of the checkpoint, and why."""
     if wanted is None:
         return None, "the checkpoint's own limit"
     if shape is not None and wanted > shape.context_length:
-        return None, f"the checkpoint's own limit; {wanted:,} were asked for"
-    return wanted, ASKED
+        return None, f"the checkpoint's own limit; {wanted:,} were requested"
+    return wanted, REQUESTED
 
 
 def choose_quantization(
     wanted: str, device: str, dtype: torch.dtype, shape: Shape | None, free: int
 ) -> tuple[str, str]:
-    """none, int8, nf4 or fp4, and why. Raises ConfigurationError."""
+    """Return none, int8, nf4 or fp4, and why. Raises ConfigurationError."""
     if wanted == "none":
-        return "none", ASKED
+        return "none", REQUESTED
     if wanted == "auto" and (device != "cuda" or shape is None):
-        why = "bitsandbytes is slow without a CUDA GPU" if device != "cuda" else "the shape of the model is not known"
+        why = "bitsandbytes is slow without a CUDA GPU" if device != "cuda" else "the shape of the model is unknown"
         return "none", why
     experts = ""
     if shape is not None and shape.experts:
-        experts = "; the experts are not quantized, since bitsandbytes quantizes linear layers only"
+        experts = "; the experts are not quantized, because bitsandbytes quantizes only linear layers"
     if wanted == "auto" and shape is not None:
         exact = memory.plan(shape, PLANNED[dtype], free)
         if exact.mark != "does not fit" and exact.longest_context >= min(8192, shape.context_length):
             return "none", exact.reason
-        wanted, why = "nf4", f"{exact.reason} 4-bit weights leave more room"
+        wanted, why = "nf4", f"{exact.reason} 4-bit weights leave more memory"
     else:
-        why = f"asked for; bitsandbytes, computing in {str(dtype).removeprefix('torch.')}"
+        why = f"requested; bitsandbytes computes in {str(dtype).removeprefix('torch.')}"
     if not is_bitsandbytes_available():
         raise ConfigurationError(f"{wanted} needs bitsandbytes. Run: pip install bitsandbytes")
     if device == "mps":
-        raise ConfigurationError(f"{wanted} needs a CUDA GPU or a CPU; bitsandbytes does not run on Apple's GPU here.")
+        raise ConfigurationError(f"{wanted} needs a CUDA GPU or a CPU; bitsandbytes cannot use an Apple GPU here.")
     if device == "cpu":
-        why = "asked for; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
+        why = "requested; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
     return wanted, why + experts
 
 
@@ -299,29 +299,29 @@ FLASH: dict[str, tuple[tuple[int, int], Callable[[], bool]]] = {
     "flash_attention_3": ((9, 0), is_flash_attn_3_available),
     "flash_attention_2": ((8, 0), is_flash_attn_2_available),
 }
-"""The compute capability that each needs, and whether its package is installed."""
+"""The compute capability that each implementation needs, and whether its package is installed."""
 
 
 def choose_attention(wanted: str, device: str, dtype: torch.dtype) -> tuple[str, str]:
-    """The attention implementation by transformers' name, and why. Raises ConfigurationError."""
+    """Return transformers' name of the attention implementation, and why. Raises ConfigurationError."""
     missing = {name: flash_problem(name, device, dtype) for name in FLASH}
     if wanted == "auto":
-        # Version 4 is a beta, and has to be asked for.
+        # Version 4 is a beta: only the user can choose it.
         found = next((name for name in ("flash_attention_3", "flash_attention_2") if not missing[name]), None)
         if found:
-            return found, "its package is installed and this GPU allows it"
+            return found, "its package is installed and this GPU supports it"
         return "sdpa", f"torch's own attention; flash_attention_2 is not used: {missing['flash_attention_2']}"
     if problem := missing.get(wanted):
-        raise ConfigurationError(f"{wanted} was asked for, but {problem}. Choose sdpa.")
-    return wanted, ASKED
+        raise ConfigurationError(f"{wanted} was requested, but {problem}. Choose sdpa.")
+    return wanted, REQUESTED
 
 
 def flash_problem(name: str, device: str, dtype: torch.dtype) -> str:
-    """Why a flash attention cannot be used, or nothing."""
+    """Return why FlashAttention cannot be used, as a clause; empty if it can."""
     if device != "cuda":
         return "it needs a CUDA GPU"
     if dtype == torch.float32:
-        return "it does not compute in float32"
+        return "it does not support float32"
     needed, is_installed = FLASH[name]
     if torch.cuda.get_device_capability() < needed:
         return f"it needs a GPU of compute capability {needed[0]}.{needed[1]} or newer"

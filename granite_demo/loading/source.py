@@ -1,7 +1,6 @@
-"""The first stage of opening a model: which model, and the files on this machine that it is loaded from.
+"""The first stage of opening a model: which model, and which of its files.
 
-Knows no engine beyond the table in ``types/engine_kinds.py``. Which files are taken depends on the device, so that is
-an argument: ``placement.choose_device`` chooses it.
+The files depend on the device, which ``placement.choose_device`` chooses before. Imports no engine.
 """
 
 import threading
@@ -17,7 +16,7 @@ from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.types.engine_kinds import ENGINES
 from granite_demo.types.load_options import LoadOptions, Report
-from granite_demo.types.model_status import ASKED
+from granite_demo.types.model_status import REQUESTED
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +25,15 @@ class Source:
 
     spec: ModelSpec
     folder: Path
-    """Has the safetensors. Beside a GGUF file it may have nothing but the tokenizer, or not exist."""
+    """Contains the safetensors files. With a GGUF file it can contain only the tokenizer, or be missing."""
     commit: str | None = None
-    """The commit of the hub's repository that ``folder`` has."""
+    """The commit in the hub repository, if the files are from the hub."""
     chosen_because: str = ""
-    """Why this model was chosen, where the user named none."""
+    """Why this model was chosen, if the user did not name one."""
     gguf: Path | None = None
-    """The GGUF file to load instead of the safetensors."""
+    """The GGUF file to load instead of the safetensors files."""
     gguf_because: str = ""
-    """Why the GGUF file is loaded or, where the model has one, why it is not."""
+    """Why the GGUF file is loaded, or why not if the model has one."""
 
 
 def find_source(
@@ -45,32 +44,32 @@ def find_source(
     cancelled: threading.Event,
     processes: int = 1,
 ) -> Source:
-    """Find the files of the model for ``device``, and fetch them where they are missing.
+    """Return the files of the model for ``device``, and download them if they are missing.
 
-    Several processes cannot share a GGUF file. Raises ConfigurationError for an engine that cannot run these files,
-    LoadCancelledError, and what fetching raises.
+    Several ``processes`` get safetensors files. Raises ConfigurationError if the requested engine cannot run these
+    files, LoadCancelledError, and the errors of a download.
     """
     because = ""
     if options.model == "auto":
         name, because = _choose_model(cache_dir, device)
         options = replace(options, model=name)
     spec, kind = registry.resolve(options.model), options.engine_kind
-    asked, refused = kind is not None and kind.reads_gguf, ""
+    requested, refused = kind is not None and kind.reads_gguf, ""
     if spec.path and (file := hub_gguf.file_in(spec.path)):
-        if kind and not asked:
+        if kind and not requested:
             names = " or ".join(kind.name for kind in ENGINES.values() if kind.reads_gguf)
             raise ConfigurationError(
-                f"{file.name} is a GGUF file, which only the engine {names} runs. Choose that or auto."
+                f"{file.name} is a GGUF file, which only the engine {names} can run. Use that engine or auto."
             )
         return Source(spec, file.parent, None, because, file, "the model is a GGUF file")
     if processes == 1 and (spec == catalogue.SAMPLE or spec.repo_id):
-        refused = "" if asked else why_not(options, device)
-        found = refused or _find_gguf(cache_dir, spec, asked, report, cancelled)
+        refused = "" if requested else why_not(options, device)
+        found = refused or _find_gguf(cache_dir, spec, requested, report, cancelled)
         if isinstance(found, Source):
             return replace(found, chosen_because=because)
         refused = found
-    elif asked:
-        raise ConfigurationError(f"{spec.title} has no GGUF file here. Give the path of one as the model.")
+    elif requested:
+        raise ConfigurationError(f"{spec.title} has no GGUF file here. Use the path of a GGUF file as the model.")
     source = find_safetensors(cache_dir, spec, options.revision, report, cancelled)
     return replace(source, chosen_because=because, gguf_because=refused)
 
@@ -78,7 +77,7 @@ def find_source(
 def find_safetensors(
     cache_dir: Path, spec: ModelSpec, revision: str | None, report: Report, cancelled: threading.Event
 ) -> Source:
-    """The model's checkpoint of safetensors, fetched where it is missing. Raises what fetching raises."""
+    """Return the safetensors files of the model, and download them if they are missing. Raises as a download does."""
     if spec.path:
         return Source(spec, spec.path)
     if spec.repo_id:
@@ -88,24 +87,24 @@ def find_safetensors(
 
 
 def why_not(options: LoadOptions, device: str, installed: Callable[[], bool] = llama_cpp.is_installed) -> str:
-    """Why ``auto`` does not take a model's GGUF file, as half a sentence, or nothing."""
+    """Return why ``auto`` does not use the GGUF file of a model, as a clause; empty if it does."""
     if options.engine_kind:
-        return "another engine was asked for"
+        return "another engine was requested"
     if options.revision is not None:
-        return "a revision was asked for, which is one of the safetensors"
+        return "a revision was requested, and only the safetensors files have revisions"
     if device != "cpu":
         return "there is a GPU"
     if (options.dtype, options.quantization, options.attention) != ("auto", "auto", "auto"):
-        return "a precision or attention of torch was asked for"
+        return "a precision or attention of torch was requested"
     if not installed():
-        return f"llama-cpp-python is not installed; it is several times as fast on a CPU: {llama_cpp.INSTALL}"
+        return f"llama-cpp-python is not installed; it is several times faster on a CPU: {llama_cpp.INSTALL}"
     return ""
 
 
 def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
-    """Raise ConfigurationError where the model has to be fetched and nothing can be written.
+    """Raise ConfigurationError if the model must be downloaded and the cache folder is read-only.
 
-    So the start fails, instead of a page that never gets its model.
+    The start then fails at once, instead of a page that never gets its model.
     """
     if options.model == "auto":
         if not any(spec.repo_id and download.cached(spec.repo_id) for spec in catalogue.MODELS.values()):
@@ -119,28 +118,28 @@ def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
 
 
 def _find_gguf(
-    cache_dir: Path, spec: ModelSpec, asked: bool, report: Report, cancelled: threading.Event
+    cache_dir: Path, spec: ModelSpec, requested: bool, report: Report, cancelled: threading.Event
 ) -> Source | str:
-    """The GGUF file of the sample or of a model of the hub, fetched where it is missing; or why it is not taken.
+    """Return the GGUF file of the sample or of a hub model, or why it is not used. Downloads it if it is missing.
 
-    Raises what fetching raises where the file was ``asked`` for.
+    Raises the errors of a download if the user requested the file (``requested``).
     """
-    because = ASKED if asked else hub_gguf.FASTER
+    because = REQUESTED if requested else hub_gguf.FASTER
     if spec == catalogue.SAMPLE:
         file = sample.ensure_gguf(cache_dir, report, cancelled)
         return Source(spec, cache_dir / sample.FOLDER, gguf=file, gguf_because=because)
     if (cached := hub_gguf.cached_file(spec)) is None:
-        if not asked and download.cached(spec.repo_id or ""):
+        if not requested and download.cached(spec.repo_id or ""):
             fetch = hub_gguf.how_to_fetch(spec)
-            return f"the safetensors are in the hub's cache already; it is several times as fast on a CPU: {fetch}"
+            return f"the safetensors files are in the hub cache; GGUF is several times faster on a CPU: {fetch}"
         try:
             cached = hub_gguf.fetch(spec, report, cancelled)
         except LoadCancelledError:
             raise
         except GraniteDemoError as error:
-            if asked:
+            if requested:
                 raise
-            return f"it could not be fetched: {error}"
+            return f"the download failed: {error}"
     return Source(spec, hub_gguf.tokenizer_folder(spec) or cached.parent, gguf=cached, gguf_because=because)
 
 

@@ -1,6 +1,7 @@
-"""The table of the engines, as far as code has to know them that makes none. Standard library only.
+"""The table of the engines: what the code needs to know before it makes one.
 
-``engine/factory.py`` has the other half of the table: how each is made, and which models it can run.
+``engine/factory.py`` has the other half of the table: when ``auto`` chooses an engine, and how it is made. Uses the
+standard library only.
 """
 
 from dataclasses import dataclass
@@ -12,23 +13,23 @@ EngineName = Literal["auto", "batching", "static", "dynamic", "gguf", "zerogpu"]
 
 @dataclass(frozen=True, slots=True)
 class EngineKind:
-    """One way to run the requests for a loaded model."""
+    """One way to run the requests to a loaded model."""
 
     name: str
     serial: bool
-    """Whether requests take turns, so that two at once slow each other down; else they share each step."""
+    """Whether requests take turns, so that two at once slow each other down; otherwise they share each step."""
     reads_gguf: bool = False
-    """Whether it runs GGUF files, on the CPU, and nothing else; the other engines run safetensors."""
+    """Whether it runs GGUF files, on the CPU; the other engines run safetensors files."""
     spans_processes: bool = False
-    """Whether several processes can share its model."""
+    """Whether several processes can share the model."""
     borrows_gpu: bool = False
-    """Whether it gets a GPU for the length of an answer only, so that the model is loaded without one."""
+    """Whether it has a GPU only during an answer, so that the model is loaded without one."""
 
     def __str__(self) -> str:
         return self.name
 
     def words(self, requests: int) -> str:
-        """The kind as the screen shows it, with how many ``requests`` it answers at once."""
+        """Return the engine as the screen shows it, with the number of ``requests`` that it runs at once."""
         return f"{self.name}, up to {requests} requests {'in turns' if self.serial else 'in a step'}"
 
 

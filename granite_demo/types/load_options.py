@@ -36,15 +36,15 @@ class LoadOptions:
 
     @property
     def engine_kind(self) -> EngineKind | None:
-        """The engine that these options ask for, or None where they leave the choice to ``auto``."""
+        """The requested engine, or None for ``auto``."""
         return ENGINES.get(self.engine)
 
     @property
     def label(self) -> str:
-        """The precision of the weights that these options ask for: bfloat16, nf4, auto."""
+        """The requested precision of the weights, such as bfloat16, nf4 or auto."""
         return precision_label(self.dtype, self.quantization)
 
 
 def precision_label(dtype: str, quantization: str) -> str:
-    """The precision of a model's weights in one word: how they are quantized, else their type."""
+    """Return the precision of weights in one word: their quantization, or their type if they have none."""
     return dtype if quantization in ("auto", "none") else quantization

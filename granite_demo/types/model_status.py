@@ -1,4 +1,7 @@
-"""What is loaded and how: the choices, and the state that every visitor sees. Standard library only."""
+"""What is loaded and how: the choices and their reasons, and the state that every visitor sees.
+
+Uses the standard library only.
+"""
 
 from dataclasses import dataclass, field
 from typing import Generic, Literal, TypeVar
@@ -20,25 +23,25 @@ Feature = Literal[
     "logit bias",
     "replay",
 ]
-"""What a model, its engine or another server may be unable to do."""
+"""A feature that a model, its engine or another server may not have."""
 
 Fact = tuple[str, str, str]
-"""(name, value, reason): a row for the screen. Built from typed values, and never read back."""
+"""(name, value, reason): a row for the screen. The code builds it from typed values and never reads it back."""
 
-ASKED = "asked for"
-"""The reason of a choice that the user made."""
+REQUESTED = "requested"
+"""The reason for a choice of the user."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen(Generic[T]):
-    """One choice made for a loaded model."""
+    """One choice for a loaded model, and its reason."""
 
     value: T
     reason: str
     words: str = ""
-    """The value as the screen shows it, where that is not ``str(value)``."""
+    """The value as the screen shows it, if that is not ``str(value)``."""
 
     def __str__(self) -> str:
         return self.words or str(self.value)
@@ -50,16 +53,16 @@ class Chosen(Generic[T]):
 
 @dataclass(frozen=True, slots=True)
 class EngineSetup:
-    """The choices made for the engine of a loaded model."""
+    """The choices for the engine of a loaded model."""
 
     kind: Chosen[EngineKind]
     compiled: Chosen[bool] | None = None
-    """Whether torch compiled the decode step; None where nobody could expect it."""
+    """Whether torch compiles the decode step; None if the engine never does and nobody requested it."""
     fused: Chosen[bool] | None = None
-    """Whether the layers run in fused kernels; None where there is no GPU for them."""
+    """Whether the layers run in fused kernels; None without a GPU."""
 
     def facts(self, details: tuple[Fact, ...]) -> tuple[Fact, ...]:
-        """The rows for the screen, the engine's own ``details`` among them."""
+        """Return the rows for the screen, with the ``details`` of the engine."""
         compiled = self.compiled and self.compiled.fact("Compiled")
         fused = self.fused and self.fused.fact("Layers")
         return (self.kind.fact("Engine"), *details, *(fact for fact in (compiled, fused) if fact))
@@ -67,20 +70,20 @@ class EngineSetup:
 
 @dataclass(frozen=True, slots=True)
 class ModelSetup:
-    """The choices made for a loaded model."""
+    """The choices for a loaded model."""
 
     device: Chosen[str]
     """cuda, mps or cpu"""
     precision: Chosen[str]
-    """Of what is not quantized: bfloat16."""
+    """The type of the weights that are not quantized, such as bfloat16."""
     quantization: Chosen[str]
-    """none, or how the weights are quantized: nf4."""
+    """none, int8, nf4 or fp4; for a GGUF file its own name, such as Q4_K."""
     attention: Chosen[str]
     engine: EngineSetup
 
     @property
     def label(self) -> str:
-        """The precision of the weights: bfloat16, nf4."""
+        """The precision of the weights, such as bfloat16 or nf4."""
         return precision_label(self.precision.value, self.quantization.value)
 
 
@@ -98,12 +101,12 @@ class MemoryUse:
     kv_cache: int
     """The cache of one conversation that fills the context."""
     free: int
-    """What was free when the model was ready."""
+    """Free bytes when the model became ready."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """A model to pick: with its size, and whether it fits here."""
+    """A model that the user can choose, with its size and whether it fits here."""
 
     name: str
     label: str
@@ -112,64 +115,64 @@ class ModelChoice:
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """Requests in the engine right now, and how often its loop had to be started again since it was made."""
+    """The requests in the engine now, and how often its loop was restarted."""
 
     running: int
     waiting: int
     restarts: int = 0
     cache_used: float | None = None
-    """The share of the KV cache that is taken, where all requests have one together."""
+    """The used part of the KV cache, from 0 to 1; None if requests do not share one."""
     failure: str = ""
-    """Why the engine cannot answer any more, if it cannot."""
+    """Why the engine can no longer answer; empty if it can."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelStatus:
-    """What the model manager is doing with one model, for every visitor to see."""
+    """The state of one model, which every visitor can see."""
 
     model: str
     stage: LoadStage
     fraction: float | None = None
-    """Progress of this stage from 0 to 1, or None where it cannot be known."""
+    """Progress of this stage from 0 to 1, or None if it is unknown."""
     detail: str = ""
     title: str = ""
     about: str = ""
     setup: ModelSetup | None = None
-    """The choices made for a ready model; None for one of another server."""
+    """The choices for a ready model; None for a model of another server."""
     servers: tuple[str, ...] = ()
-    """The other servers that the model runs on, as the screen names them."""
+    """The other servers that run the model, as the screen shows them."""
     chosen_because: str = ""
-    """Why this model was chosen, where the user named none."""
+    """Why this model was chosen, if the user did not name one."""
     facts: tuple[Fact, ...] = ()
-    """All that is known of how the model runs, as rows for the screen."""
+    """How the model runs, as rows for the screen."""
     context_length: int | None = None
     card: tuple[Fact, ...] = ()
-    """(name, value, what it does) of the model's configuration."""
+    """The configuration of the model, as rows for the screen."""
     memory: MemoryUse | None = None
     notice: str = ""
-    """Why the last load failed, while another model still answers."""
+    """Why the last load failed, if another model still answers."""
     switches: Switches = field(default_factory=Switches)
-    """What the model's chat template reads."""
+    """The switches of the chat template."""
     sampling: SamplingParams = SamplingParams()
-    """What the model's makers use; greedy where they name nothing."""
+    """The values that the model card recommends; greedy if it recommends none."""
     unable: tuple[tuple[Feature, str], ...] = ()
-    """(feature, why it is not to be had here)."""
+    """(feature, why it is not available here)."""
     name: str = ""
-    """What a ready model is called, where ``model`` is how it was asked for."""
+    """The name of a ready model; ``model`` is the name in the request."""
     beside: str = ""
-    """The model of another server that can be asked beside this one, if there is one."""
+    """The model of the other server that answers side by side; empty if there is none."""
     engine: EngineStats | None = field(default=None, compare=False)
-    """The requests of a ready model, as they are this moment."""
+    """The requests of a ready model now."""
 
     def unable_to(self, feature: Feature) -> str:
-        """Why ``feature`` is not to be had here; empty where it is."""
+        """Return why ``feature`` is not available here; empty if it is."""
         return dict(self.unable).get(feature, "")
 
     @property
     def in_turns(self) -> bool:
-        """Whether two requests at once would slow each other down, since the engine answers them in turns."""
+        """Whether two requests at once slow each other down, because they take turns in the engine."""
         return self.setup is not None and self.setup.engine.kind.value.serial
 
 
 BESIDE = "beside"
-"""The name under which a request asks for that model."""
+"""The model name of a request for that model."""

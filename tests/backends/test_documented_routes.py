@@ -42,7 +42,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def load(folder: Path, **options: Any) -> LoadedModel:
     loaded = load_checkpoint(folder, LoadOptions(device="cpu", **options))
     # Products in float32 round differently, which among random weights is another token at times.
-    return replace(loaded, placement=replace(loaded.placement, wide=False))
+    return replace(loaded, placement=replace(loaded.placement, float32_prefill=False))
 
 
 async def answer(

@@ -12,7 +12,7 @@ from granite_demo.errors import CorruptModelError
 from granite_demo.hub import download
 from granite_demo.loading.cpu_benchmark import Threads, choose_threads
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.types.model_status import ASKED
+from granite_demo.types.model_status import REQUESTED
 from granite_demo.types.sampling_params import SamplingParams
 from tests.fakehub import GGUF, GRANITE, gguf_hub
 from tests.tinymodels import write_checkpoint
@@ -49,9 +49,11 @@ def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: i
     before = torch.get_num_threads()
     folder = write_checkpoint(tmp_path / "tiny", "granite")
     options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
+    choose_threads()  # measured once a process
+    torch.set_num_threads(choose_threads().count + 1)
     ready = open_model(tmp_path, wanted, options, lambda stage, fraction, detail: None, threading.Event())
     ready.engine.close()
-    expected = Threads(3, ASKED, asked=True) if wanted else choose_threads()
+    expected = Threads(3, REQUESTED, requested=True) if wanted else choose_threads()
     assert torch.get_num_threads() == expected.count
     assert ready.loaded.threads == expected
     assert ("Threads", str(expected.count), expected.reason) in ready.facts

@@ -20,7 +20,7 @@ from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
 from granite_demo.types.engine_kinds import BATCHING, ENGINES, STATIC, EngineKind, EngineName
-from granite_demo.types.model_status import ASKED, Chosen, EngineSetup, Fact, MemoryUse
+from granite_demo.types.model_status import REQUESTED, Chosen, EngineSetup, Fact, MemoryUse
 from tests.engine.running import answer, tiny_model
 from tests.fakes import SOURCE
 from tests.loaded import load_checkpoint
@@ -118,7 +118,7 @@ def test_compiling_is_asked_for(engines: Engines) -> None:
     said: list[str] = []
     engine = create_engine(loaded_on(GPU), None, True, lambda stage, fraction, detail: said.append(detail))
     assert engines.options["compile_level"] == 1
-    assert engine.setup.compiled == Chosen(True, ASKED, "yes")
+    assert engine.setup.compiled == Chosen(True, REQUESTED, "yes")
     assert said == ["compiling the decode step, about a minute"]
 
 
@@ -139,7 +139,7 @@ def test_fused_layers_are_not_compiled(engines: Engines, monkeypatch: pytest.Mon
         (replace(GPU, attention="flash_attention_4"), SHAPE, ("static", "not batching: it needs FlashAttention 2")),
         (replace(GPU, quantization="int8"), SHAPE, ("static", "not batching: LLM.int8 waits for the GPU")),
         (GPU, HYBRID, ("static", "not batching: it needs attention in every layer")),
-        (GPU, None, ("static", "not batching: the shape of the model is not known")),
+        (GPU, None, ("static", "not batching: the shape of the model is unknown")),
         (replace(GPU, spread=True), SHAPE, ("dynamic", "not batching: the layers are spread over several GPUs")),
         (CPU, SHAPE, ("dynamic", "on cpu requests take turns")),
         (replace(CPU, device="mps"), SHAPE, ("dynamic", "on mps requests take turns")),
@@ -169,7 +169,7 @@ def test_what_batching_cannot_run_falls_to_static_with_the_reason(
     assert engines.made == ["batching", "static"]
     if not isinstance(error, MemoryError):  # it was made
         assert engines.closed == ["batching"]
-    with pytest.raises(ConfigurationError, match=f"The batching engine was asked for, but {reason}"):
+    with pytest.raises(ConfigurationError, match=f"The batching engine was requested, but {reason}"):
         create_engine(loaded_on(GPU), BATCHING)
 
 
@@ -179,13 +179,13 @@ def test_what_static_cannot_run_falls_to_dynamic_with_both_reasons(engines: Engi
     assert name == "dynamic"
     assert reason.startswith("not batching: it needs attention in every layer")
     assert reason.endswith("; not static: it has layers of another kind")
-    with pytest.raises(ConfigurationError, match="The static engine was asked for, but it has layers of another kind"):
+    with pytest.raises(ConfigurationError, match="The static engine was requested, but it has layers of another kind"):
         create_engine(loaded_on(GPU, HYBRID), STATIC)
 
 
 @pytest.mark.parametrize("name", ["batching", "static", "dynamic"])
 def test_what_was_asked_for_is_made(engines: Engines, name: str) -> None:
-    assert chosen(create_engine(loaded_on(GPU), ENGINES[name])) == (name, "asked for")
+    assert chosen(create_engine(loaded_on(GPU), ENGINES[name])) == (name, "requested")
     assert engines.made == [name]
 
 
@@ -248,7 +248,7 @@ def test_several_processes_share_a_batching_engine(engines: Engines, monkeypatch
         loaded = loaded_on(replace(placement, processes=2))
         loaded = replace(loaded, context_length=10**7)
         engine = create_engine(loaded, group=group)
-        assert chosen(engine) == ("batching", "the only one that several processes can share")
+        assert chosen(engine) == ("batching", "the only engine for several processes")
         assert engines.options["group"] is group
         tokens = engines.options["cache_tokens"]
         assert tokens == min(expected[placement.device] // 256 * 256, 2 * 10**7 if placement is GPU else 8 * 4096)
@@ -316,7 +316,7 @@ def test_a_gguf_model_has_as_many_slots_as_fit(cache: int, slots: int, monkeypat
 
 @pytest.mark.parametrize("kind", [kind for kind in ENGINES.values() if not kind.borrows_gpu], ids=str)
 def test_files_that_an_engine_does_not_run_are_refused(engines: Engines, kind: EngineKind) -> None:
-    with pytest.raises(ConfigurationError, match=f"The {kind} engine was asked for, but it does not run these files"):
+    with pytest.raises(ConfigurationError, match=f"The {kind} engine was requested, but it cannot run these files"):
         create_engine(tiny_model() if kind.reads_gguf else gguf(), kind)
     assert engines.made == []
 

@@ -164,7 +164,7 @@ def test_it_is_chosen_where_the_space_has_it(spaces: FakeSpaces) -> None:
     engine = create_engine(tiny_model(), ZEROGPU)
     assert engine.facts[0][1:] == (
         "ZeroGPU, a process for each answer",
-        "the Space lends a GPU for the length of an answer",
+        "the Space has a GPU only during an answer",
     )
     engine.close()
 

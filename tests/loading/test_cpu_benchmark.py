@@ -108,7 +108,7 @@ def test_the_choice_for_this_machine_is_set_in_torch() -> None:
     assert 1 <= chosen.count <= usable_cores()
     assert torch.get_num_threads() == chosen.count
     assert "measured here" in chosen.reason or chosen.reason == "the only core"
-    assert not chosen.asked
+    assert not chosen.requested
 
 
 @pytest.mark.parametrize(

@@ -37,12 +37,12 @@ def test_every_automatic_choice_has_a_reason() -> None:
 def test_what_is_asked_for_is_taken() -> None:
     placement = placed(LoadOptions(device="cpu", dtype="bfloat16"))
     assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
-    assert placement.reasons["device"] == placement.reasons["dtype"] == "asked for"
+    assert placement.reasons["device"] == placement.reasons["dtype"] == "requested"
 
 
 @no_gpu
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="cuda was asked for, but torch finds only: cpu"):
+    with pytest.raises(ConfigurationError, match="cuda was requested, but torch finds only: cpu"):
         placed(LoadOptions(device="cuda"))
 
 
@@ -268,13 +268,13 @@ def test_every_fact_has_a_value_and_a_reason(tiny_path: Path) -> None:
     names = ["Model", "Device", "Precision", "Quantization", "Attention", "Context", "Weights", "Sampling"]
     assert [name for name, _, _ in facts] == names
     assert all(value and reason for _, value, reason in facts)
-    assert ("Context", "100 tokens", "asked for") in facts
+    assert ("Context", "100 tokens", "requested") in facts
 
 
 def test_a_context_beyond_the_checkpoint_says_so(tiny_path: Path) -> None:
     loaded = load(tiny_path, context=4096)
     assert loaded.context_length == 512
-    assert ("Context", "512 tokens", "the checkpoint's own limit; 4,096 were asked for") in loaded.facts
+    assert ("Context", "512 tokens", "the checkpoint's own limit; 4,096 were requested") in loaded.facts
 
 
 @pytest.mark.parametrize(("ends", "expected"), [(5, {0, 5}), ([5, 6], {0, 5, 6}), (None, {0})])

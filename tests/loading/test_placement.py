@@ -17,7 +17,7 @@ from granite_demo.loading.placement import (
     choose_context,
     choose_device,
     choose_dtype,
-    choose_products,
+    choose_float32_prefill,
     choose_quantization,
     free_memory,
     is_out_of_memory,
@@ -28,7 +28,7 @@ from granite_demo.models import memory
 from granite_demo.models.catalogue import MODELS
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions, Quantization
-from granite_demo.types.model_status import ASKED
+from granite_demo.types.model_status import REQUESTED
 from tests.loaded import placed
 
 GB = 10**9
@@ -55,7 +55,7 @@ def test_the_quantization_asked_for_is_taken_on_a_cpu(wanted: str) -> None:
     placement = on_cpu(EIGHT, 64 * GB, quantization=wanted)
     assert placement.quantization == wanted
     reason = placement.reasons["quantization"]
-    assert reason == ASKED if wanted == "none" else "on a CPU" in reason and "slow" in reason
+    assert reason == REQUESTED if wanted == "none" else "on a CPU" in reason and "slow" in reason
 
 
 def test_a_gpu_with_room_keeps_the_weights_exact() -> None:
@@ -70,7 +70,7 @@ def test_a_small_gpu_gets_4_bit_weights(free: int) -> None:
     assert EIGHT
     choice, reason = choose_quantization("auto", "cuda", BF16, EIGHT, free)
     assert choice == "nf4"
-    assert reason.endswith("4-bit weights leave more room")
+    assert reason.endswith("4-bit weights leave more memory")
     assert memory.plan(EIGHT, "int4", free).longest_context > 8192
 
 
@@ -83,7 +83,7 @@ def test_that_experts_stay_as_they_are_is_told(wanted: str) -> None:
 
 def test_an_unknown_shape_is_not_quantized() -> None:
     choice = choose_quantization("auto", "cuda", BF16, None, 80 * GB)
-    assert choice == ("none", "the shape of the model is not known")
+    assert choice == ("none", "the shape of the model is unknown")
 
 
 @pytest.mark.parametrize("wanted", ["int8", "nf4", "fp4"])
@@ -97,21 +97,21 @@ def test_apples_gpu_refuses_bitsandbytes(wanted: str) -> None:
 
 @pytest.mark.parametrize("wanted", [f"flash_attention_{version}" for version in (2, 3, 4)])
 def test_flash_attention_is_refused_on_a_cpu(wanted: str) -> None:
-    message = f"{wanted} was asked for, but it needs a CUDA GPU. Choose sdpa."
+    message = f"{wanted} was requested, but it needs a CUDA GPU. Choose sdpa."
     with pytest.raises(ConfigurationError) as caught:
         on_cpu(attention=wanted)
     assert str(caught.value) == message
 
 
 def test_flash_attention_is_refused_in_float32() -> None:
-    with pytest.raises(ConfigurationError, match="it does not compute in float32. Choose sdpa"):
+    with pytest.raises(ConfigurationError, match="it does not support float32. Choose sdpa"):
         choose_attention("flash_attention_2", "cuda", torch.float32)
 
 
 @pytest.mark.parametrize("wanted", ["eager", "sdpa"])
 def test_the_attention_asked_for_is_taken(wanted: str) -> None:
     placement = on_cpu(attention=wanted)
-    assert (placement.attention, placement.reasons["attention"]) == (wanted, ASKED)
+    assert (placement.attention, placement.reasons["attention"]) == (wanted, REQUESTED)
 
 
 def test_left_to_choose_a_cpu_gets_sdpa_and_the_reason() -> None:
@@ -158,7 +158,7 @@ def test_the_way_that_is_clearly_faster_is_taken(
 ) -> None:
     on_a_cpu_that_takes(monkeypatch, 1.0, narrow, wide)
     placement = on_cpu(dtype="auto")
-    assert (placement.dtype, placement.wide) == expected
+    assert (placement.dtype, placement.float32_prefill) == expected
     best = min(sum(narrow), sum(wide))
     assert f"takes {best * 1000:.0f} ms in bfloat16 and 1000 ms in float32" in placement.reasons["dtype"]
     assert ("which is exact" in placement.reasons["dtype"]) == (expected[0] == torch.float32)
@@ -168,32 +168,32 @@ def test_the_way_that_is_clearly_faster_is_taken(
 def test_prompts_are_widened_where_16_bits_were_asked_for(monkeypatch: pytest.MonkeyPatch, wanted: str) -> None:
     on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.3), (0.4, 0.3))
     placement = on_cpu(dtype=wanted)
-    assert placement.wide
-    reason = f"measured here: 256 tokens take 400 ms so, 4000 in {wanted}"
+    assert placement.float32_prefill
+    reason = f"measured here: 256 tokens take 400 ms, and 4000 ms in {wanted}"
     assert ("Prompts", "computed in float32", reason) in placement.facts
     on_a_cpu_that_takes(monkeypatch, 1.0, (0.4, 0.3), (0.35, 0.3))
-    assert not on_cpu(dtype=wanted).wide
+    assert not on_cpu(dtype=wanted).float32_prefill
     assert "Prompts" not in [name for name, _, _ in on_cpu(dtype=wanted).facts]
 
 
 def test_nothing_is_widened_on_a_gpu_or_in_float32() -> None:
-    assert not choose_products(BF16, "mps")[0]
-    assert not on_cpu(dtype="float32").wide
+    assert not choose_float32_prefill(BF16, "mps")[0]
+    assert not on_cpu(dtype="float32").float32_prefill
 
 
 def test_quantized_weights_on_a_cpu_are_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.9), (0.4, 0.9))
     placement = on_cpu(EIGHT, 64 * GB, dtype="auto", quantization="nf4")
-    assert (placement.dtype, placement.wide) == (BF16, True)
+    assert (placement.dtype, placement.float32_prefill) == (BF16, True)
 
 
 def test_apples_gpu_runs_in_bfloat16() -> None:
-    assert choose_dtype("auto", "mps") == (BF16, "the precision Granite was trained in")
+    assert choose_dtype("auto", "mps") == (BF16, "Granite was trained in this precision")
 
 
 @pytest.mark.parametrize("wanted", ["bfloat16", "float16", "float32"])
 def test_the_precision_asked_for_is_taken(wanted: str) -> None:
-    assert choose_dtype(wanted, "cpu") == (getattr(torch, wanted), ASKED)
+    assert choose_dtype(wanted, "cpu") == (getattr(torch, wanted), REQUESTED)
 
 
 @pytest.mark.parametrize("dtype", [BF16, torch.float16, torch.float32])
@@ -210,7 +210,7 @@ def test_an_engine_that_borrows_a_gpu_loads_the_model_without_one() -> None:
     assert device.value == "cpu"
     placement = place(options, device)
     assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
-    assert placement.reasons["device"] == "the GPU is for the process that writes an answer"
+    assert placement.reasons["device"] == "the GPU is only for the process that writes an answer"
     assert place(replace(options, dtype="float32"), device).dtype == torch.float32
 
 
@@ -224,7 +224,7 @@ def test_what_cannot_fit_is_refused_with_what_to_do(quantization: str) -> None:
     text = str(caught.value)
     assert text.startswith("The weights take ")
     assert "the model cannot run in 4.0 GB" in text
-    assert text.endswith("Choose a smaller model or precision, or unload what is loaded.")
+    assert text.endswith("Choose a smaller model or precision, or unload the loaded model.")
 
 
 def test_a_model_larger_than_this_machine_is_refused() -> None:
@@ -238,12 +238,12 @@ def test_the_context_is_limited_to_what_fits() -> None:
     assert EIGHT
     assert placement.context == memory.plan(EIGHT, "bf16", 24 * GB).longest_context
     assert 8192 < placement.context < EIGHT.context_length
-    assert placement.reasons["context"] == "what fits beside the weights in 24.0 GB"
+    assert placement.reasons["context"] == "the most that fits beside the weights in 24.0 GB"
 
 
 def test_a_context_asked_for_is_limited_by_memory_too() -> None:
     fitting, limited = (on_cpu(EIGHT, 24 * GB, context=context) for context in (8192, 131072))
-    assert (fitting.context, fitting.reasons["context"]) == (8192, ASKED)
+    assert (fitting.context, fitting.reasons["context"]) == (8192, REQUESTED)
     assert limited.context == on_cpu(EIGHT, 24 * GB).context
     assert "24.0 GB" in limited.reasons["context"]
 
@@ -256,8 +256,8 @@ def test_with_room_the_context_is_the_checkpoints_own() -> None:
 def test_a_context_beyond_the_checkpoint_is_its_own() -> None:
     placement = on_cpu(EIGHT, 640 * GB, context=1_000_000)
     assert placement.context is None
-    assert placement.reasons["context"] == "the checkpoint's own limit; 1,000,000 were asked for"
-    assert choose_context(1_000_000, None) == (1_000_000, ASKED)
+    assert placement.reasons["context"] == "the checkpoint's own limit; 1,000,000 were requested"
+    assert choose_context(1_000_000, None) == (1_000_000, REQUESTED)
 
 
 def test_without_a_shape_nothing_is_planned() -> None:

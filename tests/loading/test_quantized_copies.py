@@ -31,7 +31,7 @@ def test_a_copy_is_saved_on_request_and_used_the_next_time(folder: Path, tmp_pat
     first = load(folder, tmp_path, keep_quantized=True)
     assert (copy / "model.safetensors").is_file()
     again = load(folder, tmp_path)
-    assert again.placement.reasons["quantization"] == "a copy saved before; nothing to quantize"
+    assert again.placement.reasons["quantization"] == "a saved copy is already quantized"
     assert again.weight_bytes == first.weight_bytes
     for (name, mine), (_, theirs) in zip(
         first.model.state_dict().items(), again.model.state_dict().items(), strict=True

@@ -14,7 +14,7 @@ from granite_demo.hub.gguf import FASTER
 from granite_demo.loading.source import Source, find_safetensors, find_source, why_not
 from granite_demo.models import catalogue, registry
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.types.model_status import ASKED
+from granite_demo.types.model_status import REQUESTED
 from tests.fakehub import GGUF, GGUF_REPO, GRANITE, FakeHub, gguf_hub
 from tests.tinymodels import write_checkpoint
 
@@ -67,12 +67,12 @@ def test_a_request_for_the_engine_downloads_the_file(server: FakeHub, tmp_path: 
     asked = replace(AUTO, engine="gguf")
     source = find(tmp_path, asked, "cuda")
     assert source.gguf
-    assert source.gguf_because == ASKED
+    assert source.gguf_because == REQUESTED
     with pytest.raises(UnknownModelError, match="granite-4.0-micro-GGUF"):
         find(tmp_path, replace(asked, model="granite-4.0-micro"))
 
 
-@pytest.mark.parametrize("reason", [FETCH, "could not be fetched: There is no model"])
+@pytest.mark.parametrize("reason", [FETCH, "the download failed: There is no model"])
 def test_without_a_gguf_file_it_is_the_safetensors_with_a_reason(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
@@ -118,7 +118,7 @@ def test_only_the_gguf_engine_runs_a_gguf_file(tmp_path: Path) -> None:
     for engine in ("auto", "gguf"):
         source = find(tmp_path, replace(options, engine=engine), "cuda")
         assert (source.gguf, source.gguf_because) == (file, "the model is a GGUF file")
-    with pytest.raises(ConfigurationError, match="only the engine gguf runs"):
+    with pytest.raises(ConfigurationError, match="only the engine gguf can run"):
         find(tmp_path, replace(options, engine="dynamic"))
 
 

@@ -69,7 +69,7 @@ class DynamicRunner:
         self._kept: PrefixStore[DynamicSlot] = PrefixStore(budget_bytes)
         self._prompts: AbstractContextManager[Any] = nullcontext()
         self._attention: str = self._model.config._attn_implementation
-        if loaded.placement.wide:
+        if loaded.placement.float32_prefill:
             self._prompts = Float32Products()
             if self._attention == "sdpa":
                 register_attention()

@@ -299,7 +299,7 @@ def test_stop_is_looked_for_before_each_layer_of_a_chunk_and_not_for_single_toke
 def narrow() -> LoadedModel:
     """A tiny model in bfloat16 whose prompts are to be computed in float32."""
     loaded = tiny_model()
-    placement = replace(loaded.placement, dtype=torch.bfloat16, wide=True)
+    placement = replace(loaded.placement, dtype=torch.bfloat16, float32_prefill=True)
     return replace(loaded, model=loaded.model.to(torch.bfloat16), placement=placement)
 
 
@@ -326,7 +326,7 @@ def test_attention_is_changed_where_it_is_sdpa_and_changed_back(narrow: LoadedMo
     assert narrow.model.config._attn_implementation == (ATTENTION if own == "sdpa" else "eager")
     runner.release()
     assert narrow.model.config._attn_implementation == own
-    plain = replace(narrow, placement=replace(narrow.placement, wide=False))
+    plain = replace(narrow, placement=replace(narrow.placement, float32_prefill=False))
     DynamicRunner(plain, 0)
     assert narrow.model.config._attn_implementation == own
 
