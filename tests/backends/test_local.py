@@ -476,7 +476,7 @@ async def test_a_constrained_answer_goes_on_where_it_was_cut(real: LocalBackend)
     sampling = SamplingParams(constraint=constraint)
     text, finish = await answer(real, GenerationRequest(prompt="Code abc-1", sampling=sampling, begun=("abc-1", ())))
     assert (text.isdigit(), len(text), finish.reason) == (True, 2, "stop")
-    with pytest.raises(InvalidRequestError, match="not the beginning"):
+    with pytest.raises(InvalidRequestError, match="does not start as the regex requires"):
         await answer(real, GenerationRequest(prompt="Code 1", sampling=sampling, begun=("1", ())))
 
 

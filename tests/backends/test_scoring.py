@@ -101,7 +101,7 @@ async def test_what_does_not_fit_is_refused(sample: LoadedModel) -> None:
     await scored(ready, ScoreRequest(token_ids=tuple(range(10))))
     with pytest.raises(ContextOverflowError, match="11 tokens"):
         await scored(ready, ScoreRequest(token_ids=tuple(range(11))))
-    with pytest.raises(InvalidRequestError, match="not the id of a token"):
+    with pytest.raises(InvalidRequestError, match="is not a token id"):
         await scored(ready, ScoreRequest(token_ids=(10**7,)))
 
 
