@@ -24,7 +24,7 @@ from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.contract import assert_greedy
-from tests.engine.reporting_reference import OPTIONS, drawn_from
+from tests.engine.logprobs_reference import OPTIONS, draw_logprobs
 from tests.engine.running import answer, reference, wait_idle
 from tests.fakes import SOURCE
 from tests.loaded import placed
@@ -114,7 +114,7 @@ async def test_a_token_is_told_with_what_it_was_drawn_from(engine: Engine, optio
     rows = (await logits_after(engine, PROMPT + said))[len(PROMPT) - 1 : -1]
     differences = []
     for at, token in enumerate(got):
-        own, after = rows[at].log_softmax(-1), drawn_from(rows[at : at + 1], sampling, PROMPT, said[:at])
+        own, after = rows[at].log_softmax(-1), draw_logprobs(rows[at : at + 1], sampling, PROMPT, said[:at])
         assert token.logprob is not None
         assert token.sampled is not None
         differences.append(abs(token.logprob - own[token.id].item()))

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from granite_demo.engine.sampling.dispatch import chooser, cutter
-from granite_demo.engine.sampling.logits_processors import Tables
-from granite_demo.engine.sampling.logprobs import report, token_from, width
+from granite_demo.engine.sampling.logits_processors import ProcessorTables
+from granite_demo.engine.sampling.logprobs import logprob_rows, row_width, token_from
 from granite_demo.engine.sampling.reference import Rows, parameters, penalise
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
@@ -54,7 +54,7 @@ class BatchSampler:
         self.adjusting = False
         """Whether it changes logits by the tables of ``adjusting``: likewise."""
         self._choose, self._cut_off = chooser(device), cutter(device)
-        self._tables = Tables(slots, vocabulary, device)
+        self._tables = ProcessorTables(slots, vocabulary, device)
         self._slots = slots
         self._owners: dict[int, str] = {}
         self._padding = Row(SamplingParams(), slots, 0)
@@ -63,7 +63,7 @@ class BatchSampler:
         self._columns = self._blank.clone()
         # One line more than requests: rows that only pad a batch write there.
         self._seen = torch.zeros((slots + 1, vocabulary), dtype=torch.bool, device=device)
-        self._report = torch.zeros((STEPS_KEPT, slots + 1, width(MAX_ALTERNATIVES)), device=device)
+        self._report = torch.zeros((STEPS_KEPT, slots + 1, row_width(MAX_ALTERNATIVES)), device=device)
         self.stream: Any = None
         """The CUDA stream of the forward passes, once there is one."""
 
@@ -137,7 +137,7 @@ class BatchSampler:
         if self.adjusting:
             self._tables.count(line, choice)
         if logprobs is not None and penalised is not None:
-            told = report(logprobs, penalised, rows, choice, self._cut_off, MAX_ALTERNATIVES)
+            told = logprob_rows(logprobs, penalised, rows, choice, self._cut_off, MAX_ALTERNATIVES)
             self._report.index_put_((position % STEPS_KEPT, slot), told)
         return scores.fill_(-torch.inf).scatter_(1, choice[:, None], certain)
 

@@ -14,20 +14,20 @@ from dataclasses import replace
 from granite_demo.engine.batching.request import Request
 from granite_demo.engine.batching.sampler import Row
 from granite_demo.engine.failures import as_user_error
-from granite_demo.engine.sampling.logits_processors import check_bias, mask_of, pack
+from granite_demo.engine.sampling.logits_processors import allowed_mask, check_bias, pack
 from granite_demo.errors import GraniteDemoError
 from granite_demo.outputs.structured_output import Matcher
 
 
 async def prepare(request: Request, vocabulary: int) -> None:
-    """Before the first submission, off the event loop. Raises as ``check_bias`` and ``mask_of``."""
+    """Before the first submission, off the event loop. Raises as ``check_bias`` and ``allowed_mask``."""
     check_bias(request.sampling, vocabulary)
     if request.matcher is not None:
         request.mask = await asyncio.to_thread(_next_mask, request.matcher, vocabulary)
 
 
 def _next_mask(matcher: Matcher, vocabulary: int) -> bytes:
-    return pack(mask_of(matcher, vocabulary))
+    return pack(allowed_mask(matcher, vocabulary))
 
 
 def row_of(request: Request, slot: int) -> Row:

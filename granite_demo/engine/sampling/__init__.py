@@ -1,1 +1,1 @@
-"""How the next token is chosen."""
+"""Chooses the next token from the logits of a model."""

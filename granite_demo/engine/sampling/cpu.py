@@ -1,9 +1,9 @@
-"""``sampling.choose`` and ``sampling.cut_off`` for processors: the same choices, for less work.
+"""The functions of ``sampling.reference`` for CPUs: the same choices with less work.
 
-On a GPU every step goes over the whole vocabulary, since nothing may wait for a number. Here each cut is found among
-the few scores that it may lie between, and noise is made only for what may be drawn. The arithmetic is numpy's: torch
-shares a row of numbers among its threads, who wait for one another longer than the row takes, above all beside
-llama.cpp's threads and where others use the cores.
+The reference always processes the complete vocabulary, because a GPU must not wait for intermediate results. Here, each
+threshold is searched among few scores, and noise is computed only for the tokens that can be drawn. The arithmetic is
+that of numpy: torch distributes a row to several threads, whose synchronization takes longer than the computation,
+especially if llama.cpp or other processes use the cores.
 """
 
 import numpy as np
@@ -15,13 +15,13 @@ from granite_demo.engine.sampling.reference import BELOW_ONE, BISECTIONS, Rows, 
 Floats = npt.NDArray[np.float32]
 
 LOWEST = np.float32(-1e4)
-"""No score below is ever drawn."""
+"""Lower scores are never drawn."""
 HOPELESS = np.float32(-20)
-"""A score below cannot win from the highest, which is 0: noise is between -2.9 and 16.7."""
+"""A lower score cannot exceed the highest one, which is 0, because the noise is between -2.9 and 16.7."""
 
 
 def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """See ``sampling.penalise_and_choose``. Overwrites nothing."""
+    """See ``reference.penalise_and_choose``. The arguments are not changed."""
     if (rows.penalty != 1).any():
         logits = penalise(logits, seen[slot], rows.penalty)
     numbers = [of_all.tolist() for of_all in (rows.temperature, rows.top_k, rows.top_p, rows.min_p)]
@@ -31,7 +31,7 @@ def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, sl
 
 
 def cut_off(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
-    """A threshold that keeps the same scores as that of ``sampling.cut_off``; none for a greedy row."""
+    """Return thresholds that keep the same scores as those of ``reference.cut_off``, shape (B,)."""
     values = zip(*(of_all.tolist() for of_all in (rows.top_k, rows.top_p, rows.min_p)), strict=True)
     return torch.tensor([_threshold(row, *of_one) for row, of_one in zip(scores.numpy(), values, strict=True)])
 
@@ -39,7 +39,7 @@ def cut_off(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
 def choose_one(
     logits: Floats, temperature: float, top_k: float, top_p: float, min_p: float, *, seed: int, position: int
 ) -> int:
-    """The choice for one request, from penalised logits of shape (V,). Where one of them is NaN, its place."""
+    """Choose the token of one request from penalised logits of shape (V,). If one is NaN, return its index."""
     highest = int(logits.argmax())
     if not temperature or np.isnan(logits[highest]):
         return highest
@@ -51,30 +51,30 @@ def choose_one(
 
 
 def _threshold(scores: Floats, top_k: float, top_p: float, min_p: float) -> float:
-    """The lowest of ``sampling.tempered`` scores that may be drawn."""
+    """Return the lowest of the ``reference.tempered`` scores that can be drawn."""
     threshold = lowest = max(scores.min(), LOWEST)
     if 0 < top_k < len(scores):
-        place = len(scores) - int(top_k)
-        threshold = _halved(np.partition(scores, place)[place], lowest)
+        index = len(scores) - int(top_k)
+        threshold = _bisected(np.partition(scores, index)[index], lowest)
     if top_p < 1:
         weights = np.exp(scores)
         if top_k:
             weights *= scores >= threshold
-        threshold = max(threshold, _halved(_last_of(top_p, scores, weights), lowest))
+        threshold = max(threshold, _bisected(_top_p_threshold(top_p, scores, weights), lowest))
     return max(float(threshold), float(np.log(np.float32(min_p)))) if min_p else float(threshold)
 
 
-def _last_of(share: float, scores: Floats, weights: Floats) -> np.float32:
-    """The highest score from which on the weights add up to ``share`` of all."""
+def _top_p_threshold(share: float, scores: Floats, weights: Floats) -> np.float32:
+    """Return the highest score for which the weights of it and of all higher scores have ``share`` of the total."""
     total = weights.sum()
-    # Weights below the others' average part of the rest add up to less than the rest.
+    # Smaller weights together are less than the rest, 1 - share, so they cannot contain the threshold.
     few = np.sort(scores[weights > 0.99 * (1 - share) * total / len(weights)])[::-1]
     sums = np.exp(few).cumsum(dtype=np.float64)
     return np.float32(few[min(np.searchsorted(sums, np.float32(share) * total), len(few) - 1)])
 
 
-def _halved(threshold: np.float32, lowest: np.float32) -> np.float32:
-    """What ``sampling``'s bisection arrives at: slightly less than ``threshold``, the exact one."""
+def _bisected(threshold: np.float32, lowest: np.float32) -> np.float32:
+    """Return the result of the bisection in ``reference``, which is slightly below the exact ``threshold``."""
     low, high = lowest, np.float32(0)
     if threshold >= high:
         return high
@@ -85,8 +85,8 @@ def _halved(threshold: np.float32, lowest: np.float32) -> np.float32:
 
 
 def gumbel(seed: int, position: int, tokens: npt.NDArray[np.uint64]) -> Floats:
-    """``sampling.gumbel`` for some ``tokens`` alone, but for the logarithms' last bits."""
-    with np.errstate(over="ignore"):  # it is meant to wrap around
+    """Return ``reference.noise`` for ``tokens``, shape (n,). The last bits of the logarithms can differ."""
+    with np.errstate(over="ignore"):  # the overflow is intended
         key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position))
         bits = _mix(key + tokens)
     bits >>= np.uint64(40)
@@ -96,7 +96,7 @@ def gumbel(seed: int, position: int, tokens: npt.NDArray[np.uint64]) -> Floats:
 
 
 def _mix(x: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """See ``sampling._mix``; overwrites ``x``."""
+    """See ``reference._mix``. Overwrites ``x``."""
     shifted = np.empty_like(x)
     x += np.uint64(0x9E3779B97F4A7C15)
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):

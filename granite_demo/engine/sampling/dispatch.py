@@ -1,4 +1,4 @@
-"""Chooses the fastest implementation of sampling for a device."""
+"""Selects the fastest implementation of sampling for a device."""
 
 import importlib.util
 
@@ -8,7 +8,7 @@ from granite_demo.engine.sampling.reference import Chooser, CutOff, Rows, cut_of
 
 
 def chooser(device: torch.device) -> Chooser:
-    """The fastest way to choose on ``device``."""
+    """Return the fastest ``penalise_and_choose`` for ``device``."""
     if device.type == "cpu":
         from granite_demo.engine.sampling.cpu import penalise_and_choose as on_a_cpu
 
@@ -21,7 +21,7 @@ def chooser(device: torch.device) -> Chooser:
 
 
 def cutter(device: torch.device) -> CutOff:
-    """The fastest way to find the threshold on ``device``."""
+    """Return the fastest ``cut_off`` for ``device``."""
     if device.type == "cpu":
         from granite_demo.engine.sampling.cpu import cut_off as on_a_cpu
 
@@ -30,7 +30,7 @@ def cutter(device: torch.device) -> CutOff:
 
 
 def compile_chooser(device: torch.device) -> None:
-    """Choose once, so that what ``chooser`` compiles (seconds, the first time on a machine) is compiled."""
+    """Compile the function of ``chooser`` with one call. The first time on a machine, this takes seconds."""
     one = torch.ones(1, device=device)
     zero = torch.zeros(1, dtype=torch.int64, device=device)
     rows = Rows(one, one, one, one, one, zero, zero)

@@ -1,9 +1,10 @@
-"""Changes to logits that few requests ask for: a constraint's mask, bias, and penalties for what was said already.
+"""The changes to logits that only some requests need: constraint masks, logit bias, frequency and presence penalties.
 
-In vLLM's order: mask and bias, then the repetition penalty (``sampling.penalise``), then the frequency and presence
-penalties, all before the temperature (vllm/v1/sample/sampler.py, ``Sampler``; vllm/model_executor/layers/utils.py,
-``apply_penalties``). Bias and penalties are OpenAI's: logit - count * frequency - (count > 0) * presence, over the
-tokens of the answer alone (platform.openai.com/docs/api-reference/parameter-details).
+The order is that of vLLM: mask and bias, then the repetition penalty (``reference.penalise``), then the frequency and
+presence penalties, all before the temperature (vllm/v1/sample/sampler.py, ``Sampler``;
+vllm/model_executor/layers/utils.py, ``apply_penalties``). Bias and penalties are those of OpenAI: logit - count *
+frequency - (count > 0) * presence, for the tokens of the answer only
+(platform.openai.com/docs/api-reference/parameter-details).
 """
 
 from collections.abc import Sequence
@@ -17,29 +18,37 @@ from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.sampling_params import SamplingParams
 
 
-def lessen(logits: torch.Tensor, counts: torch.Tensor, frequency: torch.Tensor, presence: torch.Tensor) -> torch.Tensor:
-    """Logits less the penalties. ``logits``, ``counts``: (B, V) float32; ``frequency``, ``presence``: (B,)."""
+def apply_penalties(
+    logits: torch.Tensor, counts: torch.Tensor, frequency: torch.Tensor, presence: torch.Tensor
+) -> torch.Tensor:
+    """Subtract the penalties from the logits.
+
+    ``logits``, ``counts``: (B, V) float32. ``frequency``, ``presence``: (B,).
+    """
     return logits - counts * frequency[:, None] - (counts > 0) * presence[:, None]
 
 
 def check_bias(sampling: SamplingParams, vocabulary: int) -> None:
-    """Raise InvalidRequestError for a bias on a token that the model has not."""
+    """Raise InvalidRequestError for a bias on a token that the model does not have."""
     for token, _ in sampling.logit_bias:
         if token >= vocabulary:
             raise InvalidRequestError(f"logit_bias names token {token}, but the model has only {vocabulary} tokens.")
 
 
-def mask_of(matcher: Matcher, vocabulary: int) -> np.ndarray:
-    """Which tokens may come next, bool of shape (vocabulary,). Raises EngineError if none may, and as ``allowed``."""
+def allowed_mask(matcher: Matcher, vocabulary: int) -> np.ndarray:
+    """Return the mask of the tokens that can come next, shape (vocabulary,), bool.
+
+    Raises EngineError if there is none, and raises as ``Matcher.allowed``.
+    """
     allowed = matcher.allowed()[:vocabulary]
     if not allowed.any():
-        raise EngineError("Nothing may follow in this answer, and the model has no end token.")
-    # A model's output may have more rows than its tokenizer has tokens.
+        raise EngineError("No token can follow in this answer, and the model has no end token.")
+    # A model can have more logits than its tokenizer has tokens.
     return np.pad(allowed, (0, vocabulary - len(allowed)))
 
 
 def bias_of(sampling: SamplingParams, mask: np.ndarray | None, vocabulary: int) -> torch.Tensor:
-    """What is added to the logits, (vocabulary,) float32: -inf where the ``mask`` is False."""
+    """Return what is added to the logits, shape (vocabulary,), float32. It is -inf where ``mask`` is False."""
     bias = torch.zeros(vocabulary)
     for token, value in sampling.logit_bias:
         bias[token] += value
@@ -47,12 +56,12 @@ def bias_of(sampling: SamplingParams, mask: np.ndarray | None, vocabulary: int) 
 
 
 def counts_of(answer: Sequence[int], vocabulary: int) -> torch.Tensor:
-    """How often each token is in the answer, (vocabulary,) float32."""
+    """Return how often each token is in the answer, shape (vocabulary,), float32."""
     return torch.bincount(torch.tensor(answer, dtype=torch.int64), minlength=vocabulary).float()
 
 
-class Adjuster:
-    """One request's changes, and the state that they depend on."""
+class LogitsProcessor:
+    """The changes of one request, with their state."""
 
     def __init__(self, sampling: SamplingParams, matcher: Matcher | None, device: torch.device) -> None:
         self._sampling = sampling
@@ -63,7 +72,7 @@ class Adjuster:
         self._counting = bool(self._penalties.any())
 
     def before(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits, (1, V), with mask and bias."""
+        """Apply mask and bias to ``logits`` of shape (1, V)."""
         vocabulary = logits.shape[1]
         if self._bias is None:
             check_bias(self._sampling, vocabulary)
@@ -72,16 +81,16 @@ class Adjuster:
             logits = logits + self._bias
         if self._matcher is None:
             return logits
-        mask = torch.from_numpy(mask_of(self._matcher, vocabulary)).to(logits.device)
+        mask = torch.from_numpy(allowed_mask(self._matcher, vocabulary)).to(logits.device)
         return logits.masked_fill(~mask, -torch.inf)
 
     def after(self, logits: torch.Tensor) -> torch.Tensor:
-        """The logits, (1, V), less the penalties for the answer so far."""
+        """Subtract the penalties for the answer so far from ``logits`` of shape (1, V)."""
         if not self._counting:
             return logits
         if self._counts is None:
             self._counts = torch.zeros_like(logits)
-        return lessen(logits, self._counts, *self._penalties)
+        return apply_penalties(logits, self._counts, *self._penalties)
 
     def accept(self, token_id: int) -> None:
         """Append a token to the answer."""
@@ -92,19 +101,20 @@ class Adjuster:
 
 
 def pack(mask: np.ndarray) -> bytes:
-    """A mask as bits, which travel with a ``Row``."""
+    """Pack a bool mask into bits."""
     return np.packbits(mask).tobytes()
 
 
 def unpack(mask: bytes, vocabulary: int) -> np.ndarray:
-    """The mask again."""
+    """Return the bool mask from the result of ``pack``."""
     return np.unpackbits(np.frombuffer(mask, dtype=np.uint8), count=vocabulary).astype(bool)
 
 
-class Tables:
-    """The changes of all requests of a batch, a line for each slot and one more that changes nothing.
+class ProcessorTables:
+    """The changes of all requests of a batch: one line for each slot, and one more that changes nothing.
 
-    Made when the first request needs them, 8 bytes for each slot and token; graphs may be captured from then on.
+    The tables are allocated for the first request that needs them. They take 8 bytes for each slot and token. CUDA
+    graphs can be captured after that.
     """
 
     def __init__(self, slots: int, vocabulary: int, device: torch.device) -> None:
@@ -114,7 +124,7 @@ class Tables:
         self._counts = torch.zeros(0, device=device)
 
     def write(self, slot: int, sampling: SamplingParams, mask: bytes | None, answer: Sequence[int]) -> None:
-        """Set the line of a request that has ``answer`` so far. ``mask``: see ``pack``."""
+        """Set the line of a request with ``answer`` so far. ``mask`` is a result of ``pack``."""
         vocabulary = self._shape[1]
         if self._bias is None:
             self._bias, self._counts = (torch.zeros(self._shape, device=self._device) for _ in range(2))
@@ -131,12 +141,16 @@ class Tables:
         frequency: torch.Tensor,
         presence: torch.Tensor,
     ) -> torch.Tensor:
-        """The logits, (B, V), with all changes. ``line``: (B,), theirs in the tables; for the rest see ``lessen``."""
+        """Apply all changes to ``logits`` of shape (B, V).
+
+        ``line``: (B,) int64, the lines in the tables. ``seen``: (B, V) bool. ``penalty``, ``frequency``, ``presence``:
+        (B,).
+        """
         assert self._bias is not None
         logits = penalise(logits + self._bias[line], seen, penalty)
-        return lessen(logits, self._counts[line], frequency, presence)
+        return apply_penalties(logits, self._counts[line], frequency, presence)
 
     def count(self, line: torch.Tensor, choice: torch.Tensor) -> None:
         """Count the chosen tokens, (B,)."""
-        places = line * self._shape[1] + choice
-        self._counts.view(-1).scatter_add_(0, places, torch.ones_like(places, dtype=torch.float32))
+        indices = line * self._shape[1] + choice
+        self._counts.view(-1).scatter_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))

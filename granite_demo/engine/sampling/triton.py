@@ -1,8 +1,8 @@
-"""``sampling.choose`` and ``sampling.penalise`` as one Triton kernel, for the graphs of the batching engine.
+"""``reference.penalise_and_choose`` as one Triton kernel, for the CUDA graphs of the batching engine.
 
-The same cuts by the same bisections, and the same noise. As separate operations they are some 450 kernels, which take
-a sixth of a step for one user and a fourth for 64; as one kernel, a program for each row, they take a hundredth.
-Triton comes with torch's CUDA builds for Linux; elsewhere the functions of ``sampling`` are used.
+It has the same bisections and the same noise. As separate operations, it takes some 450 kernels, which are a sixth of a
+step for one user and a fourth for 64. As one kernel, with one program for each row, it takes a hundredth. Triton is a
+part of torch's CUDA builds for Linux; other platforms use the reference.
 """
 
 # mypy: disallow-untyped-decorators=False
@@ -13,26 +13,26 @@ import triton.language as tl
 from granite_demo.engine.sampling.reference import BISECTIONS, Rows
 
 BLOCK = 8192
-"""Scores that a program looks at together."""
+"""The number of scores that a program processes at a time."""
 
 
 def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, slot: torch.Tensor) -> torch.Tensor:
-    """The chosen token ids, shape (B,) int64. Overwrites ``logits``, shape (B, V) float32, contiguous.
+    """Return the chosen token ids, shape (B,), int64. Overwrites ``logits``, shape (B, V), float32, contiguous.
 
-    ``seen``: (slots, V) bool, the tokens that the repetition penalty is for; ``slot``: (B,) int64, the rows' lines
-    in it.
+    ``seen``: (slots, V) bool, the tokens with a repetition penalty. ``slot``: (B,) int64, the line of each row in
+    ``seen``.
     """
     batch, vocabulary = logits.shape
     chosen = torch.empty(batch, dtype=torch.int64, device=logits.device)
-    # One tensor of their own: a pointer into another would be aligned or not, and each case compiled anew.
+    # Separate tensors are always aligned. For pointers into others, Triton compiles a version for each alignment.
     parameters = torch.stack((rows.temperature, rows.top_k, rows.top_p, rows.min_p, rows.penalty))
-    places = torch.stack((slot, rows.seed, rows.position))
+    integers = torch.stack((slot, rows.seed, rows.position))
     _kernel[(batch,)](
         logits,
         chosen,
         seen,
         parameters,
-        places,
+        integers,
         batch,
         vocabulary,
         BLOCK=BLOCK,
@@ -44,7 +44,7 @@ def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, sl
 
 @triton.jit
 def _mix(x):  # type: ignore[no-untyped-def]
-    # SplitMix64's finalizer: see sampling._mix. The constants are those of the published code as signed numbers.
+    # The finalizer of SplitMix64: see reference._mix. The constants are those of the published code as signed numbers.
     x = x + -7046029254386353131
     x = (x ^ ((x >> 30) & 0x3FFFFFFFF)) * -4658895280553007687
     x = (x ^ ((x >> 27) & 0x1FFFFFFFFF)) * -7723592293110705685
@@ -53,7 +53,7 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _amount_above(row, middle, counting: tl.constexpr, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
-    """How many scores are >= ``middle``, or how much the exponentials of those add up to."""
+    """Return the number of scores >= ``middle``, or the sum of their exponentials."""
     total = tl.zeros((BLOCK,), dtype=tl.float32)
     for start in range(0, V, BLOCK):
         index = start + tl.arange(0, BLOCK)
@@ -67,7 +67,7 @@ def _amount_above(row, middle, counting: tl.constexpr, V, BLOCK: tl.constexpr): 
 def _largest_threshold(  # type: ignore[no-untyped-def]
     row, wanted, lowest, floor, counting: tl.constexpr, V, BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
 ):
-    """See sampling._largest_threshold; scores below ``floor`` count for nothing."""
+    """See reference._largest_threshold. Scores below ``floor`` are ignored."""
     low = lowest
     high = lowest * 0
     for _ in range(BISECTIONS):
@@ -81,24 +81,24 @@ def _largest_threshold(  # type: ignore[no-untyped-def]
 @triton.jit
 def _noise(x):  # type: ignore[no-untyped-def]
     bits = (_mix(x) >> 40) & 0xFFFFFF
-    # The highest would round up to 1, whose noise is infinite.
+    # The highest value would round up to 1, whose noise is infinite.
     uniform = tl.minimum((bits.to(tl.float32) + 0.5) * 5.9604644775390625e-08, 0.999999940395355225)
     return -tl.log(-tl.log(uniform))
 
 
 @triton.jit(do_not_specialize=["B"])
 def _kernel(  # type: ignore[no-untyped-def]
-    scores, chosen, seen, parameters, places, B, V, BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
+    scores, chosen, seen, parameters, integers, B, V, BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
 ):
     i = tl.program_id(0)
     row = scores + i.to(tl.int64) * V
     temperature, top_k, top_p = tl.load(parameters + i), tl.load(parameters + B + i), tl.load(parameters + 2 * B + i)
     min_p, penalty = tl.load(parameters + 3 * B + i), tl.load(parameters + 4 * B + i)
-    slot, seed, position = tl.load(places + i), tl.load(places + B + i), tl.load(places + 2 * B + i)
+    slot, seed, position = tl.load(integers + i), tl.load(integers + B + i), tl.load(integers + 2 * B + i)
     seen_row = seen + slot * V
     divisor = tl.where(temperature == 0, 1.0, temperature)
 
-    # Penalty and temperature; the highest score with its place, and the lowest.
+    # Penalty and temperature; the highest and the lowest score.
     highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
     lowest = tl.full((BLOCK,), float("inf"), dtype=tl.float32)
     for start in range(0, V, BLOCK):
@@ -112,7 +112,7 @@ def _kernel(  # type: ignore[no-untyped-def]
         tl.store(row + index, score, mask=inside)
         highest = tl.maximum(highest, score)
         lowest = tl.minimum(lowest, tl.where(inside, score, float("inf")))
-    # The scores are read again by other threads of the program than those that wrote them.
+    # Other threads of the program read these scores, so wait until all are written.
     tl.debug_barrier()
     top = tl.max(highest, axis=0)
     bottom = tl.maximum(tl.min(lowest, axis=0) - top, -1e4)
@@ -135,13 +135,13 @@ def _kernel(  # type: ignore[no-untyped-def]
 
     key = _mix(_mix(seed) + position)
     best = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
-    place = tl.zeros((BLOCK,), dtype=tl.int64)
+    at = tl.zeros((BLOCK,), dtype=tl.int64)
     for start in range(0, V, BLOCK):
         index = start + tl.arange(0, BLOCK)
         score = tl.load(row + index, mask=index < V, other=-float("inf"))
         if temperature != 0:
             score = tl.where(score >= threshold, score + _noise(key + index.to(tl.int64)), -float("inf"))
-        place = tl.where(score > best, index.to(tl.int64), place)
+        at = tl.where(score > best, index.to(tl.int64), at)
         best = tl.maximum(best, score)
-    # Of equal scores the first. A row of NaN, as rows that only pad a batch may be, still gets a valid token.
-    tl.store(chosen + i, tl.min(tl.where(best == tl.max(best, axis=0), place, V - 1), axis=0))
+    # Of equal scores, choose the first. A row of NaN, such as the padding of a batch, also gets a valid token.
+    tl.store(chosen + i, tl.min(tl.where(best == tl.max(best, axis=0), at, V - 1), axis=0))

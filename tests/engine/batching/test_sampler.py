@@ -13,7 +13,7 @@ from granite_demo.engine.sampling.reference import Rows, choose
 from granite_demo.engine.sampling.sampler import Sampler
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
-from tests.engine import reporting_reference
+from tests.engine import logprobs_reference
 
 CPU = torch.device("cpu")
 VOCABULARY = 50
@@ -190,7 +190,7 @@ def test_there_may_be_as_many_alternatives_as_a_request_can_ask_for() -> None:
 
 
 def test_each_row_is_told_what_transformers_draws_from() -> None:
-    options = [*reporting_reference.OPTIONS, {"temperature": 0.9}]
+    options = [*logprobs_reference.OPTIONS, {"temperature": 0.9}]
     sampler = BatchSampler(VOCABULARY, len(options), CPU)
     samplings = [SamplingParams(seed=at, logprobs=4, **option) for at, option in enumerate(options)]
     prompt, answers = [3, 4, 4, 9], [list[int]() for _ in options]
@@ -203,12 +203,12 @@ def test_each_row_is_told_what_transformers_draws_from() -> None:
         chosen, table = step(sampler, batch, logits), sampler.read()
         for slot, sampling in enumerate(samplings):
             token = token_of(chosen[slot], Row(sampling, slot, len(prompt)), position, table)
-            reporting_reference.check(token, logits[slot : slot + 1], sampling, prompt, answers[slot])
+            logprobs_reference.check(token, logits[slot : slot + 1], sampling, prompt, answers[slot])
             answers[slot].append(token.id)
 
 
 def test_both_ways_to_sample_choose_the_same() -> None:
-    for option in reporting_reference.OPTIONS:
+    for option in logprobs_reference.OPTIONS:
         sampling = SamplingParams(seed=5, **option)
         one, many = Sampler(sampling, [3, 4], CPU), BatchSampler(VOCABULARY, SLOTS, CPU)
         for position in range(15):

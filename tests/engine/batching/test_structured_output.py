@@ -106,7 +106,7 @@ async def test_an_error_of_the_matcher_reaches_its_reader_alone(make: Callable[.
     error = InvalidRequestError("It takes too long.")
     with pytest.raises(InvalidRequestError, match="takes too long"):
         await constrained(engine, Cycle([range(VOCABULARY)], failing, error), max_tokens=20)
-    with pytest.raises(EngineError, match="Nothing may follow"):
+    with pytest.raises(EngineError, match="No token can follow"):
         await constrained(engine, Cycle([(1,), ()]), max_tokens=20)
     assert len(await beside) == 100
     assert len(await answer(engine, PROMPT, max_tokens=5)) == 5

@@ -1,4 +1,4 @@
-"""Choosing tokens: against transformers' own processors, and against what the softmax says."""
+"""The choice of tokens, compared with the processors of transformers and with the softmax."""
 
 import random
 from dataclasses import fields, replace
@@ -31,7 +31,7 @@ from granite_demo.engine.sampling.reference import (
 from granite_demo.engine.sampling.sampler import Sampler
 from granite_demo.errors import EngineError
 from granite_demo.types.sampling_params import SamplingParams
-from tests.engine import reporting_reference
+from tests.engine import logprobs_reference
 
 CPU = torch.device("cpu")
 VOCABULARY = 49_159
@@ -39,7 +39,7 @@ LOGITS = torch.tensor([[0.0, 3.0, 2.9, 1.0, -5.0]])
 
 
 def rows(*requests: dict[str, float]) -> Rows:
-    """A row for each request, everything off but what it says."""
+    """Return a row for each request. All parameters that it does not have are off."""
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1, "min_p": 0, "penalty": 1, "seed": 0, "position": 0}
     return Rows(
         **{
@@ -52,7 +52,7 @@ def rows(*requests: dict[str, float]) -> Rows:
     )
 
 
-# What may be drawn
+# Which tokens can be drawn
 
 
 @pytest.mark.parametrize("scale", [1.0, 3.0, 8.0])
@@ -74,7 +74,7 @@ def rows(*requests: dict[str, float]) -> Rows:
     ],
     ids=str,
 )
-def test_what_is_kept_is_what_transformers_keeps(scale: float, temperature: float, cuts: dict[str, Any]) -> None:
+def test_the_kept_tokens_are_those_of_transformers(scale: float, temperature: float, cuts: dict[str, Any]) -> None:
     torch.manual_seed(0)
     logits = torch.randn(1, VOCABULARY) * scale
     scores = logits / temperature - (logits / temperature).amax()
@@ -88,7 +88,7 @@ def test_what_is_kept_is_what_transformers_keeps(scale: float, temperature: floa
         warpers.append(MinPLogitsWarper(cuts["min_p"]))
     theirs: Any = LogitsProcessorList(warpers)(torch.zeros(1, 1, dtype=torch.long), logits.double())  # type: ignore[arg-type]
     differ = kept ^ torch.isfinite(theirs)
-    # A total of 49,159 numbers in float32 may be off by a token that comes up once in a million draws.
+    # In float32, a sum of 49,159 numbers can be off by a token that is drawn once in a million draws.
     assert differ.sum() <= ("top_p" in cuts)
     assert torch.softmax(scores, dim=-1)[differ].sum() < 1e-6
 
@@ -109,11 +109,11 @@ def draws(count: int = 300, **sampling: Any) -> set[int]:
     return {sampler(LOGITS).id for _ in range(count)}
 
 
-def test_temperature_zero_takes_the_likeliest() -> None:
+def test_temperature_zero_chooses_the_most_probable_token() -> None:
     assert draws(temperature=0.0, seed=1, top_k=3, min_p=0.1) == {1}
 
 
-def test_only_what_is_kept_is_drawn() -> None:
+def test_only_kept_tokens_are_drawn() -> None:
     assert draws(temperature=2.0, seed=1) >= {0, 1, 2, 3}
     assert draws(temperature=2.0, seed=1, top_k=2) == {1, 2}
     assert draws(temperature=1.0, seed=1, top_p=0.9) == {1, 2}
@@ -133,7 +133,7 @@ def test_frequencies_follow_the_softmax() -> None:
     assert ((counted - expected).abs() <= 4 * (expected * (1 - expected) / count).sqrt() + 1e-9).all()
 
 
-def test_noise_is_gumbels() -> None:
+def test_the_noise_has_a_gumbel_distribution() -> None:
     noise = gumbel(torch.arange(20), torch.arange(20), VOCABULARY)
     assert torch.isfinite(noise).all()
     assert float(noise.mean()) == pytest.approx(0.5772, abs=0.01)
@@ -148,7 +148,7 @@ def test_noise_changes_with_the_seed_the_position_and_the_token(one: int) -> Non
     assert torch.corrcoef(torch.cat((noise, noise[:1].roll(1, 1)))).fill_diagonal_(0).abs().max() < 0.08
 
 
-def test_a_row_of_a_batch_is_as_if_it_were_alone() -> None:
+def test_a_row_does_not_depend_on_its_batch() -> None:
     torch.manual_seed(0)
     requests: list[dict[str, float]] = [
         {"temperature": 0.0, "top_k": 5, "min_p": 0.5},
@@ -173,7 +173,7 @@ def test_a_row_of_a_batch_is_as_if_it_were_alone() -> None:
     assert int(together[-1]) == int(penalise(logits[-1:], seen[slot[-1:]], torch.tensor([1.8])).argmax())
 
 
-def test_cuts_that_nobody_uses_can_be_left_out() -> None:
+def test_unused_cuts_can_be_omitted() -> None:
     torch.manual_seed(0)
     logits = torch.randn(50, 500) * 3
     plain = rows(*({"seed": index, "min_p": 0.01} for index in range(50)))
@@ -265,13 +265,13 @@ def test_seeds_repeat_and_differ() -> None:
     assert len(set(run(5))) > 1
 
 
-def test_the_logits_are_left_as_they_are() -> None:
+def test_the_logits_are_not_changed() -> None:
     logits = LOGITS.clone()
     Sampler(SamplingParams(temperature=1.5, repetition_penalty=1.5, seed=1, logprobs=2), [1], CPU)(logits)
     assert torch.equal(logits, LOGITS)
 
 
-def test_log_probabilities_are_the_models_own() -> None:
+def test_log_probabilities_are_those_of_the_model() -> None:
     expected = torch.log_softmax(LOGITS[0], dim=-1)
     sampling = SamplingParams(temperature=2.0, top_k=2, repetition_penalty=3.0, seed=1, logprobs=3)
     token = Sampler(sampling, [1], CPU)(LOGITS)
@@ -280,8 +280,8 @@ def test_log_probabilities_are_the_models_own() -> None:
     assert [value for _, value, _ in token.alternatives] == pytest.approx(expected[[1, 2, 3]].tolist())
 
 
-@pytest.mark.parametrize("options", reporting_reference.OPTIONS, ids=str)
-def test_what_is_reported_is_what_transformers_draws_from(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("options", logprobs_reference.OPTIONS, ids=str)
+def test_the_logprobs_of_the_draw_are_those_of_transformers(options: dict[str, Any]) -> None:
     sampling = SamplingParams(seed=9, logprobs=6, **options)
     prompt = [3, 4, 4, 9]
     sampler = Sampler(sampling, prompt, CPU)
@@ -289,7 +289,7 @@ def test_what_is_reported_is_what_transformers_draws_from(options: dict[str, Any
     for step in range(12):
         logits = torch.randn(1, 40, generator=torch.Generator().manual_seed(step)) * 3
         token = sampler(logits)
-        reporting_reference.check(token, logits, sampling, prompt, answer)
+        logprobs_reference.check(token, logits, sampling, prompt, answer)
         answer.append(token.id)
 
 
@@ -307,8 +307,8 @@ def test_a_token_id_beyond_16_bits_is_exact() -> None:
     assert Sampler(SamplingParams(), [0], CPU)(logits).id == 199_997
 
 
-def test_the_highest_of_the_uniform_numbers_has_finite_noise() -> None:
-    # 24 bits of ones, found by search: rounded up to 1, its noise would be infinite and its token always chosen.
+def test_the_highest_uniform_number_has_finite_noise() -> None:
+    # A search found these 24 bits of ones. Rounded up to 1, the noise would be infinite and the token always chosen.
     at = torch.tensor([7]), torch.tensor([2765])
     highest = noise(*at, torch.tensor([43077]))
     assert 16 < highest.item() < 17

@@ -1,4 +1,4 @@
-"""What a token should be told with: by transformers' own processors, and by plain arithmetic."""
+"""The expected log probabilities of a token, from the processors of transformers and plain arithmetic."""
 
 from typing import Any
 
@@ -42,8 +42,8 @@ OPTIONS: list[dict[str, Any]] = [
 
 
 def check(token: Token, logits: torch.Tensor, sampling: SamplingParams, prompt: list[int], answer: list[int]) -> None:
-    """``token`` was chosen from ``logits``, (1, V), after ``answer``."""
-    own, after = torch.log_softmax(logits[0], dim=-1), drawn_from(logits, sampling, prompt, answer)
+    """Check the values of ``token``, which was chosen from ``logits``, shape (1, V), after ``answer``."""
+    own, after = torch.log_softmax(logits[0], dim=-1), draw_logprobs(logits, sampling, prompt, answer)
     assert after[token.id] > -torch.inf
     assert token.logprob == pytest.approx(own[token.id].item(), abs=1e-5)
     assert token.sampled == pytest.approx(0.0 if not sampling.temperature else after[token.id].item(), abs=1e-4)
@@ -54,8 +54,8 @@ def check(token: Token, logits: torch.Tensor, sampling: SamplingParams, prompt: 
     assert [one[2] for one in token.alternatives] == pytest.approx(after[ids].tolist(), abs=1e-4)
 
 
-def drawn_from(logits: torch.Tensor, sampling: SamplingParams, prompt: list[int], answer: list[int]) -> torch.Tensor:
-    """Log probabilities of the draw, (V,)."""
+def draw_logprobs(logits: torch.Tensor, sampling: SamplingParams, prompt: list[int], answer: list[int]) -> torch.Tensor:
+    """Return the log probabilities of the draw, shape (V,)."""
     ids: Any = torch.tensor([prompt + answer])
     scores: Any = logits.clone()
     if sampling.logit_bias:
