@@ -1,5 +1,5 @@
-"""Measures this machine: how fast answers come, beside transformers' documented ways and beside what memory allows.
+"""Measures speed and memory, and compares them with the documented use of transformers and the limit of the memory.
 
-Every figure of a report comes from one run, in turns, since only figures of one run can be compared. The engine is
-measured without a page; only ``page`` needs the packages of the server.
+All figures of a report come from one run in which the methods take turns, because only such figures can be compared.
+The engine is measured without a server. Only the suite ``page`` needs the packages of the server.
 """

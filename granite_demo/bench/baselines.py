@@ -1,8 +1,8 @@
-"""The ways that the documentation of transformers shows: what granite-demo is compared with.
+"""The ways to generate text that the documentation of transformers shows, as a baseline.
 
-They run on copies of the weights, loaded a second time. An engine owns the thread of its model and may change the
-model's attention or its weights in place, and both have to be there in every round. The copies come after the engine,
-so that they do not change what it chooses, and where memory lacks for them they are left out.
+They run on copies of the weights, because an engine owns the thread of its model and can change the attention or the
+weights in place, and because each round measures both. The copies are loaded after the engine, so that they have no
+effect on its choices. If the memory is too small for a copy, its baselines are not measured.
 """
 
 import threading
@@ -27,13 +27,14 @@ GENERATE = "generate + TextIteratorStreamer"
 GENERATE_BATCH = "generate_batch"
 STATIC = "generate, static cache, compiled"
 PAGE = 256
-"""Tokens in a block of continuous batching's cache, by default."""
+"""Tokens in a block of the cache of continuous batching, the default of transformers."""
 
 
 def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedModel], list[str]]:
-    """``loaded`` again, on a CPU in float32 and in bfloat16, of which either may be faster; what was left out and why.
+    """Load the model of ``loaded`` again. Return the copies, and a note for each copy that is not measured.
 
-    Their generation settings are transformers' defaults: no end token, and greedy unless asked otherwise.
+    On a CPU there is one copy in float32 and one in bfloat16, because either can be faster. The generation settings are
+    the defaults of transformers: no end token, and greedy decoding.
     """
     placement, source = loaded.placement, replace(loaded.source, gguf=None)
     own: Any = placement.dtype_name
@@ -44,14 +45,14 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
     options = replace(options, quantization=cast(Quantization, placement.quantization))
     if loaded.source.gguf:
         if not (source.folder / "config.json").is_file():
-            return [], ["The documented ways are left out: they need safetensors (run --engine dynamic once)."]
+            return [], ["The documented ways are not measured: they need safetensors (run --engine dynamic once)."]
         dtypes, options = ["float32", "bfloat16"], replace(options, quantization="none", attention="auto")
+    device = Chosen(placement.device, "the device of the engine")
     for dtype in dtypes:
         try:
-            beside = place_source(source, replace(options, dtype=dtype), Chosen(placement.device, "the engine's"))
-            copy = load_model(source, beside)
+            copy = load_model(source, place_source(source, replace(options, dtype=dtype), device))
         except OutOfMemoryError as error:
-            notes.append(f"The documented ways in {dtype} are left out: {error}")
+            notes.append(f"The documented ways in {dtype} are not measured: {error}")
             continue
         from transformers import GenerationConfig
 
@@ -61,27 +62,30 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
 
 
 def like(loaded: LoadedModel, copies: Sequence[LoadedModel]) -> Sequence[LoadedModel]:
-    """The one of ``copies`` in the precision of ``loaded``, if it is there."""
+    """Return the copy in the precision of ``loaded`` as a list of one, or an empty list."""
     return [copy for copy in copies if copy.placement.dtype == loaded.placement.dtype][:1]
 
 
 def way_for(users: int) -> str:
-    """The name of the documented way for so many users."""
+    """Return the name of the documented way for this number of users."""
     return GENERATE if users == 1 else GENERATE_BATCH
 
 
 def answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-    """Answer ``prompts`` with ``tokens`` tokens each, in the way for so many users."""
+    """Generate ``tokens`` tokens for each of ``prompts``, in the documented way for their number."""
     return generate(loaded, prompts[0], tokens) if len(prompts) == 1 else generate_batch(loaded, prompts, tokens)
 
 
 def static(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-    """One user, with the cache that has ``generate`` compile its steps by itself, on a GPU."""
+    """Answer one user with a static cache. On a GPU, ``generate`` then compiles its steps."""
     return generate(loaded, prompts[0], tokens, cache_implementation="static")
 
 
 def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: Sequence[int], tokens: int) -> Run:
-    """The next turn of a chat, with ``past_key_values`` of the turn before, which had an answer of so many tokens."""
+    """Generate ``answered`` tokens after the prompt ``first``, then measure the next turn, which adds ``added``.
+
+    The next turn uses the ``past_key_values`` of the first.
+    """
     import torch
     from transformers import DynamicCache
 
@@ -93,7 +97,7 @@ def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: S
 
 
 def load_seconds(folder: Path, dtype: Any, device: str) -> float:
-    """``from_pretrained``, of a model that is let go of again."""
+    """Return the seconds that ``from_pretrained`` takes. The model is then released."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -108,9 +112,9 @@ def load_seconds(folder: Path, dtype: Any, device: str) -> float:
 
 
 def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **options: Any) -> Run:
-    """One user, greedily: ``generate`` in a thread, its text read from a ``TextIteratorStreamer``.
+    """Answer one user, greedily, with ``generate`` in a thread and a ``TextIteratorStreamer``.
 
-    A token counts as come when ``generate`` hands it to the streamer, which may hold its text back for longer.
+    The time of a token is when ``generate`` puts it into the streamer, which can hold its text back for longer.
     """
     import torch
     from transformers import TextIteratorStreamer
@@ -142,17 +146,20 @@ def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **opti
     thread.join()
     if errors:
         raise errors[0]
-    came = stamps[1:]  # the first thing put is the prompt
-    return Run((Answer(len(came), came[0], came[-1]),))
+    times = stamps[1:]  # the first value put is the prompt
+    return Run((Answer(len(times), times[0], times[-1]),))
 
 
 def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-    """Many users, greedily: continuous batching. Its own time stamps leave out its set-up, a few seconds each time."""
+    """Answer many users, greedily, with continuous batching.
+
+    The times are its own time stamps, which exclude its start of a few seconds. Raises RuntimeError if a request fails.
+    """
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     settings = ContinuousBatchingConfig()
     if loaded.placement.device == "cpu":
-        # By default it would take 60 % of the machine's memory.
+        # The default takes 60 % of the memory of the machine.
         blocks = -(-(len(prompts[0]) + tokens) // PAGE) + 1
         settings = ContinuousBatchingConfig(num_blocks=len(prompts) * blocks, max_batch_tokens=2 * PAGE)
     outputs = loaded.model.generate_batch(
@@ -166,16 +173,16 @@ def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens
         raise RuntimeError(next((output.error for output in outputs if output.error), "requests were lost"))
     start = min(output.created_time for output in outputs)
     stamps = [[stamp - start for stamp in output.timestamps] for output in outputs]
-    return Run(tuple(Answer(len(came), came[0], came[-1]) for came in stamps))
+    return Run(tuple(Answer(len(times), times[0], times[-1]) for times in stamps))
 
 
 LLAMA = "llama-cpp-python's own loop"
 
 
 def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
-    """One user, greedily, by ``llama_cpp.Llama.generate`` on the engine's file and with as many threads.
+    """Answer one user, greedily, with ``llama_cpp.Llama.generate`` on the file of the engine, with the same threads.
 
-    Reading the file again, which is mapped to the same memory, is not counted.
+    The time to open the file, which is mapped to the same memory, is not included.
     """
     from llama_cpp import Llama
 
@@ -184,7 +191,7 @@ def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: in
     size = len(prompt) + tokens
     llama = Llama(str(loaded.model.path), n_ctx=size, n_threads=threads, n_threads_batch=threads, verbose=False)
     start = time.perf_counter()
-    written = islice(llama.generate(list(prompt), temp=0, top_k=1, repeat_penalty=1.0), tokens)
-    stamps = [time.perf_counter() - start for _ in written]
+    generated = islice(llama.generate(list(prompt), temp=0, top_k=1, repeat_penalty=1.0), tokens)
+    stamps = [time.perf_counter() - start for _ in generated]
     llama.close()
     return Run((Answer(len(stamps), stamps[0], stamps[-1]),))

@@ -1,12 +1,12 @@
-"""The suite ``limit``: how near the engine comes to what memory and arithmetic allow, beside transformers' layers.
+"""The suite ``limit``: compares the fused layers with the layers of transformers and with the limit of the hardware.
 
-Both are measured in one run, one after the other: each takes most of the memory for its cache.
+Both are measured in one run, one after the other, because the cache of each takes most of the memory.
 """
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -14,7 +14,7 @@ from rich.table import Table
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines, output, tables
-from granite_demo.bench.measure import GREEDY, SAMPLED, Prompts, Spread, ask
+from granite_demo.bench.measure import GREEDY, SAMPLED, Progress, Prompts, Spread, ask
 from granite_demo.bench.options import BenchOptions
 from granite_demo.bench.report import SCHEMA, Report, describe
 from granite_demo.bench.roofline import bandwidth, step_bytes
@@ -30,20 +30,19 @@ DEEP = 30_000
 DEEP_ANSWER = 128
 LONG = 8192
 CUBE = 8192
-"""Rows, columns and products of the matrices whose product shows what arithmetic allows."""
+"""The size of the square matrices whose product measures the arithmetic limit."""
 DOCUMENTED_ANSWER = 32
-Tell = Callable[[str], None]
 
 
-class Opener(Protocol):
-    """Makes the model ready, with its layers fused or as transformers computes them. Raises GraniteDemoError."""
+class FuseOpener(Protocol):
+    """Makes the model ready, with fused layers or with the layers of transformers. Raises GraniteDemoError."""
 
     def __call__(self, report: Any, cancelled: Any, *, fuse: bool = True) -> ReadyModel: ...
 
 
 @dataclass(frozen=True, slots=True)
 class LimitRow:
-    """One figure of each way. ``limit`` is what memory or arithmetic allow, None where neither says anything."""
+    """One figure, measured in each way. ``limit`` is what memory or arithmetic allows; None: no limit is known."""
 
     what: str
     unit: str
@@ -55,18 +54,18 @@ class LimitRow:
 
 @dataclass(frozen=True, slots=True)
 class Ceilings:
-    """Measured: bytes per second of a copy, and operations per second of a product of matrices in bfloat16."""
+    """Measured limits: bytes per second of a copy, and operations per second of a bfloat16 matrix product."""
 
     memory: float
     arithmetic: float
 
 
-def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
-    """Measure, then print the figures or write them. Raises ConfigurationError without a CUDA GPU."""
+def run(opener: FuseOpener, options: BenchOptions, progress: Progress) -> None:
+    """Measure, then print the figures or write them. Raises ConfigurationError if there is no CUDA GPU."""
     import torch
 
     if not torch.cuda.is_available():
-        raise ConfigurationError("The suite limit measures fused layers, which take a CUDA GPU. Choose another suite.")
+        raise ConfigurationError("The suite limit measures fused layers, which need a CUDA GPU. Choose another suite.")
     ceilings = Ceilings(bandwidth("cuda"), product_speed())
     found: dict[bool, dict[str, Spread]] = {}
     limits: dict[str, tuple[str, float | None]] = {}
@@ -74,19 +73,19 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
     report: Report | None = None
     for fuse in (True, False):
         name = "fused" if fuse else "plain"
-        tell(f"{name}: loading")
+        progress(f"{name}: loading")
         clock = _Clock()
-        ready = opened(clock, threading.Event(), fuse=fuse)
+        ready = opener(clock, threading.Event(), fuse=fuse)
         clock("ready", None, "")
         if fuse:
-            report = describe(ready, asked.sizes("cuda"), ("limit",), "")
-            limits = _limits(ready.loaded, ceilings, asked.users or USERS)
-        found[fuse] = _measure(ready, asked, lambda text, name=name: tell(f"{name}: {text}"))  # type: ignore[misc]
+            report = describe(ready, options.sizes("cuda"), ("limit",), "")
+            limits = _limits(ready.loaded, ceilings, options.users or USERS)
+        found[fuse] = _measure(ready, options, lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
         found[fuse]["set-up"] = Spread.of([clock.warm_up])
         ready.engine.close()
         if not fuse:
-            tell("the documented way")
-            by_documentation["1 user"] = _documented(ready.loaded, asked)
+            progress("the documented way")
+            by_documentation["1 user"] = _documented(ready.loaded, options)
         del ready
         release_memory()
     rows = [
@@ -94,11 +93,11 @@ def run(opened: Opener, asked: BenchOptions, tell: Tell) -> None:
         for what, spread in found[True].items()
     ]
     assert report
-    _write(report, ceilings, rows, asked)
+    _write(report, ceilings, rows, options)
 
 
 def product_speed() -> float:
-    """Operations per second, the best of a few products of ``CUBE`` cubed in bfloat16."""
+    """Return operations per second: the best of six bfloat16 products of square matrices of the size ``CUBE``."""
     import torch
 
     left, right = (torch.randn(CUBE, CUBE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
@@ -112,14 +111,14 @@ def product_speed() -> float:
     return 2 * CUBE**3 / best
 
 
-def _measure(ready: ReadyModel, asked: BenchOptions, tell: Tell) -> dict[str, Spread]:
-    rounds, many = asked.rounds, asked.users or USERS
+def _measure(ready: ReadyModel, options: BenchOptions, progress: Progress) -> dict[str, Spread]:
+    rounds, many = options.rounds, options.users or USERS
     prompts = Prompts(ready.loaded.model.config.vocab_size, seed=3)
     found: dict[str, Spread] = {}
 
     def keep(what: str, values: Iterable[float]) -> None:
         found[what] = Spread.of(values)
-        tell(f"{what}: {found[what].median:.4g}")  # a run that is cut off has told so much
+        progress(f"{what}: {found[what].median:.4g}")  # shown even if the run is interrupted later
 
     for users in many:
         for label, sampling in (("", GREEDY), (", sampled", SAMPLED)):
@@ -151,7 +150,7 @@ def _deep(loaded: LoadedModel) -> bool:
 
 
 def _limits(loaded: LoadedModel, ceilings: Ceilings, many: Sequence[int]) -> dict[str, tuple[str, float | None]]:
-    """(unit, limit) of each row."""
+    """Return (unit, limit) of each row."""
 
     def rate(users: int, depth: float) -> float | None:
         read = step_bytes(loaded, users, depth)
@@ -169,18 +168,18 @@ def _limits(loaded: LoadedModel, ceilings: Ceilings, many: Sequence[int]) -> dic
     return limits
 
 
-def _documented(loaded: LoadedModel, asked: BenchOptions) -> Spread:
+def _documented(loaded: LoadedModel, options: BenchOptions) -> Spread:
     from transformers import GenerationConfig
 
     loaded.model.generation_config = GenerationConfig()
     prompts = Prompts(loaded.model.config.vocab_size, seed=4)
     baselines.generate(loaded, prompts.one(PROMPT), 8)
-    runs = [baselines.generate(loaded, prompts.one(PROMPT), DOCUMENTED_ANSWER) for _ in range(min(3, asked.rounds))]
+    runs = [baselines.generate(loaded, prompts.one(PROMPT), DOCUMENTED_ANSWER) for _ in range(min(3, options.rounds))]
     return Spread.of(run.decode_rate for run in runs)
 
 
 class _Clock:
-    """Notes how long the warm-up of the engine took."""
+    """Measures the warm-up of the engine, in seconds."""
 
     def __init__(self) -> None:
         self.warm_up = 0.0
@@ -193,17 +192,17 @@ class _Clock:
             self.warm_up = time.perf_counter() - self._begun
 
 
-def _write(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow], asked: BenchOptions) -> None:
+def _write(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow], options: BenchOptions) -> None:
     head = {"model": report.model, "device": report.device, "versions": report.versions, "facts": report.facts}
     body = {"schema": SCHEMA, **head, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
-    output.deliver(json.dumps(body, indent=2), lambda: _show(report, ceilings, rows), asked)
+    output.deliver(json.dumps(body, indent=2), lambda: _show(report, ceilings, rows), options)
 
 
 def _show(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
     console = tables.wide_console()
     line = (
         f"{report.model['title']} in {report.model['precision']} on {report.device['name']}: a copy moves "
-        f"{ceilings.memory / 1e12:.2f} TB/s, a product of matrices {ceilings.arithmetic / 1e12:.0f} TFLOP/s"
+        f"{ceilings.memory / 1e12:.2f} TB/s, a matrix product does {ceilings.arithmetic / 1e12:.0f} TFLOP/s"
     )
     console.print(line, highlight=False, markup=False)
     console.print(table_of(rows))
@@ -212,8 +211,8 @@ def _show(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
 
 
 def table_of(rows: Sequence[LimitRow]) -> Table:
-    """Each figure beside transformers' layers in the same engine, the documented way, and the limit."""
-    title = "Near the limit; medians, in brackets the lowest and the highest"
+    """Compare each figure with the layers of transformers in the same engine, the documented way, and the limit."""
+    title = "Compared with the limit; medians, in brackets the lowest and the highest"
     columns = ("what", "unit", "fused", "transformers' layers", "documented", "limit", "of limit")
     table = tables.report_table(title, *columns, left=("what", "unit"))
     for row in rows:

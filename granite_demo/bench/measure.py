@@ -1,4 +1,4 @@
-"""Measuring in turns, and what is made of the samples. Pure arithmetic: knows neither models nor clocks."""
+"""Measures several ways in turns, and computes rates, times and medians from the samples."""
 
 import asyncio
 import logging
@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Generic, TypeVar
+from typing import Generic, TypeAlias, TypeVar
 
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import EngineBusyError, EngineError
@@ -19,11 +19,13 @@ from granite_demo.types.sampling_params import SamplingParams
 log = logging.getLogger(__name__)
 
 R = TypeVar("R")
+Progress: TypeAlias = Callable[[str], None]
+"""Shows a line of text about a measurement that runs."""
 
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Samples of one figure. ``values`` are in the order in which they were measured."""
+    """The samples of one figure: median, lowest, highest, and all values in the order of the measurement."""
 
     median: float
     low: float
@@ -32,34 +34,37 @@ class Spread:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread":
-        """Of at least one value."""
+        """Raises statistics.StatisticsError if there is no value."""
         kept = tuple(values)
         return cls(statistics.median(kept), min(kept), max(kept), kept)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one request got: how many tokens, and the seconds from the start until its first and its last."""
+    """One answer: the number of tokens, and the seconds from the start of the run to its first and its last token.
+
+    Raises EngineError if there is no token.
+    """
 
     tokens: int
     first: float
     last: float
     ids: tuple[int, ...] = ()
-    """The tokens, where they are known."""
+    """The token ids. Empty: not known."""
     counts: tuple[tuple[float, int], ...] = ()
-    """(seconds from the start, tokens so far) in between, where that is known; else it went on evenly."""
+    """(seconds from the start, tokens until then) before_round the first and the last token. Empty: a constant rate."""
 
     def __post_init__(self) -> None:
         if self.tokens < 1:
-            raise EngineError("A request came back without a token.")
+            raise EngineError("A request ended without a token.")
 
     @property
     def rate(self) -> float:
-        """Tokens per second from the first to the last."""
+        """Tokens per second from the first token to the last."""
         return (self.tokens - 1) / max(self.last - self.first, 1e-9)
 
     def tokens_at(self, moment: float) -> float:
-        """How many there were by then, in seconds from the start, between the first and the last."""
+        """Return the number of tokens ``moment`` seconds after the start, interpolated linearly."""
         points = [(self.first, 1), *self.counts, (self.last, self.tokens)]
         for (begun, before), (ended, after) in pairwise(points):
             if moment <= ended:
@@ -69,26 +74,27 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """The answers of requests that started together. ``queued`` is how many of them were told to wait."""
+    """The answers to requests that started together. ``queued`` of them waited in the queue."""
 
     answers: tuple[Answer, ...]
     queued: int = 0
 
     @property
     def tokens(self) -> int:
-        """Of all requests."""
+        """The tokens of all answers."""
         return sum(answer.tokens for answer in self.answers)
 
     @property
     def ttft(self) -> float:
-        """Time to first token: the median over the requests."""
+        """Time to first token in seconds: the median of the requests."""
         return statistics.median(answer.first for answer in self.answers)
 
     @property
     def decode_rate(self) -> float:
-        """Tokens per second of all requests, each one's first left out, from the first of all to the last.
+        """Tokens per second of all requests, from the first token of any to the last of any.
 
-        The prompts of those who come later are read in that time: short prompts keep that small.
+        The first token of each request is not counted. The time includes the prefill of the prompts that start later,
+        so use short prompts. Raises EngineError if the time is 0.
         """
         seconds = max(answer.last for answer in self.answers) - min(answer.first for answer in self.answers)
         if seconds <= 0:
@@ -97,8 +103,10 @@ class Run:
 
     @property
     def together(self) -> float | None:
-        """Tokens per second of all requests while each of them is answered: from the first token of the last who gets
-        one until the first has its answer. None where one has it before another begins.
+        """Tokens per second of all requests while all of them generate.
+
+        That time begins when each request has its first token and ends when one of them has its last token. None if
+        there is no such time.
         """
         begun, ended = max(answer.first for answer in self.answers), min(answer.last for answer in self.answers)
         if begun >= ended:
@@ -107,14 +115,14 @@ class Run:
 
     @property
     def evenness(self) -> float | None:
-        """The slowest user's speed as a part of the fastest's; None for one user."""
+        """The speed of the slowest user divided by that of the fastest. None for one user."""
         rates = [answer.rate for answer in self.answers]
         return min(rates) / max(rates) if len(rates) > 1 and max(rates) else None
 
 
 @dataclass(frozen=True, slots=True)
 class Way(Generic[R]):
-    """One way of doing a thing. ``may_fail``: it is not ours, and is left out where it does not work."""
+    """One way to do a task. If it ``may_fail``, because other libraries do it, its failure does not end the run."""
 
     label: str
     run: Callable[[], R]
@@ -124,7 +132,10 @@ class Way(Generic[R]):
 
 @dataclass(slots=True)
 class Turns(Generic[R]):
-    """The samples of each way, in the order of the ways; none for a way that was left out, with the reason."""
+    """The samples of each way, in the order of the ways.
+
+    A way that failed has no samples, and a note in ``left_out``.
+    """
 
     samples: list[list[R]]
     left_out: list[str]
@@ -133,12 +144,13 @@ class Turns(Generic[R]):
 def in_turns(
     ways: Sequence[Way[R]],
     rounds: int,
-    tell: Callable[[str], None] = lambda text: None,
-    between: Callable[[], object] = lambda: None,
+    progress: Progress = lambda text: None,
+    before_round: Callable[[], object] = lambda: None,
 ) -> Turns[R]:
-    """Warm up each way, then run all of them once a round, so that a slow minute of the machine meets them all.
+    """Warm up each way, then run each way once in each round, so that a slow phase of the machine affects all of them.
 
-    ``between`` is called before each round. Raises what a way raises that may not fail, but not EngineBusyError.
+    ``before_round`` is called before each round. A way that raises EngineBusyError is left out. So is a way that
+    ``may_fail``; the error of any other way is raised.
     """
     turns: Turns[R] = Turns([[] for _ in ways], [])
     failed: set[int] = set()
@@ -151,16 +163,16 @@ def in_turns(
         except Exception as error:
             if not ways[index].may_fail and not isinstance(error, EngineBusyError):
                 raise
-            log.debug("%s failed.", ways[index].label, exc_info=error)
+            log.debug("The measurement of %s failed.", ways[index].label, exc_info=error)
             failed.add(index)
             turns.samples[index] = []
-            turns.left_out.append(f"{ways[index].label} is left out: {type(error).__name__}: {_first_line(error)}")
+            turns.left_out.append(f"{ways[index].label} failed: {type(error).__name__}: {_first_line(error)}")
 
     for index, way in enumerate(ways):
         attempt(index, way.warm_up)
     for number in range(1, rounds + 1):
-        tell(f"round {number} of {rounds}")
-        between()
+        progress(f"round {number} of {rounds}")
+        before_round()
         for index, way in enumerate(ways):
             attempt(index, lambda index=index, way=way: turns.samples[index].append(way.run()))  # type: ignore[misc]
     return turns
@@ -175,7 +187,10 @@ SAMPLED = SamplingParams(temperature=0.7, top_p=0.9, seed=1)
 
 
 def ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Run:
-    """Answer all ``prompts`` at once; each has a seed of its own, where there is one."""
+    """Answer all ``prompts`` at the same time. If there is a seed, each prompt has a different one.
+
+    Raises EngineError.
+    """
     return asyncio.run(_ask(engine, prompts, sampling))
 
 
@@ -201,16 +216,16 @@ async def _ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampl
 
 
 class Prompts:
-    """Prompts of random token ids: no two begin alike, so that nothing of one helps with another."""
+    """Makes prompts of random token ids. They have no common prefix, so the prefix cache cannot help."""
 
     def __init__(self, vocabulary: int, seed: int = 0) -> None:
         self._vocabulary = vocabulary
         self._random = random.Random(seed)
 
     def one(self, length: int) -> list[int]:
-        """A new prompt."""
+        """Return a new prompt of ``length`` tokens."""
         return [self._random.randrange(self._vocabulary) for _ in range(length)]
 
     def many(self, count: int, length: int) -> list[list[int]]:
-        """New prompts."""
+        """Return ``count`` new prompts."""
         return [self.one(length) for _ in range(count)]

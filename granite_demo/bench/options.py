@@ -1,4 +1,4 @@
-"""What to measure, as it was asked for, and how much of it where nobody said."""
+"""The options of the command ``bench``, and its defaults for a CPU and for a GPU."""
 
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -7,23 +7,26 @@ from pathlib import Path
 from granite_demo.errors import ConfigurationError
 
 SUITES = ("load", "decode", "ttft", "page")
-"""In the order in which they are measured: a load before anything else takes memory, the page last."""
+"""In the order of measurement: the load first, before other suites use memory, and the page last."""
 LIMIT = "limit"
-"""A suite of its own: it loads the model twice."""
+"""This suite loads the model twice, so it runs alone."""
 LEAST_PROMPT = 32
-"""Tokens that a follow-up needs: a beginning, an answer to it, and the next turn."""
+"""Tokens. A follow-up needs a first prompt, an answer to it, and the next turn."""
 STANDARD_OUTPUT = "-"
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much is measured. ``tokens`` and ``prompt`` are of one answer of ``decode`` and ``page``."""
+    """How much to measure.
+
+    ``tokens`` and ``prompt`` are the lengths of an answer and its prompt, except in ``ttft``.
+    """
 
     users: tuple[int, ...]
     tokens: int
     prompt: int
     lengths: tuple[int, ...]
-    """The prompts of ``ttft``."""
+    """The lengths of the prompts in ``ttft``."""
     rounds: int = 3
 
 
@@ -33,7 +36,7 @@ ON_GPU = Sizes(users=(1, 4, 16, 64), tokens=256, prompt=128, lengths=(128, 1024,
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchOptions:
-    """The flags of the command. None and empty: the choice goes by device and model."""
+    """The flags of the command. None and empty: chosen by device and model."""
 
     suites: tuple[str, ...] = ()
     users: tuple[int, ...] = ()
@@ -43,7 +46,7 @@ class BenchOptions:
     json_file: str | None = None
     plot_file: Path | None = None
     processes: int | None = None
-    """How many share the model, each with a GPU of its own; None: as torchrun started them."""
+    """The number of processes that share the model, each with its own GPU. None: as many as torchrun started."""
 
     @classmethod
     def parse(
@@ -57,7 +60,10 @@ class BenchOptions:
         plot_file: Path | None,
         processes: int | None = None,
     ) -> "BenchOptions":
-        """Read the flags. Raises ConfigurationError now for what would otherwise fail after minutes of measuring."""
+        """Parse the flags.
+
+        Raises ConfigurationError for a mistake that would otherwise appear after minutes of measuring.
+        """
         if plot_file is not None and find_spec("matplotlib") is None:
             raise ConfigurationError("--plot needs matplotlib. Run: pip install matplotlib")
         for flag, path in (("--json", json_file), ("--plot", plot_file)):
@@ -75,20 +81,20 @@ class BenchOptions:
         )
 
     def check_processes(self, started: int) -> None:
-        """Raise ConfigurationError where other than ``started`` processes are to be measured, or more than they can."""
+        """Raise ConfigurationError if the options do not agree with the number of ``started`` processes."""
         wanted = self.processes or started
         if wanted != started:
             raise ConfigurationError(
-                f"--tensor-parallel {wanted} measures {wanted} processes, and {started} run. Start it with: "
+                f"--tensor-parallel {wanted} needs {wanted} processes, but {started} are running. Start it with: "
                 f"torchrun --nproc-per-node {wanted} -m granite_demo bench --tensor-parallel {wanted}"
             )
         if started > 1 and not set(self.suites) <= {"decode", "ttft"}:
-            raise ConfigurationError("Of several processes bench measures --suite decode and ttft only.")
+            raise ConfigurationError("With several processes, bench can measure only --suite decode and ttft.")
         if started > 1 and self.plot_file:
-            raise ConfigurationError("Of several processes bench draws no picture. Leave --plot out.")
+            raise ConfigurationError("With several processes, bench cannot draw a picture. Remove --plot.")
 
     def sizes(self, device: str) -> Sizes:
-        """How much to measure on ``device``."""
+        """Return the sizes from the flags, with the defaults for ``device``."""
         usual = ON_CPU if device == "cpu" else ON_GPU
         return Sizes(
             users=self.users or usual.users,
@@ -105,14 +111,14 @@ def _suites(text: str | None) -> tuple[str, ...]:
         return (LIMIT,)
     for name in names:
         if name == LIMIT:
-            raise ConfigurationError("--suite limit is measured alone. Leave the others out.")
+            raise ConfigurationError("--suite limit runs alone. Remove the other suites.")
         if name not in (*SUITES, "all"):
-            raise ConfigurationError(f"--suite must be {LIMIT}, all or some of {', '.join(SUITES)}, not {name!r}.")
+            raise ConfigurationError(f"--suite must be {LIMIT}, all, or a list of {', '.join(SUITES)}, not {name!r}.")
     return tuple(suite for suite in SUITES if suite in names or "all" in names)
 
 
 def _numbers(flag: str, text: str | None, least: int) -> tuple[int, ...]:
-    """The different numbers in ``text``, in rising order."""
+    """Return the distinct numbers in ``text`` in ascending order."""
     try:
         numbers = {int(part) for part in (text or "").split(",") if part.strip()}
     except ValueError:

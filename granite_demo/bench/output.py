@@ -1,4 +1,4 @@
-"""Where a report goes: tables or JSON to standard output, and the files that were named."""
+"""Writes a report: tables or JSON to standard output, a JSON file, and a picture."""
 
 import sys
 from collections.abc import Callable, Sequence
@@ -14,25 +14,28 @@ from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.errors import ConfigurationError
 
 
-def write(report: Report, asked: BenchOptions) -> None:
-    """Print ``report`` and write its files. Raises ConfigurationError for one that cannot be written."""
-    deliver(report.as_json(), lambda: tables.show(report), asked)
+def write(report: Report, options: BenchOptions) -> None:
+    """Print ``report`` and write its files. Raises ConfigurationError if a file cannot be written."""
+    deliver(report.as_json(), lambda: tables.show(report), options)
     try:
-        if asked.plot_file is not None:
-            save(report, asked.plot_file)
+        if options.plot_file is not None:
+            save(report, options.plot_file)
     except OSError as error:
         raise _not_written(error) from error
 
 
-def deliver(text: str, show: Callable[[], None], asked: BenchOptions) -> None:
-    """``text``, which is JSON, to standard output, or what ``show`` prints and a file. Raises as ``write`` does."""
-    if asked.json_file == STANDARD_OUTPUT:
+def deliver(text: str, show: Callable[[], None], options: BenchOptions) -> None:
+    """Write the JSON ``text`` to standard output, or call ``show`` and write ``text`` to a file.
+
+    Raises as ``write``.
+    """
+    if options.json_file == STANDARD_OUTPUT:
         sys.stdout.write(f"{text}\n")
         return
     show()
     try:
-        if asked.json_file is not None:
-            Path(asked.json_file).write_text(f"{text}\n", encoding="utf-8")
+        if options.json_file is not None:
+            Path(options.json_file).write_text(f"{text}\n", encoding="utf-8")
     except OSError as error:
         raise _not_written(error) from error
 
@@ -41,21 +44,21 @@ def _not_written(error: OSError) -> ConfigurationError:
     return ConfigurationError(f"The report cannot be written: {error}.")
 
 
-# Okabe and Ito's colours, told apart by the colour-blind; the hatches by anybody in grey.
+# The palette of Okabe and Ito for colour-blind readers. The hatches are for print in grey.
 DOCUMENTED, GREEDY, SAMPLED = ("#999999", ""), ("#0072B2", ""), ("#56B4E9", "//")
 FOLLOW_UP = ("#E69F00", "\\\\")
 LIMIT = "#D55E00"
 PIXELS = 1000
 DPI = 100
 LOG_FROM = 30.0
-"""The ratio of the highest to the lowest bar from which the lowest could not be seen on a linear axis."""
+"""If the highest bar is this many times the lowest, the axis is logarithmic: a linear axis would hide the lowest."""
 
 Bars = dict[str, tuple[tuple[str, str], list[Spread | None]]]
-"""For each name its (colour, hatch) and a value for each group."""
+"""Maps a name to its (colour, hatch) and to one value for each group."""
 
 
 def save(report: Report, path: Path) -> None:
-    """Write the picture in the format that ``path`` ends with, PNG by default."""
+    """Draw the report to ``path``. The suffix of ``path`` selects the format; the default is PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -69,7 +72,7 @@ def save(report: Report, path: Path) -> None:
 
 
 def decode_bars(decode: Decode) -> tuple[list[int], Bars, list[float | None]]:
-    """The numbers of users, the bars, and the engine's limit for each number of users."""
+    """Return the numbers of users, the bars, and the limit of the engine for each number of users."""
     users = sorted({row.users for row in decode.rows})
     own = {(row.users, row.choice): row for row in decode.rows if not row.documented}
     base = [decode.baseline(count) for count in users]
@@ -82,7 +85,7 @@ def decode_bars(decode: Decode) -> tuple[list[int], Bars, list[float | None]]:
 
 
 def ttft_bars(rows: Sequence[TtftRow]) -> tuple[list[int], Bars]:
-    """The lengths of the prompts and the bars."""
+    """Return the lengths of the prompts, and the bars."""
     return [row.prompt_tokens for row in rows], {
         "transformers, documented": (DOCUMENTED, [row.documented for row in rows]),
         "granite-demo, new prompt": (GREEDY, [row.cold for row in rows]),
@@ -128,7 +131,7 @@ def _draw_bars(
     axes.set_xticks(range(len(groups)), groups)
     if max(shown) / min(shown) > LOG_FROM:
         axes.set_yscale("log")
-    # Room for the legend above the bars.
+    # Space for the legend above the bars.
     axes.margins(y=0.45)
 
 

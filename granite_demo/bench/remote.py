@@ -1,16 +1,15 @@
-"""What a running server gives its users: tokens per second and time to first token, through a ``Backend`` over it."""
+"""Measures a running server through its ``Backend``: tokens per second and time to first token of its users."""
 
 import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
 from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from granite_demo.backend import Backend, ManagedBackend
-from granite_demo.bench.measure import Answer, Run, Spread
+from granite_demo.bench.measure import Answer, Progress, Run, Spread
 from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.types.events import Finish, Queued, ReasoningDelta, TextDelta
@@ -21,47 +20,45 @@ from granite_demo.types.sampling_params import SamplingParams
 USERS = (1, 4, 16)
 TOKENS = 64
 WORDS = 96
-"""Of each question, random so that no server has read it before: about 130 tokens."""
+"""Random words in each question, about 130 tokens, so that no server has the question in its prefix cache."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServedRow:
-    """So many users at once. ``rate`` is tokens per second of all together; ``ttft`` the median in seconds."""
+    """The figures of ``users`` users at once: tokens per second of all together, and the median TTFT in seconds."""
 
     users: int
     rate: Spread
     ttft: Spread
 
 
-def run(backend: ManagedBackend, asked: BenchOptions, tell: Callable[[str], None]) -> None:
-    """Measure the server behind ``backend``, print the figures or write them, and close it. Raises GraniteDemoError."""
-    if asked.suites or asked.lengths or asked.plot_file:
-        raise ConfigurationError("With --url, bench takes --users, --tokens, --rounds and --json only.")
+def run(backend: ManagedBackend, options: BenchOptions, progress: Progress) -> None:
+    """Measure the server of ``backend``, print or write the figures, and close ``backend``. Raises GraniteDemoError."""
+    if options.suites or options.lengths or options.plot_file:
+        raise ConfigurationError("With --url, bench accepts only --users, --tokens, --rounds and --json.")
     with closing(backend):
         name = backend.status().model
-        rows = measure(backend, asked.users or USERS, asked.tokens or TOKENS, asked.rounds, tell)
-    if asked.json_file == STANDARD_OUTPUT:
+        rows = measure(backend, options.users or USERS, options.tokens or TOKENS, options.rounds, progress)
+    if options.json_file == STANDARD_OUTPUT:
         print(as_json(name, rows))
         return
     show(name, rows)
-    if asked.json_file:
+    if options.json_file:
         try:
-            Path(asked.json_file).write_text(f"{as_json(name, rows)}\n", encoding="utf-8")
+            Path(options.json_file).write_text(f"{as_json(name, rows)}\n", encoding="utf-8")
         except OSError as error:
             raise ConfigurationError(f"The figures cannot be written: {error}.") from error
 
 
-def measure(
-    backend: Backend, users: tuple[int, ...], tokens: int, rounds: int, tell: Callable[[str], None]
-) -> list[ServedRow]:
-    """Ask for answers of up to ``tokens`` tokens. Raises GraniteDemoError."""
+def measure(backend: Backend, users: tuple[int, ...], tokens: int, rounds: int, progress: Progress) -> list[ServedRow]:
+    """Measure answers of up to ``tokens`` tokens for each number of users. Raises GraniteDemoError."""
     source = random.Random(time.time_ns())
     rows = []
-    asyncio.run(_ask(backend, source, 1, 4))  # what the first request waits for
+    asyncio.run(_ask(backend, source, 1, 4))  # a warm-up: the first request can be slower
     for count in users:
         runs = []
         for number in range(rounds):
-            tell(f"{count} users, round {number + 1} of {rounds}")
+            progress(f"{count} users, round {number + 1} of {rounds}")
             runs.append(asyncio.run(_ask(backend, source, count, tokens)))
         rates, first = (Spread.of(getattr(run, name) for run in runs) for name in ("decode_rate", "ttft"))
         rows.append(ServedRow(count, rates, first))
@@ -85,13 +82,13 @@ async def _ask(backend: Backend, source: random.Random, users: int, tokens: int)
                     return Answer(event.usage.completion_tokens, first or last, last)
                 elif isinstance(event, Queued):
                     continue
-        raise EngineError("An answer ended without its end.")
+        raise EngineError("An answer ended without a finish event.")
 
     return Run(tuple(await asyncio.gather(*(answer() for _ in range(users)))))
 
 
 def as_json(name: str, rows: list[ServedRow]) -> str:
-    """All figures of the server's model ``name``."""
+    """Return all figures with the name of the model."""
     return json.dumps({"model": name, "rows": [asdict(row) for row in rows]}, indent=1)
 
 
@@ -100,8 +97,8 @@ def show(name: str, rows: list[ServedRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, title=f"{name}, from here", title_justify="left")
-    for heading in ("users", "tokens/s in all", "lowest to highest", "time to first token"):
+    table = Table(box=None, title=f"{name}, measured from this machine", title_justify="left")
+    for heading in ("users", "tokens/s of all", "lowest to highest", "time to first token"):
         table.add_column(heading, justify="right")
     for row in rows:
         span = f"{row.rate.low:.1f} to {row.rate.high:.1f}"

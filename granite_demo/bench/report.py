@@ -1,4 +1,4 @@
-"""All that one run of the benchmark found, with the machine it was found on, and the same as JSON."""
+"""The report of one run: its figures, the machine, the model and the settings. It can be written as JSON."""
 
 import json
 import os
@@ -17,13 +17,13 @@ from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.types.model_status import Fact, ModelSetup
 
 SCHEMA = 1
-"""Counted up when a field changes its meaning or goes away."""
+"""Increase it when the meaning of a field changes or a field is removed."""
 PACKAGES = ("granite-demo", "torch", "transformers", "flash-attn", "bitsandbytes", "gradio")
 
 
 @dataclass(slots=True)
 class Report:
-    """``seconds`` is how long each suite took. A suite that was not run is None or empty."""
+    """``seconds`` is the duration of each suite. The field of a suite that did not run is None or empty."""
 
     model: dict[str, Any]
     device: dict[str, Any]
@@ -38,16 +38,16 @@ class Report:
     decode: Decode | None = None
     ttft: tuple[TtftRow, ...] = ()
     page: tuple[Any, ...] = ()
-    """PageRow values, whose module needs the packages of the server."""
+    """PageRow values. The type is Any because the module of PageRow needs the packages of the server."""
     startup: Any = None
 
     def as_json(self) -> str:
-        """Every figure with its samples."""
+        """Return all figures with their samples as JSON, in the version ``SCHEMA`` of the format."""
         return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False)
 
 
 def describe(ready: ReadyModel, sizes: Sizes, suites: Sequence[str], started: str) -> Report:
-    """A report without figures yet."""
+    """Return a report that has no figures yet."""
     loaded = ready.loaded
     return Report(
         model={

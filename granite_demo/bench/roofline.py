@@ -1,6 +1,7 @@
-"""What the memory of a device allows: measured bandwidth, the bytes of one step, and how many users fit.
+"""The limit that the memory of a device sets: its measured bandwidth, and the bytes that one step reads.
 
-To choose a token a model reads all its weights once, for all users together, and each user's keys and values.
+One step reads all weights once, for all users together, and the keys and values of each user. See the roofline model
+of Williams, Waterman and Patterson (2009).
 """
 
 import time
@@ -17,17 +18,18 @@ from granite_demo.types.model_status import gigabytes
 
 PASSES = 5
 BUFFER_BYTES = 2**30
-"""More than any cache holds; the largest CPUs have several hundred megabytes."""
+"""Larger than the cache of any CPU. The largest have several hundred megabytes."""
 CPU_USERS = 16
-"""More than these would make a CPU answer each of them slower than anybody reads."""
+"""With more users, a CPU answers each of them slower than a person reads."""
 USERS_SHARE = 0.5
-"""Of the free memory: what the caches of all users may take. The activations need room, too."""
+"""The share of the free memory for the caches of all users. The activations need the rest."""
 
 
 def bandwidth(device: str) -> float:
-    """Bytes per second that memory can deliver: the best of a few passes over more than any cache holds.
+    """Return the memory bandwidth in bytes per second: the best of several passes over a buffer larger than any cache.
 
-    On a GPU a copy, counting what is read and what is written. On a CPU a sum or a copy, whichever is faster.
+    On a GPU this is a copy, and both the bytes read and the bytes written count. On a CPU it is the faster of a sum and
+    a copy.
     """
     size = min(BUFFER_BYTES, free_memory(device) // 4)
     source = torch.ones(max(size, 4) // 4, dtype=torch.float32, device=device)
@@ -59,10 +61,11 @@ def _wait_for(device: str) -> None:
 
 
 def step_bytes(loaded: LoadedModel, users: int, context: float) -> float | None:
-    """Bytes read to give each of ``users`` one more token after ``context`` tokens; None for an unknown shape.
+    """Return the bytes that one step reads: one token for each of ``users`` after ``context`` tokens.
 
-    Left out: the table of a separate embedding, of which a step reads a row for each user, and the experts that no
-    user's token is sent to (on average, if each is as likely as the others).
+    Two parts of the weights are not counted: the table of a separate embedding, because a step reads one row of it for
+    each user, and the experts that no token uses (the expected value, if all experts are equally likely). Returns None
+    if the shape is not known.
     """
     if isinstance(loaded.model, LlamaFile) and loaded.model.token_bytes is not None:
         return float(loaded.weight_bytes + users * context * loaded.model.token_bytes)
@@ -78,13 +81,16 @@ def step_bytes(loaded: LoadedModel, users: int, context: float) -> float | None:
 
 
 def token_limit(loaded: LoadedModel, users: int, context: float, speed: float) -> float | None:
-    """Tokens per second of all users together if nothing but reading at ``speed`` bytes per second took time."""
+    """Return the tokens per second of all users if a step only reads memory, at ``speed`` bytes per second."""
     read = step_bytes(loaded, users, context)
     return None if read is None else users * speed / read
 
 
 def fitting_users(wanted: Sequence[int], loaded: LoadedModel, tokens: int, free: int) -> tuple[tuple[int, ...], str]:
-    """Those of ``wanted`` whose caches of ``tokens`` each fit into ``free`` bytes, one at least; what was left out."""
+    """Return the numbers of users in ``wanted`` that fit, at least one, and a note on the others.
+
+    Each user has a cache of ``tokens`` tokens. ``free`` is the free memory in bytes.
+    """
     device = loaded.placement.device
     most, why = (CPU_USERS, f"at most {CPU_USERS} on a CPU") if device == "cpu" else (max(wanted), "")
     if loaded.shape is not None:
@@ -92,7 +98,7 @@ def fitting_users(wanted: Sequence[int], loaded: LoadedModel, tokens: int, free:
         each = tokens * kv_bytes_per_token(loaded.shape, precision) + state_bytes(loaded.shape, precision)
         room = int(USERS_SHARE * free / each)
         if room < most:
-            most, why = room, f"at most {room} fit into {gigabytes(free)}"
+            most, why = room, f"at most {room} fit in {gigabytes(free)}"
     kept = tuple(users for users in wanted if users <= most) or (1,)
     dropped = [str(users) for users in wanted if users not in kept]
     return kept, f"Not measured: {', '.join(dropped)} users ({why})." if dropped else ""

@@ -1,4 +1,4 @@
-"""A report as tables on a terminal."""
+"""Prints a report as tables on a terminal."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -15,7 +15,7 @@ from granite_demo.types.model_status import Chosen, gigabytes
 
 MISSING = "-"
 REPORT_WIDTH = 130
-"""The columns of a report in a pipe, where rows stay whole."""
+"""Characters in a line if the output is not a terminal, so that no row is wrapped."""
 
 
 def show(report: Report, console: Console | None = None) -> None:
@@ -25,7 +25,7 @@ def show(report: Report, console: Console | None = None) -> None:
     lines = [
         f"{report.model['title']} in {report.model['precision']} on {report.device['name']}, "
         f"{report.device['threads']} threads; {facts}",
-        f"Medians of {report.settings['rounds']}; in brackets the lowest and the highest.",
+        f"Medians of {report.settings['rounds']} rounds; in brackets the lowest and the highest.",
     ]
     for line in lines:
         console.print(line, highlight=False, markup=False)
@@ -48,14 +48,14 @@ def show(report: Report, console: Console | None = None) -> None:
 
 
 def show_choices(console: Console, *choices: tuple[str, Chosen[Any] | None]) -> None:
-    """Print each choice by its name, with its reason; None is left out."""
+    """Print each choice with its name and its reason. None is skipped."""
     for name, chosen in choices:
         if chosen:
             console.print(f"{name}: {chosen} ({chosen.reason})", highlight=False, markup=False)
 
 
 def wide_console(console: Console | None = None) -> Console:
-    """``console``, by default standard output, at least ``REPORT_WIDTH`` wide if it is no terminal."""
+    """Return ``console``, by default standard output, at least ``REPORT_WIDTH`` wide if it is not a terminal."""
     console = console or Console()
     if not console.is_terminal:
         console.width = max(console.width, REPORT_WIDTH)
@@ -63,7 +63,7 @@ def wide_console(console: Console | None = None) -> Console:
 
 
 def tables(report: Report) -> Iterable[Table]:
-    """A table for each suite that was run."""
+    """Yield a table for each suite that ran."""
     if report.load:
         yield load_table(report.load)
     if report.decode:
@@ -75,7 +75,7 @@ def tables(report: Report) -> Iterable[Table]:
 
 
 def load_table(load: Load) -> Table:
-    """Times and memory."""
+    """Return the table of load times and memory."""
     table = report_table("Load and memory", "what", "figure", left=("what",))
     cache = MISSING if load.kv_cache is None else gigabytes(load.kv_cache, 2)
     for name, value in (
@@ -92,9 +92,9 @@ def load_table(load: Load) -> Table:
 
 
 def decode_table(decode: Decode) -> Table:
-    """Speed by users, with the ratio to the fastest documented way and the share of the limit.
+    """Return the table of speeds by number of users, with the ratio to the fastest documented way and to the limit.
 
-    Evenness is the slowest user's speed as a part of the fastest's.
+    Evenness is the speed of the slowest user divided by the speed of the fastest.
     """
     title = (
         f"Decoding, {decode.tokens} tokens after a prompt of {decode.prompt_tokens}; "
@@ -130,8 +130,8 @@ def decode_table(decode: Decode) -> Table:
 
 
 def ttft_table(rows: Iterable[TtftRow]) -> Table:
-    """Time to first token by length of the prompt."""
-    title = "Time to first token of an idle engine; a follow-up is the next turn of a chat"
+    """Return the table of the time to first token by length of the prompt."""
+    title = "Time to first token of an idle engine. A follow-up is the next turn of a chat"
     ways = ("generate", "granite-demo", "generate, follow-up", "granite-demo, follow-up")
     table = report_table(title, "tokens", *ways)
     for row in rows:
@@ -143,7 +143,7 @@ def ttft_table(rows: Iterable[TtftRow]) -> Table:
 
 
 def shared_decode_table(alone: Decode, shared: Decode, processes: int) -> Table:
-    """The speed of several processes that share a model beside that of one."""
+    """Return a table that compares the speed of several processes that share a model with the speed of one."""
     title = f"Decoding, {shared.tokens} tokens after a prompt of {shared.prompt_tokens}, tokens/s"
     columns = ("users", "sampling", "one process", f"{processes} processes", "ratio", "first token, one", "together")
     table = report_table(title, *columns, left=("sampling",))
@@ -156,7 +156,7 @@ def shared_decode_table(alone: Decode, shared: Decode, processes: int) -> Table:
 
 
 def shared_ttft_table(alone: Iterable[TtftRow], shared: Iterable[TtftRow], processes: int) -> Table:
-    """Time to first token of several processes that share a model beside that of one."""
+    """Return a table that compares the time to first token of several processes with that of one."""
     table = report_table("Time to first token", "tokens", "one process", f"{processes} processes", "ratio")
     for one, many in zip(alone, shared, strict=True):
         ratio = f"{one.cold.median / many.cold.median:.2f}"
@@ -165,9 +165,9 @@ def shared_ttft_table(alone: Iterable[TtftRow], shared: Iterable[TtftRow], proce
 
 
 def page_table(report: Report) -> Table:
-    """The page beside the engine, by visitors at the same time."""
+    """Return the table that compares the page and the API with the engine, by number of visitors at the same time."""
     title = f"The page, answers of {report.settings['tokens']} tokens"
-    columns = ("visitors", "way", "tokens/s", "all at once", "cost", "first token")
+    columns = ("visitors", "way", "tokens/s", "while all generate", "cost", "first token")
     table = report_table(title, *columns, left=("way",))
     visitors = 0
     for row in report.page:
@@ -181,13 +181,13 @@ def page_table(report: Report) -> Table:
 
 
 def spread(values: Spread, digits: int, scale: float = 1.0) -> str:
-    """The median, and where there are several values the lowest and highest: 12.1 (11.9-12.4)."""
+    """Format the median, and if there are several values the lowest and the highest: 12.1 (11.9-12.4)."""
     median, low, high = (f"{value * scale:,.{digits}f}" for value in (values.median, values.low, values.high))
     return f"{median} ({low}-{high})" if len(values.values) > 1 else median
 
 
 def report_table(title: str, *columns: str, left: tuple[str, ...] = ()) -> Table:
-    """An empty table; the columns that ``left`` names are aligned left and can wrap."""
+    """Return an empty table. The columns in ``left`` are aligned left and can wrap."""
     table = Table(title=title, title_justify="left")
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", no_wrap=column not in left)

@@ -1,16 +1,16 @@
-"""Tensor parallel: processes that share a model, measured beside one of them alone, in one run.
+"""Measures processes that share a model (tensor parallel), and compares them with one process, in one run.
 
-The first process measures the model alone while the others wait for it; then all of them open it together.
+The first process measures the model alone while the others wait. Then all processes open it together.
 """
 
 import json
 import threading
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import output, tables
+from granite_demo.bench.measure import Progress
 from granite_demo.bench.options import BenchOptions
 from granite_demo.bench.report import SCHEMA, describe
 from granite_demo.bench.suites import decode, ttft
@@ -22,10 +22,8 @@ from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.types.load_options import Report
 from granite_demo.types.model_status import gigabytes
 
-Tell = Callable[[str], None]
 
-
-class Opener(Protocol):
+class GroupOpener(Protocol):
     """Makes the model ready in the processes of ``group``. Raises GraniteDemoError."""
 
     def __call__(self, report: Report, cancelled: threading.Event, *, group: Group = ALONE) -> ReadyModel: ...
@@ -33,7 +31,7 @@ class Opener(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ProcessMemory:
-    """Bytes of one process: its part of the weights, and the most that it had at a time."""
+    """The memory of one process in bytes: its part of the weights, and its peak."""
 
     weights: int
     peak: int
@@ -41,7 +39,7 @@ class ProcessMemory:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """The figures of so many processes."""
+    """The figures of a number of processes."""
 
     processes: int
     decode: Decode
@@ -50,19 +48,19 @@ class Part:
     notes: tuple[str, ...]
 
 
-def run(opened: Opener, group: Group, asked: BenchOptions, tell: Tell) -> None:
-    """Measure, then print the figures or write them. In the processes but the first: compute along."""
+def run(opener: GroupOpener, group: Group, options: BenchOptions, progress: Progress) -> None:
+    """Measure in the first process, then print or write the figures. The other processes only take part."""
     if not group.leads:
-        return _follow(opened, group)
-    alone, head = _measure(opened, ALONE, asked, tell)
-    shared, _ = _measure(opened, group, asked, tell)
+        return _follow(opener, group)
+    alone, head = _measure(opener, ALONE, options, progress)
+    shared, _ = _measure(opener, group, options, progress)
     group.leave()
-    _write(head, alone, shared, asked)
+    _write(head, alone, shared, options)
 
 
-def _follow(opened: Opener, group: Group) -> None:
+def _follow(opener: GroupOpener, group: Group) -> None:
     with group.together():
-        ready = opened(_silent, threading.Event(), group=group)
+        ready = opener(_silent, threading.Event(), group=group)
         weights = _own_weights(ready.loaded)
         from granite_demo.engine.batching.engine import BatchingEngine
 
@@ -72,17 +70,19 @@ def _follow(opened: Opener, group: Group) -> None:
     group.leave()
 
 
-def _measure(opened: Opener, group: Group, asked: BenchOptions, tell: Tell) -> tuple[Part, dict[str, Any]]:
+def _measure(
+    opener: GroupOpener, group: Group, options: BenchOptions, progress: Progress
+) -> tuple[Part, dict[str, Any]]:
     name = "one process" if group.size == 1 else f"{group.size} processes"
-    tell(f"{name}: loading")
+    progress(f"{name}: loading")
     with group.together():
-        ready = opened(_silent, threading.Event(), group=group)
+        ready = opener(_silent, threading.Event(), group=group)
         weights = _own_weights(ready.loaded)
-        sizes = asked.sizes(ready.loaded.placement.device)
+        sizes = options.sizes(ready.loaded.placement.device)
         report = describe(ready, sizes, ("decode", "ttft"), "")
         try:
-            found, notes = decode.measure(ready, (), sizes, lambda text: tell(f"{name}: decode, {text}"))
-            first, others = ttft.measure(ready, (), sizes, lambda text: tell(f"{name}: ttft, {text}"))
+            found, notes = decode.measure(ready, (), sizes, lambda text: progress(f"{name}: decode, {text}"))
+            first, others = ttft.measure(ready, (), sizes, lambda text: progress(f"{name}: ttft, {text}"))
         finally:
             ready.engine.close()
         memory = group.gather(_memory(ready.loaded, weights))
@@ -97,7 +97,7 @@ def _silent(stage: str, fraction: float | None, detail: str) -> None:
 
 
 def _own_weights(loaded: LoadedModel) -> int:
-    """Bytes of the parameters, or of this process's parts of them."""
+    """Return the bytes of the parameters, or of the parts of them in this process."""
     parts = (getattr(parameter, "_local_tensor", parameter) for parameter in loaded.model.parameters())
     return sum(part.numel() * part.element_size() for part in parts)
 
@@ -116,21 +116,22 @@ def _free() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _write(head: dict[str, Any], alone: Part, shared: Part, asked: BenchOptions) -> None:
+def _write(head: dict[str, Any], alone: Part, shared: Part, options: BenchOptions) -> None:
     text = json.dumps({"schema": SCHEMA, **head, "parts": [asdict(alone), asdict(shared)]}, indent=2)
-    output.deliver(text, lambda: _show(head, alone, shared), asked)
+    output.deliver(text, lambda: _show(head, alone, shared), options)
 
 
 def _show(head: dict[str, Any], alone: Part, shared: Part) -> None:
     console = tables.wide_console()
     model, device = head["model"], head["device"]
-    line = f"{model['title']} in {model['precision']}, {shared.processes} processes beside one, on {device['name']}"
+    size = f"{shared.processes} processes compared with one"
+    line = f"{model['title']} in {model['precision']}, {size}, on {device['name']}"
     console.print(line, highlight=False, markup=False)
     console.print(tables.shared_decode_table(alone.decode, shared.decode, shared.processes))
     console.print(tables.shared_ttft_table(alone.ttft, shared.ttft, shared.processes))
     for rank, own in enumerate(shared.memory):
-        weights = f"{gigabytes(own.weights, 2)}, {own.weights / alone.memory[0].weights:.1%} of one process's"
-        text = f"Process {rank + 1}: weights {weights}; {gigabytes(own.peak, 2)} at its peak."
+        share = f"{own.weights / alone.memory[0].weights:.1%} of those of one process"
+        text = f"Process {rank + 1}: weights {gigabytes(own.weights, 2)}, {share}; peak {gigabytes(own.peak, 2)}."
         console.print(text, highlight=False, markup=False)
     for note in dict.fromkeys((*alone.notes, *shared.notes)):
         console.print(note, highlight=False, markup=False)

@@ -35,31 +35,32 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
         With the sample model on two CPU cores, this takes about three minutes. With --url, it measures a running server
         from the point of view of its users.
         """
-        asked = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file, tensor_parallel)
-        run_bench(settings, asked, console)
+        options = BenchOptions.parse(suite, users, prompts, tokens, rounds, json_file, plot_file, tensor_parallel)
+        run_bench(settings, options, console)
 
 
-def run_bench(settings: Settings, asked: BenchOptions, console: Console) -> None:
-    """Measure, print the report, and write the files that ``asked`` names. Raises GraniteDemoError."""
+def run_bench(settings: Settings, options: BenchOptions, console: Console) -> None:
+    """Measure, print the report, and write the files that ``options`` names. Raises GraniteDemoError."""
     set_up_logging("warning", console)
-    asked.check_processes(settings.processes)
-    tell = partial(say, console)
+    options.check_processes(settings.processes)
+    progress = partial(say, console)
     if settings.backend:
         from granite_demo.bench import remote
 
-        return remote.run(ready_backend(settings, console), asked, tell)
+        return remote.run(ready_backend(settings, console), options, progress)
     from granite_demo.bench import fused_layers, output, run, tensor_parallel
     from granite_demo.bench.suites.load import StageClock
 
-    opened = partial(open_model, settings.cache_dir, settings.threads, settings.load_options(), ignore_ends=True)
+    opener = partial(open_model, settings.cache_dir, settings.threads, settings.load_options(), ignore_ends=True)
     if settings.processes > 1:
-        return tensor_parallel.run(opened, Group(settings.processes, settings.rank, settings.local_rank), asked, tell)
-    if asked.suites == (LIMIT,):
-        return fused_layers.run(opened, asked, tell)
+        group = Group(settings.processes, settings.rank, settings.local_rank)
+        return tensor_parallel.run(opener, group, options, progress)
+    if options.suites == (LIMIT,):
+        return fused_layers.run(opener, options, progress)
     clock = StageClock(LoadReporter(console))
     manager = model_manager(settings, clock, ignore_ends=True)
     try:
-        report = run.run(manager, settings.load_options(), clock, asked, settings.as_flags("bench"), tell)
+        report = run.run(manager, settings.load_options(), clock, options, settings.as_flags("bench"), progress)
     finally:
         manager.close()
-    output.write(report, asked)
+    output.write(report, options)

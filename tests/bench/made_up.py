@@ -1,4 +1,4 @@
-"""Made-up figures and models for the tests of the benchmark."""
+"""Sample figures and fake models for the tests of the benchmark."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
@@ -37,25 +37,25 @@ SHAPE = Shape(
     intermediate_size=16,
 )
 KV_BYTES = 2 * 2 * 1 * 4 * 4
-"""A key and a value in each of two layers, one head of four numbers, in float32."""
+"""Bytes of one token: a key and a value in each of two layers, one head of four float32 numbers."""
 
 
 class Model:
-    """A model of transformers, as far as the suites that only need its vocabulary know it."""
+    """A fake model of transformers that has only a vocabulary size."""
 
     class config:
         vocab_size = 1000
 
 
 def loaded(shape: Shape | None = SHAPE, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedModel:
-    """A model of 10,000 bytes without weights."""
+    """Return a model that reports 10,000 bytes and has no weights."""
     reasons = dict.fromkeys(("device", "dtype", "quantization", "attention"), "a test")
     placement = Placement(device, dtype, "none", "sdpa", None, reasons=reasons)
     return LoadedModel(Model, None, SOURCE, placement, 1000, frozenset(), 10_000, shape=shape)
 
 
 class CountingEngine:
-    """Answers every request with the numbers from 1 on, after telling it to wait if ``queued``."""
+    """Answers each request with the numbers 1, 2, 3, … If ``queued``, it first yields Queued."""
 
     setup = EngineSetup(Chosen(EngineKind("counting", serial=False), "a test"))
     facts: tuple[Fact, ...] = (("Engine", "counting", "a test"),)
@@ -91,17 +91,17 @@ class CountingEngine:
 
 
 def run_of(first: float, last: float, tokens: int = 11, users: int = 1) -> Run:
-    """``users`` answers that came alike."""
+    """Return a run of ``users`` equal answers."""
     return Run((Answer(tokens, first, last),) * users)
 
 
 def spread(median: float) -> Spread:
-    """Three samples around ``median``."""
+    """Return a spread of three samples around ``median``."""
     return Spread.of((median * 0.9, median, median * 1.1))
 
 
 def row(way: str, users: int, rate: float, **changes: Any) -> DecodeRow:
-    """A row of ``decode``: the engine's, greedy, at a quarter of its limit."""
+    """Return a greedy row of ``decode`` for the engine, at a quarter of its limit."""
     values: dict[str, Any] = {
         "choice": "greedy",
         "precision": "float32",
@@ -117,7 +117,7 @@ def row(way: str, users: int, rate: float, **changes: Any) -> DecodeRow:
 
 
 def report() -> Report:
-    """A report with figures in every suite but ``page``."""
+    """Return a report with figures of all suites except ``page``."""
     rows = []
     for users in (1, 16):
         rows.append(row("documented way", users, 10.0 * users, documented=True))

@@ -1,4 +1,4 @@
-"""The ways of the documentation: they answer with as many tokens as asked, and do not hang."""
+"""Tests for the documented ways of transformers."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +35,7 @@ def test_a_cpu_has_copies_in_both_precisions(tiny: LoadedModel, copies: list[Loa
     assert tiny.model.generation_config.eos_token_id == 0
 
 
-def test_the_copy_like_the_engines_model() -> None:
+def test_like_returns_the_copy_in_the_precision_of_the_engine() -> None:
     both = [loaded(dtype=torch.float32), loaded(dtype=torch.bfloat16)]
     assert baselines.like(loaded(dtype=torch.bfloat16), both) == both[1:]
     assert baselines.like(loaded(dtype=torch.bfloat16), both[:1]) == []
@@ -46,8 +46,8 @@ def test_copies_that_do_not_fit_are_left_out(tiny: LoadedModel, monkeypatch: pyt
     copies, notes = baselines.load_copies(tiny, CPU)
     assert copies == []
     assert [note[:46] for note in notes] == [
-        "The documented ways in float32 are left out: T",
-        "The documented ways in bfloat16 are left out: ",
+        "The documented ways in float32 are not measure",
+        "The documented ways in bfloat16 are not measur",
     ]
 
 
@@ -60,7 +60,7 @@ def test_one_user_gets_generate_and_many_get_batches(copies: list[LoadedModel]) 
         assert all(0 < answer.first < answer.last < 60 for answer in run.answers)
 
 
-def test_a_follow_up_reads_what_is_new_alone(copies: list[LoadedModel]) -> None:
+def test_a_follow_up_computes_only_its_new_tokens(copies: list[LoadedModel]) -> None:
     first, added, read = [5, 6, 7, 8], [9, 10], list[int]()
 
     def count(module: Any, arguments: Any, inputs: dict[str, Any]) -> None:
@@ -71,12 +71,12 @@ def test_a_follow_up_reads_what_is_new_alone(copies: list[LoadedModel]) -> None:
         run = baselines.follow_up(copies[0], first, 3, added, 2)
     finally:
         hook.remove()
-    # The last token of the answer was not read before.
+    # The first turn did not compute the last token of its answer.
     assert read == [4, 1, 1, 3, 1]
     assert run.tokens == 2
 
 
-def test_a_static_cache_answers_as_long(copies: list[LoadedModel]) -> None:
+def test_a_static_cache_gives_as_many_tokens(copies: list[LoadedModel]) -> None:
     assert baselines.static(copies[0], [[5, 6, 7]], 6).tokens == 6
 
 
@@ -84,7 +84,7 @@ def test_a_load_as_documented_is_timed(tiny: LoadedModel) -> None:
     assert 0 < baselines.load_seconds(Path(tiny.model.name_or_path), torch.float32, "cpu") < 60
 
 
-def test_no_end_token_ends_an_answer(copies: list[LoadedModel]) -> None:
+def test_an_end_token_does_not_end_an_answer(copies: list[LoadedModel]) -> None:
     model = copies[0].model
     ends = torch.nn.functional.one_hot(torch.tensor(0), VOCABULARY).float()
     hook = model.get_output_embeddings().register_forward_hook(lambda *parts: ends.expand_as(parts[2]))
@@ -95,7 +95,7 @@ def test_no_end_token_ends_an_answer(copies: list[LoadedModel]) -> None:
         hook.remove()
 
 
-def test_an_error_in_the_thread_comes_back(copies: list[LoadedModel]) -> None:
+def test_an_error_in_the_thread_is_raised(copies: list[LoadedModel]) -> None:
     class Broken:
         device = torch.device("cpu")
 
@@ -106,7 +106,7 @@ def test_an_error_in_the_thread_comes_back(copies: list[LoadedModel]) -> None:
         baselines.generate(replace(copies[0], model=Broken()), [1, 2], 3)
 
 
-def test_a_request_that_failed_is_an_error(copies: list[LoadedModel]) -> None:
+def test_a_missing_output_raises(copies: list[LoadedModel]) -> None:
     class Lossy:
         def generate_batch(self, *_: Any, **__: Any) -> dict[str, Any]:
             return {}

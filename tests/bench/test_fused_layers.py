@@ -1,4 +1,4 @@
-"""What the suite ``limit`` shows; its figures take a GPU."""
+"""Tests for the table of the suite ``limit``. Its figures need a GPU."""
 
 import io
 
@@ -33,9 +33,9 @@ def test_rates_and_times_are_shares_of_their_limits() -> None:
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-def test_without_a_gpu_it_says_so() -> None:
-    def opened(report: object, cancelled: object, *, fuse: bool = True) -> None:
-        raise AssertionError("nothing is loaded before")
+def test_without_a_gpu_it_raises() -> None:
+    def opener(report: object, cancelled: object, *, fuse: bool = True) -> None:
+        raise AssertionError("the model was loaded before the check")
 
-    with pytest.raises(ConfigurationError, match="take a CUDA GPU"):
-        fused_layers.run(opened, BenchOptions(suites=("limit",)), lambda text: None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigurationError, match="need a CUDA GPU"):
+        fused_layers.run(opener, BenchOptions(suites=("limit",)), lambda text: None)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Medians, spreads and rates, and the order of the turns."""
+"""Tests for medians, spreads and rates, and for the order of the turns."""
 
 from functools import partial
 
@@ -23,8 +23,8 @@ def test_the_time_to_first_token_is_the_median_over_the_users() -> None:
     assert Run(tuple(Answer(2, first, 9.0) for first in (1.0, 2.0, 8.0))).ttft == 2.0
 
 
-def test_the_rate_of_all_together_leaves_out_who_is_alone() -> None:
-    # Both have 10 tokens/s while the other waits, and 5 while both are answered, from 1.5 to 3 s.
+def test_the_rate_together_counts_only_the_time_when_all_generate() -> None:
+    # Each gets 10 tokens/s while the other waits, and 5 while both generate, from 1.5 to 3 s.
     early = Answer(18, 0.5, 3.0, counts=((1.5, 11),))
     late = Answer(18, 1.5, 4.0, counts=((3.0, 8),))
     assert early.tokens_at(1.0) == 6
@@ -47,10 +47,10 @@ def test_an_answer_without_a_token_is_an_error() -> None:
 def test_ways_are_warmed_up_and_then_take_turns() -> None:
     done: list[str] = []
     ways = [Way(name, partial(done.append, name), partial(done.append, f"warm {name}")) for name in "ab"]
-    told: list[str] = []
-    turns = in_turns(ways, 2, told.append, lambda: done.append("between"))
-    assert done == ["warm a", "warm b", "between", "a", "b", "between", "a", "b"]
-    assert told == ["round 1 of 2", "round 2 of 2"]
+    lines: list[str] = []
+    turns = in_turns(ways, 2, lines.append, lambda: done.append("before"))
+    assert done == ["warm a", "warm b", "before", "a", "b", "before", "a", "b"]
+    assert lines == ["round 1 of 2", "round 2 of 2"]
     assert turns.samples == [[None, None], [None, None]]
 
 
@@ -66,11 +66,11 @@ def test_a_way_that_may_fail_is_left_out_with_its_reason(error: Exception) -> No
     turns = in_turns([failing(error), Way("ours", lambda: 1)], 2)
     assert turns.samples == [[], [1, 1]]
     [reason] = turns.left_out
-    assert reason.startswith(f"the other way is left out: {type(error).__name__}: ")
+    assert reason.startswith(f"the other way failed: {type(error).__name__}: ")
     assert "long story" not in reason
 
 
-def test_our_own_failure_ends_the_run() -> None:
+def test_a_way_that_may_not_fail_ends_the_run() -> None:
     with pytest.raises(EngineError, match="broken"):
         in_turns([failing(EngineError("broken"))], 2)
 

@@ -1,4 +1,4 @@
-"""Users who ask at the same time."""
+"""Tests for requests that run at the same time."""
 
 from dataclasses import replace
 
@@ -6,7 +6,7 @@ from granite_demo.bench.measure import GREEDY, SAMPLED, Prompts, ask
 from tests.bench.made_up import CountingEngine
 
 
-def test_all_ask_at_once_and_get_their_tokens() -> None:
+def test_all_requests_run_at_once_and_get_their_tokens() -> None:
     engine = CountingEngine()
     run = ask(engine, [[1], [2], [3]], replace(GREEDY, max_tokens=4))
     assert engine.most_running == 3
@@ -16,20 +16,20 @@ def test_all_ask_at_once_and_get_their_tokens() -> None:
     assert run.queued == 0
 
 
-def test_those_who_wait_are_counted_and_their_wait_is_no_token() -> None:
+def test_waiting_requests_are_counted_and_queued_events_are_not_tokens() -> None:
     run = ask(CountingEngine(queued=True), [[1], [2]], replace(GREEDY, max_tokens=2))
     assert run.queued == 2
     assert run.tokens == 4
 
 
-def test_each_has_a_seed_of_its_own() -> None:
+def test_each_request_has_a_different_seed() -> None:
     engine = CountingEngine()
     ask(engine, [[1], [2]], replace(SAMPLED, max_tokens=1, seed=5))
     assert [sampling.seed for _, sampling in engine.requests] == [5, 6]
     assert all(sampling.temperature == 0.7 and sampling.top_p == 0.9 for _, sampling in engine.requests)
 
 
-def test_no_two_prompts_are_alike_and_a_seed_repeats_them() -> None:
+def test_prompts_differ_and_a_seed_repeats_them() -> None:
     prompts = Prompts(1000, seed=1)
     first, second = prompts.many(2, 8)
     assert len(first) == len(second) == 8

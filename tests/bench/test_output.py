@@ -1,4 +1,4 @@
-"""Where a report goes."""
+"""Tests for the outputs of a report."""
 
 import json
 from pathlib import Path
@@ -29,7 +29,7 @@ def test_files_beside_the_tables(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "Made-up Granite" in capsys.readouterr().out
 
 
-def test_a_file_that_cannot_be_written_is_told_after_the_tables(
+def test_a_file_that_cannot_be_written_raises_after_the_tables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(ConfigurationError, match="cannot be written"):

@@ -1,4 +1,4 @@
-"""The picture of a report."""
+"""Tests for the picture of a report."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from tests.bench.made_up import report
 
 
 def colours(path: Path) -> dict[object, int]:
-    """How many pixels have each colour."""
+    """Return the number of pixels of each colour."""
     with Image.open(path) as picture:
         assert picture.format == "PNG"
         assert picture.width == output.PIXELS
@@ -32,7 +32,7 @@ def test_every_bar_and_the_limit_are_drawn(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("suite", ["decode", "ttft", "neither"])
-def test_what_was_not_measured_is_not_drawn(tmp_path: Path, suite: str) -> None:
+def test_a_suite_that_did_not_run_is_not_drawn(tmp_path: Path, suite: str) -> None:
     found = report()
     if suite != "decode":
         found.decode = None

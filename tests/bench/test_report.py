@@ -1,4 +1,4 @@
-"""The JSON of a report."""
+"""Tests for the JSON of a report."""
 
 import json
 from typing import Any
@@ -27,7 +27,7 @@ def test_every_figure_has_its_samples() -> None:
     assert found["ttft"][1]["documented"] is None
 
 
-def test_a_report_tells_model_machine_versions_and_settings() -> None:
+def test_a_report_has_the_model_the_machine_versions_and_settings() -> None:
     sizes = Sizes(users=(1, 4), tokens=16, prompt=16, lengths=(128,))
     found = describe(ReadyModel(loaded(), CountingEngine()), sizes, ["decode"], "now")
     assert found.model["title"] == loaded().spec.title

@@ -1,4 +1,4 @@
-"""The bytes of a step, the limit that follows, and how many users fit."""
+"""Tests for the bytes of a step, the limit, and the number of users that fit."""
 
 from dataclasses import replace
 
@@ -16,7 +16,7 @@ def test_a_step_reads_all_weights_once_and_the_cache_of_each_user() -> None:
     assert step_bytes(loaded(), users=3, context=50) == 10_000 + 3 * 50 * KV_BYTES
 
 
-def test_a_gguf_file_says_itself_what_a_token_takes() -> None:
+def test_the_cache_of_a_gguf_file_has_the_size_that_its_header_gives() -> None:
     file = LlamaFile.__new__(LlamaFile)
     facts = {"general.architecture": "x", "x.block_count": "2", "x.attention.head_count": "4",
              "x.attention.head_count_kv": "2", "x.embedding_length": "32"}  # fmt: skip
@@ -27,7 +27,7 @@ def test_a_gguf_file_says_itself_what_a_token_takes() -> None:
     assert step_bytes(model, users=3, context=50) is None
 
 
-def test_the_cache_is_as_wide_as_the_precision() -> None:
+def test_the_cache_has_the_precision_of_the_weights() -> None:
     assert step_bytes(loaded(dtype=torch.bfloat16), users=1, context=50) == 10_000 + 50 * KV_BYTES / 2
 
 
@@ -36,7 +36,7 @@ def test_the_table_of_a_separate_embedding_is_not_read() -> None:
     assert step_bytes(loaded(untied), users=1, context=0) == 10_000 - 4 * 100 * 8
 
 
-def test_experts_that_nobody_uses_are_not_read() -> None:
+def test_experts_that_no_token_uses_are_not_read() -> None:
     mixture = Shape(
         model_type="granitemoe", context_length=1000, vocab_size=100, hidden_size=8, layers=2, attention_layers=2,
         heads=2, kv_heads=1, head_dim=4, experts=4, experts_per_token=1, expert_size=16,
@@ -60,7 +60,7 @@ def test_the_limit_is_the_bandwidth_over_the_bytes_of_a_step() -> None:
 
 
 @pytest.mark.release
-def test_bandwidth_is_that_of_a_memory() -> None:
+def test_the_bandwidth_is_plausible() -> None:
     assert 1e8 < bandwidth("cpu") < 1e13
 
 
@@ -68,7 +68,7 @@ def test_more_users_than_fit_are_left_out_with_a_note() -> None:
     room_for_five = 2 * 5 * 100 * KV_BYTES
     kept, note = fitting_users((1, 4, 16), loaded(device="cuda"), tokens=100, free=room_for_five)
     assert kept == (1, 4)
-    assert note == "Not measured: 16 users (at most 5 fit into 0.0 GB)."
+    assert note == "Not measured: 16 users (at most 5 fit in 0.0 GB)."
     assert fitting_users((1, 4), loaded(device="cuda"), 100, room_for_five) == ((1, 4), "")
 
 

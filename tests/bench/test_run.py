@@ -1,4 +1,4 @@
-"""Which suites are run, and all of them once on the sample model."""
+"""Tests for the choice of the suites, and one run of all suites with the sample model."""
 
 import sys
 from functools import partial
@@ -29,7 +29,7 @@ def test_a_large_model_is_measured_without_the_page_unless_asked() -> None:
     assert suites.choose_suites(("page",), LARGE) == (("page",), "")
 
 
-def test_the_page_is_left_out_where_its_packages_lack(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_page_is_left_out_if_its_packages_are_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     suites.check_packages(("page",))
     monkeypatch.setitem(sys.modules, "gradio", None)
     chosen, note = suites.choose_suites((), SMALL)
@@ -42,13 +42,13 @@ def test_the_page_is_left_out_where_its_packages_lack(monkeypatch: pytest.Monkey
 
 def run(sample_path: Path, suite: str) -> Report:
     clock = StageClock()
-    options = LoadOptions(model="sample", device="cpu", dtype="float32")
-    asked = BenchOptions.parse(suite, "1,2", "32", 3, 1, None, None)
+    load_options = LoadOptions(model="sample", device="cpu", dtype="float32")
+    options = BenchOptions.parse(suite, "1,2", "32", 3, 1, None, None)
     loader = partial(open_model, sample_path.parent, 0, ignore_ends=True)
     serve = ["--model", "sample", "--device", "cpu", "--dtype", "float32", "--cache-dir", str(sample_path.parent)]
     manager = ModelManager(loader, clock)
     try:
-        return suites.run(manager, options, clock, asked, serve)
+        return suites.run(manager, load_options, clock, options, serve)
     finally:
         manager.close()
 
@@ -56,7 +56,7 @@ def run(sample_path: Path, suite: str) -> Report:
 @pytest.mark.release
 def test_the_engine_on_the_sample(sample_path: Path) -> None:
     report = run(sample_path, "load,decode,ttft")
-    assert [note for note in report.notes if "waited in line" not in note] == []
+    assert [note for note in report.notes if "waited in the queue" not in note] == []
     assert set(report.seconds) == {"load", "decode", "ttft"}
     assert report.load is not None
     assert report.load.load.median > 0

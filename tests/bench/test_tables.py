@@ -1,4 +1,4 @@
-"""What the terminal shows of a report."""
+"""Tests for the tables on the terminal."""
 
 import io
 
@@ -25,7 +25,7 @@ def shown(with_page: bool = False) -> str:
 
 
 def cells(text: str, *words: str) -> list[str]:
-    """The cells of the first row that has all ``words``."""
+    """Return the cells of the first row that contains all ``words``."""
     row = next(line for line in text.splitlines() if all(word in line for word in words))
     return [cell.strip() for cell in row.strip("│").split("│")]
 

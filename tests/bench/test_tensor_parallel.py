@@ -1,4 +1,4 @@
-"""Several processes measured beside one."""
+"""Tests for the measurement of several processes."""
 
 import json
 import subprocess
@@ -16,22 +16,22 @@ from tests.tinymodels import write_checkpoint
 
 
 @pytest.mark.parametrize(
-    ("asked", "started", "message"),
+    ("flags", "started", "message"),
     [
         ({"processes": 4}, 1, "torchrun --nproc-per-node 4 -m granite_demo bench --tensor-parallel 4"),
-        ({"processes": 4}, 2, "measures 4 processes, and 2 run"),
-        ({"suites": ("page",)}, 2, "--suite decode and ttft only"),
-        ({"plot_file": Path("bench.png")}, 2, "Leave --plot out"),
+        ({"processes": 4}, 2, "needs 4 processes, but 2 are running"),
+        ({"suites": ("page",)}, 2, "only --suite decode and ttft"),
+        ({"plot_file": Path("bench.png")}, 2, "Remove --plot"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(asked: dict[str, Any], started: int, message: str) -> None:
+def test_options_that_do_not_fit_the_processes_raise(flags: dict[str, Any], started: int, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
-        BenchOptions(**asked).check_processes(started)
+        BenchOptions(**flags).check_processes(started)
 
 
-@pytest.mark.parametrize("asked", [BenchOptions(), BenchOptions(processes=2)])
-def test_processes_of_torchrun_are_measured_with_the_flag_or_without(asked: BenchOptions) -> None:
-    asked.check_processes(2)
+@pytest.mark.parametrize("options", [BenchOptions(), BenchOptions(processes=2)])
+def test_the_flag_may_repeat_the_number_of_processes(options: BenchOptions) -> None:
+    options.check_processes(2)
 
 
 @pytest.mark.slow
@@ -49,6 +49,6 @@ def test_two_processes_beside_one(tmp_path: Path) -> None:
     assert (alone["processes"], shared["processes"]) == (1, 2)
     assert [row["users"] for row in shared["decode"]["rows"]] == [1, 1, 2, 2]
     assert [row["prompt_tokens"] for row in shared["ttft"]] == [64]
-    whole = alone["memory"][0]["weights"]
-    assert [round(memory["weights"] / whole, 1) for memory in shared["memory"]] == [0.5, 0.5]
-    assert "2 processes beside one" in run.stdout
+    weights = alone["memory"][0]["weights"]
+    assert [round(memory["weights"] / weights, 1) for memory in shared["memory"]] == [0.5, 0.5]
+    assert "2 processes compared with one" in run.stdout

@@ -1,4 +1,4 @@
-"""The suite ``decode``: tokens per second for one user and for many, beside the documented ways and the limit."""
+"""The suite ``decode``: tokens per second of one user and of many, compared with the documented ways and the limit."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -7,7 +7,7 @@ from functools import partial
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines, roofline
-from granite_demo.bench.measure import GREEDY, SAMPLED, Prompts, Run, Spread, Way, ask, in_turns
+from granite_demo.bench.measure import GREEDY, SAMPLED, Progress, Prompts, Run, Spread, Way, ask, in_turns
 from granite_demo.bench.options import Sizes
 from granite_demo.engine.protocol import Engine
 from granite_demo.loading.llama_cpp import LlamaFile
@@ -21,29 +21,29 @@ WARM_UP_TOKENS = 4
 
 @dataclass(frozen=True, slots=True)
 class DecodeRow:
-    """One way with some users. ``rate`` is of all users together."""
+    """The figures of one way with a number of users. ``rate`` is in tokens per second of all users together."""
 
     way: str
     users: int
     choice: str
-    """greedy or sampled"""
+    """``greedy`` or ``sampled``."""
     precision: str
     documented: bool
     rate: Spread
     ttft: Spread
     queued: int
-    """Requests that were told to wait, at most in any round."""
+    """The most requests that waited in the queue in one round."""
     limit: float | None
-    """Tokens per second at the measured bandwidth, for this precision."""
+    """Tokens per second that the measured bandwidth allows in this precision."""
     share: float | None
-    """The rate as a share of the limit."""
+    """The rate divided by the limit."""
     evenness: float | None = None
-    """The slowest user's speed as a part of the fastest's: the median of the rounds. None for one user."""
+    """The speed of the slowest user divided by that of the fastest, median of the rounds. None for one user."""
 
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """The rows, and the bandwidth that the limits come from, in bytes per second."""
+    """The rows, and the bandwidth in bytes per second that gives the limits."""
 
     rows: tuple[DecodeRow, ...]
     bandwidth: Spread
@@ -51,14 +51,14 @@ class Decode:
     prompt_tokens: int
 
     def baseline(self, users: int) -> DecodeRow | None:
-        """The fastest documented way with so many users."""
+        """Return the row of the fastest documented way with this number of users."""
         found = [row for row in self.rows if row.documented and row.users == users]
         return max(found, key=lambda row: row.rate.median, default=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """A row to come. ``run`` takes prompts and the number of tokens to answer each with."""
+    """One row to measure. ``run`` takes the prompts and the number of tokens to generate for each."""
 
     way: str
     users: int
@@ -69,9 +69,9 @@ class Case:
 
 
 def measure(
-    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, tell: Callable[[str], None]
+    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, progress: Progress
 ) -> tuple[Decode, list[str]]:
-    """Measure each way with each number of users; also returns what was left out and why."""
+    """Measure each way with each number of users. Also returns notes on what was not measured."""
     device = ready.loaded.placement.device
     length = sizes.prompt + sizes.tokens
     kept, note = roofline.fitting_users(sizes.users, ready.loaded, length, free_memory(device))
@@ -81,7 +81,7 @@ def measure(
     turns = in_turns(
         [_way(case, prompts, sizes) for case in cases],
         sizes.rounds,
-        tell,
+        progress,
         lambda: speeds.append(roofline.bandwidth(device)),
     )
     speed = Spread.of(speeds)
@@ -93,7 +93,7 @@ def measure(
 
 
 def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> list[Case]:
-    """The documented ways on each copy, what else reads the same file, then the engine, greedy and sampling."""
+    """Return the documented ways on each copy, the loop of llama-cpp-python on a GGUF file, then the engine."""
     cases = [
         Case(baselines.way_for(users), users, "greedy", copy, True, partial(baselines.answer, copy)) for copy in copies
     ]
@@ -120,16 +120,16 @@ def _way(case: Case, prompts: Prompts, sizes: Sizes) -> Way[Run]:
         return case.run(prompts.many(case.users, sizes.prompt), tokens)
 
     label = f"{case.way} with {case.users} users in {case.loaded.placement.label}"
-    # What is compiled is compiled for a cache of one length.
+    # The steps are compiled for one length of the cache.
     warm_up = sizes.tokens if case.way == baselines.STATIC else WARM_UP_TOKENS
     return Way(label, partial(run, sizes.tokens), partial(run, warm_up), may_fail=case.way != ENGINE)
 
 
 def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> DecodeRow:
-    """The row of a case, from its runs and the bandwidth."""
+    """Return the row of a case from its runs and the bandwidth ``speed`` in bytes per second."""
     rate = Spread.of(run.decode_rate for run in runs)
     parts = [run.evenness for run in runs if run.evenness is not None]
-    # On average an answer is half written.
+    # On average, half of the answer is in the cache.
     limit = roofline.token_limit(case.loaded, case.users, sizes.prompt + sizes.tokens / 2, speed)
     return DecodeRow(
         way=case.way,
@@ -147,8 +147,8 @@ def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> Decod
 
 
 def waiting_notes(rows: Sequence[DecodeRow]) -> list[str]:
-    """A sentence for each number of users of whom some had to wait."""
+    """Return a note for each number of users of which some waited in the queue."""
     most: dict[int, int] = {}
     for row in rows:
         most[row.users] = max(row.queued, most.get(row.users, 0))
-    return [f"Of {users} users up to {queued} waited in line." for users, queued in most.items() if queued]
+    return [f"Of {users} users, up to {queued} waited in the queue." for users, queued in most.items() if queued]

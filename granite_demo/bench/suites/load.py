@@ -1,4 +1,4 @@
-"""The suite ``load``: how long a model takes to get ready, and the memory it takes."""
+"""The suite ``load``: the time until a model is ready, and the memory that it uses."""
 
 import sys
 import time
@@ -12,77 +12,77 @@ import torch
 
 from granite_demo.backends.model_manager import Listener, ModelManager, ReadyModel
 from granite_demo.bench import baselines
-from granite_demo.bench.measure import GREEDY, Prompts, Spread, ask
+from granite_demo.bench.measure import GREEDY, Progress, Prompts, Spread, ask
 from granite_demo.loading.load import LoadedModel
 from granite_demo.types.load_options import LoadOptions, LoadStage
 from granite_demo.types.model_status import ModelStatus
 
 PROMPT, ANSWER = 64, 8
-"""Tokens of the one request that is answered before memory is looked at."""
+"""Tokens of the request that is answered before memory is measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """Seconds and bytes. The first of several loads also reads the files from disk, where they are not cached."""
+    """Times in seconds and memory in bytes. The first load can be slower, if the files are not in the page cache."""
 
     load: Spread
     warm_up: Spread
     weights: int
     in_use: int
-    """With the engine warm and one short request answered."""
+    """After the warm-up of the engine and one short request."""
     peak: int
-    """The most so far, loading included."""
+    """The peak until now, including the load."""
     counted: str
-    """What ``in_use`` and ``peak`` count."""
+    """What ``in_use`` and ``peak`` count, as text for the report."""
     kv_cache: int | None
-    """The cache of one conversation that fills the context."""
+    """The size of the cache of one conversation that fills the context."""
     context: int
     documented: Spread | None = None
-    """Seconds that transformers' ``from_pretrained`` takes for the same weights, between our loads."""
+    """The time of ``from_pretrained`` of transformers for the same weights, measured between the loads."""
 
 
 class StageClock:
-    """Hears a model's states and notes when each stage began."""
+    """Listens to the states of a model and records when each stage began."""
 
     def __init__(self, show: Listener = lambda status: None, clock: Callable[[], float] = time.perf_counter) -> None:
-        """``show`` hears the states, too."""
+        """``show`` also receives the states."""
         self._show = show
         self._clock = clock
         self._marks: list[tuple[LoadStage, float]] = []
 
     def __call__(self, status: ModelStatus) -> None:
-        """Called from the loading thread."""
+        """Record ``status``. The loading thread calls this."""
         if not self._marks or self._marks[-1][0] != status.stage:
             self._marks.append((status.stage, self._clock()))
         self._show(status)
 
     def restart(self) -> None:
-        """Forget the load that ended."""
+        """Delete the records of the last load."""
         self._marks.clear()
 
     def seconds(self, stage: LoadStage, end: float) -> float:
-        """How long ``stage`` took, the last one until ``end``; 0 if there was none."""
+        """Return the duration of ``stage``, or 0 if there was none. The last stage lasts until ``end``."""
         ends = [*(mark for _, mark in self._marks[1:]), end]
         return sum(after - begun for (name, begun), after in zip(self._marks, ends, strict=False) if name == stage)
 
 
 def measure(
-    manager: ModelManager, options: LoadOptions, clock: StageClock, rounds: int, tell: Callable[[str], None]
+    manager: ModelManager, options: LoadOptions, clock: StageClock, rounds: int, progress: Progress
 ) -> tuple[Load, ReadyModel]:
-    """Load and unload the model ``rounds`` times; the last time it stays. Raises what a load raises."""
+    """Load the model ``rounds`` times, and unload it after each time but the last. Raises as ``ModelManager.load``."""
     loads, warm_ups, others = [], [], list[float]()
     for number in range(1, rounds + 1):
-        tell(f"round {number} of {rounds}")
+        progress(f"round {number} of {rounds}")
         ready = manager.load(options).result()
         end = time.perf_counter()
         loads.append(clock.seconds("loading", end))
         warm_ups.append(clock.seconds("warming up", end))
         if number < rounds:
-            wanted = _documented_load(ready.loaded)
-            del ready  # whoever holds it holds the weights
+            documented = _documented_load(ready.loaded)
+            del ready  # it holds the weights
             manager.unload(options)
             clock.restart()
-            others += [wanted()] if wanted else []
+            others += [documented()] if documented else []
     loaded = ready.loaded
     prompts = Prompts(loaded.model.config.vocab_size, seed=2)
     ask(ready.engine, [prompts.one(min(PROMPT, loaded.context_length - ANSWER))], replace(GREEDY, max_tokens=ANSWER))
@@ -102,7 +102,7 @@ def measure(
 
 
 def _documented_load(loaded: LoadedModel) -> Callable[[], float] | None:
-    """The same load as the documentation has it, where it can be told by a folder and a type alone."""
+    """Return the documented load of the same weights, or None if folder, dtype and device do not describe it."""
     folder, placement = loaded.source.folder, loaded.placement
     if placement.quantization != "none" or placement.spread or not (folder / "config.json").is_file():
         return None
@@ -110,13 +110,13 @@ def _documented_load(loaded: LoadedModel) -> Callable[[], float] | None:
 
 
 def memory(device: str) -> tuple[int, int, str]:
-    """Bytes in use, the most so far, and whose they are."""
+    """Return the bytes in use, the peak, and what they count."""
     if device.startswith("cuda"):
         devices = range(torch.cuda.device_count())
         in_use = sum(torch.cuda.memory_allocated(index) for index in devices)
         return in_use, sum(torch.cuda.max_memory_allocated(index) for index in devices), "allocated by torch"
     resident: Any = psutil.Process().memory_info()
-    # The kernel may count the peak a little behind.
+    # The kernel can update the peak with a delay.
     return resident.rss, max(resident.rss, _peak_resident(resident)), "resident, the whole process"
 
 

@@ -1,6 +1,6 @@
-"""The suite ``page``: what page and API cost over the bare engine, and the time from a start to the first answer.
+"""The suite ``page``: the cost of the page and the API over the engine alone, and the time from start to first answer.
 
-The only part of the package that needs gradio and its client.
+Only this suite needs the packages of the server.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ import httpx
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines
-from granite_demo.bench.measure import GREEDY, Answer, Run, Spread, Way, ask, in_turns
+from granite_demo.bench.measure import GREEDY, Answer, Progress, Run, Spread, Way, ask, in_turns
 from granite_demo.bench.options import Sizes
 from granite_demo.bench.suites import visitors
 from granite_demo.errors import EngineError
@@ -32,7 +32,7 @@ from granite_demo.types.messages import Message
 from granite_demo.types.requests import GenerationRequest
 
 QUESTION = "Story {}: write a long story about a ship and its crew."
-"""With a number, so that nothing of one answer helps with another."""
+"""The number makes each question different, so that the prefix cache cannot help."""
 MOST_VISITORS = 64
 WARM_UP_TOKENS = 8
 ENGINE, BACKEND = "granite-demo, engine", "granite-demo, engine and backend"
@@ -41,16 +41,16 @@ PAGE, API = "granite-demo, page", "granite-demo, API"
 
 @dataclass(frozen=True, slots=True)
 class PageRow:
-    """One way with some visitors. ``rate`` is of all of them together, counted as in ``decode``."""
+    """The figures of one way with a number of visitors. ``rate`` is that of all together, as in ``decode``."""
 
     way: str
     visitors: int
     rate: Spread
     ttft: Spread
     together: Spread | None
-    """The same while every one of them is answered; None where that was never so."""
+    """Tokens per second while all visitors get tokens. None if there is no such time."""
     cost: float | None
-    """For the page and the API, the share of the bare engine's speed that they take while every one is answered."""
+    """For the page and the API: 1 - ``together`` / ``together`` of the engine alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,17 +58,20 @@ class Startup:
     """Seconds from the start of a new process."""
 
     page: float
-    """The page answers."""
+    """Until the page answers."""
     ready: float
-    """The model is ready."""
+    """Until the model is ready."""
     first_token: float
-    """The first token of a chat has reached a client of the page, asked as soon as the page answered."""
+    """Until a client of the page gets the first token of a chat that it starts as soon as the page answers."""
 
 
 def compare(
-    backend: LocalBackend, ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, tell: Callable[[str], None]
+    backend: LocalBackend, ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, progress: Progress
 ) -> tuple[tuple[PageRow, ...], list[str]]:
-    """Answer questions greedily in each way, of one visitor and of many at once. Closes ``backend``."""
+    """Measure greedy answers in each way, for one visitor and for many at once. Closes ``backend``.
+
+    Also returns notes on what was not measured.
+    """
     from granite_demo.server.app import create_app
     from granite_demo.server.run import running
 
@@ -96,12 +99,12 @@ def compare(
             add(ENGINE, count, partial(_engine, ready, sizes.tokens))
             add(PAGE, count, lambda questions: visit(sizes.tokens, questions, False), api=False)
             add(API, count, lambda questions: visit(sizes.tokens, questions, True), api=True)
-        turns = in_turns(ways, sizes.rounds, tell)
+        turns = in_turns(ways, sizes.rounds, progress)
     return rows_of(kinds, turns.samples), turns.left_out
 
 
 def rows_of(kinds: Sequence[tuple[str, int]], samples: Sequence[Sequence[Run]]) -> tuple[PageRow, ...]:
-    """A row for each (way, visitors) that was measured, those of the same number together."""
+    """Return a row for each (way, visitors) that was measured, in the order of the number of visitors."""
     measured = {kind: runs for kind, runs in zip(kinds, samples, strict=True) if runs}
     together = {kind: _together(runs) for kind, runs in measured.items()}
     rows = []
@@ -145,11 +148,14 @@ async def _stream(backend: LocalBackend, request: GenerationRequest) -> Run:
                 first = time.perf_counter() - start
             if isinstance(event, Finish) and event.reason != "stopped":
                 return Run((Answer(event.usage.completion_tokens, first, time.perf_counter() - start),))
-    raise EngineError("The stream ended without a finish.")
+    raise EngineError("The stream ended without a finish event.")
 
 
 def measure_startup(arguments: Sequence[str]) -> Startup:
-    """Start ``granite-demo serve`` with ``arguments`` in a new process and ask it one question through the page."""
+    """Start ``granite-demo serve`` with ``arguments`` in a new process and ask one question through the page.
+
+    Raises EngineError if the server does not start.
+    """
     start = time.perf_counter()
     command = [sys.executable, "-m", "granite_demo", "serve", "--port", "0", *arguments]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:

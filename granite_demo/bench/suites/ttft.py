@@ -1,12 +1,12 @@
-"""The suite ``ttft``: time to first token with an idle engine, of a new prompt and of the next turn of a chat."""
+"""The suite ``ttft``: time to first token of an idle engine, for a new prompt and for the next turn of a chat."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines
-from granite_demo.bench.measure import GREEDY, Prompts, Run, Spread, Way, ask, in_turns
+from granite_demo.bench.measure import GREEDY, Progress, Prompts, Run, Spread, Way, ask, in_turns
 from granite_demo.bench.options import Sizes
 from granite_demo.engine.protocol import Engine
 from granite_demo.loading.load import LoadedModel
@@ -15,26 +15,29 @@ ANSWER_TOKENS = 8
 NEXT_TURN = 20
 """Tokens that a follow-up adds to the chat."""
 FIRST_TOKENS = 2
-"""Tokens to ask for where only the first matters."""
+"""Tokens to generate if only the first is measured. A rate needs two."""
 
 
 @dataclass(frozen=True, slots=True)
 class TtftRow:
-    """One length of prompt. A follow-up is a prompt of the same length that all but its end was answered before."""
+    """The times for one prompt length, in seconds.
+
+    A follow-up is a prompt of the same length, of which all but the last turn is an earlier request and its answer.
+    """
 
     prompt_tokens: int
     cold: Spread
     follow_up: Spread
     documented: Spread | None
-    """``generate`` with a new prompt, in the engine's precision."""
+    """``generate`` with a new prompt, in the precision of the engine."""
     documented_follow_up: Spread | None = None
-    """``generate`` with the ``past_key_values`` of the turn before."""
+    """``generate`` with the ``past_key_values`` of the previous turn."""
 
 
 def measure(
-    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, tell: Callable[[str], None]
+    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, progress: Progress
 ) -> tuple[tuple[TtftRow, ...], list[str]]:
-    """Measure each length that fits the context; also returns what was left out and why."""
+    """Measure each length that fits in the context. Also returns notes on what was not measured."""
     kept, notes = fitting_lengths(sizes.lengths, ready.loaded.context_length)
     prompts = Prompts(ready.loaded.model.config.vocab_size, seed=1)
     ways: list[Way[Run]] = []
@@ -46,14 +49,14 @@ def measure(
             ways.append(Way(label, partial(_documented, copy, prompts, length), may_fail=True))
             label = f"{baselines.GENERATE} with past_key_values and {length} tokens"
             ways.append(Way(label, partial(_documented_follow_up, copy, prompts, length), may_fail=True))
-    turns = in_turns(ways, sizes.rounds, tell)
+    turns = in_turns(ways, sizes.rounds, progress)
     each = len(ways) // max(1, len(kept))
     rows = [row_of(length, *turns.samples[each * index : each * (index + 1)]) for index, length in enumerate(kept)]
     return tuple(rows), [*notes, *turns.left_out]
 
 
 def fitting_lengths(wanted: Sequence[int], context: int) -> tuple[tuple[int, ...], list[str]]:
-    """Those of ``wanted`` that leave room in the context for an answer, and what was left out."""
+    """Return the lengths in ``wanted`` that leave space in the context for an answer, and a note on the others."""
     kept = tuple(length for length in wanted if length + FIRST_TOKENS <= context)
     dropped = [f"{length:,}" for length in wanted if length not in kept]
     note = f"Not measured: prompts of {', '.join(dropped)} tokens (the context has {context:,})."
@@ -67,7 +70,7 @@ def row_of(
     others: Sequence[Run] = (),
     others_follow_up: Sequence[Run] = (),
 ) -> TtftRow:
-    """The row of one length; ``others`` are the runs of ``generate``, if it was measured."""
+    """Return the row of one length. ``others`` are the runs of ``generate``, if it was measured."""
     return TtftRow(
         prompt_tokens=length,
         cold=Spread.of(run.ttft for run in cold),

@@ -1,7 +1,7 @@
-"""Visitors of the page, who speak its own protocol as a browser does, and programs that ask its API.
+"""Clients of the page, which use the same protocol as a browser, and clients of the API.
 
-Not ``gradio_client``, which waits for updates in threads that keep each other's lock: sixteen of them hear little on a
-machine with many cores.
+``gradio_client`` is not used: its threads block each other while they wait for updates. On a machine with many cores,
+sixteen such clients get few updates.
 """
 
 import asyncio
@@ -26,12 +26,11 @@ PATIENCE_SECONDS = 600
 
 @contextmanager
 def crowd(url: str) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
-    """Visitors of the page at ``url``; call it with the tokens an answer may have, and a question for each of them.
+    """Yield a function that asks the server at ``url`` several questions at the same time and waits for the answers.
 
-    With True as the third argument they ask the API.
-
-    They are a process of their own, as browsers are: in the server's they would take time from its engine. Raises
-    EngineError where an answer does not come.
+    Its arguments are the maximum of tokens in an answer, the questions, and True to use the API and not the page. It
+    raises EngineError if there is no answer. The clients run in a separate process, because in the process of the
+    server they would take time from the engine.
     """
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -42,7 +41,7 @@ def crowd(url: str) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
         ours.send((tokens, list(questions), api))
         while not ours.poll(0.2):
             if not process.is_alive():
-                raise EngineError("The visitors' process ended. Its error stands above.")
+                raise EngineError("The process of the visitors ended. Its error is shown above.")
         answer = ours.recv()
         if isinstance(answer, Run):
             return answer
@@ -66,9 +65,9 @@ def _serve_crowd(connection: Connection, url: str) -> None:
 
 
 async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
-    """A visitor of the page at ``url`` for each of ``questions`` asks it in the Chat tab: greedily, all at once.
+    """Ask each question in the Chat tab of the page at ``url``, greedily, all at the same time, one visitor for each.
 
-    All other settings are as the page has them.
+    All other settings have the defaults of the page. Raises EngineError if there is no answer.
     """
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, limits=limits) as http:
@@ -76,7 +75,7 @@ async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
         event = next(event for event in config["dependencies"] if event["api_name"] == "answer")
         shown = {component["id"]: component["props"] for component in config["components"]}
         chosen = {"Max new tokens": tokens, "Temperature": 0.0}
-        inputs = [shown[number] for number in event["inputs"][2:]]  # after the conversation, and whether to answer it
+        inputs = [shown[number] for number in event["inputs"][2:]]  # the first two are the conversation and its head
         values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
         start = time.perf_counter()
 
@@ -87,13 +86,13 @@ async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
             body = {"data": data, "fn_index": event["id"], "session_hash": session}
             (await http.post("/gradio_api/queue/join", json=body)).raise_for_status()
             async with aclosing(updates(http, session)) as outputs:
-                return await heard(start, outputs)
+                return await read_answer(start, outputs)
 
         return Run(tuple(await asyncio.gather(*map(ask, questions))))
 
 
 async def updates(http: httpx.AsyncClient, session: str) -> AsyncGenerator[list[Any]]:
-    """The values of an event's outputs, as they change. Raises EngineError where it fails."""
+    """Yield the output values of an event each time they change. Raises EngineError if the event fails."""
     from gradio_client.utils import apply_diff
 
     known: list[Any] = []
@@ -110,11 +109,14 @@ async def updates(http: httpx.AsyncClient, session: str) -> AsyncGenerator[list[
                 return
 
 
-async def heard(start: float, outputs: AsyncGenerator[list[Any]]) -> Answer:
-    """Until the answer is there, which tells its number of tokens. Raises EngineError where there is none."""
+async def read_answer(start: float, outputs: AsyncGenerator[list[Any]]) -> Answer:
+    """Read ``outputs`` until the answer is complete. Its note has the number of tokens.
+
+    Times are in seconds after ``start``. Raises EngineError if there is no answer.
+    """
     first, note, counts = 0.0, "", []
     async for history, *_ in outputs:
-        if not isinstance(history, list) or not history:  # only the message box changed
+        if not isinstance(history, list) or not history:  # this update is only for the message box
             continue
         note, now = history[-1]["content"][-1]["text"], time.perf_counter() - start
         if " to first token" in note and (count := _count(note)):
@@ -131,7 +133,7 @@ def _count(note: str) -> int:
 
 
 async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
-    """Ask the API at ``url`` the ``questions``, all at once and greedily."""
+    """Ask the API at ``url`` all ``questions`` at the same time, greedily."""
     from openai import AsyncOpenAI
 
     async with AsyncOpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:

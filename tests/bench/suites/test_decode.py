@@ -1,4 +1,4 @@
-"""Rows of the suite ``decode``."""
+"""Tests for the rows of the suite ``decode``."""
 
 import pytest
 
@@ -22,17 +22,17 @@ def test_a_row_has_medians_and_the_share_of_the_limit() -> None:
     assert found.rate.values == (10.0, 5.0, 2.5)
     assert found.rate.median == 5.0
     assert found.ttft.median == 1.0
-    # The average answer: 20 tokens of the prompt and half of 10.
+    # The average length of the cache: 20 tokens of the prompt and half of the 10 of the answer.
     assert found.limit == pytest.approx(1e6 / (10_000 + 25 * KV_BYTES))
     assert found.share == pytest.approx(5.0 / 1e6 * (10_000 + 25 * KV_BYTES))
 
 
-def test_the_most_that_waited_are_told() -> None:
+def test_a_row_has_the_most_requests_that_waited() -> None:
     runs = [Run(run_of(1.0, 2.0).answers, queued) for queued in (0, 3, 2)]
     assert decode.row_of(case(4), runs, SIZES, 1e6).queued == 3
 
 
-def test_users_of_whom_one_is_slow_are_told() -> None:
+def test_a_row_has_the_evenness_of_the_users() -> None:
     runs = [Run((Answer(11, 0.0, 1.0), Answer(11, 0.0, last))) for last in (1.0, 2.0, 5.0)]
     assert decode.row_of(case(2), runs, SIZES, 1e6).evenness == pytest.approx(0.5)
     assert decode.row_of(case(), [run_of(0.0, 1.0)], SIZES, 1e6).evenness is None
@@ -44,12 +44,12 @@ def test_on_a_gpu_there_is_a_compiled_way_for_one_user() -> None:
     assert baselines.STATIC not in [case.way for case in decode.cases_of(ready, [copy], 2)]
 
 
-def test_users_who_wait_are_told_once() -> None:
+def test_there_is_one_note_for_each_number_of_users() -> None:
     rows = [row("a way", 1, 9.0), row("a way", 16, 9.0, queued=8), row("another way", 16, 9.0, queued=12)]
-    assert decode.waiting_notes(rows) == ["Of 16 users up to 12 waited in line."]
+    assert decode.waiting_notes(rows) == ["Of 16 users, up to 12 waited in the queue."]
 
 
-def test_the_engine_is_asked_greedily_and_sampling() -> None:
+def test_the_engine_is_measured_greedy_and_sampled() -> None:
     engine = CountingEngine()
     ready = ReadyModel(loaded(), engine)
     cases = decode.cases_of(ready, [loaded()], 2)

@@ -1,4 +1,4 @@
-"""The times of a load's stages, and memory."""
+"""Tests for the times of the stages of a load, and for memory."""
 
 import threading
 
@@ -25,7 +25,7 @@ def test_a_stage_lasts_until_the_next() -> None:
     assert clock.seconds("loading", 9.0) == 0.0
 
 
-def test_each_round_loads_anew_and_the_last_model_stays() -> None:
+def test_each_round_loads_again_and_the_last_model_stays() -> None:
     loads: list[CountingEngine] = []
 
     def loader(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
@@ -34,18 +34,18 @@ def test_each_round_loads_anew_and_the_last_model_stays() -> None:
         loads.append(CountingEngine())
         return ReadyModel(loaded(), loads[-1])
 
-    clock, told = load.StageClock(), list[str]()
+    clock, lines = load.StageClock(), list[str]()
     manager = ModelManager(loader, clock)
-    found, ready = load.measure(manager, LoadOptions(), clock, 3, told.append)
+    found, ready = load.measure(manager, LoadOptions(), clock, 3, lines.append)
     manager.close()
     assert len(loads) == len(found.load.values) == len(found.warm_up.values) == 3
     assert ready.engine is loads[-1]
     assert [len(engine.requests) for engine in loads] == [0, 0, 1]
-    assert told == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
+    assert lines == ["round 1 of 3", "round 2 of 3", "round 3 of 3"]
     assert (found.weights, found.kv_cache, found.context) == (10_000, None, 1000)
 
 
 def test_memory_is_that_of_the_process() -> None:
-    in_use, peak, whose = load.memory("cpu")
+    in_use, peak, counted = load.memory("cpu")
     assert 10**7 < in_use <= peak < 10**12
-    assert whose == "resident, the whole process"
+    assert counted == "resident, the whole process"

@@ -1,4 +1,4 @@
-"""Rows of the suite ``page``."""
+"""Tests for the rows of the suite ``page``."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from granite_demo.bench.suites.page import API, BACKEND, ENGINE, PAGE, rows_of
 from tests.bench.made_up import run_of
 
 
-def test_the_cost_is_that_of_the_page_over_the_engine_with_as_many_visitors() -> None:
+def test_the_cost_compares_with_the_engine_for_as_many_visitors() -> None:
     kinds = [("generate", 1), (BACKEND, 1), (ENGINE, 1), (PAGE, 1), (ENGINE, 4), (PAGE, 4), (API, 4)]
     samples = [
         [],
@@ -29,7 +29,7 @@ def test_the_cost_is_that_of_the_page_over_the_engine_with_as_many_visitors() ->
     assert rows[PAGE, 1].ttft.median == 1.5
 
 
-def test_there_is_no_cost_where_nobody_was_answered_beside_another() -> None:
+def test_there_is_no_cost_if_answers_do_not_overlap() -> None:
     apart = Run((Answer(11, 1.0, 2.0), Answer(11, 2.5, 3.5)))
     [engine, page] = rows_of([(ENGINE, 2), (PAGE, 2)], [[run_of(1.0, 2.0, users=2)], [apart]])
     assert engine.together is not None

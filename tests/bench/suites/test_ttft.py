@@ -1,4 +1,4 @@
-"""Rows of the suite ``ttft``."""
+"""Tests for the rows of the suite ``ttft``."""
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench.options import Sizes
