@@ -276,11 +276,11 @@ def provenance_of(ready: ReadyModel, prompt_ids: Sequence[int], raw: bool, tools
         revision=loaded.source.commit or "",
         template_sha256=sha256(template.encode()).hexdigest() if template else "",
         prompt_sha256=sha256(",".join(map(str, prompt_ids)).encode()).hexdigest(),
-        choices=(
-            ("Device", str(setup.device)),
-            ("Precision", str(setup.precision)),
-            ("Quantization", str(setup.quantization)),
-            ("Attention", str(setup.attention)),
-            ("Engine", str(setup.engine.kind)),
-        ),
+        choices={
+            "Device": str(setup.device),
+            "Precision": str(setup.precision),
+            "Quantization": str(setup.quantization),
+            "Attention": str(setup.attention),
+            "Engine": str(setup.engine.kind),
+        },
     )

@@ -1,6 +1,6 @@
 """What each way to ask, and each button under a message, does to the conversation. Pure functions."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import takewhile
 from typing import Any
 
@@ -54,7 +54,7 @@ def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
     for cite in turn.citations:
         at = text.find(turn.content[cite.start : cite.end]) if cite.start < cite.end else -1
         if at >= 0:
-            cites.append(cite.model_copy(update={"start": at, "end": at + cite.end - cite.start}))
+            cites.append(replace(cite, start=at, end=at + cite.end - cite.start))
         elif cite.start == cite.end and text.startswith(turn.content[: cite.start]):
             cites.append(cite)
     kept = turn.model_dump(exclude={"id", "role", "made", "vote", "kind"})

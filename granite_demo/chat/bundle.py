@@ -19,11 +19,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from granite_demo import __version__
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call, Conversation, Switched, Text
+from granite_demo.chat.conversation import Conversation
 from granite_demo.chat.tools import parse_tools
 from granite_demo.errors import ConfigurationError, InvalidRequestError
-from granite_demo.types.events import Finish, FinishReason
-from granite_demo.types.messages import Controls, Document, Message, Role, ToolCall, ToolSpec, canonical_json
+from granite_demo.types.events import Finish, FinishReason, Provenance
+from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec, canonical_json
 from granite_demo.types.requests import GenerationRequest, Overflow
 from granite_demo.types.sampling_params import SamplingParams
 
@@ -44,39 +44,15 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class Said(_Part):
-    """``messages.Message``."""
+class SavedRequest(_Part):
+    """The part of a GenerationRequest that a file can set, with the tools as OpenAI's API has them."""
 
-    role: Role
-    content: str
-    thinking: str = ""
-    tool_calls: tuple[Call, ...] = ()
-    name: str = ""
-
-
-class Sampled(_Part):
-    """``types.SamplingParams``, with the seed that was drawn."""
-
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    max_tokens: int | None = None
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    min_p: float = 0.0
-    logprobs: int | None = None
-
-
-class Asked(_Part):
-    """``types.GenerationRequest``."""
-
-    messages: tuple[Said, ...] = ()
+    messages: tuple[Message, ...] = ()
     prompt: str | None = None
-    sampling: Sampled
+    sampling: SamplingParams
     tools: tuple[dict[str, Any], ...] = ()
-    documents: tuple[Text, ...] = ()
-    controls: Switched = Field(default_factory=Switched)
+    documents: tuple[Document, ...] = ()
+    controls: Controls = Controls()
     overflow: Overflow = "refuse"
 
 
@@ -85,17 +61,7 @@ class Answered(_Part):
 
     text: str
     thinking: str = ""
-    calls: tuple[Call, ...] = ()
-
-
-class Traced(_Part):
-    """``types.Provenance``."""
-
-    model: str = ""
-    revision: str = ""
-    template_sha256: str = ""
-    prompt_sha256: str = ""
-    choices: dict[str, str] = Field(default_factory=dict)
+    calls: tuple[ToolCall, ...] = ()
 
 
 class Made(_Part):
@@ -108,7 +74,7 @@ class Made(_Part):
     usage: dict[str, int] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
     token_ids: tuple[int, ...] = ()
-    provenance: Traced = Field(default_factory=Traced)
+    provenance: Provenance = Provenance()
     versions: dict[str, str] = Field(default_factory=dict)
 
 
@@ -117,7 +83,7 @@ class Bundle(_Part):
 
     format: Literal["granite-demo-answer"]
     version: Literal[1]
-    request: Asked
+    request: SavedRequest
     answer: Answered
     made: Made
     note: str = ""
@@ -160,15 +126,12 @@ def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
 
 
 def _ended(finish: Finish) -> dict[str, Any]:
-    traced: dict[str, Any] = asdict(finish.provenance) if finish.provenance else {}
-    if traced:
-        traced["choices"] = dict(traced["choices"])
     return {
         "finish_reason": finish.reason,
         "usage": asdict(finish.usage),
         "timings": {name: round(seconds, 4) for name, seconds in asdict(finish.timings).items()},
         "token_ids": list(finish.token_ids),
-        "provenance": traced,
+        "provenance": asdict(finish.provenance) if finish.provenance else {},
     }
 
 
@@ -189,7 +152,7 @@ def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
     if turn.role != "assistant" or not turn.made:
         raise InvalidRequestError("How this message was made is not known, so it cannot be made again.")
     messages = conversations.to_messages(conversations.rewind(conversation, turn.parent))
-    documents = conversations.documents_of(conversation)
+    documents = conversation.documents
     kept = dict(turn.made)
     note = ""
     try:
@@ -206,7 +169,7 @@ def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
         "controls": kept.pop("controls", {}),
         "overflow": kept.pop("overflow", conversation.overflow),
     }
-    calls = [call.model_dump() for call in turn.calls]
+    calls = [asdict(call) for call in turn.calls]
     answer = {"text": turn.content, "thinking": turn.thinking, "calls": calls}
     noted = {"note": note} if note else {}
     return {"format": FORMAT, "version": 1, **noted, "request": request, "answer": answer, "made": kept}
@@ -248,22 +211,6 @@ def read_file(name: str) -> Bundle:
 
 def to_request(bundle: Bundle) -> GenerationRequest:
     """The request that led to the answer, with its seed. Raises InvalidRequestError for values out of range."""
-    asked = bundle.request
-    return GenerationRequest(
-        messages=tuple(_message(said) for said in asked.messages),
-        prompt=asked.prompt,
-        sampling=SamplingParams(**asked.sampling.model_dump()),
-        tools=_tools(asked),
-        documents=tuple(Document(text.title, text.text) for text in asked.documents),
-        controls=Controls(**asked.controls.model_dump()),
-        overflow=asked.overflow,
-    )
-
-
-def _message(said: Said) -> Message:
-    calls = tuple(ToolCall(call.name, call.arguments) for call in said.tool_calls)
-    return Message(said.role, said.content, said.thinking, calls, said.name)
-
-
-def _tools(asked: Asked) -> tuple[ToolSpec, ...]:
-    return parse_tools(json.dumps(asked.tools)) if asked.tools else ()
+    saved = dict(bundle.request)
+    tools = parse_tools(json.dumps(saved["tools"])) if saved["tools"] else ()
+    return GenerationRequest(**saved | {"tools": tools})

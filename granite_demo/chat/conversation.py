@@ -8,9 +8,10 @@ import secrets
 import time
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Controls, Document, Message, ToolCall
 from granite_demo.types.requests import Overflow
 
@@ -29,34 +30,17 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", str_max_length=MAX_TEXT, allow_inf_nan=False)
 
 
-class Call(_Part):
-    """``messages.ToolCall``."""
-
-    name: str
-    arguments: str
-    error: str = ""
+def _in_text(citation: Citation) -> Citation:
+    if citation.start < 0 or citation.end < 0:
+        raise ValueError("a citation begins before the text")
+    return citation
 
 
-class Cited(_Part):
-    """``types.Citation``."""
-
-    document: str
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
-
-
-class Sent(_Part):
+class SentDocument(_Part):
     """A document that an answer was given, by a digest of its text: it may be removed since."""
 
     title: str
     digest: str
-
-
-class Listed(_Part):
-    """``types.Appendix``."""
-
-    kind: Literal["citations", "hallucinations"]
-    text: str
 
 
 class Turn(_Part):
@@ -69,36 +53,19 @@ class Turn(_Part):
     thinking: str = ""
     thinking_tokens: int = 0
     thinking_seconds: float = 0.0
-    calls: tuple[Call, ...] = ()
+    calls: tuple[ToolCall, ...] = ()
     name: str = ""
     """The tool whose result this is."""
-    citations: tuple[Cited, ...] = Field(default=(), max_length=MAX_CITATIONS)
-    sent: tuple[Sent, ...] = Field(default=(), max_length=64)
+    citations: tuple[Annotated[Citation, AfterValidator(_in_text)], ...] = Field(default=(), max_length=MAX_CITATIONS)
+    sent: tuple[SentDocument, ...] = Field(default=(), max_length=64)
     """The documents that the citations count from; none with the answers of earlier versions."""
-    appendices: tuple[Listed, ...] = ()
+    appendices: tuple[Appendix, ...] = ()
     note: str = ""
     """The line under an answer: its figures, or the error that ended it."""
     kind: Literal["note", "error"] = "note"
     vote: Literal["", "up", "down"] = ""
     made: dict[str, Any] = Field(default_factory=dict)
     """What is needed to make the answer again; see ``bundle``. The browser keeps it, and sends a mark in its place."""
-
-
-class Text(_Part):
-    """``messages.Document``."""
-
-    title: str
-    text: str
-
-
-class Switched(_Part):
-    """``messages.Controls``."""
-
-    thinking: Literal["off", "low", "full"] | None = None
-    length: Literal["short", "long"] | None = None
-    originality: Literal["extractive", "abstractive"] | None = None
-    citations: bool = False
-    hallucinations: bool = False
 
 
 class Conversation(_Part):
@@ -115,10 +82,10 @@ class Conversation(_Part):
     turns: dict[str, Turn] = Field(default_factory=dict)
     """By id, in the order in which they came to be."""
     system: str = ""
-    documents: tuple[Text, ...] = Field(default=(), max_length=64)
+    documents: tuple[Document, ...] = Field(default=(), max_length=64)
     tools: str = ""
     """JSON text of the tools' definitions, as the visitor wrote it."""
-    controls: Switched = Field(default_factory=Switched)
+    controls: Controls = Controls()
     overflow: Overflow = "refuse"
 
     @model_validator(mode="after")
@@ -191,17 +158,6 @@ def add(conversation: Conversation, role: Literal["user", "assistant", "tool"], 
         find(conversation, turn.parent)
     turns = {**conversation.turns, turn.id: turn}
     return _checked(conversation, turns=turns, head=turn.id, updated=time.time())
-
-
-def put(conversation: Conversation, turn: Turn) -> Conversation:
-    """Give a turn that was made elsewhere its place, or a newer state of itself; it is shown if its parent is.
-
-    Raises InvalidRequestError if its parent is gone.
-    """
-    if turn.parent is not None:
-        find(conversation, turn.parent)
-    head = turn.id if conversation.head == turn.parent else conversation.head
-    return _checked(conversation, turns={**conversation.turns, turn.id: turn}, head=head, updated=time.time())
 
 
 def change(conversation: Conversation, turn_id: str, **values: Any) -> Conversation:
@@ -284,17 +240,7 @@ def to_messages(conversation: Conversation) -> tuple[Message, ...]:
 
 
 def _to_message(turn: Turn) -> Message:
-    calls = tuple(ToolCall(call.name, call.arguments) for call in turn.calls if not call.error)
+    calls = tuple(call for call in turn.calls if not call.error)
     # What could not be read as a call is text: the model sees what it wrote.
     broken = [call.arguments for call in turn.calls if call.error]
     return Message(turn.role, "\n".join(filter(None, [turn.content, *broken])), turn.thinking, calls, turn.name)
-
-
-def documents_of(conversation: Conversation) -> tuple[Document, ...]:
-    """The documents to send."""
-    return tuple(Document(text.title, text.text) for text in conversation.documents)
-
-
-def controls_of(conversation: Conversation) -> Controls:
-    """The switches to send."""
-    return Controls(**conversation.controls.model_dump())

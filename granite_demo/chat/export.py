@@ -10,9 +10,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call, Conversation, Turn
+from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.errors import InvalidRequestError
-from granite_demo.types.messages import scrub
+from granite_demo.types.messages import ToolCall, scrub
 
 FORMAT = "granite-demo"
 """Marks a JSON file that holds several conversations."""
@@ -108,14 +108,14 @@ def _content(message: Mapping[str, Any]) -> str:
     return content or ""
 
 
-def _calls(message: Mapping[str, Any], called: dict[str, str]) -> tuple[Call, ...]:
+def _calls(message: Mapping[str, Any], called: dict[str, str]) -> tuple[ToolCall, ...]:
     calls = []
     listed = message.get("tool_calls")
     for item in listed if isinstance(listed, list) else ():
         function = item.get("function") if isinstance(item, dict) else None
         if not isinstance(function, dict):
             raise InvalidRequestError("A tool call in the file names no function.")
-        calls.append(Call(name=str(function.get("name", "")), arguments=str(function.get("arguments", "{}"))))
+        calls.append(ToolCall(name=str(function.get("name", "")), arguments=str(function.get("arguments", "{}"))))
         called[str(item.get("id"))] = calls[-1].name
     return tuple(calls)
 
@@ -222,11 +222,11 @@ def _answer(body: str) -> dict[str, Any]:
     return {"content": _plain(content), "thinking": _plain(thinking), "calls": tuple(map(_call, blocks))}
 
 
-def _call(block: str) -> Call:
+def _call(block: str) -> ToolCall:
     line, _, rest = block.partition("\n")
     found = _CALL.fullmatch(line.rstrip())
     name, error = found.groups() if found else ("", "")
-    return Call(name=name, arguments=_unfenced(rest), error=error or "")
+    return ToolCall(name=name, arguments=_unfenced(rest), error=error or "")
 
 
 def _split(text: str, opening: re.Pattern[str]) -> list[str]:

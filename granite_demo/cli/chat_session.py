@@ -11,7 +11,7 @@ from granite_demo.backend import Backend
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat import export
 from granite_demo.chat.bundle import made
-from granite_demo.chat.conversation import Call, Cited, Conversation, Listed
+from granite_demo.chat.conversation import Conversation
 from granite_demo.cli.terminal import Printer, say, thinking_note
 from granite_demo.errors import GraniteDemoError
 from granite_demo.types.requests import GenerationRequest
@@ -95,7 +95,7 @@ class Session:
         request = GenerationRequest(
             conversations.to_messages(self.conversation),
             sampling=self._sampling,
-            controls=conversations.controls_of(self.conversation),
+            controls=self.conversation.controls,
         )
         printer = Printer(self._console)
         try:
@@ -123,9 +123,9 @@ class Session:
             thinking=answer.thinking,
             thinking_tokens=answer.thinking_tokens,
             thinking_seconds=answer.thinking_seconds(printer.elapsed),
-            calls=tuple(Call(name=call.name, arguments=call.arguments, error=call.error) for call in answer.calls),
-            citations=tuple(Cited(document=cite.document, start=cite.start, end=cite.end) for cite in answer.citations),
-            appendices=tuple(Listed(kind=listed.kind, text=listed.text) for listed in answer.appendices),
+            calls=tuple(answer.calls),
+            citations=tuple(answer.citations),
+            appendices=tuple(answer.appendices),
             note=note,
             kind="error" if failed else "note",
             made=made(request, answer.finish) if answer.finish else {},

@@ -11,8 +11,7 @@ import typer
 from rich.console import Console
 
 from granite_demo.backend import Backend
-from granite_demo.chat.bundle import STOPPED, Answered, Bundle, Traced, to_request, versions
-from granite_demo.chat.conversation import Call
+from granite_demo.chat.bundle import STOPPED, Answered, Bundle, to_request, versions
 from granite_demo.cli import flags
 from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import print_json, standard_output
@@ -20,6 +19,7 @@ from granite_demo.errors import EngineError, UnknownModelError
 from granite_demo.models import registry
 from granite_demo.settings import Settings
 from granite_demo.types.events import Finish, Provenance, ReasoningDelta, TextDelta, ToolCalled
+from granite_demo.types.messages import ToolCall
 
 AROUND = 40
 """The number of characters to show on each side of a difference."""
@@ -88,7 +88,7 @@ async def replay(backend: Backend, bundle: Bundle) -> Outcome:
 
 
 async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[Answered, Finish]:
-    text, thinking, calls, finish = "", "", list[Call](), None
+    text, thinking, calls, finish = "", "", list[ToolCall](), None
     async with aclosing(backend.stream(to_request(bundle))) as events:
         async for event in events:
             if isinstance(event, TextDelta):
@@ -96,8 +96,7 @@ async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[Answered, Fin
             elif isinstance(event, ReasoningDelta):
                 thinking += event.text
             elif isinstance(event, ToolCalled):
-                call = event.call
-                calls.append(Call(name=call.name, arguments=call.arguments, error=call.error))
+                calls.append(event.call)
             elif isinstance(event, Finish):
                 finish = event
     if finish is None:
@@ -145,7 +144,7 @@ def _differences(bundle: Bundle, finish: Finish) -> Iterable[str]:
     if bundle.request.sampling.temperature > 0 and bundle.request.sampling.seed is None:
         yield "The seed of the saved answer is unknown, so the new one has another seed."
     before = bundle.made.provenance
-    after = _traced(finish.provenance or Provenance())
+    after = finish.provenance or Provenance()
     if _both_differ(before.prompt_sha256, after.prompt_sha256):
         yield (
             "The prompt has another hash: the template, the tokenizer or the conversation (system prompt, tools, "
@@ -167,16 +166,6 @@ def _differences(bundle: Bundle, finish: Finish) -> Iterable[str]:
 def _both_differ(old: str, new: str) -> bool:
     # An unknown value is no difference.
     return bool(old and new and old != new)
-
-
-def _traced(provenance: Provenance) -> Traced:
-    return Traced(
-        model=provenance.model,
-        revision=provenance.revision,
-        template_sha256=provenance.template_sha256,
-        prompt_sha256=provenance.prompt_sha256,
-        choices=dict(provenance.choices),
-    )
 
 
 def report(outcome: Outcome) -> list[str]:

@@ -5,7 +5,8 @@ waits, then the answer's parts in the order in which the model wrote them, and o
 token ids and ``SamplingParams`` and yields ``Queued`` and ``Token`` values.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from granite_demo.types.logprobs import ScoredToken
@@ -120,8 +121,8 @@ class Provenance:
     template_sha256: str = ""
     prompt_sha256: str = ""
     """Of the prompt's token ids, as decimal numbers with commas."""
-    choices: tuple[tuple[str, str], ...] = ()
-    """(name, value) of device, precision, quantization, attention and engine."""
+    choices: Mapping[str, str] = field(default_factory=dict)
+    """By name, the value of device, precision, quantization, attention and engine."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ from granite_demo.types.events import Provenance
 from granite_demo.types.model_status import Chosen, EngineSetup
 from tests.fakes import PLACEMENT, SOURCE, FakeEngine
 
-STORED = (
-    ("Device", "cpu"),
-    ("Precision", "bfloat16"),
-    ("Quantization", "none"),
-    ("Attention", "sdpa"),
-    ("Engine", "batching, up to 64 requests in a step"),
-)
+STORED = {
+    "Device": "cpu",
+    "Precision": "bfloat16",
+    "Quantization": "none",
+    "Attention": "sdpa",
+    "Engine": "batching, up to 64 requests in a step",
+}
 """The form in which conversations are saved: those saved before have to stay readable."""
 
 

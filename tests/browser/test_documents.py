@@ -7,7 +7,7 @@ import gradio as gr
 import pytest
 from playwright.sync_api import Page, expect
 
-from granite_demo.chat.conversation import documents_of, load
+from granite_demo.chat.conversation import load
 from granite_demo.ui.chat import documents
 from granite_demo.ui.chat.sources import grounding_html
 from granite_demo.ui.gradio_patches.files import uploads_of
@@ -26,7 +26,7 @@ def url() -> Iterator[str]:
         documents.wire(panel, holder)
         view = gr.HTML(elem_id="view")
         answer = "The zebra ran away. Nobody knows more."
-        holder.change(lambda value: grounding_html(answer, documents_of(load(value)), ()), [holder], [view])
+        holder.change(lambda value: grounding_html(answer, load(value).documents, ()), [holder], [view])
     _, address, _ = demo.launch(
         prevent_thread_lock=True,
         quiet=True,

@@ -10,10 +10,10 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call
 from granite_demo.chat.tools import EXAMPLES, parse_tools
 from granite_demo.errors import InvalidRequestError
 from granite_demo.server.run import running
+from granite_demo.types.messages import ToolCall
 from granite_demo.ui.chat import tools
 from granite_demo.ui.gradio_patches.events import DIRECT
 from granite_demo.ui.html import note_html
@@ -23,9 +23,9 @@ from tests.fakes import FakeBackend
 pytestmark = pytest.mark.browser
 
 CALLS = (
-    Call(name="calculator", arguments='{"expression": "6 * 7"}'),
-    Call(name="weather", arguments='{"city": "<b>Bonn</b>"}'),
-    Call(name="", arguments='{"city": ', error="It ends too early."),
+    ToolCall(name="calculator", arguments='{"expression": "6 * 7"}'),
+    ToolCall(name="weather", arguments='{"city": "<b>Bonn</b>"}'),
+    ToolCall(name="", arguments='{"city": ', error="It ends too early."),
 )
 
 

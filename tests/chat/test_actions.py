@@ -4,8 +4,10 @@ import pytest
 
 from granite_demo.chat import actions
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call, Cited, Conversation
+from granite_demo.chat.conversation import Conversation
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.events import Citation
+from granite_demo.types.messages import ToolCall
 
 
 def texts(conversation: Conversation) -> list[str]:
@@ -58,18 +60,18 @@ def test_an_edited_answer_stands_as_written(talk: Conversation) -> None:
 def test_an_edited_answer_keeps_its_calls_and_the_citations_of_what_it_still_says() -> None:
     conversation = conversations.add(conversations.start(), "user", content="Why?")
     cites = [
-        Cited(document="1", start=0, end=4),
-        Cited(document="2", start=6, end=10),
-        Cited(document="3", start=4, end=4),
+        Citation(document="1", start=0, end=4),
+        Citation(document="2", start=6, end=10),
+        Citation(document="3", start=4, end=4),
     ]
-    call = Call(name="add", arguments="{}")
+    call = ToolCall(name="add", arguments="{}")
     values = {"content": "Blue. Red.", "citations": cites, "calls": [call], "made": {"seed": 1}, "vote": "up"}
     conversation = conversations.add(conversation, "assistant", **values)
     last = conversations.path(actions.edit(conversation, conversation.head or "", "Dark: Red.").conversation)[-1]
     assert (last.content, last.calls, last.made, last.vote) == ("Dark: Red.", (call,), {}, "")
-    assert last.citations == (Cited(document="2", start=6, end=10),)
+    assert last.citations == (Citation(document="2", start=6, end=10),)
     last = conversations.path(actions.edit(conversation, conversation.head or "", "Blue, or Red.").conversation)[-1]
-    assert last.citations == (cites[0], Cited(document="2", start=9, end=13), cites[2])
+    assert last.citations == (cites[0], Citation(document="2", start=9, end=13), cites[2])
 
 
 def test_an_edited_result_is_told_with_the_other_results(talk: Conversation) -> None:

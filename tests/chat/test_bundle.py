@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from granite_demo.chat import bundle
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call, Conversation, Switched, Text
+from granite_demo.chat.conversation import Conversation
 from granite_demo.chat.tools import EXAMPLES, example_json
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.types.events import Finish, Provenance, Timings, Usage
@@ -18,7 +18,7 @@ from granite_demo.types.messages import Controls, Document, ToolCall
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 
-TRACE = Provenance("sample", "abc", "t" * 64, "p" * 64, (("Device", "cpu"), ("Precision", "float32")))
+TRACE = Provenance("sample", "abc", "t" * 64, "p" * 64, {"Device": "cpu", "Precision": "float32"})
 FINISH = Finish("stop", Usage(12, 3), Timings(0.123456, 0.5), 77, (5, 6, 0), TRACE)
 
 
@@ -26,13 +26,13 @@ def conversation_and_request() -> tuple[Conversation, GenerationRequest]:
     """A conversation that uses all there is, up to the question, and the request that it makes."""
     conversation = conversations.start(
         system="Be brief.",
-        documents=(Text(title="A", text="a b"),),
+        documents=(Document(title="A", text="a b"),),
         tools=example_json(),
-        controls=Switched(thinking="full", citations=True),
+        controls=Controls(thinking="full", citations=True),
         overflow="drop",
     )
     conversation = conversations.add(conversation, "user", content="6 times 7?")
-    calls = (Call(name="calculator", arguments='{"expression": "6*7"}'),)
+    calls = (ToolCall(name="calculator", arguments='{"expression": "6*7"}'),)
     conversation = conversations.add(conversation, "assistant", calls=calls, thinking="Hm.")
     conversation = conversations.add(conversation, "tool", name="calculator", content="42")
     request = GenerationRequest(
@@ -51,7 +51,7 @@ def answered() -> tuple[Conversation, GenerationRequest]:
     conversation, request = conversation_and_request()
     values: dict[str, Any] = {"content": "It is 42.", "thinking": "So.", "made": bundle.made(request, FINISH)}
     conversation = conversations.add(conversation, "assistant", **values)
-    return conversation.model_copy(update={"controls": Switched(), "overflow": "refuse"}), request
+    return conversation.model_copy(update={"controls": Controls(), "overflow": "refuse"}), request
 
 
 def saved() -> dict[str, Any]:
@@ -146,7 +146,7 @@ CHANGES: list[dict[str, Any]] = [
     {"tools": ""},
     {"tools": example_json().replace("expression", "formula")},
     {"documents": ()},
-    {"documents": (Text(title="A", text="a c"),)},
+    {"documents": (Document(title="A", text="a c"),)},
 ]
 
 

@@ -14,7 +14,6 @@ from granite_demo.chat.conversation import (
     MAX_TURNS,
     READABLE_TURNS,
     TITLE_LENGTH,
-    Call,
     Conversation,
     Turn,
     add,
@@ -199,6 +198,9 @@ def turn(name: str, parent: str | None = None, **values: Any) -> dict[str, Any]:
         {"id": "c", "turns": {"a": turn("a", content="x" * (MAX_TEXT + 1))}},
         {"id": "c", "turns": {"a": turn("a", thinking_seconds=float("nan"))}},
         {"id": "c", "turns": {"a": turn("a", citations=[{"document": "1", "start": -1, "end": 0}])}},
+        {"id": "c", "turns": {"a": turn("a", calls=[{"name": "x" * (MAX_TEXT + 1), "arguments": "{}"}])}},
+        {"id": "c", "turns": {"a": turn("a", appendices=[{"kind": "sources", "text": ""}])}},
+        {"id": "c", "documents": [{"title": "t", "text": "x" * (MAX_TEXT + 1)}]},
         {"id": "c", "turns": {str(n): turn(str(n)) for n in range(READABLE_TURNS + 1)}},
         {"id": "c", "title": "x" * 201},
         {"id": "c", "documents": [{"title": "t", "text": ""}] * 65},
@@ -279,7 +281,7 @@ def test_messages_are_the_shown_branch() -> None:
     conversation = add(conversation, "user", content="Weather?")
     question = str(conversation.head)
     conversation = add(conversation, "assistant", content="another version")
-    calls = (Call(name="weather", arguments="{}"), Call(name="", arguments="{", error="cut short"))
+    calls = (ToolCall(name="weather", arguments="{}"), ToolCall(name="", arguments="{", error="cut short"))
     conversation = add(conversation, "assistant", thinking="hm", calls=calls, parent=question)
     conversation = add(conversation, "tool", content="sunny", name="weather")
     assert conversations.to_messages(conversation) == (
@@ -298,8 +300,8 @@ def test_an_answer_that_an_error_left_empty_is_not_sent() -> None:
 def test_documents_and_switches_are_those_of_the_engine() -> None:
     values = {"documents": [{"title": "t", "text": "x"}], "controls": {"thinking": "full", "citations": True}}
     conversation = load({"id": "c", **values})
-    assert conversations.documents_of(conversation) == (Document("t", "x"),)
-    assert conversations.controls_of(conversation) == Controls(thinking="full", citations=True)
+    assert conversation.documents == (Document("t", "x"),)
+    assert conversation.controls == Controls(thinking="full", citations=True)
 
 
 @given(value=st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists, max_leaves=5))

@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo.chat import export
-from granite_demo.chat.conversation import Call, Conversation, Text, Turn, add, dump, path, start
+from granite_demo.chat.conversation import Conversation, Turn, add, dump, path, start
 from granite_demo.chat.export import MAX_CHARACTERS, read, to_markdown
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.messages import Document, ToolCall
 
 TRICKY = [
     "## User",
@@ -34,17 +35,17 @@ TRICKY = [
 LINES = st.sampled_from(TRICKY) | st.text(st.characters(codec="utf-8", exclude_characters="\r\n"), max_size=15)
 TEXTS = st.lists(LINES, max_size=6).map(lambda lines: "\n".join(lines).strip("\n"))
 NAMES = st.text(st.characters(codec="ascii", categories=["L", "N"]), max_size=8)
-CALLS = st.lists(st.builds(Call, name=NAMES, arguments=TEXTS, error=NAMES), max_size=2).map(tuple)
+CALLS = st.lists(st.builds(ToolCall, name=NAMES, arguments=TEXTS, error=NAMES), max_size=2).map(tuple)
 
 
 def sample() -> Conversation:
     """One of everything, with an older version of the answer."""
-    documents = (Text(title="Facts", text="# Not a heading\n```\ncode\n```"),)
+    documents = (Document(title="Facts", text="# Not a heading\n```\ncode\n```"),)
     conversation = start(system="Be brief.", documents=documents, tools='[{"name": "weather"}]')
     conversation = add(conversation, "user", content="Weather in Rome?")
     question = str(conversation.head)
     conversation = add(conversation, "assistant", content="I do not know.")
-    call = Call(name="weather", arguments='{"city": "Rome"}')
+    call = ToolCall(name="weather", arguments='{"city": "Rome"}')
     conversation = add(conversation, "assistant", thinking="I need a tool.", calls=(call,), parent=question)
     conversation = add(conversation, "tool", content="sunny", name="weather")
     return add(conversation, "assistant", content="It is **sunny**.", note="12 tokens", vote="up")
@@ -115,7 +116,7 @@ def test_markdown_is_known_by_its_mark_whatever_the_file_is_called() -> None:
 @settings(deadline=None)
 @given(data=st.data())
 def test_any_text_survives_markdown(data: st.DataObject) -> None:
-    titles = st.builds(Text, title=NAMES, text=TEXTS)
+    titles = st.builds(Document, title=NAMES, text=TEXTS)
     conversation = start(system=data.draw(TEXTS), documents=tuple(data.draw(st.lists(titles, max_size=2))))
     for _ in range(data.draw(st.integers(1, 4))):
         role: Any = data.draw(st.sampled_from(["user", "assistant", "tool"]))
@@ -143,7 +144,7 @@ def test_a_list_of_messages_is_read() -> None:
     assert conversation.system == "Be brief."
     assert essence(conversation) == [
         ("user", "Weather?\n\n", "", (), ""),
-        ("assistant", "", "", (Call(name="weather", arguments="{}"),), ""),
+        ("assistant", "", "", (ToolCall(name="weather", arguments="{}"),), ""),
         ("tool", "sunny", "", (), "weather"),
         ("assistant", "Sunny.", "", (), ""),
     ]

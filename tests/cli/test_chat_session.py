@@ -17,11 +17,10 @@ from rich.console import Console
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat import export
-from granite_demo.chat.conversation import Switched
 from granite_demo.cli.chat_session import Session
 from granite_demo.errors import EngineError
 from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
-from granite_demo.types.messages import Message, Switches
+from granite_demo.types.messages import Controls, Message, Switches
 from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
 
@@ -31,7 +30,7 @@ class Sitting:
 
     def __init__(self, backend: FakeBackend, runner: asyncio.Runner, typed: bool = True, system: str = "") -> None:
         self._said = io.StringIO()
-        start = conversations.start(system=system, controls=Switched(thinking="full"))
+        start = conversations.start(system=system, controls=Controls(thinking="full"))
         console = Console(file=self._said, width=200)
         self.session = Session(backend, runner, start, SamplingParams(max_tokens=9), console, typed)
 

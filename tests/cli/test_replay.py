@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 Run = Callable[..., tuple[int, str, str]]
 
-TRACE = Provenance("sample", "", "t" * 64, "p" * 64, (("Device", "cpu"), ("Precision", "float32")))
+TRACE = Provenance("sample", "", "t" * 64, "p" * 64, {"Device": "cpu", "Precision": "float32"})
 FINISH = Finish("stop", Usage(4, 3), Timings(0.1, 0.2), 9, (5, 6, 0), TRACE)
 CALL = ToolCall("look", "{}")
 
@@ -61,7 +61,7 @@ def saved(
     """An answer of ``script`` as its file."""
     conversation = conversations.add(conversations.start(), "user", content="6 times 7?")
     request = GenerationRequest(conversations.to_messages(conversation), sampling=SamplingParams(temperature=0.5))
-    calls = (conversations.Call(name=CALL.name, arguments=CALL.arguments),) if called else ()
+    calls = (ToolCall(name=CALL.name, arguments=CALL.arguments),) if called else ()
     made = bundle.made(request, finish)
     values: dict[str, Any] = {"content": text, "thinking": thinking, "calls": calls, "made": made}
     conversation = conversations.add(conversation, "assistant", **values)
@@ -141,7 +141,7 @@ async def test_long_texts_are_shown_around_the_place(backend: FakeBackend) -> No
 
 
 async def test_what_has_changed_is_listed(backend: FakeBackend) -> None:
-    trace = Provenance("other", "def", "u" * 64, "q" * 64, (("Device", "cuda:0"), ("Precision", "float32")))
+    trace = Provenance("other", "def", "u" * 64, "q" * 64, {"Device": "cuda:0", "Precision": "float32"})
     value = saved()
     value["made"]["versions"]["torch"] = "1.0"
     value["made"]["versions"]["unheard-of"] = "2"

@@ -203,7 +203,7 @@ class RemoteBackend:
         level = request.controls.thinking or next(iter(family.switches.thinking), "off")
         opened = family.opens_reasoning and level != "off" and not request.raw and not one.parses_reasoning
         reader = Reader(family.dialect(bool(request.tools), request.raw), request, arrived, opened)
-        traced = Provenance(model, choices=(("Engine", one.kind or "another server"),))
+        traced = Provenance(model, choices={"Engine": one.kind or "another server"})
         seed = None
         ended: FinishReason | None = None
         failure: GraniteDemoError | None = None

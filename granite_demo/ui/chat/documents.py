@@ -9,7 +9,7 @@ from typing import Any
 
 import gradio as gr
 
-from granite_demo.chat.conversation import Conversation, Text, documents_of, dump, load
+from granite_demo.chat.conversation import Conversation, dump, load
 from granite_demo.chat.documents import (
     MAX_CHARACTERS,
     MAX_DOCUMENTS,
@@ -139,7 +139,7 @@ def add_files(value: Any, paths: Sequence[str] | None) -> tuple[Any, ...]:
     files = [Path(path) for path in paths or ()]
     try:
         conversation = load(value)
-        documents, reasons = _read(documents_of(conversation), files)
+        documents, reasons = _read(conversation.documents, files)
     except InvalidRequestError as error:
         return *_unchanged(error), None
     finally:
@@ -170,7 +170,7 @@ def add_text(value: Any, title: str | None, text: str | None) -> tuple[Any, ...]
     """Add a pasted text to the conversation. Where it cannot be, the boxes keep it."""
     try:
         conversation = load(value)
-        documents = add(documents_of(conversation), paste(title, text))
+        documents = add(conversation.documents, paste(title, text))
     except InvalidRequestError as error:
         return *_unchanged(error), gr.skip(), gr.skip()
     return *_changed(conversation, documents, note_html(f"Added {documents[-1].title}.")), "", ""
@@ -185,13 +185,12 @@ def remove(value: Any, chosen: Any) -> tuple[Any, ...]:
     except InvalidRequestError as error:
         return _unchanged(error)
     names = {name for _, name in _choices(conversation.documents)} & {str(name) for name in chosen}
-    kept = [one for at, one in enumerate(documents_of(conversation)) if _name(at, one.title) not in names]
+    kept = [one for at, one in enumerate(conversation.documents) if _name(at, one.title) not in names]
     return _changed(conversation, kept, note_html(f"Removed {len(names)} document{'s' * (len(names) != 1)}."))
 
 
 def _changed(conversation: Conversation, documents: Sequence[Document], message: str) -> tuple[Any, ...]:
-    texts = tuple(Text(title=document.title, text=document.text) for document in documents)
-    changed = conversation.model_copy(update={"documents": texts, "updated": time.time()})
+    changed = conversation.model_copy(update={"documents": tuple(documents), "updated": time.time()})
     return dump(changed), *shown_values(changed, None, message)
 
 
@@ -204,7 +203,7 @@ def _label(count: int) -> str:
     return f"Documents ({count})" if count else "Documents"
 
 
-def _choices(documents: Sequence[Text]) -> list[tuple[str, str]]:
+def _choices(documents: Sequence[Document]) -> list[tuple[str, str]]:
     """(what is shown, name) of each document, with the number by which models cite it."""
     return [
         (f"{at + 1}. {one.title} · {len(one.text):,} characters", _name(at, one.title))

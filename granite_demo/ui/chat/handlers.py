@@ -93,7 +93,7 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
         conversation = conversations.load(value)
         turn = conversations.find(conversation, str(event.id))
         citations = [Citation(cited.document, cited.start, cited.end) for cited in turn.citations]
-        texts = as_sent(turn, conversations.documents_of(conversation))
+        texts = as_sent(turn, conversation.documents)
         view = grounding_html(turn.content, texts, citations, listed_of(turn))
         return gr.Accordion(visible=True, open=True), view
 

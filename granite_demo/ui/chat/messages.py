@@ -68,7 +68,7 @@ def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False)
         return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
     # Finding the passages takes time: once, at the end.
     cites = turn.citations and not busy
-    given = as_sent(turn, conversations.documents_of(conversation)) if cites else []
+    given = as_sent(turn, conversation.documents) if cites else []
     text, foot = footnotes(turn, given) if cites else (turn.content, "")
     cards = "".join(call_card(call) for call in turn.calls)
     lists = "".join(
@@ -136,14 +136,9 @@ def growing_turn(turn_id: str, parent: str | None, shot: Snapshot) -> Turn:
         thinking=answer.thinking,
         thinking_tokens=answer.thinking_tokens,
         thinking_seconds=answer.thinking_seconds(shot.elapsed),
-        calls=tuple(
-            conversations.Call(name=call.name, arguments=call.arguments, error=call.error) for call in answer.calls
-        ),
-        citations=tuple(
-            conversations.Cited(document=cited.document, start=cited.start, end=cited.end)
-            for cited in answer.citations[: conversations.MAX_CITATIONS]
-        ),
-        appendices=tuple(conversations.Listed(kind=listed.kind, text=listed.text) for listed in answer.appendices),
+        calls=tuple(answer.calls),
+        citations=tuple(answer.citations[: conversations.MAX_CITATIONS]),
+        appendices=tuple(answer.appendices),
         note=shot.note,
         kind=shot.kind,
     )

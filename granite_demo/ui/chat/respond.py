@@ -60,7 +60,7 @@ async def respond(
     # Off the event loop: the footnotes of cited answers take time to find.
     past, _ = await asyncio.to_thread(chat_messages, conversation, busy=True)
     turn_id = conversations.new_id()
-    given = sent(conversations.documents_of(conversation))
+    given = sent(conversation.documents)
     shot = Snapshot(Answer(), "Waiting for the first token", "note", 0.0)
     yield Update([*past, *turn_messages(conversation, growing_turn(turn_id, conversation.head, shot), busy=True)])
     kept = time.monotonic()
@@ -128,13 +128,13 @@ def build_request(conversation: Conversation, sampling: SamplingParams, text: st
     """The branch that is shown, with ``text`` as the next question if there is one. Raises InvalidRequestError."""
     if text.strip():
         conversation = conversations.add(conversation, "user", content=text)
-    documents = conversations.documents_of(conversation)
+    documents = conversation.documents
     check(documents)
     return GenerationRequest(
         conversations.to_messages(conversation),
         sampling=sampling,
         tools=parse_tools(conversation.tools),
         documents=documents,
-        controls=conversations.controls_of(conversation),
+        controls=conversation.controls,
         overflow=conversation.overflow,
     )

@@ -10,7 +10,7 @@ import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Sequence
 
-from granite_demo.chat.conversation import Sent, Turn
+from granite_demo.chat.conversation import SentDocument, Turn
 from granite_demo.chat.grounding import Support, cited, fences, support
 from granite_demo.types.events import Citation
 from granite_demo.types.messages import Document
@@ -42,9 +42,9 @@ _kept: OrderedDict[bytes, tuple[str, str]] = OrderedDict()
 _lock = threading.Lock()
 
 
-def sent(documents: Sequence[Document]) -> tuple[Sent, ...]:
+def sent(documents: Sequence[Document]) -> tuple[SentDocument, ...]:
     """What to keep with an answer that was given ``documents``."""
-    return tuple(Sent(title=one.title, digest=_text_digest(one)) for one in documents)
+    return tuple(SentDocument(title=one.title, digest=_text_digest(one)) for one in documents)
 
 
 def as_sent(turn: Turn, documents: Sequence[Document]) -> list[Document]:

@@ -13,7 +13,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call, Conversation, Turn
+from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.chat.tools import EXAMPLES, check_call, parse_tools, run, runs_here, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec
@@ -175,7 +175,7 @@ def _card_layout(number: int) -> ResultCard:
     return ResultCard(box, call, result, button, reject)
 
 
-def pending(conversation: Conversation) -> tuple[Call, ...]:
+def pending(conversation: Conversation) -> tuple[ToolCall, ...]:
     """The calls of the last answer on the shown path without a result; results come in the order of the calls."""
     turns = conversations.path(conversation)
     given = 0
@@ -199,7 +199,7 @@ def results_shown_values(conversation: Conversation) -> tuple[Any, ...]:
     for number in range(MAX_CARDS):
         call = calls[number] if number < len(calls) else None
         runs = call is not None and _runs(call)
-        card = call_card(call, check_call(specs, _tool_call(call))) if call else ""
+        card = call_card(call, check_call(specs, call)) if call else ""
         values += [gr.Column(visible=call is not None), card, "", gr.Button(visible=runs)]
     more = len(calls) - MAX_CARDS
     message = note_html(f"{more} more follow when these have results.") if more > 0 else ""
@@ -221,7 +221,7 @@ def run_pending(index: int, held: Any) -> tuple[Any, str]:
         return gr.skip(), note_html(error.user_text, "error")
     if index >= len(calls) or not _runs(calls[index]):
         return gr.skip(), note_html("That call cannot be run here. Type its result.", "error")
-    return run(_tool_call(calls[index])), ""
+    return run(calls[index]), ""
 
 
 def run_all(conversation: Conversation) -> Conversation:
@@ -229,10 +229,10 @@ def run_all(conversation: Conversation) -> Conversation:
     calls = pending(conversation)
     if not all(map(_runs, calls)):
         raise InvalidRequestError("Not all of these calls can be run here. Type the results.")
-    return with_results(conversation, [run(_tool_call(call)) for call in calls])
+    return with_results(conversation, [run(call) for call in calls])
 
 
-def _runs(call: Call) -> bool:
+def _runs(call: ToolCall) -> bool:
     return not call.error and runs_here(call.name)
 
 
@@ -253,14 +253,10 @@ def with_results(conversation: Conversation, results: Sequence[str | None]) -> C
     return conversation
 
 
-def _tool_call(call: Call) -> ToolCall:
-    return ToolCall(call.name, call.arguments, call.error)
-
-
 # The cards
 
 
-def call_card(call: Call, fault: str = "") -> str:
+def call_card(call: ToolCall, fault: str = "") -> str:
     """A model's call of a tool as markup; ``fault`` is what ``check_call`` found."""
     if call.error:
         head = f"A call that cannot be read{f': <b>{html.escape(call.name)}</b>' if call.name else ''}"

@@ -7,8 +7,9 @@ from typing import Any
 import gradio as gr
 import pytest
 
-from granite_demo.chat.conversation import Text, dump, load, start
+from granite_demo.chat.conversation import dump, load, start
 from granite_demo.chat.documents import MAX_DOCUMENTS
+from granite_demo.types.messages import Document
 from granite_demo.ui.chat.documents import add_files, add_text, layout, remove, shown_values, wire
 
 Files = Callable[..., list[str]]
@@ -34,7 +35,7 @@ def titles(value: Any) -> list[str]:
 
 
 def holding(*names: str) -> dict[str, Any]:
-    return dump(start(documents=tuple(Text(title=name, text="text") for name in names)))
+    return dump(start(documents=tuple(Document(title=name, text="text") for name in names)))
 
 
 def is_kept(update: Any) -> bool:
@@ -118,7 +119,7 @@ def test_a_damaged_conversation_is_told_and_kept(files: Files) -> None:
 
 def test_pasted_text_is_added_and_the_boxes_are_emptied() -> None:
     value, accordion, *_, message, _, title, text = add_text(None, "Notes", "some text")
-    assert load(value).documents == (Text(title="Notes", text="some text"),)
+    assert load(value).documents == (Document(title="Notes", text="some text"),)
     assert accordion.label == "Documents (1)"
     assert "Added Notes." in message
     assert (title, text) == ("", "")

@@ -7,9 +7,9 @@ import pytest
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.answer import Answer
-from granite_demo.chat.conversation import Call, Cited, Conversation, Listed, Text
+from granite_demo.chat.conversation import Conversation
 from granite_demo.types.events import Appendix, Citation
-from granite_demo.types.messages import ToolCall
+from granite_demo.types.messages import Document, ToolCall
 from granite_demo.ui.chat.messages import WINDOW, chat_messages, growing_turn, turn_messages
 from granite_demo.ui.streaming import Snapshot
 
@@ -97,16 +97,16 @@ def test_a_growing_answer_has_no_buttons() -> None:
 
 
 def test_markup_of_ours_has_no_line_breaks_that_markdown_would_read() -> None:
-    calls = (Call(name="add", arguments='{\n"a": 1\n}'), Call(name="", arguments="{\n\n# x", error="cut off"))
-    lists = (Listed(kind="citations", text="1: a\n\n# b"),)
+    calls = (ToolCall(name="add", arguments='{\n"a": 1\n}'), ToolCall(name="", arguments="{\n\n# x", error="cut off"))
+    lists = (Appendix(kind="citations", text="1: a\n\n# b"),)
     below = parts(shown(talk(calls=calls, appendices=lists))[1])[1]
     assert "\n" not in below
     assert "cut off" in below
 
 
 def test_cited_text_has_footnotes_once_it_is_whole() -> None:
-    conversation = talk(content="The sky is blue.", citations=(Cited(document="1", start=0, end=16),))
-    conversation = conversation.model_copy(update={"documents": (Text(title="sky.txt", text="The sky is blue."),)})
+    conversation = talk(content="The sky is blue.", citations=(Citation(document="1", start=0, end=16),))
+    conversation = conversation.model_copy(update={"documents": (Document(title="sky.txt", text="The sky is blue."),)})
     text, below = parts(shown(conversation)[1])
     assert "<sup>" in text
     assert "sky.txt" in below
@@ -115,7 +115,9 @@ def test_cited_text_has_footnotes_once_it_is_whole() -> None:
 
 
 def test_a_tools_result_is_a_card() -> None:
-    conversation = conversations.add(talk(calls=(Call(name="add", arguments="{}"),)), "tool", name="add", content=EVIL)
+    conversation = conversations.add(
+        talk(calls=(ToolCall(name="add", arguments="{}"),)), "tool", name="add", content=EVIL
+    )
     text, card = parts(shown(conversation)[2])
     assert text == ""
     assert "add" in card
@@ -130,7 +132,7 @@ def test_a_question_without_an_answer_can_be_asked_again() -> None:
 
 
 def test_results_without_an_answer_can_be_asked_again_when_all_are_there() -> None:
-    calls = (Call(name="add", arguments="{}"), Call(name="dice", arguments="{}"))
+    calls = (ToolCall(name="add", arguments="{}"), ToolCall(name="dice", arguments="{}"))
     one = conversations.add(talk(calls=calls), "tool", name="add", content="3")
     assert acts(parts(shown(one)[-1])[-1]) == ["edit", "clip"]
     both = conversations.add(one, "tool", name="dice", content="6")
@@ -155,6 +157,6 @@ def test_a_growing_answer_becomes_a_turn_with_all_it_has() -> None:
     turn = growing_turn("t1", None, Snapshot(answer, "a note", "error", 9.0))
     assert (turn.id, turn.role, turn.content, turn.thinking) == ("t1", "assistant", "Yes", "Hm")
     assert (turn.thinking_tokens, turn.thinking_seconds, turn.note, turn.kind) == (4, 2.0, "a note", "error")
-    assert turn.calls == (Call(name="add", arguments="{}", error="bad"),)
-    assert turn.citations == (Cited(document="1", start=0, end=3),)
-    assert turn.appendices == (Listed(kind="citations", text="1: a"),)
+    assert turn.calls == (ToolCall(name="add", arguments="{}", error="bad"),)
+    assert turn.citations == (Citation(document="1", start=0, end=3),)
+    assert turn.appendices == (Appendix(kind="citations", text="1: a"),)

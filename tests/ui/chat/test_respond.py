@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Conversation, Text, Turn
+from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.errors import EngineError
 from granite_demo.types.events import Dropped, Finish, ReasoningDelta, TextDelta, Timings, Usage
-from granite_demo.types.messages import Message
+from granite_demo.types.messages import Document, Message
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.stop import Stop
 from granite_demo.ui.chat import respond as responding
@@ -68,7 +68,7 @@ async def test_a_page_that_is_closed_finds_what_was_written_so_far(backend: Fake
 
 
 async def test_an_answer_knows_the_documents_that_it_was_given(backend: FakeBackend) -> None:
-    texts = (Text(title="sky.txt", text="The sky is blue."), Text(title="sea.txt", text="So is the sea."))
+    texts = (Document(title="sky.txt", text="The sky is blue."), Document(title="sea.txt", text="So is the sea."))
     last = (await updates(backend, question().model_copy(update={"documents": texts})))[-1]
     assert last.pending is not None
     assert [one.title for one in Turn.model_validate(last.pending["turn"]).sent] == ["sky.txt", "sea.txt"]

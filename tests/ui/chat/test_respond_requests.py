@@ -3,7 +3,6 @@
 import pytest
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Switched, Text
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import Controls, Document, Message
 from granite_demo.types.sampling_params import SamplingParams
@@ -15,9 +14,9 @@ GREEDY = SamplingParams(max_tokens=5)
 def test_everything_of_the_conversation_is_sent() -> None:
     conversation = conversations.start(
         system=" Be brief. ",
-        documents=(Text(title="a.txt", text="Facts."),),
+        documents=(Document(title="a.txt", text="Facts."),),
         tools='[{"name": "clock", "description": "", "parameters": {"type": "object"}}]',
-        controls=Switched(thinking="low", citations=True),
+        controls=Controls(thinking="low", citations=True),
         overflow="drop",
     )
     request = build_request(conversation, GREEDY, "Why?")

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from granite_demo.chat.conversation import Cited, Listed, Turn
+from granite_demo.chat.conversation import Turn
 from granite_demo.chat.grounding import Support, cited
-from granite_demo.types.events import Citation
+from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Document
 from granite_demo.ui.chat import sources
 from granite_demo.ui.chat.sources import BOTH, CONTEXT, OWN, REMOVED, WORDS, as_sent, footnotes, grounding_html, sent
@@ -21,8 +21,8 @@ DOCUMENTS = (CITIES, WATER)
 
 
 def turn(content: str, *citations: tuple[str, int, int], listed: str = "") -> Turn:
-    cites = tuple(Cited(document=document, start=start, end=end) for document, start, end in citations)
-    appendices = (Listed(kind="hallucinations", text="x"), Listed(kind="citations", text=listed)) if listed else ()
+    cites = tuple(Citation(document=document, start=start, end=end) for document, start, end in citations)
+    appendices = (Appendix(kind="hallucinations", text="x"), Appendix(kind="citations", text=listed)) if listed else ()
     return Turn(id="t1", role="assistant", content=content, citations=cites, appendices=appendices)
 
 

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Conversation, Switched
-from granite_demo.types.messages import Switches
+from granite_demo.chat.conversation import Conversation
+from granite_demo.types.messages import Controls, Switches
 from granite_demo.ui.chat.template_switches import shown_values
 
 NAMES = ("row", "thinking", "length", "originality", "citations", "hallucinations")
@@ -36,14 +36,14 @@ def test_only_the_switches_of_the_template_are_shown() -> None:
 
 
 def test_what_the_conversation_has_is_chosen() -> None:
-    controls = Switched(thinking="full", length="short", originality="abstractive", hallucinations=True)
+    controls = Controls(thinking="full", length="short", originality="abstractive", hallucinations=True)
     values = shown(OLD, conversations.start(controls=controls))
     chosen = [values[name]["value"] for name in NAMES[1:]]
     assert chosen == ["full", "short", "abstractive", False, True]
 
 
 def test_a_level_that_this_model_lacks_is_not_chosen() -> None:
-    assert shown(OLD, conversations.start(controls=Switched(thinking="low")))["thinking"]["value"] == ""
+    assert shown(OLD, conversations.start(controls=Controls(thinking="low")))["thinking"]["value"] == ""
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.conversation import Call, Conversation, Turn
+from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.chat.tools import example_json, parse_tools
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.messages import ToolCall
 from granite_demo.ui.chat.tools import (
     MAX_CARDS,
     MAX_RESULT,
@@ -25,13 +26,13 @@ from granite_demo.ui.chat.tools import (
     with_results,
 )
 
-SUM = Call(name="calculator", arguments='{"expression": "6 * 7"}')
-TIME = Call(name="current_time", arguments="{}")
-WEATHER = Call(name="weather", arguments="{}")
-BROKEN = Call(name="", arguments='{"expression": ', error="It ends too early.")
+SUM = ToolCall(name="calculator", arguments='{"expression": "6 * 7"}')
+TIME = ToolCall(name="current_time", arguments="{}")
+WEATHER = ToolCall(name="weather", arguments="{}")
+BROKEN = ToolCall(name="", arguments='{"expression": ', error="It ends too early.")
 
 
-def asked(*calls: Call, tools: str = "") -> Conversation:
+def asked(*calls: ToolCall, tools: str = "") -> Conversation:
     conversation = conversations.add(conversations.start(tools=tools), "user", content="How much?")
     return conversations.add(conversation, "assistant", calls=calls)
 
@@ -176,7 +177,7 @@ def test_arguments_are_set_out() -> None:
 
 
 def test_a_malformed_call_is_shown_as_it_came() -> None:
-    card = call_card(Call(name="<i>", arguments="{'a'\n\n<script>", error="Not\n\nJSON <b>"))
+    card = call_card(ToolCall(name="<i>", arguments="{'a'\n\n<script>", error="Not\n\nJSON <b>"))
     assert '<div class="card call malformed">' in card
     assert "&#10;&#10;&lt;script&gt;" in card
     assert "&lt;i&gt;" in card
@@ -185,7 +186,7 @@ def test_a_malformed_call_is_shown_as_it_came() -> None:
 
 @pytest.mark.parametrize("arguments", ["", "{", "[" * 100_000, json.dumps({"x": "\n\n</pre><script>"})])
 def test_no_arguments_break_the_markup(arguments: str) -> None:
-    card = call_card(Call(name="\n\n</div><script>", arguments=arguments), "a\n\nfault")
+    card = call_card(ToolCall(name="\n\n</div><script>", arguments=arguments), "a\n\nfault")
     assert "\n" not in card
     assert "<script>" not in card
 
