@@ -1,4 +1,4 @@
-"""What the checks of fused layers look at."""
+"""A fake ``LoadedModel`` for the checks of fused layers."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from tests.loaded import placed
 
 
 class Loaded:
-    """What the checks look at."""
+    """The parts of a ``LoadedModel`` that the checks read."""
 
     def __init__(self, model: Any, **placement: Any) -> None:
         usual = {"device": "cuda", "dtype": torch.bfloat16, "attention": "sdpa", **placement}

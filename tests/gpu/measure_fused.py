@@ -44,7 +44,7 @@ TILES: dict[bool, Sequence[tuple[int, ...]]] = {
         *((4, 2048, 4, 80), (4, 1024, 2, 80), (8, 2048, 4, 96), (8, 1024, 2, 168), (4, 1024, 2, 168)),
     ),
 }
-LOOKS = [dict(zip(("PROGRAMS", "NUMBERS", "STAGES"), look, strict=True)) for look in
+LOOKS = [dict(zip(("PROGRAMS", "KEY_NUMBERS", "STAGES"), look, strict=True)) for look in
          itertools.product((256, 512), (4096, 8192), (2, 3))]  # fmt: skip
 PARTS = [
     (128, 128, 8, 2), (128, 128, 8, 3), (128, 128, 4, 2), (128, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 3),
@@ -57,9 +57,9 @@ COPIES = 10
 Call = Callable[[torch.Tensor, Weights], torch.Tensor]
 
 
-def weights_of(results: int, inputs: int, four: bool) -> Weights:
+def weights_of(results: int, inputs: int, nf4: bool) -> Weights:
     """Random ones."""
-    if not four:
+    if not nf4:
         codes = torch.randn(results, inputs, device="cuda", dtype=torch.bfloat16) / inputs**0.5
         nothing = codes.new_empty(0)
         return Weights(codes, nothing, nothing, results, inputs)
@@ -68,7 +68,7 @@ def weights_of(results: int, inputs: int, four: bool) -> Weights:
     return Weights(codes, scales, codebook(torch.linspace(-1, 1, 16, device="cuda")), results, inputs)
 
 
-def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Call]]:
+def products(shape: str, nf4: bool) -> dict[str, tuple[str, tuple[int, int], Call]]:
     """(kernel, sizes of the weights, call) of each product of a layer, and of the head."""
     from granite_demo.engine.kernels import matvec
 
@@ -92,7 +92,7 @@ def products(shape: str, four: bool) -> dict[str, tuple[str, tuple[int, int], Ca
         "gate_up": ("gated", (2 * width, hidden), gate_up),
         "down": ("added", (hidden, width), add),
     }
-    if not four:
+    if not nf4:
         found["head"] = ("scored", (49159, hidden), matvec.linear)
     return {name: (matvec.name_of(kernel, sizes[1]), sizes, call) for name, (kernel, sizes, call) in found.items()}
 
@@ -118,45 +118,43 @@ def graph_time(work: Callable[[], object], calls: int) -> float:
 
 def measure_kernels(only: list[str], part: int | None = None, parts: int = 1) -> None:
     """Time all tiles; with ``part`` only compile every ``parts``-th, for another process to find them compiled."""
-    for shape, four in itertools.product(SHAPES, (False, True)):
-        precision = "nf4" if four else "bf16"
+    for shape, nf4 in itertools.product(SHAPES, (False, True)):
+        precision = "nf4" if nf4 else "bf16"
         if only and only[:2] != [shape, precision][: len(only)]:
             continue
-        for name, (kernel, sizes, call) in products(shape, four).items():
+        for name, (kernel, sizes, call) in products(shape, nf4).items():
             if only[2:] and name not in only[2:]:
                 continue
             if part is not None:
-                compile_tiles(TILES[four][part::parts], kernel, four, sizes, call)
+                compile_tiles(TILES[nf4][part::parts], kernel, nf4, sizes, call)
             else:
-                print(f"{shape} {precision} {name}: {time_tiles(kernel, four, sizes, call)}", flush=True)
+                print(f"{shape} {precision} {name}: {time_tiles(kernel, nf4, sizes, call)}", flush=True)
 
 
-def compile_tiles(
-    tiles: Sequence[tuple[int, ...]], kernel: str, four: bool, sizes: tuple[int, int], call: Call
-) -> None:
+def compile_tiles(tiles: Sequence[tuple[int, ...]], kernel: str, nf4: bool, sizes: tuple[int, int], call: Call) -> None:
     """Run each once."""
     from granite_demo.engine.kernels import matvec
 
     for tile in tiles:
-        matvec.BEST[kernel, four] = matvec.Tile(*tile)
-        call(torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16), weights_of(*sizes, four))
+        matvec.TILES[kernel, nf4] = matvec.Tile(*tile)
+        call(torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16), weights_of(*sizes, nf4))
 
 
-def time_tiles(kernel: str, four: bool, sizes: tuple[int, int], call: Call) -> str:
+def time_tiles(kernel: str, nf4: bool, sizes: tuple[int, int], call: Call) -> str:
     """Bandwidth of the best, microseconds of all, and torch's own product."""
     from granite_demo.engine.kernels import matvec
 
     x = torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16)
-    copies = [weights_of(*sizes, four) for _ in range(COPIES)]
+    copies = [weights_of(*sizes, nf4) for _ in range(COPIES)]
     found: list[tuple[float, tuple[int, ...]]] = []
-    for tile in TILES[four]:
-        matvec.BEST[kernel, four] = matvec.Tile(*tile)
+    for tile in TILES[nf4]:
+        matvec.TILES[kernel, nf4] = matvec.Tile(*tile)
         found.append((graph_time(lambda: [call(x, weights) for weights in copies], COPIES), tile))
     found.sort()
     best = " ".join(f"{tile}: {us:.1f}" for us, tile in found)
     speed = (copies[0].codes.nbytes + copies[0].scales.nbytes) / found[0][0] / 1e3
     text = f"{speed:.0f} GB/s | {best}"
-    if not four:
+    if not nf4:
         theirs = graph_time(lambda: [torch.nn.functional.linear(x, weights.codes) for weights in copies], COPIES)
         text += f" | torch {theirs:.1f}"
     return text
@@ -182,7 +180,7 @@ def measure_attention(only: list[str], part: int | None = None, parts: int = 1) 
         found: list[tuple[float, dict[str, int]]] = []
         for look in LOOKS[part::parts] if part is not None else LOOKS:
             vars(decode_attention).update(look)
-            attend = decode_attention.Pages(1, heads, kv_heads, size, qkv.device).attend
+            attend = decode_attention.PagedAttention(1, heads, kv_heads, size, qkv.device).attend
             for depth in (100, DEPTH):
                 length = torch.tensor([depth], dtype=torch.int32, device="cuda")
                 calls = [partial(attend, qkv, cache[0], cache[1], table, length, size**-0.5) for cache in caches]
@@ -213,7 +211,7 @@ def measure_prompts(only: list[str], part: int | None = None, parts: int = 1) ->
         read = partial(prefill_attention.attend, qkv, heads, keys, values, index, starts, ends, size**-0.5)
         found = []
         for tile in PARTS[part::parts] if part is not None else PARTS:
-            prefill_attention.BEST[size] = prefill_attention.Tile(*tile)
+            prefill_attention.ATTENTION_TILES[size] = prefill_attention.AttentionTile(*tile)
             try:
                 read() if part is not None else found.append((graph_time(partial(each, [read] * 10), 10), tile))
             except Exception as error:

@@ -10,7 +10,7 @@ from transformers import GraniteForCausalLM
 
 from granite_demo.engine.factory import create_engine
 from granite_demo.engine.kernels.layer import fuse, rotate
-from granite_demo.engine.kernels.weights import joined, joined_nf4
+from granite_demo.engine.kernels.weights import join_nf4_weights, join_weights
 from granite_demo.loading.load import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, reference
@@ -45,14 +45,14 @@ def test_kernels_of_one_token(sizes: tuple[int, ...], dtype: torch.dtype, most: 
     cos, sin = drawn(2, 1, size, dtype=dtype)
     normed = F.rms_norm(x.double(), (hidden,), gain.double(), 1e-5)
     turned = heads + kv_heads
-    weights = joined([linear(count * size, hidden, dtype) for count in (heads, kv_heads, kv_heads)])
+    weights = join_weights([linear(count * size, hidden, dtype) for count in (heads, kv_heads, kv_heads)])
     exact = rotate(normed @ weights.codes.double().T, cos.double(), sin.double(), turned)
     assert error(matvec.norm_qkv(x, gain, 1e-5, weights, cos, sin, turned), exact) < most
-    weights = joined([linear(width, hidden, dtype) for _ in range(2)])
+    weights = join_weights([linear(width, hidden, dtype) for _ in range(2)])
     gate, up = (normed @ weights.codes.double().T).chunk(2, dim=-1)
     gated = matvec.norm_gate_up(x, gain, 1e-5, weights)
     assert error(gated, F.silu(gate) * up) < most
-    weights = joined([linear(hidden, width, dtype)])
+    weights = join_weights([linear(hidden, width, dtype)])
     exact = residual.double() + 0.22 * (gated.double() @ weights.codes.double().T)
     assert error(matvec.linear_add(gated, weights, residual, 0.22), exact) < most
     many = drawn(70, turned * size + kv_heads * size, dtype=dtype)
@@ -96,15 +96,15 @@ def test_kernels_of_one_token_in_nf4(sizes: tuple[int, ...]) -> None:
     turned = heads + kv_heads
     modules = in_nf4(*(count * size for count in (heads, kv_heads, kv_heads)), inputs=hidden)
     exact = rotate(normed @ numbers_of(modules).T, cos.double(), sin.double(), turned)
-    assert error(matvec.norm_qkv(x, gain, 1e-5, joined_nf4(modules), cos, sin, turned), exact) < 6e-3
+    assert error(matvec.norm_qkv(x, gain, 1e-5, join_nf4_weights(modules), cos, sin, turned), exact) < 6e-3
     modules = in_nf4(width, width, inputs=hidden)
     gate, up = (normed @ numbers_of(modules).T).chunk(2, dim=-1)
-    gated = matvec.norm_gate_up(x, gain, 1e-5, joined_nf4(modules))
+    gated = matvec.norm_gate_up(x, gain, 1e-5, join_nf4_weights(modules))
     assert error(gated, F.silu(gate) * up) < 6e-3
     if width % 64 == 0:
         modules = in_nf4(hidden, inputs=width)
         exact = residual.double() + 0.22 * (gated.double() @ numbers_of(modules).T)
-        assert error(matvec.linear_add(gated, joined_nf4(modules), residual, 0.22), exact) < 6e-3
+        assert error(matvec.linear_add(gated, join_nf4_weights(modules), residual, 0.22), exact) < 6e-3
 
 
 def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
@@ -114,7 +114,7 @@ def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
     x, nothing = drawn(1, 2048), torch.zeros(1, 1024, device="cuda", dtype=torch.bfloat16)
     exact = x.double() @ numbers_of(modules).T
     before = torch.cat([module(x) for module in modules], dim=-1)
-    weights = joined_nf4(modules)
+    weights = join_nf4_weights(modules)
     assert error(torch.cat([module(x) for module in modules], dim=-1), before.double()) < 1e-5
     ours = error(matvec.linear_add(x, weights, nothing, 1.0), exact)
     print(f"error in NF4: {ours:.2e}, that of bitsandbytes {error(before, exact):.2e}")
@@ -126,14 +126,14 @@ def test_products_in_nf4_are_as_exact_as_those_of_bitsandbytes() -> None:
 )
 @pytest.mark.parametrize("size", [64, 128])
 def test_attention_over_pages(lengths: list[int], size: int) -> None:
-    from granite_demo.engine.kernels.decode_attention import Pages
+    from granite_demo.engine.kernels.decode_attention import PagedAttention
 
     heads, kv_heads, page, count = 32, 8, 256, len(lengths)
     pages = 16
     keys, values = drawn(count * pages, page, kv_heads, size), drawn(count * pages, page, kv_heads, size)
     table = torch.randperm(count * pages, device="cuda").view(count, pages).int()
     sizes, qkv = torch.tensor(lengths, dtype=torch.int32, device="cuda"), drawn(count, (heads + 2 * kv_heads) * size)
-    attend = Pages(64, heads, kv_heads, size, qkv.device)
+    attend = PagedAttention(64, heads, kv_heads, size, qkv.device)
     for _ in range(2):  # the second finds what the first left
         found = attend.attend(qkv, keys, values, table, sizes, size**-0.5)
     query, key, value = qkv.view(count, -1, size).split([heads, kv_heads, kv_heads], dim=1)
@@ -184,10 +184,10 @@ def test_attention_of_prompts(parts: list[tuple[int, int]], size: int) -> None:
 
 
 def test_keys_and_values_are_kept() -> None:
-    from granite_demo.engine.kernels.prefill_attention import keep
+    from granite_demo.engine.kernels.prefill_attention import write_cache
 
     qkv, cache, places = drawn(70, (9 + 2 * 3) * 64), drawn(2, 500, 3, 64), torch.randperm(500, device="cuda")[:70]
-    keep(qkv, 9, cache[0], cache[1], places)
+    write_cache(qkv, 9, cache[0], cache[1], places)
     _, *parts = qkv.view(70, 15, 64).split([9, 3, 3], dim=1)
     for kept, new in zip(cache, parts, strict=True):
         assert torch.equal(kept[places], new)

@@ -1,4 +1,4 @@
-"""Whether the layers of a model are fused here (``layer.py``), and why."""
+"""Whether the layers of a model can be fused (``layer.py``), and why."""
 
 import importlib.util
 from typing import Any
@@ -11,18 +11,18 @@ from granite_demo.types.model_status import Chosen, Fact
 
 
 def fusion_problem(loaded: LoadedModel) -> str:
-    """Why the layers of this model are not fused here, as half a sentence, or nothing."""
+    """Return why the layers of this model cannot be fused, as a part of a sentence, or "" if they can."""
     placement, config = loaded.placement, getattr(loaded.model, "config", None)
     if placement.device != "cuda":
         return "only on a CUDA GPU"
     if getattr(config, "model_type", "") != "granite":
-        return f"only for dense Granite models, and this one is {getattr(config, 'model_type', 'of an unknown kind')}"
+        return f"only for dense Granite models, and the type of this one is {getattr(config, 'model_type', 'unknown')}"
     if placement.spread:
         return "the weights are spread over several GPUs"
     if placement.attention == "eager":
-        return "eager attention was asked for"
+        return "the attention is eager"
     if (kind := placement.quantization) != "none" and (kind, placement.dtype) != ("nf4", torch.bfloat16):
-        return f"its products are bitsandbytes' {kind} in {str(placement.dtype).removeprefix('torch.')}"
+        return f"its weights are {kind} of bitsandbytes with {str(placement.dtype).removeprefix('torch.')}"
     if not importlib.util.find_spec("triton"):
         return "Triton is not installed"
     if torch.cuda.is_available() and torch.cuda.get_device_capability(loaded.model.device) < (8, 0):
@@ -31,9 +31,9 @@ def fusion_problem(loaded: LoadedModel) -> str:
 
 
 def shape_problem(config: Any) -> str:
-    """Why a Granite of this config has layers that are not what is fused, or nothing."""
+    """Return why the layers of a Granite model with this config cannot be fused, or "" if they can."""
     if config.attention_bias or config.mlp_bias:
-        return "its products have biases"
+        return "its linear layers have biases"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"
     size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -41,7 +41,7 @@ def shape_problem(config: Any) -> str:
 
 
 def fusion(problem: str) -> Chosen[bool]:
-    """Whether the layers are fused: they are where there is no ``problem``."""
+    """Return whether the layers are fused. They are if there is no ``problem``."""
     if problem:
         return Chosen(False, f"not fused: {problem}", "as transformers computes them")
     reason = "seven kernels instead of about thirty, and one product for queries, keys and values"
@@ -49,9 +49,9 @@ def fusion(problem: str) -> Chosen[bool]:
 
 
 def sums_facts(group: Group) -> tuple[Fact, ...]:
-    """How the processes of ``group`` add up what fused layers compute, as rows for the screen."""
+    """Return rows for the Settings tab on how the processes of ``group`` add the results of fused layers."""
     if group.size == 1:
         return ()
     if not group.peer_access:
-        return (("Sums", "by NCCL", "the GPUs cannot write into each other's memory"),)
-    return (("Sums", "of one token by each GPU writing to the others", "faster than NCCL, which has the rest"),)
+        return (("Sums", "by NCCL", "the GPUs cannot write to each other's memory"),)
+    return (("Sums", "for one token, each GPU writes to the others", "faster than NCCL, which adds the others"),)

@@ -1,14 +1,14 @@
 """Granite's decoder layer as a few large operations instead of some thirty small ones.
 
-A layer is, with r the residual multiplier (``GraniteDecoderLayer``)::
+With the residual multiplier r, a layer is (``GraniteDecoderLayer``)::
 
     q, k, v = rotary(RMSNorm(x) Wqkv)      one product (rows: heads of q, of k, of v)
-    x = x + r * attention(q, k, v) Wo      the product, the multiplier and the sum as one
+    x = x + r * attention(q, k, v) Wo      product, multiplier and sum in one operation
     x = x + r * (silu(g) * u) Wdown        where g, u = RMSNorm(x) Wgate_up
 
-For one token each line is one kernel of ``fused_kernels``, which reads the weights about as fast as memory gives them;
-for more, torch's own products with what is around them as one kernel each. The weights of a product lie one after
-another in one tensor, of which the model's own are views, so they take no more memory. README.md has the figures.
+For one token, the operations are the kernels of ``matvec``, which read the weights at about the bandwidth of the memory
+(docs/gpus.md has the figures). For more tokens, they are torch's products and small kernels. The weights of a product
+are in one tensor, and the parameters of the model are views of it, so they take no additional memory.
 """
 
 import logging
@@ -20,19 +20,20 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from granite_demo.engine.decoder_layers import decoder_layers
-from granite_demo.engine.kernels.weights import Products, joined, results
+from granite_demo.engine.kernels.weights import Products, join_weights, result_count
 from granite_demo.loading.tensor_parallel import ALONE, Group
 
 log = logging.getLogger(__name__)
 
-TOLERANCE = 0.03
-"""By which part 16 bits may make results differ."""
+MAX_ERROR = 0.03
+"""The maximum relative error of 16-bit results."""
 
 
 def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALONE) -> None:
-    """Replace the layers of ``model``. ``kernels``: the module ``fused_kernels``, or None for torch alone.
+    """Replace the layers of ``model``. ``kernels`` is the module ``matvec``, or None to use only torch.
 
-    ``requests``: the most in one step of continuous batching. ``group``: the processes that have a part of each layer.
+    ``requests`` is the maximum number of requests in one step of continuous batching. ``group`` has the processes that
+    share each layer.
     """
     layers: Any = decoder_layers(model)
     if isinstance(layers[0], FusedLayer):
@@ -41,7 +42,8 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALON
     for index, layer in enumerate(layers):
         layers[index] = FusedLayer(layer, kernels, shared)
     if kernels:
-        shared.pages = kernels.Pages(requests, layers[0].heads, layers[0].kv_heads, layers[0].size, model.device)
+        layer = layers[0]
+        shared.pages = kernels.PagedAttention(requests, layer.heads, layer.kv_heads, layer.size, model.device)
         shared.sums = kernels.sums_of(group, model.config.hidden_size) if group.peer_access else None
     decoder = model.get_decoder()
     decoder.norm = FusedNorm(decoder.norm)
@@ -51,7 +53,7 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALON
 
 @torch.inference_mode()
 def trial(model: Any, kernels: Any) -> str:
-    """Why the kernels of one token cannot be used here, or nothing: what they make of a layer, beside torch."""
+    """Compare the kernels for one token with torch on one layer. Return why they cannot be used, or "" if they can."""
     layer = FusedLayer(decoder_layers(model)[0], kernels, _Shared())
     like = layer.input_layernorm.weight
     draw = torch.Generator(like.device).manual_seed(0)
@@ -71,18 +73,18 @@ def trial(model: Any, kernels: Any) -> str:
     except Exception as error:
         log.warning("The fused layers are not used.", exc_info=error)
         return f"its kernels do not run here ({type(error).__name__})"
-    wrong = [error for error in errors if not error < TOLERANCE]  # NaN, too
-    return f"the results of its kernels are off by {wrong[0]:.0%} on this GPU" if wrong else ""
+    wrong = [error for error in errors if not error < MAX_ERROR]  # also true for NaN
+    return f"its kernels have an error of {wrong[0]:.0%} on this GPU" if wrong else ""
 
 
 class _Shared:
-    """What the layers of one pass share."""
+    """The state that the layers of a model share."""
 
     def __init__(self, group: Group = ALONE) -> None:
         self.group = group
 
     lengths: torch.Tensor | None = None
-    """Tokens in the cache of each request before this step, (n,) int32."""
+    """The number of tokens in the cache of each request before this step, (n,) int32."""
     pages: Any = None
     sums: Any = None
 
@@ -95,21 +97,21 @@ class FusedNorm(nn.Module):
         self.weight, self.variance_epsilon = norm.weight, norm.variance_epsilon
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of the last dimension of ``x``."""
-        return _normed(self, x)
+        """Normalize the last dimension of ``x``."""
+        return _rms_norm(self, x)
 
 
 class FusedHead(nn.Module):
-    """The product of the last hidden state with the vocabulary."""
+    """The product of the last hidden state with the vocabulary weights."""
 
     def __init__(self, head: nn.Linear, kernels: Any) -> None:
         super().__init__()
         self.weight = head.weight
-        self._weights = joined([head])
+        self._weights = join_weights([head])
         self._kernels = kernels
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """(..., hidden) to (..., vocabulary)."""
+        """Convert (..., hidden) to (..., vocabulary)."""
         if x.numel() != x.shape[-1]:
             return F.linear(x, self.weight)
         logits: torch.Tensor = self._kernels.linear(x.reshape(1, -1), self._weights)
@@ -117,7 +119,7 @@ class FusedHead(nn.Module):
 
 
 class FusedLayer(nn.Module):
-    """Stands in for a ``GraniteDecoderLayer``, whose parameters it keeps under their names."""
+    """A replacement for a ``GraniteDecoderLayer`` that has its parameters under the same names."""
 
     def __init__(self, layer: Any, kernels: Any, shared: _Shared) -> None:
         super().__init__()
@@ -126,7 +128,8 @@ class FusedLayer(nn.Module):
         self.multiplier: float = layer.residual_multiplier
         attention = layer.self_attn
         self.size: int = attention.head_dim
-        self.heads, self.kv_heads = results(attention.q_proj) // self.size, results(attention.k_proj) // self.size
+        self.heads = result_count(attention.q_proj) // self.size
+        self.kv_heads = result_count(attention.k_proj) // self.size
         self._qkv = Products(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = Products(attention.o_proj)
         self._gate_up = Products(layer.mlp.gate_proj, layer.mlp.up_proj)
@@ -142,9 +145,9 @@ class FusedLayer(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """See ``GraniteDecoderLayer.forward``: (batch, n, hidden) in and out."""
+        """See ``GraniteDecoderLayer.forward``. Input and output have the shape (batch, n, hidden)."""
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
-        # Of several rows at the same positions the rotary tables have only one.
+        # If all rows have the same positions, the rotary tables have only one row.
         cos, sin = (table.expand(len(hidden_states), -1, -1).reshape(len(x), -1) for table in position_embeddings)
         kernels = self._kernels if len(x) == 1 else None
         qkv = self.norm_qkv(kernels, x, cos, sin).view(*hidden_states.shape[:2], -1, self.size)
@@ -153,39 +156,43 @@ class FusedLayer(nn.Module):
         x = self.add_down(kernels, self.norm_gate_up(kernels, x), x)
         return x.view_as(hidden_states)
 
-    def norm_qkv(self, one: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Queries, keys and values of the tokens, (n, heads of all * size); by ``one``, the kernels of one token."""
-        norm, turned = self.input_layernorm, self.heads + self.kv_heads
+    def norm_qkv(self, kernels: Any, x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Return the queries, keys and values of n tokens, shape (n, all heads * size).
+
+        ``kernels`` are those for one token, or None.
+        """
+        norm, rotated = self.input_layernorm, self.heads + self.kv_heads
         result: torch.Tensor
-        if one:
-            result = one.norm_qkv(x, norm.weight, norm.variance_epsilon, self._qkv.weights, cos, sin, turned)
+        if kernels:
+            result = kernels.norm_qkv(x, norm.weight, norm.variance_epsilon, self._qkv.weights, cos, sin, rotated)
         else:
-            result = (self._kernels.rotate if self._kernels else rotate)(self._qkv(_normed(norm, x)), cos, sin, turned)
+            turn = self._kernels.rotate if self._kernels else rotate
+            result = turn(self._qkv(_rms_norm(norm, x)), cos, sin, rotated)
         return result
 
-    def norm_gate_up(self, one: Any, x: torch.Tensor) -> torch.Tensor:
-        """silu(gate) * up of the tokens, (n, width)."""
+    def norm_gate_up(self, kernels: Any, x: torch.Tensor) -> torch.Tensor:
+        """Return silu(gate) * up of n tokens, shape (n, intermediate size)."""
         norm = self.post_attention_layernorm
         result: torch.Tensor
-        if one:
-            result = one.norm_gate_up(x, norm.weight, norm.variance_epsilon, self._gate_up.weights)
+        if kernels:
+            result = kernels.norm_gate_up(x, norm.weight, norm.variance_epsilon, self._gate_up.weights)
         else:
-            result = (self._kernels.gate if self._kernels else gate)(self._gate_up(_normed(norm, x)))
+            result = (self._kernels.gate if self._kernels else gate)(self._gate_up(_rms_norm(norm, x)))
         return result
 
-    def add_down(self, one: Any, gated: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-        """What the layer gives, (n, hidden)."""
-        return self._add(one, gated, self._down, residual)
+    def add_down(self, kernels: Any, gated: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+        """Return the output of the layer, shape (n, hidden)."""
+        return self._add(kernels, gated, self._down, residual)
 
-    def _add(self, one: Any, x: torch.Tensor, products: Products, residual: torch.Tensor) -> torch.Tensor:
+    def _add(self, kernels: Any, x: torch.Tensor, products: Products, residual: torch.Tensor) -> torch.Tensor:
         group = self._shared.group
-        share = float(group.leads)  # the sum of what all processes have holds the residual once
+        share = float(group.leads)  # only one process adds the residual to the sum
         result: torch.Tensor
-        if one and self._shared.sums:
-            result = one.linear_add(x, products.weights, residual, self.multiplier, share, self._shared.sums)
+        if kernels and self._shared.sums:
+            result = kernels.linear_add(x, products.weights, residual, self.multiplier, share, self._shared.sums)
             return result
-        if one:
-            result = one.linear_add(x, products.weights, residual, self.multiplier, share)
+        if kernels:
+            result = kernels.linear_add(x, products.weights, residual, self.multiplier, share)
         else:
             result = products.add(x, residual, self.multiplier, share)
         group.all_reduce(result)
@@ -194,7 +201,7 @@ class FusedLayer(nn.Module):
     def _attend(
         self, qkv: torch.Tensor, mask: torch.Tensor | None, past_key_values: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """(batch, n, heads of all, size) to (batch, n, heads, size), by the attention that the model was given."""
+        """Apply the attention of the model to (batch, n, all heads, size). Returns (batch, n, heads, size)."""
         if self._kernels and kwargs.get("block_table") is not None:
             return self._attend_to_pages(qkv, **kwargs)
         if self._kernels and kwargs.get("write_index") is not None and self._kernels.reads_prompts(qkv.device):
@@ -211,7 +218,7 @@ class FusedLayer(nn.Module):
     def _attend_to_pages(
         self, qkv: torch.Tensor, *, cache: Any, cu_seq_lens_k: Any, block_table: torch.Tensor, **_: Any
     ) -> torch.Tensor:
-        """Decoding of continuous batching: one new token of each request, over the pages of its cache."""
+        """Decode in continuous batching: one new token of each request attends to the pages of its cache."""
         shared, index, count = self._shared, self.self_attn.layer_idx, qkv.shape[1]
         allocator = cache.layer_to_allocator[index]
         if index == 0 or shared.lengths is None:
@@ -222,18 +229,18 @@ class FusedLayer(nn.Module):
             qkv.reshape(count, -1), keys, values, block_table[allocator.index], shared.lengths, self.self_attn.scaling
         )
         if index == self._last:
-            shared.lengths = None  # it is in the memory of a recorded step
+            shared.lengths = None  # its memory belongs to a CUDA graph
         return attended
 
     def _attend_to_prompts(
         self, qkv: torch.Tensor, *, cache: Any, cu_seq_lens_q: Any, cu_seq_lens_k: Any, **kwargs: Any
     ) -> torch.Tensor:
-        """The prompts of continuous batching, or parts of them, over what the cache has of each request."""
+        """Prefill in continuous batching: the tokens of prompts attend to the cache of their requests."""
         allocator = cache.layer_to_allocator[self.self_attn.layer_idx]
         write, read = (kwargs[name][allocator.index] for name in ("write_index", "read_index"))
         keys, values = allocator._kv_token_views[self.self_attn.layer_idx]
         rows = qkv[0].flatten(1)
-        self._kernels.keep(rows, self.heads, keys, values, write)
+        self._kernels.write_cache(rows, self.heads, keys, values, write)
         new = qkv[0].split([self.heads, self.kv_heads, self.kv_heads], dim=1)
         where = (keys, values, read) if len(read) else (*new[1:], None)
         ends, scaling = cu_seq_lens_k[allocator.layer_type], self.self_attn.scaling
@@ -246,19 +253,22 @@ def _no_attention(*_: Any, **__: Any) -> Any:
     raise NotImplementedError("Eager attention is not fused.")
 
 
-def _normed(norm: Any, x: torch.Tensor) -> torch.Tensor:
+def _rms_norm(norm: Any, x: torch.Tensor) -> torch.Tensor:
     return F.rms_norm(x, norm.weight.shape, norm.weight, norm.variance_epsilon)
 
 
-def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turned: int) -> torch.Tensor:
-    """Rotary of the first ``turned`` heads of ``qkv`` (n, heads * size); ``cos`` and ``sin`` (n, size)."""
+def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotated: int) -> torch.Tensor:
+    """Apply the rotary embedding to the first ``rotated`` heads of ``qkv``.
+
+    ``qkv``: (n, heads * size). ``cos``, ``sin``: (n, size).
+    """
     heads = qkv.view(len(qkv), -1, cos.shape[-1])
-    low, high = heads[:, :turned].chunk(2, dim=-1)
-    turn = heads[:, :turned] * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
-    return torch.cat((turn, heads[:, turned:]), dim=1).view_as(qkv)
+    low, high = heads[:, :rotated].chunk(2, dim=-1)
+    turn = heads[:, :rotated] * cos[:, None] + torch.cat((-high, low), dim=-1) * sin[:, None]
+    return torch.cat((turn, heads[:, rotated:]), dim=1).view_as(qkv)
 
 
 def gate(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of ``gate_up`` (n, 2 N), the gates first; shape (n, N)."""
+    """Return silu(gate) * up, shape (n, N). ``gate_up``: (n, 2 N), the gates first."""
     gates, ups = gate_up.chunk(2, dim=-1)
     return F.silu(gates) * ups

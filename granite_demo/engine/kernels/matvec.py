@@ -1,8 +1,8 @@
-"""Triton kernels for ``fused``: matrix-vector products with what comes before and after them, and two small ones.
+"""The Triton kernels of the fused layers: matrix-vector products with norm, activation or residual, and two small ones.
 
-A program of a product computes ``BLOCK`` results and reads ``BLOCK`` rows of the weights, each once. The norm before a
-product is a factor of its results (RMSNorm: x * weight / rms(x)), so it is found on the way. Everything is added up in
-float32 and rounded once. Triton comes with torch's CUDA builds for Linux.
+A program of a product computes ``BLOCK`` results and reads ``BLOCK`` rows of the weights once. The norm before a
+product is a factor of the results (RMSNorm: x * weight / rms(x)), so the same loop computes it. All sums are in float32
+and are rounded once. Triton is a part of torch's CUDA builds for Linux.
 """
 
 # mypy: disallow-untyped-decorators=False
@@ -15,18 +15,18 @@ import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 from granite_demo.engine.kernels.all_reduce import Sums, send, sums_of
-from granite_demo.engine.kernels.decode_attention import Pages, early
-from granite_demo.engine.kernels.nf4 import products_of_four
+from granite_demo.engine.kernels.decode_attention import PagedAttention, launch_options
+from granite_demo.engine.kernels.nf4 import nf4_products
 from granite_demo.engine.kernels.prefill_attention import attend as attend_to_prompts
-from granite_demo.engine.kernels.prefill_attention import keep
+from granite_demo.engine.kernels.prefill_attention import write_cache
 from granite_demo.engine.kernels.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
-    """How much a program takes: results, and of each row so much at a time; ``warps`` of 32 threads.
+    """The work of one program: how many results, and how many inputs of each row at a time. A warp has 32 threads.
 
-    ``registers``: the most of a thread, which decides how many programs a multiprocessor has at a time.
+    ``registers`` is the maximum for a thread. It limits how many programs a multiprocessor can run at the same time.
     """
 
     results: int
@@ -35,10 +35,10 @@ class Tile:
     registers: int | None = None
 
 
-__all__ = ["Pages", "attend_to_prompts", "gate", "keep", "linear", "linear_add", "norm_gate_up", "norm_qkv",
-           "reads_prompts", "rotate", "sums_of"]  # fmt: skip
+__all__ = ["PagedAttention", "attend_to_prompts", "gate", "linear", "linear_add", "norm_gate_up", "norm_qkv",
+           "reads_prompts", "rotate", "sums_of", "write_cache"]  # fmt: skip
 SHORT, LONG, EVEN = 2048, 8192, 1024
-BEST = {
+TILES = {
     ("rotated", False): Tile(4, 1024, 4, 128),
     ("rotated short", False): Tile(4, 1024, 4, 80),
     ("gated", False): Tile(4, 1024, 4, 128),
@@ -51,13 +51,13 @@ BEST = {
     ("added", True): Tile(4, 1024, 2, 128),
     ("added long", True): Tile(4, 1024, 2, 128),
 }
-"""By name (``name_of``) and whether the weights are in NF4; measured on an H100 with ``python -m
-tests.gpu.measure_fused kernels``. A limit above the registers that a kernel takes without one makes it ask for more at
-a time."""
+"""The tiles by name (``name_of``) and by whether the weights are in NF4. They were measured on an H100 with
+``python -m tests.gpu.measure_fused kernels``. With a limit above the registers that a kernel needs, the compiler loads
+more weights at a time."""
 
 
 def name_of(kernel: str, inputs: int) -> str:
-    """What decides on the tile: the kernel, and how many inputs its product has."""
+    """Return the key of the tile, which depends on the kernel and on the number of inputs of its product."""
     if kernel == "rotated" and inputs <= SHORT:
         return "rotated short"
     if kernel == "added" and (inputs > LONG or inputs % EVEN):
@@ -67,16 +67,16 @@ def name_of(kernel: str, inputs: int) -> str:
 
 @triton.jit
 def _products(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, gain, first, distance, end, K: tl.constexpr, NORM: tl.constexpr, FOUR: tl.constexpr,
+    x, codes, scales, table, gain, first, distance, end, K: tl.constexpr, NORM: tl.constexpr, NF4: tl.constexpr,
     STRIDE: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """(the products of ``BLOCK`` rows of the weights with x, the sum of the squares of x)
+    """Return the products of ``BLOCK`` rows of the weights with x, and the sum of the squares of x.
 
-    The rows are pairs: row ``first``, the one in a ``distance`` from it, and the same a ``STRIDE`` on, to ``end``.
-    Weights do not depend on the kernel before, so with ``EARLY`` they are asked for while that one still runs.
+    The rows are pairs: row ``first`` and the row at ``distance`` from it, then the same ``STRIDE`` further, up to
+    ``end``. The weights do not depend on the previous kernel, so with ``EARLY``, they are loaded while it still runs.
     """
-    if FOUR:
-        sums, total = products_of_four(
+    if NF4:
+        sums, total = nf4_products(
             x, codes, scales, table, gain, first, distance, end, K, NORM, STRIDE, BLOCK, STEP // 16, EARLY
         )
     else:
@@ -103,10 +103,10 @@ def _products(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _rotated(  # type: ignore[no-untyped-def]
-    x, gain, codes, scales, table, cos, sin, out, eps, turned, K: tl.constexpr, FOUR: tl.constexpr, SIZE: tl.constexpr,
+    x, gain, codes, scales, table, cos, sin, out, eps, rotated, K: tl.constexpr, NF4: tl.constexpr, SIZE: tl.constexpr,
     BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """Queries, keys and values of one token; a program takes ``BLOCK`` results: pairs of one head."""
+    """Compute queries, keys and values of one token. A program computes ``BLOCK`` results: pairs of one head."""
     HALF: tl.constexpr = SIZE // 2
     PAIRS: tl.constexpr = BLOCK // 2
     PARTS: tl.constexpr = HALF // PAIRS
@@ -114,11 +114,11 @@ def _rotated(  # type: ignore[no-untyped-def]
     first_pair = (tl.program_id(0) % PARTS) * PAIRS
     first_row = head * SIZE + first_pair
     sums, squares = _products(
-        x, codes, scales, table, gain, first_row, HALF, first_row + PAIRS, K, True, FOUR, 1, BLOCK, STEP, EARLY
+        x, codes, scales, table, gain, first_row, HALF, first_row + PAIRS, K, True, NF4, 1, BLOCK, STEP, EARLY
     )
     low, high = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (PAIRS, 2)))
     pair = first_pair + tl.arange(0, PAIRS)
-    if head < turned:  # values are not rotated
+    if head < rotated:  # values are not rotated
         first = low * tl.load(cos + pair).to(tl.float32) - high * tl.load(sin + pair).to(tl.float32)
         second = high * tl.load(cos + HALF + pair).to(tl.float32) + low * tl.load(sin + HALF + pair).to(tl.float32)
         low, high = first, second
@@ -128,51 +128,51 @@ def _rotated(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _gated(  # type: ignore[no-untyped-def]
-    x, gain, codes, scales, table, out, eps, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr,
+    x, gain, codes, scales, table, out, eps, N, K: tl.constexpr, NF4: tl.constexpr, BLOCK: tl.constexpr,
     STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """silu(gate) * up, of which the weights are the first and the second N rows; ``BLOCK`` rows in a program."""
+    """Compute silu(gate) * up. The first N rows of the weights are for the gates, the second N rows for up."""
     first = tl.program_id(0) * (BLOCK // 2)
-    sums, squares = _products(x, codes, scales, table, gain, first, N, N, K, True, FOUR, 1, BLOCK, STEP, EARLY)
+    sums, squares = _products(x, codes, scales, table, gain, first, N, N, K, True, NF4, 1, BLOCK, STEP, EARLY)
     gate, up = tl.split(tl.reshape(sums * tl.rsqrt(squares / K + eps), (BLOCK // 2, 2)))
-    place = first + tl.arange(0, BLOCK // 2)
-    tl.store(out + place, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=place < N)
+    at = first + tl.arange(0, BLOCK // 2)
+    tl.store(out + at, (gate * tl.sigmoid(gate) * up).to(out.dtype.element_ty), mask=at < N)
 
 
 @triton.jit
 def _added(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, residual, out, places, number, multiplier, share, N, K: tl.constexpr, FOUR: tl.constexpr,
+    x, codes, scales, table, residual, out, addresses, number, multiplier, share, N, K: tl.constexpr, NF4: tl.constexpr,
     RANK: tl.constexpr, SIZE: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """share * residual + multiplier * product, into ``out`` or to the ``SIZE`` processes of a group."""
+    """Write share * residual + multiplier * product to ``out``, or to the ``SIZE`` processes of a group."""
     first = tl.program_id(0) * BLOCK
-    sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, FOUR, 2, BLOCK, STEP, EARLY)
+    sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, NF4, 2, BLOCK, STEP, EARLY)
     rows = first + tl.arange(0, BLOCK)
     before = tl.load(residual + rows, mask=rows < N, other=0.0).to(tl.float32)
     results = share * before + multiplier * sums
     if SIZE > 1:
-        send(places, number, results, rows, rows < N, N, RANK, SIZE)
+        send(addresses, number, results, rows, rows < N, N, RANK, SIZE)
     else:
         tl.store(out + rows, results.to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
 def _scored(  # type: ignore[no-untyped-def]
-    x, codes, scales, table, out, N, K: tl.constexpr, FOUR: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
+    x, codes, scales, table, out, N, K: tl.constexpr, NF4: tl.constexpr, BLOCK: tl.constexpr, STEP: tl.constexpr,
     EARLY: tl.constexpr,
 ):  # fmt: skip
     first = tl.program_id(0) * BLOCK
-    sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, FOUR, 2, BLOCK, STEP, EARLY)
+    sums, _ = _products(x, codes, scales, table, codes, first, 1, N, K, False, NF4, 2, BLOCK, STEP, EARLY)
     rows = first + tl.arange(0, BLOCK)
     tl.store(out + rows, sums.to(out.dtype.element_ty), mask=rows < N)
 
 
 @triton.jit
-def _rotate(qkv, cos, sin, turned, WIDTH, SIZE: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """In place, a program for each token."""
+def _rotate(qkv, cos, sin, rotated, WIDTH, SIZE: tl.constexpr, HALF: tl.constexpr, HEADS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Rotate in place, with one program for each token."""
     token = tl.program_id(0).to(tl.int64)
     head, pair = tl.arange(0, HEADS)[:, None], tl.arange(0, HALF)[None, :]
-    low_at, mask = qkv + token * WIDTH + head * SIZE + pair, (head < turned) & (pair < HALF)
+    low_at, mask = qkv + token * WIDTH + head * SIZE + pair, (head < rotated) & (pair < HALF)
     low = tl.load(low_at, mask=mask, other=0.0).to(tl.float32)
     high = tl.load(low_at + HALF, mask=mask, other=0.0).to(tl.float32)
     turn = token * SIZE + pair
@@ -193,15 +193,14 @@ def _gate(gate_up, out, WIDTH, BLOCK: tl.constexpr):  # type: ignore[no-untyped-
 
 
 def reads_prompts(device: torch.device) -> bool:
-    """Whether ``attend_to_prompts`` is faster than FlashAttention 2 here: from Hopper on, where it was measured."""
-    return bool(early(device)["EARLY"])
+    """Whether ``attend_to_prompts`` is faster than FlashAttention 2 on ``device``: measured from Hopper on."""
+    return bool(launch_options(device)["EARLY"])
 
 
-def _tiled(tile: Tile, x: torch.Tensor, four: bool) -> dict[str, Any]:
-    step = tile.inputs if four else min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
-    return {
-        "BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, "maxnreg": tile.registers, **early(x.device)
-    }  # fmt: skip
+def _tiled(tile: Tile, x: torch.Tensor, nf4: bool) -> dict[str, Any]:
+    step = tile.inputs if nf4 else min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
+    options = {"BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, "maxnreg": tile.registers}
+    return {**options, **launch_options(x.device)}
 
 
 def norm_qkv(
@@ -211,25 +210,31 @@ def norm_qkv(
     weights: Weights,
     cos: torch.Tensor,
     sin: torch.Tensor,
-    turned: int,
+    rotated: int,
 ) -> torch.Tensor:
-    """Of one token ``x`` (1, K): RMSNorm, product, rotary of the first ``turned`` heads; shape (1, N)."""
-    size, tile = cos.shape[-1], BEST[name_of("rotated", weights.inputs), weights.four]
+    """Compute RMSNorm, product, and rotary embedding of the first ``rotated`` heads for one token.
+
+    ``x``: (1, K). Returns (1, N).
+    """
+    size, tile = cos.shape[-1], TILES[name_of("rotated", weights.inputs), weights.nf4]
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _rotated[(weights.results // tile.results,)](
-        x, gain, weights.codes, weights.scales, weights.table, cos, sin, out, eps, turned, weights.inputs, weights.four,
-        SIZE=size, **_tiled(tile, x, weights.four),
+        x, gain, weights.codes, weights.scales, weights.table, cos, sin, out, eps, rotated, weights.inputs, weights.nf4,
+        SIZE=size, **_tiled(tile, x, weights.nf4),
     )  # fmt: skip
     return out
 
 
 def norm_gate_up(x: torch.Tensor, gain: torch.Tensor, eps: float, weights: Weights) -> torch.Tensor:
-    """Of one token ``x`` (1, K): RMSNorm, then silu(gate) * up, of ``weights`` with 2 N results; shape (1, N)."""
-    width, tile = weights.results // 2, BEST["gated", weights.four]
+    """Compute RMSNorm, then silu(gate) * up, for one token. ``x``: (1, K). ``weights`` have 2 N results.
+
+    Returns (1, N).
+    """
+    width, tile = weights.results // 2, TILES["gated", weights.nf4]
     out = torch.empty((1, width), dtype=x.dtype, device=x.device)
     _gated[(triton.cdiv(weights.results, tile.results),)](
-        x, gain, weights.codes, weights.scales, weights.table, out, eps, width, weights.inputs, weights.four,
-        **_tiled(tile, x, weights.four),
+        x, gain, weights.codes, weights.scales, weights.table, out, eps, width, weights.inputs, weights.nf4,
+        **_tiled(tile, x, weights.nf4),
     )  # fmt: skip
     return out
 
@@ -242,39 +247,45 @@ def linear_add(
     share: float = 1.0,
     sums: Sums | None = None,
 ) -> torch.Tensor:
-    """share * residual + multiplier * product of ``x`` (1, K), of all processes of ``sums`` together; shape (1, N)."""
-    tile = BEST[name_of("added", weights.inputs), weights.four]
+    """Compute share * residual + multiplier * product for one token, added over all processes of ``sums``.
+
+    ``x``: (1, K). Returns (1, N).
+    """
+    tile = TILES[name_of("added", weights.inputs), weights.nf4]
     out = residual if sums else torch.empty_like(residual)
-    places, number, rank, size = (sums.places, sums.number, sums.rank, sums.size) if sums else (out, out, 0, 1)
+    addresses, number, rank, size = (sums.addresses, sums.number, sums.rank, sums.size) if sums else (out, out, 0, 1)
     _added[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, weights.table, residual, out, places, number, multiplier, share,
-        weights.results, weights.inputs, weights.four, rank, size, **_tiled(tile, x, weights.four),
+        x, weights.codes, weights.scales, weights.table, residual, out, addresses, number, multiplier, share,
+        weights.results, weights.inputs, weights.nf4, rank, size, **_tiled(tile, x, weights.nf4),
     )  # fmt: skip
     return sums.receive(residual) if sums else out
 
 
 def linear(x: torch.Tensor, weights: Weights) -> torch.Tensor:
-    """The product of ``x`` (1, K); shape (1, N)."""
-    tile = BEST["scored", weights.four]
+    """Return the product of ``x`` (1, K) with the weights, shape (1, N)."""
+    tile = TILES["scored", weights.nf4]
     out = torch.empty((1, weights.results), dtype=x.dtype, device=x.device)
     _scored[(triton.cdiv(weights.results, tile.results),)](
-        x, weights.codes, weights.scales, weights.table, out, weights.results, weights.inputs, weights.four,
-        **_tiled(tile, x, weights.four),
+        x, weights.codes, weights.scales, weights.table, out, weights.results, weights.inputs, weights.nf4,
+        **_tiled(tile, x, weights.nf4),
     )  # fmt: skip
     return out
 
 
-def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, turned: int) -> torch.Tensor:
-    """Rotary of the first ``turned`` heads of ``qkv`` (n, heads * size), in place; ``cos`` and ``sin`` (n, size)."""
+def rotate(qkv: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, rotated: int) -> torch.Tensor:
+    """Apply the rotary embedding to the first ``rotated`` heads of ``qkv``, in place.
+
+    ``qkv``: (n, heads * size). ``cos``, ``sin``: (n, size).
+    """
     size = cos.shape[-1]
     _rotate[(len(qkv),)](
-        qkv, cos, sin, turned, qkv.shape[1], SIZE=size, HALF=size // 2, HEADS=triton.next_power_of_2(turned)
+        qkv, cos, sin, rotated, qkv.shape[1], SIZE=size, HALF=size // 2, HEADS=triton.next_power_of_2(rotated)
     )
     return qkv
 
 
 def gate(gate_up: torch.Tensor) -> torch.Tensor:
-    """silu(gate) * up of ``gate_up`` (n, 2 N), the gates first; shape (n, N)."""
+    """Return silu(gate) * up, shape (n, N). ``gate_up``: (n, 2 N), the gates first."""
     count, width = len(gate_up), gate_up.shape[1] // 2
     out = torch.empty((count, width), dtype=gate_up.dtype, device=gate_up.device)
     _gate[(count, triton.cdiv(width, 1024))](gate_up, out, width, BLOCK=1024)

@@ -1,9 +1,9 @@
-"""Triton and PTX: products of one token with weights in NF4, unpacked in registers and multiplied by tensor cores.
+"""Products of one token with NF4 weights in Triton and PTX, unpacked in registers and multiplied by tensor cores.
 
-A thread takes sixteen numbers of two rows at a time and the x that belongs to them. Of the product that a warp makes of
-its A (m16n8k16: the first and the second of the rows, eight threads deep) and its B (x), the diagonal is what is
-wanted, each thread's numbers times its own x; the rest is left. Tensor cores have the time: unpacking takes twenty-one
-instructions for eight numbers, this one for sixty-four.
+A thread processes sixteen numbers of two rows at a time, with the elements of x that belong to them. A warp multiplies
+its A (m16n8k16: the first rows and the second rows of eight threads) by its B (x). Only the diagonal of this product is
+used: the numbers of each thread times its own x. The waste is acceptable, because unpacking takes twenty-one
+instructions for eight numbers, and the product takes one for sixty-four.
 """
 
 # mypy: disallow-untyped-decorators=False, disable-error-code="assignment"
@@ -22,10 +22,10 @@ UNPACK = """
     prmt.b32 a, $18, $19, s; prmt.b32 b, $20, $21, s; lop3.b32 l, k, b, a, 0xca;
     prmt.b32 {row}{2}, l, h, 0x4051; prmt.b32 {row}{3}, l, h, 0x6273;
 """
-"""A word of eight codes to four pairs of bfloat16, without memory: ``prmt`` picks four bytes of eight by four codes.
+"""Converts a word of eight codes to four pairs of bfloat16 in registers: ``prmt`` selects four of eight bytes.
 
-h holds the upper bytes of four numbers, l the lower, each out of the lower (a) or the upper (b) eight of the table, by
-the fourth bit of their codes (k). Of a byte the upper code comes first.
+h has the upper bytes of four numbers, and l has the lower bytes. Each byte is from the lower (a) or the upper (b) eight
+entries of the table, as the fourth bit of its code (k) says. In a byte, the upper code is the first one.
 """
 ZERO = "mov.f32 c0, 0f00000000; mov.f32 c1, c0; mov.f32 c2, c0; mov.f32 c3, c0;"
 ADD = (
@@ -59,7 +59,10 @@ EIGHT: tl.constexpr = tl.constexpr("r,r,r,r,r,r,r,r")
 
 @triton.jit
 def _sixteen(numbers, at):  # type: ignore[no-untyped-def]
-    """Sixteen bfloat16 numbers for each of ``at`` (n,), which counts by sixteen: eight pairs, each (n,) int32."""
+    """Load sixteen bfloat16 numbers for each index ``at`` (n,), which counts in sixteens.
+
+    Returns eight pairs, each of shape (n,), int32.
+    """
     return tl.inline_asm_elementwise(
         LOAD, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l", [(numbers + at * 16).to(tl.int64)],
         dtype=(tl.int32,) * 8, is_pure=False, pack=1,
@@ -68,14 +71,14 @@ def _sixteen(numbers, at):  # type: ignore[no-untyped-def]
 
 @triton.jit
 def _diagonal(even, odd, thread):  # type: ignore[no-untyped-def]
-    """Of a product of a warp: what a thread has of the diagonal, which is in its even or odd column, or in neither."""
+    """Return the diagonal element of the product of a warp that is in the even or odd column of each thread, or 0."""
     row, column = thread % 32 // 4, thread % 4 * 2
     return tl.where(row == column, even, tl.where(row == column + 1, odd, 0.0))
 
 
 @triton.jit
 def _stacked(rows):  # type: ignore[no-untyped-def]
-    """The tensors (n,) of a tuple as one: (n, count)."""
+    """Stack a tuple of tensors (n,) into one tensor (n, count)."""
     COUNT: tl.constexpr = len(rows)
     if COUNT == 1:
         result = rows[0]
@@ -88,10 +91,10 @@ def _stacked(rows):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _asked_for(  # type: ignore[no-untyped-def]
+def _load_codes(  # type: ignore[no-untyped-def]
     codes, scales, first, distance, end, at, K: tl.constexpr, STRIDE: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """The words of sixteen codes of each row, each (n,), and the scales that belong to them."""
+    """Load a word of sixteen codes of each row and its scale, each of shape (n,)."""
     mask = at < K // 16
     words, factors = (), ()
     for row in tl.static_range(BLOCK):
@@ -102,11 +105,11 @@ def _asked_for(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def products_of_four(  # type: ignore[no-untyped-def]
+def nf4_products(  # type: ignore[no-untyped-def]
     x, codes, scales, table, gain, first, distance, end, K: tl.constexpr, NORM: tl.constexpr, STRIDE: tl.constexpr,
     BLOCK: tl.constexpr, THREADS: tl.constexpr, EARLY: tl.constexpr,
 ):  # fmt: skip
-    """See ``_products`` of ``fused_kernels``; ``THREADS`` are those of the program."""
+    """See ``matvec._products``. ``THREADS`` is the number of threads of the program."""
     PAIRS: tl.constexpr = BLOCK // 2
     thread = tl.arange(0, THREADS)
     numbers = ()
@@ -116,16 +119,16 @@ def products_of_four(  # type: ignore[no-untyped-def]
     for _ in tl.static_range(4 * PAIRS):
         sums += (tl.zeros((THREADS,), dtype=tl.float32),)
     squares = tl.zeros((THREADS,), dtype=tl.float32)
-    asked = _asked_for(codes, scales, first, distance, end, thread, K, STRIDE, BLOCK)
+    loaded = _load_codes(codes, scales, first, distance, end, thread, K, STRIDE, BLOCK)
     if EARLY:
         gdc_wait()
         gdc_launch_dependents()
     for start in tl.static_range(0, K // 16, THREADS):
         at = start + thread
-        words, factors = asked
-        if start + THREADS < K // 16:  # asked for before what is there is worked on
-            asked = _asked_for(codes, scales, first, distance, end, at + THREADS, K, STRIDE, BLOCK)
-        inside = tl.minimum(at, K // 16 - 1)  # what is read twice is multiplied by a factor of 0
+        words, factors = loaded
+        if start + THREADS < K // 16:  # load the next words before these are processed
+            loaded = _load_codes(codes, scales, first, distance, end, at + THREADS, K, STRIDE, BLOCK)
+        inside = tl.minimum(at, K // 16 - 1)  # numbers that are read twice have a factor of 0
         values = _sixteen(x, inside)
         if NORM:
             even, odd = tl.inline_asm_elementwise(

@@ -1,4 +1,4 @@
-"""Which models are fused, and what is said of it."""
+"""Which models are fused, and the reason that is shown."""
 
 import copy
 from typing import Any
@@ -24,12 +24,12 @@ def plain() -> Any:
     [
         ({"device": "cpu"}, "only on a CUDA GPU"),
         ({"spread": True}, "spread over several GPUs"),
-        ({"attention": "eager"}, "eager attention was asked for"),
-        ({"quantization": "int8"}, "bitsandbytes' int8 in bfloat16"),
-        ({"quantization": "nf4", "dtype": torch.float32}, "bitsandbytes' nf4 in float32"),
+        ({"attention": "eager"}, "the attention is eager"),
+        ({"quantization": "int8"}, "its weights are int8 of bitsandbytes with bfloat16"),
+        ({"quantization": "nf4", "dtype": torch.float32}, "its weights are nf4 of bitsandbytes with float32"),
     ],
 )
-def test_where_layers_stay_as_they_are(plain: Any, placement: dict[str, Any], problem: str) -> None:
+def test_when_layers_are_not_fused(plain: Any, placement: dict[str, Any], problem: str) -> None:
     assert problem in fusion_problem(Loaded(plain, **placement))  # type: ignore[arg-type]
 
 
@@ -41,18 +41,18 @@ def test_dense_granite_on_a_gpu_is_fused(plain: Any, monkeypatch: pytest.MonkeyP
     assert fusion_problem(Loaded(plain)) == "Triton is not installed"  # type: ignore[arg-type]
 
 
-def test_other_architectures_and_shapes_stay_as_they_are(plain: Any) -> None:
+def test_other_architectures_and_shapes_are_not_fused(plain: Any) -> None:
     hybrid = copy.copy(plain)
     hybrid.config = copy.copy(plain.config)
     hybrid.config.model_type = "granitemoehybrid"
-    assert "this one is granitemoehybrid" in fusion_problem(Loaded(hybrid))  # type: ignore[arg-type]
-    assert shape_problem(small_config(attention_bias=True)) == "its products have biases"
+    assert "the type of this one is granitemoehybrid" in fusion_problem(Loaded(hybrid))  # type: ignore[arg-type]
+    assert shape_problem(small_config(attention_bias=True)) == "its linear layers have biases"
     assert shape_problem(small_config(hidden_act="gelu")) == "its activation is gelu"
     assert shape_problem(small_config(head_dim=80)) == "its heads have 80 dimensions"
     assert shape_problem(small_config()) == ""
 
 
-def test_what_is_said_of_it() -> None:
+def test_the_facts_about_fused_layers() -> None:
     plain, fused = fusion("it rains"), fusion("")
     assert (plain.value, fused.value) == (False, True)
     assert plain.fact("Layers") == ("Layers", "as transformers computes them", "not fused: it rains")
@@ -60,5 +60,5 @@ def test_what_is_said_of_it() -> None:
     group = Group(2)
     assert sums_facts(group)[0][:2] == ("Sums", "by NCCL")
     group.peer_access = True
-    assert sums_facts(group)[0][1] == "of one token by each GPU writing to the others"
+    assert sums_facts(group)[0][1] == "for one token, each GPU writes to the others"
     assert sums_facts(ALONE) == ()

@@ -1,4 +1,4 @@
-"""Fused layers, computed by torch alone, beside those of transformers. The kernels: tests/gpu/test_fused.py."""
+"""Fused layers with torch only, compared with transformers. tests/gpu/test_fused.py tests the kernels."""
 
 import asyncio
 import copy
@@ -28,7 +28,7 @@ def plain() -> Any:
 def test_greedy_answers_and_logits_are_those_of_transformers(plain: Any) -> None:
     ours = copy.deepcopy(plain)
     fuse(ours)
-    ids = torch.randint(0, 1000, (2, 50))  # several rows, too
+    ids = torch.randint(0, 1000, (2, 50))  # several rows
     with torch.inference_mode():
         assert torch.allclose(ours(ids).logits, plain(ids).logits, atol=1e-4)
     prompt = list(range(1, 60))
@@ -48,7 +48,7 @@ def test_500_tokens_of_the_sample_are_those_of_transformers(sample_path: Path) -
     assert len(expected) == 500
 
 
-def test_nothing_is_kept_twice_and_the_names_of_the_weights_stay(plain: Any) -> None:
+def test_there_is_one_copy_of_the_weights_and_their_names_stay(plain: Any) -> None:
     ours = copy.deepcopy(plain)
     names = set(dict(ours.named_parameters()))
     fuse(ours)
@@ -73,15 +73,15 @@ def test_layers_are_fused_once(plain: Any) -> None:
 
 
 class Kernels:
-    """In place of the Triton ones: torch, off by a factor."""
+    """A replacement for the Triton kernels: torch functions whose results have a factor."""
 
     def __init__(self, factor: float) -> None:
         self.factor = factor
         self.rotate, self.gate = fused.rotate, fused.gate
 
-    def norm_qkv(self, x: Any, gain: Any, eps: float, weights: Any, cos: Any, sin: Any, turned: int) -> torch.Tensor:
+    def norm_qkv(self, x: Any, gain: Any, eps: float, weights: Any, cos: Any, sin: Any, rotated: int) -> torch.Tensor:
         normed = torch.nn.functional.rms_norm(x, gain.shape, gain, eps)
-        return self.factor * fused.rotate(normed @ weights.codes.T, cos, sin, turned)
+        return self.factor * fused.rotate(normed @ weights.codes.T, cos, sin, rotated)
 
     def norm_gate_up(self, x: Any, gain: Any, eps: float, weights: Any) -> torch.Tensor:
         return fused.gate(torch.nn.functional.rms_norm(x, gain.shape, gain, eps) @ weights.codes.T)
@@ -92,13 +92,13 @@ class Kernels:
     def linear(self, x: Any, weights: Any) -> torch.Tensor:
         return torch.nn.functional.linear(x, weights.codes)
 
-    def Pages(self, *_: Any) -> None:
-        """Not asked for: on a CPU there are no tables of pages."""
+    def PagedAttention(self, *_: Any) -> None:
+        """Not used: on a CPU, there are no page tables."""
 
     def reads_prompts(self, device: Any) -> bool:
         return True
 
-    def keep(self, qkv: Any, heads: int, keys: Any, values: Any, places: Any) -> None:
+    def write_cache(self, qkv: Any, heads: int, keys: Any, values: Any, places: Any) -> None:
         _, count, size = keys.shape
         _, keys[places], values[places] = qkv.view(len(qkv), -1, size).split([heads, count, count], dim=1)
 
@@ -121,7 +121,7 @@ async def test_answers_of_the_batching_engine_are_those_of_transformers() -> Non
     prompts = [list(range(1, 60)), [5, 6, 7], [40 - index * 7 % 30 for index in range(300)]]
     expected = [reference(loaded, prompt, 40) for prompt in prompts]
     fuse(loaded.model, Kernels(1.0))
-    # What is left of the last one, and more, which is read in two parts.
+    # A continuation of the last prompt, which is processed in two parts.
     longer = prompts[2] + expected[2] + [3, 4]
     with closing(batching_engine(loaded, prefill=128)) as engine:
         assert await asyncio.gather(*(answer(engine, prompt, max_tokens=40) for prompt in prompts)) == expected
@@ -130,6 +130,6 @@ async def test_answers_of_the_batching_engine_are_those_of_transformers() -> Non
 
 def test_kernels_are_tried_before_they_are_used(plain: Any) -> None:
     assert fused.trial(copy.deepcopy(plain), Kernels(1.0)) == ""
-    assert fused.trial(copy.deepcopy(plain), Kernels(1.1)) == "the results of its kernels are off by 10% on this GPU"
-    assert "off by nan%" in fused.trial(copy.deepcopy(plain), Kernels(float("nan")))
+    assert fused.trial(copy.deepcopy(plain), Kernels(1.1)) == "its kernels have an error of 10% on this GPU"
+    assert "an error of nan%" in fused.trial(copy.deepcopy(plain), Kernels(float("nan")))
     assert fused.trial(copy.deepcopy(plain), object()) == "its kernels do not run here (AttributeError)"
