@@ -74,11 +74,6 @@ EXAMPLES = (
 """The tools that run here."""
 
 
-def example_json() -> str:
-    """The text that defines the examples."""
-    return to_json(EXAMPLES)
-
-
 def to_json(specs: Sequence[ToolSpec]) -> str:
     """The text that ``parse_tools`` reads ``specs`` from."""
     return json.dumps([spec.as_function() for spec in specs], indent=2, ensure_ascii=False) if specs else ""

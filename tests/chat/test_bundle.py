@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from granite_demo.chat import bundle
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation
-from granite_demo.chat.tools import EXAMPLES, example_json
+from granite_demo.chat.tools import EXAMPLES, to_json
 from granite_demo.errors import ConfigurationError, InvalidRequestError
 from granite_demo.types.events import Finish, Provenance, Timings, Usage
 from granite_demo.types.messages import Controls, Document, ToolCall
@@ -27,7 +27,7 @@ def conversation_and_request() -> tuple[Conversation, GenerationRequest]:
     conversation = conversations.start(
         system="Be brief.",
         documents=(Document(title="A", text="a b"),),
-        tools=example_json(),
+        tools=to_json(EXAMPLES),
         controls=Controls(thinking="full", citations=True),
         overflow="drop",
     )
@@ -144,7 +144,7 @@ CHANGES: list[dict[str, Any]] = [
     {"system": "Be long."},
     {"system": ""},
     {"tools": ""},
-    {"tools": example_json().replace("expression", "formula")},
+    {"tools": to_json(EXAMPLES).replace("expression", "formula")},
     {"documents": ()},
     {"documents": (Document(title="A", text="a c"),)},
 ]
@@ -160,7 +160,7 @@ def test_what_was_changed_after_the_answer_is_noted(change: dict[str, Any]) -> N
 
 def test_what_says_the_same_is_no_change() -> None:
     conversation, _ = answered()
-    same = {"system": " Be brief.\n", "tools": json.dumps(json.loads(example_json()), indent=7)}
+    same = {"system": " Be brief.\n", "tools": json.dumps(json.loads(to_json(EXAMPLES)), indent=7)}
     assert "note" not in bundle.bundle(conversation.model_copy(update=same), str(conversation.head))
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo.chat import tools
-from granite_demo.chat.tools import EXAMPLES, check_call, example_json, parse_tools, run, runs_here, to_json
+from granite_demo.chat.tools import EXAMPLES, check_call, parse_tools, run, runs_here, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec
 
@@ -43,7 +43,7 @@ def test_a_name_is_enough() -> None:
 
 
 def test_the_examples_come_back_from_their_text() -> None:
-    assert parse_tools(example_json()) == EXAMPLES
+    assert parse_tools(to_json(EXAMPLES)) == EXAMPLES
     assert [runs_here(name) for name in ("calculator", "current_time", "weather")] == [True, True, False]
 
 

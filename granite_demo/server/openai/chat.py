@@ -3,7 +3,7 @@
 import json
 import secrets
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from granite_demo.chat import documents
@@ -193,10 +193,10 @@ class ChatChoices:
                 delta = {"reasoning_content": text} if text else {}
             case ToolCalled(call):
                 delta = self.called(call)
-            case Citation(document, start, end):
-                delta = {"citations": [{"document": document, "start": start, "end": end}]}
-            case Appendix(kind, text):
-                delta = {"appendices": [{"kind": kind, "text": text}]}
+            case Citation():
+                delta = {"citations": [asdict(event)]}
+            case Appendix():
+                delta = {"appendices": [asdict(event)]}
             case Finish():
                 reason = event.reason
         if not (delta or self._scored or reason):

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJson
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from granite_demo.errors import InvalidRequestError
+from granite_demo.types.messages import Length, Originality
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
 
 MAX_CHOICES = 4
@@ -202,7 +203,7 @@ class ChatMessage(Strict):
 
 
 class ChatDocument(Strict):
-    """A text to answer from; its number is its place, from 1."""
+    """A text to answer from; its number is its place, from 1. The title is optional."""
 
     title: str = ""
     text: str
@@ -225,12 +226,12 @@ class ResponseFormat(Strict):
 
 
 class TemplateControls(Strict):
-    """The ``controls`` of Granite 3's templates."""
+    """The ``controls`` of Granite 3's templates. Unlike in ``types.messages.Controls``, each can be null."""
 
     citations: bool | None = None
     hallucinations: bool | None = None
-    length: Literal["short", "long"] | None = None
-    originality: Literal["extractive", "abstractive"] | None = None
+    length: Length | None = None
+    originality: Originality | None = None
 
 
 class TemplateKwargs(Strict):

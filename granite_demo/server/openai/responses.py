@@ -9,8 +9,10 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from granite_demo.server.openai.protocol import Call
+from granite_demo.types.events import Appendix, Citation
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+StandardFinishReason = Literal["stop", "length", "tool_calls"]
+"""The reasons that OpenAI's API has; an answer that is stopped or fails has none."""
 
 
 class ErrorObject(BaseModel):
@@ -66,8 +68,8 @@ class AnswerMessage(BaseModel):
     content: str | None
     reasoning_content: str | None = None
     tool_calls: list[Call] | None = None
-    citations: list[dict[str, Any]] | None = None
-    appendices: list[dict[str, str]] | None = None
+    citations: list[Citation] | None = None
+    appendices: list[Appendix] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -76,7 +78,7 @@ class ChatChoice(BaseModel):
     index: int
     message: AnswerMessage
     logprobs: dict[str, Any] | None
-    finish_reason: FinishReason
+    finish_reason: StandardFinishReason
 
 
 class ChatCompletion(BaseModel):
@@ -96,7 +98,7 @@ class CompletionChoice(BaseModel):
     index: int
     text: str
     logprobs: dict[str, Any] | None
-    finish_reason: FinishReason
+    finish_reason: StandardFinishReason
 
 
 class Completion(BaseModel):
