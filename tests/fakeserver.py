@@ -1,4 +1,4 @@
-"""A small server that speaks OpenAI's API, with the faults of real ones. It can be killed and started again."""
+"""A fake server with OpenAI's API that can show the faults of real servers. It can be killed and started again."""
 
 import json
 import socket
@@ -16,21 +16,21 @@ Refuse = Callable[[dict[str, Any]], tuple[int, Any] | None]
 
 
 def said(text: str, **delta: Any) -> dict[str, Any]:
-    """A chunk of a chat with ``text``, or with other fields of its delta."""
+    """Return a chunk of a chat with ``text``, or with other fields of its delta."""
     return {"choices": [{"index": 0, "delta": {"content": text, **delta} if text else delta}]}
 
 
 def ended(reason: str = "stop") -> dict[str, Any]:
-    """The chunk that tells why a chat has ended."""
+    """Return the chunk with the finish reason of a chat."""
     return {"choices": [{"index": 0, "delta": {}, "finish_reason": reason}]}
 
 
 class FakeServer:
-    """Answers every request with ``chunks``, one every ``delay`` seconds; a text among them is sent as it stands.
+    """Answers each request with ``chunks``, one every ``delay`` seconds. A string in ``chunks`` is sent unchanged.
 
-    ``drop_after`` chunks it closes the connection. ``refuse`` looks at each body and may give a status and an answer,
-    JSON or text, instead. ``first_delay`` seconds pass before a stream or a count of tokens begins. ``usage`` is told
-    where it is asked for. ``models`` are the rows of its list.
+    After ``drop_after`` chunks it closes the connection. ``refuse`` gets each body and can return a status and an
+    answer, JSON or text, to send instead. A stream or a token count starts after ``first_delay`` seconds. ``usage`` is
+    sent if the request includes the option. ``models`` are the rows of the list of models.
     """
 
     def __init__(self, chunks: Sequence[Any] = (said("Hello"), said(" world"), ended()), key: str = "") -> None:
@@ -59,7 +59,7 @@ class FakeServer:
 
     @property
     def asked(self) -> int:
-        """How many answers it was asked for."""
+        """The number of requests for an answer."""
         return len(self.bodies)
 
     def start(self) -> None:
@@ -69,7 +69,7 @@ class FakeServer:
         threading.Thread(target=self._http.serve_forever, args=(0.02,), daemon=True).start()
 
     def kill(self) -> None:
-        """End it at once, with all that it is doing."""
+        """Stop the server and all its requests immediately."""
         if self._http is not None:
             http, self._http = self._http, None
             http.shutdown()
@@ -171,7 +171,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def serving(*servers: FakeServer) -> Iterator[None]:
-    """The servers, running for the length of the block."""
+    """Run the servers during the block."""
     for server in servers:
         server.start()
     try:
@@ -183,7 +183,7 @@ def serving(*servers: FakeServer) -> Iterator[None]:
 
 @contextmanager
 def remote(*servers: FakeServer, key: str = "", model: str = "") -> Iterator[RemoteBackend]:
-    """A backend over the servers, which have been looked at once."""
+    """Yield a backend for the servers, after each was probed once."""
     endpoints = Endpoints(parse_urls(",".join(server.url for server in servers)), key)
     backend = RemoteBackend(endpoints, model)
     backend.start()

@@ -158,8 +158,8 @@ def show_remote_models(settings: Settings, as_json: bool) -> None:
 
 def _remote_rows(backend: RemoteBackend) -> Iterator[dict[str, Any]]:
     for endpoint in backend.endpoints.all:
-        for served in endpoint.seen.models if endpoint.seen else ():
-            yield {"name": served.name, "context": served.context_length, "server": endpoint.shown}
+        for served in endpoint.models:
+            yield {"name": served.name, "context": served.context_length, "server": endpoint.address}
 
 
 def refuse_url(url: str | None, why: str) -> None:

@@ -55,7 +55,7 @@ def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(pag
     send(page, "Hi")
     expect(answers(page)).to_contain_text("word2")
     server.kill()
-    expect(answers(page)).to_contain_text("The answer was cut off; what was written is kept.")
+    expect(answers(page)).to_contain_text("The answer was cut off. The text so far is kept.")
     expect(answers(page)).to_contain_text("word2")
     expect(page.locator("#model-status .failed")).to_contain_text("does not answer")
     server.delay = 0.0
@@ -81,7 +81,7 @@ def test_a_server_in_another_process_dies_and_comes_back(chromium: Browser, samp
             send(page, "Tell me a very long story about a ship.")
             expect(answers(page)).to_contain_text("ship")
             there.kill()
-            expect(answers(page)).to_contain_text("The answer was cut off; what was written is kept.")
+            expect(answers(page)).to_contain_text("The answer was cut off. The text so far is kept.")
             expect(page.locator("#model-status .failed")).to_contain_text("does not answer")
         with process(*command):
             expect(page.locator("#model-status .ready")).to_be_visible(timeout=90_000)
@@ -108,6 +108,6 @@ def test_stop_ends_the_request_at_the_server(page: Page, server: FakeServer) -> 
 @pytest.mark.release
 def test_the_settings_name_the_servers_models_and_refuse_what_is_chosen_there(page: Page, server: FakeServer) -> None:
     page.get_by_role("tab", name="Settings").click()
-    expect(page.locator("#facts")).to_contain_text("the model runs there, not here")
+    expect(page.locator("#facts")).to_contain_text("the model runs on that server")
     page.locator("#unload").click()
     expect(page.locator("#load-message")).to_contain_text("belongs to another server")

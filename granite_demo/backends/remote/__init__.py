@@ -1,1 +1,1 @@
-"""Another server in place of a model of this process: any that speaks OpenAI's API."""
+"""Uses models on other servers with an OpenAI-compatible API, in place of a model in this process."""

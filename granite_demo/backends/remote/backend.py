@@ -1,4 +1,4 @@
-"""A backend over other servers that speak OpenAI's API. No model is loaded here, and torch is not imported."""
+"""The backend for other servers with an OpenAI-compatible API. It loads no model and does not import torch."""
 
 import asyncio
 import secrets
@@ -38,21 +38,21 @@ if TYPE_CHECKING:
 
 
 PAUSE_SECONDS = 0.3
-"""Before a server is asked a second time."""
+"""Delay before a second request to the same server."""
 MAX_TRIES = 4
-"""Of one request, all before its first token."""
+"""Tries of one request. There is no new try after the first token."""
 _END = object()
-CLOSED = "The server is stopping, so the answer was cut off. Try again when it runs."
-NOT_HERE = "{} needs the model in this process. Start granite-demo without --backend for it."
+CLOSED = "The server is stopping, so the answer was cut off. Try again after it has started."
+NEEDS_LOCAL_MODEL = "{} needs a model in this process. To use it, start granite-demo without --backend."
 
 
 class RemoteBackend:
-    """Answers with the models of other servers; see ``Backend`` and ``ModelControl`` for the methods."""
+    """Answers with the models of other servers. ``Backend`` and ``ModelControl`` describe the methods."""
 
     def __init__(self, endpoints: Endpoints, model: str = "") -> None:
-        """``model`` is the name to ask for; empty takes the first one that the servers list."""
+        """``model`` is the name to request. Empty: the first model that the servers list."""
         self.endpoints = endpoints
-        """The servers, and what is known of them."""
+        """The servers and their states."""
         self._model = model
         self._closed = False
         self._running: dict[AsyncOpenAI, asyncio.AbstractEventLoop] = {}
@@ -67,7 +67,7 @@ class RemoteBackend:
         self.endpoints.start()
 
     def wait_until_ready(self, seconds: float = 6.0) -> None:
-        """Wait for a first look at the servers. Raises RemoteDownError where none of them is up."""
+        """Wait until the servers are probed, at most ``seconds``. Raises RemoteDownError if none of them is up."""
         self.start()
         self.endpoints.wait(seconds)
         status = self.status()
@@ -75,7 +75,7 @@ class RemoteBackend:
             raise RemoteDownError(status.detail or "The server did not answer in time. Check the address.")
 
     def choices(self) -> tuple[ModelChoice, ...]:
-        names = dict.fromkeys(served.name for one in self.endpoints.all if one.seen for served in one.seen.models)
+        names = dict.fromkeys(served.name for endpoint in self.endpoints.all for served in endpoint.models)
         return (ModelChoice(AUTO, "The server's first model"), *(ModelChoice(name, name) for name in names))
 
     def select(self, options: LoadOptions) -> None:
@@ -86,21 +86,21 @@ class RemoteBackend:
         pass
 
     def unload(self) -> None:
-        raise InvalidRequestError("The model belongs to another server, which cannot be told to unload it.")
+        raise InvalidRequestError("The model runs on another server. It cannot be unloaded from here.")
 
     def close(self) -> None:
         self._closed = True
         self.endpoints.close()
         for client, loop in list(self._running.items()):
-            # A read that waits on the closed connection ends at once. The loop is the request's own.
+            # A read that waits on the connection then ends. The client belongs to the event loop of its request.
             if not loop.is_closed():
                 asyncio.run_coroutine_threadsafe(client.close(), loop)
 
     @asynccontextmanager
-    async def _connected(self, one: Endpoint) -> AsyncIterator["AsyncOpenAI"]:
+    async def _connected(self, endpoint: Endpoint) -> AsyncIterator["AsyncOpenAI"]:
         if self._closed:
             raise EngineClosedError(CLOSED)
-        async with one.connect() as client:
+        async with endpoint.connect() as client:
             self._running[client] = asyncio.get_running_loop()
             try:
                 yield client
@@ -110,40 +110,40 @@ class RemoteBackend:
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
         if parts or self.status().stage != "ready":
             return None
-        model = self._wanted(request.model)
-        one = self.endpoints.best(model)
-        async with self._connected(one) as client:
-            return await count_tokens(client, one, request, model)
+        model = self._model_for(request.model)
+        endpoint = self.endpoints.best(model)
+        async with self._connected(endpoint) as client:
+            return await count_tokens(client, endpoint, request, model)
 
     async def token_ids(self, request: GenerationRequest) -> tuple[int, ...]:
-        """The prompt's token ids; none where no server tells them."""
-        model = self._wanted(request.model)
-        one = self.endpoints.best(model)
-        async with self._connected(one) as client:
-            return await token_ids(client, one, request, model)
+        """Return the token ids of the prompt, or none if the server cannot tokenize. Raises GraniteDemoError."""
+        model = self._model_for(request.model)
+        endpoint = self.endpoints.best(model)
+        async with self._connected(endpoint) as client:
+            return await token_ids(client, endpoint, request, model)
 
     async def compare(self, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
-        raise InvalidRequestError(NOT_HERE.format("Comparing precisions"))
+        raise InvalidRequestError(NEEDS_LOCAL_MODEL.format("Comparing precisions"))
         yield
 
     async def score(self, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
-        model = self._wanted(request.model)
+        model = self._model_for(request.model)
         for event in await self._scored(request, model):
             yield event
 
     async def _scored(self, request: ScoreRequest, model: str) -> list[ScoredToken | ScoreSummary]:
         *others, last = self.endpoints.order(model)
-        for one in (*others, last):
+        for endpoint in (*others, last):
             try:
-                async with self._connected(one) as client:
-                    return await score_text(client, one, request, model)
+                async with self._connected(endpoint) as client:
+                    return await score_text(client, endpoint, request, model)
             except RemoteDownError as error:
-                one.failed(error.user_text)
-                if one is last:
+                endpoint.failed(error.user_text)
+                if endpoint is last:
                     raise
         raise AssertionError("there is at least one server")
 
-    def _wanted(self, options: LoadOptions | None) -> str:
+    def _model_for(self, options: LoadOptions | None) -> str:
         if options is not None:
             check_options(options)
         wanted = self._model if options is None else options.model
@@ -152,9 +152,9 @@ class RemoteBackend:
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         arrived = time.perf_counter()
-        for part, last in _shortenings(request):
+        for part, last in _shorter_requests(request):
             try:
-                async with aclosing(self._tried(part, arrived)) as events:
+                async with aclosing(self._stream_with_failover(part, arrived)) as events:
                     if dropped := len(request.messages) - len(part.messages):
                         first = await anext(events)
                         yield Dropped(dropped)
@@ -166,96 +166,101 @@ class RemoteBackend:
                 if last:
                     raise
 
-    async def _tried(self, request: GenerationRequest, arrived: float) -> AsyncGenerator[StreamEvent]:
-        """The answer of the first server that gives one. After the first event no other is asked."""
-        model = self._wanted(request.model)
+    async def _stream_with_failover(self, request: GenerationRequest, arrived: float) -> AsyncGenerator[StreamEvent]:
+        """Yield the answer of the first server that gives one. After the first event, no other server is tried."""
+        model = self._model_for(request.model)
         order = self.endpoints.order(model)
         tries = [*order, order[0]][:MAX_TRIES]
-        for number, one in enumerate(tries):
-            begun = False
+        for number, endpoint in enumerate(tries):
+            has_begun = False
             try:
-                async with aclosing(self._answer(one, request, model, arrived)) as events:
+                async with aclosing(self._answer(endpoint, request, model, arrived)) as events:
                     async for event in events:
-                        begun = True
+                        has_begun = True
                         yield event
                 return
             except GraniteDemoError as error:
                 if isinstance(error, RemoteDownError):
-                    one.failed(error.user_text)
-                if begun and not isinstance(error, EngineClosedError):
+                    endpoint.failed(error.user_text)
+                if has_begun and not isinstance(error, EngineClosedError):
                     raise errors.cut_off(error) from error
-                # A server that is busy or refuses is not asked again, but one that lost the connection is.
-                left = [
-                    other for other in tries[number + 1 :] if other is not one or isinstance(error, RemoteDownError)
-                ]
+                # After a lost connection, the same server is tried again. After a refusal, only the others are.
+                lost = isinstance(error, RemoteDownError)
+                left = [other for other in tries[number + 1 :] if other is not endpoint or lost]
                 if not (isinstance(error, RemoteError) and error.elsewhere and left):
                     raise
-                if one in left:
+                if endpoint in left:
                     await asyncio.sleep(PAUSE_SECONDS)
 
     async def _answer(
-        self, one: Endpoint, request: GenerationRequest, model: str, arrived: float
+        self, endpoint: Endpoint, request: GenerationRequest, model: str, arrived: float
     ) -> AsyncGenerator[StreamEvent]:
         family = find_family(model)
         sampling = request.sampling
-        drawn = secrets.randbelow(2**31) if sampling.temperature > 0 and sampling.seed is None else None
-        body = to_body(request, model, family, one.kind, drawn).without(one.refused)
+        seed_to_send = secrets.randbelow(2**31) if sampling.temperature > 0 and sampling.seed is None else None
+        body = to_body(request, model, family, endpoint.kind, seed_to_send).without(endpoint.refused)
         level = request.controls.thinking or next(iter(family.switches.thinking), "off")
-        opened = family.opens_reasoning and level != "off" and not request.raw and not one.parses_reasoning
-        reader = Reader(family.dialect(bool(request.tools), request.raw), request, arrived, opened)
-        traced = Provenance(model, choices={"Engine": one.kind or "another server"})
+        thinks = family.opens_reasoning and level != "off" and not request.raw
+        starts_in_reasoning = thinks and not endpoint.parses_reasoning
+        reader = Reader(family.dialect(bool(request.tools), request.raw), request, arrived, starts_in_reasoning)
+        provenance = Provenance(model, choices={"Engine": endpoint.kind or "another server"})
         seed = None
         ended: FinishReason | None = None
         failure: GraniteDemoError | None = None
         try:
-            async with self._connected(one) as client:
+            async with self._connected(endpoint) as client:
                 try:
-                    stream, body = await request.stop.guard(_opened(client, one, body))
+                    stream, body = await request.stop.guard(_open_stream(client, endpoint, body))
                     seed = body.fields.get("seed") if sampling.temperature > 0 else None
                     async with stream:
                         chunks = aiter(stream)
                         while (chunk := await request.stop.guard(anext(chunks, _END))) is not _END:
                             for event in reader.feed(_as_dict(chunk)):
                                 yield event
-                            one.parses_reasoning = one.parses_reasoning or reader.parsed_there
+                            endpoint.parses_reasoning = endpoint.parses_reasoning or reader.server_parses_reasoning
                             if reader.stopped:
                                 break
                 except StoppedError:
                     raise
-                except Exception as error:  # the client lets through what it trips over in other people's JSON
+                except Exception as error:  # the client raises many classes for malformed JSON
                     if self._closed:
                         raise EngineClosedError(CLOSED) from error
-                    raise errors.explain(error, one.shown, model, one.key) from error
+                    raise errors.explain(error, endpoint.address, model, endpoint.key) from error
             if reader.ended in (None, "abort", "error") and not reader.stopped:
-                raise RemoteDownError(f"The server at {one.shown} ended the answer before it was whole. Try again.")
+                raise RemoteDownError(
+                    f"The server at {endpoint.address} ended the answer before it was complete. Try again."
+                )
         except StoppedError:
             ended = "stopped"
         except GraniteDemoError as error:
             if reader.first is None:
                 raise
             ended, failure = "stopped", error
-        for event in reader.end(seed, traced, ended):
+        for event in reader.end(seed, provenance, ended):
             yield event
         if failure:
             raise failure
 
 
-async def _opened(client: "AsyncOpenAI", one: Endpoint, body: Body) -> tuple[Any, Body]:
-    """The stream of ``body``, without the optional fields that the server rejects: those it names, else all."""
-    gone: frozenset[str] = frozenset()
+async def _open_stream(client: "AsyncOpenAI", endpoint: Endpoint, body: Body) -> tuple[Any, Body]:
+    """Open the stream of ``body``. Return it and the body that the server accepted.
+
+    If the server rejects the body, the optional fields that its error names are removed, or all if it names none.
+    """
+    removed: frozenset[str] = frozenset()
     while True:
         try:
             stream = await _create(client, body)
         except Exception as error:
             if "logprobs" in body.fields and errors.unsupported(error, "logprobs"):
-                one.unknown |= {"logprobs"}
+                endpoint.unsupported |= {"logprobs"}
             if not (body.optional and errors.rejected(error)):
                 raise
             named = frozenset(name for name in body.optional if errors.names(error, name))
-            body, gone = body.without(named or body.optional), gone | named
+            body, removed = body.without(named or body.optional), removed | named
         else:
-            # Remembered only now, and only what it named: what else is wrong with a request is no fault of a field.
-            one.refused |= gone
+            # Recorded only after a success, and only the named fields: other errors have other causes.
+            endpoint.refused |= removed
             return stream, body
 
 
@@ -269,10 +274,10 @@ def _as_dict(chunk: Any) -> dict[str, Any]:
     return chunk if isinstance(chunk, dict) else {}
 
 
-def _shortenings(request: GenerationRequest) -> Iterator[tuple[GenerationRequest, bool]]:
-    """The request, then with ever fewer turns where that is allowed, and whether it is the last one."""
+def _shorter_requests(request: GenerationRequest) -> Iterator[tuple[GenerationRequest, bool]]:
+    """Yield the request, then shorter ones if old turns can be dropped. True marks the last."""
     parts = shortened(request) if request.overflow == "drop" and not request.raw else []
-    # 1, 3, 7 … exchanges less: a server tells only whether it fits, and each answer takes its time.
+    # 1, 3, 7 … exchanges fewer: a server reports only whether the prompt fits, so few tries are better.
     chosen = [part for number, part in enumerate(parts, 1) if number & (number + 1) == 0]
     if parts and chosen[-1] is not parts[-1]:
         chosen.append(parts[-1])

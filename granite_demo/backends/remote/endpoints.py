@@ -1,7 +1,7 @@
-"""The addresses of the servers that may answer, and which of them are up: each is looked at by a thread of its own.
+"""The addresses of the servers and their states. A thread for each server probes it.
 
-Looking is asking for the list of models. A request that fails tells it at once, and a server that was down is looked
-for every few seconds until it is back.
+A probe gets the list of models. A request that fails marks the server as down immediately. A server that is down is
+probed every second until it is up again.
 """
 
 import logging
@@ -25,14 +25,14 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 UP_SECONDS = 10.0
-"""Between two looks at a server that is up."""
+"""Interval of the probes of a server that is up."""
 DOWN_SECONDS = 1.0
-"""Between two looks at one that is down."""
+"""Interval of the probes of a server that is down."""
 WAIT_SECONDS = 0.01
-"""Between two questions whether a first look is over."""
+"""Poll interval while ``wait`` waits for the first probes."""
 CONNECT_SECONDS = 5.0
 READ_SECONDS = 120.0
-"""For the next chunk: the first one waits for the server's queue, too."""
+"""Timeout for the next chunk. For the first chunk it includes the time in the queue of the server."""
 KINDS = {
     "vllm": "vLLM",
     "sglang": "SGLang",
@@ -40,38 +40,38 @@ KINDS = {
     "library": "Ollama",
     "granite-demo": "granite-demo",
 }
-"""Who a model's ``owned_by`` says it is served by."""
+"""The software of a server by the value ``owned_by`` of its models."""
 NO_LIST = (404, 405, 500, 501)
-"""Answers of a server that is up but has no list of models, as transformers serve without a cache of the hub."""
+"""Status codes of a server that is up but has no list of models, such as transformers without a hub cache."""
 NO_KEY = "none"
-"""What is sent where there is no key: the client wants one."""
+"""The key that is sent if there is none, because the client requires one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
-    """A model that a server offers."""
+class ServedModel:
+    """A model that a server offers. ``context_length`` is in tokens."""
 
     name: str
     context_length: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Seen:
-    """What was found at the last look."""
+class ProbeResult:
+    """The result of the last probe."""
 
     up: bool
-    why: str = ""
-    """What is wrong, where it is not up."""
-    models: tuple[Served, ...] = ()
+    error: str = ""
+    """The error if the server is not up."""
+    models: tuple[ServedModel, ...] = ()
     kind: str = ""
-    """Such as vLLM; empty where it is not known."""
+    """The software, such as vLLM. Empty: not known."""
 
 
 def parse_urls(text: str) -> tuple[str, ...]:
-    """The addresses in ``text``, parted by commas, each up to /v1. Raises ConfigurationError."""
+    """Parse comma-separated addresses. Each result ends in /v1. Raises ConfigurationError."""
     urls = tuple(dict.fromkeys(_parse(part.strip()) for part in text.split(",") if part.strip()))
     if not urls:
-        raise ConfigurationError("There is no address of a server. Give one such as http://localhost:8000/v1.")
+        raise ConfigurationError("The address of the server is missing. Give one, such as http://localhost:8000/v1.")
     return urls
 
 
@@ -79,16 +79,17 @@ def _parse(text: str) -> str:
     try:
         parts = urlsplit(text)
         usable = parts.scheme in ("http", "https") and parts.hostname and (parts.port is None or parts.port > 0)
-    except ValueError:  # such as a port that is no number
+    except ValueError:  # for example, the port is not a number
         usable = False
     if not usable or any(not letter.isprintable() or letter.isspace() for letter in text):
         raise ConfigurationError(
-            "A server's address is one such as http://localhost:8000/v1; several are parted by commas."
+            "The address of a server must look like http://localhost:8000/v1. Separate several with commas."
         )
     if parts.username or parts.password or parts.query or parts.fragment:
-        # The text itself is not shown: it may hold a secret.
+        # The error does not show the text, because it can contain a secret.
         raise ConfigurationError(
-            f"The address of {parts.hostname} must be plain. Give a key with --backend-key or GRANITE_DEMO_BACKEND_KEY."
+            f"The address of {parts.hostname} must not contain credentials, a query or a fragment. "
+            "Set the key with --backend-key or GRANITE_DEMO_BACKEND_KEY."
         )
     path = parts.path.rstrip("/")
     return urlunsplit((parts.scheme, parts.netloc, path if path.endswith("/v1") else f"{path}/v1", "", ""))
@@ -96,54 +97,59 @@ def _parse(text: str) -> str:
 
 @dataclass(eq=False)
 class Endpoint:
-    """One server. What it is like is ``seen``; what requests have found out beside that holds until it changes."""
+    """One server: the result of the last probe, and what requests found out. A changed server resets the latter."""
 
     url: str
-    """Up to /v1, without credentials."""
+    """Ends in /v1, without credentials."""
     key: str = field(default="", repr=False)
-    seen: Seen | None = None
-    """None until the first look."""
+    last_probe: ProbeResult | None = None
+    """None before the first probe."""
     refused: frozenset[str] = frozenset()
-    """Fields that it does not take, so that they are left out."""
-    unknown: frozenset[str] = frozenset()
-    """What it has been found not to have: fields that cannot be left out, and tokenize."""
+    """Optional request fields that the server rejects. They are no longer sent."""
+    unsupported: frozenset[str] = frozenset()
+    """Features that the server does not have: ``logprobs``, ``echo``, ``tokenize``."""
     parses_reasoning: bool = False
-    """Whether it has told thinking and answer apart."""
+    """Whether the server sends the thinking in a separate field."""
     wake: threading.Event = field(default_factory=threading.Event, repr=False)
-    looked: threading.Event = field(default_factory=threading.Event, repr=False)
+    probed: threading.Event = field(default_factory=threading.Event, repr=False)
 
     @property
     def up(self) -> bool:
-        """Whether it was up at the last look."""
-        return bool(self.seen and self.seen.up)
+        """Whether the server was up at the last probe."""
+        return bool(self.last_probe and self.last_probe.up)
+
+    @property
+    def models(self) -> tuple[ServedModel, ...]:
+        """The models at the last probe. Empty: not known."""
+        return self.last_probe.models if self.last_probe else ()
 
     @property
     def kind(self) -> str:
-        """Which software serves there; empty where that is not known."""
-        return self.seen.kind if self.seen else ""
+        """The software of the server. Empty: not known."""
+        return self.last_probe.kind if self.last_probe else ""
 
     @property
-    def shown(self) -> str:
-        """The address as it is shown."""
+    def address(self) -> str:
+        """The address to show to users: without /v1."""
         return self.url.removesuffix("/v1")
 
     def serves(self, model: str) -> bool:
-        """Whether it offers ``model``, as far as is known."""
-        return not (self.seen and self.seen.models) or any(model == served.name for served in self.seen.models)
+        """Return whether the server offers ``model``. True if its models are not known."""
+        return not self.models or any(model == served.name for served in self.models)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
-        return ssl.create_default_context()  # which takes 20 ms: one for all requests
+        return ssl.create_default_context()  # takes 20 ms, so all requests share it
 
     def connect(self) -> "AsyncOpenAI":
-        """A client for one request. It belongs to the event loop that uses it, which has to close it."""
+        """Return a client for one request. The caller must close it, in the event loop that uses it."""
         import openai
 
         limits = openai.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
         client = openai.DefaultAsyncHttpxClient(verify=self._tls, timeout=limits)
         return openai.AsyncOpenAI(http_client=client, timeout=limits, **self._options())
 
-    def _connect_to_look(self) -> "OpenAI":
+    def _connect_to_probe(self) -> "OpenAI":
         import openai
 
         client = openai.DefaultHttpxClient(verify=self._tls, timeout=CONNECT_SECONDS)
@@ -152,7 +158,7 @@ class Endpoint:
     def _options(self) -> dict[str, Any]:
         import openai
 
-        # The variables of OpenAI's own service have no business here.
+        # The client reads these from environment variables, which are for the service of OpenAI.
         unsent: Any = {"OpenAI-Organization": openai.omit, "OpenAI-Project": openai.omit}
         return {
             "base_url": self.url,
@@ -162,39 +168,38 @@ class Endpoint:
         }
 
     def failed(self, why: str) -> None:
-        """A request has found it down: so it is, until the next look, which is soon."""
-        seen = self.seen or Seen(False)
-        self.seen = Seen(False, why, seen.models, seen.kind)
+        """Mark the server as down after a request failed with the text ``why``, and probe it again."""
+        self.last_probe = ProbeResult(False, why, self.models, self.kind)
         self.wake.set()
 
-    def look(self) -> None:
-        """Ask for its models."""
+    def probe(self) -> None:
+        """Get the models of the server and update its state."""
         try:
-            with self._connect_to_look() as client:
+            with self._connect_to_probe() as client:
                 answer = client.models.with_raw_response.list().http_response
                 found = _read_models(answer.json(), answer.headers.get("server", ""))
-        except Exception as error:  # whatever a server answers, the thread has to go on looking
+        except Exception as error:  # the thread must continue after any answer of the server
             if getattr(error, "status_code", None) in NO_LIST:
-                found = Seen(True)
+                found = ProbeResult(True)
             else:
-                before = self.seen or Seen(False)
-                found = Seen(False, explain(error, self.shown, "", self.key).user_text, before.models, before.kind)
-        self._found(found)
-        self.looked.set()
+                why = explain(error, self.address, "", self.key).user_text
+                found = ProbeResult(False, why, self.models, self.kind)
+        self._update(found)
+        self.probed.set()
 
-    def _found(self, now: Seen) -> None:
-        if now.up and now != self.seen:
-            # It was down, or is another one now: what it was found not to have, it may have.
-            self.refused, self.unknown, self.parses_reasoning = frozenset(), frozenset(), False
-        self.seen = now
+    def _update(self, now: ProbeResult) -> None:
+        if now.up and now != self.last_probe:
+            # The server was down or changed, so it can have other features now.
+            self.refused, self.unsupported, self.parses_reasoning = frozenset(), frozenset(), False
+        self.last_probe = now
 
 
-def _read_models(answer: Any, server: str) -> Seen:
+def _read_models(answer: Any, server: str) -> ProbeResult:
     rows = answer["data"]
-    models = tuple(Served(str(row["id"]), _context_length(row)) for row in rows if row.get("id"))
+    models = tuple(ServedModel(str(row["id"]), _context_length(row)) for row in rows if row.get("id"))
     owners = [KINDS[owner] for row in rows if (owner := row.get("owned_by")) in KINDS]
     kind = KINDS["llamacpp"] if server == "llama.cpp" else owners[0] if owners else ""
-    return Seen(True, "", models, kind)
+    return ProbeResult(True, "", models, kind)
 
 
 def _context_length(row: dict[str, Any]) -> int | None:
@@ -204,7 +209,7 @@ def _context_length(row: dict[str, Any]) -> int | None:
 
 
 class Endpoints:
-    """All of them. Threads look at them from ``start`` to ``close``."""
+    """All servers. Threads probe them from ``start`` to ``close``."""
 
     def __init__(self, urls: Sequence[str], key: str = "") -> None:
         self.all = tuple(Endpoint(url, key) for url in urls)
@@ -214,52 +219,54 @@ class Endpoints:
         self._threads: list[threading.Thread] = []
 
     def start(self) -> None:
-        """Begin to look at each; when that is going on, look at once."""
+        """Start to probe the servers. If that has started, probe them immediately."""
         with self._started:
             if self._closed.is_set():
                 return
-            for one in self.all[len(self._threads) :]:
-                thread = threading.Thread(target=self._watch, args=(one,), name=f"look at {one.shown}", daemon=True)
+            for endpoint in self.all[len(self._threads) :]:
+                thread = threading.Thread(
+                    target=self._watch, args=(endpoint,), name=f"probe {endpoint.address}", daemon=True
+                )
                 self._threads.append(thread)
                 thread.start()
-        for one in self.all:
-            one.wake.set()
+        for endpoint in self.all:
+            endpoint.wake.set()
 
-    def _watch(self, one: Endpoint) -> None:
+    def _watch(self, endpoint: Endpoint) -> None:
         while not self._closed.is_set():
-            one.wake.clear()
-            before = one.up
-            one.look()
-            if one.up and not before:
-                log.info("The server at %s answers.", one.shown)
-            elif before and not one.up and one.seen:
-                log.warning("%s", one.seen.why)
-            one.wake.wait(UP_SECONDS if one.up else DOWN_SECONDS)
+            endpoint.wake.clear()
+            before = endpoint.up
+            endpoint.probe()
+            if endpoint.up and not before:
+                log.info("The server at %s is up.", endpoint.address)
+            elif before and not endpoint.up and endpoint.last_probe:
+                log.warning("%s", endpoint.last_probe.error)
+            endpoint.wake.wait(UP_SECONDS if endpoint.up else DOWN_SECONDS)
 
     def wait(self, seconds: float, for_all: bool = False) -> None:
-        """Wait until one is up, or each has been looked at once; ``for_all``: until each has been."""
+        """Wait until one server is up or all have been probed. With ``for_all``, until all have been probed."""
         deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and not all(one.looked.is_set() for one in self.all):
-            if not for_all and any(one.up for one in self.all):
+        while time.monotonic() < deadline and not all(endpoint.probed.is_set() for endpoint in self.all):
+            if not for_all and any(endpoint.up for endpoint in self.all):
                 return
             time.sleep(WAIT_SECONDS)
 
     def order(self, model: str) -> list[Endpoint]:
-        """Whom to ask for ``model``, the best first: those that are up take turns, and others come last."""
+        """Return the servers to try for ``model``, in order: those that are up take turns, the others come last."""
         turn = next(self._turn) % len(self.all)
         return self._sorted(self.all[turn:] + self.all[:turn], model)
 
     def best(self, model: str) -> Endpoint:
-        """Whom to ask something small about ``model``: nobody's turn is taken by it."""
+        """Return the server for a small request about ``model``. This does not use up a turn."""
         return self._sorted(self.all, model)[0]
 
     @staticmethod
     def _sorted(ones: Sequence[Endpoint], model: str) -> list[Endpoint]:
-        able = [one for one in ones if one.serves(model)] or list(ones)
-        return sorted(able, key=lambda one: not one.up)
+        able = [endpoint for endpoint in ones if endpoint.serves(model)] or list(ones)
+        return sorted(able, key=lambda endpoint: not endpoint.up)
 
     def close(self) -> None:
-        """Look no more."""
+        """Stop the probes."""
         self._closed.set()
-        for one in self.all:
-            one.wake.set()
+        for endpoint in self.all:
+            endpoint.wake.set()

@@ -1,4 +1,4 @@
-"""What went wrong with another server, as errors that say what to do. Knows the openai package's exceptions."""
+"""Converts the exceptions of the openai package to errors whose text says what to do."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from granite_demo.errors import (
 )
 
 MAX_MESSAGE = 300
-"""Characters of a server's own message that are shown."""
+"""The most characters that are shown of the message of a server."""
 OVERFLOWS = re.compile(
     r"context (length|size|window)|context holds|maximum model length|exceed_context|too many tokens"
 )
@@ -30,41 +30,41 @@ TRY = "Try again in a minute."
 
 
 class TooLongError(InvalidRequestError):
-    """The server finds prompt and answer too long, without the numbers that ContextOverflowError tells."""
+    """Prompt and answer are too long for the server. It does not give the numbers for a ContextOverflowError."""
 
 
 def explain(error: Exception, where: str, model: str, secret: str = "") -> GraniteDemoError:
-    """``error`` of a request to the server at ``where``; ``secret`` is never shown."""
+    """Convert the ``error`` of a request to the server at ``where``. The text never contains ``secret``."""
     import openai
 
     if isinstance(error, openai.APIStatusError):
         return _refused(error.status_code, message_of(error, secret), where, model)
-    # By its name: which library of connections openai has beneath it is its own business.
+    # The class is compared by name, because the HTTP library below openai can change.
     if isinstance(error, openai.APITimeoutError) and type(error.__cause__).__name__ != "ConnectTimeout":
-        # It has the request: it is not down, and to ask once more would only make its work more.
+        # The server has the request and is not down. A second request would only add to its load.
         return RemoteBusyError(f"The server at {where} did not answer in time. It may be overloaded. {TRY}")
     if isinstance(error, openai.APIConnectionError):
         return RemoteDownError(_unreachable(error, where))
-    if isinstance(error, openai.APIError):  # told within the stream
+    if isinstance(error, openai.APIError):  # an error event in the stream
         message = message_of(error, secret)
         return _too_long(message) or RemoteError(f"The server at {where} reports: {message}", elsewhere=True)
     return RemoteError(
-        f"The server at {where} answers, but not as OpenAI's API does. Check that the address is that of the API, "
+        f"The server at {where} does not answer like OpenAI's API. Check that the address is that of the API, "
         "such as http://host:8000/v1.",
         elsewhere=True,
     )
 
 
 def cut_off(error: GraniteDemoError) -> RemoteError:
-    """What to tell where ``error`` came after the first token."""
-    return RemoteError(f"The answer was cut off; what was written is kept. {error.user_text}")
+    """Return the error for an ``error`` after the first token."""
+    return RemoteError(f"The answer was cut off. The text so far is kept. {error.user_text}")
 
 
 def message_of(error: Any, secret: str = "") -> str:
-    """The server's own message: one short line of plain text."""
+    """Return the message of the server as one short line of plain text."""
     message = _find_message(error.body) or str(error.message)
     if "<html" in message.lower() or "<!doctype" in message.lower():
-        message = "a web page instead of an answer"
+        message = "The server sent a web page instead of an answer."
     if secret:
         message = message.replace(secret, "…")
     message = " ".join("".join(letter if letter.isprintable() else " " for letter in message).split())
@@ -72,23 +72,23 @@ def message_of(error: Any, secret: str = "") -> str:
 
 
 def rejected(error: Exception) -> bool:
-    """Whether ``error`` may come from a field of the request that the server does not take."""
+    """Return whether the cause of ``error`` can be a field of the request that the server does not accept."""
     import openai
 
     return isinstance(error, openai.APIStatusError) and error.status_code in (400, 422)
 
 
 def names(error: Any, field: str) -> bool:
-    """Whether the server's answer speaks of ``field``."""
-    return field in _said(error)
+    """Return whether the error of the server names ``field``."""
+    return field in _text_of(error)
 
 
 def unsupported(error: Exception, field: str) -> bool:
-    """Whether the server says that it does not know ``field`` at all, rather than that its value is wrong."""
-    return rejected(error) and names(error, field) and bool(UNSUPPORTED.search(_said(error)))
+    """Return whether the server does not know ``field`` at all. False if only its value is wrong."""
+    return rejected(error) and names(error, field) and bool(UNSUPPORTED.search(_text_of(error)))
 
 
-def _said(error: Any) -> str:
+def _text_of(error: Any) -> str:
     return f"{error} {getattr(error, 'body', '')}"
 
 
@@ -107,20 +107,20 @@ def _find_message(body: Any) -> str:
 def _refused(status: int, message: str, where: str, model: str) -> GraniteDemoError:
     if status in (401, 403):
         return RemoteError(
-            f"The server at {where} refuses the key. Give the right one with --backend-key or GRANITE_DEMO_BACKEND_KEY."
+            f"The server at {where} rejects the key. Set the right one with --backend-key or GRANITE_DEMO_BACKEND_KEY."
         )
     if status == 404:
-        named = f" or has no model {model!r:.200}" if model else ""
-        text = f"The server at {where} does not know this{named}: {message} Choose another model, or check the address."
-        return RemoteError(_ended(text), elsewhere=True)
+        what = f"has no model {model!r:.200}, or the address is wrong" if model else "does not know this address"
+        text = f"The server at {where} {what}: {_as_sentence(message)} Choose another model, or check the address."
+        return RemoteError(text, elsewhere=True)
     if status in (429, 503):
-        return RemoteBusyError(f"The server at {where} is busy: {_ended(message)} {TRY}")
+        return RemoteBusyError(f"The server at {where} is busy: {_as_sentence(message)} {TRY}")
     if status in (400, 413, 422):
-        return _too_long(message) or InvalidRequestError(f"The server at {where} refuses the request: {message}")
-    return RemoteError(f"The server at {where} failed ({status}): {_ended(message)} {TRY}", elsewhere=True)
+        return _too_long(message) or InvalidRequestError(f"The server at {where} rejects the request: {message}")
+    return RemoteError(f"The server at {where} failed ({status}): {_as_sentence(message)} {TRY}", elsewhere=True)
 
 
-def _ended(text: str) -> str:
+def _as_sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?", "…")) else f"{text}."
 
 
@@ -133,7 +133,8 @@ def _too_long(message: str) -> InvalidRequestError | None:
         if has >= holds:
             return ContextOverflowError(has, holds)
     return TooLongError(
-        f"Prompt and answer are too long for the server: {_ended(message)} Shorten the prompt, or lower Max new tokens."
+        f"Prompt and answer are too long for the server: {_as_sentence(message)} "
+        "Shorten the prompt, or lower Max new tokens."
     )
 
 
@@ -145,10 +146,10 @@ def _number(found: re.Match[str]) -> int:
 def _unreachable(error: BaseException, where: str) -> str:
     causes = list(_causes(error))
     if any(isinstance(cause, ssl.SSLError) or "[SSL" in str(cause) for cause in causes):
-        return f"The certificate of the server at {where} cannot be verified, or it speaks no TLS. Check the address."
+        return f"The certificate of {where} cannot be verified, or the server does not use TLS. Check the address."
     if any(isinstance(cause, socket.gaierror) for cause in causes):
-        return f"The name in {where} cannot be found. Check the address, and this machine's network."
-    return f"The server at {where} does not answer. Check that it runs."
+        return f"The host name in {where} cannot be found. Check the address and the network."
+    return f"The server at {where} does not answer. Check that it is running."
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -1,4 +1,4 @@
-"""What a model of another server can do, by its name: its template cannot be looked into from here. A table."""
+"""A table of what a model on another server can do, by its name. Its chat template is not available here."""
 
 import re
 from dataclasses import dataclass, replace
@@ -25,17 +25,20 @@ SWITCHES_3_3 = Switches(
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """A row: ``pattern`` is searched for in the lower-cased name."""
+    """A row of the table. ``pattern`` is a regular expression that is searched in the lower-case name."""
 
     pattern: str
     switches: Switches
     variables: frozenset[str] = frozenset()
-    """What its chat template reads, as ``template_inputs.switch_values`` wants it."""
+    """The variables that its chat template reads, for ``chat_template.switch_values``."""
     opens_reasoning: bool = False
-    """Whether the prompt itself opens the thinking, so that an answer that nobody parses begins within it."""
+    """Whether the prompt opens the thinking.
+
+    If the server does not parse it, the answer then starts in the thinking.
+    """
 
     def dialect(self, tools: bool, raw: bool) -> Dialect:
-        """What its answers are read by, where the server has left the markers in them."""
+        """Return the dialect to parse answers in which the server left the markers."""
         if raw:
             return PLAIN
         if self.switches.dialect != "plain":
@@ -44,7 +47,7 @@ class Family:
 
 
 ANY = Dialect("any", reasoning_open=("<think>",), reasoning_close=("</think>",))
-"""The most common marks of thinking. Nothing is taken for a call where no tools were offered."""
+"""The most common markers of thinking. Without tools in the request, no text is parsed as a tool call."""
 ANY_WITH_TOOLS = DIALECTS["4.2"]
 
 FAMILIES = (
@@ -71,5 +74,5 @@ FAMILIES = (
 
 
 def find_family(name: str) -> Family:
-    """The first row whose pattern is in ``name``: a repository, a file or an alias such as granite3.3:8b."""
+    """Return the first row whose pattern matches ``name``: a repository, a file, or an alias such as granite3.3:8b."""
     return next(row for row in FAMILIES if re.search(row.pattern, name.lower()))

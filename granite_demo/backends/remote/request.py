@@ -1,4 +1,4 @@
-"""A request as the bodies of OpenAI's API, with the extensions that vLLM, SGLang and our own server share."""
+"""Converts a request to a body of OpenAI's API, with the extensions that vLLM, SGLang and granite-demo share."""
 
 import json
 from dataclasses import dataclass
@@ -13,37 +13,37 @@ from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 
 OFF = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
-"""Extensions with the values that switch them off: said, since servers have defaults of their own."""
+"""Extensions and the values that switch them off. The values are sent, because servers have other defaults."""
 NAMES = {"llama.cpp": {"repetition_penalty": "repeat_penalty"}}
-"""Where a kind of server has another name for a field."""
+"""Other names of a field, by the kind of server."""
 OURS = "granite-demo"
-"""The kind that is this program."""
+"""The kind of a server that runs this program."""
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What is sent to ``path``. ``optional`` fields may be left out where a server does not take them."""
+    """The body to send to ``path``. If the server rejects ``optional`` fields, they can be removed."""
 
     path: str
     fields: dict[str, Any]
     optional: frozenset[str]
 
     def without(self, names: frozenset[str]) -> "Body":
-        """The same without those of ``names`` that are optional."""
+        """Return the body without those of ``names`` that are optional."""
         gone = names & self.optional
         kept = {name: value for name, value in self.fields.items() if name not in gone}
         return Body(self.path, kept, self.optional - gone)
 
 
 def to_body(request: GenerationRequest, model: str, family: Family, kind: str, seed: int | None = None) -> Body:
-    """The body of ``request`` for a server of ``kind``; ``seed`` is one that nobody asked for.
+    """Return the body of ``request`` for a server of ``kind``. ``seed`` is a seed that the request does not require.
 
-    Raises InvalidRequestError for what such a server cannot be asked.
+    Raises InvalidRequestError for a feature that such a server does not have.
     """
     sampling = request.sampling
     if any(request.begun):
         raise InvalidRequestError(
-            "Another server cannot go on with a text that has to be of one form. Accept or discard it, and begin anew."
+            "Another server cannot continue a text with a constraint. Accept or discard the text, and start again."
         )
     optional = {"stream_options": {"include_usage": True}, **({} if seed is None else {"seed": seed})}
     fields = {"model": model, "stream": True, **_sampling(sampling, kind), **_constraint(sampling.constraint, kind)}
@@ -77,12 +77,15 @@ def _name(name: str, kind: str) -> str:
 
 
 def special_tokens(wanted: bool, kind: str) -> dict[str, bool]:
-    """Whether a text may spell control tokens, for a server of ``kind``. Raises InvalidRequestError."""
+    """Return the field that sets whether control tokens in a text are parsed. Raises InvalidRequestError.
+
+    Only a server of the kind granite-demo has this field.
+    """
     if kind == OURS:
         return {"special_tokens": wanted}
     if wanted:
         raise InvalidRequestError(
-            "Another server decides itself what it takes for control tokens. Leave --special-tokens out."
+            "Another server decides itself which text it parses as control tokens. Remove --special-tokens."
         )
     return {}
 
@@ -117,8 +120,8 @@ def _chat(request: GenerationRequest, family: Family) -> dict[str, Any]:
 
 
 def to_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    """The conversation in OpenAI's words: each call has an id, which its result names."""
-    told: list[dict[str, Any]] = []
+    """Return the conversation in the format of OpenAI, which needs an id for each tool call and its result."""
+    turns: list[dict[str, Any]] = []
     open_calls: list[tuple[str, str]] = []
     count = 0
     for message in messages:
@@ -129,15 +132,17 @@ def to_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
                 count += 1
                 open_calls.append((f"call_{count}", call.name))
             turn["tool_calls"] = [
-                {"id": ident, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
-                for (ident, _), call in zip(open_calls, message.tool_calls, strict=True)
+                {"id": call_id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for (call_id, _), call in zip(open_calls, message.tool_calls, strict=True)
             ]
         elif message.role == "tool":
-            mine = next((call for call in open_calls if call[1] == message.name), (open_calls or [("call_0", "")])[0])
-            open_calls = [call for call in open_calls if call != mine]
-            turn |= {"tool_call_id": mine[0], **({"name": message.name} if message.name else {})}
-        told.append(turn)
-    return told
+            answered = next(
+                (call for call in open_calls if call[1] == message.name), (open_calls or [("call_0", "")])[0]
+            )
+            open_calls = [call for call in open_calls if call != answered]
+            turn |= {"tool_call_id": answered[0], **({"name": message.name} if message.name else {})}
+        turns.append(turn)
+    return turns
 
 
 def _constraint(constraint: Constraint | None, kind: str) -> dict[str, Any]:
@@ -150,7 +155,7 @@ def _constraint(constraint: Constraint | None, kind: str) -> dict[str, Any]:
         return {"response_format": {"type": "json_schema", "json_schema": schema}}
     if kind not in ("vLLM", "granite-demo"):
         raise InvalidRequestError(
-            "This server takes JSON and JSON schemas as the form of an answer, but no patterns and no choices."
+            "This server accepts only JSON and JSON schemas as a constraint, not a regex or choices."
         )
     form = {"regex": constraint.pattern} if constraint.kind == "regex" else {"choice": list(constraint.choices)}
     return {"structured_outputs": form}

@@ -1,6 +1,6 @@
-"""The chunks of another server's stream to the events of an answer. Knows no network.
+"""Converts the chunks of the stream of another server to the events of an answer.
 
-Whatever the chunks hold: they are other people's JSON, so a field of an unexpected type counts as absent.
+The JSON of other servers can be wrong, so a field of an unexpected type counts as absent.
 """
 
 import json
@@ -30,21 +30,21 @@ from granite_demo.types.messages import ToolCall
 from granite_demo.types.requests import GenerationRequest
 
 REASONS: dict[str, FinishReason] = {"length": "length", "tool_calls": "tool_calls", "function_call": "tool_calls"}
-"""Others are a stop."""
+"""All other finish reasons of the server mean ``stop``."""
 UNKNOWN_ID = -1
 
 
 class Reader:
-    """Reads one answer: ``feed`` each chunk, then ``end``."""
+    """Reads one answer. Call ``feed`` for each chunk, then ``end``."""
 
     def __init__(
         self, dialect: Dialect, request: GenerationRequest, arrived: float, starts_in_reasoning: bool = False
     ) -> None:
-        """``arrived`` is when the request came, by perf_counter."""
+        """``arrived`` is the perf_counter time of the request."""
         self.ended: str | None = None
-        """The server's finish reason, once it is told."""
-        self.parsed_there = False
-        """Whether the server itself tells the thinking from the answer."""
+        """The finish reason of the server, or None before it is received."""
+        self.server_parses_reasoning = False
+        """Whether the server sends the thinking in a separate field."""
         self._dialect = dialect if request.calls else dialect.without_calls()
         self._tools = request.tools
         self._starts_in_reasoning = starts_in_reasoning
@@ -60,16 +60,16 @@ class Reader:
 
     @property
     def stopped(self) -> bool:
-        """Whether a stop string has ended the answer."""
+        """Whether a stop string ended the answer."""
         return self._visible.hit
 
     @property
     def first(self) -> float | None:
-        """When the first token came, by perf_counter."""
+        """The perf_counter time of the first token, or None before it."""
         return self._first
 
     def feed(self, chunk: dict[str, Any]) -> Iterator[StreamEvent]:
-        """The events that ``chunk`` brings; none before the first token."""
+        """Yield the events of ``chunk``. There are none before the first token."""
         usage = chunk.get("usage")
         self._usage = usage if isinstance(usage, dict) else self._usage
         choice = _first_of(chunk.get("choices"))
@@ -78,21 +78,21 @@ class Reader:
         scored = list(_scored(choice.get("logprobs")))
         thinking = _text(delta.get("reasoning_content")) or _text(delta.get("reasoning"))
         text, calls = _text(delta.get("content")), _list(delta.get("tool_calls"))
-        if self._parser is None and (thinking or self.parsed_there):
-            text = text.lstrip()  # what parts the answer from the thinking
+        if self._parser is None and (thinking or self.server_parses_reasoning):
+            text = text.lstrip()  # whitespace between the thinking and the answer
         if thinking or text or calls or scored:
             self._count += max(1, len(scored))
             self._first = self._first or time.perf_counter()
             for token in scored:
                 yield TokenScored(token)
             if thinking:
-                self.parsed_there = True
+                self.server_parses_reasoning = True
                 self._reasoned, self._thought = self._count, time.perf_counter()
                 yield ReasoningDelta(thinking, self._count)
             if text:
                 yield from self._parse(text)
             elif not thinking:
-                yield TextDelta("", self._count)  # which tells the count
+                yield TextDelta("", self._count)  # to update the token count
         for call in calls:
             self._add_call(call)
         if isinstance(ended := choice.get("finish_reason"), str):
@@ -100,9 +100,9 @@ class Reader:
 
     def _parse(self, text: str) -> Iterator[StreamEvent]:
         if self._parser is None:
-            opened = self._starts_in_reasoning and not self.parsed_there
-            # What the server has parsed holds no marks of thinking, and what looks like one is the answer's own.
-            self._parser = ResponseParser(self._dialect, starts_in_reasoning=opened, tools=self._tools)
+            starts_in_reasoning = self._starts_in_reasoning and not self.server_parses_reasoning
+            # If the server parses the thinking, a marker in the text is part of the answer.
+            self._parser = ResponseParser(self._dialect, starts_in_reasoning=starts_in_reasoning, tools=self._tools)
         thinking = self._parser.in_reasoning
         parts = self._parser.feed(text)
         if thinking or self._parser.in_reasoning or any(isinstance(part, Reasoning) for part in parts):
@@ -123,7 +123,7 @@ class Reader:
             call[name] += _text(function.get(name))
 
     def end(self, seed: int | None, provenance: Provenance, ended: FinishReason | None = None) -> Iterator[StreamEvent]:
-        """The last events, a Finish last of all; ``ended`` is why, where the server has not told it."""
+        """Yield the last events, and Finish as the last. ``ended`` replaces the finish reason of the server."""
         parser = self._parser or ResponseParser(PLAIN)
         yield from self._visible.end(parser.flush(), self._count)
         reason = ended or REASONS.get(self.ended or "", "stop")
@@ -142,27 +142,27 @@ class Reader:
     def _counted(self) -> Usage:
         completion = _number(self._usage.get("completion_tokens"), self._count)
         details = self._usage.get("completion_tokens_details")
-        told = _number(details.get("reasoning_tokens"), 0) if isinstance(details, dict) else 0
-        # Where the server does not tell, the chunks do: they are tokens, or about the same share of them.
-        reasoning = told or round(self._reasoned * completion / max(1, self._count))
+        reported = _number(details.get("reasoning_tokens"), 0) if isinstance(details, dict) else 0
+        # Without a number from the server, the share of the chunks is an estimate.
+        reasoning = reported or round(self._reasoned * completion / max(1, self._count))
         return Usage(_number(self._usage.get("prompt_tokens"), 0), completion, reasoning)
 
 
 def scored_prompt(logprobs: Any) -> list[ScoredToken]:
-    """The tokens of a text that a server has echoed with their log probabilities."""
+    """Return the tokens of an echoed text with their log probabilities."""
     return list(_scored(logprobs))
 
 
 def _scored(logprobs: Any) -> Iterator[ScoredToken]:
     if not isinstance(logprobs, dict):
         return
-    for item in _list(logprobs.get("content")):  # of a chat
+    for item in _list(logprobs.get("content")):  # the format of chat completions
         if isinstance(item, dict):
             tops = [top for top in _list(item.get("top_logprobs")) if isinstance(top, dict)]
             others = [(_text(top.get("token")), top.get("logprob")) for top in tops]
             yield _token(item.get("token"), item.get("logprob"), others)
     numbers, tops = _list(logprobs.get("token_logprobs")), _list(logprobs.get("top_logprobs"))
-    for index, token in enumerate(_list(logprobs.get("tokens"))):  # of a completion
+    for index, token in enumerate(_list(logprobs.get("tokens"))):  # the format of completions
         number = numbers[index] if index < len(numbers) else None
         found = tops[index] if index < len(tops) else None
         yield _token(token, number, list(found.items()) if isinstance(found, dict) else [])
@@ -183,7 +183,7 @@ def _read_call(name: str, arguments: str, cut: bool) -> ToolCall:
         why = CUT_OFF if cut else f"The call cannot be read as JSON: {error}."
         return ToolCall(name, arguments, why)
     if not isinstance(value, dict) or not name:
-        return unreadable(arguments, "The call names no tool, or its arguments are no object.")
+        return unreadable(arguments, "The call has no tool name, or its arguments are not an object.")
     return ToolCall(name, arguments or "{}")
 
 

@@ -1,4 +1,4 @@
-"""Scoring a text with another server: it is echoed as a completion, with the log probability of each token."""
+"""Scores a text on another server: the server echoes it as a completion with the log probability of each token."""
 
 import time
 from typing import Any, NoReturn
@@ -12,44 +12,46 @@ from granite_demo.types.events import ScoreSummary
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.requests import ScoreRequest
 
-CANNOT = "The server at {} does not score a text: it tells no log probabilities of a prompt. vLLM does."
+CANNOT = "The server at {} cannot score a text: it returns no log probabilities for a prompt. vLLM does."
 
 
-async def score_text(client: Any, one: Endpoint, request: ScoreRequest, model: str) -> list[ScoredToken | ScoreSummary]:
-    """Each token of the text, and the summary. Raises GraniteDemoError."""
-    began = time.perf_counter()
+async def score_text(
+    client: Any, endpoint: Endpoint, request: ScoreRequest, model: str
+) -> list[ScoredToken | ScoreSummary]:
+    """Return the scored tokens of the text and the summary. Raises GraniteDemoError."""
+    start = time.perf_counter()
     prompt = request.text if request.token_ids is None else list(request.token_ids)
     fields = {"model": model, "prompt": prompt, "echo": True, "logprobs": request.alternatives, "temperature": 0.0}
-    extra = special_tokens(request.special_tokens, one.kind) if request.token_ids is None else {}
+    extra = special_tokens(request.special_tokens, endpoint.kind) if request.token_ids is None else {}
     try:
         try:
             answer = await client.completions.create(**fields, max_tokens=0, extra_body=extra)
         except Exception as error:
             if not rejected(error):
                 raise
-            # Some want one token at least.
+            # Some servers require at least one new token.
             answer = await client.completions.create(**fields, max_tokens=1, extra_body=extra)
         answer = answer.to_dict()
         logprobs = answer["choices"][0].get("logprobs")
-    except Exception as error:  # other people's JSON
+    except Exception as error:  # the JSON can have any form
         if rejected(error) and names(error, "echo"):
-            _cannot(one)
-        raise explain(error, one.shown, model, one.key) from error
+            _cannot(endpoint)
+        raise explain(error, endpoint.address, model, endpoint.key) from error
     tokens = scored_prompt(logprobs)
-    tokens = tokens[: len(tokens) - _beyond(logprobs, prompt)]
+    tokens = tokens[: len(tokens) - _generated(logprobs, prompt)]
     if not tokens:
-        _cannot(one)
+        _cannot(endpoint)
     total = sum(token.logprob or 0.0 for token in tokens[1:])
-    return [*tokens, ScoreSummary(len(tokens), total, time.perf_counter() - began)]
+    return [*tokens, ScoreSummary(len(tokens), total, time.perf_counter() - start)]
 
 
-def _cannot(one: Endpoint) -> NoReturn:
-    one.unknown |= {"echo"}
-    raise InvalidRequestError(CANNOT.format(one.shown))
+def _cannot(endpoint: Endpoint) -> NoReturn:
+    endpoint.unsupported |= {"echo"}
+    raise InvalidRequestError(CANNOT.format(endpoint.address))
 
 
-def _beyond(logprobs: Any, prompt: str | list[int]) -> int:
-    """How many of the tokens are not the prompt's but were generated after it."""
+def _generated(logprobs: Any, prompt: str | list[int]) -> int:
+    """Return the number of tokens that were generated after the prompt."""
     if isinstance(prompt, list):
         return max(0, len(logprobs.get("tokens") or []) - len(prompt)) if isinstance(logprobs, dict) else 0
     offsets = logprobs.get("text_offset") if isinstance(logprobs, dict) else None

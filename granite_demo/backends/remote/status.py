@@ -1,4 +1,4 @@
-"""What is known of other servers, as the state of the model that answers."""
+"""Makes the model status from the states of the servers."""
 
 from collections.abc import Iterator, Sequence
 
@@ -9,33 +9,33 @@ from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import Fact, Feature, ModelStatus
 
 AUTO = "auto"
-"""The name under which the page offers the servers' own first model."""
-THERE = "the model runs there, not here"
+"""The name for the first model of the servers."""
+RUNS_THERE = "the model runs on that server"
 UNABLE: tuple[tuple[Feature, str], ...] = (
-    ("comparing precisions", "The model runs on another server, which loads it in one way only."),
-    ("special tokens", "The other server decides what it takes for control tokens."),
+    ("comparing precisions", "The model runs on another server, which loads it in only one precision."),
+    ("special tokens", "The other server decides which text it parses as control tokens."),
 )
 OWN = "granite-demo"
-"""The kind of server that can do what this one can."""
+"""The kind of a server that has all features of this program."""
 
 
 def state_of(endpoints: Sequence[Endpoint], chosen: str) -> ModelStatus:
-    """``chosen`` is the model to ask for; empty for the first that is listed."""
-    up = [one for one in endpoints if one.up]
-    listed = list(dict.fromkeys(served.name for one in up for served in one.seen.models)) if up else []  # type: ignore[union-attr]
+    """Return the status for the model ``chosen``. Empty: the first model that the servers list."""
+    up = [endpoint for endpoint in endpoints if endpoint.up]
+    listed = list(dict.fromkeys(served.name for endpoint in up for served in endpoint.models))
     model = chosen or next(iter(listed), "")
     facts = tuple(_facts(endpoints))
     family = find_family(model)
     if up and model:
         missing = chosen and listed and chosen not in listed
-        notice = f"The server does not list a model {chosen}. It has: {', '.join(listed)[:300]}." if missing else ""
+        notice = f"The server does not list the model {chosen}. It has: {', '.join(listed)[:300]}." if missing else ""
         return ModelStatus(
             model,
             "ready",
             1.0,
             title=model,
             about="A model of another server.",
-            servers=tuple(_shown(one) for one in endpoints),
+            servers=tuple(_name(endpoint) for endpoint in endpoints),
             facts=facts,
             context_length=_context_length(up, model),
             notice=notice,
@@ -43,49 +43,51 @@ def state_of(endpoints: Sequence[Endpoint], chosen: str) -> ModelStatus:
             unable=tuple(_unable(up)),
         )
     name = model or AUTO
-    if any(not one.looked.is_set() for one in endpoints):
-        return ModelStatus(name, "loading", detail=f"asking {endpoints[0].shown}", facts=facts)
-    why = "The server is up, but lists no model. Load one there, or name one with --backend-model."
+    if any(not endpoint.probed.is_set() for endpoint in endpoints):
+        return ModelStatus(name, "loading", detail=f"connecting to {endpoints[0].address}", facts=facts)
+    detail = "The server is up, but lists no model. Load one there, or name one with --backend-model."
     if not up:
-        why = " ".join(one.seen.why for one in endpoints if one.seen) + " It is looked for every second."
-    return ModelStatus(name, "failed", detail=why, title=model, facts=facts)
+        errors = [endpoint.last_probe.error for endpoint in endpoints if endpoint.last_probe]
+        detail = " ".join((*errors, "A new try follows every second."))
+    return ModelStatus(name, "failed", detail=detail, title=model, facts=facts)
 
 
 def _context_length(up: Sequence[Endpoint], model: str) -> int | None:
     lengths = [
         served.context_length
-        for one in up
-        for served in (one.seen.models if one.seen else ())
+        for endpoint in up
+        for served in endpoint.models
         if served.name == model and served.context_length
     ]
-    return min(lengths, default=None)  # the one that every server holds
+    return min(lengths, default=None)  # so that the context fits on each server
 
 
 def _facts(endpoints: Sequence[Endpoint]) -> Iterator[Fact]:
-    for one in endpoints:
-        yield "Device", _shown(one), THERE if one.up or not one.seen else one.seen.why
-        if one.refused:
-            yield "Left out", ", ".join(sorted(one.refused)), "the server does not take these fields"
-    yield "Switches", "by the model's name", "the template of another server cannot be looked into"
+    for endpoint in endpoints:
+        error = endpoint.last_probe.error if endpoint.last_probe else ""
+        yield "Device", _name(endpoint), error or RUNS_THERE
+        if endpoint.refused:
+            yield "Left out", ", ".join(sorted(endpoint.refused)), "the server rejects these fields"
+    yield "Switches", "by the name of the model", "the chat template of another server is not available"
 
 
-def _shown(endpoint: Endpoint) -> str:
-    return f"{endpoint.kind} at {endpoint.shown}" if endpoint.kind else endpoint.shown
+def _name(endpoint: Endpoint) -> str:
+    return f"{endpoint.kind} at {endpoint.address}" if endpoint.kind else endpoint.address
 
 
 def _unable(up: Sequence[Endpoint]) -> Iterator[tuple[Feature, str]]:
     yield from UNABLE
-    if any(one.kind != OWN for one in up):
-        yield "fill in the middle", "It is not certain that the other server can fill a gap. vLLM and SGLang cannot."
-    if any("logprobs" in one.unknown for one in up):
-        yield "log probabilities", "The other server tells no log probabilities."
-    if any("echo" in one.unknown for one in up):
-        yield "scoring", "The other server does not score a text: it takes no echo with log probabilities."
+    if any(endpoint.kind != OWN for endpoint in up):
+        yield "fill in the middle", "The other server may not be able to fill a gap. vLLM and SGLang cannot."
+    if any("logprobs" in endpoint.unsupported for endpoint in up):
+        yield "log probabilities", "The other server returns no log probabilities."
+    if any("echo" in endpoint.unsupported for endpoint in up):
+        yield "scoring", "The other server cannot score a text: it does not accept echo with log probabilities."
 
 
 def check_options(options: LoadOptions) -> None:
-    """Raise InvalidRequestError where ``options`` ask for more than a name."""
+    """Raise InvalidRequestError if ``options`` set anything but the name of the model."""
     if options != LoadOptions(options.model, revision=options.revision):
         raise InvalidRequestError(
-            "Precision, attention and context are chosen where the other server is started. Leave them as they are."
+            "Precision, attention and context are options of the other server. Leave them at their defaults."
         )

@@ -1,4 +1,4 @@
-"""Answers of other servers: what is sent, what is told, what happens when they fail."""
+"""Tests for the backend of other servers: the requests, the answers, and failures."""
 
 import asyncio
 import json
@@ -52,7 +52,7 @@ TOO_LONG = (
     "This model's maximum context length is {} tokens. However, you requested {} tokens ({} in the messages, {} in the "
     "completion). Please reduce the length."
 )
-"""As vLLM says it."""
+"""The error text of vLLM."""
 
 
 def asked(**given: Any) -> GenerationRequest:
@@ -64,11 +64,11 @@ async def events_of(backend: RemoteBackend, request: GenerationRequest = ASKED) 
         return [event async for event in events]
 
 
-async def test_a_text_that_has_to_be_of_one_form_cannot_go_on() -> None:
+async def test_a_text_with_a_constraint_cannot_be_continued() -> None:
     sampling = SamplingParams(constraint=Constraint("json_object"))
     request = GenerationRequest(prompt='As JSON: {"a"', sampling=sampling, begun=('{"a"', ()))
     server = FakeServer([said("1")])
-    refused = pytest.raises(InvalidRequestError, match="Accept or discard it")
+    refused = pytest.raises(InvalidRequestError, match="Accept or discard the text")
     with serving(server), remote(server) as backend, refused:
         await events_of(backend, request)
     assert not server.bodies
@@ -122,7 +122,7 @@ async def test_a_completion_of_raw_text_and_of_tokens() -> None:
     assert server.bodies[1]["prompt"] == [1, 2]
 
 
-async def test_all_that_a_request_can_say() -> None:
+async def test_all_fields_of_a_request() -> None:
     server = FakeServer()
     server.models = [{"id": "ibm-granite/granite-3.3-8b-instruct"}]
     tool = ToolSpec("add", "Adds.", {"type": "object"})
@@ -153,8 +153,8 @@ async def test_all_that_a_request_can_say() -> None:
     assert body["tools"] == [tool.as_function()]
     assert body["documents"] == [{"doc_id": "1", "title": "T", "text": "X"}]
     assert body["chat_template_kwargs"] == {"thinking": True, "controls": {"length": "short"}}
-    told = {name: body[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed")}
-    assert told == {
+    sent = {name: body[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "max_tokens", "seed")}
+    assert sent == {
         "temperature": 0.5,
         "top_p": 0.9,
         "top_k": 40,
@@ -184,7 +184,7 @@ async def test_all_that_a_request_can_say() -> None:
         (Constraint("choice", choices=("yes", "no")), {"structured_outputs": {"choice": ["yes", "no"]}}),
     ],
 )
-async def test_the_form_of_an_answer_is_asked_for(constraint: Constraint, fields: dict[str, Any]) -> None:
+async def test_a_constraint_is_sent(constraint: Constraint, fields: dict[str, Any]) -> None:
     server = FakeServer()
     request = asked(sampling=SamplingParams(constraint=constraint))
     with serving(server), remote(server) as backend:
@@ -196,11 +196,11 @@ async def test_the_form_of_an_answer_is_asked_for(constraint: Constraint, fields
             await events_of(backend, request)
             assert fields.items() <= server.bodies[1].items()
         else:
-            with pytest.raises(InvalidRequestError, match="no patterns and no choices"):
+            with pytest.raises(InvalidRequestError, match="not a regex or choices"):
                 await events_of(backend, request)
 
 
-async def test_a_sampled_answer_tells_its_seed_and_switches_the_servers_own_cuts_off() -> None:
+async def test_a_sampled_answer_has_a_seed_and_switches_off_the_servers_defaults() -> None:
     server = FakeServer()
     with serving(server), remote(server) as backend:
         events = await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
@@ -210,7 +210,7 @@ async def test_a_sampled_answer_tells_its_seed_and_switches_the_servers_own_cuts
 
 
 @pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-async def test_thinking_that_the_server_parses(field: str) -> None:
+async def test_thinking_in_a_field_of_its_own(field: str) -> None:
     server = FakeServer([said("", **{field: "Hm"}), said("", **{field: "m."}), said("\n\n"), said("\nYes"), ended()])
     with serving(server), remote(server) as backend:
         events = await events_of(backend)
@@ -228,7 +228,9 @@ async def test_thinking_that_the_server_parses(field: str) -> None:
         ("anything", "Yes</think>", "", "Yes</think>"),
     ],
 )
-async def test_thinking_between_marks_in_any_cuts(model: str, text: str, thinking: str, answer: str) -> None:
+async def test_thinking_between_markers_that_are_split_over_chunks(
+    model: str, text: str, thinking: str, answer: str
+) -> None:
     server = FakeServer([*(said(letter) for letter in text), ended()])
     server.models = [{"id": model}]
     with serving(server), remote(server) as backend:
@@ -236,7 +238,7 @@ async def test_thinking_between_marks_in_any_cuts(model: str, text: str, thinkin
     assert (thinking_of(events), text_of(events)) == (thinking, answer)
 
 
-async def test_an_answer_without_thinking_is_not_taken_for_it_where_the_server_parses() -> None:
+async def test_an_answer_without_thinking_is_text_if_the_server_parses_thinking() -> None:
     server = FakeServer([said("", reasoning_content="Hm"), said("Yes"), ended()])
     server.models = [{"id": "granite-4.2-8b"}]
     with serving(server), remote(server) as backend:
@@ -246,7 +248,7 @@ async def test_an_answer_without_thinking_is_not_taken_for_it_where_the_server_p
     assert (thinking_of(events), text_of(events)) == ("", "No")
 
 
-async def test_calls_come_whole() -> None:
+async def test_tool_calls_are_joined() -> None:
     def part(index: int, **function: str) -> dict[str, Any]:
         return said("", tool_calls=[{"index": index, "function": function}])
 
@@ -261,7 +263,7 @@ async def test_calls_come_whole() -> None:
     assert finish_of(events).reason == "tool_calls"
 
 
-async def test_calls_in_the_text_are_read_where_tools_were_offered() -> None:
+async def test_tool_calls_in_the_text_are_parsed_if_the_request_has_tools() -> None:
     server = FakeServer([said('<tool_call>{"name": "add", "arguments": {}}</tool_call>'), ended()])
     server.models = [{"id": "anything"}]
     with serving(server), remote(server) as backend:
@@ -294,7 +296,7 @@ async def test_a_stop_string_that_the_server_does_not_know_still_ends_the_answer
         request = asked(sampling=SamplingParams(stop=("END",)))
         events = await asyncio.wait_for(events_of(backend, request), 20)
         assert (text_of(events), finish_of(events).reason) == ("one ", "stop")
-        await gone(server)
+        await wait_until_idle(server)
 
 
 async def failure_of(backend: RemoteBackend) -> GraniteDemoError:
@@ -303,14 +305,14 @@ async def failure_of(backend: RemoteBackend) -> GraniteDemoError:
     return raised.value
 
 
-async def gone(server: FakeServer, seconds: float = 2.0) -> None:
+async def wait_until_idle(server: FakeServer, seconds: float = 2.0) -> None:
     deadline = time.monotonic() + seconds
     while server.running:
-        assert time.monotonic() < deadline, "the server still writes"
+        assert time.monotonic() < deadline, "the server still sends"
         await asyncio.sleep(0.02)
 
 
-async def test_closing_the_stream_ends_the_request_there() -> None:
+async def test_closing_the_stream_ends_the_request_on_the_server() -> None:
     server = FakeServer([said("x")] * 2000)
     server.delay = 0.02
     with serving(server), remote(server) as backend:
@@ -318,21 +320,21 @@ async def test_closing_the_stream_ends_the_request_there() -> None:
             async for event in events:
                 assert isinstance(event, TextDelta)
                 break
-        await gone(server)
+        await wait_until_idle(server)
 
 
-async def test_a_stopped_answer_ends_with_what_was_held_back() -> None:
+async def test_a_stopped_answer_ends_with_the_text_that_was_held_back() -> None:
     call = '{"index": 0, "function": {"name": "f", "arguments": "{"}}'
     server = FakeServer([said("A <tool"), said("", tool_calls=[json.loads(call)]), *[said("_")] * 2000])
     server.delay = 0.02
     with serving(server), remote(server) as backend:
         request = replace(ASKED, tools=(ToolSpec("f", "", {"type": "object"}),), stop=Stop())
         events = backend.stream(request)
-        told = [await anext(events) for _ in range(3)]
+        first = [await anext(events) for _ in range(3)]
         request.stop.set()
         rest = [event async for event in events]
-        await gone(server)
-    assert text_of(told) == "A"
+        await wait_until_idle(server)
+    assert text_of(first) == "A"
     text, called, finish = rest
     assert isinstance(text, TextDelta)
     assert text.text.startswith(" <tool")
@@ -343,7 +345,7 @@ async def test_a_stopped_answer_ends_with_what_was_held_back() -> None:
     assert finish.provenance is not None
 
 
-async def test_a_stop_before_the_first_token_ends_the_request_there() -> None:
+async def test_a_stop_before_the_first_token_ends_the_request_on_the_server() -> None:
     server = FakeServer([said("x")] * 2000)
     server.first_delay = 1.5
     request = replace(ASKED, stop=Stop())
@@ -355,10 +357,10 @@ async def test_a_stop_before_the_first_token_ends_the_request_there() -> None:
         [finish] = await asyncio.wait_for(reading, 1)
         assert isinstance(finish, Finish)
         assert (finish.reason, finish.usage.completion_tokens) == ("stopped", 0)
-        await gone(server)
+        await wait_until_idle(server)
 
 
-async def test_closing_the_backend_ends_what_runs() -> None:
+async def test_closing_the_backend_ends_running_requests() -> None:
     server = FakeServer([said("x")])
     server.delay = 30.0
     with serving(server), remote(server) as backend:
@@ -372,7 +374,7 @@ async def test_closing_the_backend_ends_what_runs() -> None:
             await events_of(backend)
 
 
-async def test_fields_that_a_server_rejects_are_left_out_and_told() -> None:
+async def test_fields_that_a_server_rejects_are_left_out_and_listed() -> None:
     def refuse(body: dict[str, Any]) -> tuple[int, Any] | None:
         unknown = [name for name in ("stream_options", "min_p") if name in body]
         return (422, {"detail": [{"loc": unknown[:1], "msg": "Extra inputs"}]}) if unknown else None
@@ -384,24 +386,24 @@ async def test_fields_that_a_server_rejects_are_left_out_and_told() -> None:
         assert text_of(events) == "Hello world"
         assert finish_of(events).usage == Usage(0, 2)
         assert server.asked == 3
-        assert server.bodies[-1]["top_k"] == 0  # which it did not name
+        assert server.bodies[-1]["top_k"] == 0  # the error did not name this field
         await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
         assert server.asked == 4
         assert ("Left out", "min_p, stream_options") in [fact[:2] for fact in backend.status().facts]
 
 
-async def test_what_a_server_does_not_name_is_asked_for_again() -> None:
+async def test_a_field_that_the_error_does_not_name_is_sent_again() -> None:
     server = FakeServer()
     server.refuse = lambda body: (400, {"error": "bad request"}) if "min_p" in body else None
     with serving(server), remote(server) as backend:
-        for asked_so_far in (2, 4):
+        for requests in (2, 4):
             await events_of(backend, asked(sampling=SamplingParams(temperature=1.0)))
-            assert server.asked == asked_so_far
+            assert server.asked == requests
         assert "Left out" not in [name for name, *_ in backend.status().facts]
 
 
 @pytest.mark.parametrize("change", ["restart", "kind"])
-async def test_what_was_left_out_comes_back_with_another_server(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
+async def test_a_changed_server_gets_all_fields_again(monkeypatch: pytest.MonkeyPatch, change: str) -> None:
     monkeypatch.setattr(endpoints, "DOWN_SECONDS", 0.05)
     monkeypatch.setattr(endpoints, "UP_SECONDS", 0.05)
 
@@ -417,7 +419,7 @@ async def test_what_was_left_out_comes_back_with_another_server(monkeypatch: pyt
             await events_of(backend, asked(sampling=SamplingParams(logprobs=2)))
         (one,) = backend.endpoints.all
         assert (one.refused, one.parses_reasoning) == (frozenset({"min_p"}), True)
-        assert "tells no log probabilities" in str(backend.status().unable_to("log probabilities"))
+        assert "returns no log probabilities" in str(backend.status().unable_to("log probabilities"))
         server.refuse = lambda body: None
         if change == "restart":
             server.kill()
@@ -436,7 +438,7 @@ async def test_what_was_left_out_comes_back_with_another_server(monkeypatch: pyt
         assert "min_p" in server.bodies[-1]
 
 
-async def test_a_value_that_is_refused_takes_no_feature_away() -> None:
+async def test_a_rejected_value_does_not_disable_the_feature() -> None:
     server = FakeServer()
     server.refuse = lambda body: (400, {"error": "top_logprobs: at most 5"}) if "logprobs" in body else None
     with serving(server), remote(server) as backend:
@@ -445,7 +447,7 @@ async def test_a_value_that_is_refused_takes_no_feature_away() -> None:
         assert not backend.status().unable_to("log probabilities")
 
 
-async def test_what_the_visitor_set_is_never_left_out() -> None:
+async def test_a_field_that_the_visitor_set_is_never_left_out() -> None:
     server = FakeServer()
     server.refuse = lambda body: (400, {"error": {"message": "top_k is unknown"}}) if "top_k" in body else None
     with serving(server), remote(server) as backend:
@@ -460,18 +462,18 @@ async def test_what_the_visitor_set_is_never_left_out() -> None:
         (401, {"error": {"message": "no"}}, RemoteError, "--backend-key"),
         (404, {"error": {"message": "The model `x` does not exist."}}, RemoteError, "does not exist. Choose another"),
         (404, "<!doctype html><p>no</p>", RemoteError, "a web page"),
-        (502, "<html><h1>Bad Gateway</h1></html>", RemoteError, "failed (502): a web page"),
+        (502, "<html><h1>Bad Gateway</h1></html>", RemoteError, "failed (502): The server sent a web page"),
         (429, {"error": "slow down"}, RemoteBusyError, "busy: slow down. Try again"),
         (503, {"detail": "loading"}, RemoteBusyError, "busy"),
         (500, {"error": {"message": "x" * 999}}, RemoteError, "x…"),
-        (400, {"error": {"message": "bad\nthing"}}, InvalidRequestError, "refuses the request: bad thing"),
+        (400, {"error": {"message": "bad\nthing"}}, InvalidRequestError, "rejects the request: bad thing"),
         (400, {"error": {"message": TOO_LONG.format(10, 30, 20, 10)}}, ContextOverflowError, "20 tokens"),
         (400, {"message": "context size", "n_prompt_tokens": 30, "n_ctx": 20}, ContextOverflowError, "20 including"),
         (400, {"message": TOO_LONG.format(100, 120, 20, 100)}, InvalidRequestError, "lower Max new tokens"),
-        (200, "<html>a page</html>", RemoteDownError, "before it was whole"),
+        (200, "<html>a page</html>", RemoteDownError, "before it was complete"),
     ],
 )  # fmt: skip
-async def test_what_a_server_says_becomes_what_to_do(
+async def test_errors_of_a_server_say_what_to_do(
     status: int, answer: Any, kind: type[GraniteDemoError], text: str
 ) -> None:
     server = FakeServer(key="secret-key")
@@ -494,13 +496,13 @@ async def test_what_a_server_says_becomes_what_to_do(
         ('data: {"choices": [{"delta": {"tool_calls": [5]}, "logprobs": {"content": 5}}], "usage": 5}\n\n', True),
     ],
 )
-async def test_malformed_chunks_are_an_error_or_nothing(chunk: str, nothing: bool) -> None:
+async def test_malformed_chunks_raise_or_are_ignored(chunk: str, nothing: bool) -> None:
     server = FakeServer([chunk, said("Hello"), ended()])
     with serving(server), remote(server) as backend:
         if nothing:
             assert text_of(await events_of(backend)) == "Hello"
         else:
-            assert "not as OpenAI's API" in (await failure_of(backend)).user_text
+            assert "does not answer like OpenAI's API" in (await failure_of(backend)).user_text
 
 
 async def test_an_error_within_the_stream() -> None:
@@ -508,11 +510,11 @@ async def test_an_error_within_the_stream() -> None:
     with serving(server), remote(server) as backend:
         events = backend.stream(ASKED)
         await anext(events)
-        with pytest.raises(RemoteError, match=r"cut off; what was written is kept.*CUDA is gone"):
+        with pytest.raises(RemoteError, match=r"cut off\. The text so far is kept\..*CUDA is gone"):
             _ = [event async for event in events]
 
 
-async def test_a_lost_connection_is_told_and_not_tried_again_after_the_first_token() -> None:
+async def test_a_lost_connection_raises_without_a_new_try_after_the_first_token() -> None:
     one, other = FakeServer(), FakeServer()
     one.drop_after = other.drop_after = 1
     with serving(one, other), remote(one, other) as backend:
@@ -545,11 +547,11 @@ async def test_another_server_answers_before_the_first_token(fault: str) -> None
         for _ in range(3):
             assert text_of(await events_of(backend)) == "Hello world"
         if fault == "gone":
-            assert not backend.endpoints.all[0].up, "known at once, without another look"
+            assert not backend.endpoints.all[0].up, "known without another probe"
     assert good.asked == 3
 
 
-async def test_a_single_server_that_lost_the_connection_is_tried_once_more() -> None:
+async def test_a_single_server_that_lost_the_connection_is_tried_again_once() -> None:
     server = FakeServer()
     server.drop_after = 0
     with serving(server), remote(server) as backend:
@@ -562,7 +564,7 @@ async def test_a_single_server_that_lost_the_connection_is_tried_once_more() -> 
         assert server.asked == 3
 
 
-async def test_a_server_that_is_slow_is_not_asked_twice_and_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_server_is_not_tried_twice_and_is_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "READ_SECONDS", 0.3)
     slow, good = FakeServer(), FakeServer()
     slow.first_delay = 2.0
@@ -577,13 +579,13 @@ async def test_a_server_that_is_slow_is_not_asked_twice_and_not_down(monkeypatch
     assert (slow.asked, good.asked) == (2, 1)
 
 
-async def test_a_server_that_takes_no_connection_in_time_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_does_not_accept_a_connection_in_time_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "CONNECT_SECONDS", 0.3)
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         address = full.getsockname()
-        waiting = [socket.socket() for _ in range(4)]  # which fill its queue, so that nobody else gets in
+        waiting = [socket.socket() for _ in range(4)]  # they fill its queue
         for one in waiting:
             one.setblocking(False)
             one.connect_ex(address)
@@ -601,12 +603,12 @@ async def test_servers_take_turns() -> None:
     one, other = FakeServer(), FakeServer()
     with serving(one, other), remote(one, other) as backend:
         for _ in range(6):
-            await backend.token_ids(asked())  # which takes nobody's turn
+            await backend.token_ids(asked())  # does not use up a turn
             await events_of(backend)
     assert (one.asked, other.asked) == (3, 3)
 
 
-async def test_a_model_is_asked_for_where_it_is_served() -> None:
+async def test_a_request_goes_to_a_server_that_has_the_model() -> None:
     one, other = FakeServer(), FakeServer()
     other.models = [{"id": "another"}]
     with serving(one, other), remote(one, other) as backend:
@@ -623,7 +625,7 @@ async def test_a_model_is_asked_for_where_it_is_served() -> None:
     assert (one.asked, other.asked) == (0, 4)
 
 
-async def test_the_oldest_turns_are_left_out_where_the_server_finds_them_too_long() -> None:
+async def test_the_oldest_turns_are_dropped_if_the_server_reports_an_overflow() -> None:
     def refuse(body: dict[str, Any]) -> tuple[int, Any] | None:
         return (400, {"error": {"message": "This exceeds the context size."}}) if len(body["messages"]) > 4 else None
 
@@ -639,19 +641,19 @@ async def test_the_oldest_turns_are_left_out_where_the_server_finds_them_too_lon
             await events_of(backend, GenerationRequest(messages))
 
 
-async def test_a_text_is_scored_by_another_server_where_one_is_gone() -> None:
+async def test_another_server_scores_a_text_if_one_is_down() -> None:
     one, other = FakeServer(), FakeServer()
     logprobs = {"tokens": ["A"], "token_logprobs": [None], "top_logprobs": [None], "text_offset": [0]}
     other.answer = one.answer = {"choices": [{"text": "A", "logprobs": logprobs}]}
     with serving(one, other), remote(one, other) as backend:
         one.kill()
-        for _ in range(2):  # whoever's turn it is
+        for _ in range(2):  # each server has a turn
             events = [event async for event in backend.score(ScoreRequest("A"))]
             assert isinstance(events[-1], ScoreSummary)
     assert other.asked == 2
 
 
-async def test_scoring_by_an_echo() -> None:
+async def test_scoring_with_an_echo() -> None:
     server = FakeServer()
     logprobs = {
         "tokens": ["A", "b", "c"],
@@ -671,11 +673,11 @@ async def test_scoring_by_an_echo() -> None:
     assert (events[2].tokens, events[2].logprob) == (2, -1.0)
 
 
-async def test_what_cannot_be_done_there_says_why() -> None:
+async def test_missing_features_raise_with_the_reason() -> None:
     server = FakeServer()
     server.answer = {"choices": [{"text": "Ab"}]}
     with serving(server), remote(server) as backend:
-        with pytest.raises(InvalidRequestError, match="does not score"):
+        with pytest.raises(InvalidRequestError, match="cannot score"):
             await anext(backend.score(ScoreRequest("Ab")))
         assert backend.status().unable_to("scoring")
         assert backend.status().unable_to("comparing precisions")
@@ -685,7 +687,7 @@ async def test_what_cannot_be_done_there_says_why() -> None:
             backend.unload()
 
 
-async def test_the_length_of_a_prompt_where_the_server_tells_it() -> None:
+async def test_the_length_of_a_prompt_if_the_server_tokenizes() -> None:
     server = FakeServer()
     with serving(server), remote(server) as backend:
         assert await backend.inspect(ASKED) is None
@@ -697,7 +699,7 @@ async def test_the_length_of_a_prompt_where_the_server_tells_it() -> None:
         assert await backend.inspect(ASKED, parts=True) is None
 
 
-async def test_a_length_that_takes_too_long_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_slow_token_count_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tokenize, "SECONDS", 0.2)
     server = FakeServer()
     server.tokenized, server.first_delay = {"count": 12, "max_model_len": 4096}, 20.0
@@ -705,7 +707,7 @@ async def test_a_length_that_takes_too_long_is_not_waited_for(monkeypatch: pytes
         assert await asyncio.wait_for(backend.inspect(ASKED), 10) is None
 
 
-def test_the_state_follows_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_status_follows_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoints, "DOWN_SECONDS", 0.05)
     monkeypatch.setattr(endpoints, "UP_SECONDS", 0.05)
     server = FakeServer()
@@ -732,7 +734,7 @@ def wait_for(backend: RemoteBackend, stage: str) -> None:
         time.sleep(0.02)
 
 
-def test_a_wrong_key_is_told_and_never_shown() -> None:
+def test_a_wrong_key_fails_and_is_never_shown() -> None:
     server = FakeServer(key="right")
     with serving(server), remote(server, key="wrong-secret") as backend:
         status = backend.status()
@@ -743,7 +745,7 @@ def test_a_wrong_key_is_told_and_never_shown() -> None:
 
 
 @pytest.mark.parametrize("models", ["<html>", "[]", '{"data": 5}', '{"data": [5]}', "{}"])
-def test_an_odd_list_of_models_is_told(models: str) -> None:
+def test_a_malformed_list_of_models_fails(models: str) -> None:
     server = FakeServer()
     server.models = models
     with serving(server), remote(server) as backend:
@@ -755,14 +757,14 @@ def test_a_server_without_a_model_and_one_without_the_named_model() -> None:
     server = FakeServer()
     with serving(server), remote(server, model="mine") as backend:
         assert backend.status().stage == "ready"
-        assert "does not list a model mine. It has: granite-4.0-micro" in backend.status().notice
+        assert "does not list the model mine. It has: granite-4.0-micro" in backend.status().notice
     server.models = []
     with serving(server), remote(server) as backend:
         assert "lists no model" in backend.status().detail
 
 
 @pytest.mark.parametrize("status", [404, 500])
-def test_a_server_without_a_list_answers_as_a_named_model(status: int) -> None:
+def test_a_server_without_a_list_answers_with_a_named_model(status: int) -> None:
     server = FakeServer()
     server.models_status = status
     with serving(server), remote(server) as backend:
@@ -773,7 +775,7 @@ def test_a_server_without_a_list_answers_as_a_named_model(status: int) -> None:
         assert server.bodies[0]["model"] == "mine"
 
 
-def test_names_that_cannot_be_found() -> None:
+def test_a_host_name_that_cannot_be_found() -> None:
     listed = endpoints.Endpoints(endpoints.parse_urls("http://no-such-host.invalid:1"))
     with pytest.raises(RemoteDownError, match="cannot be found|does not answer"):
         RemoteBackend(listed).wait_until_ready()

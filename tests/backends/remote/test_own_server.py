@@ -1,4 +1,4 @@
-"""The page's backend and the command line in front of real servers in other processes, with the sample model."""
+"""Tests for the backend and the commands with real servers in other processes and the sample model."""
 
 import asyncio
 import importlib.util
@@ -81,15 +81,15 @@ def text_of(events: list[StreamEvent]) -> str:
     return "".join(event.text for event in events if isinstance(event, TextDelta))
 
 
-async def killed(backend: RemoteBackend, server: "subprocess.Popen[bytes]") -> None:
-    """Ask, and kill the server after the first words."""
+async def ask_and_kill(backend: RemoteBackend, server: "subprocess.Popen[bytes]") -> None:
+    """Send a request, and kill the server after the first tokens."""
     async with aclosing(backend.stream(LONG)) as events:
         async for event in events:
             if isinstance(event, TextDelta) and event.completion_tokens > 2:
                 server.send_signal(signal.SIGKILL)
 
 
-def test_in_front_of_our_own_server(sample_path: Path, backend: tuple[RemoteBackend, int]) -> None:
+def test_with_granite_demo_as_the_server(sample_path: Path, backend: tuple[RemoteBackend, int]) -> None:
     remote, port = backend
     with process(*own(port)) as server:
         wait_for(remote, "ready")
@@ -108,14 +108,14 @@ def test_in_front_of_our_own_server(sample_path: Path, backend: tuple[RemoteBack
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert (run.returncode, run.stdout) == (0, text_of(events)), run.stderr
         with pytest.raises(RemoteError, match="cut off"):
-            asyncio.run(killed(remote, server))
+            asyncio.run(ask_and_kill(remote, server))
     wait_for(remote, "failed")
     with process(*own(port)):
         wait_for(remote, "ready")
         assert "Paris" in text_of(asyncio.run(events_of(remote, ASKED)))
 
 
-def test_in_front_of_transformers_serve(sample_path: Path, backend: tuple[RemoteBackend, int]) -> None:
+def test_with_transformers_serve_as_the_server(sample_path: Path, backend: tuple[RemoteBackend, int]) -> None:
     if importlib.util.find_spec("fastapi") is None:
         pytest.skip("transformers serve needs its extras")
     remote, port = backend

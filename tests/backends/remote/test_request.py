@@ -1,4 +1,4 @@
-"""Bodies of requests."""
+"""Tests for the bodies of requests."""
 
 import pytest
 
@@ -9,15 +9,15 @@ from granite_demo.types.requests import GenerationRequest
 
 
 @pytest.mark.parametrize("wanted", [True, False])
-def test_our_own_server_is_told_whether_a_text_may_spell_control_tokens(wanted: bool) -> None:
+def test_granite_demo_gets_the_field_special_tokens(wanted: bool) -> None:
     request = GenerationRequest(prompt="<|end|>", special_tokens=wanted)
     fields = to_body(request, "m", find_family("m"), "granite-demo").fields
     assert fields["special_tokens"] is wanted
 
 
-def test_of_another_server_it_cannot_be_wanted() -> None:
+def test_other_servers_do_not_get_the_field_special_tokens() -> None:
     request = GenerationRequest(prompt="<|end|>", special_tokens=True)
-    with pytest.raises(InvalidRequestError, match="Leave --special-tokens out"):
+    with pytest.raises(InvalidRequestError, match="Remove --special-tokens"):
         to_body(request, "m", find_family("m"), "vLLM")
     fields = to_body(GenerationRequest(prompt="x"), "m", find_family("m"), "vLLM").fields
     assert "special_tokens" not in fields
