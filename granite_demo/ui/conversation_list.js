@@ -1,5 +1,5 @@
-/* The list of conversations that is shown; library_store.js, which comes before it, keeps them.
-   Titles and texts become text nodes only: they are a visitor's or a model's, never markup. */
+/* The list of conversations on the page. The last part of one script, after library_store.js, which stores them.
+   Titles and texts become text nodes, never markup: a visitor or a model wrote them. */
 
 /* What is shown ------------------------------------------------------------------------------------------------------ */
 
@@ -22,7 +22,7 @@ const chooser = h("input", {
   onchange: async () => { await importFiles([...chooser.files]); chooser.value = ""; },
 });
 const CLOSED = Object.freeze({ id: null, mode: "" });
-let menu = CLOSED;  // whose buttons are shown, and which: menu, rename, delete; `draft`: the name as written so far
+let menu = CLOSED;  // which buttons are shown, and for which conversation; `draft`: the name typed so far
 
 function say(text, kind = "note") {
   message.textContent = text;
@@ -38,14 +38,14 @@ async function refresh() {
   render();
 }
 
-/* Shows what was changed: records by their ids, null for those that are gone. */
+/* Shows changes: records by their ids, null for deleted ones. */
 function patch(changes) {
   const added = [...changes.values()].filter(Boolean);
   records = [...records.filter(({ id }) => !changes.has(id)), ...added].sort((a, b) => b.updated - a.updated);
   render();
 }
 
-/* Another tab has changed what is kept under `ids`. */
+/* Shows the conversations `ids` again after a change in another tab. */
 async function reread(ids) {
   const changes = new Map();
   for (const id of ids) changes.set(id, await inStore("readonly", (store) => store.get(id)).catch(() => null));
@@ -63,7 +63,7 @@ function ageOf({ updated }) {
   return days < 1 ? "Today" : days < 2 ? "Yesterday" : days < 8 ? "Last 7 days" : days < 31 ? "Last 30 days" : "Older";
 }
 
-/* Shows the list as it is now; the focus stays on the control it was on, or goes to `focus`. */
+/* Shows the list again. The focus stays on its control, or goes to `focus`. */
 function render(focus = list.contains(document.activeElement) ? document.activeElement.dataset.key : null) {
   const wanted = search.value.trim().toLocaleLowerCase();
   const shown = wanted ? records.filter((item) => matches(item, wanted)) : records;
@@ -73,7 +73,7 @@ function render(focus = list.contains(document.activeElement) ? document.activeE
   if (!shown.length) {
     made.append(h("p", { className: "none" }, wanted ? "No conversation matches." : "Conversations are kept here, in this browser only."));
   }
-  // What is the same stays: a growing answer is kept every two seconds, and must not pull a button from under the mouse.
+  // Without a change the list stays: an answer is stored every two seconds, and a click must find its button.
   if (!made.isEqualNode(list)) list.replaceChildren(...made.childNodes);
   if (focus) list.querySelector(`[data-key="${CSS.escape(focus)}"]`)?.focus();
 }
@@ -107,7 +107,7 @@ function button(text, key, onclick, className = "") {
 }
 
 function choices(item) {
-  const kept = () => records.find(({ id }) => id === item.id) ?? item;  // it may have grown since
+  const kept = () => records.find(({ id }) => id === item.id) ?? item;  // it may be longer by now
   const after = (work) => () => { show(null, "", `more-${item.id}`); work(kept()); };
   return h("div", { className: "choices", role: "group", "aria-label": `Actions for ${item.title}` },
     button("Rename", "rename", () => show(item.id, "rename", "name")),
@@ -150,18 +150,18 @@ function narrowClose() {
 
 function openSidebar() {
   let wanted = null;
-  try { wanted = localStorage.getItem(SIDEBAR); } catch { /* then the width decides */ }
+  try { wanted = localStorage.getItem(SIDEBAR); } catch { /* the width decides */ }
   if (matchMedia("(min-width: 1024px)").matches && wanted !== "closed" && !sidebar?.classList.contains("open")) toggle?.click();
   toggle?.addEventListener("click", (event) => {
     if (!event.isTrusted) return;
-    try { localStorage.setItem(SIDEBAR, sidebar.classList.contains("open") ? "closed" : "open"); } catch { /* not kept */ }
+    try { localStorage.setItem(SIDEBAR, sidebar.classList.contains("open") ? "closed" : "open"); } catch { /* not stored */ }
   });
 }
 
 async function restore() {
   const id = lastOpen();
   await refresh();
-  // Somebody who writes at once is not interrupted.
+  // Do not interrupt a visitor who writes at once.
   if (id && !current) await open(id);
 }
 

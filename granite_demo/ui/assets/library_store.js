@@ -1,5 +1,5 @@
-/* Where conversations are kept: this browser's IndexedDB, shared by its tabs, never the server. And their files.
-   Part of one script with library.js, run by a gr.HTML, which gives it `element`, `trigger` and `server`. */
+/* The storage of conversations, which is this browser's IndexedDB, shared by its tabs, and their files.
+   The second part of one script, see conversation_list.py. A gr.HTML supplies `element`, `trigger` and `server`. */
 
 const STORE = "conversations", OPEN = "granite-demo-open", SIDEBAR = "granite-demo-sidebar";
 const MAX_FILE = 20e6;
@@ -20,7 +20,7 @@ function database() {
   return opening;
 }
 
-/* One transaction: all of `work` is kept, or nothing. Resolves with the result of the request that `work` returns. */
+/* One transaction: writes all of `work` or nothing. Resolves with the result of the request that `work` returns. */
 async function inStore(mode, work) {
   const transaction = (await database()).transaction(STORE, mode);
   const done = new Promise((resolve, reject) => {
@@ -33,8 +33,8 @@ async function inStore(mode, work) {
 
 const channel = new BroadcastChannel("granite-demo");
 
-/* Changes what is kept. `work` is called with the store and with a map in which it notes what it puts, null for what
-   it deletes: to read all that is kept again, documents and all, takes long when it is done every two seconds. */
+/* Changes the store. `work` gets the store, and a map for the records that it puts, with null for deleted ones:
+   to read the whole store again, with all documents, would take too long every two seconds. */
 async function write(work) {
   const changes = new Map();
   try {
@@ -50,7 +50,7 @@ async function write(work) {
   return true;
 }
 
-/* Asks the browser once not to throw away what is kept when the disk gets full. */
+/* Asks the browser once not to delete the conversations when the disk is full. */
 let persisted = null;
 function persist() {
   persisted ??= navigator.storage?.persist?.().catch(() => false);
@@ -87,9 +87,9 @@ const deleted = new Set();
 function setCurrent(id) {
   current = id;
   try {
-    sessionStorage.setItem(OPEN, id ?? "");  // this tab, after a reload
-    localStorage.setItem(OPEN, id ?? "");  // the next new tab
-  } catch { /* Blocked storage: the list still works, only the last one is not opened again. */ }
+    sessionStorage.setItem(OPEN, id ?? "");  // for this tab, after a reload
+    localStorage.setItem(OPEN, id ?? "");  // for the next new tab
+  } catch { /* Blocked storage: the list works, but a reload does not open the last conversation. */ }
 }
 
 function lastOpen() {
@@ -163,7 +163,7 @@ function begin() {
 
 async function rename(id, title) {
   title = title.replace(/\s+/g, " ").trim().slice(0, 200);
-  title = title.toWellFormed?.() ?? title;  // a lone surrogate cannot be sent
+  title = title.toWellFormed?.() ?? title;  // requests cannot contain a lone surrogate
   let changed = null;
   const kept = await write((store, changes) => {
     store.get(id).onsuccess = (event) => {
@@ -207,7 +207,7 @@ function exportAll() {
   download(JSON.stringify(all), `granite-demo-${new Date().toISOString().slice(0, 10)}.json`, "application/json");
 }
 
-/* Each rated answer as a line of JSON. */
+/* One line of JSON for each rated answer. */
 function exportRatings() {
   const rated = records.flatMap(({ conversation: { turns = {}, system } }) => Object.values(turns).filter(({ vote }) => vote)
     .map(({ vote, parent, content = "", made }) => ({
@@ -223,7 +223,7 @@ async function exportMarkdown({ title, conversation }) {
   download(made.text, fileName(title, "md"), "text/markdown");
 }
 
-/* The server checks and converts files; it keeps nothing. */
+/* The server checks and converts files, and keeps none. */
 function ask(name, data) {
   return server[name](data).then(
     (answer) => answer ?? { error: "The server did not answer." },
@@ -248,7 +248,7 @@ async function importFiles(files) {
   else say(`Imported ${count}.`);
 }
 
-/* Adds records; one whose id is taken gets another, so that an import never overwrites. */
+/* Adds records. A record with the id of another gets a new id, so that an import overwrites nothing. */
 function addNew(fresh) {
   return write((store, changes) => {
     store.getAllKeys().onsuccess = (event) => {

@@ -1,14 +1,14 @@
-/* Conversations as the page holds them and as they travel: no more than an event needs.
-   First part of one script, see library.py. */
+/* Conversations as the page holds and sends them: only what an event needs.
+   The first part of one script, see conversation_list.py. */
 
-/* What made an answer, its token ids and versions, is most of a conversation, and no question needs it. This map and
-   the database have it; the page holds a mark in its place, from which `withMade` makes the whole again. */
+/* The data that reproduces an answer, such as its token ids, is most of a conversation, and no question needs it. This
+   map and the database have it. The page has a short form of it, which `withMade` replaces with the whole. */
 const madeOf = new Map();
 const LOST_AFTER = 3000;  // milliseconds
 
 function lightTurn(turn) {
   if (!turn.made || turn.made.kept) return turn;
-  madeOf.set(turn.id, JSON.parse(JSON.stringify(turn.made)));  // no Proxy of Gradio, which no database takes
+  madeOf.set(turn.id, JSON.parse(JSON.stringify(turn.made)));  // a copy: no database accepts a Proxy of Gradio
   return { ...turn, made: { kept: true, finish_reason: turn.made.finish_reason, tokens: turn.made.token_ids?.length } };
 }
 
