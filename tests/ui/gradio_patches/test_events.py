@@ -22,7 +22,7 @@ def test_a_listener_that_runs_one_more_time_follows_a_step_of_its_own() -> None:
     events = build_ui(FakeBackend(), FakeBackend(), Access()).config["dependencies"]
     latest = [event for event in events if event["backend_fn"] and event["trigger_mode"] == "always_last"]
     assert len(latest) > 5
-    # Two that listen to one change would set each other off for ever.
+    # Two listeners of one change would start each other without end.
     assert {kind for event in latest for _, kind in event["targets"]} == {"then"}
     assert len({event["trigger_after"] for event in latest}) == len(latest)
 
@@ -31,7 +31,7 @@ def test_no_component_gets_the_progress_of_an_event() -> None:
     events = build_ui(FakeBackend(), FakeBackend(), Access()).config["dependencies"]
     ours = [event for event in events if event["outputs"] and event["api_name"] != "load_example"]  # gr.Examples' own
     assert len(ours) > 50
-    # What is told costs the browser a walk over the page for every output there has ever been.
+    # Progress costs the browser a search of the page for each output of any event so far.
     assert [event["api_name"] for event in ours if event["show_progress_on"] != []] == []
 
 
