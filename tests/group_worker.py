@@ -1,6 +1,6 @@
-"""One process of a group over a tiny model: ``python -m tests.group_worker FOLDER TASK``, started by torchrun.
+"""One process of a group with a tiny model: ``python -m tests.group_worker FOLDER TASK``, started by torchrun.
 
-The first process writes what it found to ``FOLDER/answers.json``, the second to ``FOLDER/follower.json``.
+The first process writes its results to ``FOLDER/answers.json``, the second to ``FOLDER/follower.json``.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from granite_demo.loading.tensor_parallel import Group
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.sampling_params import SamplingParams
-from tests.engine.running import answer
+from tests.engine.running import answer, has_work
 
 PROMPTS = [[1 + index * 7 % 60 for index in range(300)], [5, 6, 7]]
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.2, "max_tokens": 40}
 
 
 def main(folder: Path, task: str) -> None:
-    """Open the model in ``folder/model`` and do the part of this process."""
+    """Open the model in ``folder/model`` and run the part of this process."""
     logging.basicConfig()
     settings = Settings.resolve({}, os.environ)
     group = Group(settings.processes, settings.rank, settings.local_rank)
@@ -45,7 +45,7 @@ def main(folder: Path, task: str) -> None:
     elif task == "fail":
         with contextlib.suppress(EngineError):
             asyncio.run(answer(engine, PROMPTS[1], max_tokens=400))
-        time.sleep(60)  # its end comes from elsewhere
+        time.sleep(60)  # torchrun or the test ends this process
     else:
         found = asyncio.run(answers(engine, folder)) | {"device": ready.loaded.placement.facts[0]}
         (folder / "answers.json").write_text(json.dumps(found))
@@ -54,7 +54,7 @@ def main(folder: Path, task: str) -> None:
 
 
 async def answers(engine: BatchingEngine, folder: Path) -> dict[str, Any]:
-    """Greedy and sampled answers, and whether a cancelled request is gone from all processes."""
+    """Return greedy and sampled answers, after a cancelled request has ended in all processes."""
     greedy = [await answer(engine, prompt, max_tokens=40) for prompt in PROMPTS]
     sampled = await asyncio.gather(*(answer(engine, prompt, seed=2**40 + 1, **SAMPLED) for prompt in PROMPTS))
     generator = engine.generate(PROMPTS[0], SamplingParams(max_tokens=5000))
@@ -65,17 +65,17 @@ async def answers(engine: BatchingEngine, folder: Path) -> dict[str, Any]:
     await generator.aclose()
     (folder / "cancelled").touch()
     async with asyncio.timeout(10):
-        while engine._loop.busy or not (folder / "follower.json").exists():
+        while has_work(engine._loop) or not (folder / "follower.json").exists():
             await asyncio.sleep(0.05)
     return {"greedy": greedy, "sampled": sampled}
 
 
 def watch(engine: BatchingEngine, folder: Path) -> None:
-    """Tell whether this process computed for the request, and for how long after it was cancelled."""
+    """Write whether this process computed the request, after it has stopped to compute it."""
     wait_for(folder / "started")
-    computed = engine._loop.busy
+    computed = has_work(engine._loop)
     wait_for(folder / "cancelled")
-    while engine._loop.busy:
+    while has_work(engine._loop):
         time.sleep(0.02)
     partial = folder / "follower.part"
     partial.write_text(json.dumps({"computed": computed}))
@@ -89,7 +89,7 @@ def wait_for(path: Path) -> None:
 
 
 def fail_late() -> Any:
-    """A hook that raises in the tenth step."""
+    """Return a hook that raises in the tenth step."""
     steps = iter(range(10))
 
     def hook(*_: Any) -> None:

@@ -26,7 +26,7 @@ class HasStream(Protocol):
 R = TypeVar("R", bound=HasStream)
 
 
-class WaitingLine(Generic[R]):
+class WaitingQueue(Generic[R]):
     """Tells each request how many are ahead of it. Every method may be called from any thread."""
 
     def __init__(self, limit: int = MAX_WAITING) -> None:

@@ -1,4 +1,4 @@
-"""What the tests of engines share: a tiny model, and ways to run requests."""
+"""Helpers for the tests of engines: a tiny model, and functions that run requests."""
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from granite_demo.engine.batching.engine import BatchingEngine
+from granite_demo.engine.batching.loop import Loop
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.interleaved.static import StaticRunner
@@ -24,19 +25,19 @@ from tests.loaded import placed
 
 
 async def tokens(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[Token]:
-    """The whole answer; fails after two minutes."""
+    """Return the complete answer. Fails after two minutes."""
     async with asyncio.timeout(120):
         items = [item async for item in engine.generate(prompt, SamplingParams(**sampling))]
     return [item for item in items if isinstance(item, Token)]
 
 
 async def answer(engine: Engine, prompt: Sequence[int], **sampling: Any) -> list[int]:
-    """The ids of the whole answer."""
+    """Return the token ids of the complete answer."""
     return [token.id for token in await tokens(engine, prompt, **sampling)]
 
 
 async def wait_idle(engine: Engine) -> float:
-    """Seconds until the engine has nothing to do; fails after five."""
+    """Wait until the engine has no requests, and return the seconds. Fails after five seconds."""
     start = time.perf_counter()
     while engine.stats().running or engine.stats().waiting:
         await asyncio.sleep(0.01)
@@ -45,14 +46,19 @@ async def wait_idle(engine: Engine) -> float:
 
 
 async def until(engine: Engine, running: int, waiting: int = 0) -> None:
-    """Wait for so many requests; fails after twenty seconds."""
+    """Wait until the engine has these numbers of requests. Fails after twenty seconds."""
     async with asyncio.timeout(20):
         while (engine.stats().running, engine.stats().waiting) != (running, waiting):
             await asyncio.sleep(0.002)
 
 
+def has_work(loop: Loop) -> bool:
+    """Whether the loop still computes a request, cancelled ones included."""
+    return bool(loop._manager.batch_processor.has_pending_requests())
+
+
 def reference(loaded: LoadedModel, prompt: Sequence[int], count: int, **options: Any) -> list[int]:
-    """What transformers' ``generate`` answers greedily."""
+    """Return the greedy answer of ``generate`` in transformers."""
     inputs = torch.tensor([list(prompt)], device=loaded.model.device)
     output = loaded.model.generate(
         inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=count, do_sample=False, **options

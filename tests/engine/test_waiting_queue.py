@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import pytest
 
 from granite_demo.engine.token_stream import TokenStream
-from granite_demo.engine.waiting_queue import WaitingLine
+from granite_demo.engine.waiting_queue import WaitingQueue
 from granite_demo.errors import EngineBusyError
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
@@ -18,7 +18,7 @@ class Request:
     size: int = 1
 
 
-class Line(WaitingLine[Request]):
+class Line(WaitingQueue[Request]):
     """A line that makes its own requests."""
 
     def add(self, size: int = 1) -> Request:

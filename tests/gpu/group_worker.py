@@ -24,7 +24,7 @@ from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.sampling_params import SamplingParams
-from tests.engine.running import answer
+from tests.engine.running import answer, has_work
 from tests.group_worker import wait_for
 from tests.loaded import load_checkpoint
 
@@ -63,7 +63,7 @@ async def cancelled(engine: BatchingEngine, folder: Path) -> float:
 
 def idle_time(engine: BatchingEngine) -> float:
     """When the loop of this process had nothing left to do, in seconds since the epoch."""
-    while engine._loop.busy:
+    while has_work(engine._loop):
         time.sleep(0.002)
     return time.time()
 

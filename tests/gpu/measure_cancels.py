@@ -17,6 +17,7 @@ from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
+from tests.engine.running import has_work
 from tests.fakes import SOURCE
 from tests.gpu.checkpoints import random_model
 from tests.loaded import placed
@@ -54,7 +55,7 @@ async def storm(engine: BatchingEngine, cancels: int = 200, users: int = 16, tok
     results = await asyncio.gather(*runs)
     await others
     end = time.perf_counter()
-    while engine.stats().running or engine._loop.busy:
+    while engine.stats().running or has_work(engine._loop):
         await asyncio.sleep(0.01)
     equal = 0
     gaps: list[tuple[int, float]] = []

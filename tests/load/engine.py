@@ -13,7 +13,7 @@ from typing import Any
 from granite_demo.engine.failures import closed_error
 from granite_demo.engine.protocol import Engine, Measure, T, answer_limit
 from granite_demo.engine.token_stream import Cancelled, TokenStream, deliver
-from granite_demo.engine.waiting_queue import WaitingLine
+from granite_demo.engine.waiting_queue import WaitingQueue
 from granite_demo.errors import EngineClosedError
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.engine_kinds import EngineKind
@@ -44,7 +44,7 @@ class FixedSpeedEngine:
         self.setup = EngineSetup(Chosen(EngineKind("fixed speed", serial=False), f"{rate:g} tokens/s"))
         self.facts: tuple[Fact, ...] = self.setup.facts(())
         self._step, self._ttft, self._places = 1 / rate, ttft, places
-        self._line: WaitingLine[_Asked] = WaitingLine()
+        self._line: WaitingQueue[_Asked] = WaitingQueue()
         self._running: list[_Asked] = []
         self._closed = threading.Event()
         self._work = threading.Event()

@@ -1,7 +1,8 @@
-"""CUDA graphs of continuous batching's steps: which are captured in warm-up, and how (transformers 5.23).
+"""The CUDA graphs of continuous batching (transformers 5.23): which steps are captured during the warm-up, and how.
 
-A prefill is padded to a few sizes, each of which is a graph: ``QUERY_GRAIN`` tokens, ``KEY_GRAIN`` cached tokens, and
-the longest request's length to a power of two. Decoding is padded to a power of two of requests.
+The tokens of a prefill are padded to a multiple of ``QUERY_GRAIN``, its cached tokens to a multiple of ``KEY_GRAIN``,
+and the length of the longest request to a power of two. The requests of a decode step are padded to a power of two.
+Each combination is a graph.
 """
 
 from collections.abc import Callable
@@ -20,15 +21,15 @@ from transformers.generation.continuous_batching.utils import (
 from granite_demo.engine.batching.sampler import BatchSampler
 
 QUERY_GRAIN = 512
-"""Tokens that a prefill is padded to a multiple of."""
+"""The tokens of a prefill are padded to a multiple of this."""
 KEY_GRAIN = 16384
-"""Cached tokens that a prefill reads are padded to a multiple of this."""
+"""The cached tokens of a prefill are padded to a multiple of this."""
 Step = tuple[int, int | None]
-"""(tokens, cached tokens) of a prefill; (requests, None) of decoding"""
+"""(tokens, cached tokens) of a prefill step, or (requests, None) of a decode step."""
 
 
 class Graphs(CudaGraphBuffer):
-    """Captured steps, by shape and by what they report."""
+    """Captured steps by shape, and by whether they have log probabilities and changed logits."""
 
     def __init__(self, sampler: BatchSampler) -> None:
         super().__init__()
@@ -47,21 +48,21 @@ class Graphs(CudaGraphBuffer):
 
 
 def device_ios(outputs: Any) -> list[Any]:
-    """The inputs and outputs on the device: with asynchronous batching two sets, each with graphs of its own."""
+    """Return the inputs and outputs on the device. Asynchronous batching has two sets, each with its own graphs."""
     if isinstance(outputs, ContinuousBatchingAsyncIOs):
         return [pair.device_io for pair in outputs.io_pairs]
     return [outputs]
 
 
 def usual_steps(prefill: int, requests: int, context: int) -> list[Step]:
-    """What users ask for most: first turns, follow-ups on up to ``KEY_GRAIN`` tokens, any number of requests."""
-    # The largest first: the others then fit into its memory.
+    """Return the most frequent steps: first turns, later turns after up to ``KEY_GRAIN`` tokens, and decode steps."""
+    # The largest first, so that the others fit into its memory.
     steps: list[Step] = [(prefill, max(0, min(KEY_GRAIN, context) - prefill)), (prefill, 0)]
-    # First turns of any length up to a chunk: each is padded to one of these.
+    # First turns of any length up to a chunk are padded to one of these.
     steps += [(size, 0) for size in range((prefill - 1) // QUERY_GRAIN * QUERY_GRAIN, 0, -QUERY_GRAIN)]
     depth = 2048
     while depth <= min(context, KEY_GRAIN):
-        # A short follow-up, and a chunk of a long first turn.
+        # A short later turn, and a chunk of a long first turn.
         steps += [(size, depth - size) for size in (QUERY_GRAIN, prefill) if size < depth]
         depth *= 2
     size = 1
@@ -69,14 +70,14 @@ def usual_steps(prefill: int, requests: int, context: int) -> list[Step]:
         steps.append((size, None))
         size *= 2
     steps.append((requests, None))
-    return list(dict.fromkeys(steps))  # in a short context the first two are the same
+    return list(dict.fromkeys(steps))  # with a short context, the first two are the same
 
 
 def capture(manager: Any, steps: list[Step], quick: bool) -> None:
-    """Run and capture each of the ``steps``; ``quick``: run only the first prefill and the first decoding.
+    """Capture the ``steps`` and run them. With ``quick``, run only the first prefill step and the first decode step.
 
-    What these set up (libraries, workspaces, compiled kernels) mostly serves the others, and running them takes as
-    long as capturing them. A step that cannot be captured is missing afterwards.
+    The setup of these two (libraries, workspaces, compiled kernels) is usually enough for the others, and to run a step
+    takes as long as to capture it. A step that cannot be captured has no graph.
     """
     processor = manager.batch_processor
     runner, outputs = processor.model_runner, processor.inputs_and_outputs
@@ -103,6 +104,6 @@ def _capture_only(runner: Any, forward: Callable[..., None], stream: Any, *args:
         forward(*args)
     with stream_context(stream):
         graph.replay()
-    # The next step's inputs are copied to the same place at once.
+    # The inputs of the next step are copied to the same memory immediately.
     stream.synchronize()
     runner.inputs_and_outputs.set_graph(graph)

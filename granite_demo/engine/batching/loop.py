@@ -1,16 +1,17 @@
-"""transformers' continuous batching, set up for a server: the only place that reaches into it (5.23).
+"""The continuous batching of transformers 5.23, adapted for a server.
 
-What is changed, and why (measured: ``granite_demo bench``; the line numbers are transformers 5.23.0's):
+The changes (measured with ``granite_demo bench``; the line numbers are those of transformers 5.23.0):
 
-- A cancelled request is marked as finished. Otherwise the batch in flight looks for its blocks, and the loop dies with
-  every user's request (KeyError in cache_allocator.py:294; scheduler.py ``clear_cancelled_requests``).
-- The blocks of a prompt's last chunk but one are shared, too. Otherwise asynchronous batching forgets them: when their
-  step is over, the request already counts as decoding (continuous_api.py ``update_batch``), and of a chat of 8,000
-  tokens 2,100 are computed again in every turn.
-- Outputs go to one function instead of a queue that requests steal from one another (continuous_api.py:1010).
-- Sampling is ours (``batch_sampling``), with graphs of its own where log probabilities are reported.
-- A step's inputs are prepared in less time (``batch_inputs``).
-- Prefill graphs of the usual sizes are captured in warm-up, not in the first user's request.
+- A cancelled request is marked as finished. Otherwise the batch in flight searches for its blocks, and the loop ends
+  with the requests of all users (KeyError in cache_allocator.py:294; scheduler.py ``clear_cancelled_requests``).
+- The blocks of the last but one chunk of a prompt are also shared. Otherwise asynchronous batching loses them, because
+  the request already counts as decoding when their step ends (continuous_api.py ``update_batch``). In a chat of 8,000
+  tokens, each turn then computes 2,100 tokens again.
+- Outputs go to one function instead of a queue, from which requests can take each other's outputs
+  (continuous_api.py:1010).
+- Sampling is that of ``sampler``, with separate graphs for steps with log probabilities.
+- The inputs of a step are prepared in less time (``step_inputs``).
+- The warm-up captures the prefill graphs of the usual sizes, so that the first request does not have to.
 """
 
 import sys
@@ -27,37 +28,38 @@ from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPP
 
 from granite_demo.engine.batching.cuda_graphs import KEY_GRAIN, QUERY_GRAIN, Graphs, capture, device_ios, usual_steps
 from granite_demo.engine.batching.sampler import BatchSampler, Row
-from granite_demo.engine.batching.step_inputs import lighten
+from granite_demo.engine.batching.step_inputs import use_host_inputs
 from granite_demo.loading import gc as garbage
 
 PAGE = 256
-"""Tokens in a block of the cache, and so the grain of prefix sharing: the least that FlashAttention 2 reads."""
+"""The tokens in a block of the cache, which is also the unit of prefix sharing. FlashAttention 2 needs at least 256."""
 TURN_SECONDS = 1e-4
-"""How long threads of Python may go on while the one of a GPU's model waits. Python's own 5 ms are longer than a step,
-which many small pieces of work of page and API would hold up. On a CPU steps are longer, and processors fewer."""
+"""The thread switch interval of Python with CUDA graphs. The default of 5 ms is longer than a step, so the many small
+tasks of page and API would delay the model's thread. On a CPU, steps are longer and there are fewer cores."""
 
 
 def forget_tensors(error: BaseException | None) -> None:
-    """Empty the frames of an exception whose thread has ended: whoever keeps it, as a log may, would keep the cache."""
+    """Clear the frames of an exception whose thread has ended. A reference to it, for example in a log, then no longer
+    keeps the cache in memory."""
     while error:
         traceback.clear_frames(error.__traceback__)
         error = error.__cause__ or error.__context__
 
 
 class Scheduler(FIFOScheduler):
-    """First come, first served, decode before prefill; with the two corrections named above."""
+    """First come, first served, decode before prefill, with the two corrections above."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.asynchronous = False
-        """Whether a step is scheduled before the one before it is over."""
+        """Whether a step is scheduled before the previous one ends."""
         self._in_flight: dict[str, dict[str, int]] = {}
-        self.between: Callable[[], None] = lambda: None
-        """Called before each step, or ten times a second where there are none, on the loop's thread."""
+        self.before_step: Callable[[], None] = lambda: None
+        """Called on the thread of the loop before each step, or ten times per second if there are no steps."""
         super().__init__(*args, **kwargs)
 
     def clear_cancelled_requests(self) -> list[RequestState]:
-        """See the base class. It is the first that is called for a step."""
-        self.between()
+        """See the base class. This is the first call of a step."""
+        self.before_step()
         cancelled: list[RequestState] = super().clear_cancelled_requests()
         for state in cancelled:
             state.status = RequestStatus.FINISHED
@@ -79,7 +81,7 @@ class Scheduler(FIFOScheduler):
 
 
 class Router(OutputRouter):
-    """Hands the outputs of each step to ``receive``, on the loop's thread."""
+    """Passes the outputs of each step to ``receive``, on the thread of the loop."""
 
     def __init__(self, receive: Callable[[list[Any]], None]) -> None:
         super().__init__()
@@ -95,7 +97,7 @@ class Router(OutputRouter):
 
 
 class Loop:
-    """One manager of transformers with its cache, its graphs and its thread."""
+    """A ``ContinuousBatchingManager`` with its cache, its graphs and its thread."""
 
     def __init__(
         self,
@@ -108,15 +110,15 @@ class Loop:
         requests: int,
         prefill: int,
         compile_level: int = 0,
-        between: Callable[[], bool] = lambda: False,
+        before_step: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Allocate a cache of ``tokens`` tokens for ``requests`` requests at once; the thread is not started yet.
+        """Allocate a cache of ``tokens`` tokens for up to ``requests`` requests. The thread does not start here.
 
-        ``receive`` is called with the outputs of each step, on the loop's thread; so is ``between``, before each step
-        and after each ``wake``, in the order of the steps' own work. It returns whether it wants to be called again
-        even if there is no step, and raises nothing. ``context``: the longest request in
-        tokens; ``prefill``: the most tokens of one step. ``compile_level`` is that of
-        ``ContinuousBatchingConfig.default_compile_level``. Raises MemoryError when the cache does not fit.
+        ``receive`` is called with the outputs of each step, on the thread of the loop. ``before_step`` is called on the
+        same thread before each step and after each ``wake``. It returns whether it must be called again even if there
+        is no step, and it must not raise. ``context`` is the longest request in tokens, and ``prefill`` is the maximum
+        number of tokens in a step. ``compile_level`` is ``ContinuousBatchingConfig.default_compile_level``. Raises
+        MemoryError if the cache does not fit.
         """
         SCHEDULER_MAPPING["granite-demo"] = Scheduler
         graphs = model.device.type == "cuda" and model.config._attn_implementation.startswith("flash")
@@ -131,12 +133,12 @@ class Loop:
             kv_padding_interval_size=KEY_GRAIN,
             default_compile_level=compile_level,
             scheduler_type="granite-demo",
-            return_logprobs=True,  # NaN in a row shows here
-            auto_switch_to_flash=False,  # would look for a kernel on the hub
-            seed=0,  # not used: nothing is drawn
+            return_logprobs=True,  # they show NaN in a row
+            auto_switch_to_flash=False,  # True searches for a kernel on the hub
+            seed=0,  # not used
         )
         self._context = context
-        self._between = between
+        self._before_step = before_step
         self._sampler = sampler
         generation = GenerationConfig(do_sample=False, eos_token_id=-1)
         make: Any = ContinuousBatchingManager
@@ -144,7 +146,7 @@ class Loop:
         self._manager.output_router = Router(receive)
         self._manager.logit_processor = sampler
         if not self._manager.is_tp_driver:
-            # The driver waits for requests; the others wait for the driver, or the first token would come later.
+            # Only the driver waits for requests. Otherwise the first token would come later.
             self._manager._wake_up_loop.set()
             self._manager._wake_up_loop.clear = lambda: None
         self._build()
@@ -157,51 +159,46 @@ class Loop:
     def _build(self) -> None:
         processor = self._manager._create_batch_processor()
         self._manager.batch_processor = processor
-        lighten(processor)
+        use_host_inputs(processor)
         self._sampler.stream = processor.inputs_and_outputs.compute_stream
         processor.scheduler.asynchronous = processor.use_async_batching
-        processor.scheduler.between = self._run_between
+        processor.scheduler.before_step = self._run_before_step
         for io in self._device_ios():
             io.graphs = Graphs(self._sampler)
 
-    def _run_between(self) -> None:
+    def _run_before_step(self) -> None:
         with torch.cuda.stream(self._sampler.stream):
-            again = self._between()
+            again = self._before_step()
         if again:
             self.wake()
 
     def wake(self) -> None:
-        """Have ``between`` called soon, though the thread may sleep."""
+        """Make the loop call ``before_step`` soon, even if its thread sleeps."""
         self._manager._wake_up_loop.set()
 
     def _device_ios(self) -> list[Any]:
         return device_ios(self._manager.batch_processor.inputs_and_outputs)
 
     def warm_up(self) -> int:
-        """Capture the graphs that requests need most, and return their number. Others are captured on first use."""
+        """Capture the most frequent graphs and return their number. Others are captured on first use."""
         if not self.wants_graphs:
             return 0
         config = self._manager.continuous_batching_config
         steps = usual_steps(config.max_batch_tokens, config.max_requests_per_batch, self._context)
         expected = len(steps) * len(self._device_ios())
-        # A compiled step is compiled once more for the second size, which cannot be captured without running it.
+        # A compiled step is compiled again for the second size, and must run for that before it can be captured.
         for quick in (not config.default_compile_level, False):
             capture(self._manager, steps, quick)
             count = sum(len(io.graphs) for io in self._device_ios())
             if count == expected or not quick:
                 break
-            self._rebuild()  # a capture that failed blocks the memory of the next
+            self._rebuild()  # a failed capture blocks the memory pool of the next
         return count
 
     @property
     def wants_graphs(self) -> bool:
-        """Whether steps are to be captured."""
+        """Whether steps use CUDA graphs."""
         return bool(self._manager.batch_processor.model_runner.pad_inputs)
-
-    @property
-    def busy(self) -> bool:
-        """Whether it still computes for a request, cancelled ones included."""
-        return bool(self._manager.batch_processor.has_pending_requests())
 
     def start(self) -> None:
         """Start the thread."""
@@ -210,23 +207,23 @@ class Loop:
         self._manager.start()
 
     def is_running(self) -> bool:
-        """Whether the thread lives and goes on."""
+        """Whether the thread runs and has no error."""
         return bool(self._manager.is_running()) and self.error is None
 
     @property
     def error(self) -> BaseException | None:
-        """What ended the thread, or is about to: it may still wait for other processes."""
+        """The error that ended the thread or ends it soon. The thread can still wait for other processes."""
         error: BaseException | None = self._manager.background_thread_status.fatal_error
         return error
 
     @property
     def is_ending(self) -> bool:
-        """Whether an error or ``stop`` ends the thread; without, what failed is one request."""
+        """Whether an error or ``stop`` ends the thread. If not, only one request has failed."""
         status = self._manager.background_thread_status
         return bool(status.local_status != status.DONT_STOP)
 
     def submit(self, request_id: str, ids: list[int], ends: list[int], row: Row) -> None:
-        """Add a request, which yields an output after every token. ``ids`` may hold a part of the answer already."""
+        """Add a request, which gives an output after every token. ``ids`` can contain a part of the answer."""
         assert row.sampling.max_tokens is not None
         written = len(ids) - row.prompt_length
         state = RequestState(
@@ -241,18 +238,18 @@ class Loop:
         self.wake()
 
     def cancel(self, request_id: str) -> None:
-        """Stop computing for a request. It yields nothing more."""
+        """Stop a request. It gives no more outputs."""
         self._manager.cancel_request(request_id)
 
     def ended_by(self) -> BaseException | None:
-        """Wait for a thread that is ending, and return the exception that ended it."""
+        """Wait until the thread has ended, and return its error."""
         self._manager.join(time.perf_counter())
         return self.error
 
     def restart(self) -> None:
-        """Start a thread that has ended again, without requests, and with a new cache and new graphs.
+        """Start an ended thread again, without requests, and with a new cache and new graphs.
 
-        The old ones may be damaged: half-written blocks must not be shared, and a capture that failed blocks its pool.
+        The old ones can be damaged: partly written blocks must not be shared, and a failed capture blocks its pool.
         """
         forget_tensors(self.error)
         self._manager.background_thread_status.clear()
@@ -264,7 +261,7 @@ class Loop:
         self._manager.start()
 
     def stop(self) -> None:
-        """End the thread and let go of the model and the cache."""
+        """End the thread and drop the references to the model and the cache."""
         if self._manager.is_running():
             self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()

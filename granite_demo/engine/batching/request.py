@@ -1,4 +1,4 @@
-"""A request of the batching engine, from its arrival to its end, over any number of submissions to the loop."""
+"""A request of the batching engine. It can be submitted to the loop several times."""
 
 from dataclasses import dataclass, field, replace
 
@@ -11,8 +11,10 @@ from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
 
 LIKELY_ANSWER = 1024
-"""Tokens of the answer that a request is admitted with, if it may be longer: few answers are. Should the cache fill up
-all the same, continuous batching takes the blocks of the youngest and computes them again later."""
+"""The tokens that are reserved for an answer that can be longer, because few answers are.
+
+If the cache fills up, continuous batching takes the blocks of the newest request and computes them again later.
+"""
 
 
 @dataclass(slots=True, eq=False)
@@ -25,23 +27,23 @@ class Request:
     answer: list[int] = field(default_factory=list)
     """The tokens delivered so far."""
     id: str = ""
-    """Its name in the loop; a new one each time it is submitted."""
+    """Its name in the loop. Each submission has a new one."""
     row: Row | None = None
     received: int = 0
-    """Tokens that the loop reported since the last submission."""
+    """The number of tokens from the loop since the last submission."""
     matcher: Matcher | None = None
     mask: bytes | None = None
-    """With a matcher: what the next token may be."""
+    """With a matcher: the packed mask of the tokens that can come next."""
 
     @property
     def likely_tokens(self) -> int:
-        """Tokens of the cache that it will probably need."""
+        """The estimated number of cache tokens that the request needs."""
         assert self.sampling.max_tokens is not None
         return len(self.prompt_ids) + min(self.sampling.max_tokens, max(LIKELY_ANSWER, len(self.answer) + 1))
 
 
-def fitted(sampling: SamplingParams, prompt_tokens: int, capacity: int) -> SamplingParams:
-    """The same, but ending where a cache of ``capacity`` tokens does. Raises ContextOverflowError."""
+def fit_to_cache(sampling: SamplingParams, prompt_tokens: int, capacity: int) -> SamplingParams:
+    """Limit ``max_tokens`` to a cache of ``capacity`` tokens. Raises ContextOverflowError."""
     limit = answer_limit(sampling)
     if prompt_tokens >= capacity:
         raise ContextOverflowError(prompt_tokens, capacity)

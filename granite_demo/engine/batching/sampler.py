@@ -1,7 +1,7 @@
-"""Sampling inside transformers' continuous batching: one object in the place of its list of logits processors.
+"""Sampling in continuous batching: one object replaces the list of logits processors of transformers.
 
-Continuous batching knows one seed for all requests and no repetition penalty. So it runs greedily, and what it takes
-the arg-max of are scores in which this object has already chosen. ``__call__`` is captured in CUDA graphs.
+Continuous batching has one seed for all requests and no repetition penalty. Therefore it runs greedily, and this object
+makes the choice: it returns scores whose argmax is the chosen token. CUDA graphs capture ``__call__``.
 """
 
 from collections.abc import Sequence
@@ -18,41 +18,41 @@ from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
 
 STEPS_KEPT = 4
-"""Steps whose log probabilities stay readable: a token is delivered at most two steps after it was chosen."""
+"""The number of steps whose log probabilities are kept. A token is delivered at most two steps after its choice."""
 LogProbs = torch.Tensor
-"""(steps, slots, width) float32: what ``reporting.report`` says of each."""
+"""(steps, slots, row width) float32: the rows of ``logprob_rows``."""
 _FLOATS = 7
 _INTEGERS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What sampling has to know of one request. Travels with it to every process of a tensor-parallel group."""
+    """The sampling data of one request. It is sent to every process of a tensor-parallel group."""
 
     sampling: SamplingParams
     slot: int
-    """The request's own line in the tables on the device."""
+    """The line of the request in the tables on the device."""
     prompt_length: int
     mask: bytes | None = None
-    """What the next token may be, for a request of one token: a bit for each, as of ``adjusting.pack``."""
+    """For a submission of one token: the mask of ``logits_processors.pack``."""
 
     @property
     def adjusts(self) -> bool:
-        """Whether it needs the tables of ``adjusting``."""
+        """Whether the request needs the tables of ``logits_processors``."""
         return self.sampling.adjusts or self.mask is not None
 
 
 class BatchSampler:
-    """Takes the place of ``ContinuousBatchingLogitsProcessorList`` (transformers 5.23, cb_logits_processors.py)."""
+    """A replacement for ``ContinuousBatchingLogitsProcessorList`` (transformers 5.23, cb_logits_processors.py)."""
 
     do_processing = True
     tensors_required = _FLOATS + _INTEGERS
 
     def __init__(self, vocabulary: int, slots: int, device: torch.device) -> None:
         self.with_logprobs = False
-        """Whether the step that is being prepared reports log probabilities: these have graphs of their own."""
+        """Whether the next step reports log probabilities. Such steps have their own graphs."""
         self.adjusting = False
-        """Whether it changes logits by the tables of ``adjusting``: likewise."""
+        """Whether the next step uses the tables of ``logits_processors``. Such steps have their own graphs."""
         self._choose, self._cut_off = chooser(device), cutter(device)
         self._tables = ProcessorTables(slots, vocabulary, device)
         self._slots = slots
@@ -61,14 +61,14 @@ class BatchSampler:
         self._blank = self._pack([self._padding] * slots)
         self._packed: list[Row] = []
         self._columns = self._blank.clone()
-        # One line more than requests: rows that only pad a batch write there.
+        # The padding rows of a batch write to the additional line.
         self._seen = torch.zeros((slots + 1, vocabulary), dtype=torch.bool, device=device)
         self._report = torch.zeros((STEPS_KEPT, slots + 1, row_width(MAX_ALTERNATIVES)), device=device)
         self.stream: Any = None
-        """The CUDA stream of the forward passes, once there is one."""
+        """The CUDA stream of the forward passes, after the loop has created it."""
 
     def check_kwargs(self, kwargs: dict[str, Any]) -> None:
-        """Nothing to check: the requests come from our own engine."""
+        """Check nothing, because all requests are from the engine."""
 
     def fill_defaults(self, storage: torch.Tensor) -> None:
         """Make each padding row greedy. ``storage``: (tensors_required, 1) int32."""
@@ -120,8 +120,11 @@ class BatchSampler:
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step stays the same whoever asks for what
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
-        """Scores whose arg-max is the choice, (n, V); NaN where the logits are. ``args``: (tensors_required, n)."""
-        temperature, top_k, top_p, min_p, penalty, *lessening = args[:_FLOATS].contiguous().view(torch.float32)
+        """Return scores whose argmax is the choice, shape (n, V). Rows with NaN logits stay NaN.
+
+        ``args``: (tensors_required, n) int32.
+        """
+        temperature, top_k, top_p, min_p, penalty, *penalties = args[:_FLOATS].contiguous().view(torch.float32)
         low, high, line, slot, position = (row.long() for row in args[_FLOATS:])
         seed = (high << 32) | (low & 0xFFFFFFFF)
         rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, position)
@@ -129,7 +132,7 @@ class BatchSampler:
         certain = scores.sum(dim=-1, keepdim=True) * 0
         logprobs = torch.log_softmax(scores, dim=-1) if self.with_logprobs else None
         if self.adjusting:
-            scores = self._tables.adjust(scores, line, self._seen[slot], penalty, *lessening)
+            scores = self._tables.adjust(scores, line, self._seen[slot], penalty, *penalties)
             rows = replace(rows, penalty=torch.ones_like(penalty))
         penalised = None if logprobs is None else penalise(scores, self._seen[slot], rows.penalty)
         choice = self._choose(scores, rows, self._seen, slot)  # may overwrite the scores
@@ -137,17 +140,17 @@ class BatchSampler:
         if self.adjusting:
             self._tables.count(line, choice)
         if logprobs is not None and penalised is not None:
-            told = logprob_rows(logprobs, penalised, rows, choice, self._cut_off, MAX_ALTERNATIVES)
-            self._report.index_put_((position % STEPS_KEPT, slot), told)
+            values = logprob_rows(logprobs, penalised, rows, choice, self._cut_off, MAX_ALTERNATIVES)
+            self._report.index_put_((position % STEPS_KEPT, slot), values)
         return scores.fill_(-torch.inf).scatter_(1, choice[:, None], certain)
 
     def read(self) -> LogProbs:
-        """What is known of the tokens of the last steps, in one transfer. Called from the loop's thread."""
+        """Return the log probabilities of the last steps, in one transfer. Called on the thread of the loop."""
         return self._report.cpu()
 
 
 def token_of(token_id: int, row: Row, position: int, logprobs: LogProbs | None) -> Token:
-    """The token with what its request wants to know of it. ``position``: its place in the answer, from 0."""
+    """Return the token with the log probabilities that ``row`` requests. ``position`` is its index in the answer."""
     if row.sampling.logprobs is None or logprobs is None:
         return Token(token_id)
     return token_from(token_id, logprobs[position % STEPS_KEPT, row.slot].tolist(), row.sampling.logprobs)

@@ -1,7 +1,7 @@
-"""Texts that are scored beside continuous batching, which gives no logits of a prompt: read between two of its steps.
+"""Scores texts in the batching engine. Continuous batching itself does not return the logits of a prompt.
 
-The loop's thread owns the model, so it reads here, too: a chunk between two steps, one text after another. Each has a
-cache of its own that grows beside the shared one. Attention sees no paged cache then, and is the ordinary one.
+The thread of the loop owns the model, so it also computes the chunks of a text: one chunk between two steps, and one
+text at a time. Each text has its own cache, in addition to the shared one, and uses ordinary attention.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from granite_demo.engine.failures import as_user_error, closed_error
 from granite_demo.engine.protocol import Measure, score_chunk
 from granite_demo.engine.token_stream import TokenStream
-from granite_demo.engine.waiting_queue import WaitingLine
+from granite_demo.engine.waiting_queue import WaitingQueue
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.placement import free_memory
@@ -28,7 +28,7 @@ from granite_demo.types.model_status import Feature
 
 T = TypeVar("T")
 MEMORY_SHARE = 0.5
-"""The part of the free memory that a text's cache may take; the steps need the rest."""
+"""The part of the free memory for the cache of a text. The steps of the loop need the rest."""
 
 
 @dataclass(slots=True, eq=False)
@@ -41,24 +41,24 @@ class _Text:
 
 
 class BatchScorer:
-    """Reads texts when ``advance`` is called. Everything else may be called from any thread."""
+    """Computes a chunk of a text in each call of ``advance``. The other methods can be called from any thread."""
 
     def __init__(self, loaded: LoadedModel, wake: Callable[[], None], max_waiting: int, group: Group) -> None:
         """``wake`` makes the loop call ``advance``."""
         self.unable: tuple[tuple[Feature, str], ...] = ()
         if group.size > 1:
-            self.unable = (("scoring", "Several processes share this model; a text is scored by one of its own."),)
+            self.unable = (("scoring", "Several processes share this model. Scoring needs a model in one process."),)
         self._model: Any = loaded.model
         self._context = loaded.context_length
         self._chunk = score_chunk(self._model.config.vocab_size)
         self._wake = wake
-        self._line: WaitingLine[_Text] = WaitingLine(max_waiting)
+        self._line: WaitingQueue[_Text] = WaitingQueue(max_waiting)
         self._text: _Text | None = None
         self._error: GraniteDemoError | None = None
         self._lock = threading.Lock()
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
-        """See ``Engine.score``. Raises InvalidRequestError for a text whose cache does not fit the memory."""
+        """See ``Engine.score``. Raises InvalidRequestError for a text whose cache does not fit in memory."""
         if self.unable:
             raise InvalidRequestError(f"This text cannot be scored. {self.unable[0][1]}")
         if len(token_ids) > self._context:
@@ -68,18 +68,18 @@ class BatchScorer:
             if self._error:
                 raise self._error
             self._line.join(_Text(stream, list(token_ids), measure))
-            self._wake()  # the loop is not stopped before ``end``
+            self._wake()  # the loop does not stop before ``end``
         async with aclosing(stream.read()) as items:
             async for item in items:
                 yield item
 
     def counts(self) -> tuple[int, int]:
-        """How many texts are read and wait."""
+        """Return the number of running and of waiting texts."""
         with self._lock:
             return int(self._text is not None), len(self._line)
 
     def advance(self) -> bool:
-        """Read a chunk, if there is a text; whether there is more to read. Called from the loop's thread."""
+        """Compute the next chunk. Return whether there is more to compute. The loop calls this on its thread."""
         with self._lock:
             text = self._text = self._text or self._line.take()
         self._line.announce()
@@ -89,7 +89,7 @@ class BatchScorer:
         try:
             if not self._read(text):
                 return True
-        except BaseException as error:  # the loop and its requests go on
+        except BaseException as error:  # the loop and its requests continue
             outcome = as_user_error(error)
             if outcome:
                 outcome.with_traceback(None)  # its frames hold tensors
@@ -101,7 +101,7 @@ class BatchScorer:
         return more
 
     def _read(self, text: _Text) -> bool:
-        """Whether the text ended with this chunk."""
+        """Compute the next chunk of ``text``. Return whether it was the last one."""
         text.stream.check()
         if text.cache is None:
             text.cache = DynamicCache(config=self._model.config)
@@ -120,16 +120,16 @@ class BatchScorer:
         parts = [part for layer in cast("list[DynamicLayer]", cache.layers) for part in (layer.keys, layer.values)]
         token = sum(part.nbytes for part in parts if part is not None) / text.read
         room = MEMORY_SHARE * free_memory(str(self._model.device))
-        # A cache that grows is copied: there are two of a layer for a moment, hence the share.
+        # A growing cache is copied, so there are two copies of a layer for a moment.
         if (len(text.ids) - text.read) * token > room:
             fitting = text.read + int(room / token)
             raise InvalidRequestError(
-                f"The text has {len(text.ids):,} tokens, and beside the cache of the batching engine there is memory "
-                f"for about {fitting:,}. Shorten the text, or start with the static engine."
+                f"The text has {len(text.ids):,} tokens, but the batching engine leaves memory for about {fitting:,}. "
+                "Shorten the text, or start with the static engine."
             )
 
     def end(self, error: GraniteDemoError | None = None) -> None:
-        """End all texts, and refuse new ones, with ``error``; by default since the engine closes."""
+        """End all texts and refuse new ones, with ``error``. The default error says that the engine is closed."""
         error = error or closed_error()
         with self._lock:
             self._error = error
@@ -141,13 +141,13 @@ class BatchScorer:
             text.stream.finish(error)
 
     def release(self) -> None:
-        """Let go of the model, once the loop has stopped."""
+        """Drop the references to the model, after the loop has stopped."""
         self._model, self._wake = None, lambda: None
 
 
 @contextmanager
 def _plain_attention(model: Any) -> Iterator[None]:
-    """The one of the batching engine's ways of attention that takes nothing but its own cache is replaced."""
+    """Replace paged eager attention, which supports only the cache of continuous batching, inside the block."""
     paged = model.config._attn_implementation == "paged|eager"
     if paged:
         model.set_attn_implementation("eager")

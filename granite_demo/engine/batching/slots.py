@@ -1,4 +1,4 @@
-"""The requests of the batching engine that have a slot, in the loop or between two submissions."""
+"""The requests of the batching engine that have a slot: in the loop, or suspended between two submissions."""
 
 import itertools
 
@@ -6,57 +6,57 @@ from granite_demo.engine.batching.loop import PAGE
 from granite_demo.engine.batching.request import Request
 
 
-class Places:
-    """Not thread-safe: the engine's lock guards it."""
+class Slots:
+    """The slots and their requests. Not thread-safe: the caller holds the engine's lock."""
 
     def __init__(self, slots: int, capacity: int) -> None:
-        """``capacity``: tokens of the cache."""
+        """``capacity`` is the size of the cache in tokens."""
         self.running: dict[str, Request] = {}
-        """Those that the loop computes, by their name there."""
+        """The requests in the loop, by their names there."""
         self.free = list(range(slots))
-        """Slots that nobody has."""
-        self._between: list[Request] = []
+        """The free slots."""
+        self._suspended: list[Request] = []
         self._names = itertools.count()
         self._capacity = capacity
 
     def __len__(self) -> int:
-        return len(self.running) + len(self._between)
+        return len(self.running) + len(self._suspended)
 
     def _all(self) -> list[Request]:
-        return [*self.running.values(), *self._between]
+        return [*self.running.values(), *self._suspended]
 
     @property
     def used(self) -> float:
-        """The part of the cache that they have filled."""
+        """The part of the cache that the requests have filled, from 0 to 1."""
         return sum(len(request.prompt_ids) + len(request.answer) for request in self._all()) / self._capacity
 
     def fits(self, request: Request) -> bool:
-        """Whether the cache has room for another one, too. There is for one alone."""
+        """Whether the cache has space for ``request``. A single request always fits."""
         used = sum(other.likely_tokens + PAGE for other in self._all())
         return not used or used + request.likely_tokens + PAGE <= self._capacity
 
     def enter(self, request: Request) -> int:
-        """Name it anew, for the loop. Returns its slot: the one that was freed last."""
+        """Give ``request`` a new name and return its slot, which is the one that was freed last."""
         request.id = f"request-{next(self._names)}"
         request.received = 0
         self.running[request.id] = request
         return self.free.pop()
 
     def leave(self, request: Request) -> bool:
-        """Free the slot of a request, if it has one. Whether it was in the loop."""
-        if not self.leave_between(request) and self.running.pop(request.id, None) is not None:
+        """Free the slot of a request, if it has one. Return whether the request was in the loop."""
+        if not self.leave_suspended(request) and self.running.pop(request.id, None) is not None:
             return self._free(request)
         return False
 
-    def step_out(self, request: Request) -> None:
-        """It leaves the loop, and keeps its slot."""
-        self._between.append(self.running.pop(request.id))
+    def suspend(self, request: Request) -> None:
+        """Take a request out of the loop without freeing its slot."""
+        self._suspended.append(self.running.pop(request.id))
 
-    def leave_between(self, request: Request) -> bool:
-        """Free the slot of a request that stepped out. False if none did."""
-        if request not in self._between:
+    def leave_suspended(self, request: Request) -> bool:
+        """Free the slot of a suspended request. Return False if it is not suspended."""
+        if request not in self._suspended:
             return False
-        self._between.remove(request)
+        self._suspended.remove(request)
         return self._free(request)
 
     def _free(self, request: Request) -> bool:
@@ -65,8 +65,8 @@ class Places:
         return True
 
     def clear(self) -> list[Request]:
-        """Remove and return all."""
+        """Remove and return all requests."""
         requests = self._all()
         self.running.clear()
-        self._between.clear()
+        self._suspended.clear()
         return requests

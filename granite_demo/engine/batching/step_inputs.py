@@ -1,9 +1,8 @@
-"""The inputs of a step in continuous batching, prepared without torch (transformers 5.23).
+"""Prepares the inputs of a step of continuous batching without torch (transformers 5.23).
 
-While a step runs on the GPU, the model's thread prepares the next one. Each operation of torch lets other threads of
-Python go first, and where page or API are busy they do. Here the tensors on the host are written as arrays, which
-nobody interrupts. On an H100 with 16 visitors of the page, and turns as short as ``continuous.TURN_SECONDS``, the GPU
-had to wait for 3 instead of 10 of 100 steps.
+While a step runs on the GPU, the model's thread prepares the next one. Each torch operation releases the GIL, and the
+threads of a busy page or API then run first. Here, numpy writes the host tensors without releasing the GIL. On an H100
+with 16 visitors of the page and ``loop.TURN_SECONDS``, the GPU waited in 3 of 100 steps instead of 10.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from transformers.generation.continuous_batching.requests import TMP_TOKEN_ID
 
 
 class HostInputs(ContinuousBatchingIOs):
-    """The inputs of one step on the host, for models whose layers are all full attention."""
+    """The host inputs of one step, for models with full attention in all layers."""
 
     def prepare_batch_tensors(
         self,
@@ -31,7 +30,7 @@ class HostInputs(ContinuousBatchingIOs):
         max_kv_read: int,
         use_padding: bool,
     ) -> None:
-        """See the base class, which prepares what is not one token each, padded to ``num_q_tokens``."""
+        """See the base class, which prepares all steps except padded decode steps."""
         if not (use_decode_fast_path and use_padding):
             return super().prepare_batch_tensors(
                 requests_in_batch, logits_processors, use_decode_fast_path, num_q_tokens, max_kv_read, use_padding
@@ -48,12 +47,12 @@ class HostInputs(ContinuousBatchingIOs):
         self._clear(num_q_tokens, padded)
         self._write_blocks(states)
         chosen = []
-        for place, request in enumerate(requests_in_batch):
+        for index, request in enumerate(requests_in_batch):
             request.state.position_offset += 1
             if request.has_new_token:
-                chosen.append(place)
+                chosen.append(index)
                 request.state.tokens_to_process = [TMP_TOKEN_ID]
-                self.req_id_to_new_token_position[request.state.request_id] = place
+                self.req_id_to_new_token_position[request.state.request_id] = index
         logits_processors.prepare_tensor_args(
             requests_in_batch=requests_in_batch, arg_storage=self._bulk_input_tensor[self.static_inputs :]
         )
@@ -61,7 +60,7 @@ class HostInputs(ContinuousBatchingIOs):
         self.max_length_q = 1
         self.max_length_k[FULL_ATTENTION] = max(lengths)
         self.total_seqlen_k[FULL_ATTENTION] = read[-1]
-        # Requests that only pad the batch have no tokens.
+        # Padding requests have no tokens.
         self._write(self.input_ids, tokens)
         self._write(self.position_ids, positions)
         self._write(self.cumulative_seqlens_q, [*range(count + 1), *[count] * (padded - count)])
@@ -69,13 +68,13 @@ class HostInputs(ContinuousBatchingIOs):
         self._write(self.cumulative_seqlens_k[FULL_ATTENTION], [*read, *[read[-1]] * (padded - count)])
 
     def carry_over(self, before: "HostInputs") -> None:
-        """Say which tokens of the step ``before`` are inputs of this one, where they are not known yet."""
-        places = self.carry_over_ids.numpy()
-        places[:] = -1
-        for index, request_id in enumerate(before.req_id_to_new_token_position):
-            place = self.req_id_to_new_token_position.get(request_id)
-            if place is not None:
-                places[place] = index
+        """Set which tokens of the step ``before``, which are not known yet, are inputs of this step."""
+        sources = self.carry_over_ids.numpy()
+        sources[:] = -1
+        for source, request_id in enumerate(before.req_id_to_new_token_position):
+            target = self.req_id_to_new_token_position.get(request_id)
+            if target is not None:
+                sources[target] = source
 
     def _clear(self, tokens: int, requests: int) -> None:
         self._bulk_input_tensor.numpy()[: self.static_inputs, : tokens + 1] = 0
@@ -95,7 +94,7 @@ class HostInputs(ContinuousBatchingIOs):
 
 
 class Inputs(ContinuousBatchingAsyncIOs):
-    """The inputs of two steps, one of which is prepared while the other runs."""
+    """The inputs of two steps. One is prepared while the other runs."""
 
     def prepare_batch_tensors(self, *args: Any, **kwargs: Any) -> None:
         """See the base class."""
@@ -105,8 +104,8 @@ class Inputs(ContinuousBatchingAsyncIOs):
         now.carry_over(before)
 
 
-def lighten(processor: Any) -> None:
-    """Have a new processor of batches prepare them so, where it can."""
+def use_host_inputs(processor: Any) -> None:
+    """Make a new batch processor prepare its inputs with ``HostInputs``, if it supports that."""
     outputs = processor.inputs_and_outputs
     if type(outputs) is not ContinuousBatchingAsyncIOs or list(processor.cache.cache_allocators) != [FULL_ATTENTION]:
         return

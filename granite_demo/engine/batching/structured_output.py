@@ -1,8 +1,8 @@
-"""Constrained answers in the batching engine, whose steps overlap: what may come next is not known in time there.
+"""Constrained answers in the batching engine.
 
-So such an answer is submitted again for each of its tokens, with the answer so far and the mask of the next token. It
-keeps its slot meanwhile, and the cache the whole blocks that it filled. A mask is computed beside the loop, whose steps
-go on for the others.
+The steps of this engine overlap, so the mask of the next token is not known in time. Therefore a constrained answer is
+submitted again for each token, with the answer so far and the mask. It keeps its slot, and the cache keeps the complete
+blocks that it filled. Masks are computed outside the loop, which continues for the other requests.
 """
 
 import asyncio
@@ -20,7 +20,7 @@ from granite_demo.outputs.structured_output import Matcher
 
 
 async def prepare(request: Request, vocabulary: int) -> None:
-    """Before the first submission, off the event loop. Raises as ``check_bias`` and ``allowed_mask``."""
+    """Compute the first mask outside the event loop. Raises as ``check_bias`` and ``allowed_mask``."""
     check_bias(request.sampling, vocabulary)
     if request.matcher is not None:
         request.mask = await asyncio.to_thread(_next_mask, request.matcher, vocabulary)
@@ -31,31 +31,31 @@ def _next_mask(matcher: Matcher, vocabulary: int) -> bytes:
 
 
 def row_of(request: Request, slot: int) -> Row:
-    """What sampling has to know of the next submission of ``request``."""
+    """Return the sampling data for the next submission of ``request``."""
     sampling = request.sampling
     if request.matcher is not None:
         sampling = replace(sampling, max_tokens=len(request.answer) + 1)
     return Row(sampling, slot, len(request.prompt_ids), request.mask)
 
 
-def goes_on(request: Request, ends: Collection[int]) -> bool:
+def continues(request: Request, ends: Collection[int]) -> bool:
     """Whether another submission follows the one that ended."""
-    whole = request.answer[-1] in ends or len(request.answer) == request.sampling.max_tokens
-    return request.matcher is not None and not whole
+    complete = request.answer[-1] in ends or len(request.answer) == request.sampling.max_tokens
+    return request.matcher is not None and not complete
 
 
 class Masks:
-    """Computes masks on threads of its own."""
+    """Computes masks on separate threads."""
 
     def __init__(self, vocabulary: int, computed: Callable[[Request, GraniteDemoError | None], None]) -> None:
-        """``computed`` is called there, with a request that has its next mask, or with the error that ends it."""
+        """``computed`` is called on these threads, with a request and None, or with the error that ends the request."""
         self._vocabulary = vocabulary
         self._computed = computed
         self._threads = ThreadPoolExecutor(2, "engine-masks")
 
     def compute(self, request: Request) -> None:
-        """Begin with the mask of the token after the answer so far."""
-        with suppress(RuntimeError):  # closed: the request has ended, too
+        """Start to compute the mask of the next token."""
+        with suppress(RuntimeError):  # closed, so the request has ended
             self._threads.submit(self._compute, request)
 
     def _compute(self, request: Request) -> None:
@@ -69,5 +69,5 @@ class Masks:
         self._computed(request, error)
 
     def close(self) -> None:
-        """Let the threads end."""
+        """End the threads without waiting for them."""
         self._threads.shutdown(wait=False)

@@ -20,7 +20,7 @@ from granite_demo.engine.interleaved.runner import Runner
 from granite_demo.engine.protocol import Measure, answer_limit
 from granite_demo.engine.sampling.sampler import Sampler
 from granite_demo.engine.token_stream import Cancelled, TokenStream
-from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingLine
+from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingQueue
 from granite_demo.errors import ContextOverflowError, GraniteDemoError
 from granite_demo.loading.placement import is_out_of_memory
 from granite_demo.outputs.structured_output import Matcher
@@ -85,7 +85,7 @@ class InterleavedEngine:
         self._runner = runner
         self._eos_ids = eos_ids
         self._pace = PrefillPace()
-        self._line: WaitingLine[_Request | _Score] = WaitingLine(max_waiting)
+        self._line: WaitingQueue[_Request | _Score] = WaitingQueue(max_waiting)
         self._running: list[_Request | _Score] = []
         self._closed = False
         self._dead: GraniteDemoError | None = None

@@ -1,4 +1,4 @@
-"""Which steps are captured, and where they are kept. Capturing needs a GPU."""
+"""Which steps are captured, and by which keys. The capture itself needs a GPU."""
 
 import torch
 
@@ -11,7 +11,7 @@ class Graph:
         pass
 
 
-def test_graphs_with_log_probabilities_are_others() -> None:
+def test_steps_with_log_probabilities_have_their_own_graphs() -> None:
     sampler = BatchSampler(64, 4, torch.device("cpu"))
     graphs = Graphs(sampler)
     plain, reporting = Graph(), Graph()
@@ -45,7 +45,7 @@ def test_a_first_turn_of_any_length_finds_its_graph() -> None:
 
 
 def test_the_chunks_of_a_long_first_turn_find_their_graphs() -> None:
-    # By the power of two that all tokens so far come to.
+    # The key has the power of two of all tokens so far.
     chunks = {size + cached for size, cached in usual_steps(2048, 64, 131072) if size == 2048 and cached}
     assert chunks >= {4096, 8192, KEY_GRAIN}
 

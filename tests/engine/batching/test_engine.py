@@ -1,6 +1,6 @@
-"""The batching engine's own: recovery, admission, the cache it shares. What it has in common with others: ``contract``.
+"""The batching engine: recovery, admission and the shared cache. ``contract`` tests what all engines have in common.
 
-On a CPU steps are synchronous and no graphs are captured; tests/gpu has the rest.
+On a CPU, steps are synchronous and are not captured. tests/gpu has the other tests.
 """
 
 import asyncio
@@ -21,14 +21,14 @@ from granite_demo.loading.load import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned
-from tests.engine.running import answer, batching_engine, tiny_model, until, wait_idle
+from tests.engine.running import answer, batching_engine, has_work, tiny_model, until, wait_idle
 
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "top_p": 0.95, "repetition_penalty": 1.1}
 
 
 @pytest.fixture(autouse=True)
 def closed(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Close the engines of a test that failed: their threads would keep the whole run from ending."""
+    """Close the engines of a failed test, because their threads would prevent the end of the test run."""
     made: list[weakref.ref[BatchingEngine]] = []
     warm_up = BatchingEngine.warm_up
 
@@ -48,7 +48,7 @@ def broken(output: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
 
 
 def without_poison() -> LoadedModel:
-    """A model whose answers never have the poison token: its score stays below the others'."""
+    """Return a model whose answers never have the poison token, because its score is always the lowest."""
     loaded = tiny_model()
     with torch.no_grad():
         loaded.model.lm_head.weight[POISON] = 0
@@ -56,7 +56,7 @@ def without_poison() -> LoadedModel:
 
 
 async def alone(loaded: LoadedModel, prompts: list[list[int]], **sampling: Any) -> list[list[int]]:
-    """The answers to each prompt when nobody else asks. The seed is the place in the list."""
+    """Return the answer to each prompt, one at a time. The seed is the index in the list."""
     engine = batching_engine(loaded)
     answers = [await answer(engine, prompt, seed=seed, **sampling) for seed, prompt in enumerate(prompts)]
     engine.close()
@@ -64,15 +64,15 @@ async def alone(loaded: LoadedModel, prompts: list[list[int]], **sampling: Any) 
 
 
 def ask(engine: BatchingEngine, prompts: list[list[int]], **sampling: Any) -> list["asyncio.Task[list[int]]"]:
-    """The same, all at once."""
+    """Start all requests at the same time. The seed is the index in the list."""
     return [asyncio.create_task(answer(engine, prompt, seed=seed, **sampling)) for seed, prompt in enumerate(prompts)]
 
 
 async def wait_until_computed(engine: BatchingEngine) -> None:
-    """Wait until the loop has nothing left, cancelled requests included."""
+    """Wait until the loop has no requests, cancelled ones included."""
     await wait_idle(engine)
     async with asyncio.timeout(5):
-        while engine._loop.busy:
+        while has_work(engine._loop):
             await asyncio.sleep(0.01)
 
 
@@ -80,7 +80,7 @@ async def wait_until_computed(engine: BatchingEngine) -> None:
 
 
 @pytest.mark.release
-async def test_two_poisons_are_found_and_the_others_go_on() -> None:
+async def test_two_faulty_requests_are_found_and_the_others_continue() -> None:
     loaded = without_poison()
     sampling: dict[str, Any] = {"top_k": 20, "max_tokens": 150, **SAMPLED}
     expected = await alone(loaded, COMPANY, **sampling)
@@ -99,7 +99,7 @@ async def test_two_poisons_are_found_and_the_others_go_on() -> None:
         engine.close()
 
 
-async def test_alone_a_poison_costs_one_restart() -> None:
+async def test_a_faulty_request_alone_costs_one_restart() -> None:
     loaded = without_poison()
     with poisoned(loaded, broken):
         engine = batching_engine(loaded)
@@ -111,7 +111,7 @@ async def test_alone_a_poison_costs_one_restart() -> None:
         engine.close()
 
 
-async def test_who_made_the_loop_fail_is_told_where_it_cannot_start_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_faulty_request_gets_its_error_if_the_loop_cannot_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = without_poison()
     with poisoned(loaded, broken):
         engine = batching_engine(loaded)
@@ -136,7 +136,7 @@ async def test_a_log_that_keeps_the_failure_does_not_keep_the_cache(caplog: pyte
         engine.close()
 
 
-async def test_a_loop_that_dies_with_nobody_in_it_is_started_again() -> None:
+async def test_a_loop_that_ends_without_requests_is_started_again() -> None:
     engine = batching_engine(tiny_model())
 
     def die() -> bool:
@@ -170,12 +170,12 @@ async def test_a_request_that_the_loop_refuses_fails_alone(monkeypatch: pytest.M
     assert len(await beside[0]) == 200
     assert len(await answer(engine, [1, 2], max_tokens=5)) == 5
     assert engine.stats().restarts == 0
-    assert sorted(engine._places.free) == list(range(4))
+    assert sorted(engine._slots.free) == list(range(4))
     engine.close()
 
 
 @pytest.mark.parametrize("broken_for_good", ["the restart fails", "the GPU is lost"])
-async def test_an_engine_that_cannot_go_on_says_so_to_all(
+async def test_an_engine_that_cannot_continue_ends_all_requests(
     broken_for_good: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = without_poison()
@@ -202,7 +202,7 @@ async def test_an_engine_that_cannot_go_on_says_so_to_all(
         engine.close()
 
 
-async def test_a_loop_that_others_share_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_loop_of_several_processes_is_not_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = without_poison()
     group = Group(2)
     ended: list[str] = []
@@ -244,9 +244,9 @@ async def test_closing_during_a_recovery_ends_all(monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.release
-async def test_a_storm_of_cancellations_leaves_the_others_alone() -> None:
+async def test_many_cancellations_do_not_affect_other_requests() -> None:
     loaded = tiny_model()
-    # A common beginning of more than a block, so that blocks are shared.
+    # A common prefix of more than a block, so that blocks are shared.
     common = [1 + index % 60 for index in range(300)]
     prompts = [[*common, 5], [*common, 6, 7], PROMPT]
     sampling: dict[str, Any] = {"max_tokens": 200, **SAMPLED}
@@ -268,7 +268,7 @@ async def test_a_storm_of_cancellations_leaves_the_others_alone() -> None:
     assert await asyncio.gather(*staying) == expected
     await wait_until_computed(engine)
     assert engine.stats().restarts == 0
-    assert sorted(engine._places.free) == list(range(8))
+    assert sorted(engine._slots.free) == list(range(8))
     assert await answer(engine, prompts[1], seed=1, **sampling) == expected[1]
     engine.close()
 
@@ -284,27 +284,27 @@ async def test_a_prompt_larger_than_the_cache_is_refused() -> None:
     engine.close()
 
 
-async def test_an_answer_ends_where_the_cache_does() -> None:
+async def test_an_answer_ends_when_the_cache_is_full() -> None:
     engine = batching_engine(tiny_model(), cache_tokens=512)
     assert len(await answer(engine, [1] * 400, max_tokens=1000)) == 112
     await wait_until_computed(engine)
     engine.close()
 
 
-async def test_requests_wait_until_the_cache_has_room() -> None:
+async def test_requests_wait_until_the_cache_has_space() -> None:
     loaded = tiny_model()
     prompts = [[3 + index] * 300 for index in range(3)]
     expected = await alone(loaded, prompts, max_tokens=60)
     engine = batching_engine(loaded, cache_tokens=1280)
     tasks = ask(engine, prompts, max_tokens=60)
-    # 360 tokens and a block for what a request may not fill: two of them are 1,232.
+    # 360 tokens, and a block that is not filled: two requests need 1,232.
     await until(engine, running=2, waiting=1)
     assert await asyncio.gather(*tasks) == expected
     engine.close()
 
 
 @pytest.mark.release
-async def test_when_the_cache_fills_up_all_the_same_the_answers_stay_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_full_cache_does_not_change_the_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(request, "LIKELY_ANSWER", 8)
     loaded = tiny_model()
     prompts = [[3 + index] * 40 for index in range(3)]
@@ -324,27 +324,27 @@ def count(read: list[int], kwargs: dict[str, Any]) -> None:
     read.append(kwargs["input_ids"].numel())
 
 
-async def test_a_common_beginning_is_read_once() -> None:
+async def test_a_common_prefix_is_computed_once() -> None:
     loaded = tiny_model(context_length=2048)
     read: list[int] = []
     loaded.model.register_forward_pre_hook(lambda module, args, kwargs: count(read, kwargs), with_kwargs=True)
     engine = batching_engine(loaded)
     prompt = [1 + index * 7 % 60 for index in range(600)]
     first = await answer(engine, prompt, max_tokens=20)
-    assert sum(read) == 600 + 19  # the last token is not read
+    assert sum(read) == 600 + 19  # the last token is not computed
     del read[:]
     follow_up = [*prompt, *first, 8, 9]
     said = await answer(engine, follow_up, max_tokens=20)
-    # Two whole blocks of 256 are shared.
+    # Two complete blocks of 256 are shared.
     assert sum(read) == 622 - 512 + 19
     engine.close()
     assert [said] == await alone(loaded, [follow_up], max_tokens=20)
 
 
-# Its life
+# Start and end
 
 
-async def test_more_requests_than_places_take_turns() -> None:
+async def test_more_requests_than_slots_wait() -> None:
     engine = batching_engine(tiny_model(), requests=2)
     tasks = ask(engine, [[index + 1] for index in range(5)], max_tokens=50)
     await until(engine, running=2, waiting=3)
@@ -352,13 +352,13 @@ async def test_more_requests_than_places_take_turns() -> None:
     engine.close()
 
 
-async def test_close_lets_go_of_the_model() -> None:
+async def test_close_drops_the_model() -> None:
     loaded = tiny_model()
     model = weakref.ref(loaded.model)
     engine = batching_engine(loaded)
     await answer(engine, PROMPT, max_tokens=5)
     engine.close()
-    engine.close()  # a second time does nothing
+    engine.close()  # a second call does nothing
     del loaded
     gc.collect()
     assert model() is None
@@ -370,16 +370,16 @@ def test_steps_that_cannot_be_captured_make_it_unsuitable(monkeypatch: pytest.Mo
     engine = BatchingEngine(tiny_model(), cache_tokens=512, requests=2, prefill=256)
     with pytest.raises(UnsuitableEngineError, match="captured"):
         engine.warm_up()
-    engine.close()  # and one that never ran can be closed
+    engine.close()  # an engine that never ran can be closed
 
 
-async def test_a_reader_whose_event_loop_is_closed_is_no_trouble() -> None:
+async def test_a_reader_with_a_closed_event_loop_does_not_affect_others() -> None:
     engine = batching_engine(tiny_model())
 
     async def vanish() -> None:
         generator = engine.generate(PROMPT, SamplingParams(max_tokens=300))
         async for _ in generator:
-            vanished.append(generator)  # kept, so that nobody closes it
+            vanished.append(generator)  # a reference, so that garbage collection does not close it
             return
 
     vanished: list[Any] = []

@@ -1,4 +1,4 @@
-"""The changes to transformers' continuous batching, on a tiny model."""
+"""The changes to the continuous batching of transformers, with a tiny model."""
 
 import gc
 import logging
@@ -19,14 +19,14 @@ from granite_demo.engine.batching import loop as continuous
 from granite_demo.engine.batching.loop import PAGE, TURN_SECONDS, Loop, Router
 from granite_demo.engine.batching.sampler import BatchSampler, Row
 from granite_demo.types.sampling_params import SamplingParams
-from tests.engine.running import tiny_model
+from tests.engine.running import has_work, tiny_model
 
 CPU = torch.device("cpu")
 
 
 @contextmanager
 def loop_over(model: Any, received: list[Any]) -> Iterator[Loop]:
-    """A loop whose thread is not started yet."""
+    """Return a loop whose thread does not run."""
     sampler = BatchSampler(64, 4, CPU)
     loop = Loop(model, sampler, received.extend, tokens=4096, context=512, requests=4, prefill=512)
     try:
@@ -40,7 +40,7 @@ def submit(loop: Loop, name: str, prompt: list[int], max_tokens: int) -> None:
 
 
 def cancel_in_flight() -> None:
-    """What asynchronous batching does when a request is cancelled while its batch completes a block of the cache.
+    """Simulate asynchronous batching in which a request is cancelled while its batch completes a block of the cache.
 
     On a CPU batching is synchronous, so the steps are called one by one in the order that they have on a GPU.
     """
@@ -54,21 +54,21 @@ def cancel_in_flight() -> None:
         loop.cancel("a")
         processor.prepare_next_batch()
         processor.update_batch()
-        assert not loop.busy
+        assert not has_work(loop)
 
 
 def test_a_cancelled_request_does_not_end_the_loop() -> None:
     cancel_in_flight()
 
 
-def test_it_does_with_the_scheduler_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Once this fails, continuous.Scheduler is not needed any more.
+def test_a_cancelled_request_ends_the_loop_with_the_scheduler_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+    # When this test fails, loop.Scheduler is no longer necessary.
     monkeypatch.setattr(continuous, "Scheduler", FIFOScheduler)
     with pytest.raises(KeyError, match="a"):
         cancel_in_flight()
 
 
-def test_the_router_hands_over_steps_and_failures() -> None:
+def test_the_router_passes_steps_and_failures() -> None:
     steps: list[list[Any]] = []
     router = Router(steps.append)
     outputs: list[Any] = [RequestState("a", [1]).to_generation_output(), RequestState("b", [1]).to_generation_output()]
@@ -80,7 +80,7 @@ def test_the_router_hands_over_steps_and_failures() -> None:
 
 
 def run(loop: Loop, received: list[Any], name: str) -> list[int]:
-    """The tokens of a finished request."""
+    """Return the tokens of a finished request."""
     for _ in range(4000):
         if any(output.request_id == name and output.is_finished() for output in list(received)):
             break
@@ -90,14 +90,16 @@ def run(loop: Loop, received: list[Any], name: str) -> list[int]:
     return tokens
 
 
-def test_a_failed_loop_tells_why_and_starts_again_empty(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_failed_loop_has_an_error_and_starts_again_empty(caplog: pytest.LogCaptureFixture) -> None:
     model = tiny_model().model
     received: list[Any] = []
 
     def fail(*_: Any) -> None:
         raise ZeroDivisionError("broken")
 
-    caplog.set_level(logging.CRITICAL + 1, "ContinuousBatchingLogger")  # a record's traceback holds the cache
+    caplog.set_level(
+        logging.CRITICAL + 1, "ContinuousBatchingLogger"
+    )  # the traceback of a log record keeps the cache in memory
     with loop_over(model, received) as loop:
         hook = model.model.layers[0].register_forward_pre_hook(fail)
         loop.start()
@@ -106,7 +108,7 @@ def test_a_failed_loop_tells_why_and_starts_again_empty(caplog: pytest.LogCaptur
         assert not loop.is_running()
         assert [(output.request_id, output.error) for output in received] == [("a", "broken")]
         hook.remove()
-        # What arrived meanwhile is submitted again by the engine, under another name.
+        # The engine submits new requests again, under other names.
         submit(loop, "late", [1, 2, 3], 5)
         loop.cancel("late")
         submit(loop, "late", [1, 2, 3], 5)
@@ -116,11 +118,11 @@ def test_a_failed_loop_tells_why_and_starts_again_empty(caplog: pytest.LogCaptur
         submit(loop, "b", [1, 2, 3], 5)
         assert len(run(loop, received, "b")) == 5
         assert {output.request_id for output in received} == {"a", "b"}
-        assert not loop.busy
+        assert not has_work(loop)
 
 
 @pytest.mark.release
-def test_a_request_goes_on_from_a_part_of_its_answer() -> None:
+def test_a_request_continues_from_a_part_of_its_answer() -> None:
     model = tiny_model().model
     received: list[Any] = []
     sampling = SamplingParams(temperature=1.0, seed=3, max_tokens=12, repetition_penalty=1.2)
@@ -133,7 +135,7 @@ def test_a_request_goes_on_from_a_part_of_its_answer() -> None:
     assert len(whole) == 12
 
 
-def test_stop_lets_go_of_the_model() -> None:
+def test_stop_drops_the_model() -> None:
     loaded = tiny_model()
     model = weakref.ref(loaded.model)
     received: list[Any] = []
@@ -161,9 +163,9 @@ def test_a_cache_that_does_not_fit_is_a_memory_error() -> None:
 
 
 def shared_after_a_long_prompt() -> int:
-    """Tokens of the cache that a second request shares with a first one of three chunks, steps as on a GPU.
+    """Return how many cached tokens a second request shares with a first one of three chunks, with steps as on a GPU.
 
-    There the next step is scheduled before the outputs of the one before it are looked at.
+    On a GPU, the next step is scheduled before the outputs of the previous one are processed.
     """
     model = tiny_model(context_length=2048).model
     prompt = [1 + index % 60 for index in range(1400)]
@@ -183,7 +185,7 @@ def shared_after_a_long_prompt() -> int:
 
 
 def take_back(processor: Any, batch: list[Any]) -> None:
-    """Update a batch that another one was prepared after."""
+    """Update a batch after the next one was prepared."""
     outputs = processor.inputs_and_outputs
     outputs.requests_in_batch = batch
     outputs.num_request_in_batch = len(batch)
@@ -194,12 +196,12 @@ def test_all_chunks_of_a_prompt_are_shared() -> None:
     assert shared_after_a_long_prompt() == 1280
 
 
-def test_the_last_but_one_is_not_with_the_scheduler_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_chunk_is_not_shared_with_the_scheduler_of_transformers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(continuous.Scheduler, "schedule_batch", FIFOScheduler.schedule_batch)
     assert shared_after_a_long_prompt() < 1280
 
 
-def test_who_follows_another_process_never_waits_on_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_following_process_never_waits_for_requests(monkeypatch: pytest.MonkeyPatch) -> None:
     for drives in (True, False):
         monkeypatch.setattr(DistributedHelper, "infer_if_tp_driver", lambda self, drives=drives: drives)
         with loop_over(tiny_model().model, []) as loop:
@@ -207,7 +209,7 @@ def test_who_follows_another_process_never_waits_on_its_own(monkeypatch: pytest.
             assert loop._manager._wake_up_loop.wait(0) is not drives
 
 
-def test_threads_take_short_turns_where_steps_are_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_switch_fast_if_steps_are_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     usual = sys.getswitchinterval()
     with loop_over(tiny_model().model, []) as loop:
         loop.start()

@@ -1,11 +1,11 @@
-"""Finding the request that makes steps fail."""
+"""How the request that makes steps fail is found."""
 
 from dataclasses import dataclass, field
 
 import pytest
 import torch
 
-from granite_demo.engine.batching.recovery import Suspects, cause_of
+from granite_demo.engine.batching.recovery import Quarantine, failure_error
 
 
 @dataclass(eq=False)
@@ -15,113 +15,113 @@ class Request:
     poison: bool = False
 
 
-def test_who_was_alone_is_the_culprit() -> None:
-    suspects: Suspects[Request] = Suspects()
+def test_a_request_alone_in_a_failed_step_is_faulty() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
     request = Request("a")
-    assert suspects.judge([request]) == ([request], [])
+    assert quarantine.split([request]) == ([request], [])
 
 
-def test_of_several_nobody_is_yet() -> None:
-    suspects: Suspects[Request] = Suspects()
+def test_of_several_requests_none_is_faulty_at_first() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
     requests = [Request("a"), Request("b")]
-    assert suspects.judge(requests) == ([], requests)
+    assert quarantine.split(requests) == ([], requests)
 
 
-def test_nobody_failed() -> None:
-    suspects: Suspects[Request] = Suspects()
-    assert suspects.judge([]) == ([], [])
-    suspects.add([], alone=True)
-    assert not suspects
+def test_a_failed_step_without_requests() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
+    assert quarantine.split([]) == ([], [])
+    quarantine.add([], alone=True)
+    assert not quarantine
 
 
-def test_suspects_run_one_at_a_time_until_past_the_failure() -> None:
-    suspects: Suspects[Request] = Suspects()
+def test_requests_run_one_at_a_time_until_past_the_failure() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
     first, second = Request("a", answer=[1, 2]), Request("b")
-    suspects.add([first, second], alone=True)
-    assert suspects.take() is first
-    assert suspects.take() is None
-    # Its next token is the one that failed, and another one was in flight.
-    assert not suspects.clear_if_passed(first, 4)
-    assert suspects.take() is None
-    assert not suspects.clear_if_passed(second, 99), "not the one on trial"
-    assert suspects.clear_if_passed(first, 5)
-    assert not suspects.clear_if_passed(first, 6), "no longer on trial"
-    assert suspects.take() is second
+    quarantine.add([first, second], alone=True)
+    assert quarantine.take() is first
+    assert quarantine.take() is None
+    # The next token failed, and another one was in flight.
+    assert not quarantine.release_if_passed(first, 4)
+    assert quarantine.take() is None
+    assert not quarantine.release_if_passed(second, 99), "not under test"
+    assert quarantine.release_if_passed(first, 5)
+    assert not quarantine.release_if_passed(first, 6), "no longer under test"
+    assert quarantine.take() is second
 
 
-def test_whoever_ends_on_trial_makes_room_for_the_next() -> None:
-    suspects: Suspects[Request] = Suspects()
+def test_the_end_of_a_tested_request_lets_the_next_one_run() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
     first, second, other = Request("a"), Request("b"), Request("c")
-    suspects.add([first, second], alone=True)
-    assert suspects.take() is first
-    suspects.gone(other)
-    assert suspects.take() is None
-    suspects.gone(first)
-    assert suspects.take() is second
+    quarantine.add([first, second], alone=True)
+    assert quarantine.take() is first
+    quarantine.discard(other)
+    assert quarantine.take() is None
+    quarantine.discard(first)
+    assert quarantine.take() is second
 
 
-def test_nobody_may_join_the_last_one_on_trial() -> None:
-    suspects: Suspects[Request] = Suspects()
+def test_no_request_joins_the_last_one_under_test() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
     last = Request("a")
-    suspects.add([last], alone=True)
-    assert suspects.take() is last
-    assert suspects
-    assert len(suspects) == 0, "it runs"
-    suspects.gone(last)
-    assert not suspects
+    quarantine.add([last], alone=True)
+    assert quarantine.take() is last
+    assert quarantine
+    assert len(quarantine) == 0, "it runs"
+    quarantine.discard(last)
+    assert not quarantine
 
 
-def test_whoever_is_on_trial_is_the_culprit_and_the_others_go_on_together() -> None:
-    suspects: Suspects[Request] = Suspects()
-    passed, on_trial, line = Request("a"), Request("b"), Request("c")
-    suspects.add([passed, on_trial, line], alone=True)
-    assert suspects.take() is passed
-    suspects.clear_if_passed(passed, 3)
-    assert suspects.take() is on_trial
-    assert suspects.judge([passed, on_trial]) == ([on_trial], [passed])
-    suspects.add([passed], alone=False)
-    assert suspects.take() is passed
-    assert suspects.take() is line, "still to be tried"
+def test_the_tested_request_is_faulty_and_the_others_continue_together() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
+    passed, tested, line = Request("a"), Request("b"), Request("c")
+    quarantine.add([passed, tested, line], alone=True)
+    assert quarantine.take() is passed
+    quarantine.release_if_passed(passed, 3)
+    assert quarantine.take() is tested
+    assert quarantine.split([passed, tested]) == ([tested], [passed])
+    quarantine.add([passed], alone=False)
+    assert quarantine.take() is passed
+    assert quarantine.take() is line, "not tested yet"
 
 
-def test_clear_returns_all_that_wait_and_forgets_them() -> None:
-    suspects: Suspects[Request] = Suspects()
+def test_clear_removes_and_returns_all_requests() -> None:
+    quarantine: Quarantine[Request] = Quarantine()
     one, two, three = Request("a"), Request("b"), Request("c")
-    suspects.add([one, two], alone=True)
-    suspects.add([three], alone=False)
-    assert len(suspects) == 3
-    assert suspects.clear() == [three, one, two]
-    assert not suspects
-    assert suspects.take() is None
+    quarantine.add([one, two], alone=True)
+    quarantine.add([three], alone=False)
+    assert len(quarantine) == 3
+    assert quarantine.clear() == [three, one, two]
+    assert not quarantine
+    assert quarantine.take() is None
 
 
-def test_only_a_lost_gpu_is_the_end() -> None:
+def test_only_a_lost_gpu_ends_the_engine() -> None:
     lost = torch.AcceleratorError("CUDA error: device-side assert triggered")
     with pytest.raises(torch.AcceleratorError):
-        cause_of(lost)
-    assert "out of memory" in cause_of(torch.AcceleratorError("CUDA error: out of memory")).user_text
-    assert "Try again" in cause_of(None).user_text
+        failure_error(lost)
+    assert "out of memory" in failure_error(torch.AcceleratorError("CUDA error: out of memory")).user_text
+    assert "Try again" in failure_error(None).user_text
 
 
-def test_every_poison_is_found_and_nobody_else() -> None:
-    """A whole run: each step fails if a poisoned request is in it."""
+def test_every_faulty_request_is_found_and_no_other() -> None:
+    """A simulation in which each step with a poisoned request fails."""
     requests = [Request(name, poison=name in "bd") for name in "abcdef"]
-    suspects: Suspects[Request] = Suspects()
-    running, culprits = list(requests), []
-    while running or suspects:
-        while (request := suspects.take()) is not None:
+    quarantine: Quarantine[Request] = Quarantine()
+    running, faulty = list(requests), []
+    while running or quarantine:
+        while (request := quarantine.take()) is not None:
             running.append(request)
         if any(request.poison for request in running):
-            found, innocent = suspects.judge(running)
-            culprits += found
-            suspects.add(innocent, alone=not found)
+            found, innocent = quarantine.split(running)
+            faulty += found
+            quarantine.add(innocent, alone=not found)
             running = []
             continue
         for request in list(running):
             request.answer.append(0)
-            suspects.clear_if_passed(request, len(request.answer))
+            quarantine.release_if_passed(request, len(request.answer))
             if len(request.answer) == 20:
-                suspects.gone(request)
+                quarantine.discard(request)
                 running.remove(request)
-    assert [request.name for request in culprits] == ["b", "d"]
+    assert [request.name for request in faulty] == ["b", "d"]
     assert all(len(request.answer) == 20 for request in requests if not request.poison)

@@ -1,4 +1,4 @@
-"""Sampling inside continuous batching, on made-up logits."""
+"""Sampling in continuous batching, with made-up logits."""
 
 import math
 
@@ -19,11 +19,11 @@ CPU = torch.device("cpu")
 VOCABULARY = 50
 SLOTS = 4
 COLUMNS = 32
-"""Room for arguments in a batch, more than there are slots."""
+"""The columns for arguments in a batch: more than there are slots."""
 
 
 def request(row: Row, position: int, name: str = "", prompt: list[int] | None = None) -> FutureRequestState:
-    """A request that gets the token at ``position`` of its answer."""
+    """Return a request that gets the token at ``position`` of its answer."""
     kwargs = {"row": row}
     state = RequestState(name or f"of {row.slot}", prompt or [0] * row.prompt_length, logit_processor_kwargs=kwargs)
     state.position_offset = row.prompt_length + position
@@ -31,13 +31,13 @@ def request(row: Row, position: int, name: str = "", prompt: list[int] | None = 
 
 
 def arguments(sampler: BatchSampler, requests: list[FutureRequestState]) -> torch.Tensor:
-    """The columns of a batch."""
+    """Return the columns of a batch."""
     storage = torch.full((sampler.tensors_required, COLUMNS), 77, dtype=torch.int32)
     return sampler.prepare_tensor_args(requests, storage)
 
 
 def step(sampler: BatchSampler, requests: list[FutureRequestState], logits: torch.Tensor) -> list[int]:
-    """The chosen tokens."""
+    """Return the chosen tokens."""
     scores = sampler(torch.zeros(0), logits.clone(), arguments(sampler, requests)[:, : len(logits)])
     choice: list[int] = scores.argmax(dim=-1).tolist()
     return choice
@@ -56,7 +56,7 @@ def test_parameters_arrive_as_they_were_sent(monkeypatch: pytest.MonkeyPatch) ->
 
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     monkeypatch.setattr(sampler, "_choose", spy)
-    # Halves of a seed that are negative as int32, the largest seed, and a small one.
+    # A seed whose halves are negative as int32, the largest seed, and a small seed.
     seeds = [2**31, MAX_SEED, 2**32 - 1, 5]
     samplings = [
         SamplingParams(at / 2, 0.9, 10 * at, 1.0 + at, seed=seed, min_p=at / 8) for at, seed in enumerate(seeds)
@@ -74,7 +74,7 @@ def test_parameters_arrive_as_they_were_sent(monkeypatch: pytest.MonkeyPatch) ->
     assert got.min_p.tolist() == [0.0, 0.125, 0.25, 0.375]
 
 
-def test_each_row_is_chosen_as_if_alone() -> None:
+def test_the_choice_of_a_row_does_not_depend_on_the_batch() -> None:
     samplings = [
         SamplingParams(seed=1),
         SamplingParams(1.0, seed=2),
@@ -98,19 +98,19 @@ def test_requests_without_a_new_token_have_no_column() -> None:
     assert slots[:SLOTS].tolist() == [1, SLOTS, SLOTS, SLOTS]
 
 
-def test_columns_that_pad_a_batch_write_to_no_slot() -> None:
+def test_padding_columns_write_to_no_slot() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     sampling = SamplingParams(logprobs=1)
     step(sampler, [request(Row(sampling, slot, 5), 0) for slot in range(SLOTS)], logits_of(SLOTS))
     before = sampler._seen[:SLOTS].clone(), sampler._report[:, :SLOTS].clone()
-    # One request, in a batch that is padded to four rows.
+    # One request in a batch that is padded to four rows.
     step(sampler, [request(Row(sampling, 3, 5), 1)], logits_of(SLOTS, seed=1))
     assert torch.equal(sampler._seen[:3], before[0][:3])
     assert torch.equal(sampler._report[:, :3], before[1][:, :3])
     assert not torch.equal(sampler._seen[3], before[0][3])
 
 
-def test_what_was_never_sent_is_greedy_and_writes_to_no_slot() -> None:
+def test_default_rows_are_greedy_and_write_to_no_slot() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     storage = torch.zeros((sampler.tensors_required, 1), dtype=torch.int32)
     sampler.fill_defaults(storage)
@@ -125,7 +125,7 @@ def test_a_row_with_nan_scores_nan_and_the_others_0() -> None:
     logits[1, 7] = math.nan
     rows = [request(Row(SamplingParams(1.0, seed=1), slot, 5), 0) for slot in range(2)]
     scores = sampler(torch.zeros(0), logits, arguments(sampler, rows)[:, :2])
-    # As ModelRunner._sample computes what it reports.
+    # The computation of ModelRunner._sample.
     best, choice = torch.softmax(scores, dim=-1).max(dim=-1)
     assert best[0].log() == 0
     assert best[1].isnan()
@@ -133,7 +133,7 @@ def test_a_row_with_nan_scores_nan_and_the_others_0() -> None:
     assert scores[0, choice[0]] == 0
 
 
-def test_a_slots_next_owner_starts_with_a_clean_penalty() -> None:
+def test_the_next_owner_of_a_slot_starts_without_penalties() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     row = Row(SamplingParams(repetition_penalty=2.0), 1, 3)
     logits = torch.zeros((1, VOCABULARY))
@@ -143,7 +143,7 @@ def test_a_slots_next_owner_starts_with_a_clean_penalty() -> None:
     assert step(sampler, [request(row, 0, "b", [12, 1, 1])], logits) == [10]
 
 
-def test_without_penalty_nothing_is_written_down_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_penalty_no_tokens_are_marked(monkeypatch: pytest.MonkeyPatch) -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     monkeypatch.setattr(sampler, "_mark", pytest.fail)
     step(sampler, [request(Row(SamplingParams(), 0, 3), 0)], logits_of(1))
@@ -161,7 +161,7 @@ def test_log_probabilities_of_the_last_steps_can_be_read() -> None:
         table = sampler.read()
         for at in range(position - STEPS_KEPT + 1, position + 1):
             token = token_of(chosen[at], row, at, table)
-            expected = torch.log_softmax(steps[at][0], dim=-1)  # the model's own, before penalty and temperature
+            expected = torch.log_softmax(steps[at][0], dim=-1)  # before penalty and temperature
             values, ids = expected.topk(3)
             assert token.id == chosen[at]
             assert token.logprob == pytest.approx(expected[chosen[at]].item())
@@ -169,7 +169,7 @@ def test_log_probabilities_of_the_last_steps_can_be_read() -> None:
             assert [one[1] for one in token.alternatives] == pytest.approx(values.tolist())
 
 
-def test_log_probabilities_are_for_whom_asked() -> None:
+def test_only_requests_for_log_probabilities_get_them() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     quiet, asking = Row(SamplingParams(), 0, 3), Row(SamplingParams(logprobs=0), 1, 3)
     step(sampler, [request(quiet, 0)], logits_of(1))
@@ -182,14 +182,14 @@ def test_log_probabilities_are_for_whom_asked() -> None:
     assert token_of(5, asking, 0, table).alternatives == ()
 
 
-def test_there_may_be_as_many_alternatives_as_a_request_can_ask_for() -> None:
+def test_the_maximum_number_of_alternatives_is_possible() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     row = Row(SamplingParams(logprobs=MAX_ALTERNATIVES), 0, 3)
     step(sampler, [request(row, 0)], logits_of(1))
     assert len(token_of(1, row, 0, sampler.read()).alternatives) == MAX_ALTERNATIVES
 
 
-def test_each_row_is_told_what_transformers_draws_from() -> None:
+def test_each_row_has_the_log_probabilities_of_transformers() -> None:
     options = [*logprobs_reference.OPTIONS, {"temperature": 0.9}]
     sampler = BatchSampler(VOCABULARY, len(options), CPU)
     samplings = [SamplingParams(seed=at, logprobs=4, **option) for at, option in enumerate(options)]
@@ -207,7 +207,7 @@ def test_each_row_is_told_what_transformers_draws_from() -> None:
             answers[slot].append(token.id)
 
 
-def test_both_ways_to_sample_choose_the_same() -> None:
+def test_both_samplers_choose_the_same_tokens() -> None:
     for option in logprobs_reference.OPTIONS:
         sampling = SamplingParams(seed=5, **option)
         one, many = Sampler(sampling, [3, 4], CPU), BatchSampler(VOCABULARY, SLOTS, CPU)
@@ -222,14 +222,14 @@ def test_an_answer_that_is_submitted_again_is_counted() -> None:
     row = Row(SamplingParams(frequency_penalty=1.0), 1, 2)
     logits = torch.zeros((1, VOCABULARY))
     logits[0, 10:13] = torch.tensor([3.5, 3.0, 2.8])
-    # The prompt's 10 do not count; the answer has it twice: 1.5, 3.0, 2.8.
+    # The 10 in the prompt does not count. The answer has it twice: 1.5, 3.0, 2.8.
     again = request(row, 2, "again", [10, 10, 10, 10])
     assert step(sampler, [again], logits) == [11]
     assert step(sampler, [request(row, 3, "again", [10, 10, 10, 10])], logits) == [12]
     assert step(sampler, [request(row, 0, "another", [10, 10])], logits) == [10]
 
 
-def test_a_slots_next_owner_has_no_bias_and_a_neighbour_neither() -> None:
+def test_the_next_owner_of_a_slot_and_other_slots_have_no_bias() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     biased, plain = SamplingParams(logit_bias=((7, 50.0),)), SamplingParams()
     logits = logits_of(2)
@@ -240,7 +240,7 @@ def test_a_slots_next_owner_has_no_bias_and_a_neighbour_neither() -> None:
     assert step(sampler, batch, logits) == [own[0], 7]
 
 
-def test_plain_requests_keep_their_own_graphs() -> None:
+def test_requests_without_changes_have_their_own_graphs() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     step(sampler, [request(Row(SamplingParams(repetition_penalty=1.5), 0, 3), 0)], logits_of(1))
     assert not sampler.adjusting
@@ -250,7 +250,7 @@ def test_plain_requests_keep_their_own_graphs() -> None:
     assert not sampler.adjusting
 
 
-def test_only_the_mask_may_be_chosen() -> None:
+def test_only_tokens_of_the_mask_are_chosen() -> None:
     sampler = BatchSampler(VOCABULARY, SLOTS, CPU)
     mask = np.arange(VOCABULARY) % 7 == 3
     row = Row(SamplingParams(2.0, seed=1, logprobs=MAX_ALTERNATIVES), 0, 3, pack(mask))

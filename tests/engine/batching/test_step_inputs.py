@@ -1,4 +1,4 @@
-"""Inputs of a step, prepared without torch: they are those of transformers."""
+"""The inputs of a step that are prepared without torch equal those of transformers."""
 
 from copy import deepcopy
 from types import SimpleNamespace
@@ -13,7 +13,7 @@ from transformers.generation.continuous_batching.input_outputs import Continuous
 from transformers.generation.continuous_batching.requests import TMP_TOKEN_ID, FutureRequestState, RequestState
 
 from granite_demo.engine.batching.sampler import BatchSampler, Row
-from granite_demo.engine.batching.step_inputs import HostInputs, Inputs, lighten
+from granite_demo.engine.batching.step_inputs import HostInputs, Inputs, use_host_inputs
 from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.running import tiny_model
 
@@ -34,7 +34,7 @@ SHOWN = (
 
 
 def cache(stride: int = PAGE) -> Any:
-    """What the inputs ask of a cache."""
+    """The parts of a cache that the inputs read."""
     allocator: Any = SimpleNamespace(
         block_table={}, tokens_per_page=PAGE, block_physical_stride=stride, write_trash_index=1, read_trash_index=1
     )
@@ -55,7 +55,7 @@ def cache(stride: int = PAGE) -> Any:
 
 def inputs(kind: type[ContinuousBatchingIOs], stride: int) -> Any:
     config = tiny_model().model.config
-    config._attn_implementation = "flash_attention_2"  # which needs no masks
+    config._attn_implementation = "flash_attention_2"  # it needs no masks
     batching = ContinuousBatchingConfig(max_requests_per_batch=REQUESTS, return_logprobs=True)
     device = torch.device("cpu")
     sampler: Any = BatchSampler(50, REQUESTS, device)
@@ -66,7 +66,7 @@ def inputs(kind: type[ContinuousBatchingIOs], stride: int) -> Any:
 
 
 def requests(names: str, held: str = "") -> list[FutureRequestState]:
-    """A request for each name; those that are ``held`` get no token from the step."""
+    """Return a request for each name. Those in ``held`` get no token from the step."""
     found = []
     for name in names:
         number = ord(name) - ord("a")
@@ -86,10 +86,10 @@ def prepare(made: Any, asked: list[FutureRequestState], sampler: BatchSampler, p
 
 
 @pytest.mark.parametrize("stride", [PAGE, 4 * PAGE])
-def test_they_are_those_of_transformers(stride: int) -> None:
+def test_the_inputs_equal_those_of_transformers(stride: int) -> None:
     theirs, ours = inputs(ContinuousBatchingIOs, stride), inputs(HostInputs, stride)
     samplers = [BatchSampler(50, REQUESTS, torch.device("cpu")) for _ in range(2)]
-    # A full batch, fewer, one that reads a prompt's last token but one, others, and a prefill between.
+    # A full batch, a smaller one, one with the last but one token of a prompt, others, and a prefill in between.
     steps = [("abcdefgh", "", 8, True), ("bdf", "", 4, True), ("bdf", "d", 4, True), ("a", "", 1, True)]
     for names, held, padded, fast in (*steps, ("abc", "", 64, False), ("hgc", "", 4, True)):
         asked = requests(names, held)
@@ -148,17 +148,17 @@ def two_steps() -> Any:
     return both
 
 
-def test_two_steps_with_full_attention_are_prepared_so() -> None:
+def test_two_steps_with_full_attention_use_host_inputs() -> None:
     both = two_steps()
-    lighten(processor(both, [FULL_ATTENTION]))
+    use_host_inputs(processor(both, [FULL_ATTENTION]))
     assert type(both) is Inputs
     assert [type(pair.host_io) for pair in both.io_pairs] == [HostInputs, HostInputs]
 
 
-def test_inputs_on_the_device_and_other_attention_stay_as_they_are() -> None:
+def test_inputs_on_the_device_and_other_attention_are_not_changed() -> None:
     alone = ContinuousBatchingIOs.__new__(ContinuousBatchingIOs)
-    lighten(processor(alone, [FULL_ATTENTION]))
+    use_host_inputs(processor(alone, [FULL_ATTENTION]))
     assert type(alone) is ContinuousBatchingIOs
     both = two_steps()
-    lighten(processor(both, [FULL_ATTENTION, "sliding_attention"]))
+    use_host_inputs(processor(both, [FULL_ATTENTION, "sliding_attention"]))
     assert type(both) is ContinuousBatchingAsyncIOs

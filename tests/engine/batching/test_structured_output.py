@@ -1,4 +1,4 @@
-"""Constrained answers, in both engines: only what a matcher allows is chosen, and nothing else changes."""
+"""Constrained answers in both engines: only allowed tokens are chosen, and nothing else changes."""
 
 import asyncio
 import threading
@@ -33,7 +33,7 @@ samplings = pytest.mark.parametrize("sampling", [{}, WILD], ids=["greedy", "samp
 
 
 class Cycle:
-    """Allows one set of tokens after another; fails after ``failing`` tokens."""
+    """A matcher that allows one set of tokens after another, and fails after ``failing`` tokens."""
 
     def __init__(self, sets: Sequence[Sequence[int]], failing: int | None = None, error: Exception | None = None):
         self.sets, self.failing, self.error = sets, failing, error
@@ -61,7 +61,7 @@ async def constrained(engine: Engine, matcher: Cycle, prompt: Sequence[int] = PR
 
 @engines
 @samplings
-async def test_where_all_is_allowed_the_answer_is_the_usual_one(
+async def test_without_restrictions_the_answer_does_not_change(
     make: Callable[..., Any], sampling: dict[str, Any]
 ) -> None:
     engine = make(tiny_model())
@@ -77,7 +77,7 @@ async def test_where_all_is_allowed_the_answer_is_the_usual_one(
 
 @engines
 @samplings
-async def test_only_what_is_allowed_is_chosen(make: Callable[..., Any], sampling: dict[str, Any]) -> None:
+async def test_only_allowed_tokens_are_chosen(make: Callable[..., Any], sampling: dict[str, Any]) -> None:
     engine = make(tiny_model())
     sets = [(1, 2, 3), (9,), tuple(range(40, 60))]
     matcher = Cycle(sets)
@@ -92,7 +92,7 @@ async def test_only_what_is_allowed_is_chosen(make: Callable[..., Any], sampling
         if allowed == (9,):
             assert token.sampled == pytest.approx(0)
             assert token.logprob is not None
-            assert token.logprob < -0.01  # the model's own, before the mask
+            assert token.logprob < -0.01  # before the mask
     together = await asyncio.gather(*beside)
     assert together == [await answer(engine, prompt, max_tokens=60) for prompt in COMPANY]
     engine.close()
@@ -100,7 +100,7 @@ async def test_only_what_is_allowed_is_chosen(make: Callable[..., Any], sampling
 
 @engines
 @pytest.mark.parametrize("failing", [0, 4])
-async def test_an_error_of_the_matcher_reaches_its_reader_alone(make: Callable[..., Any], failing: int) -> None:
+async def test_an_error_of_the_matcher_ends_only_its_request(make: Callable[..., Any], failing: int) -> None:
     engine = make(tiny_model())
     beside = asyncio.create_task(answer(engine, PROMPT, max_tokens=100))
     error = InvalidRequestError("It takes too long.")
@@ -115,7 +115,7 @@ async def test_an_error_of_the_matcher_reaches_its_reader_alone(make: Callable[.
 
 
 @engines
-async def test_it_ends_with_an_end_token_or_the_limit(make: Callable[..., Any]) -> None:
+async def test_the_answer_ends_with_an_end_token_or_at_the_limit(make: Callable[..., Any]) -> None:
     engine = make(tiny_model(eos_ids=frozenset({7})))
     got = await constrained(engine, Cycle([(1,), (2,), (7,)]), max_tokens=30)
     assert [token.id for token in got] == [1, 2, 7]
@@ -124,7 +124,7 @@ async def test_it_ends_with_an_end_token_or_the_limit(make: Callable[..., Any]) 
 
 
 @engines
-async def test_cancelled_it_is_idle_within_a_second(make: Callable[..., Any]) -> None:
+async def test_after_a_cancel_the_engine_is_idle_within_a_second(make: Callable[..., Any]) -> None:
     engine = make(tiny_model())
     matcher = cast(Matcher, Cycle([range(VOCABULARY)]))
     async with aclosing(engine.generate(PROMPT, SamplingParams(max_tokens=400), matcher)) as items:
@@ -138,7 +138,7 @@ async def test_cancelled_it_is_idle_within_a_second(make: Callable[..., Any]) ->
 
 
 @pytest.mark.release
-async def test_it_keeps_its_place_though_others_wait() -> None:
+async def test_a_constrained_request_keeps_its_slot_while_others_wait() -> None:
     engine = batching_engine(tiny_model(), requests=2)
     long = asyncio.create_task(answer(engine, PROMPT, max_tokens=400))
     matcher = Cycle([range(VOCABULARY)])
@@ -150,12 +150,12 @@ async def test_it_keeps_its_place_though_others_wait() -> None:
     assert not later.done()
     assert len(await later) == 100
     await long
-    assert sorted(engine._places.free) == [0, 1]
+    assert sorted(engine._slots.free) == [0, 1]
     engine.close()
 
 
 class Slow(Cycle):
-    """Allows all, and computes its third mask until it is told to end."""
+    """A matcher that allows all tokens. Its third mask takes until ``may_end`` is set."""
 
     def __init__(self) -> None:
         super().__init__([range(VOCABULARY)])
@@ -168,7 +168,7 @@ class Slow(Cycle):
         return super().allowed()
 
 
-async def test_others_go_on_while_a_mask_is_computed() -> None:
+async def test_others_continue_while_a_mask_is_computed() -> None:
     engine = batching_engine(tiny_model())
     matcher = Slow()
     mine = asyncio.create_task(constrained(engine, matcher, max_tokens=10))
@@ -177,12 +177,12 @@ async def test_others_go_on_while_a_mask_is_computed() -> None:
     assert engine.stats().running == 1
     matcher.may_end.set()
     assert len(await mine) == 10
-    assert sorted(engine._places.free) == [0, 1, 2, 3]
+    assert sorted(engine._slots.free) == [0, 1, 2, 3]
     engine.close()
 
 
 @pytest.mark.parametrize("ended", ["cancelled", "closed"])
-async def test_whoever_ends_while_the_mask_is_computed_is_gone(ended: str) -> None:
+async def test_a_request_can_end_while_its_mask_is_computed(ended: str) -> None:
     engine = batching_engine(tiny_model())
     matcher = Slow()
     mine = asyncio.create_task(constrained(engine, matcher, max_tokens=10))
@@ -190,7 +190,7 @@ async def test_whoever_ends_while_the_mask_is_computed_is_gone(ended: str) -> No
     if ended == "cancelled":
         mine.cancel()
         assert await wait_idle(engine) < 1
-        assert sorted(engine._places.free) == [0, 1, 2, 3]
+        assert sorted(engine._slots.free) == [0, 1, 2, 3]
         matcher.may_end.set()
         assert len(await answer(engine, PROMPT, max_tokens=20)) == 20
     else:
@@ -202,7 +202,7 @@ async def test_whoever_ends_while_the_mask_is_computed_is_gone(ended: str) -> No
 
 
 @engines
-async def test_a_bias_on_a_token_that_is_not_there_is_refused(make: Callable[..., Any]) -> None:
+async def test_a_bias_on_an_unknown_token_is_refused(make: Callable[..., Any]) -> None:
     engine = make(tiny_model())
     with pytest.raises(InvalidRequestError, match="token 64"):
         await answer(engine, PROMPT, max_tokens=3, logit_bias=((VOCABULARY, 1.0),))
@@ -210,7 +210,7 @@ async def test_a_bias_on_a_token_that_is_not_there_is_refused(make: Callable[...
     engine.close()
 
 
-async def test_after_a_failure_of_another_it_goes_on_where_it_was() -> None:
+async def test_after_a_failure_of_another_request_it_continues() -> None:
     def fail(output: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
         raise ZeroDivisionError("broken")
 
