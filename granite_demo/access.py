@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from granite_demo.errors import InvalidRequestError, VisitorLimitError
 
 MAX_FAILURES = 5
-"""Failed attempts of one visitor in ``WINDOW`` seconds, after which further attempts are rejected."""
-WINDOW = 60.0
+"""Failed attempts of one visitor in ``FAILURE_WINDOW`` seconds, after which further attempts are rejected."""
+FAILURE_WINDOW = 60.0
 """Seconds."""
 MAX_REMEMBERED = 10_000
 """Visitors. Beyond it, those without a recent failure are forgotten."""
@@ -45,7 +45,7 @@ class Failures:
 
     def _recent(self, visitor: str) -> deque[float]:
         times = self._times.get(visitor, deque())
-        while times and times[0] <= time.monotonic() - WINDOW:
+        while times and times[0] <= time.monotonic() - FAILURE_WINDOW:
             times.popleft()
         return times
 

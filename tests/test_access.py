@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 
 from granite_demo import access as access_module
-from granite_demo.access import MAX_FAILURES, WINDOW, Access, Failures
+from granite_demo.access import FAILURE_WINDOW, MAX_FAILURES, Access, Failures
 from granite_demo.errors import InvalidRequestError, VisitorLimitError
 
 Clock = Callable[[float], None]
@@ -51,7 +51,7 @@ def test_a_token_can_be_guessed_a_few_times_a_minute(later: Clock) -> None:
     with pytest.raises(VisitorLimitError, match="Too many failed attempts"):
         access.check("secret", "stranger")
     access.check("secret", "owner")
-    later(WINDOW)
+    later(FAILURE_WINDOW)
     access.check("secret", "stranger")
 
 
@@ -62,7 +62,7 @@ def test_wrong_tries_are_forgotten_one_by_one(later: Clock) -> None:
         later(10)
     with pytest.raises(VisitorLimitError):
         failures.check("stranger")
-    later(WINDOW - 10 * MAX_FAILURES)
+    later(FAILURE_WINDOW - 10 * MAX_FAILURES)
     failures.check("stranger")
 
 
@@ -71,6 +71,6 @@ def test_many_addresses_take_no_memory_for_ever(later: Clock, monkeypatch: pytes
     failures = Failures()
     for number in range(10):
         failures.add(str(number))
-    later(WINDOW)
+    later(FAILURE_WINDOW)
     failures.add("new")
     assert list(failures._times) == ["new"]

@@ -26,9 +26,9 @@ if TYPE_CHECKING:
     import torch
 
 
-MAX_TOKENS = 2048
+MAX_COMPARED = 2048
 """Of a text: with a vocabulary of 100,000 the reference's distributions are 0.8 GB then."""
-MEMORY_SHARE = 0.4
+COMPARING_SHARE = 0.4
 """The part of the machine's free memory that they may take; the second model is loaded through it, too."""
 DECODED = 24
 """Tokens that each side writes, to see how fast."""
@@ -93,10 +93,11 @@ def _read(ready: ReadyModel, request: CompareRequest) -> Reading:
     reading = read(ready.loaded.tokenizer, request.text, request.special_tokens)
     if len(reading.ids) > ready.loaded.context_length:
         raise ContextOverflowError(len(reading.ids), ready.loaded.context_length)
-    if not 2 <= len(reading.ids) <= MAX_TOKENS:
+    count = len(reading.ids)
+    if not 2 <= count <= MAX_COMPARED:
         raise InvalidRequestError(
-            f"The text has {len(reading.ids):,} tokens; a comparison takes 2 to {MAX_TOKENS:,}. Choose a shorter text."
-            if len(reading.ids) > 1
+            f"The text has {count:,} tokens; a comparison takes 2 to {MAX_COMPARED:,}. Choose a shorter text."
+            if count > 1
             else "The text is a single token, which nothing predicts. Write more of it."
         )
     return reading
@@ -107,7 +108,7 @@ def _room(tokens: int, vocabulary: int) -> "torch.Tensor":
     import psutil
     import torch
 
-    fitting = int(MEMORY_SHARE * psutil.virtual_memory().available / (4 * vocabulary))
+    fitting = int(COMPARING_SHARE * psutil.virtual_memory().available / (4 * vocabulary))
     if tokens > fitting:
         raise InvalidRequestError(
             f"The text has {tokens + 1:,} tokens, but the memory that is free here holds the distributions of "

@@ -15,7 +15,7 @@ from typing import Any, cast
 
 import torch
 
-from granite_demo.bench.measure import Answer, Run
+from granite_demo.bench.measure import TimedAnswer, TimedRun
 from granite_demo.errors import OutOfMemoryError
 from granite_demo.loading.gc import release_memory
 from granite_demo.loading.load import LoadedModel, load_model
@@ -25,8 +25,8 @@ from granite_demo.types.model_status import Chosen
 
 GENERATE = "generate + TextIteratorStreamer"
 GENERATE_BATCH = "generate_batch"
-STATIC = "generate, static cache, compiled"
-PAGE = 256
+STATIC_WAY = "generate, static cache, compiled"
+CACHE_BLOCK = 256
 """Tokens in a block of the cache of continuous batching, the default of transformers."""
 
 
@@ -71,17 +71,17 @@ def way_for(users: int) -> str:
     return GENERATE if users == 1 else GENERATE_BATCH
 
 
-def answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+def answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
     """Generate ``tokens`` tokens for each of ``prompts``, in the documented way for their number."""
     return generate(loaded, prompts[0], tokens) if len(prompts) == 1 else generate_batch(loaded, prompts, tokens)
 
 
-def static(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+def static(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
     """Answer one user with a static cache. On a GPU, ``generate`` then compiles its steps."""
     return generate(loaded, prompts[0], tokens, cache_implementation="static")
 
 
-def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: Sequence[int], tokens: int) -> Run:
+def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: Sequence[int], tokens: int) -> TimedRun:
     """Generate ``answered`` tokens after the prompt ``first``, then measure the next turn, which adds ``added``.
 
     The next turn uses the ``past_key_values`` of the first.
@@ -111,7 +111,7 @@ def load_seconds(folder: Path, dtype: Any, device: str) -> float:
     return seconds
 
 
-def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **options: Any) -> Run:
+def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **options: Any) -> TimedRun:
     """Answer one user, greedily, with ``generate`` in a thread and a ``TextIteratorStreamer``.
 
     The time of a token is when ``generate`` puts it into the streamer, which can hold its text back for longer.
@@ -147,10 +147,10 @@ def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **opti
     if errors:
         raise errors[0]
     times = stamps[1:]  # the first value put is the prompt
-    return Run((Answer(len(times), times[0], times[-1]),))
+    return TimedRun((TimedAnswer(len(times), times[0], times[-1]),))
 
 
-def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
     """Answer many users, greedily, with continuous batching.
 
     The times are its own time stamps, which exclude its start of a few seconds. Raises RuntimeError if a request fails.
@@ -160,8 +160,8 @@ def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens
     settings = ContinuousBatchingConfig()
     if loaded.placement.device == "cpu":
         # The default takes 60 % of the memory of the machine.
-        blocks = -(-(len(prompts[0]) + tokens) // PAGE) + 1
-        settings = ContinuousBatchingConfig(num_blocks=len(prompts) * blocks, max_batch_tokens=2 * PAGE)
+        blocks = -(-(len(prompts[0]) + tokens) // CACHE_BLOCK) + 1
+        settings = ContinuousBatchingConfig(num_blocks=len(prompts) * blocks, max_batch_tokens=2 * CACHE_BLOCK)
     outputs = loaded.model.generate_batch(
         [list(prompt) for prompt in prompts],
         generation_config=GenerationConfig(max_new_tokens=tokens, do_sample=False, eos_token_id=-1),
@@ -173,13 +173,13 @@ def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens
         raise RuntimeError(next((output.error for output in outputs if output.error), "requests were lost"))
     start = min(output.created_time for output in outputs)
     stamps = [[stamp - start for stamp in output.timestamps] for output in outputs]
-    return Run(tuple(Answer(len(times), times[0], times[-1]) for times in stamps))
+    return TimedRun(tuple(TimedAnswer(len(times), times[0], times[-1]) for times in stamps))
 
 
 LLAMA = "llama-cpp-python's own loop"
 
 
-def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
     """Answer one user, greedily, with ``llama_cpp.Llama.generate`` on the file of the engine, with the same threads.
 
     The time to open the file, which is mapped to the same memory, is not included.
@@ -194,4 +194,4 @@ def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: in
     generated = islice(llama.generate(list(prompt), temp=0, top_k=1, repeat_penalty=1.0), tokens)
     stamps = [time.perf_counter() - start for _ in generated]
     llama.close()
-    return Run((Answer(len(stamps), stamps[0], stamps[-1]),))
+    return TimedRun((TimedAnswer(len(stamps), stamps[0], stamps[-1]),))

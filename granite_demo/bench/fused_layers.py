@@ -16,7 +16,7 @@ from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines, output, tables
 from granite_demo.bench.measure import GREEDY, SAMPLED, Progress, Prompts, Spread, ask
 from granite_demo.bench.options import BenchOptions
-from granite_demo.bench.report import SCHEMA, Report, describe
+from granite_demo.bench.report import SCHEMA_VERSION, BenchReport, describe
 from granite_demo.bench.roofline import bandwidth, step_bytes
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading.gc import release_memory
@@ -24,11 +24,11 @@ from granite_demo.loading.load import LoadedModel
 from granite_demo.models.config import linears
 from granite_demo.types.load_options import LoadStage
 
-USERS = (1, 16, 64)
-PROMPT, ANSWER = 128, 256
+USER_COUNTS = (1, 16, 64)
+SHORT_PROMPT, SHORT_ANSWER = 128, 256
 DEEP = 30_000
 DEEP_ANSWER = 128
-LONG = 8192
+LONG_PROMPT = 8192
 CUBE = 8192
 """The size of the square matrices whose product measures the arithmetic limit."""
 DOCUMENTED_ANSWER = 32
@@ -70,7 +70,7 @@ def run(opener: FuseOpener, options: BenchOptions, progress: Progress) -> None:
     found: dict[bool, dict[str, Spread]] = {}
     limits: dict[str, tuple[str, float | None]] = {}
     by_documentation: dict[str, Spread] = {}
-    report: Report | None = None
+    report: BenchReport | None = None
     for fuse in (True, False):
         name = "fused" if fuse else "plain"
         progress(f"{name}: loading")
@@ -79,7 +79,7 @@ def run(opener: FuseOpener, options: BenchOptions, progress: Progress) -> None:
         clock("ready", None, "")
         if fuse:
             report = describe(ready, options.sizes("cuda"), ("limit",), "")
-            limits = _limits(ready.loaded, ceilings, options.users or USERS)
+            limits = _limits(ready.loaded, ceilings, options.users or USER_COUNTS)
         found[fuse] = _measure(ready, options, lambda text, name=name: progress(f"{name}: {text}"))  # type: ignore[misc]
         found[fuse]["set-up"] = Spread.of([clock.warm_up])
         ready.engine.close()
@@ -112,7 +112,7 @@ def product_speed() -> float:
 
 
 def _measure(ready: ReadyModel, options: BenchOptions, progress: Progress) -> dict[str, Spread]:
-    rounds, many = options.rounds, options.users or USERS
+    rounds, many = options.rounds, options.users or USER_COUNTS
     prompts = Prompts(ready.loaded.model.config.vocab_size, seed=3)
     found: dict[str, Spread] = {}
 
@@ -124,9 +124,9 @@ def _measure(ready: ReadyModel, options: BenchOptions, progress: Progress) -> di
         for label, sampling in (("", GREEDY), (", sampled", SAMPLED)):
             if label and users != many[-1]:
                 continue
-            ask(ready.engine, prompts.many(users, PROMPT), replace(sampling, max_tokens=8))
+            ask(ready.engine, prompts.many(users, SHORT_PROMPT), replace(sampling, max_tokens=8))
             runs = [
-                ask(ready.engine, prompts.many(users, PROMPT), replace(sampling, max_tokens=ANSWER))
+                ask(ready.engine, prompts.many(users, SHORT_PROMPT), replace(sampling, max_tokens=SHORT_ANSWER))
                 for _ in range(rounds)
             ]
             keep(_name(users) + label, (run.decode_rate for run in runs))
@@ -134,7 +134,7 @@ def _measure(ready: ReadyModel, options: BenchOptions, progress: Progress) -> di
         prompt = prompts.one(DEEP)
         runs = [ask(ready.engine, [prompt], replace(GREEDY, max_tokens=DEEP_ANSWER)) for _ in range(rounds + 1)]
         keep(f"1 user, depth {DEEP:,}", (run.decode_rate for run in runs[1:]))
-    for length in (PROMPT, LONG):
+    for length in (SHORT_PROMPT, LONG_PROMPT):
         if length + 2 <= ready.loaded.context_length:
             runs = [ask(ready.engine, [prompts.one(length)], replace(GREEDY, max_tokens=2)) for _ in range(rounds + 1)]
             keep(f"first token, {length:,} tokens", (run.ttft for run in runs[1:]))
@@ -158,10 +158,13 @@ def _limits(loaded: LoadedModel, ceilings: Ceilings, many: Sequence[int]) -> dic
 
     limits: dict[str, tuple[str, float | None]] = {}
     for users in many:
-        limits[_name(users)] = limits[f"{_name(users)}, sampled"] = ("tokens/s", rate(users, PROMPT + ANSWER / 2))
+        limits[_name(users)] = limits[f"{_name(users)}, sampled"] = (
+            "tokens/s",
+            rate(users, SHORT_PROMPT + SHORT_ANSWER / 2),
+        )
     limits[f"1 user, depth {DEEP:,}"] = ("tokens/s", rate(1, DEEP + DEEP_ANSWER / 2))
     weights = sum(linear.count * linear.size for linear in linears(loaded.shape)) if loaded.shape else 0
-    for length in (PROMPT, LONG):
+    for length in (SHORT_PROMPT, LONG_PROMPT):
         least = max(2 * weights * length / ceilings.arithmetic, (step_bytes(loaded, 1, 0) or 0) / ceilings.memory)
         limits[f"first token, {length:,} tokens"] = ("s", least or None)
     limits["set-up"] = ("s", None)
@@ -173,8 +176,10 @@ def _documented(loaded: LoadedModel, options: BenchOptions) -> Spread:
 
     loaded.model.generation_config = GenerationConfig()
     prompts = Prompts(loaded.model.config.vocab_size, seed=4)
-    baselines.generate(loaded, prompts.one(PROMPT), 8)
-    runs = [baselines.generate(loaded, prompts.one(PROMPT), DOCUMENTED_ANSWER) for _ in range(min(3, options.rounds))]
+    baselines.generate(loaded, prompts.one(SHORT_PROMPT), 8)
+    runs = [
+        baselines.generate(loaded, prompts.one(SHORT_PROMPT), DOCUMENTED_ANSWER) for _ in range(min(3, options.rounds))
+    ]
     return Spread.of(run.decode_rate for run in runs)
 
 
@@ -192,13 +197,13 @@ class _Clock:
             self.warm_up = time.perf_counter() - self._begun
 
 
-def _write(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow], options: BenchOptions) -> None:
+def _write(report: BenchReport, ceilings: Ceilings, rows: Sequence[LimitRow], options: BenchOptions) -> None:
     head = {"model": report.model, "device": report.device, "versions": report.versions, "facts": report.facts}
-    body = {"schema": SCHEMA, **head, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
+    body = {"schema": SCHEMA_VERSION, **head, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in rows]}
     output.deliver(json.dumps(body, indent=2), lambda: _show(report, ceilings, rows), options)
 
 
-def _show(report: Report, ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
+def _show(report: BenchReport, ceilings: Ceilings, rows: Sequence[LimitRow]) -> None:
     console = tables.wide_console()
     line = (
         f"{report.model['title']} in {report.model['precision']} on {report.device['name']}: a copy moves "

@@ -40,7 +40,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class TimedAnswer:
     """One answer: the number of tokens, and the seconds from the start of the run to its first and its last token.
 
     Raises EngineError if there is no token.
@@ -73,10 +73,10 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class TimedRun:
     """The answers to requests that started together. ``queued`` of them waited in the queue."""
 
-    answers: tuple[Answer, ...]
+    answers: tuple[TimedAnswer, ...]
     queued: int = 0
 
     @property
@@ -186,7 +186,7 @@ GREEDY = SamplingParams()
 SAMPLED = SamplingParams(temperature=0.7, top_p=0.9, seed=1)
 
 
-def ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Run:
+def ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> TimedRun:
     """Answer all ``prompts`` at the same time. If there is a seed, each prompt has a different one.
 
     Raises EngineError.
@@ -194,10 +194,10 @@ def ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingPara
     return asyncio.run(_ask(engine, prompts, sampling))
 
 
-async def _ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> Run:
+async def _ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: SamplingParams) -> TimedRun:
     start = time.perf_counter()
 
-    async def answer(index: int) -> tuple[Answer, bool]:
+    async def answer(index: int) -> tuple[TimedAnswer, bool]:
         ids, queued = [], False
         first = last = 0.0
         own = sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + index)
@@ -209,10 +209,10 @@ async def _ask(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampl
                     first = first or last
                 else:
                     queued = True
-        return Answer(len(ids), first, last, tuple(ids)), queued
+        return TimedAnswer(len(ids), first, last, tuple(ids)), queued
 
     answers = await asyncio.gather(*map(answer, range(len(prompts))))
-    return Run(tuple(answer for answer, _ in answers), sum(queued for _, queued in answers))
+    return TimedRun(tuple(answer for answer, _ in answers), sum(queued for _, queued in answers))
 
 
 class Prompts:

@@ -16,7 +16,7 @@ STANDARD_OUTPUT = "-"
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class BenchSizes:
     """How much to measure.
 
     ``tokens`` and ``prompt`` are the lengths of an answer and its prompt, except in ``ttft``.
@@ -30,8 +30,8 @@ class Sizes:
     rounds: int = 3
 
 
-ON_CPU = Sizes(users=(1, 4), tokens=12, prompt=16, lengths=(128, 1024))
-ON_GPU = Sizes(users=(1, 4, 16, 64), tokens=256, prompt=128, lengths=(128, 1024, 8192))
+ON_CPU = BenchSizes(users=(1, 4), tokens=12, prompt=16, lengths=(128, 1024))
+ON_GPU = BenchSizes(users=(1, 4, 16, 64), tokens=256, prompt=128, lengths=(128, 1024, 8192))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,10 +93,10 @@ class BenchOptions:
         if started > 1 and self.plot_file:
             raise ConfigurationError("With several processes, bench cannot draw a picture. Remove --plot.")
 
-    def sizes(self, device: str) -> Sizes:
+    def sizes(self, device: str) -> BenchSizes:
         """Return the sizes from the flags, with the defaults for ``device``."""
         usual = ON_CPU if device == "cpu" else ON_GPU
-        return Sizes(
+        return BenchSizes(
             users=self.users or usual.users,
             tokens=self.tokens or usual.tokens,
             prompt=usual.prompt,

@@ -8,13 +8,13 @@ from typing import Any
 from granite_demo.bench import tables
 from granite_demo.bench.measure import Spread
 from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
-from granite_demo.bench.report import Report
+from granite_demo.bench.report import BenchReport
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.errors import ConfigurationError
 
 
-def write(report: Report, options: BenchOptions) -> None:
+def write(report: BenchReport, options: BenchOptions) -> None:
     """Print ``report`` and write its files. Raises ConfigurationError if a file cannot be written."""
     deliver(report.as_json(), lambda: tables.show(report), options)
     try:
@@ -45,9 +45,9 @@ def _not_written(error: OSError) -> ConfigurationError:
 
 
 # The palette of Okabe and Ito for colour-blind readers. The hatches are for print in grey.
-DOCUMENTED, GREEDY, SAMPLED = ("#999999", ""), ("#0072B2", ""), ("#56B4E9", "//")
-FOLLOW_UP = ("#E69F00", "\\\\")
-LIMIT = "#D55E00"
+DOCUMENTED_BAR, GREEDY_BAR, SAMPLED_BAR = ("#999999", ""), ("#0072B2", ""), ("#56B4E9", "//")
+FOLLOW_UP_BAR = ("#E69F00", "\\\\")
+LIMIT_COLOUR = "#D55E00"
 PIXELS = 1000
 DPI = 100
 LOG_FROM = 30.0
@@ -57,7 +57,7 @@ Bars = dict[str, tuple[tuple[str, str], list[Spread | None]]]
 """Maps a name to its (colour, hatch) and to one value for each group."""
 
 
-def save(report: Report, path: Path) -> None:
+def save(report: BenchReport, path: Path) -> None:
     """Draw the report to ``path``. The suffix of ``path`` selects the format; the default is PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -77,9 +77,9 @@ def decode_bars(decode: Decode) -> tuple[list[int], Bars, list[float | None]]:
     own = {(row.users, row.choice): row for row in decode.rows if not row.documented}
     base = [decode.baseline(count) for count in users]
     bars: Bars = {
-        "transformers, documented": (DOCUMENTED, [row.rate if row else None for row in base]),
-        "granite-demo, greedy": (GREEDY, [own[count, "greedy"].rate for count in users]),
-        "granite-demo, sampled": (SAMPLED, [own[count, "sampled"].rate for count in users]),
+        "transformers, documented": (DOCUMENTED_BAR, [row.rate if row else None for row in base]),
+        "granite-demo, greedy": (GREEDY_BAR, [own[count, "greedy"].rate for count in users]),
+        "granite-demo, sampled": (SAMPLED_BAR, [own[count, "sampled"].rate for count in users]),
     }
     return users, bars, [own[count, "greedy"].limit for count in users]
 
@@ -87,25 +87,27 @@ def decode_bars(decode: Decode) -> tuple[list[int], Bars, list[float | None]]:
 def ttft_bars(rows: Sequence[TtftRow]) -> tuple[list[int], Bars]:
     """Return the lengths of the prompts, and the bars."""
     return [row.prompt_tokens for row in rows], {
-        "transformers, documented": (DOCUMENTED, [row.documented for row in rows]),
-        "granite-demo, new prompt": (GREEDY, [row.cold for row in rows]),
-        "granite-demo, follow-up": (FOLLOW_UP, [row.follow_up for row in rows]),
+        "transformers, documented": (DOCUMENTED_BAR, [row.documented for row in rows]),
+        "granite-demo, new prompt": (GREEDY_BAR, [row.cold for row in rows]),
+        "granite-demo, follow-up": (FOLLOW_UP_BAR, [row.follow_up for row in rows]),
     }
 
 
-def _draw_decode(axes: Any, report: Report) -> None:
+def _draw_decode(axes: Any, report: BenchReport) -> None:
     assert report.decode is not None
     users, bars, limits = decode_bars(report.decode)
     _draw_bars(axes, [f"{count}" for count in users], bars, _rate, [limit for limit in limits if limit])
     for group, limit in enumerate(limits):
         if limit is not None:
             label = "limit: reading weights and cache" if group == 0 else None
-            axes.hlines(limit, group - 0.45, group + 0.45, colors=LIMIT, linestyles="dashed", linewidth=2, label=label)
+            axes.hlines(
+                limit, group - 0.45, group + 0.45, colors=LIMIT_COLOUR, linestyles="dashed", linewidth=2, label=label
+            )
     axes.set(title="Speed of all users together", xlabel="users at the same time", ylabel="tokens/s")
     axes.legend(fontsize=9, loc="upper left")
 
 
-def _draw_ttft(axes: Any, report: Report) -> None:
+def _draw_ttft(axes: Any, report: BenchReport) -> None:
     lengths, bars = ttft_bars(report.ttft)
     _draw_bars(axes, [f"{length:,}" for length in lengths], bars, "{:.2g}".format)
     axes.set(title="Time to first token", xlabel="tokens in the prompt", ylabel="seconds")

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from granite_demo.backend import Backend, ManagedBackend
-from granite_demo.bench.measure import Answer, Progress, Run, Spread
+from granite_demo.bench.measure import Progress, Spread, TimedAnswer, TimedRun
 from granite_demo.bench.options import STANDARD_OUTPUT, BenchOptions
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.types.events import Finish, Queued, ReasoningDelta, TextDelta
@@ -17,9 +17,9 @@ from granite_demo.types.messages import Message
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 
-USERS = (1, 4, 16)
-TOKENS = 64
-WORDS = 96
+SERVED_USERS = (1, 4, 16)
+SERVED_TOKENS = 64
+PROMPT_WORDS = 96
 """Random words in each question, about 130 tokens, so that no server has the question in its prefix cache."""
 
 
@@ -38,7 +38,9 @@ def run(backend: ManagedBackend, options: BenchOptions, progress: Progress) -> N
         raise ConfigurationError("With --url, bench accepts only --users, --tokens, --rounds and --json.")
     with closing(backend):
         name = backend.status().model
-        rows = measure(backend, options.users or USERS, options.tokens or TOKENS, options.rounds, progress)
+        rows = measure(
+            backend, options.users or SERVED_USERS, options.tokens or SERVED_TOKENS, options.rounds, progress
+        )
     if options.json_file == STANDARD_OUTPUT:
         print(as_json(name, rows))
         return
@@ -65,11 +67,11 @@ def measure(backend: Backend, users: tuple[int, ...], tokens: int, rounds: int, 
     return rows
 
 
-async def _ask(backend: Backend, source: random.Random, users: int, tokens: int) -> Run:
+async def _ask(backend: Backend, source: random.Random, users: int, tokens: int) -> TimedRun:
     start = time.perf_counter()
 
-    async def answer() -> Answer:
-        words = " ".join(f"{source.randrange(10**5)}" for _ in range(WORDS // 3))
+    async def answer() -> TimedAnswer:
+        words = " ".join(f"{source.randrange(10**5)}" for _ in range(PROMPT_WORDS // 3))
         text = f"Write a long story around these numbers: {words}"
         sampling = SamplingParams(max_tokens=tokens)
         first = 0.0
@@ -79,12 +81,12 @@ async def _ask(backend: Backend, source: random.Random, users: int, tokens: int)
                     first = time.perf_counter() - start
                 elif isinstance(event, Finish) and event.reason != "stopped":
                     last = time.perf_counter() - start
-                    return Answer(event.usage.completion_tokens, first or last, last)
+                    return TimedAnswer(event.usage.completion_tokens, first or last, last)
                 elif isinstance(event, Queued):
                     continue
         raise EngineError("An answer ended without a finish event.")
 
-    return Run(tuple(await asyncio.gather(*(answer() for _ in range(users)))))
+    return TimedRun(tuple(await asyncio.gather(*(answer() for _ in range(users)))))
 
 
 def as_json(name: str, rows: list[ServedRow]) -> str:

@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.bench.options import Sizes
+from granite_demo.bench.options import BenchSizes
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.types.model_status import Fact, ModelSetup
 
-SCHEMA = 1
+SCHEMA_VERSION = 1
 """Increase it when the meaning of a field changes or a field is removed."""
-PACKAGES = ("granite-demo", "torch", "transformers", "flash-attn", "bitsandbytes", "gradio")
+REPORTED_PACKAGES = ("granite-demo", "torch", "transformers", "flash-attn", "bitsandbytes", "gradio")
 
 
 @dataclass(slots=True)
-class Report:
+class BenchReport:
     """``seconds`` is the duration of each suite. The field of a suite that did not run is None or empty."""
 
     model: dict[str, Any]
@@ -42,14 +42,14 @@ class Report:
     startup: Any = None
 
     def as_json(self) -> str:
-        """Return all figures with their samples as JSON, in the version ``SCHEMA`` of the format."""
-        return json.dumps({"schema": SCHEMA, **asdict(self)}, indent=2, ensure_ascii=False)
+        """Return all figures with their samples as JSON, in the version ``SCHEMA_VERSION`` of the format."""
+        return json.dumps({"schema": SCHEMA_VERSION, **asdict(self)}, indent=2, ensure_ascii=False)
 
 
-def describe(ready: ReadyModel, sizes: Sizes, suites: Sequence[str], started: str) -> Report:
+def describe(ready: ReadyModel, sizes: BenchSizes, suites: Sequence[str], started: str) -> BenchReport:
     """Return a report that has no figures yet."""
     loaded = ready.loaded
-    return Report(
+    return BenchReport(
         model={
             "name": loaded.spec.name,
             "title": loaded.spec.title,
@@ -100,7 +100,7 @@ def _processor() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
+    for name in REPORTED_PACKAGES:
         try:
             found[name] = version(name)
         except PackageNotFoundError:

@@ -10,8 +10,8 @@ from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.bench import baselines
 from granite_demo.bench.measure import Progress
-from granite_demo.bench.options import SUITES, BenchOptions, Sizes
-from granite_demo.bench.report import Report, describe
+from granite_demo.bench.options import SUITES, BenchOptions, BenchSizes
+from granite_demo.bench.report import BenchReport, describe
 from granite_demo.bench.suites import decode, load, ttft
 from granite_demo.bench.suites.load import StageClock
 from granite_demo.errors import ConfigurationError
@@ -53,7 +53,7 @@ def run(
     options: BenchOptions,
     serve_arguments: Sequence[str] = (),
     progress: Progress = lambda text: None,
-) -> Report:
+) -> BenchReport:
     """Measure the model of ``manager``, whose listener is ``clock``, and close ``manager``.
 
     ``serve_arguments`` start the separate server of the suite ``page``. Raises GraniteDemoError.
@@ -91,7 +91,7 @@ def run(
 
 
 def _measure(
-    report: Report, ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, progress: Progress
+    report: BenchReport, ready: ReadyModel, copies: Sequence[LoadedModel], sizes: BenchSizes, progress: Progress
 ) -> None:
     suites = report.settings["suites"]
     if "decode" in suites:
@@ -105,11 +105,11 @@ def _measure(
 
 
 def _measure_page(
-    report: Report,
+    report: BenchReport,
     backend: LocalBackend,
     ready: ReadyModel,
     copies: Sequence[LoadedModel],
-    sizes: Sizes,
+    sizes: BenchSizes,
     progress: Progress,
 ) -> None:
     from granite_demo.bench.suites import page
@@ -118,7 +118,7 @@ def _measure_page(
     report.notes += notes
 
 
-def _measure_startup(report: Report, serve_arguments: Sequence[str], progress: Progress) -> None:
+def _measure_startup(report: BenchReport, serve_arguments: Sequence[str], progress: Progress) -> None:
     from granite_demo.bench.suites import page
 
     progress("start of a server")
@@ -126,7 +126,7 @@ def _measure_startup(report: Report, serve_arguments: Sequence[str], progress: P
 
 
 @contextmanager
-def _timed(report: Report, name: str) -> Iterator[None]:
+def _timed(report: BenchReport, name: str) -> Iterator[None]:
     begun = time.perf_counter()
     yield
     report.seconds[name] = time.perf_counter() - begun

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from granite_demo.bench.measure import Spread
-from granite_demo.bench.report import Report
+from granite_demo.bench.report import BenchReport
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
@@ -18,7 +18,7 @@ REPORT_WIDTH = 130
 """Characters in a line if the output is not a terminal, so that no row is wrapped."""
 
 
-def show(report: Report, console: Console | None = None) -> None:
+def show(report: BenchReport, console: Console | None = None) -> None:
     """Print ``report``, by default to standard output."""
     console = wide_console(console)
     facts = ", ".join(f"{name} {value}" for name, value in report.versions.items() if name != "platform")
@@ -62,7 +62,7 @@ def wide_console(console: Console | None = None) -> Console:
     return console
 
 
-def tables(report: Report) -> Iterable[Table]:
+def tables(report: BenchReport) -> Iterable[Table]:
     """Yield a table for each suite that ran."""
     if report.load:
         yield load_table(report.load)
@@ -164,7 +164,7 @@ def shared_ttft_table(alone: Iterable[TtftRow], shared: Iterable[TtftRow], proce
     return table
 
 
-def page_table(report: Report) -> Table:
+def page_table(report: BenchReport) -> Table:
     """Return the table that compares the page and the API with the engine, by number of visitors at the same time."""
     title = f"The page, answers of {report.settings['tokens']} tokens"
     columns = ("visitors", "way", "tokens/s", "while all generate", "cost", "first token")

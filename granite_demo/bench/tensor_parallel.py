@@ -12,7 +12,7 @@ from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import output, tables
 from granite_demo.bench.measure import Progress
 from granite_demo.bench.options import BenchOptions
-from granite_demo.bench.report import SCHEMA, describe
+from granite_demo.bench.report import SCHEMA_VERSION, describe
 from granite_demo.bench.suites import decode, ttft
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.ttft import TtftRow
@@ -38,7 +38,7 @@ class ProcessMemory:
 
 
 @dataclass(frozen=True, slots=True)
-class Part:
+class GroupFigures:
     """The figures of a number of processes."""
 
     processes: int
@@ -72,7 +72,7 @@ def _follow(opener: GroupOpener, group: Group) -> None:
 
 def _measure(
     opener: GroupOpener, group: Group, options: BenchOptions, progress: Progress
-) -> tuple[Part, dict[str, Any]]:
+) -> tuple[GroupFigures, dict[str, Any]]:
     name = "one process" if group.size == 1 else f"{group.size} processes"
     progress(f"{name}: loading")
     with group.together():
@@ -89,7 +89,7 @@ def _measure(
     del ready
     _free()
     head = {"model": report.model, "device": report.device, "versions": report.versions, "settings": report.settings}
-    return Part(group.size, found, first, tuple(memory), (*notes, *others)), head
+    return GroupFigures(group.size, found, first, tuple(memory), (*notes, *others)), head
 
 
 def _silent(stage: str, fraction: float | None, detail: str) -> None:
@@ -116,12 +116,12 @@ def _free() -> None:
         torch.cuda.reset_peak_memory_stats()
 
 
-def _write(head: dict[str, Any], alone: Part, shared: Part, options: BenchOptions) -> None:
-    text = json.dumps({"schema": SCHEMA, **head, "parts": [asdict(alone), asdict(shared)]}, indent=2)
+def _write(head: dict[str, Any], alone: GroupFigures, shared: GroupFigures, options: BenchOptions) -> None:
+    text = json.dumps({"schema": SCHEMA_VERSION, **head, "parts": [asdict(alone), asdict(shared)]}, indent=2)
     output.deliver(text, lambda: _show(head, alone, shared), options)
 
 
-def _show(head: dict[str, Any], alone: Part, shared: Part) -> None:
+def _show(head: dict[str, Any], alone: GroupFigures, shared: GroupFigures) -> None:
     console = tables.wide_console()
     model, device = head["model"], head["device"]
     size = f"{shared.processes} processes compared with one"

@@ -35,7 +35,7 @@ from granite_demo.types.model_status import REQUESTED, Chosen, EngineSetup, giga
 
 log = logging.getLogger(__name__)
 
-USERS = 64
+USERS_ON_GPU = 64
 """The maximum number of requests in a step on a GPU."""
 USERS_ON_CPU = 8
 USUAL_CONTEXT = 4096
@@ -151,7 +151,11 @@ def batching_problem(loaded: LoadedModel) -> str:
 def cache_tokens(loaded: LoadedModel, free: int) -> int:
     """Return the tokens of the shared cache: enough for 64 usual conversations or two long ones, if they fit."""
     # On a CPU attention is computed with one mask over the whole cache.
-    wanted = max(2 * loaded.context_length, USERS * USUAL_CONTEXT) if _on_gpu(loaded) else USERS_ON_CPU * USUAL_CONTEXT
+    wanted = (
+        max(2 * loaded.context_length, USERS_ON_GPU * USUAL_CONTEXT)
+        if _on_gpu(loaded)
+        else USERS_ON_CPU * USUAL_CONTEXT
+    )
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 
 
@@ -174,7 +178,7 @@ def _fuse(loaded: LoadedModel, unwanted: str, group: Group) -> str:
         # If one process cannot fuse its layers, none does.
         problem = next(filter(None, group.gather(layer.trial(loaded.model, matvec))), "")
         if not problem:
-            layer.fuse(loaded.model, matvec, USERS, group)
+            layer.fuse(loaded.model, matvec, USERS_ON_GPU, group)
     return problem
 
 
@@ -182,7 +186,7 @@ def _batching(order: _Order) -> Engine:
     loaded, group, compiled = order.loaded, order.group, _compiled(order)
     on_gpu = _on_gpu(loaded)
     tokens = cache_tokens(loaded, group.least(free_memory(loaded.placement.device)))
-    users = USERS if on_gpu else USERS_ON_CPU
+    users = USERS_ON_GPU if on_gpu else USERS_ON_CPU
     try:
         engine = BatchingEngine(
             loaded,

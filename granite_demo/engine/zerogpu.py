@@ -31,11 +31,11 @@ from granite_demo.types.logprobs import Token
 from granite_demo.types.model_status import EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
-START_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 20, 120
+MOVE_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 20, 120
 """How long a GPU is asked for: what moving the weights takes, and the answer at a careful speed. Quotas count it."""
 CLOSE_SECONDS = 2.0
-CANNOT = "on ZeroGPU the model runs in another process"
-UNABLE: tuple[Feature, ...] = ("scoring", "constraints", "comparing precisions")
+ELSEWHERE = "on ZeroGPU the model runs in another process"
+ZEROGPU_UNABLE: tuple[Feature, ...] = ("scoring", "constraints", "comparing precisions")
 
 
 def load_spaces() -> Any:
@@ -62,7 +62,7 @@ def settle(loaded: LoadedModel) -> None:
 class ZeroGpuEngine:
     """One process for each answer, as many at once as ZeroGPU has GPUs for; it lets the others wait."""
 
-    unable: tuple[tuple[Feature, str], ...] = tuple((feature, CANNOT) for feature in UNABLE)
+    unable: tuple[tuple[Feature, str], ...] = tuple((feature, ELSEWHERE) for feature in ZEROGPU_UNABLE)
 
     def __init__(self, loaded: LoadedModel, spaces: Any, setup: EngineSetup, device: str = "cuda") -> None:
         """``device``: that of the process that writes."""
@@ -85,7 +85,7 @@ class ZeroGpuEngine:
         """See ``Engine.generate``."""
         answer_limit(sampling)
         if matcher:
-            raise InvalidRequestError(f"An answer cannot be constrained: {CANNOT}.")
+            raise InvalidRequestError(f"An answer cannot be constrained: {ELSEWHERE}.")
         stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
         self._begin(stream, list(prompt_ids), sampling)
         async with aclosing(stream.read()) as items:
@@ -94,7 +94,7 @@ class ZeroGpuEngine:
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
         """See ``Engine.score``. It cannot."""
-        raise InvalidRequestError(f"A text cannot be scored: {CANNOT}.")
+        raise InvalidRequestError(f"A text cannot be scored: {ELSEWHERE}.")
         yield
 
     def _begin(self, stream: TokenStream[Token], prompt_ids: list[int], sampling: SamplingParams) -> None:
@@ -140,7 +140,7 @@ class ZeroGpuEngine:
 
 def seconds_for(prompt_ids: list[int], sampling: SamplingParams) -> int:
     """How long a GPU is asked for."""
-    return min(START_SECONDS + (sampling.max_tokens or 0) // TOKENS_PER_SECOND, MOST_SECONDS)
+    return min(MOVE_SECONDS + (sampling.max_tokens or 0) // TOKENS_PER_SECOND, MOST_SECONDS)
 
 
 def writer(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingParams], Iterator[Token]]:

@@ -13,7 +13,7 @@ from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
 from granite_demo.types.model_status import gigabytes
 
-LAST = "last-model"
+LAST_MODEL = "last-model"
 OFFERED = "granite-4.0-350m"
 CPU_PARAMETERS = 4_000_000_000
 """The largest model that is chosen for a CPU. Larger models generate less than one word per second there."""
@@ -39,7 +39,7 @@ def choose_model(cache_dir: Path, free: int, on_gpu: bool, hub_cache: Path | Non
 def last_model(cache_dir: Path) -> str | None:
     """Return the name of the last model that was used, or None."""
     try:
-        return (cache_dir / LAST).read_text(encoding="utf-8").strip() or None
+        return (cache_dir / LAST_MODEL).read_text(encoding="utf-8").strip() or None
     except (OSError, ValueError):
         return None
 
@@ -48,7 +48,7 @@ def remember_model(cache_dir: Path, name: str) -> None:
     """Store ``name`` for the next start. If the cache is not writable, nothing happens."""
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
-        (cache_dir / LAST).write_text(name, encoding="utf-8")
+        (cache_dir / LAST_MODEL).write_text(name, encoding="utf-8")
     except OSError:
         pass
 

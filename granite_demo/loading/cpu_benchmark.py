@@ -17,15 +17,15 @@ from torch.nn.functional import linear
 
 from granite_demo.loading.float32_prefill import float32_linear
 
-PROMPT, ANSWER = 256, 128
+MESSAGE_PROMPT, MESSAGE_ANSWER = 256, 128
 """The tokens of a typical message."""
 ROUNDS = 3
 """The number of measurements. The fastest one counts, because other processes can only make one slower."""
-WORTH = 0.9
+WORTH_SHARE = 0.9
 """Fewer threads are chosen only if a message then takes less than this part of its time on more threads."""
 
 
-class Linear(Protocol):
+class LinearProduct(Protocol):
     """``torch.nn.functional.linear`` without bias, or a replacement."""
 
     def __call__(self, x: torch.Tensor, weight: torch.Tensor, /) -> torch.Tensor:
@@ -50,7 +50,10 @@ class Seconds:
 
 
 def message_seconds(
-    dtype: torch.dtype, product: Linear = linear, clock: Callable[[], float] = time.perf_counter, rounds: int = ROUNDS
+    dtype: torch.dtype,
+    product: LinearProduct = linear,
+    clock: Callable[[], float] = time.perf_counter,
+    rounds: int = ROUNDS,
 ) -> Seconds:
     """Measure a few products and extrapolate to a typical message.
 
@@ -67,9 +70,9 @@ def message_seconds(
 
     seconds(1, weights)  # warm up torch
     # One weight is enough for the prompt, because its products are not memory-bound.
-    prompt = min(seconds(PROMPT, weights[:1]) for _ in range(rounds))
+    prompt = min(seconds(MESSAGE_PROMPT, weights[:1]) for _ in range(rounds))
     answer = min(seconds(1, weights) for _ in range(2 * rounds))
-    return Seconds(len(weights) * prompt, ANSWER * len(weights) * answer)
+    return Seconds(len(weights) * prompt, MESSAGE_ANSWER * len(weights) * answer)
 
 
 @cache
@@ -107,7 +110,7 @@ def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = 
     seconds = {count: measure(count) for count in counts}
     best = counts[0]
     for count in counts[1:]:
-        if seconds[count].total < WORTH * seconds[best].total:
+        if seconds[count].total < WORTH_SHARE * seconds[best].total:
             best = count
     torch.set_num_threads(best)
     tried = ", ".join(f"{value} on {count}" for count, value in seconds.items())

@@ -17,7 +17,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 FEW_ROWS = 4
 """Up to this number of rows, 16 bits are not slower (measured with AVX2, weights of 576 x 576 to 4,096 x 4,096)."""
-BLOCK = 2**20
+CONVERTED_WEIGHTS = 2**20
 """The number of weights that are converted at a time, so that they stay in the CPU cache."""
 ATTENTION = "granite_demo_float32"
 """The name of ``attention`` in transformers."""
@@ -42,7 +42,7 @@ def float32_linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | N
     if weight.dtype not in SIXTEEN_BIT or x.numel() <= FEW_ROWS * x.shape[-1]:
         return linear(x, weight, bias)
     x32 = x.float()
-    blocks = weight.split(max(BLOCK // weight.shape[1], 1))
+    blocks = weight.split(max(CONVERTED_WEIGHTS // weight.shape[1], 1))
     product = torch.cat([linear(x32, block.float()) for block in blocks], dim=-1)
     return (product if bias is None else product + bias.float()).to(x.dtype)
 

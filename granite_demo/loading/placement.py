@@ -18,7 +18,7 @@ from transformers.utils.import_utils import (
 
 from granite_demo.errors import ConfigurationError, GraniteDemoError, OutOfMemoryError
 from granite_demo.loading import tensor_parallel
-from granite_demo.loading.cpu_benchmark import PROMPT, Seconds, measured
+from granite_demo.loading.cpu_benchmark import MESSAGE_PROMPT, Seconds, measured
 from granite_demo.loading.source import Source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import memory
@@ -249,7 +249,7 @@ def choose_float32_prefill(dtype: torch.dtype, device: str) -> tuple[bool, str]:
         return False, "the weights are in float32 already"
     narrow, exact = _seconds(dtype).prompt, _seconds(dtype, in_float32=True).prompt
     name = str(dtype).removeprefix("torch.")
-    reason = f"measured here: {PROMPT} tokens take {exact * 1000:.0f} ms, and {narrow * 1000:.0f} ms in {name}"
+    reason = f"measured here: {MESSAGE_PROMPT} tokens take {exact * 1000:.0f} ms, and {narrow * 1000:.0f} ms in {name}"
     return exact < WORTH_ROUNDING * narrow, reason
 
 

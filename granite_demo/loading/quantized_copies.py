@@ -15,7 +15,7 @@ from filelock import FileLock
 from granite_demo.models.catalogue import ModelSpec
 
 COPIES = "quantized"
-STAGING = ".staging-"
+COPY_STAGING = ".staging-"
 
 
 def copy_of(cache_dir: Path, spec: ModelSpec, commit: str | None, quantization: str) -> Path:
@@ -28,11 +28,13 @@ def save_copy(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write a complete copy to ``folder``, unless it exists. An error leaves no partial copy. Raises OSError."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.parent / ".lock"):
-        for stale in folder.parent.glob(f"{STAGING}*"):  # this process has the lock, so the owners of these are dead
+        for stale in folder.parent.glob(
+            f"{COPY_STAGING}*"
+        ):  # this process has the lock, so the owners of these are dead
             shutil.rmtree(stale, ignore_errors=True)
         if folder.exists():
             return
-        staging = Path(tempfile.mkdtemp(prefix=STAGING, dir=folder.parent))
+        staging = Path(tempfile.mkdtemp(prefix=COPY_STAGING, dir=folder.parent))
         try:
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)

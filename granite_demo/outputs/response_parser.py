@@ -24,7 +24,7 @@ a tool call; the next characters decide whether it is a call or text about calls
 """
 
 SPACE = " \t\r\n"
-MARK = re.compile(r' *(?:\{ *"?document_id"? *: *)?"?([^"{}<>\n]+?)"? *')
+SOURCE_MARK = re.compile(r' *(?:\{ *"?document_id"? *: *)?"?([^"{}<>\n]+?)"? *')
 CALL_STARTS = ("{", "[", "<function=")
 """The possible first characters of a call. If other text follows the marker, both are ordinary text."""
 MAX_MARK = 64
@@ -275,7 +275,7 @@ class ResponseParser:
         dialect = self._dialect
         mark, close, rest = self._held.partition(dialect.mark_close)
         begins = mark.lstrip(" ").startswith(dialect.mark_open) or not mark.strip(" ")
-        match = MARK.fullmatch(mark) if begins and close and len(mark) <= MAX_MARK else None
+        match = SOURCE_MARK.fullmatch(mark) if begins and close and len(mark) <= MAX_MARK else None
         if match:
             self._held = rest
             self._mode = "answer"

@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.outputs.dialects import Dialect
-from granite_demo.types.constraints import Constraint, Kind
+from granite_demo.types.constraints import Constraint, ConstraintKind
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +41,7 @@ _compiling = ThreadPoolExecutor(2, "constraints")
 class Matcher:
     """The state of one constrained answer. Not thread-safe. ``ended``: only an end token can follow."""
 
-    def __init__(self, matcher: "LLMatcher", kind: Kind, vocabulary: int, eos_ids: Collection[int]) -> None:
+    def __init__(self, matcher: "LLMatcher", kind: ConstraintKind, vocabulary: int, eos_ids: Collection[int]) -> None:
         self.ended = False
         self._matcher, self._kind, self._vocabulary = matcher, kind, vocabulary
         self._eos_ids = sorted(eos_ids)  # llguidance knows the first one

@@ -15,7 +15,7 @@ CUT_OFF = "The call was cut off before its end."
 
 # Answers can be long, so every scan is linear. The group is empty if the string has no end.
 STRING = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
-NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"|<function=([^<>\n]+)>')
+CALL_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"|<function=([^<>\n]+)>')
 # Values may contain the closing tags. A closing tag counts only if the next tag or the end of the text follows.
 TAGS = {
     tag: (re.compile(rf"<{tag}=([^<>\n]+)>"), re.compile(rf"</{tag}>(?=\s*+(?:<{tag}=|\Z))"))
@@ -61,7 +61,7 @@ def read_calls(raw: str, tools: Sequence[ToolSpec] = ()) -> tuple[list[ToolCall]
 
 def unreadable(raw: str, error: str) -> ToolCall:
     """Return a call with the text ``raw`` as its arguments, its name if ``raw`` shows one, and ``error``."""
-    match = NAME.search(raw)
+    match = CALL_NAME.search(raw)
     return ToolCall((match[1] or match[2] or "").strip() if match else "", raw.strip(), error)
 
 

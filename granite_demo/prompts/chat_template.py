@@ -20,7 +20,7 @@ Write = Callable[[Origin, str, bool], str]
 The template gets the result instead of the text.
 """
 
-MAX_DEPTH = 100
+MAX_NESTING = 100
 """The maximum nesting of objects and lists in a tool or a call. Python's own limit differs between versions."""
 
 
@@ -110,8 +110,8 @@ def _written(value: Any, write: Write, level: int = 1) -> Any:
         return write("tool", scrub(value), False)  # JSON escapes can produce lone surrogates
     if not isinstance(value, Mapping | list | tuple):
         return value
-    if level > MAX_DEPTH:
-        raise InvalidRequestError(f"A tool or a call has more than {MAX_DEPTH} nested levels.")
+    if level > MAX_NESTING:
+        raise InvalidRequestError(f"A tool or a call has more than {MAX_NESTING} nested levels.")
     if isinstance(value, Mapping):
         return {write("tool", scrub(str(key)), True): _written(item, write, level + 1) for key, item in value.items()}
     return [_written(item, write, level + 1) for item in value]

@@ -13,11 +13,11 @@ from granite_demo.types.requests import GenerationRequest
 log = logging.getLogger(__name__)
 
 SYSTEM = (Message("system", "Answer in one sentence."),)
-QUESTION = (Message("user", "What is written there?"),)
+PROBE_QUESTION = (Message("user", "What is written there?"),)
 TOOLS = (ToolSpec("probe_tool", "Looks it up.", {"type": "object", "properties": {"key": {"type": "string"}}}),)
 DOCUMENTS = (Document("Probe", "The probe is green."),)
 GIVEN: dict[str, dict[str, Any]] = {
-    "system": {"messages": SYSTEM + QUESTION},
+    "system": {"messages": SYSTEM + PROBE_QUESTION},
     "tools": {"tools": TOOLS},
     "documents": {"documents": DOCUMENTS},
 }
@@ -30,13 +30,13 @@ PROBES = {
     "citations": Controls(citations=True),
     "hallucinations": Controls(hallucinations=True),
 }
-WORDS = {
+CONFLICT_WORDS = {
     "system": "when a system prompt is set",
     "tools": "when tools are offered",
     "documents": "when documents are given",
     "no documents": "without documents",
 }
-NAMES = {"hallucinations": "the check for hallucinations"}
+SWITCH_NAMES = {"hallucinations": "the check for hallucinations"}
 
 
 def find_switches(tokenizer: Any) -> Switches:
@@ -75,7 +75,7 @@ class _Prober:
 
     def _text(self, **given: Any) -> str | None:
         try:
-            return render_text(self._tokenizer, GenerationRequest(**{"messages": QUESTION, **given}))
+            return render_text(self._tokenizer, GenerationRequest(**{"messages": PROBE_QUESTION, **given}))
         except InvalidRequestError:
             return None  # for example, the template accepts no system message
 
@@ -121,5 +121,7 @@ def reasons(switches: Switches, *, system: bool, tools: bool, documents: bool) -
     found: dict[str, str] = {}
     for switch, cause in switches.conflicts:
         if now.get(cause):
-            found.setdefault(switch, f"This model's template ignores {NAMES.get(switch, switch)} {WORDS[cause]}.")
+            found.setdefault(
+                switch, f"This model's template ignores {SWITCH_NAMES.get(switch, switch)} {CONFLICT_WORDS[cause]}."
+            )
     return found

@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from granite_demo.access import WINDOW, Failures, visitor_of
+from granite_demo.access import FAILURE_WINDOW, Failures, visitor_of
 from granite_demo.errors import VisitorLimitError
 from granite_demo.server.middleware import refusal
 
@@ -36,7 +36,7 @@ class SecretsGuard:
         try:
             failures.check(visitor)
         except VisitorLimitError as error:
-            headers = {"retry-after": str(int(WINDOW))}
+            headers = {"retry-after": str(int(FAILURE_WINDOW))}
             return await refusal(scope, error.user_text, error.status, "rate_limit_exceeded", headers)(
                 scope, receive, send
             )

@@ -128,7 +128,7 @@ def check_choices(choices: Any) -> None:
         raise InvalidRequestError(f"There may be 1 to {MAX_CHOICES:,} choices, {MAX_CHOICE_BYTES:,} bytes, none empty.")
 
 
-Kind = Literal["json_object", "json_schema", "regex", "choice"]
+ConstraintKind = Literal["json_object", "json_schema", "regex", "choice"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,7 +144,7 @@ class Constraint:
     whole answer: no look-around, no backreferences, no word boundaries. Each of ``choices`` is an answer.
     """
 
-    kind: Kind
+    kind: ConstraintKind
     schema: str = ""
     pattern: str = ""
     choices: tuple[str, ...] = ()

@@ -204,7 +204,7 @@ async def test_what_cannot_be_compared_is_refused(sample: LoadedModel, monkeypat
     short = {options: replace(ready, loaded=replace(sample, context_length=5)) for options, ready in models.items()}
     with pytest.raises(ContextOverflowError):
         await whole(leasing(short), CompareRequest(TEXT, EXACT, ROUNDED))
-    monkeypatch.setattr(comparison, "MEMORY_SHARE", 0.0)
+    monkeypatch.setattr(comparison, "COMPARING_SHARE", 0.0)
     with pytest.raises(InvalidRequestError, match="distributions of 0"):
         await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.bench.measure import Answer, Run, Spread
-from granite_demo.bench.report import Report
+from granite_demo.bench.measure import Spread, TimedAnswer, TimedRun
+from granite_demo.bench.report import BenchReport
 from granite_demo.bench.suites.decode import Decode, DecodeRow
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
@@ -90,9 +90,9 @@ class CountingEngine:
         pass
 
 
-def run_of(first: float, last: float, tokens: int = 11, users: int = 1) -> Run:
+def run_of(first: float, last: float, tokens: int = 11, users: int = 1) -> TimedRun:
     """Return a run of ``users`` equal answers."""
-    return Run((Answer(tokens, first, last),) * users)
+    return TimedRun((TimedAnswer(tokens, first, last),) * users)
 
 
 def spread(median: float) -> Spread:
@@ -116,7 +116,7 @@ def row(way: str, users: int, rate: float, **changes: Any) -> DecodeRow:
     return DecodeRow(way=way, users=users, **{**values, **changes})
 
 
-def report() -> Report:
+def report() -> BenchReport:
     """Return a report with figures of all suites except ``page``."""
     rows = []
     for users in (1, 16):
@@ -124,7 +124,7 @@ def report() -> Report:
         rows.append(row("documented way", users, 20.0 * users, documented=True, precision="bfloat16"))
         rows.append(row("granite-demo", users, 30.0 * users))
         rows.append(row("granite-demo", users, 25.0 * users, choice="sampled"))
-    return Report(
+    return BenchReport(
         model={"name": "made-up", "title": "Made-up Granite", "precision": "float32"},
         device={"device": "cpu", "name": "Slow CPU", "threads": 2},
         versions={"torch": "2.0", "platform": "Linux"},

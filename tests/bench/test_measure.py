@@ -4,7 +4,7 @@ from functools import partial
 
 import pytest
 
-from granite_demo.bench.measure import Answer, Run, Spread, Way, in_turns
+from granite_demo.bench.measure import Spread, TimedAnswer, TimedRun, Way, in_turns
 from granite_demo.errors import EngineBusyError, EngineError
 
 
@@ -14,34 +14,34 @@ def test_a_spread_has_the_median_the_ends_and_the_samples_in_order() -> None:
 
 
 def test_the_rate_counts_from_the_first_token_of_all_to_the_last() -> None:
-    run = Run((Answer(11, first=1.0, last=5.0), Answer(21, first=3.0, last=7.0)))
+    run = TimedRun((TimedAnswer(11, first=1.0, last=5.0), TimedAnswer(21, first=3.0, last=7.0)))
     assert run.tokens == 32
     assert run.decode_rate == (10 + 20) / (7.0 - 1.0)
 
 
 def test_the_time_to_first_token_is_the_median_over_the_users() -> None:
-    assert Run(tuple(Answer(2, first, 9.0) for first in (1.0, 2.0, 8.0))).ttft == 2.0
+    assert TimedRun(tuple(TimedAnswer(2, first, 9.0) for first in (1.0, 2.0, 8.0))).ttft == 2.0
 
 
 def test_the_rate_together_counts_only_the_time_when_all_generate() -> None:
     # Each gets 10 tokens/s while the other waits, and 5 while both generate, from 1.5 to 3 s.
-    early = Answer(18, 0.5, 3.0, counts=((1.5, 11),))
-    late = Answer(18, 1.5, 4.0, counts=((3.0, 8),))
+    early = TimedAnswer(18, 0.5, 3.0, counts=((1.5, 11),))
+    late = TimedAnswer(18, 1.5, 4.0, counts=((3.0, 8),))
     assert early.tokens_at(1.0) == 6
     assert early.tokens_at(9.0) == 18
-    assert Run((early, late)).together == pytest.approx((7 + 7) / 1.5)
-    assert Run((early,)).together == pytest.approx(17 / 2.5)
-    assert Run((early, Answer(2, 3.5, 4.0))).together is None
+    assert TimedRun((early, late)).together == pytest.approx((7 + 7) / 1.5)
+    assert TimedRun((early,)).together == pytest.approx(17 / 2.5)
+    assert TimedRun((early, TimedAnswer(2, 3.5, 4.0))).together is None
 
 
 def test_one_token_is_too_short_to_measure() -> None:
     with pytest.raises(EngineError, match="--tokens"):
-        _ = Run((Answer(1, 2.0, 2.0),)).decode_rate
+        _ = TimedRun((TimedAnswer(1, 2.0, 2.0),)).decode_rate
 
 
 def test_an_answer_without_a_token_is_an_error() -> None:
     with pytest.raises(EngineError, match="without a token"):
-        Answer(0, 0.0, 0.0)
+        TimedAnswer(0, 0.0, 0.0)
 
 
 def test_ways_are_warmed_up_and_then_take_turns() -> None:

@@ -26,9 +26,9 @@ def rgb(colour: str) -> object:
 def test_every_bar_and_the_limit_are_drawn(tmp_path: Path) -> None:
     output.save(report(), tmp_path / "bench.png")
     found = colours(tmp_path / "bench.png")
-    for colour, _ in (output.DOCUMENTED, output.GREEDY, output.SAMPLED, output.FOLLOW_UP):
+    for colour, _ in (output.DOCUMENTED_BAR, output.GREEDY_BAR, output.SAMPLED_BAR, output.FOLLOW_UP_BAR):
         assert found.get(rgb(colour), 0) > 500
-    assert found.get(rgb(output.LIMIT), 0) > 100
+    assert found.get(rgb(output.LIMIT_COLOUR), 0) > 100
 
 
 @pytest.mark.parametrize("suite", ["decode", "ttft", "neither"])
@@ -39,8 +39,8 @@ def test_a_suite_that_did_not_run_is_not_drawn(tmp_path: Path, suite: str) -> No
     if suite != "ttft":
         found.ttft = ()
     output.save(found, tmp_path / "bench.png")
-    assert (rgb(output.SAMPLED[0]) in colours(tmp_path / "bench.png")) == (suite == "decode")
-    assert (rgb(output.FOLLOW_UP[0]) in colours(tmp_path / "bench.png")) == (suite == "ttft")
+    assert (rgb(output.SAMPLED_BAR[0]) in colours(tmp_path / "bench.png")) == (suite == "decode")
+    assert (rgb(output.FOLLOW_UP_BAR[0]) in colours(tmp_path / "bench.png")) == (suite == "ttft")
 
 
 def test_bars_by_users() -> None:

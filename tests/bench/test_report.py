@@ -4,14 +4,14 @@ import json
 from typing import Any
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.bench.options import Sizes
-from granite_demo.bench.report import SCHEMA, describe
+from granite_demo.bench.options import BenchSizes
+from granite_demo.bench.report import SCHEMA_VERSION, describe
 from tests.bench.made_up import CountingEngine, loaded, report
 
 
 def test_every_figure_has_its_samples() -> None:
     found: dict[str, Any] = json.loads(report().as_json())
-    assert found["schema"] == SCHEMA
+    assert found["schema"] == SCHEMA_VERSION
     assert set(found) == {
         "schema", "model", "device", "versions", "settings", "setup", "facts", "started", "seconds", "notes", "load",
         "decode", "ttft", "page", "startup",
@@ -28,7 +28,7 @@ def test_every_figure_has_its_samples() -> None:
 
 
 def test_a_report_has_the_model_the_machine_versions_and_settings() -> None:
-    sizes = Sizes(users=(1, 4), tokens=16, prompt=16, lengths=(128,))
+    sizes = BenchSizes(users=(1, 4), tokens=16, prompt=16, lengths=(128,))
     found = describe(ReadyModel(loaded(), CountingEngine()), sizes, ["decode"], "now")
     assert found.model["title"] == loaded().spec.title
     assert found.model["shape"]["layers"] == 2

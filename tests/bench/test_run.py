@@ -10,7 +10,7 @@ from granite_demo.backends.model_manager import ModelManager
 from granite_demo.backends.open_model import open_model
 from granite_demo.bench import run as suites
 from granite_demo.bench.options import SUITES, BenchOptions
-from granite_demo.bench.report import Report
+from granite_demo.bench.report import BenchReport
 from granite_demo.bench.suites.load import StageClock
 from granite_demo.errors import ConfigurationError
 from granite_demo.types.load_options import LoadOptions
@@ -40,7 +40,7 @@ def test_the_page_is_left_out_if_its_packages_are_missing(monkeypatch: pytest.Mo
         suites.check_packages(("page",))
 
 
-def run(sample_path: Path, suite: str) -> Report:
+def run(sample_path: Path, suite: str) -> BenchReport:
     clock = StageClock()
     load_options = LoadOptions(model="sample", device="cpu", dtype="float32")
     options = BenchOptions.parse(suite, "1,2", "32", 3, 1, None, None)

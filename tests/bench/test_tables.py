@@ -6,7 +6,7 @@ from rich.console import Console
 
 from granite_demo.bench import tables
 from granite_demo.bench.measure import Spread
-from granite_demo.bench.suites.page import ENGINE, PAGE, PageRow, Startup
+from granite_demo.bench.suites.page import ENGINE_WAY, PAGE_WAY, PageRow, Startup
 from tests.bench.made_up import report, spread
 
 
@@ -14,8 +14,8 @@ def shown(with_page: bool = False) -> str:
     found = report()
     if with_page:
         found.page = (
-            PageRow(ENGINE, 1, spread(20.0), spread(0.1), spread(20.0), None),
-            PageRow(PAGE, 1, spread(19.0), spread(0.2), spread(19.0), 0.05),
+            PageRow(ENGINE_WAY, 1, spread(20.0), spread(0.1), spread(20.0), None),
+            PageRow(PAGE_WAY, 1, spread(19.0), spread(0.2), spread(19.0), 0.05),
         )
         found.startup = Startup(1.0, 2.0, 3.0)
     console = Console(file=io.StringIO(), width=100)
@@ -55,7 +55,7 @@ def test_the_other_tables_and_the_notes() -> None:
 
 def test_the_page() -> None:
     text = shown(with_page=True)
-    assert cells(text, "page", "19.0") == ["1", PAGE, *["19.0 (17.1-20.9)"] * 2, "5.0%", "0.20 s"]
+    assert cells(text, "page", "19.0") == ["1", PAGE_WAY, *["19.0 (17.1-20.9)"] * 2, "5.0%", "0.20 s"]
     assert "page after 1.0 s, model ready after 2.0 s, first token in the page after 3.0 s" in text
     assert "A server" not in shown()
 

@@ -136,7 +136,7 @@ def compile_tiles(tiles: Sequence[tuple[int, ...]], kernel: str, nf4: bool, size
     from granite_demo.engine.kernels import matvec
 
     for tile in tiles:
-        matvec.TILES[kernel, nf4] = matvec.Tile(*tile)
+        matvec.TILES[kernel, nf4] = matvec.MatvecTile(*tile)
         call(torch.randn(1, sizes[1], device="cuda", dtype=torch.bfloat16), weights_of(*sizes, nf4))
 
 
@@ -148,7 +148,7 @@ def time_tiles(kernel: str, nf4: bool, sizes: tuple[int, int], call: Call) -> st
     copies = [weights_of(*sizes, nf4) for _ in range(COPIES)]
     found: list[tuple[float, tuple[int, ...]]] = []
     for tile in TILES[nf4]:
-        matvec.TILES[kernel, nf4] = matvec.Tile(*tile)
+        matvec.TILES[kernel, nf4] = matvec.MatvecTile(*tile)
         found.append((graph_time(lambda: [call(x, weights) for weights in copies], COPIES), tile))
     found.sort()
     best = " ".join(f"{tile}: {us:.1f}" for us, tile in found)

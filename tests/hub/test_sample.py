@@ -391,7 +391,7 @@ def test_an_interrupted_conversion_leaves_nothing(tiny: Setup, error: BaseExcept
 
 @pytest.mark.release
 def test_stale_staging_folders_are_removed(tiny: Setup) -> None:
-    stale = tiny.cache / f"{sample.STAGING}gone" / "download"
+    stale = tiny.cache / f"{sample.SAMPLE_STAGING}gone" / "download"
     stale.mkdir(parents=True)
     (stale / "half.whl").write_bytes(b"half")
     tiny.run()
@@ -473,7 +473,7 @@ def test_a_killed_process_does_not_block_the_next(tiny: Setup) -> None:
             assert process.stdout.readline().strip() == b"converting"
         finally:
             process.kill()
-    assert [name.startswith(sample.STAGING) for name in tiny.left()] == [True]
+    assert [name.startswith(sample.SAMPLE_STAGING) for name in tiny.left()] == [True]
     tiny.run()
     assert tiny.left() == {"sample-1"}
 

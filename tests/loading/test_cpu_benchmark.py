@@ -9,7 +9,7 @@ import torch
 
 from granite_demo.loading import cpu_benchmark
 from granite_demo.loading.cpu_benchmark import (
-    ANSWER,
+    MESSAGE_ANSWER,
     Seconds,
     Threads,
     choose_threads,
@@ -42,7 +42,7 @@ def test_a_message_is_one_prompt_and_each_token_of_the_answer() -> None:
     clock = Clock(99.0, 3.0, 2.0, 24.0, 8.0, 16.0, 80.0)
     seconds = message_seconds(torch.float32, clock=clock, rounds=2)
     assert clock.times == []
-    assert seconds == Seconds(prompt=8 * 2.0, answer=ANSWER * 8.0)
+    assert seconds == Seconds(prompt=8 * 2.0, answer=MESSAGE_ANSWER * 8.0)
     assert seconds.total == seconds.prompt + seconds.answer
 
 
@@ -55,7 +55,7 @@ def test_the_given_product_is_measured() -> None:
         return x
 
     message_seconds(torch.bfloat16, product, rounds=1)
-    assert rows == [1] * 8 + [cpu_benchmark.PROMPT] + [1] * 16
+    assert rows == [1] * 8 + [cpu_benchmark.MESSAGE_PROMPT] + [1] * 16
 
 
 def test_a_measurement_is_made_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,11 +77,11 @@ def test_float32_weights_are_not_changed() -> None:
 def test_large_weights_are_converted_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, weight = random(50, 32), random(100, 32)
     at_once = float32_linear(x, weight)
-    monkeypatch.setattr(float32_prefill, "BLOCK", 32 * 7)
+    monkeypatch.setattr(float32_prefill, "CONVERTED_WEIGHTS", 32 * 7)
     with Products() as products:
         assert torch.allclose(float32_linear(x, weight).float(), at_once.float(), rtol=2**-7, atol=1e-5)
     assert len(products.seen) == 15
-    monkeypatch.setattr(float32_prefill, "BLOCK", 1)
+    monkeypatch.setattr(float32_prefill, "CONVERTED_WEIGHTS", 1)
     assert float32_linear(x, weight).shape == (50, 100)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.prompts import render
-from granite_demo.prompts.chat_template import MAX_DEPTH
+from granite_demo.prompts.chat_template import MAX_NESTING
 from granite_demo.prompts.render import render_parts
 from granite_demo.types.messages import Document, Message, Role, ToolCall, ToolSpec
 from granite_demo.types.requests import GenerationRequest
@@ -185,9 +185,9 @@ def test_deeply_nested_objects_are_refused() -> None:
         return decoded
 
     # The object with the name and the arguments of the call is the first level.
-    assert "42" in render_nested(MAX_DEPTH - 1)
-    for levels in (MAX_DEPTH, 900):
-        with pytest.raises(InvalidRequestError, match=f"^A tool or a call has more than {MAX_DEPTH} nested levels"):
+    assert "42" in render_nested(MAX_NESTING - 1)
+    for levels in (MAX_NESTING, 900):
+        with pytest.raises(InvalidRequestError, match=f"^A tool or a call has more than {MAX_NESTING} nested levels"):
             render_nested(levels)
 
 

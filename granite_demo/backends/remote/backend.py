@@ -37,12 +37,12 @@ if TYPE_CHECKING:
     from openai import AsyncOpenAI
 
 
-PAUSE_SECONDS = 0.3
+RETRY_SECONDS = 0.3
 """Delay before a second request to the same server."""
 MAX_TRIES = 4
 """Tries of one request. There is no new try after the first token."""
 _END = object()
-CLOSED = "The server is stopping, so the answer was cut off. Try again after it has started."
+SERVER_STOPS = "The server is stopping, so the answer was cut off. Try again after it has started."
 NEEDS_LOCAL_MODEL = "{} needs a model in this process. To use it, start granite-demo without --backend."
 
 
@@ -99,7 +99,7 @@ class RemoteBackend:
     @asynccontextmanager
     async def _connected(self, endpoint: Endpoint) -> AsyncIterator["AsyncOpenAI"]:
         if self._closed:
-            raise EngineClosedError(CLOSED)
+            raise EngineClosedError(SERVER_STOPS)
         async with endpoint.connect() as client:
             self._running[client] = asyncio.get_running_loop()
             try:
@@ -190,7 +190,7 @@ class RemoteBackend:
                 if not (isinstance(error, RemoteError) and error.elsewhere and left):
                     raise
                 if endpoint in left:
-                    await asyncio.sleep(PAUSE_SECONDS)
+                    await asyncio.sleep(RETRY_SECONDS)
 
     async def _answer(
         self, endpoint: Endpoint, request: GenerationRequest, model: str, arrived: float
@@ -224,7 +224,7 @@ class RemoteBackend:
                     raise
                 except Exception as error:  # the client raises many classes for malformed JSON
                     if self._closed:
-                        raise EngineClosedError(CLOSED) from error
+                        raise EngineClosedError(SERVER_STOPS) from error
                     raise errors.explain(error, endpoint.address, model, endpoint.key) from error
             if reader.ended in (None, "abort", "error") and not reader.stopped:
                 raise RemoteDownError(

@@ -28,12 +28,12 @@ UP_SECONDS = 10.0
 """Interval of the probes of a server that is up."""
 DOWN_SECONDS = 1.0
 """Interval of the probes of a server that is down."""
-WAIT_SECONDS = 0.01
+LOOK_POLL_SECONDS = 0.01
 """Poll interval while ``wait`` waits for the first probes."""
 CONNECT_SECONDS = 5.0
-READ_SECONDS = 120.0
+CHUNK_SECONDS = 120.0
 """Timeout for the next chunk. For the first chunk it includes the time in the queue of the server."""
-KINDS = {
+SERVER_KINDS = {
     "vllm": "vLLM",
     "sglang": "SGLang",
     "llamacpp": "llama.cpp",
@@ -145,7 +145,7 @@ class Endpoint:
         """Return a client for one request. The caller must close it, in the event loop that uses it."""
         import openai
 
-        limits = openai.Timeout(READ_SECONDS, connect=CONNECT_SECONDS)
+        limits = openai.Timeout(CHUNK_SECONDS, connect=CONNECT_SECONDS)
         client = openai.DefaultAsyncHttpxClient(verify=self._tls, timeout=limits)
         return openai.AsyncOpenAI(http_client=client, timeout=limits, **self._options())
 
@@ -197,8 +197,8 @@ class Endpoint:
 def _read_models(answer: Any, server: str) -> ProbeResult:
     rows = answer["data"]
     models = tuple(ServedModel(str(row["id"]), _context_length(row)) for row in rows if row.get("id"))
-    owners = [KINDS[owner] for row in rows if (owner := row.get("owned_by")) in KINDS]
-    kind = KINDS["llamacpp"] if server == "llama.cpp" else owners[0] if owners else ""
+    owners = [SERVER_KINDS[owner] for row in rows if (owner := row.get("owned_by")) in SERVER_KINDS]
+    kind = SERVER_KINDS["llamacpp"] if server == "llama.cpp" else owners[0] if owners else ""
     return ProbeResult(True, "", models, kind)
 
 
@@ -249,7 +249,7 @@ class Endpoints:
         while time.monotonic() < deadline and not all(endpoint.probed.is_set() for endpoint in self.all):
             if not for_all and any(endpoint.up for endpoint in self.all):
                 return
-            time.sleep(WAIT_SECONDS)
+            time.sleep(LOOK_POLL_SECONDS)
 
     def order(self, model: str) -> list[Endpoint]:
         """Return the servers to try for ``model``, in order: those that are up take turns, the others come last."""

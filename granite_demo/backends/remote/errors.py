@@ -21,10 +21,12 @@ MAX_MESSAGE = 300
 OVERFLOWS = re.compile(
     r"context (length|size|window)|context holds|maximum model length|exceed_context|too many tokens"
 )
-CONTEXT = re.compile(
+CONTEXT_LIMIT = re.compile(
     r"(?:context (?:length|size|window)(?: is| of)?|context holds|n_ctx\W+|maximum model length of)\D{0,3}([\d,]+)"
 )
-PROMPT = re.compile(r"prompt has ([\d,]+)|([\d,]+) in the messages|n_prompt_tokens\W+([\d,]+)|([\d,]+) input tokens")
+PROMPT_LENGTH = re.compile(
+    r"prompt has ([\d,]+)|([\d,]+) in the messages|n_prompt_tokens\W+([\d,]+)|([\d,]+) input tokens"
+)
 UNSUPPORTED = re.compile(r"(?i)unexpected|unsupported|not supported|unknown|unrecogni[sz]ed|extra|not permitted")
 TRY = "Try again in a minute."
 
@@ -127,7 +129,7 @@ def _as_sentence(text: str) -> str:
 def _too_long(message: str) -> InvalidRequestError | None:
     if not OVERFLOWS.search(message):
         return None
-    context, prompt = CONTEXT.search(message), PROMPT.search(message)
+    context, prompt = CONTEXT_LIMIT.search(message), PROMPT_LENGTH.search(message)
     if context and prompt:
         holds, has = (_number(found) for found in (context, prompt))
         if has >= holds:

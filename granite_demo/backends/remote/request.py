@@ -14,7 +14,7 @@ from granite_demo.types.sampling_params import SamplingParams
 
 OFF = {"top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 """Extensions and the values that switch them off. The values are sent, because servers have other defaults."""
-NAMES = {"llama.cpp": {"repetition_penalty": "repeat_penalty"}}
+FIELD_NAMES = {"llama.cpp": {"repetition_penalty": "repeat_penalty"}}
 """Other names of a field, by the kind of server."""
 OURS = "granite-demo"
 """The kind of a server that runs this program."""
@@ -73,7 +73,7 @@ def _sampling(sampling: SamplingParams, kind: str) -> dict[str, Any]:
 
 
 def _name(name: str, kind: str) -> str:
-    return NAMES.get(kind, {}).get(name, name)
+    return FIELD_NAMES.get(kind, {}).get(name, name)
 
 
 def special_tokens(wanted: bool, kind: str) -> dict[str, bool]:

@@ -12,7 +12,7 @@ from granite_demo.types.events import ScoreSummary
 from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.requests import ScoreRequest
 
-CANNOT = "The server at {} cannot score a text: it returns no log probabilities for a prompt. vLLM does."
+NO_LOGPROBS = "The server at {} cannot score a text: it returns no log probabilities for a prompt. vLLM does."
 
 
 async def score_text(
@@ -47,7 +47,7 @@ async def score_text(
 
 def _cannot(endpoint: Endpoint) -> NoReturn:
     endpoint.unsupported |= {"echo"}
-    raise InvalidRequestError(CANNOT.format(endpoint.address))
+    raise InvalidRequestError(NO_LOGPROBS.format(endpoint.address))
 
 
 def _generated(logprobs: Any, prompt: str | list[int]) -> int:

@@ -11,7 +11,7 @@ from granite_demo.types.model_status import Fact, Feature, ModelStatus
 AUTO = "auto"
 """The name for the first model of the servers."""
 RUNS_THERE = "the model runs on that server"
-UNABLE: tuple[tuple[Feature, str], ...] = (
+REMOTE_UNABLE: tuple[tuple[Feature, str], ...] = (
     ("comparing precisions", "The model runs on another server, which loads it in only one precision."),
     ("special tokens", "The other server decides which text it parses as control tokens."),
 )
@@ -76,7 +76,7 @@ def _name(endpoint: Endpoint) -> str:
 
 
 def _unable(up: Sequence[Endpoint]) -> Iterator[tuple[Feature, str]]:
-    yield from UNABLE
+    yield from REMOTE_UNABLE
     if any(endpoint.kind != OWN for endpoint in up):
         yield "fill in the middle", "The other server may not be able to fill a gap. vLLM and SGLang cannot."
     if any("logprobs" in endpoint.unsupported for endpoint in up):

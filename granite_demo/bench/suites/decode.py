@@ -7,8 +7,8 @@ from functools import partial
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines, roofline
-from granite_demo.bench.measure import GREEDY, SAMPLED, Progress, Prompts, Run, Spread, Way, ask, in_turns
-from granite_demo.bench.options import Sizes
+from granite_demo.bench.measure import GREEDY, SAMPLED, Progress, Prompts, Spread, TimedRun, Way, ask, in_turns
+from granite_demo.bench.options import BenchSizes
 from granite_demo.engine.protocol import Engine
 from granite_demo.loading.llama_cpp import LlamaFile
 from granite_demo.loading.load import LoadedModel
@@ -65,11 +65,11 @@ class Case:
     choice: str
     loaded: LoadedModel
     documented: bool
-    run: Callable[[Sequence[Sequence[int]], int], Run]
+    run: Callable[[Sequence[Sequence[int]], int], TimedRun]
 
 
 def measure(
-    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, progress: Progress
+    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: BenchSizes, progress: Progress
 ) -> tuple[Decode, list[str]]:
     """Measure each way with each number of users. Also returns notes on what was not measured."""
     device = ready.loaded.placement.device
@@ -99,7 +99,7 @@ def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> li
     ]
     if users == 1:
         cases += [
-            Case(baselines.STATIC, 1, "greedy", copy, True, partial(baselines.static, copy))
+            Case(baselines.STATIC_WAY, 1, "greedy", copy, True, partial(baselines.static, copy))
             for copy in copies
             if copy.placement.device == "cuda"
         ]
@@ -111,21 +111,21 @@ def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> li
     return cases
 
 
-def _ask(engine: Engine, sampling: SamplingParams, prompts: Sequence[Sequence[int]], tokens: int) -> Run:
+def _ask(engine: Engine, sampling: SamplingParams, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
     return ask(engine, prompts, replace(sampling, max_tokens=tokens))
 
 
-def _way(case: Case, prompts: Prompts, sizes: Sizes) -> Way[Run]:
-    def run(tokens: int) -> Run:
+def _way(case: Case, prompts: Prompts, sizes: BenchSizes) -> Way[TimedRun]:
+    def run(tokens: int) -> TimedRun:
         return case.run(prompts.many(case.users, sizes.prompt), tokens)
 
     label = f"{case.way} with {case.users} users in {case.loaded.placement.label}"
     # The steps are compiled for one length of the cache.
-    warm_up = sizes.tokens if case.way == baselines.STATIC else WARM_UP_TOKENS
+    warm_up = sizes.tokens if case.way == baselines.STATIC_WAY else WARM_UP_TOKENS
     return Way(label, partial(run, sizes.tokens), partial(run, warm_up), may_fail=case.way != ENGINE)
 
 
-def row_of(case: Case, runs: Sequence[Run], sizes: Sizes, speed: float) -> DecodeRow:
+def row_of(case: Case, runs: Sequence[TimedRun], sizes: BenchSizes, speed: float) -> DecodeRow:
     """Return the row of a case from its runs and the bandwidth ``speed`` in bytes per second."""
     rate = Spread.of(run.decode_rate for run in runs)
     parts = [run.evenness for run in runs if run.evenness is not None]

@@ -17,7 +17,7 @@ from granite_demo.loading.load import LoadedModel
 from granite_demo.types.load_options import LoadOptions, LoadStage
 from granite_demo.types.model_status import ModelStatus
 
-PROMPT, ANSWER = 64, 8
+FIRST_PROMPT, FIRST_ANSWER = 64, 8
 """Tokens of the request that is answered before memory is measured."""
 
 
@@ -85,7 +85,11 @@ def measure(
             others += [documented()] if documented else []
     loaded = ready.loaded
     prompts = Prompts(loaded.model.config.vocab_size, seed=2)
-    ask(ready.engine, [prompts.one(min(PROMPT, loaded.context_length - ANSWER))], replace(GREEDY, max_tokens=ANSWER))
+    ask(
+        ready.engine,
+        [prompts.one(min(FIRST_PROMPT, loaded.context_length - FIRST_ANSWER))],
+        replace(GREEDY, max_tokens=FIRST_ANSWER),
+    )
     in_use, peak, counted = memory(loaded.placement.device)
     found = Load(
         load=Spread.of(loads),

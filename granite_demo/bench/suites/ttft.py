@@ -6,8 +6,8 @@ from functools import partial
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines
-from granite_demo.bench.measure import GREEDY, Progress, Prompts, Run, Spread, Way, ask, in_turns
-from granite_demo.bench.options import Sizes
+from granite_demo.bench.measure import GREEDY, Progress, Prompts, Spread, TimedRun, Way, ask, in_turns
+from granite_demo.bench.options import BenchSizes
 from granite_demo.engine.protocol import Engine
 from granite_demo.loading.load import LoadedModel
 
@@ -35,12 +35,12 @@ class TtftRow:
 
 
 def measure(
-    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: Sizes, progress: Progress
+    ready: ReadyModel, copies: Sequence[LoadedModel], sizes: BenchSizes, progress: Progress
 ) -> tuple[tuple[TtftRow, ...], list[str]]:
     """Measure each length that fits in the context. Also returns notes on what was not measured."""
     kept, notes = fitting_lengths(sizes.lengths, ready.loaded.context_length)
     prompts = Prompts(ready.loaded.model.config.vocab_size, seed=1)
-    ways: list[Way[Run]] = []
+    ways: list[Way[TimedRun]] = []
     for length in kept:
         ways.append(Way(f"{length} tokens, cold", partial(_cold, ready.engine, prompts, length)))
         ways.append(Way(f"{length} tokens, follow-up", partial(_follow_up, ready.engine, prompts, length)))
@@ -65,10 +65,10 @@ def fitting_lengths(wanted: Sequence[int], context: int) -> tuple[tuple[int, ...
 
 def row_of(
     length: int,
-    cold: Sequence[Run],
-    follow_up: Sequence[Run],
-    others: Sequence[Run] = (),
-    others_follow_up: Sequence[Run] = (),
+    cold: Sequence[TimedRun],
+    follow_up: Sequence[TimedRun],
+    others: Sequence[TimedRun] = (),
+    others_follow_up: Sequence[TimedRun] = (),
 ) -> TtftRow:
     """Return the row of one length. ``others`` are the runs of ``generate``, if it was measured."""
     return TtftRow(
@@ -80,21 +80,21 @@ def row_of(
     )
 
 
-def _cold(engine: Engine, prompts: Prompts, length: int) -> Run:
+def _cold(engine: Engine, prompts: Prompts, length: int) -> TimedRun:
     return ask(engine, [prompts.one(length)], replace(GREEDY, max_tokens=FIRST_TOKENS))
 
 
-def _follow_up(engine: Engine, prompts: Prompts, length: int) -> Run:
+def _follow_up(engine: Engine, prompts: Prompts, length: int) -> TimedRun:
     first = prompts.one(length - ANSWER_TOKENS - NEXT_TURN)
     answer = ask(engine, [first], replace(GREEDY, max_tokens=ANSWER_TOKENS)).answers[0].ids
     chat = [*first, *answer, *prompts.one(NEXT_TURN)]
     return ask(engine, [chat], replace(GREEDY, max_tokens=FIRST_TOKENS))
 
 
-def _documented(copy: LoadedModel, prompts: Prompts, length: int) -> Run:
+def _documented(copy: LoadedModel, prompts: Prompts, length: int) -> TimedRun:
     return baselines.generate(copy, prompts.one(length), FIRST_TOKENS)
 
 
-def _documented_follow_up(copy: LoadedModel, prompts: Prompts, length: int) -> Run:
+def _documented_follow_up(copy: LoadedModel, prompts: Prompts, length: int) -> TimedRun:
     first = prompts.one(length - ANSWER_TOKENS - NEXT_TURN)
     return baselines.follow_up(copy, first, ANSWER_TOKENS, prompts.one(NEXT_TURN), FIRST_TOKENS)

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from granite_demo.bench.measure import Answer, Run
+from granite_demo.bench.measure import TimedAnswer, TimedRun
 from granite_demo.chat import conversation as conversations
 from granite_demo.errors import EngineError
 
@@ -25,7 +25,7 @@ PATIENCE_SECONDS = 600
 
 
 @contextmanager
-def crowd(url: str) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
+def crowd(url: str) -> Iterator[Callable[[int, Sequence[str], bool], TimedRun]]:
     """Yield a function that asks the server at ``url`` several questions at the same time and waits for the answers.
 
     Its arguments are the maximum of tokens in an answer, the questions, and True to use the API and not the page. It
@@ -37,13 +37,13 @@ def crowd(url: str) -> Iterator[Callable[[int, Sequence[str], bool], Run]]:
     process = context.Process(target=_serve_crowd, args=(theirs, url), daemon=True)
     process.start()
 
-    def ask(tokens: int, questions: Sequence[str], api: bool = False) -> Run:
+    def ask(tokens: int, questions: Sequence[str], api: bool = False) -> TimedRun:
         ours.send((tokens, list(questions), api))
         while not ours.poll(0.2):
             if not process.is_alive():
                 raise EngineError("The process of the visitors ended. Its error is shown above.")
         answer = ours.recv()
-        if isinstance(answer, Run):
+        if isinstance(answer, TimedRun):
             return answer
         raise EngineError(str(answer))
 
@@ -64,7 +64,7 @@ def _serve_crowd(connection: Connection, url: str) -> None:
             connection.send(str(error))
 
 
-async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
+async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> TimedRun:
     """Ask each question in the Chat tab of the page at ``url``, greedily, all at the same time, one visitor for each.
 
     All other settings have the defaults of the page. Raises EngineError if there is no answer.
@@ -79,7 +79,7 @@ async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
         values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
         start = time.perf_counter()
 
-        async def ask(question: str) -> Answer:
+        async def ask(question: str) -> TimedAnswer:
             conversation = conversations.add(conversations.start(), "user", content=question)
             session = secrets.token_hex(8)
             data = [conversations.dump(conversation), conversation.head, *values]
@@ -88,7 +88,7 @@ async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> Run:
             async with aclosing(updates(http, session)) as outputs:
                 return await read_answer(start, outputs)
 
-        return Run(tuple(await asyncio.gather(*map(ask, questions))))
+        return TimedRun(tuple(await asyncio.gather(*map(ask, questions))))
 
 
 async def updates(http: httpx.AsyncClient, session: str) -> AsyncGenerator[list[Any]]:
@@ -109,7 +109,7 @@ async def updates(http: httpx.AsyncClient, session: str) -> AsyncGenerator[list[
                 return
 
 
-async def read_answer(start: float, outputs: AsyncGenerator[list[Any]]) -> Answer:
+async def read_answer(start: float, outputs: AsyncGenerator[list[Any]]) -> TimedAnswer:
     """Read ``outputs`` until the answer is complete. Its note has the number of tokens.
 
     Times are in seconds after ``start``. Raises EngineError if there is no answer.
@@ -124,7 +124,7 @@ async def read_answer(start: float, outputs: AsyncGenerator[list[Any]]) -> Answe
             counts.append((now, count))
     if not (tokens := _count(note)):
         raise EngineError(f"The page did not answer: {note}")
-    return Answer(tokens, first, time.perf_counter() - start, counts=tuple(counts))
+    return TimedAnswer(tokens, first, time.perf_counter() - start, counts=tuple(counts))
 
 
 def _count(note: str) -> int:
@@ -132,7 +132,7 @@ def _count(note: str) -> int:
     return int(found[1].replace(",", "")) if found else 0
 
 
-async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
+async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> TimedRun:
     """Ask the API at ``url`` all ``questions`` at the same time, greedily."""
     from openai import AsyncOpenAI
 
@@ -140,7 +140,7 @@ async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
         [model, *_] = (await client.models.list()).data
         start = time.perf_counter()
 
-        async def answer(question: str) -> Answer:
+        async def answer(question: str) -> TimedAnswer:
             first, count = 0.0, 0
             stream = await client.chat.completions.create(
                 model=model.id,
@@ -156,6 +156,6 @@ async def ask_api(url: str, tokens: int, questions: Sequence[str]) -> Run:
                 elif not first and chunk.choices and chunk.choices[0].delta.content:
                     first = time.perf_counter() - start
             last = time.perf_counter() - start
-            return Answer(count, first or last, last)
+            return TimedAnswer(count, first or last, last)
 
-        return Run(tuple(await asyncio.gather(*map(answer, questions))))
+        return TimedRun(tuple(await asyncio.gather(*map(answer, questions))))

@@ -23,7 +23,7 @@ from granite_demo.engine.kernels.weights import Weights
 
 
 @dataclass(frozen=True, slots=True)
-class Tile:
+class MatvecTile:
     """The work of one program: how many results, and how many inputs of each row at a time. A warp has 32 threads.
 
     ``registers`` is the maximum for a thread. It limits how many programs a multiprocessor can run at the same time.
@@ -37,19 +37,19 @@ class Tile:
 
 __all__ = ["PagedAttention", "attend_to_prompts", "gate", "linear", "linear_add", "norm_gate_up", "norm_qkv",
            "reads_prompts", "rotate", "sums_of", "write_cache"]  # fmt: skip
-SHORT, LONG, EVEN = 2048, 8192, 1024
+SHORT_ROW, LONG_ROW, EVEN_ROW = 2048, 8192, 1024
 TILES = {
-    ("rotated", False): Tile(4, 1024, 4, 128),
-    ("rotated short", False): Tile(4, 1024, 4, 80),
-    ("gated", False): Tile(4, 1024, 4, 128),
-    ("added", False): Tile(8, 1024, 4),
-    ("added long", False): Tile(4, 1024, 4),
-    ("scored", False): Tile(2, 1024, 4),
-    ("rotated", True): Tile(4, 1024, 2, 128),
-    ("rotated short", True): Tile(4, 2048, 4, 128),
-    ("gated", True): Tile(8, 1024, 2, 168),
-    ("added", True): Tile(4, 1024, 2, 128),
-    ("added long", True): Tile(4, 1024, 2, 128),
+    ("rotated", False): MatvecTile(4, 1024, 4, 128),
+    ("rotated short", False): MatvecTile(4, 1024, 4, 80),
+    ("gated", False): MatvecTile(4, 1024, 4, 128),
+    ("added", False): MatvecTile(8, 1024, 4),
+    ("added long", False): MatvecTile(4, 1024, 4),
+    ("scored", False): MatvecTile(2, 1024, 4),
+    ("rotated", True): MatvecTile(4, 1024, 2, 128),
+    ("rotated short", True): MatvecTile(4, 2048, 4, 128),
+    ("gated", True): MatvecTile(8, 1024, 2, 168),
+    ("added", True): MatvecTile(4, 1024, 2, 128),
+    ("added long", True): MatvecTile(4, 1024, 2, 128),
 }
 """The tiles by name (``name_of``) and by whether the weights are in NF4. They were measured on an H100 with
 ``python -m tests.gpu.measure_fused kernels``. With a limit above the registers that a kernel needs, the compiler loads
@@ -58,9 +58,9 @@ more weights at a time."""
 
 def name_of(kernel: str, inputs: int) -> str:
     """Return the key of the tile, which depends on the kernel and on the number of inputs of its product."""
-    if kernel == "rotated" and inputs <= SHORT:
+    if kernel == "rotated" and inputs <= SHORT_ROW:
         return "rotated short"
-    if kernel == "added" and (inputs > LONG or inputs % EVEN):
+    if kernel == "added" and (inputs > LONG_ROW or inputs % EVEN_ROW):
         return "added long"
     return kernel
 
@@ -197,7 +197,7 @@ def reads_prompts(device: torch.device) -> bool:
     return bool(launch_options(device)["EARLY"])
 
 
-def _tiled(tile: Tile, x: torch.Tensor, nf4: bool) -> dict[str, Any]:
+def _tiled(tile: MatvecTile, x: torch.Tensor, nf4: bool) -> dict[str, Any]:
     step = tile.inputs if nf4 else min(tile.inputs, triton.next_power_of_2(x.shape[-1]))
     options = {"BLOCK": tile.results, "STEP": step, "num_warps": tile.warps, "maxnreg": tile.registers}
     return {**options, **launch_options(x.device)}

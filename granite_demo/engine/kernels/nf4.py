@@ -44,7 +44,7 @@ PRODUCT: tl.constexpr = tl.constexpr(
     + "".join(ADD.format(f"p{at}", f"q{at}", f"p{at + 1}", f"q{at + 1}", 6 + at, 7 + at) for at in (0, 2, 4, 6))
     + "mov.f32 $0, c0; mov.f32 $1, c1; mov.f32 $2, c2; mov.f32 $3, c3; }"
 )
-LOAD: tl.constexpr = tl.constexpr(
+LOAD_ASM: tl.constexpr = tl.constexpr(
     "ld.global.v4.b32 {$0, $1, $2, $3}, [$8]; ld.global.v4.b32 {$4, $5, $6, $7}, [$8+16];"
 )
 SQUARE: tl.constexpr = tl.constexpr(
@@ -64,7 +64,7 @@ def _sixteen(numbers, at):  # type: ignore[no-untyped-def]
     Returns eight pairs, each of shape (n,), int32.
     """
     return tl.inline_asm_elementwise(
-        LOAD, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l", [(numbers + at * 16).to(tl.int64)],
+        LOAD_ASM, "=&r,=&r,=&r,=&r,=&r,=&r,=&r,=&r,l", [(numbers + at * 16).to(tl.int64)],
         dtype=(tl.int32,) * 8, is_pure=False, pack=1,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ import triton.language as tl
 
 from granite_demo.engine.sampling.reference import BISECTIONS, Rows
 
-BLOCK = 8192
+SCORES_BLOCK = 8192
 """The number of scores that a program processes at a time."""
 
 
@@ -35,7 +35,7 @@ def penalise_and_choose(logits: torch.Tensor, rows: Rows, seen: torch.Tensor, sl
         integers,
         batch,
         vocabulary,
-        BLOCK=BLOCK,
+        SCORES_BLOCK=SCORES_BLOCK,
         BISECTIONS=BISECTIONS,
         num_warps=16,
     )
@@ -52,11 +52,11 @@ def _mix(x):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _amount_above(row, middle, counting: tl.constexpr, V, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def _amount_above(row, middle, counting: tl.constexpr, V, SCORES_BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     """Return the number of scores >= ``middle``, or the sum of their exponentials."""
-    total = tl.zeros((BLOCK,), dtype=tl.float32)
-    for start in range(0, V, BLOCK):
-        index = start + tl.arange(0, BLOCK)
+    total = tl.zeros((SCORES_BLOCK,), dtype=tl.float32)
+    for start in range(0, V, SCORES_BLOCK):
+        index = start + tl.arange(0, SCORES_BLOCK)
         score = tl.load(row + index, mask=index < V, other=0.0)
         weight = score * 0 + 1 if counting else tl.exp(score)
         total += tl.where((score >= middle) & (index < V), weight, 0.0)
@@ -65,17 +65,17 @@ def _amount_above(row, middle, counting: tl.constexpr, V, BLOCK: tl.constexpr): 
 
 @triton.jit
 def _largest_threshold(  # type: ignore[no-untyped-def]
-    row, wanted, lowest, floor, counting: tl.constexpr, V, BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
+    row, wanted, lowest, floor, counting: tl.constexpr, V, SCORES_BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
 ):
     """See reference._largest_threshold. Scores below ``floor`` are ignored."""
     low = lowest
     high = lowest * 0
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        enough = _amount_above(row, tl.maximum(middle, floor), counting, V, BLOCK) >= wanted
+        enough = _amount_above(row, tl.maximum(middle, floor), counting, V, SCORES_BLOCK) >= wanted
         low = tl.where(enough, middle, low)
         high = tl.where(enough, high, middle)
-    return tl.where(_amount_above(row, high * 0, counting, V, BLOCK) >= wanted, high * 0, low)
+    return tl.where(_amount_above(row, high * 0, counting, V, SCORES_BLOCK) >= wanted, high * 0, low)
 
 
 @triton.jit
@@ -88,7 +88,7 @@ def _noise(x):  # type: ignore[no-untyped-def]
 
 @triton.jit(do_not_specialize=["B"])
 def _kernel(  # type: ignore[no-untyped-def]
-    scores, chosen, seen, parameters, integers, B, V, BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
+    scores, chosen, seen, parameters, integers, B, V, SCORES_BLOCK: tl.constexpr, BISECTIONS: tl.constexpr
 ):
     i = tl.program_id(0)
     row = scores + i.to(tl.int64) * V
@@ -99,10 +99,10 @@ def _kernel(  # type: ignore[no-untyped-def]
     divisor = tl.where(temperature == 0, 1.0, temperature)
 
     # Penalty and temperature; the highest and the lowest score.
-    highest = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
-    lowest = tl.full((BLOCK,), float("inf"), dtype=tl.float32)
-    for start in range(0, V, BLOCK):
-        index = start + tl.arange(0, BLOCK)
+    highest = tl.full((SCORES_BLOCK,), -float("inf"), dtype=tl.float32)
+    lowest = tl.full((SCORES_BLOCK,), float("inf"), dtype=tl.float32)
+    for start in range(0, V, SCORES_BLOCK):
+        index = start + tl.arange(0, SCORES_BLOCK)
         inside = index < V
         score = tl.load(row + index, mask=inside, other=-float("inf"))
         if penalty != 1:
@@ -119,25 +119,25 @@ def _kernel(  # type: ignore[no-untyped-def]
 
     threshold = bottom
     if temperature != 0:
-        for start in range(0, V, BLOCK):
-            index = start + tl.arange(0, BLOCK)
+        for start in range(0, V, SCORES_BLOCK):
+            index = start + tl.arange(0, SCORES_BLOCK)
             score = tl.load(row + index, mask=index < V, other=0.0)
             tl.store(row + index, score - top, mask=index < V)
         tl.debug_barrier()
         if top_k > 0:
-            threshold = _largest_threshold(row, top_k, bottom, bottom, True, V, BLOCK, BISECTIONS)
+            threshold = _largest_threshold(row, top_k, bottom, bottom, True, V, SCORES_BLOCK, BISECTIONS)
         if top_p < 1:
-            mass = _amount_above(row, threshold, False, V, BLOCK)
-            kept = _largest_threshold(row, top_p * mass, bottom, threshold, False, V, BLOCK, BISECTIONS)
+            mass = _amount_above(row, threshold, False, V, SCORES_BLOCK)
+            kept = _largest_threshold(row, top_p * mass, bottom, threshold, False, V, SCORES_BLOCK, BISECTIONS)
             threshold = tl.maximum(threshold, kept)
         if min_p > 0:
             threshold = tl.maximum(threshold, tl.log(min_p))
 
     key = _mix(_mix(seed) + position)
-    best = tl.full((BLOCK,), -float("inf"), dtype=tl.float32)
-    at = tl.zeros((BLOCK,), dtype=tl.int64)
-    for start in range(0, V, BLOCK):
-        index = start + tl.arange(0, BLOCK)
+    best = tl.full((SCORES_BLOCK,), -float("inf"), dtype=tl.float32)
+    at = tl.zeros((SCORES_BLOCK,), dtype=tl.int64)
+    for start in range(0, V, SCORES_BLOCK):
+        index = start + tl.arange(0, SCORES_BLOCK)
         score = tl.load(row + index, mask=index < V, other=-float("inf"))
         if temperature != 0:
             score = tl.where(score >= threshold, score + _noise(key + index.to(tl.int64)), -float("inf"))

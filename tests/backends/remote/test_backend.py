@@ -565,7 +565,7 @@ async def test_a_single_server_that_lost_the_connection_is_tried_again_once() ->
 
 
 async def test_a_slow_server_is_not_tried_twice_and_is_not_down(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoints, "READ_SECONDS", 0.3)
+    monkeypatch.setattr(endpoints, "CHUNK_SECONDS", 0.3)
     slow, good = FakeServer(), FakeServer()
     slow.first_delay = 2.0
     with serving(slow), remote(slow) as backend:

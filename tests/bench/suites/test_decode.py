@@ -4,12 +4,12 @@ import pytest
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.bench import baselines
-from granite_demo.bench.measure import Answer, Run
-from granite_demo.bench.options import Sizes
+from granite_demo.bench.measure import TimedAnswer, TimedRun
+from granite_demo.bench.options import BenchSizes
 from granite_demo.bench.suites import decode
 from tests.bench.made_up import KV_BYTES, CountingEngine, loaded, report, row, run_of
 
-SIZES = Sizes(users=(1,), tokens=10, prompt=20, lengths=(), rounds=3)
+SIZES = BenchSizes(users=(1,), tokens=10, prompt=20, lengths=(), rounds=3)
 
 
 def case(users: int = 1) -> decode.Case:
@@ -28,20 +28,20 @@ def test_a_row_has_medians_and_the_share_of_the_limit() -> None:
 
 
 def test_a_row_has_the_most_requests_that_waited() -> None:
-    runs = [Run(run_of(1.0, 2.0).answers, queued) for queued in (0, 3, 2)]
+    runs = [TimedRun(run_of(1.0, 2.0).answers, queued) for queued in (0, 3, 2)]
     assert decode.row_of(case(4), runs, SIZES, 1e6).queued == 3
 
 
 def test_a_row_has_the_evenness_of_the_users() -> None:
-    runs = [Run((Answer(11, 0.0, 1.0), Answer(11, 0.0, last))) for last in (1.0, 2.0, 5.0)]
+    runs = [TimedRun((TimedAnswer(11, 0.0, 1.0), TimedAnswer(11, 0.0, last))) for last in (1.0, 2.0, 5.0)]
     assert decode.row_of(case(2), runs, SIZES, 1e6).evenness == pytest.approx(0.5)
     assert decode.row_of(case(), [run_of(0.0, 1.0)], SIZES, 1e6).evenness is None
 
 
 def test_on_a_gpu_there_is_a_compiled_way_for_one_user() -> None:
     ready, copy = ReadyModel(loaded(), CountingEngine()), loaded(device="cuda")
-    assert [case.way for case in decode.cases_of(ready, [copy], 1)][:2] == [baselines.GENERATE, baselines.STATIC]
-    assert baselines.STATIC not in [case.way for case in decode.cases_of(ready, [copy], 2)]
+    assert [case.way for case in decode.cases_of(ready, [copy], 1)][:2] == [baselines.GENERATE, baselines.STATIC_WAY]
+    assert baselines.STATIC_WAY not in [case.way for case in decode.cases_of(ready, [copy], 2)]
 
 
 def test_there_is_one_note_for_each_number_of_users() -> None:

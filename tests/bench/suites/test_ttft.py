@@ -1,7 +1,7 @@
 """Tests for the rows of the suite ``ttft``."""
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.bench.options import Sizes
+from granite_demo.bench.options import BenchSizes
 from granite_demo.bench.suites import ttft
 from tests.bench.made_up import CountingEngine, loaded, run_of
 
@@ -26,7 +26,7 @@ def test_a_row_has_the_medians() -> None:
 
 def test_a_follow_up_begins_with_the_chat_before_it() -> None:
     engine = CountingEngine()
-    sizes = Sizes(users=(), tokens=2, prompt=2, lengths=(40, 50, 2000), rounds=1)
+    sizes = BenchSizes(users=(), tokens=2, prompt=2, lengths=(40, 50, 2000), rounds=1)
     rows, notes = ttft.measure(ReadyModel(loaded(), engine), [], sizes, lambda text: None)
     assert [row.prompt_tokens for row in rows] == [40, 50]
     assert len(notes) == 1
