@@ -140,6 +140,19 @@ def dump(conversation: Conversation) -> dict[str, Any]:
     return {"version": conversation.version, **value}
 
 
+def patch(before: Conversation, after: Conversation) -> dict[str, Any]:
+    """What makes the browser's copy of ``before`` the conversation ``after``: new and changed turns, and the head.
+
+    The browser's copy may have changed since in all else, so a patch has nothing of it. A conversation under another
+    id, a branch, is whole; ``from`` is the id of the conversation in whose place it is shown.
+    """
+    if after.id != before.id:
+        return {**dump(after), "from": before.id}
+    turns = {name: turn for name, turn in after.turns.items() if before.turns.get(name) is not turn}
+    news = Conversation.model_construct(id=after.id, created=after.created, updated=after.updated, turns=turns)
+    return {**dump(news), "head": after.head}
+
+
 def path(conversation: Conversation) -> list[Turn]:
     """The turns of the branch that is shown, the first one first."""
     turns = []
@@ -153,7 +166,11 @@ def path(conversation: Conversation) -> list[Turn]:
 def add(conversation: Conversation, role: Literal["user", "assistant", "tool"], **values: Any) -> Conversation:
     """Append a turn to the branch that is shown. ``parent`` in ``values`` puts it elsewhere: a version of another."""
     values.setdefault("parent", conversation.head)
-    turn = _turn({"id": new_id(), "role": role, **values})
+    return put(conversation, _turn({"id": new_id(), "role": role, **values}))
+
+
+def put(conversation: Conversation, turn: Turn) -> Conversation:
+    """Add ``turn`` after its parent, and show it. Raises InvalidRequestError."""
     if turn.parent is not None:
         find(conversation, turn.parent)
     turns = {**conversation.turns, turn.id: turn}

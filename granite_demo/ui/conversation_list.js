@@ -173,8 +173,8 @@ element.replaceChildren(h("nav", { "aria-label": "Conversations" },
     h("button", { onclick: exportRatings }, "Export ratings"))));
 channel.onmessage = ({ data }) => reread(data);
 window.graniteDemo = {
-  save, keep, open, refresh, download, shownPart, begun, arrived, ended, reloadIfLost,
-  settled: (conversation, pending) => settled(conversation, pending ?? growing), current: () => held, made: (id) => madeOf.get(id) ?? null,
+  save, take, open, refresh, download, shownPart, typed, merged, reloadIfLost,
+  current: () => held, made: (id) => madeOf.get(id) ?? null,
 };
 openSidebar();
 restore();

@@ -90,8 +90,6 @@ async def paced(
 Kind = Literal["note", "error"]
 
 STILL_WRITING = "The answer is still being written. Stop it first."
-SETTLING_SECONDS = 5.0
-"""For the browser to come back with an ended answer; after that it never will."""
 SETTLE_SECONDS = 0.2
 """For the last update of an ended answer to reach the browser."""
 
@@ -107,18 +105,17 @@ class Snapshot(NamedTuple):
 
 
 class Visitors:
-    """Who is being answered in one tab, so that Stop and a closed page reach the right request.
+    """The answers that are being written in one panel, so that Stop and a closed page reach the right request.
 
     Gradio's own ``cancels`` closes the stream while updates are on their way, which overwrite what Stop showed last.
     """
 
     def __init__(self) -> None:
         self._stops: dict[str, list[Stop]] = {}
-        self._settling: dict[str, float] = {}
 
     @contextmanager
     def answering(self, visitor: str) -> Iterator[Stop]:
-        """Register a request of ``visitor`` (Gradio's session hash); the stop is set when it is to end."""
+        """Register an answer to ``visitor``, a session hash of Gradio. The stop is set when the answer has to end."""
         stop = Stop()
         self._stops.setdefault(visitor, []).append(stop)
         try:
@@ -129,33 +126,21 @@ class Visitors:
                 del self._stops[visitor]
 
     def streaming(self, visitor: str) -> bool:
-        """Whether ``visitor`` is being answered."""
+        """Whether an answer to ``visitor`` is being written."""
         return visitor in self._stops
 
-    def settling(self, visitor: str) -> None:
-        """The answer has ended, and the browser is about to put it into the conversation; until then it is busy."""
-        self._settling[visitor] = time.monotonic() + SETTLING_SECONDS
-
-    def settled(self, visitor: str) -> None:
-        """The answer is in the conversation, or never will be."""
-        self._settling.pop(visitor, None)
-
-    def busy(self, visitor: str) -> bool:
-        """Whether an answer of ``visitor`` is not in its conversation yet."""
-        return self.streaming(visitor) or self._settling.get(visitor, 0.0) > time.monotonic()
-
     async def stopped(self, visitor: str, seconds: float) -> None:
-        """Stop what ``visitor`` asked for, and wait up to ``seconds`` until it has ended and shows nothing more."""
-        if not self.busy(visitor):
+        """Stop the answers to ``visitor``, and wait up to ``seconds`` until the page has their last updates."""
+        if not self.streaming(visitor):
             return
         self.stop(visitor)
         deadline = time.monotonic() + seconds
-        while self.busy(visitor) and time.monotonic() < deadline:
+        while self.streaming(visitor) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         await asyncio.sleep(SETTLE_SECONDS)
 
     def stop(self, visitor: str) -> bool:
-        """Stop what ``visitor`` asked for. False if there is nothing to stop."""
+        """Stop the answers to ``visitor``. False if there are none."""
         stops = self._stops.get(visitor, [])
         for stop in stops:
             stop.set()
@@ -227,7 +212,7 @@ class Visit:
     """Set when the visitor stops the answer or closes the page."""
     busy: Update = field(default_factory=dict)
     """Shows Stop. Goes into the first update of a stream that is worth stopping."""
-    event: gr.EventData | None = None
+    event: gr.EventData = field(default_factory=lambda: gr.EventData(None, None))
     """What Gradio knows of the event that started it."""
 
 
@@ -268,6 +253,8 @@ class StreamingPanel:
                             yield update or gr.skip()
                 except INVALID as error:
                     shown[self.note] = note_html(refusal(error), "error")
+                except Exception as error:
+                    shown[self.note] = note_html(log_unexpected(error), "error")
             # All values once more: of two updates in quick succession, Gradio can lose the first.
             yield {**shown, **self._buttons(False)}
 

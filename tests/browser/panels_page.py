@@ -83,7 +83,7 @@ def build(backend: FakeBackend) -> gr.Blocks:
         pair = side_by_side.layout(backend, backend, Access())
         with gr.Accordion("Settings", open=False):
             preferences = settings.layout()
-        context_meter.wire(gauge, backend, holder, box, preferences.components)
+        context_meter.wire(gauge, backend, holder, box, preferences.components, [holder.change])
         prompt_xray.wire(rays, backend, holder, box, preferences.components)
         side_by_side.wire(pair, backend, backend, Access(), demo)
         demo.load(lambda: side_by_side.shown_values(backend, backend.status()), None, pair.shown)

@@ -138,7 +138,7 @@ def test_an_answer_that_was_cut_goes_on(page: Page, fake: FakeBackend) -> None:
     assert fake.requests[-1].written == (1, 2, 3)
     assert fake.requests[-1].messages == (Message("user", "A tale"),)
     act(page, "retry")
-    settled(page)
+    expect(page.locator("#chatbot .versions")).to_have_text("3/3")
     assert not fake.requests[-1].written
 
 

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from granite_demo.chat import conversation as conversations
 from granite_demo.types.messages import Message
 from tests.browser.conftest import OpenPage
-from tests.browser.test_chat import act, answers, send, until_kept
+from tests.browser.test_chat import answers, send, until_kept
 from tests.browser.test_conversation import settled
 from tests.fakes import FakeBackend
 
@@ -37,13 +38,14 @@ window.fetch = async (...given) => {
 """From when ``window.lost`` is set, nothing of an answer arrives: its stream is broken, or hangs."""
 
 
-def test_an_answer_that_the_server_refuses_can_be_asked_again(page: Page, fake: FakeBackend) -> None:
+def test_a_question_that_the_server_refuses_stays_in_the_box(page: Page, fake: FakeBackend) -> None:
     page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
     send(page, "Hello")
-    expect(page.locator("#chatbot .act.retry")).to_have_text("Ask again")
-    expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    expect(page.locator(".toast-wrap")).to_contain_text("currently busy")
+    expect(page.locator("#message textarea")).to_have_value("Hello")
+    expect(answers(page)).to_have_count(0)
     page.unroute("**/queue/join*")
-    act(page, "retry")
+    page.get_by_role("button", name="Send", exact=True).click()
     expect(answers(page)).to_contain_text("finished")
     settled(page)
     assert [request.messages for request in fake.requests] == [(Message("user", "Hello"),)]
@@ -82,24 +84,24 @@ def until(true: Any, seconds: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def test_an_answer_is_put_in_once_and_undoes_nothing(page: Page) -> None:
-    settle = """([held, pending]) => { const done = window.graniteDemo.settled(held, pending);
+def test_a_patch_adds_turns_and_undoes_nothing(page: Page) -> None:
+    merge = """([held, patch]) => { const done = window.graniteDemo.merged(held, patch);
       return [done, done === held]; }"""
-    asked = {"id": "1", "head": "q", "turns": {"q": {"id": "q", "role": "user", "content": "Why?"}}, "system": "Brief."}
-    answer = {"id": "a", "parent": "q", "role": "assistant", "content": "So", "note": "interrupted"}
-    partial, same = page.evaluate(settle, [asked, {"conversation": "1", "turn": answer}])
+    before = conversations.start(title="Old name")
+    asked = conversations.add(before, "user", content="Why?")
+    made = {"finish_reason": "stop", "token_ids": [1, 2]}
+    answered = conversations.add(asked, "assistant", content="So it is.", made=made)
+    held = {**conversations.dump(before), "title": "New name", "system": "Brief."}
+    done, same = page.evaluate(merge, [held, conversations.patch(before, asked)])
     assert not same
-    assert (partial["system"], partial["head"], list(partial["turns"])) == ("Brief.", "a", ["q", "a"])
-    assert page.evaluate(settle, [partial, {"conversation": "1", "turn": answer}])[1]
-    partial["turns"]["a"]["vote"] = "up"
-    whole = {
-        "conversation": "1",
-        "turn": {**answer, "content": "So it is.", "made": {"finish_reason": "stop", "token_ids": [1, 2]}},
-    }
-    done, same = page.evaluate(settle, [partial, whole])
-    assert not same
-    turn, mark = done["turns"]["a"], {"kept": True, "finish_reason": "stop", "tokens": 2}
-    assert (turn["content"], turn["vote"], turn["made"]) == ("So it is.", "up", mark)
-    assert page.evaluate(settle, [done, whole])[1]
-    for elsewhere in ({"conversation": "2", "turn": answer}, {"conversation": "1", "turn": {**answer, "parent": "x"}}):
-        assert page.evaluate(settle, [asked, elsewhere])[1]
+    assert (done["title"], done["system"], done["head"]) == ("New name", "Brief.", asked.head)
+    # The patch of an answer has the question, too: the browser may have missed the one before.
+    for copy in (held, done):
+        whole, _ = page.evaluate(merge, [copy, {**conversations.patch(before, answered), "state": ""}])
+        assert (whole["system"], whole["head"], list(whole["turns"])) == ("Brief.", answered.head, list(answered.turns))
+        assert whole["turns"][answered.head]["made"] == {"kept": True, "finish_reason": "stop", "tokens": 2}
+        assert "state" not in whole
+    assert page.evaluate(merge, [conversations.dump(conversations.start()), conversations.patch(before, asked)])[1]
+    branch = conversations.branch(answered, asked.head or "")
+    shown, _ = page.evaluate(merge, [whole, conversations.patch(answered, branch)])
+    assert conversations.load(shown) == branch

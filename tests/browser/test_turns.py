@@ -1,6 +1,7 @@
 """The 200th turn of a conversation costs what the 2nd does: bytes and nodes are counted, times are in measure_turns."""
 
 import json
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -10,7 +11,8 @@ from granite_demo.chat import conversation
 from granite_demo.chat.conversation import Conversation
 from tests.browser.conftest import OpenPage
 from tests.browser.measure_turns import conversation_of
-from tests.browser.test_chat import answers, send
+from tests.browser.test_chat import act, answers, send
+from tests.browser.test_conversation import settled
 from tests.fakes import FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -74,3 +76,37 @@ def test_the_200th_turn_costs_what_the_2nd_does(open_page: OpenPage, fake: FakeB
         assert sum(many[kind]) - many["shown"] * len(carrying) <= 2 * sum(few[kind]) + ENVELOPE
     assert len(many["sent"]) <= 2 * len(few["sent"])
     assert many["changes"] <= 2 * few["changes"]
+
+
+ASKS: dict[str, Callable[[Page], None]] = {
+    "question": lambda page: page.get_by_role("button", name="Send", exact=True).click(),
+    "retry": lambda page: act(page, "retry"),
+    "vote": lambda page: act(page, "up"),
+}
+
+
+@pytest.mark.parametrize("ask", ASKS)
+def test_the_conversation_goes_up_once(page: Page, fake: FakeBackend, ask: str) -> None:
+    carrying: list[str] = []
+    page.on("request", lambda request: carrying.append(request.url) if "canary" in (request.post_data or "") else None)
+    fake.words, fake.delay = ["word "] * 60, 0.05  # for more than two seconds: the browser keeps a part
+    box = page.locator("#message textarea")
+    box.fill("A canary sings.")
+    page.wait_for_timeout(1500)  # the meter has measured what is typed
+    carrying.clear()
+    ASKS["question"](page)
+    settled(page)
+    page.wait_for_timeout(1500)
+    assert len(carrying) == 1
+    if ask == "question":
+        box.fill("And now?")
+        page.wait_for_timeout(1500)
+    carrying.clear()
+    ASKS[ask](page)
+    if ask == "vote":
+        expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
+    else:
+        expect(page.get_by_role("button", name="Stop", exact=True)).to_be_visible()
+        expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+    page.wait_for_timeout(1500)
+    assert len(carrying) == 1

@@ -37,7 +37,7 @@ def test_what_was_written_is_asked(talk: Conversation) -> None:
 
 @pytest.mark.parametrize("text", [None, "", " \n\t"])
 def test_nothing_is_asked_where_nothing_was_written(talk: Conversation, text: str | None) -> None:
-    assert actions.send(talk, text) == actions.Asked(talk, ask=False)
+    assert actions.send(talk, text) == actions.Change(talk, ask=False)
 
 
 def test_an_edited_question_is_asked_beside_the_old_one(talk: Conversation) -> None:
@@ -85,7 +85,7 @@ def test_an_edited_result_is_told_with_the_other_results(talk: Conversation) -> 
 
 
 def test_an_answer_that_was_not_changed_has_no_new_version(talk: Conversation) -> None:
-    assert actions.edit(talk, turn_id(talk, "TWO"), "TWO") == actions.Asked(talk)
+    assert actions.edit(talk, turn_id(talk, "TWO"), "TWO") == actions.Change(talk)
 
 
 @pytest.mark.parametrize("text", [None, "", "  "])
@@ -103,7 +103,7 @@ def test_retry_answers_again_and_keeps_the_answer(talk: Conversation) -> None:
 
 def test_a_question_without_an_answer_is_asked_again(talk: Conversation) -> None:
     waiting = conversations.add(talk, "user", content="three")
-    assert actions.act(waiting, "retry", turn_id(waiting, "three")) == actions.Asked(waiting, ask=True)
+    assert actions.act(waiting, "retry", turn_id(waiting, "three")) == actions.Change(waiting, ask=True)
 
 
 def test_another_version_is_shown_with_what_followed_it(talk: Conversation) -> None:

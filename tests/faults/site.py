@@ -19,7 +19,6 @@ from granite_demo.backend import ManagedBackend
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import Loader, ModelManager, ReadyModel
-from granite_demo.chat import conversation as conversations
 from granite_demo.loading.load import LoadedModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
@@ -119,16 +118,15 @@ class Site:
 
     def join(self, session: str, text: str = "w1 w2 w3", tokens: int = 400) -> None:
         """Ask on the Chat tab, as a browser does after Enter."""
-        event = self._event("answer")
-        shown = {part["id"]: part["props"] for part in self.config["components"]}
-        conversation = conversations.add(conversations.start(), "user", content=text)
-        values = [shown[part].get("value") for part in event["inputs"][2:]]
-        labels = [shown[part].get("label") for part in event["inputs"][2:]]
-        values[labels.index("Max new tokens")] = tokens
-        self._join(session, event["id"], [conversations.dump(conversation), conversation.head, *values])
+        event = self._event("send")
+        shown = [
+            next(part["props"] for part in self.config["components"] if part["id"] == one) for one in event["inputs"]
+        ]
+        chosen = {"Message": text, "Max new tokens": tokens}
+        self._join(session, event["id"], [chosen.get(props.get("label"), props.get("value")) for props in shown])
 
     def press(self, session: str, name: str) -> None:
-        """Make the event with this name happen, with no values: ``stop``, or ``leave_1`` of a page that goes."""
+        """Make the event with this name happen, with no values: ``stop``, or ``leave`` of a page that goes."""
         event = self._event(name)
         self._join(session, event["id"], [None] * len(event["inputs"]))
 

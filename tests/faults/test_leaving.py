@@ -53,7 +53,7 @@ def test_f02_a_reloaded_page_is_usable_and_the_old_answer_ends(site: Site, fault
         site.join("old")
         with closing(site.heard("old")) as messages:
             next(message for message in messages if "w63" in str(message))
-            site.press("old", "leave_1")
+            site.press("old", "leave")
             wait_until(lambda: not site.busy(), AT_ONCE)
         faults.clear()
         assert site.http.get("/").status_code == 200

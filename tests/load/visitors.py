@@ -11,8 +11,6 @@ from typing import Any
 
 import httpx
 
-from granite_demo.chat import conversation
-
 REFUSALS = (429, 503)
 BUSY = "requests are waiting"
 """In the message of an engine whose line is full."""
@@ -43,28 +41,22 @@ class LoadClient:
         events = config["dependencies"]
         self._send = next(event for event in events if event["api_name"] == "send")
         self._stop = next(event for event in events if event["api_name"] == "stop")
-        self._answer = next(event for event in events if event.get("trigger_after") == self._send["id"])
-        self._finish = next(event for event in events if event.get("trigger_after") == self._answer["id"])
         self._shown = {component["id"]: component["props"] for component in config["components"]}
 
     async def page(self, heard: Heard, tokens: int, leave: bool) -> None:
-        """Send, answer and finish, as the browser's Chat tab does."""
+        """Send a question, as the browser's Chat tab does."""
         session = f"visitor{heard.seed}"
-        sent = await self._direct(self._send, [conversation.dump(conversation.start()), "", "", "Hello"], session)
-        outputs = dict(zip(self._send["outputs"], sent, strict=True))
-        holder, ask = (outputs[number] for number in self._answer["inputs"][:2])
-        chosen = {"Max new tokens": tokens, "Temperature": 1.0, "Seed": str(heard.seed)}
-        inputs = [self._shown[number] for number in self._answer["inputs"][2:]]
-        values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
+        chosen = {"Message": "Hello", "Max new tokens": tokens, "Temperature": 1.0, "Seed": str(heard.seed)}
+        inputs = [self._shown[number] for number in self._send["inputs"]]
+        data = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
         heard.asked = time.monotonic()
-        body = {"data": [holder, ask, *values], "fn_index": self._answer["id"], "session_hash": session}
+        body = {"data": data, "fn_index": self._send["id"], "session_hash": session}
         joined = await self.http.post("/gradio_api/queue/join", json=body)
         if joined.status_code in REFUSALS:
             heard.outcome = "refused"
             heard.last = time.monotonic()
             return
         joined.raise_for_status()
-        pending: Any = None
         async with aclosing(self._messages(session)) as lines:
             async for line in lines:
                 if '"process_completed"' in line:
@@ -84,10 +76,6 @@ class LoadClient:
                 if heard.first and leave:
                     heard.outcome = "left"
                     return
-                pending = line
-        if heard.outcome == "answered":
-            patch = json.loads(pending[5:])["output"]["data"][-1] if pending else None
-            await self._direct(self._finish, [holder, patch if isinstance(patch, dict) else None], session)
 
     async def api(self, heard: Heard, tokens: int, leave: bool) -> None:
         """One streamed chat completion."""
@@ -136,13 +124,6 @@ class LoadClient:
         async with self.http.stream("GET", f"/gradio_api/heartbeat/tab{seed}") as beats:
             async for _ in beats.aiter_bytes():
                 pass
-
-    async def _direct(self, event: dict[str, Any], data: list[Any], session: str) -> list[Any]:
-        body = {"data": data, "fn_index": event["id"], "session_hash": session}
-        answer = await self.http.post("/gradio_api/run/predict", json=body)
-        answer.raise_for_status()
-        found: list[Any] = answer.json()["data"]
-        return found
 
     async def _messages(self, session: str) -> AsyncGenerator[str]:
         params = {"session_hash": session}

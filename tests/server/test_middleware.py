@@ -1,39 +1,19 @@
 """What a stranger may not send to the page, tried as a stranger would: without the page."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
 
-from granite_demo.chat import conversation as conversations
 from granite_demo.server.app import create_app
 from granite_demo.server.policy import MAX_BODY
 from tests.fakes import FakeBackend
-
-EMPTY = conversations.dump(conversations.start())
 
 
 @pytest.fixture(scope="module")
 def client() -> Iterator[TestClient]:
     with TestClient(create_app(FakeBackend()), raise_server_exceptions=False) as client:
         yield client
-
-
-def call(client: TestClient, name: str, data: list[Any]) -> Any:
-    """Call one of the page's handlers."""
-    events = client.get("/config").json()["dependencies"]
-    number = next(event["id"] for event in events if event["api_name"] == name)
-    body = {"data": data, "fn_index": number, "session_hash": "stranger"}
-    return client.post("/gradio_api/run/predict", json=body)
-
-
-def test_tools_that_cannot_be_read_stop_the_question_and_change_nothing(client: TestClient) -> None:
-    response = call(client, "send", [EMPTY, "", "[{]", "Hello"])
-    assert response.status_code == 200
-    assert "line 1, column 3" in response.text
-    assert "Hello" not in response.text
-    assert "Hello" in call(client, "send", [EMPTY, "", "", "Hello"]).text
 
 
 @pytest.mark.parametrize("chunked", [False, True])

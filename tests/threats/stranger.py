@@ -46,16 +46,17 @@ class Stranger(httpx.Client):
         body = {"data": values, "fn_index": event["id"], "session_hash": session}
         return self.post("/gradio_api/run/predict", json=body)
 
+    def question(self, text: str, **changes: Any) -> list[Any]:
+        """What the page sends with the question ``text``. ``changes``: settings by label."""
+        event = self.event("send")
+        labels = {component["id"]: component["props"].get("label") for component in self.config["components"]}
+        chosen = {"Message": text, **changes}
+        pairs = zip(event["inputs"], self.values(event), strict=True)
+        return [chosen.get(str(labels[component]), value) for component, value in pairs]
+
     def ask(self, text: str, session: str = "stranger", **changes: Any) -> str:
         """All that is heard of the chat's answer to ``text``. ``changes``: settings by label."""
-        event = self.event("answer")
-        labels = {component["id"]: component["props"].get("label") for component in self.config["components"]}
-        values = self.values(event)
-        held = asked(text)
-        values[:2] = [held, held["head"]]
-        for place, component in enumerate(event["inputs"]):
-            values[place] = changes.get(str(labels[component]), values[place])
-        return self.queued(event["id"], values, session)
+        return self.queued(self.event("send")["id"], self.question(text, **changes), session)
 
     def queued(self, number: int, data: list[Any], session: str = "stranger") -> str:
         """All that is heard of an event of the queue, or why it was not taken."""

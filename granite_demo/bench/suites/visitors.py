@@ -18,7 +18,6 @@ from typing import Any
 import httpx
 
 from granite_demo.bench.measure import TimedAnswer, TimedRun
-from granite_demo.chat import conversation as conversations
 from granite_demo.errors import EngineError
 
 PATIENCE_SECONDS = 600
@@ -72,17 +71,15 @@ async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> TimedRun:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, limits=limits) as http:
         config = (await http.get("/config")).json()
-        event = next(event for event in config["dependencies"] if event["api_name"] == "answer")
+        event = next(event for event in config["dependencies"] if event["api_name"] == "send")
         shown = {component["id"]: component["props"] for component in config["components"]}
-        chosen = {"Max new tokens": tokens, "Temperature": 0.0}
-        inputs = [shown[number] for number in event["inputs"][2:]]  # the first two are the conversation and its head
-        values = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
+        inputs = [shown[number] for number in event["inputs"]]
         start = time.perf_counter()
 
         async def ask(question: str) -> TimedAnswer:
-            conversation = conversations.add(conversations.start(), "user", content=question)
+            chosen = {"Message": question, "Max new tokens": tokens, "Temperature": 0.0}
+            data = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
             session = secrets.token_hex(8)
-            data = [conversations.dump(conversation), conversation.head, *values]
             body = {"data": data, "fn_index": event["id"], "session_hash": session}
             (await http.post("/gradio_api/queue/join", json=body)).raise_for_status()
             async with aclosing(updates(http, session)) as outputs:
@@ -116,7 +113,7 @@ async def read_answer(start: float, outputs: AsyncGenerator[list[Any]]) -> Timed
     """
     first, note, counts = 0.0, "", []
     async for history, *_ in outputs:
-        if not isinstance(history, list) or not history:  # this update is only for the message box
+        if not isinstance(history, list):  # a refused question changes only the note
             continue
         note, now = history[-1]["content"][-1]["text"], time.perf_counter() - start
         if " to first token" in note and (count := _count(note)):

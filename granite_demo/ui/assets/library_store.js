@@ -81,7 +81,6 @@ function withTitle(conversation, title) {
 /* The open conversation ------------------------------------------------------------------------------------------- */
 
 let current = null, held = null, records = [];  // `held`: what the page holds, kept already or not
-let growing = null;  // the last answer, as far as it has come
 const deleted = new Set();
 
 function setCurrent(id) {
@@ -102,15 +101,14 @@ function lastOpen() {
 
 /* Keeps what the chat shows now. An empty new conversation is not kept, and a deleted one does not come back. */
 async function save(conversation) {
-  if (!conversation?.id) {
-    if (held?.id) forgetOpen();
-    return;
-  }
-  if (deleted.has(conversation.id)) return;
+  if (!conversation?.id || deleted.has(conversation.id)) return;
   conversation = JSON.parse(JSON.stringify(conversation));  // Gradio hands out a Proxy, which no database takes
   held = conversation;
   const { version, id, created, updated, title, ...content } = conversation;
-  if (!Object.keys(content).length) return;
+  if (!Object.keys(content).length) {
+    if (current !== null) forgetOpen();
+    return;
+  }
   if (current !== id) setCurrent(id);
   await write((store, changes) => {
     store.get(id).onsuccess = (event) => {
@@ -122,24 +120,21 @@ async function save(conversation) {
   });
 }
 
-/* The chat has begun a new conversation: what it held before is not the open one any more. */
+/* The chat shows a new conversation, which is empty: none in the list is the open one. */
 function forgetOpen() {
-  held = null;
   setCurrent(null);
   render();
 }
 
-/* Keeps an answer that is still being written, in the conversation that it belongs to. */
-async function keep(pending) {
-  if (!pending?.turn || deleted.has(pending.conversation)) return;
-  growing = JSON.parse(JSON.stringify(pending));
-  const { turn } = growing;
+/* Keeps the turns of a patch, such as an answer that is still being written, in the conversation that they belong to. */
+async function keep(patch) {
+  if (deleted.has(patch.id)) return;
+  const { id, head, updated, turns } = JSON.parse(JSON.stringify(patch));
   await write((store, changes) => {
-    store.get(pending.conversation).onsuccess = (event) => {
+    store.get(id).onsuccess = (event) => {
       const kept = event.target.result?.conversation;
       if (!kept) return;
-      const head = kept.head === turn.parent ? turn.id : kept.head;
-      put(store, changes, record({ ...kept, head, turns: { ...kept.turns, [turn.id]: turn } }));
+      put(store, changes, record({ ...kept, head, updated, turns: { ...kept.turns, ...withMade(turns, kept.turns) } }));
     };
   });
 }

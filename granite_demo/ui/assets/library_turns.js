@@ -40,35 +40,37 @@ function shownPart(conversation) {
   return { ...conversation, turns: Object.fromEntries(near.map((turn) => [turn.id, path.has(turn.id) ? turn : place(turn)])) };
 }
 
-/* The open conversation with an answer in it, as far as that has come; the same object where it is in it already. In
-   the browser alone: nothing is undone that changed while the answer was written. */
-function settled(held, pending) {
-  const turn = pending?.turn, before = held?.turns?.[turn?.id], parent = turn?.parent ?? null;
-  if (!turn || pending.conversation !== held?.id || (parent && !held.turns?.[parent])) return held;
-  if (before && (before.made || !turn.made)) return held;
-  const head = (held.head ?? null) === parent ? turn.id : held.head;
-  return { ...held, head, turns: { ...held.turns, [turn.id]: { ...before, ...lightTurn(turn) } }, updated: Date.now() / 1000 };
+/* The open conversation with a patch of the server in it, see conversation.patch in Python; the same object where the
+   patch belongs to another conversation. Only turns come from the server: nothing is undone that changed meanwhile. */
+function merged(held, patch) {
+  const { from, state: _, ...news } = patch;
+  if (from && from === held?.id) return light(news);  // a branch takes the place of the conversation it was made from
+  if (held?.id && held.id !== patch.id) return held;
+  return { ...held, ...news, turns: { ...held?.turns, ...eachTurn(news.turns, lightTurn) } };
 }
 
-/* What an answer needs, and what there is of it when it ends or is stopped: [the branch, whether it has grown]. */
-let answering = 0;
-function begun(held) {
-  answering += 1;
-  return shownPart(held);
+/* Takes in a patch: what it makes of the open conversation. A part of an answer is only kept, and so is the end of an
+   answer that belongs to another conversation. */
+let awaited = false;  // the answer has not ended here
+let measured = false;  // the server has measured the conversation with nothing typed, or will when the answer ends
+function take(held, patch) {
+  if (!patch?.id) return held;
+  awaited = patch.state !== "";
+  measured = true;
+  const whole = patch.state === "growing" ? held : merged(held, patch);
+  if (whole === held) keep(patch);
+  return whole;
 }
 
-function ended(held, pending) {
-  const whole = settled(held, pending ?? growing);
-  return [shownPart(whole), whole !== held];
-}
-
-function arrived(held, pending) {
-  answering -= 1;
-  return ended(held, pending);
-}
-
-/* The server answers no more, and yet the answer has not ended here: its connection is dead, as after a change of
-   networks. Gradio would wait for it, and ask nothing else, for good. */
+/* Stop was pressed, and the server, which answers nothing, has set the page free; and yet the answer has not ended here:
+   its connection is dead, as after a change of networks. Gradio would wait for it, and ask nothing else, for good. */
 function reloadIfLost() {
-  setTimeout(() => answering > 0 && window.location.reload(), LOST_AFTER);
+  const busy = () => document.querySelector("#message .stop-button");
+  setTimeout(() => awaited && !busy() && window.location.reload(), LOST_AFTER);
+}
+
+/* What the context meter needs after a change of the message box; null where it is up to date. */
+function typed(held, text) {
+  measured &&= !text;
+  return measured ? null : shownPart(held);
 }

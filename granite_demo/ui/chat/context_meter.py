@@ -9,11 +9,11 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.backend import Backend
-from granite_demo.chat import conversation
+from granite_demo.chat import conversation as conversations
+from granite_demo.chat.conversation import Conversation
+from granite_demo.chat.request import build_request
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.types.prompt_view import PromptView
-from granite_demo.types.sampling_params import SamplingParams
-from granite_demo.ui.chat.respond import build_request
 from granite_demo.ui.conversation_list import SHOWN_JS
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.settings import to_sampling
@@ -25,8 +25,16 @@ PAUSE_SECONDS = 0.5
 CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
 
 CHOOSE_JS = "(value, overflow) => [{ ...value, overflow }]"
-CHOSEN_JS = '(value) => [value?.overflow ?? "refuse"]'
-"""In the browser alone: a round trip would undo what was said meanwhile."""
+"""In the browser alone: the server sends turns back, and nothing else of a conversation."""
+
+TYPED_JS = """(held, text, ...rest) => {
+  const page = window.graniteDemo;
+  return [page ? page.typed(held, text) : held, text, ...rest];
+}"""
+"""A question that is sent empties the box: the server has measured that already, and gets no conversation for it."""
+
+PATIENCE_SECONDS = 1.0
+"""Another server that does not reply must not hold back the end of an answer."""
 
 NOTHING = "?"
 """Stands for the next question while nothing is written: about a token."""
@@ -77,18 +85,29 @@ def _warning(view: PromptView, over: bool) -> str:
     return f' <strong class="meter-warning">{text}</strong>'
 
 
-async def measure(backend: Backend, value: Any, text: str | None, sampling: SamplingParams) -> str:
-    """The meter for the conversation ``value`` with ``text`` as its next question."""
+async def measure(backend: Backend, conversation: Conversation, text: str, settings: Sequence[Any]) -> str:
+    """The meter for ``conversation`` with ``text`` as its next question; empty where sending will say what is wrong.
+
+    ``settings`` are the values of the Settings tab.
+    """
     try:
-        question = text if text and text.strip() else NOTHING
-        request = await asyncio.to_thread(lambda: build_request(conversation.load(value), sampling, question))
+        sampling = to_sampling(*settings)
+        request = await asyncio.to_thread(build_request, conversation, sampling, text if text.strip() else NOTHING)
         view = await backend.inspect(request)
     except ContextOverflowError as error:
         view = PromptView((), error.prompt_tokens, 0, error.context_length)
     except GraniteDemoError:
-        # Sending will say what is wrong.
         return ""
     return meter_html(view, reserve(view, sampling.max_tokens) if view else 0)
+
+
+async def measure_now(backend: Backend, conversation: Conversation, settings: Sequence[Any]) -> Any:
+    """The meter for ``conversation`` with nothing typed; no change where the backend takes longer than a second."""
+    try:
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            return await measure(backend, conversation, "", settings)
+    except TimeoutError:
+        return gr.skip()
 
 
 def layout() -> Meter:
@@ -111,18 +130,25 @@ def wire(
     holder: gr.JSON,
     message: gr.Textbox,
     components: Sequence[Any],
-    ready: Sequence[Any] = (),
+    changes: Sequence[Any],
 ) -> None:
-    """Connect the events. ``components`` are those of ``Preferences``; after ``ready`` another model may answer."""
+    """Connect the events. ``components`` are those of ``Preferences``.
 
-    async def update(visit: gr.Request, value: Any, text: str | None, *values: Any) -> Any:
+    After ``changes``, and while the visitor types in ``message``, the browser sends the conversation to be measured.
+    Handlers that have the conversation call ``measure`` themselves.
+    """
+
+    async def update(visit: gr.Request, value: Any, text: str | None, *settings: Any) -> Any:
+        if value is None:
+            return gr.skip()
         await asyncio.sleep(PAUSE_SECONDS)
         try:
-            return await measure(own(backend, visit), value, text, to_sampling(*values))
-        except InvalidRequestError:  # a setting out of range
+            conversation = conversations.load(value)
+        except InvalidRequestError:
             return ""
+        return await measure(own(backend, visit), conversation, text or "", settings)
 
-    changes = [holder.change, message.change, *(part.change for part in components), *ready]
-    follow(changes, update, [holder, message, *components], [panel.bar], js=SHOWN_JS)
+    inputs, changed = [holder, message, *components], [*(part.change for part in components), *changes]
+    follow([message.change], update, inputs, [panel.bar], js=TYPED_JS)
+    follow(changed, update, inputs, [panel.bar], js=SHOWN_JS)
     panel.overflow.input(None, [holder, panel.overflow], [holder], js=CHOOSE_JS, **DIRECT)
-    holder.change(None, [holder], [panel.overflow], js=CHOSEN_JS, **DIRECT)

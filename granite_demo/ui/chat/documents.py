@@ -30,23 +30,14 @@ MAX_REASONS = 4
 """Errors of one upload that are shown; the others are counted."""
 
 PART_JS = "(held, ...rest) => { const { turns, head, ...part } = held ?? {}; return [part, ...rest]; }"
-"""What was said need not travel."""
+"""The turns stay in the browser."""
 
 MERGE_JS = """(held, patch) => {
   if (!patch || (held?.id && held.id !== patch.id)) return [held];
   const { id, created, documents = [], updated } = patch;
   return [{ created, ...held, version: 1, id, documents, updated }];
 }"""
-"""Reading a file takes a while, in which the conversation may have grown: only its documents are new."""
-
-KEEP_JS = """(held, patch) => {
-  const documents = patch?.documents ?? [];
-  if (!patch || held?.id !== patch.id || JSON.stringify(held.documents ?? []) === JSON.stringify(documents)) {
-    return [held];
-  }
-  return [{ ...held, documents }];
-}"""
-"""For after a question: the server gave the conversation back as it had got it, maybe before a file was read."""
+"""To read a file takes a while, and the conversation may have grown in the meantime: only its documents are new."""
 
 
 @dataclass(frozen=True, slots=True)

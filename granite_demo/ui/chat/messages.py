@@ -125,8 +125,8 @@ def _button(act: str, turn_id: str, label: str, title: str) -> str:
     return f'<button type="button" class="act {act} t-{turn_id}" title="{title}">{label}</button>'
 
 
-def growing_turn(turn_id: str, parent: str | None, shot: Snapshot) -> Turn:
-    """An answer as far as it has come, as a turn."""
+def answer_turn(turn_id: str, parent: str | None, shot: Snapshot) -> Turn:
+    """An answer, as far as it is written, as a turn after ``parent``."""
     answer = shot.answer
     return Turn(
         id=turn_id,

@@ -11,9 +11,9 @@ import gradio as gr
 
 from granite_demo.backend import Backend
 from granite_demo.chat import conversation as conversations
+from granite_demo.chat.request import build_request
 from granite_demo.errors import GraniteDemoError
 from granite_demo.types.prompt_view import Origin, PromptPart, PromptView
-from granite_demo.ui.chat.respond import build_request
 from granite_demo.ui.conversation_list import SHOWN_JS
 from granite_demo.ui.gradio_patches.events import DIRECT
 from granite_demo.ui.html import note_html

@@ -1,96 +1,111 @@
-"""The answer to the last turn of a conversation, streamed into the chatbot.
+"""What the Chat tab shows after a question or a button: the changed conversation, then the answer as it streams in.
 
-The visitor may change the conversation while the answer grows, so the answer is a turn of its own until it ends, and
-the browser puts it into the conversation. It keeps it meanwhile: a page that is closed or reloaded loses nothing.
+The conversation stays in the browser, which sends it up once. What comes back are patches with the turns that are new
+or changed, see ``conversations.patch``: whatever the visitor changes in the meantime stays. The browser keeps a state
+of the answer every two seconds, so a page that is closed or reloaded loses nothing.
 """
 
 import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
-from granite_demo.backend import Backend
+import gradio as gr
+
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.answer import Answer
+from granite_demo.chat.actions import Change
+from granite_demo.chat.answer import Answer, waiting_words
 from granite_demo.chat.bundle import made
 from granite_demo.chat.conversation import Conversation, Turn
-from granite_demo.chat.documents import check
-from granite_demo.chat.tools import parse_tools
-from granite_demo.errors import InvalidRequestError
+from granite_demo.chat.request import build_request, written_tokens
 from granite_demo.types.requests import GenerationRequest
-from granite_demo.types.sampling_params import SamplingParams
-from granite_demo.types.stop import Stop
-from granite_demo.ui.chat.messages import ChatHistory, chat_messages, growing_turn, turn_messages
+from granite_demo.ui.chat import context_meter
+from granite_demo.ui.chat.messages import answer_turn, turn_messages
 from granite_demo.ui.chat.sources import sent
+from granite_demo.ui.chat.tab import ChatTab, message_box, screen_values
+from granite_demo.ui.chat.tools import pending
 from granite_demo.ui.settings import to_sampling
-from granite_demo.ui.streaming import Snapshot, snapshots
+from granite_demo.ui.streaming import Snapshot, Update, Visit, snapshots
 
 BEGINNING = 40
-"""Characters of a question by which it is known again."""
+"""Characters of a question that identify it in a note."""
 KEEP_SECONDS = 2.0
-"""Between two states of a growing answer that the browser keeps."""
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What to show of a growing answer, and now and then what to keep of it."""
-
-    history: ChatHistory
-    pending: dict[str, Any] | None = None
+"""Between two states of an answer that the browser keeps."""
+State = Literal["asked", "growing", ""]
+"""Of a patch. asked: an answer follows; growing: its answer is not whole, and is only kept; empty: the end."""
 
 
 async def respond(
-    backend: Backend, conversation: Conversation, values: tuple[Any, ...], stop: Stop, begun: Any = None
+    tab: ChatTab, visit: Visit, before: Conversation, change: Change, settings: tuple[Any, ...], **box: Any
 ) -> AsyncGenerator[Update]:
-    """Yield the growing answer; ``values`` are those of the Settings tab. The last update is kept.
+    """Yield the updates that show ``change`` of the conversation ``before``, and the answer if the change asks for one.
 
-    ``begun`` is what made an answer that was cut: this one begins with its tokens.
+    ``settings`` are the values of the Settings tab; ``box`` are new values of the message box.
     """
-    request: GenerationRequest | None = None
+    after, request = change.conversation, None
 
     def build() -> GenerationRequest:
         nonlocal request
-        request = build_request(conversation, to_sampling(*values))
-        if begun:
-            request = replace(request, written=written(begun, backend.status().name))
+        request = build_request(after, to_sampling(*settings))
+        if change.begun:
+            request = replace(request, written=written_tokens(change.begun, visit.backend.status().name))
         return request
 
     # Off the event loop: the footnotes of cited answers take time to find.
-    past, _ = await asyncio.to_thread(chat_messages, conversation, busy=True)
-    turn_id = conversations.new_id()
-    given = sent(conversation.documents)
-    shot = Snapshot(Answer(), "Waiting for the first token", "note", 0.0)
-    yield Update([*past, *turn_messages(conversation, growing_turn(turn_id, conversation.head, shot), busy=True)])
-    kept = time.monotonic()
-    async with aclosing(snapshots(backend, build, stop)) as shots:
+    first = await asyncio.to_thread(_screen, tab, before, after, busy=change.ask)
+    first |= {
+        tab.message: "",
+        tab.editor.group: gr.Group(visible=False),
+        tab.textbox: message_box(busy=change.ask, **box),
+    }
+    if not change.ask:
+        bar = await context_meter.measure_now(visit.backend, after, settings)
+        yield {**first, **({} if after is before else _patch(tab, before, after)), tab.meter.bar: bar}
+        return
+    past, turn_id, kept = first[tab.chatbot], conversations.new_id(), time.monotonic()
+    given = sent(after.documents)
+    shot = Snapshot(Answer(), waiting_words(None), "note", 0.0)
+
+    def show(turn: Turn) -> Update:
+        return {tab.chatbot: [*past, *turn_messages(after, turn, busy=True)]}
+
+    yield {**first, **_patch(tab, before, after, "asked"), **show(answer_turn(turn_id, after.head, shot))}
+    async with aclosing(snapshots(visit.backend, build, visit.stop)) as shots:
         async for shot in shots:
-            turn = growing_turn(turn_id, conversation.head, shot)
-            history = [*past, *turn_messages(conversation, turn, busy=True)]
+            turn = answer_turn(turn_id, after.head, shot)
             if time.monotonic() - kept < KEEP_SECONDS or not (turn.content or turn.thinking):
-                yield Update(history)
+                yield show(turn)
                 continue
             kept = time.monotonic()
-            interrupted = turn.model_copy(update={"note": f"{turn.note} · interrupted", "sent": given})
-            yield Update(history, pending(conversation, interrupted))
-    turn = growing_turn(turn_id, conversation.head, shot).model_copy(update={"sent": given})
-    if request is not None:
-        told = [turn.note, left_out(request, shot.answer.dropped), advice(request, shot.answer)]
-        note = " · ".join(filter(None, told))
-        turn = turn.model_copy(update={"made": made(request, shot.answer.finish), "note": note})
-    yield Update([*past, *turn_messages(conversation, turn, busy=True)], pending(conversation, turn))
+            part = turn.model_copy(update={"note": f"{turn.note} · interrupted", "sent": given})
+            yield {**show(turn), **_patch(tab, before, conversations.put(after, part), "growing")}
+    turn = answer_turn(turn_id, after.head, shot).model_copy(update={"sent": given, **_ending(request, shot)})
+    done = conversations.put(after, turn)
+    screen = await asyncio.to_thread(_screen, tab, after, done)
+    bar = await context_meter.measure_now(visit.backend, done, settings)
+    yield {**screen, **_patch(tab, before, done), tab.meter.bar: bar}
 
 
-def written(made: Any, model: str) -> tuple[int, ...]:
-    """The tokens of an answer, from what ``made`` it. Raises InvalidRequestError where ``model`` did not write them."""
-    traced = made.get("provenance") or {}
-    if traced.get("model", "") != model:
-        raise InvalidRequestError("Another model wrote the beginning of this answer, so it cannot go on. Retry it.")
-    ids = made.get("token_ids")
-    if not isinstance(ids, list) or not all(type(index) is int for index in ids):
-        raise InvalidRequestError("The tokens of this answer are not known any more, so it cannot go on. Retry it.")
-    return tuple(ids)
+def _ending(request: GenerationRequest | None, shot: Snapshot) -> dict[str, Any]:
+    """The values of an answer that are known at its end; ``request`` is None where none could be built."""
+    if request is None:
+        return {}
+    notes = [shot.note, left_out(request, shot.answer.dropped), advice(request, shot.answer)]
+    return {"made": made(request, shot.answer.finish), "note": " · ".join(filter(None, notes))}
+
+
+def _screen(tab: ChatTab, before: Conversation, after: Conversation, *, busy: bool = False) -> Update:
+    update: Update = dict(zip(tab.screen, screen_values(after, busy=busy), strict=True))
+    if pending(after) == pending(before):  # what the visitor typed as a result stays
+        for part in tab.results.shown:
+            del update[part]
+    return update
+
+
+def _patch(tab: ChatTab, before: Conversation, after: Conversation, state: State = "") -> Update:
+    return {tab.patch: {**conversations.patch(before, after), "state": state}}
 
 
 def left_out(request: GenerationRequest, count: int) -> str:
@@ -105,7 +120,7 @@ def left_out(request: GenerationRequest, count: int) -> str:
 
 
 def _beginning(text: str) -> str:
-    line = " ".join(text.split()).replace(" · ", " ")  # which parts what the note tells
+    line = " ".join(text.split()).replace(" · ", " ")  # which separates the parts of a note
     return line if len(line) <= BEGINNING else f"{line[:BEGINNING].rstrip()}…"
 
 
@@ -117,24 +132,3 @@ def advice(request: GenerationRequest, answer: Answer) -> str:
     if limit is not None and finish.usage.completion_tokens >= limit:
         return "for more, raise Max new tokens in the Settings tab"
     return "the context is full: start a new conversation for more"
-
-
-def pending(conversation: Conversation, turn: Turn) -> dict[str, Any]:
-    """An answer on its way into its conversation."""
-    return {"conversation": conversation.id, "turn": turn.model_dump(mode="json", exclude_defaults=True)}
-
-
-def build_request(conversation: Conversation, sampling: SamplingParams, text: str = "") -> GenerationRequest:
-    """The branch that is shown, with ``text`` as the next question if there is one. Raises InvalidRequestError."""
-    if text.strip():
-        conversation = conversations.add(conversation, "user", content=text)
-    documents = conversation.documents
-    check(documents)
-    return GenerationRequest(
-        conversations.to_messages(conversation),
-        sampling=sampling,
-        tools=parse_tools(conversation.tools),
-        documents=documents,
-        controls=conversation.controls,
-        overflow=conversation.overflow,
-    )

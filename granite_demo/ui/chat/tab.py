@@ -1,4 +1,4 @@
-"""The Chat tab's layout. The conversation lives in the visitor's browser, and each request carries all of it."""
+"""The Chat tab's layout. The conversation is kept in the visitor's browser, and each question sends all of it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +33,7 @@ EXAMPLES = [
 
 @dataclass(frozen=True, slots=True)
 class Editor:
-    """Where a message that was sent is written anew."""
+    """Edits a message that was sent."""
 
     group: gr.Group
     box: gr.Textbox
@@ -49,16 +49,12 @@ class ChatTab:
 
     holder: gr.JSON
     """The open conversation, as ``conversations.dump`` writes it."""
-    pending: gr.JSON
-    """The answer that is being written; see ``responding``."""
-    over: gr.Checkbox
-    """Whether no answer was being written when the last event ended."""
-    ask: gr.Textbox
-    """The id of the turn that the model is to answer."""
-    begun: gr.JSON
-    """What made the answer that is to go on, if one is."""
+    patch: gr.JSON
+    """What the server adds to it; see ``respond``."""
+    setup: gr.JSON
+    """What the panels of the open conversation set: all of it but its turns."""
     acts: gr.HTML
-    """Tells of the buttons under the messages."""
+    """Has an event for each button under the messages."""
     download: gr.JSON
     earlier: gr.Button
     chatbot: gr.Chatbot
@@ -86,13 +82,20 @@ class ChatTab:
     @property
     def panels(self) -> list[Any]:
         """What ``panel_values`` fills."""
-        return [self.system_prompt, *self.documents.shown, *self.tools.shown, *self.switches.shown]
+        return [
+            self.system_prompt,
+            self.meter.overflow,
+            *self.documents.shown,
+            *self.tools.shown,
+            *self.switches.shown,
+        ]
 
 
 def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
-    holder, (pending, download, begun) = gr.JSON({}, visible=False), (gr.JSON(visible=False) for _ in range(3))
-    ask, target, over = gr.Textbox(visible=False), gr.Textbox(visible=False), gr.Checkbox(visible=False)
+    holder, setup = (gr.JSON({}, visible=False) for _ in range(2))
+    patch, download = (gr.JSON(visible=False) for _ in range(2))
+    target = gr.Textbox(visible=False)
     acts = gr.HTML(js_on_load=script("assets/page.js") + script("assets/chat.js"), elem_id="acts")
     earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
     chatbot = _chatbot()
@@ -119,10 +122,8 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
         )
     return ChatTab(
         holder,
-        pending,
-        over,
-        ask,
-        begun,
+        patch,
+        setup,
         acts,
         download,
         earlier,
@@ -184,6 +185,7 @@ def panel_values(conversation: Conversation, status: ModelStatus) -> tuple[Any, 
     """What belongs to the conversation as a whole, for the model of ``status``."""
     return (
         conversation.system,
+        conversation.overflow,
         *attachments(conversation, status),
         *template_switches.shown_values(status.switches, conversation),
     )

@@ -35,7 +35,7 @@ def view(elem_id: str, **options: Any) -> gr.HTML:
     return gr.HTML(js_on_load=script("completion/token_view.js"), elem_id=elem_id, apply_default_css=False, **options)
 
 
-def picked(event: gr.EventData | None) -> tuple[int, int]:
+def picked(event: gr.EventData) -> tuple[int, int]:
     """(position, token id) of the alternative that a visitor picked. Raises InvalidRequestError."""
     values = getattr(event, "position", None), getattr(event, "id", None)
     if not all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):

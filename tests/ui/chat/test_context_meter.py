@@ -1,16 +1,22 @@
 """The context meter: its numbers, its words, and what it measures."""
 
+import asyncio
 import re
 
+import gradio as gr
 import pytest
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.errors import ContextOverflowError, EngineError
 from granite_demo.types.messages import Message
 from granite_demo.types.prompt_view import PromptView
-from granite_demo.types.sampling_params import SamplingParams
-from granite_demo.ui.chat.context_meter import measure, meter_html, reserve
+from granite_demo.types.requests import GenerationRequest
+from granite_demo.ui.chat import context_meter
+from granite_demo.ui.chat.context_meter import measure, measure_now, meter_html, reserve
+from granite_demo.ui.settings import DEFAULTS
 from tests.fakes import FakeBackend
+
+EMPTY = conversations.start()
 
 
 def view(tokens: int, dropped: int = 0, length: int = 32_768) -> PromptView:
@@ -66,7 +72,7 @@ def test_the_answer_gets_its_limit_or_the_rest(tokens: int, max_tokens: int | No
 async def test_the_next_request_is_measured(backend: FakeBackend) -> None:
     backend.view = view(1234)
     conversation = conversations.start(system="Be kind.", overflow="drop")
-    html = await measure(backend, conversations.dump(conversation), "Hi", SamplingParams(max_tokens=512))
+    html = await measure(backend, conversation, "Hi", DEFAULTS)
     assert words(html).startswith("1,234 used · 512 reserved")
     request = backend.inspected[0]
     assert request.messages == (Message("system", "Be kind."), Message("user", "Hi"))
@@ -75,20 +81,31 @@ async def test_the_next_request_is_measured(backend: FakeBackend) -> None:
 
 async def test_an_overflow_shows_its_numbers(backend: FakeBackend) -> None:
     backend.view_error = ContextOverflowError(1200, 1000)
-    assert words(await measure(backend, {}, "Hi", SamplingParams())).startswith("1,200 used of 1,000")
+    assert words(await measure(backend, EMPTY, "Hi", DEFAULTS)).startswith("1,200 used of 1,000")
 
 
-@pytest.mark.parametrize("text", [None, "", "  "])
-async def test_before_anything_is_written_it_shows_what_the_conversation_takes(
-    backend: FakeBackend, text: str | None
-) -> None:
+@pytest.mark.parametrize("text", ["", "  "])
+async def test_before_anything_is_written_it_shows_what_the_conversation_takes(backend: FakeBackend, text: str) -> None:
     backend.view = view(5)
-    assert words(await measure(backend, {}, text, SamplingParams())).startswith("5 used")
+    assert words(await measure(backend, EMPTY, text, DEFAULTS)).startswith("5 used")
 
 
 async def test_nothing_is_shown_where_nothing_can_be_known(backend: FakeBackend) -> None:
-    assert await measure(backend, {}, "Hi", SamplingParams()) == ""
+    assert await measure(backend, EMPTY, "Hi", DEFAULTS) == ""
     backend.view = view(5)
-    assert await measure(backend, {"turns": 3}, "Hi", SamplingParams()) == ""
+    assert await measure(backend, EMPTY, "Hi", (9.0, *DEFAULTS[1:])) == ""
     backend.view_error = EngineError("broken")
-    assert await measure(backend, {}, "Hi", SamplingParams()) == ""
+    assert await measure(backend, EMPTY, "Hi", DEFAULTS) == ""
+
+
+async def test_a_backend_that_does_not_reply_holds_nothing_back(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(request: GenerationRequest, parts: bool = False) -> None:
+        await asyncio.sleep(60)
+
+    backend.view = view(5)
+    assert words(await measure_now(backend, EMPTY, DEFAULTS)).startswith("5 used")
+    monkeypatch.setattr(backend, "inspect", never)
+    monkeypatch.setattr(context_meter, "PATIENCE_SECONDS", 0.05)
+    assert await measure_now(backend, EMPTY, DEFAULTS) == gr.skip()

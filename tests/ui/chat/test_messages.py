@@ -10,7 +10,7 @@ from granite_demo.chat.answer import Answer
 from granite_demo.chat.conversation import Conversation
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Document, ToolCall
-from granite_demo.ui.chat.messages import WINDOW, chat_messages, growing_turn, turn_messages
+from granite_demo.ui.chat.messages import WINDOW, answer_turn, chat_messages, turn_messages
 from granite_demo.ui.streaming import Snapshot
 
 EVIL = "<script>alert(1)</script>"
@@ -154,7 +154,7 @@ def test_only_the_last_turns_are_shown_unless_all_are_asked_for(turns: int, hidd
 def test_a_growing_answer_becomes_a_turn_with_all_it_has() -> None:
     answer = Answer("Yes", "Hm", [ToolCall("add", "{}", "bad")], [Citation("1", 0, 3)], [Appendix("citations", "1: a")])
     answer.thinking_tokens, answer.thinking_start, answer.thinking_end = 4, 1.0, 3.0
-    turn = growing_turn("t1", None, Snapshot(answer, "a note", "error", 9.0))
+    turn = answer_turn("t1", None, Snapshot(answer, "a note", "error", 9.0))
     assert (turn.id, turn.role, turn.content, turn.thinking) == ("t1", "assistant", "Yes", "Hm")
     assert (turn.thinking_tokens, turn.thinking_seconds, turn.note, turn.kind) == (4, 2.0, "a note", "error")
     assert turn.calls == (ToolCall(name="add", arguments="{}", error="bad"),)

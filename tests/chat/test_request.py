@@ -3,10 +3,10 @@
 import pytest
 
 from granite_demo.chat import conversation as conversations
+from granite_demo.chat.request import build_request
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import Controls, Document, Message
 from granite_demo.types.sampling_params import SamplingParams
-from granite_demo.ui.chat.respond import build_request
 
 GREEDY = SamplingParams(max_tokens=5)
 
