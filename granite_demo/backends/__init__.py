@@ -1,1 +1,1 @@
-"""Answers requests: with a model in this process, or through other servers."""
+"""The backends: they answer requests with a model in this process or through other servers."""

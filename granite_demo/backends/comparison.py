@@ -1,7 +1,8 @@
-"""How far two ways to load a model differ: both read the same text, and what each would have said is compared.
+"""Compares two ways to load a model by their next-token distributions on the same text.
 
-One after the other, so that they need not fit beside each other; in between, the reference's whole distributions
-wait in memory. Both are fed the text as it is (teacher forcing), so a difference does not carry on to what follows.
+The models are loaded one after the other, so that both need not fit in memory. The distributions of the reference are
+kept in memory until the other model has read the text. Both models read the given text (teacher forcing), so a
+difference at one token has no effect on the tokens after it. The measure is the Kullback-Leibler divergence.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from math import exp, inf
 from typing import TYPE_CHECKING
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.backends.scoring import Reading, check_numbers, read
+from granite_demo.backends.scoring import TokenizedText, check_numbers, tokenize
 from granite_demo.errors import ContextOverflowError, InvalidRequestError
 from granite_demo.prompts.tokenizer import token_text
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
@@ -27,18 +28,18 @@ if TYPE_CHECKING:
 
 
 MAX_COMPARED = 2048
-"""Of a text: with a vocabulary of 100,000 the reference's distributions are 0.8 GB then."""
+"""The most tokens of a text. With a vocabulary of 100,000, the float32 distributions then have 0.8 GB."""
 COMPARING_SHARE = 0.4
-"""The part of the machine's free memory that they may take; the second model is loaded through it, too."""
-DECODED = 24
-"""Tokens that each side writes, to see how fast."""
+"""The share of the free memory for the distributions. The second model also needs memory while it is loaded."""
+DECODE_TOKENS = 24
+"""The tokens that each model generates to measure its speed."""
 
 Lease = Callable[[LoadOptions], AbstractAsyncContextManager[ReadyModel]]
 
 
 @dataclass(slots=True)
 class _Rows:
-    """What one side says of each token but the first."""
+    """What one model predicts for each token except the first: log probability, most likely token, divergence."""
 
     logprobs: list[float] = field(default_factory=list)
     tops: list[int] = field(default_factory=list)
@@ -46,24 +47,28 @@ class _Rows:
 
 
 async def compare(lease: Lease, request: CompareRequest) -> AsyncGenerator[Comparing | Comparison]:
-    """See ``Backend.compare``. ``lease`` gives a model for as long as its block lasts."""
-    ours, theirs = _Rows(), _Rows()
-    reading, kept, sides, texts = None, None, [], []
-    for number, (options, rows) in enumerate(((request.reference, ours), (request.other, theirs))):
+    """See ``Backend.compare``. ``lease`` gives a model for the time of its block.
+
+    Raises InvalidRequestError if the text is too short or too long, or if the models tokenize it differently;
+    ContextOverflowError; and the errors of ``lease`` and of the engine.
+    """
+    first, second = _Rows(), _Rows()
+    tokenized, kept, sides, texts = None, None, [], []
+    for number, (options, rows) in enumerate(((request.reference, first), (request.other, second))):
         name = options.label
-        yield Comparing(f"{name}: getting the model ready", number / 2)
+        yield Comparing(f"{name}: loading the model", number / 2)
         async with lease(options) as ready:
-            found = await asyncio.to_thread(_read, ready, request)
-            if kept is None or reading is None:
-                reading = found
-                kept = await asyncio.to_thread(_room, len(reading.ids) - 1, ready.loaded.model.config.vocab_size)
-                measure = _keep(reading.ids, kept, rows)
+            found = await asyncio.to_thread(_tokenize, ready, request)
+            if kept is None or tokenized is None:
+                tokenized = found
+                kept = await asyncio.to_thread(_allocate, len(tokenized.ids) - 1, ready.loaded.model.config.vocab_size)
+                measure = _keep(tokenized.ids, kept, rows)
             else:
-                if reading.ids != found.ids or kept.shape[1] != ready.loaded.model.config.vocab_size:
-                    raise InvalidRequestError("The two models cut the text into different tokens. Compare one model.")
-                measure = _diverge(reading.ids, kept, rows)
+                if tokenized.ids != found.ids or kept.shape[1] != ready.loaded.model.config.vocab_size:
+                    raise InvalidRequestError("The two models have different tokens for the text. Compare one model.")
+                measure = _diverge(tokenized.ids, kept, rows)
             start, spent = time.perf_counter(), 0.0
-            async with aclosing(ready.engine.score(reading.ids, measure)) as items:
+            async with aclosing(ready.engine.score(tokenized.ids, measure)) as items:
                 async for item in items:
                     if isinstance(item, Queued):
                         start = time.perf_counter()
@@ -71,59 +76,61 @@ async def compare(lease: Lease, request: CompareRequest) -> AsyncGenerator[Compa
                         continue
                     done, seconds = item
                     spent += seconds
-                    yield Comparing(f"{name}: reading", number / 2 + 0.4 * done / len(reading.ids))
-            prefill = len(reading.ids) / max(1e-9, time.perf_counter() - start - spent)
-            yield Comparing(f"{name}: writing a few tokens, to see how fast", number / 2 + 0.4)
-            sides.append(_side(ready, rows, prefill, await _decode_rate(ready, reading.ids)))
+                    yield Comparing(f"{name}: reading the text", number / 2 + 0.4 * done / len(tokenized.ids))
+            prefill = len(tokenized.ids) / max(1e-9, time.perf_counter() - start - spent)
+            yield Comparing(f"{name}: measuring the speed", number / 2 + 0.4)
+            sides.append(_side(ready, rows, prefill, await _decode_rate(ready, tokenized.ids)))
             texts.append([token_text(ready.loaded.tokenizer, index) for index in rows.tops])
-    assert reading is not None
-    parts = zip(theirs.divergences, ours.tops, theirs.tops, ours.logprobs, theirs.logprobs, *texts, strict=True)
+    assert tokenized is not None
+    parts = zip(second.divergences, first.tops, second.tops, first.logprobs, second.logprobs, *texts, strict=True)
     yield Comparison(
         tuple(
-            ComparedToken(index, shown, divergence, mine == other, ours_of, theirs_of, ours_text, theirs_text)
-            for index, shown, (divergence, mine, other, ours_of, theirs_of, ours_text, theirs_text) in zip(
-                reading.ids[1:], reading.texts[1:], parts, strict=True
+            ComparedToken(index, shown, divergence, top == other, logprob, other_logprob, top_text, other_text)
+            for index, shown, (divergence, top, other, logprob, other_logprob, top_text, other_text) in zip(
+                tokenized.ids[1:], tokenized.texts[1:], parts, strict=True
             )
         ),
         *sides,
     )
 
 
-def _read(ready: ReadyModel, request: CompareRequest) -> Reading:
-    reading = read(ready.loaded.tokenizer, request.text, request.special_tokens)
-    if len(reading.ids) > ready.loaded.context_length:
-        raise ContextOverflowError(len(reading.ids), ready.loaded.context_length)
-    count = len(reading.ids)
-    if not 2 <= count <= MAX_COMPARED:
+def _tokenize(ready: ReadyModel, request: CompareRequest) -> TokenizedText:
+    tokenized = tokenize(ready.loaded.tokenizer, request.text, request.special_tokens)
+    if len(tokenized.ids) > ready.loaded.context_length:
+        raise ContextOverflowError(len(tokenized.ids), ready.loaded.context_length)
+    if not 2 <= len(tokenized.ids) <= MAX_COMPARED:
         raise InvalidRequestError(
-            f"The text has {count:,} tokens; a comparison takes 2 to {MAX_COMPARED:,}. Choose a shorter text."
-            if count > 1
-            else "The text is a single token, which nothing predicts. Write more of it."
+            f"The text has {len(tokenized.ids):,} tokens. A comparison needs 2 to {MAX_COMPARED:,}. Use a shorter text."
+            if len(tokenized.ids) > 1
+            else "The text is a single token, and a comparison needs at least 2. Add more text."
         )
-    return reading
+    return tokenized
 
 
-def _room(tokens: int, vocabulary: int) -> "torch.Tensor":
-    """For the log probabilities of ``tokens`` distributions. Raises InvalidRequestError where memory is short."""
+def _allocate(tokens: int, vocabulary: int) -> "torch.Tensor":
+    """Return an uninitialized float32 tensor (tokens, vocabulary).
+
+    Raises InvalidRequestError if memory is too small.
+    """
     import psutil
     import torch
 
     fitting = int(COMPARING_SHARE * psutil.virtual_memory().available / (4 * vocabulary))
     if tokens > fitting:
         raise InvalidRequestError(
-            f"The text has {tokens + 1:,} tokens, but the memory that is free here holds the distributions of "
-            f"{fitting:,}. Choose a shorter text."
+            f"The text has {tokens + 1:,} tokens, but the free memory can hold the distributions of only "
+            f"{fitting:,}. Use a shorter text."
         )
     return torch.empty((tokens, vocabulary))
 
 
 def _keep(ids: Sequence[int], kept: "torch.Tensor", rows: _Rows) -> "Callable[[int, torch.Tensor], tuple[int, float]]":
-    """A ``Measure``: puts the distributions into ``kept``. Tells how many tokens are read, and the seconds it took."""
+    """Return a ``Measure`` that stores the distributions in ``kept``. It returns (tokens read, seconds it took)."""
 
     def measure(position: int, logits: "torch.Tensor") -> tuple[int, float]:
         start = _now(logits)
-        mine = _log_probabilities(ids, position, logits, rows)
-        kept[position : position + len(mine)] = mine.cpu()
+        logprobs = _log_probabilities(ids, position, logits, rows)
+        kept[position : position + len(logprobs)] = logprobs.cpu()
         return position + len(logits), time.perf_counter() - start
 
     return measure
@@ -132,14 +139,14 @@ def _keep(ids: Sequence[int], kept: "torch.Tensor", rows: _Rows) -> "Callable[[i
 def _diverge(
     ids: Sequence[int], kept: "torch.Tensor", rows: _Rows
 ) -> "Callable[[int, torch.Tensor], tuple[int, float]]":
-    """The same: compares the distributions with those in ``kept``."""
+    """Return a ``Measure`` that compares the distributions with those in ``kept``. It returns the same values."""
 
     def measure(position: int, logits: "torch.Tensor") -> tuple[int, float]:
         start = _now(logits)
-        mine = _log_probabilities(ids, position, logits, rows)
-        place = logits.device if logits.device.type == "cuda" else "cpu"  # Apple's GPU has no float64
-        p, q = kept[position : position + len(mine)].to(place).double(), mine.to(place).double()
-        divergences = (p.exp() * (p - q)).nan_to_num_(0.0, posinf=inf).sum(dim=-1)  # 0 · (-inf + inf) counts nothing
+        logprobs = _log_probabilities(ids, position, logits, rows)
+        device = logits.device if logits.device.type == "cuda" else "cpu"  # the GPUs of Apple have no float64
+        p, q = kept[position : position + len(logprobs)].to(device).double(), logprobs.to(device).double()
+        divergences = (p.exp() * (p - q)).nan_to_num_(0.0, posinf=inf).sum(dim=-1)  # 0 · (-inf + inf) counts as 0
         rows.divergences += divergences.clamp_(min=0.0).tolist()
         return position + len(logits), time.perf_counter() - start
 
@@ -147,7 +154,7 @@ def _diverge(
 
 
 def _now(logits: "torch.Tensor") -> float:
-    logits[0, 0].item()  # a GPU is behind; whoever reads a value waits for it
+    logits[0, 0].item()  # waits until the GPU has computed the value
     return time.perf_counter()
 
 
@@ -155,19 +162,19 @@ def _log_probabilities(ids: Sequence[int], position: int, logits: "torch.Tensor"
     import torch
 
     following = torch.tensor(ids[position + 1 : position + 1 + len(logits)], device=logits.device)
-    mine = torch.log_softmax(logits[: len(following)], dim=-1)
-    check_numbers(mine)
-    rows.logprobs += mine.gather(1, following[:, None].long())[:, 0].tolist()
-    rows.tops += mine.argmax(dim=-1).tolist()
-    return mine
+    logprobs = torch.log_softmax(logits[: len(following)], dim=-1)
+    check_numbers(logprobs)
+    rows.logprobs += logprobs.gather(1, following[:, None].long())[:, 0].tolist()
+    rows.tops += logprobs.argmax(dim=-1).tolist()
+    return logprobs
 
 
 async def _decode_rate(ready: ReadyModel, ids: Sequence[int]) -> float | None:
-    """Tokens per second after the first one; None where the answer ends at once."""
-    prompt = ids[: max(1, len(ids) // 2)]  # within the text: few models end there
+    """Return tokens per second, without the first token, or None if the answer has less than two tokens."""
+    prompt = ids[: max(1, len(ids) // 2)]  # in the middle of the text an end token is unlikely
     times: list[float] = []
-    most = min(DECODED, ready.loaded.context_length - len(prompt))
-    async with aclosing(ready.engine.generate(prompt, SamplingParams(max_tokens=most))) as items:
+    tokens = min(DECODE_TOKENS, ready.loaded.context_length - len(prompt))
+    async with aclosing(ready.engine.generate(prompt, SamplingParams(max_tokens=tokens))) as items:
         async for item in items:
             if not isinstance(item, Queued):
                 times.append(time.perf_counter())

@@ -1,6 +1,6 @@
-"""The cached model manager: each model is loaded once, shared by all, and kept while anybody uses it.
+"""The model manager: each model is loaded once, shared by all requests, and kept while a request uses it.
 
-Knows no torch: what a load does is injected as a ``Loader``, of which ``opening.open_model`` is the real one.
+It does not import torch. The load itself is a ``Loader``; the real one is ``open_model.open_model``.
 """
 
 import asyncio
@@ -36,22 +36,22 @@ class ReadyModel:
 
     @property
     def setup(self) -> ModelSetup:
-        """The choices made for it."""
+        """The choices that were made for the model."""
         return ModelSetup(**self.loaded.placement.chosen, engine=self.engine.setup)
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """All that is known of how it runs, as rows for the screen."""
+        """How the model runs, as rows for the screen."""
         return (*self.loaded.facts, *self.engine.facts)
 
 
 Loader = Callable[[LoadOptions, Report, threading.Event], ReadyModel]
-"""Makes a model ready, reporting (stage, fraction, detail); raises LoadCancelledError when the event is set."""
+"""Makes a model ready and reports (stage, fraction, detail). Raises LoadCancelledError when the event is set."""
 
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """One key of the cache. ``leases`` is guarded by the manager's lock."""
+    """The state of one key of the cache. The lock of the manager guards ``leases``."""
 
     status: ModelStatus
     future: Future[ReadyModel] = field(default_factory=Future)
@@ -61,24 +61,27 @@ class _Entry:
 
 
 class ModelManager:
-    """Two loads of one key share one; loads of different keys queue; a lease keeps its model until it ends."""
+    """Loads models one at a time. Loads of one key share one model, and a lease keeps a model until its block ends."""
 
     def __init__(self, loader: Loader, listener: Listener = lambda status: None, idle_seconds: float = 0.0) -> None:
-        """``listener`` hears every change of status, from the loading thread.
+        """``listener`` gets each change of a status. The loading thread calls it.
 
-        A model that had no lease for ``idle_seconds`` is unloaded; 0 keeps it.
+        A model without a lease for ``idle_seconds`` is unloaded. 0: never.
         """
         self._idle_seconds = idle_seconds
         self._loader = loader
         self._listener = listener
         self._entries: dict[LoadOptions, _Entry] = {}
-        self._retired: list[_Entry] = []  # unloaded, but still in use
+        self._retired: list[_Entry] = []  # unloaded, but a lease still uses the model
         self._lock = threading.Lock()
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loader")
         self._closed = False
 
     def load(self, options: LoadOptions) -> Future[ReadyModel]:
-        """Begin to load ``options`` unless it is loaded or loading; a load that failed is tried again."""
+        """Start to load ``options`` if it is not loaded or loading. A failed load is tried again.
+
+        The future raises GraniteDemoError. Raises ModelError after ``close``.
+        """
         with self._lock:
             return self._load(options).future
 
@@ -94,7 +97,7 @@ class ModelManager:
 
     @asynccontextmanager
     async def lease(self, options: LoadOptions) -> AsyncGenerator[ReadyModel]:
-        """Wait until the model is ready and keep it loaded for the length of the block. Raises what the load raised."""
+        """Wait until the model is ready, and keep it loaded during the block. Raises as the future of ``load``."""
         with self._lock:
             entry = self._load(options)
             entry.leases += 1
@@ -102,7 +105,7 @@ class ModelManager:
                 entry.idle.cancel()
             future = entry.future
         try:
-            # Shielded: a visitor who leaves must not cancel the load for the others.
+            # Shielded, so that a cancelled request does not cancel the load for the others.
             yield await asyncio.shield(asyncio.wrap_future(future))
         finally:
             with self._lock:
@@ -117,14 +120,14 @@ class ModelManager:
 
     @asynccontextmanager
     async def borrow(self, options: LoadOptions, home: LoadOptions) -> AsyncGenerator[ReadyModel]:
-        """Lease ``options`` for once: it is unloaded after the block, unless it was there before.
+        """Lease ``options`` once: it is unloaded after the block, unless it was loaded before.
 
-        Where it does not fit beside ``home``, that is unloaded first, once it has answered, and loaded again after the
-        block. Whoever asks for ``home`` meanwhile waits for it.
+        If it does not fit in memory together with ``home``, then ``home`` is unloaded when its running answers end, and
+        loaded again after the block. Requests for ``home`` wait until then.
         """
         with self._lock:
             stays = options in self._entries and not _failed(self._entries[options])
-        place = None
+        placeholder = None
         try:
             async with AsyncExitStack() as stack:
                 if not stays:
@@ -134,31 +137,31 @@ class ModelManager:
                 except OutOfMemoryError:
                     if options == home or self.status(home).stage != "ready":
                         raise
-                    place = _Entry(ModelStatus(home.model, "loading", detail="another model is in its place"))
+                    placeholder = _Entry(ModelStatus(home.model, "loading", detail="another model uses its memory"))
                     with self._lock:
-                        old, self._entries[home] = self._entries[home], place
+                        old, self._entries[home] = self._entries[home], placeholder
                     await asyncio.to_thread(self._retire, old)
-                    while old.future.done():  # it still answers
+                    while old.future.done():  # until its running answers end
                         await asyncio.sleep(0.02)
                     ready = await stack.enter_async_context(self.lease(options))
                 yield ready
         finally:
-            if place:
-                self._take_back(home, place)
+            if placeholder:
+                self._reload(home, placeholder)
 
-    def _take_back(self, home: LoadOptions, place: _Entry) -> None:
+    def _reload(self, home: LoadOptions, placeholder: _Entry) -> None:
         with self._lock:
             if not self._closed:
-                self._executor.submit(self._run, home, place)
+                self._executor.submit(self._run, home, placeholder)
                 return
-        place.future.set_exception(ModelError("The server is stopping."))
+        placeholder.future.set_exception(ModelError("The server is stopping."))
 
     def _start_idle(self, options: LoadOptions, entry: _Entry) -> None:
         def unload_idle() -> None:
             with self._lock:
                 unused = self._entries.get(options) is entry and not entry.leases
             if unused:
-                log.info("%s was not used for a while and is unloaded.", options.model)
+                log.info("%s was idle for %g s and is unloaded.", options.model, self._idle_seconds)
                 self.unload(options)
 
         entry.idle = threading.Timer(self._idle_seconds, unload_idle)
@@ -166,7 +169,7 @@ class ModelManager:
         entry.idle.start()
 
     def status(self, options: LoadOptions) -> ModelStatus:
-        """What is happening to ``options`` now."""
+        """Return the current status of ``options``."""
         with self._lock:
             entry = self._entries.get(options)
             status = entry.status if entry else ModelStatus(options.model, "idle")
@@ -174,7 +177,7 @@ class ModelManager:
         return replace(status, engine=ready.engine.stats()) if ready else status
 
     def unload(self, options: LoadOptions) -> None:
-        """Forget the model: a load is cancelled; a model in use is closed when its last lease ends."""
+        """Unload the model. A running load is cancelled. A model in use is closed when its last lease ends."""
         with self._lock:
             entry = self._entries.pop(options, None)
             if entry is None:
@@ -191,18 +194,18 @@ class ModelManager:
             _close(entry)
 
     def cancel(self, options: LoadOptions) -> None:
-        """Give up a load that has not ended; whoever waits for it gets LoadCancelledError."""
+        """Cancel a load that has not ended. Requests that wait for it get LoadCancelledError."""
         with self._lock:
             entry = self._entries.get(options)
             if entry is not None and not entry.future.done():
                 entry.cancelled.set()
 
     def switch(self, old: LoadOptions, new: LoadOptions, answer_with: Callable[[LoadOptions], None]) -> None:
-        """Load ``new`` and unload ``old``. If it fails, ``old`` answers as before. Raises what the load raises.
+        """Load ``new`` and then unload ``old``.
 
-        ``new`` is loaded beside ``old``. Only where both do not fit, ``old`` is unloaded first, and loaded again if
-        ``new`` then fails. ``answer_with`` is told which of them requests go to, always before the other is unloaded:
-        a request for an unloaded model would load it again.
+        If the load fails, ``old`` continues to answer, and its error is raised. Only if both do not fit in memory,
+        ``old`` is unloaded first, and loaded again if ``new`` then fails. ``answer_with`` sets the model for requests.
+        It is always called before the other model is unloaded, because a request for an unloaded model loads it again.
         """
         if old == new:
             self.load(new).result()
@@ -225,7 +228,7 @@ class ModelManager:
             self.unload(old)
 
     def close(self) -> None:
-        """Cancel loads and close every engine; running requests end with an error. Waits for both."""
+        """Cancel all loads and close all engines, and wait for both. Running requests end with an error."""
         with self._lock:
             self._closed = True
             entries = [*self._entries.values(), *self._retired]
@@ -235,14 +238,14 @@ class ModelManager:
                 entry.cancelled.set()
                 if entry.idle:
                     entry.idle.cancel()
-        for entry in entries:  # running answers end now, not after a load that takes its time
+        for entry in entries:  # before the executor, so that running answers do not wait for a load
             _close(entry)
         self._executor.shutdown(wait=True)
 
     def _run(self, options: LoadOptions, entry: _Entry) -> None:
         def report(stage: LoadStage, fraction: float | None = None, detail: str = "") -> None:
             entry.status = replace(entry.status, stage=stage, fraction=fraction, detail=detail)
-            self._tell(entry.status)
+            self._notify(entry.status)
 
         try:
             if entry.cancelled.is_set():
@@ -259,18 +262,18 @@ class ModelManager:
         except BaseException as error:
             shown = error
             if not isinstance(error, GraniteDemoError):
-                log.exception("Loading %s failed.", options.model)  # with the text, which strangers do not see
-                shown = ModelError(f"Loading {options.model} failed ({type(error).__name__}): see the log.")
+                log.exception("Loading %s failed.", options.model)  # with the text, which visitors do not see
+                shown = ModelError(f"Loading {options.model} failed ({type(error).__name__}). See the log.")
             entry.status = replace(entry.status, stage="failed", fraction=None, detail=str(shown))
             entry.future.set_exception(shown)
-        # Told last: whoever hears of the end finds the load ended.
-        self._tell(entry.status)
+        # At the end, so that a listener can start a new load.
+        self._notify(entry.status)
 
-    def _tell(self, status: ModelStatus) -> None:
+    def _notify(self, status: ModelStatus) -> None:
         try:
             self._listener(status)
         except Exception:
-            log.exception("The state of %s could not be shown.", status.model)
+            log.exception("The listener failed for the status of %s.", status.model)
 
 
 def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
@@ -302,5 +305,5 @@ def _failed(entry: _Entry) -> bool:
 def _close(entry: _Entry) -> None:
     if entry.future.done() and entry.future.exception() is None:
         entry.future.result().engine.close()
-        entry.future = Future()  # lets go of the weights
+        entry.future = Future()  # drops the last reference to the weights
     garbage.release_memory()

@@ -1,4 +1,4 @@
-"""The parsed parts of an answer, as the events that a reader sees."""
+"""Converts the parsed parts of an answer to events."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -9,41 +9,41 @@ from granite_demo.types.events import Citation, FinishReason, ReasoningDelta, St
 from granite_demo.types.messages import ToolCall
 
 
-class Visible:
-    """The parts of an answer to its events, up to the first stop string in its text."""
+class VisibleEvents:
+    """Converts the parts of one answer to events, until the first stop string in its text."""
 
     def __init__(self, stop: tuple[str, ...]) -> None:
         self._stop = StopStrings(stop)
         self._length = 0
         self._citations: list[Citation] = []
         self.called = False
-        """Whether a tool was called in a way that can be read."""
+        """Whether there was a valid tool call."""
 
     @property
     def hit(self) -> bool:
-        """Whether a stop string has ended the answer."""
+        """Whether a stop string ended the answer."""
         return self._stop.hit
 
     def reason(self, ended: FinishReason) -> FinishReason:
-        """Why the answer ended, where its tokens ended by ``ended``."""
+        """Return the finish reason of an answer whose tokens ended by ``ended``."""
         if self.hit:
             return "stop"
         return "tool_calls" if ended == "stop" and self.called else ended
 
     def events(self, parts: Iterable[Part], count: int, thinking: bool) -> Iterator[StreamEvent]:
-        """The events of one token, the ``count``-th. One at least is a delta, for that tells the count."""
-        told = False
+        """Yield the events of token number ``count``. At least one is a delta, because deltas carry the token count."""
+        has_delta = False
         for event in self._events(parts, count):
-            told = told or isinstance(event, TextDelta | ReasoningDelta)
+            has_delta = has_delta or isinstance(event, TextDelta | ReasoningDelta)
             yield event
-        if not told:
+        if not has_delta:
             yield (ReasoningDelta if thinking else TextDelta)("", count)
 
     def end(self, parts: Iterable[Part], count: int) -> Iterator[StreamEvent]:
-        """The last events."""
+        """Yield the last events, from text that was held back for a stop string."""
         yield from self._events(parts, count)
         yield from self._text(self._stop.flush(), count)
-        # A stop string may have cut what is cited.
+        # The stop string can be inside the text of a citation.
         for citation in self._citations:
             if citation.start < self._length:
                 yield replace(citation, end=min(citation.end, self._length))
@@ -58,7 +58,7 @@ class Visible:
                 self._citations.append(part)
                 yield from self._ready_citations()
             else:
-                # What stands before it cannot become a stop string any more.
+                # Text before a part of another kind cannot become a stop string any more.
                 yield from self._text(self._stop.flush(), count)
                 if self.hit:
                     return
@@ -75,6 +75,6 @@ class Visible:
             yield from self._ready_citations()
 
     def _ready_citations(self) -> Iterator[StreamEvent]:
-        # The text that a citation points to may still be held back for a stop string.
+        # The text of a citation can still be held back for a stop string.
         while self._citations and self._citations[0].end <= self._length:
             yield self._citations.pop(0)

@@ -1,4 +1,4 @@
-"""The tokens of one answer to the events that a reader sees. Knows engines only by their protocol."""
+"""Converts the tokens of an engine to the events of one answer."""
 
 import time
 from collections import deque
@@ -7,7 +7,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.backends.response_events import Visible
+from granite_demo.backends.response_events import VisibleEvents
 from granite_demo.outputs.dialects import PLAIN, Dialect, find_dialect
 from granite_demo.outputs.parts import Reasoning
 from granite_demo.outputs.response_parser import ResponseParser
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 TAIL = 16
-"""Tokens at the prompt's end that may hold the opening of the thinking."""
+"""Tokens at the end of the prompt that can contain the marker that opens the thinking."""
 
 
 async def answer_events(
@@ -43,14 +43,13 @@ async def answer_events(
     provenance: Provenance | None = None,
     matcher: "Matcher | None" = None,
 ) -> AsyncGenerator[StreamEvent]:
-    """Yield the events of the answer to ``request``, whose prompt is ``prompt_ids`` and whose max_tokens are set.
+    """Yield the events of the answer to ``request``. Its max_tokens must be set.
 
-    The prompt ends with what is ``written`` of the answer, which is told with its first new token.
-
-    ``arrived`` is when it came, by perf_counter. ``matcher`` says which tokens may come. An answer that is stopped, or
-    whose engine fails, ends with what was held back and a Finish.
+    ``prompt_ids`` ends with the tokens ``request.written`` of a continued answer; their events come with the first new
+    token. ``arrived`` is the perf_counter time of the request. ``matcher`` selects the allowed tokens. An answer that
+    is stopped, or whose engine fails, ends with the text that was held back and a Finish. Raises GraniteDemoError.
     """
-    reading = _Reading(ready, request, prompt_ids, arrived, provenance)
+    reader = _AnswerReader(ready, request, prompt_ids, arrived, provenance)
     failure: Exception | None = None
     try:
         async with aclosing(ready.engine.generate(prompt_ids, request.sampling, matcher)) as tokens:
@@ -58,27 +57,27 @@ async def answer_events(
                 if isinstance(token, Queued):
                     yield token
                     continue
-                reading.take(token)
-                while reading.due:
-                    yield reading.due.popleft()
-                if reading.ended:
+                reader.take(token)
+                while reader.due:
+                    yield reader.due.popleft()
+                if reader.ended:
                     break
-        reading.end(reading.ended or "length")
+        reader.end(reader.ended or "length")
     except StoppedError:
-        reading.end("stopped")
+        reader.end("stopped")
     except Exception as error:
-        if not reading.ids:
+        if not reader.ids:
             raise
-        reading.end("stopped")
+        reader.end("stopped")
         failure = error
-    while reading.due:
-        yield reading.due.popleft()
+    while reader.due:
+        yield reader.due.popleft()
     if failure:
         raise failure
 
 
-class _Reading:
-    """One answer while its tokens come. ``due`` are the events that are still to be told."""
+class _AnswerReader:
+    """Reads the tokens of one answer. ``due`` holds the events that are not yielded yet."""
 
     def __init__(
         self,
@@ -100,16 +99,16 @@ class _Reading:
         self._provenance = provenance
         dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
         self._decoder = Detokenizer(self._tokenizer, keep=dialect.markers)
-        opened = opens_reasoning(self._tokenizer, prompt_ids, dialect)
+        starts_in_reasoning = opens_reasoning(self._tokenizer, prompt_ids, dialect)
         dialect = dialect if request.calls else dialect.without_calls()
-        self._parser = ResponseParser(dialect, starts_in_reasoning=opened, tools=request.tools)
-        self._visible = Visible(sampling.stop)
+        self._parser = ResponseParser(dialect, starts_in_reasoning=starts_in_reasoning, tools=request.tools)
+        self._visible = VisibleEvents(sampling.stop)
         self._arrived = self._first = self._thought = arrived
         self._reasoning_tokens = 0
         self.ids: list[int] = []
         self.due: deque[StreamEvent] = deque()
         self.ended: FinishReason | None = None
-        """Why no more tokens are wanted."""
+        """The reason why no more tokens are necessary. None: more tokens can follow."""
         for index in request.written:
             self.take(Token(index))
 
@@ -128,7 +127,7 @@ class _Reading:
             return
         thinking = parser.in_reasoning
         parts = parser.feed(self._decoder.feed(token.id))
-        # Thinking stands first, so all tokens up to here belong to it, markers included.
+        # Thinking is at the start, so all tokens until now belong to it, including markers.
         if thinking or parser.in_reasoning or any(isinstance(part, Reasoning) for part in parts):
             self._reasoning_tokens, self._thought = count, time.perf_counter()
         self.due += self._visible.events(parts, count, parser.in_reasoning)
@@ -137,7 +136,7 @@ class _Reading:
             self.ended = "stop"
 
     def end(self, reason: FinishReason) -> None:
-        """No more tokens come, because of ``reason``: what is held back, and the Finish."""
+        """Add the text that is held back, and the Finish with ``reason``."""
         count, now = len(self.ids), time.perf_counter()
         self.due += self._visible.end(self._parser.feed(self._decoder.flush()) + self._parser.flush(), count)
         reasoning = max(self._thought - self._first, 0.0)
@@ -148,6 +147,6 @@ class _Reading:
 
 
 def opens_reasoning(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:
-    """Whether the prompt ends within the thinking, which the answer then goes on with."""
+    """Return whether the prompt ends inside the thinking, so that the answer starts in it."""
     tail: str = tokenizer.backend_tokenizer.decode(prompt_ids[-TAIL:], skip_special_tokens=False)
     return tail.rstrip().endswith(dialect.reasoning_open)

@@ -1,6 +1,6 @@
-"""What a model thinks of a text, token by token: log probabilities, alternatives, entropy.
+"""Scores a text token by token: log probability, entropy and the most likely alternatives.
 
-Knows engines by their protocol alone; what it measures is measured on the engine's thread, next to the logits.
+The values are computed on the thread of the engine, where the logits are.
 """
 
 import asyncio
@@ -23,42 +23,44 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Reading:
-    """The tokens of a text, as a model reads it."""
+class TokenizedText:
+    """The tokens of a text: their ids, and their texts."""
 
     ids: tuple[int, ...]
     texts: tuple[str, ...]
-    """They make up the text: of a character that takes several tokens, the first has all."""
+    """Joined, they are the text. If a character has several tokens, the first has all of it."""
 
 
-def read(tokenizer: Any, text: str, special_tokens: bool, token_ids: Sequence[int] | None = None) -> Reading:
-    """Cut ``text``, or take ``token_ids`` instead. Raises InvalidRequestError."""
+def tokenize(tokenizer: Any, text: str, special_tokens: bool, token_ids: Sequence[int] | None = None) -> TokenizedText:
+    """Tokenize ``text``, or use ``token_ids`` if given. Raises InvalidRequestError."""
     if token_ids:
         request = GenerationRequest(prompt_ids=tuple(token_ids))
     else:
         request = GenerationRequest(prompt=text, special_tokens=special_tokens)
     tokens = [token for part in render.render_parts(tokenizer, request) for token in part.tokens]
     if not tokens:
-        raise InvalidRequestError("There is no token in this text.")
-    return Reading(tuple(index for index, _ in tokens), tuple(shown for _, shown in tokens))
+        raise InvalidRequestError("The text has no tokens.")
+    return TokenizedText(tuple(index for index, _ in tokens), tuple(shown for _, shown in tokens))
 
 
 async def score(ready: ReadyModel, request: ScoreRequest) -> AsyncGenerator[Queued | ScoredToken | ScoreSummary]:
-    """See ``Backend.score``."""
+    """See ``Backend.score``. Raises InvalidRequestError, ContextOverflowError and the errors of the engine."""
     start = time.perf_counter()
     loaded = ready.loaded
-    # Cutting a long text takes a second: off the event loop.
-    reading = await asyncio.to_thread(read, loaded.tokenizer, request.text, request.special_tokens, request.token_ids)
-    if len(reading.ids) > loaded.context_length:
-        raise ContextOverflowError(len(reading.ids), loaded.context_length)
+    # Not on the event loop: a long text takes a second.
+    tokenized = await asyncio.to_thread(
+        tokenize, loaded.tokenizer, request.text, request.special_tokens, request.token_ids
+    )
+    if len(tokenized.ids) > loaded.context_length:
+        raise ContextOverflowError(len(tokenized.ids), loaded.context_length)
     total, count = 0.0, 0
-    async with aclosing(ready.engine.score(reading.ids, measure_of(reading.ids, request.alternatives))) as items:
+    async with aclosing(ready.engine.score(tokenized.ids, measure_of(tokenized.ids, request.alternatives))) as items:
         async for item in items:
             if isinstance(item, Queued):
                 yield item
                 continue
             for predicted in item if count else (Predicted(), *item):
-                yield _scored(loaded.tokenizer, reading, count, predicted)
+                yield _scored(loaded.tokenizer, tokenized, count, predicted)
                 total += predicted.logprob or 0.0
                 count += 1
     yield ScoreSummary(count, total, time.perf_counter() - start)
@@ -66,16 +68,19 @@ async def score(ready: ReadyModel, request: ScoreRequest) -> AsyncGenerator[Queu
 
 @dataclass(frozen=True, slots=True)
 class Predicted:
-    """What was said of a token before it came. Of the first one, nothing."""
+    """The prediction for one token: log probability and entropy in nats. The first token has none."""
 
     logprob: float | None = None
     entropy: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
-    """(token id, log probability), in falling order."""
+    """(token id, log probability) in descending order."""
 
 
 def measure_of(ids: Sequence[int], alternatives: int) -> "Callable[[int, torch.Tensor], list[Predicted]]":
-    """A ``Measure`` of the tokens that each chunk of ``ids`` predicts: those after its first one."""
+    """Return a ``Measure`` of the predictions that each chunk of ``ids`` makes for the tokens after it.
+
+    Its argument ``logits`` has the shape (tokens of the chunk, vocabulary).
+    """
 
     def measure(position: int, logits: "torch.Tensor") -> list[Predicted]:
         import torch
@@ -92,16 +97,16 @@ def measure_of(ids: Sequence[int], alternatives: int) -> "Callable[[int, torch.T
     return measure
 
 
-def _scored(tokenizer: Any, reading: Reading, place: int, predicted: Predicted) -> ScoredToken:
+def _scored(tokenizer: Any, tokenized: TokenizedText, position: int, predicted: Predicted) -> ScoredToken:
     others = tuple(
         TokenAlternative(index, token_text(tokenizer, index), logprob) for index, logprob in predicted.likeliest
     )
-    index, text = reading.ids[place], reading.texts[place]
+    index, text = tokenized.ids[position], tokenized.texts[position]
     return ScoredToken(index, text, predicted.logprob, None, predicted.entropy, others)
 
 
 def check_numbers(rows: "torch.Tensor") -> None:
-    """Raise EngineError where the model's output is not a number."""
+    """Raise EngineError if an output of the model is not a number."""
     from granite_demo.engine.sampling.reference import not_a_number
 
     if bool(rows.isnan().any()):

@@ -1,4 +1,4 @@
-"""A backend with another server beside it, for one question to both."""
+"""A backend that combines a model and another server, so that both can answer one question."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import replace
@@ -11,7 +11,10 @@ from granite_demo.types.requests import GenerationRequest
 
 
 class SideBySideBackend(ForwardingBackend):
-    """``backend``, but ``other`` answers the requests for the model ``BESIDE``. Both start and close together."""
+    """Forwards to ``backend``, except requests for the model ``BESIDE``, which ``other`` answers.
+
+    Both start and close together.
+    """
 
     def __init__(self, backend: ManagedBackend, other: ManagedBackend) -> None:
         super().__init__(backend)
@@ -24,7 +27,7 @@ class SideBySideBackend(ForwardingBackend):
         return super().stream(request)
 
     def status(self) -> ModelStatus:
-        """See ``Backend.status``. ``beside`` names the other server's model."""
+        """See ``Backend.status``. ``beside`` is the model of the other server."""
         other = self._other.status()
         return replace(super().status(), beside=other.title or other.model)
 

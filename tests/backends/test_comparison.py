@@ -1,4 +1,4 @@
-"""Comparing two precisions: on the sample model against plain torch, on fakes for what goes on around it."""
+"""Tests for the comparison of two precisions: values with the sample model and torch, the rest with fakes."""
 
 import asyncio
 import copy
@@ -38,7 +38,7 @@ ROUNDED = replace(EXACT, dtype="bfloat16")
 Lease = Callable[[LoadOptions], AbstractAsyncContextManager[ReadyModel]]
 
 
-async def whole(lease: Lease, request: CompareRequest) -> tuple[list[Comparing], Comparison]:
+async def run_comparison(lease: Lease, request: CompareRequest) -> tuple[list[Comparing], Comparison]:
     events = [event async for event in compare(lease, request)]
     result = events.pop()
     assert isinstance(result, Comparison)
@@ -78,7 +78,7 @@ async def test_bfloat16_against_float32_equals_plain_torch(
 ) -> None:
     models = {EXACT: ReadyModel(sample, engine), ROUNDED: ReadyModel(rounded, rounded_engine)}
     log: list[str] = []
-    progress, result = await whole(leasing(models, log), CompareRequest(TEXT, EXACT, ROUNDED))
+    progress, result = await run_comparison(leasing(models, log), CompareRequest(TEXT, EXACT, ROUNDED))
     assert log == ["takes float32", "returns float32", "takes bfloat16", "returns bfloat16"]
     fractions = [event.fraction or 0.0 for event in progress]
     assert fractions == sorted(fractions)
@@ -93,7 +93,7 @@ async def test_bfloat16_against_float32_equals_plain_torch(
     expected = torch.nn.functional.kl_div(q, p, reduction="none", log_target=True).sum(dim=-1)
     assert [token.id for token in result.tokens] == ids[1:]
     assert "".join(token.text for token in result.tokens) == TEXT[len(sample.tokenizer.decode(ids[:1])) :]
-    # In chunks of another size bfloat16 rounds otherwise: by about as much as it differs from float32.
+    # In chunks of another size, bfloat16 rounds differently: by about as much as it differs from float32.
     assert [token.divergence for token in result.tokens] == pytest.approx(expected.tolist(), abs=1e-2)
     assert 0 < result.mean_divergence < 0.05
     assert result.agreement > 0.8
@@ -143,16 +143,13 @@ async def test_quantized_against_plain_equals_plain_torch(tiny: Path, tmp_path: 
     assert result.mean_divergence > 1e-4
 
 
-# Around it
-
-
 VOCABULARY = 49152
-"""The sample's."""
+"""The vocabulary size of the sample model."""
 
 
 def fakes(sample: LoadedModel) -> dict[LoadOptions, ReadyModel]:
     class Vocabulary(FakeEngine):
-        """Its logits are as long as the real vocabulary."""
+        """Has random logits with the size of the real vocabulary."""
 
         def __init__(self, seed: int) -> None:
             super().__init__([5, 6, 7])
@@ -171,9 +168,9 @@ def fakes(sample: LoadedModel) -> dict[LoadOptions, ReadyModel]:
     return {options: ReadyModel(sample, Vocabulary(seed)) for seed, options in enumerate((EXACT, ROUNDED))}
 
 
-async def test_divergence_is_torchs_own(sample: LoadedModel) -> None:
+async def test_the_divergence_equals_kl_div_of_torch(sample: LoadedModel) -> None:
     models: Any = fakes(sample)
-    _, result = await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
+    _, result = await run_comparison(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
     p, q = (torch.log_softmax(ready.engine.logits, dim=-1)[: len(result.tokens)] for ready in models.values())
     expected = torch.nn.functional.kl_div(q.double(), p.double(), reduction="none", log_target=True).sum(dim=-1)
     assert [token.divergence for token in result.tokens] == pytest.approx(expected.tolist(), rel=1e-9)
@@ -185,7 +182,7 @@ async def test_divergence_is_torchs_own(sample: LoadedModel) -> None:
 
 async def test_stop_works_at_every_point(sample: LoadedModel) -> None:
     models = fakes(sample)
-    total = len((await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED)))[0]) + 1
+    total = len((await run_comparison(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED)))[0]) + 1
     for stop in range(1, total):
         log: list[str] = []
         async with aclosing(compare(leasing(models, log), CompareRequest(TEXT, EXACT, ROUNDED))) as events:
@@ -195,30 +192,30 @@ async def test_stop_works_at_every_point(sample: LoadedModel) -> None:
         assert [ready.engine.stats().running for ready in models.values()] == [0, 0]
 
 
-async def test_what_cannot_be_compared_is_refused(sample: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_texts_that_cannot_be_compared_raise(sample: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     models = fakes(sample)
     with pytest.raises(InvalidRequestError, match="single token"):
-        await whole(leasing(models), CompareRequest("a", EXACT, ROUNDED))
+        await run_comparison(leasing(models), CompareRequest("a", EXACT, ROUNDED))
     with pytest.raises(InvalidRequestError, match="2 to 2,048"):
-        await whole(leasing(models), CompareRequest("word " * 2100, EXACT, ROUNDED))
+        await run_comparison(leasing(models), CompareRequest("word " * 2100, EXACT, ROUNDED))
     short = {options: replace(ready, loaded=replace(sample, context_length=5)) for options, ready in models.items()}
     with pytest.raises(ContextOverflowError):
-        await whole(leasing(short), CompareRequest(TEXT, EXACT, ROUNDED))
+        await run_comparison(leasing(short), CompareRequest(TEXT, EXACT, ROUNDED))
     monkeypatch.setattr(comparison, "COMPARING_SHARE", 0.0)
-    with pytest.raises(InvalidRequestError, match="distributions of 0"):
-        await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
+    with pytest.raises(InvalidRequestError, match="distributions of only 0"):
+        await run_comparison(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
 
 
-async def test_models_that_cut_the_text_otherwise_are_refused(sample: LoadedModel, tiny: Path) -> None:
+async def test_models_with_different_tokens_raise(sample: LoadedModel, tiny: Path) -> None:
     models = fakes(sample)
     lower = copy.deepcopy(sample.tokenizer)
     lower.backend_tokenizer.normalizer = Lowercase()
     models[ROUNDED] = replace(models[ROUNDED], loaded=replace(sample, tokenizer=lower))
     with pytest.raises(InvalidRequestError, match="different tokens"):
-        await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
+        await run_comparison(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
     models[ROUNDED] = ReadyModel(load_checkpoint(tiny, ROUNDED, SAMPLE), models[ROUNDED].engine)
     with pytest.raises(InvalidRequestError, match="different tokens"):
-        await whole(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
+        await run_comparison(leasing(models), CompareRequest(TEXT, EXACT, ROUNDED))
 
 
 def test_labels() -> None:
@@ -227,7 +224,7 @@ def test_labels() -> None:
     assert replace(ROUNDED, quantization="int8").label == "int8"
 
 
-async def test_where_both_do_not_fit_the_first_answers_again_afterwards(sample: LoadedModel) -> None:
+async def test_if_both_do_not_fit_the_first_model_answers_again_afterwards(sample: LoadedModel) -> None:
     here: list[LoadOptions] = []
     made = fakes(sample)
 
@@ -241,18 +238,18 @@ async def test_where_both_do_not_fit_the_first_answers_again_afterwards(sample: 
 
     backend = LocalBackend(ModelManager(load), EXACT)
     backend.wait_until_ready()
-    seen: list[list[LoadOptions]] = []
+    states: list[list[LoadOptions]] = []
     async with aclosing(backend.compare(CompareRequest(TEXT, EXACT, ROUNDED))) as events:
         async for _ in events:
-            seen.append(list(here))
-    assert [EXACT] in seen
-    assert [ROUNDED] in seen
+            states.append(list(here))
+    assert [EXACT] in states
+    assert [ROUNDED] in states
     backend.wait_until_ready()
     assert here == [EXACT]
     assert backend.status().stage == "ready"
 
 
-async def test_a_model_that_cannot_be_changed_is_not_compared(sample: LoadedModel) -> None:
+async def test_a_fixed_model_is_not_compared(sample: LoadedModel) -> None:
     backend = LocalBackend(ModelManager(lambda *_: ReadyModel(sample, FakeEngine([]))), EXACT, fixed="Two processes.")
     with pytest.raises(InvalidRequestError, match="Two processes"):
         await anext(backend.compare(CompareRequest(TEXT, EXACT, ROUNDED)))

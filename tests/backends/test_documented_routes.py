@@ -1,6 +1,6 @@
-"""The four routes of Granite's documentation, through this project's own code, on tiny checkpoints.
+"""Tests for the four ways to use a model in the documentation of Granite, with tiny checkpoints.
 
-Each answer is compared with what transformers' own ``generate`` gives for the same files.
+Each answer is compared with that of ``generate`` of transformers for the same files.
 """
 
 import logging
@@ -34,14 +34,14 @@ HYBRIDS = [kind for kind in KINDS if kind != "granite"]
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A checkpoint of each kind."""
+    """Write a checkpoint of each kind."""
     root = tmp_path_factory.mktemp("tiny")
     return {kind: write_checkpoint(root / kind.replace(" ", "-"), kind) for kind in KINDS}
 
 
 def load(folder: Path, **options: Any) -> LoadedModel:
     loaded = load_checkpoint(folder, LoadOptions(device="cpu", **options))
-    # Products in float32 round differently, which among random weights is another token at times.
+    # float32 products round differently. With random weights, this can change a token.
     return replace(loaded, placement=replace(loaded.placement, float32_prefill=False))
 
 
@@ -59,7 +59,7 @@ async def answer(
 
 
 def reference(model: Any, tokenizer: Any, text: str = PROMPT, **options: Any) -> list[int]:
-    """The documentation's way: the tokenizer's tensors into ``generate``."""
+    """Generate as in the documentation, with the tensors of the tokenizer."""
     inputs = tokenizer(text, return_tensors="pt", return_token_type_ids=False)
     output = model.generate(**inputs, max_new_tokens=TOKENS, do_sample=False, **options)
     ids: list[int] = output[0, inputs.input_ids.shape[1] :].tolist()
@@ -159,7 +159,7 @@ async def test_a_mixture_or_hybrid_equals_generate(folders: dict[str, Path], kin
 
 @pytest.mark.parametrize("chunk", [1, 3, 63])
 async def test_a_hybrid_reads_a_long_prompt_in_chunks(folders: dict[str, Path], chunk: int) -> None:
-    # The state of the Mamba layers goes from chunk to chunk, and those shorter than the convolution count, too.
+    # The state of the Mamba layers is carried from chunk to chunk. A chunk can be shorter than the convolution.
     loaded = load(folders["hybrid"], dtype="float32")
     text = " ".join(f"w{3 + index * 7 % 60}" for index in range(64))
     assert await answer(loaded, text, chunk=chunk) == reference(loaded.model, loaded.tokenizer, text)
@@ -194,7 +194,7 @@ async def test_each_kind_is_opened_and_warmed_up(folders: dict[str, Path], kind:
 
 
 @pytest.mark.parametrize("kind", ["granitemoe", "hybrid"])
-async def test_int4_leaves_experts_as_they_are_and_says_so(folders: dict[str, Path], kind: str) -> None:
+async def test_int4_does_not_quantize_experts_and_the_plan_says_so(folders: dict[str, Path], kind: str) -> None:
     loaded = load(folders[kind], dtype="bfloat16", quantization="nf4")
     shape = loaded.spec.shape
     assert shape

@@ -1,4 +1,4 @@
-"""How much one visitor may ask for: a fair line, an end for each answer, nothing left behind."""
+"""Tests for the limits of a visitor: the queue, the token budget, and the time limit of an answer."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
@@ -30,9 +30,9 @@ Clock = Callable[[float], None]
 
 @pytest.fixture
 def later(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    """Lets seconds pass for the count of tokens."""
+    """Return a function that advances the clock of the token budget by some seconds."""
     now = [1000.0]
-    # Not time.monotonic itself, by which the event loop lives.
+    # time.monotonic itself is not replaced, because the event loop uses it.
     monkeypatch.setattr(limits_module, "time", SimpleNamespace(monotonic=lambda: now[0]))
 
     def wait(seconds: float) -> None:
@@ -42,7 +42,7 @@ def later(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 class Held(FakeBackend):
-    """Answers with one word, then waits to be let go."""
+    """Answers with one word, then waits for ``gate``."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def named(text: str) -> GenerationRequest:
         (None, ""),
     ],
 )
-def test_a_visitor_is_an_address_or_a_household(host: str | None, visitor: str) -> None:
+def test_a_visitor_is_an_ipv4_address_or_an_ipv6_network(host: str | None, visitor: str) -> None:
     assert visitor_of(host) == visitor
 
 
@@ -99,7 +99,7 @@ async def test_without_limits_nothing_is_counted() -> None:
     assert len(await asyncio.gather(*(drain(backend.stream(ASKED)) for _ in range(50)))) == 50
 
 
-async def test_some_run_some_wait_in_order_and_more_are_refused() -> None:
+async def test_requests_run_wait_in_order_or_are_rejected() -> None:
     held = Held()
     one = LimitedBackend(held, Limits(running=2, waiting=2)).for_visitor("one")
     tasks = [asyncio.create_task(drain(one.stream(named(str(number))))) for number in range(4)]
@@ -115,7 +115,7 @@ async def test_some_run_some_wait_in_order_and_more_are_refused() -> None:
     assert one._visitor.line == []
 
 
-async def test_one_visitor_does_not_hold_up_another() -> None:
+async def test_visitors_do_not_wait_for_each_other() -> None:
     held = Held()
     both = LimitedBackend(held, Limits(running=1))
     first = asyncio.create_task(drain(both.for_visitor("one").stream(named("one"))))
@@ -129,19 +129,21 @@ async def test_one_visitor_does_not_hold_up_another() -> None:
     await asyncio.gather(first, second)
 
 
-@pytest.mark.parametrize("who", [0, 1, 2])
-async def test_whoever_is_cancelled_leaves_the_line_and_the_next_one_runs(who: int) -> None:
+@pytest.mark.parametrize("cancelled", [0, 1, 2])
+async def test_a_cancelled_request_leaves_the_queue_and_the_next_one_runs(cancelled: int) -> None:
     held = Held()
     one = LimitedBackend(held, Limits(running=1, waiting=2)).for_visitor("one")
     tasks = [asyncio.create_task(drain(one.stream(named(str(number))))) for number in range(3)]
     await settle()
-    tasks[who].cancel()
+    tasks[cancelled].cancel()
     await settle()
     assert len(one._visitor.line) == 2
     held.gate.set()
     done = await asyncio.gather(*tasks, return_exceptions=True)
-    assert [isinstance(result, asyncio.CancelledError) for result in done] == [number == who for number in range(3)]
-    assert held.began == [str(number) for number in range(3) if number != who or who == 0]
+    assert [isinstance(result, asyncio.CancelledError) for result in done] == [
+        number == cancelled for number in range(3)
+    ]
+    assert held.began == [str(number) for number in range(3) if number != cancelled or cancelled == 0]
     assert (one._visitor.line, held.running) == ([], 0)
 
 
@@ -158,7 +160,7 @@ async def test_a_stream_may_be_closed_at_any_event() -> None:
     assert (one._visitor.line, held.running) == ([], 0)
 
 
-async def test_an_error_leaves_the_line() -> None:
+async def test_a_failed_request_leaves_the_queue() -> None:
     backend = FakeBackend()
     backend.error = RuntimeError("gone")
     one = LimitedBackend(backend, Limits(running=1)).for_visitor("one")
@@ -180,7 +182,7 @@ async def test_tokens_are_counted_for_a_minute(later: Clock) -> None:
     await drain(one.stream(ASKED))
 
 
-async def test_what_was_written_of_a_closed_answer_counts(later: Clock) -> None:
+async def test_the_tokens_of_a_closed_answer_count(later: Clock) -> None:
     one = LimitedBackend(FakeBackend(["a"] * 10), Limits(tokens=3)).for_visitor("one")
     events = one.stream(ASKED)
     for _ in range(3):
@@ -190,7 +192,7 @@ async def test_what_was_written_of_a_closed_answer_counts(later: Clock) -> None:
         await drain(one.stream(ASKED))
 
 
-async def test_tokens_count_while_they_are_written(later: Clock) -> None:
+async def test_tokens_count_while_they_are_generated(later: Clock) -> None:
     one = LimitedBackend(FakeBackend(["a"] * 10), Limits(tokens=3)).for_visitor("one")
     events = one.stream(ASKED)
     for _ in range(3):
@@ -209,7 +211,7 @@ async def test_scored_tokens_count_too(later: Clock) -> None:
         await drain(one.score(ScoreRequest("text")))
 
 
-async def test_who_waits_is_asked_again_when_it_is_their_turn(later: Clock) -> None:
+async def test_a_waiting_request_is_checked_again_before_it_runs(later: Clock) -> None:
     backend = FakeBackend(["a"] * 10, delay=0.001)
     one = LimitedBackend(backend, Limits(running=1, waiting=2, tokens=10)).for_visitor("one")
     done = await asyncio.gather(*(drain(one.stream(ASKED)) for _ in range(3)), return_exceptions=True)
@@ -217,18 +219,18 @@ async def test_who_waits_is_asked_again_when_it_is_their_turn(later: Clock) -> N
     assert len(backend.requests) == 1
 
 
-async def test_an_answer_ends_after_its_time_and_what_was_written_was_told() -> None:
+async def test_an_answer_that_reaches_its_time_limit_keeps_its_text() -> None:
     held = Held()
     one = LimitedBackend(held, Limits(running=1, seconds=1)).for_visitor("one")
-    heard: list[StreamEvent] = []
+    events: list[StreamEvent] = []
     with pytest.raises(TimeLimitError, match="after 1 seconds"):
         async for event in one.stream(ASKED):
-            heard.append(event)
-    assert heard == [TextDelta("word", 1), STOPPED]
+            events.append(event)
+    assert events == [TextDelta("word", 1), STOPPED]
     assert (one._visitor.line, held.running) == ([], 0)
 
 
-async def test_a_stop_reaches_an_answer_that_runs_and_one_in_the_line() -> None:
+async def test_a_stop_ends_a_running_answer_and_one_in_the_queue() -> None:
     held = Held()
     one = LimitedBackend(held, Limits(running=1, waiting=1)).for_visitor("one")
     runs, waits = (replace(ASKED, stop=Stop()) for _ in range(2))
@@ -243,19 +245,19 @@ async def test_a_stop_reaches_an_answer_that_runs_and_one_in_the_line() -> None:
     assert (len(held.began), held.running, one._visitor.line) == (1, 0, [])
 
 
-async def test_the_wait_for_the_engine_comes_on_top_of_the_time() -> None:
+async def test_the_time_in_the_queue_of_the_engine_does_not_count() -> None:
     backend = FakeBackend()
     backend.queued, backend.first_delay = [Queued(1)], 1.2
     assert await drain(LimitedBackend(backend, Limits(seconds=1)).stream(ASKED))
 
 
-async def test_the_wait_for_a_model_comes_on_top_of_the_time() -> None:
+async def test_the_time_to_load_a_model_does_not_count() -> None:
     backend = FakeBackend()
     backend.state, backend.first_delay = replace(READY, stage="loading"), 1.2
     assert await drain(LimitedBackend(backend, Limits(seconds=1)).stream(ASKED))
 
 
-async def test_reading_a_prompt_takes_of_the_time() -> None:
+async def test_the_time_of_the_prefill_counts() -> None:
     backend = FakeBackend()
     backend.first_delay = 60
     one = LimitedBackend(backend, Limits(running=1, seconds=1)).for_visitor("one")
@@ -264,14 +266,14 @@ async def test_reading_a_prompt_takes_of_the_time() -> None:
     assert one._visitor.line == []
 
 
-async def test_a_wait_that_does_not_end_is_ended() -> None:
+async def test_a_wait_without_end_is_ended() -> None:
     backend = FakeBackend()
     backend.queued, backend.first_delay = [Queued(0)], 60
     with pytest.raises(TimeLimitError):
         await drain(LimitedBackend(backend, Limits(seconds=1)).stream(ASKED))
 
 
-async def test_ten_tokens_that_were_read_count_as_one(later: Clock) -> None:
+async def test_ten_prompt_tokens_count_as_one(later: Clock) -> None:
     backend = FakeBackend()
     backend.script = [TextDelta("a", 1), Finish("stop", Usage(200, 1), Timings(0, 0))]
     one = LimitedBackend(backend, Limits(tokens=21)).for_visitor("one")
@@ -280,7 +282,7 @@ async def test_ten_tokens_that_were_read_count_as_one(later: Clock) -> None:
         await drain(one.stream(ASKED))
 
 
-async def test_a_prompt_of_a_closed_answer_counts_by_its_characters(later: Clock) -> None:
+async def test_the_prompt_of_a_closed_answer_counts_by_its_characters(later: Clock) -> None:
     one = LimitedBackend(FakeBackend(), Limits(tokens=11)).for_visitor("one")
     events = one.stream(named("x" * 400))
     await anext(events)
@@ -289,7 +291,7 @@ async def test_a_prompt_of_a_closed_answer_counts_by_its_characters(later: Clock
         await drain(one.stream(ASKED))
 
 
-async def test_a_timeout_of_somebody_else_keeps_its_name() -> None:
+async def test_the_timeout_error_of_the_backend_is_raised_unchanged() -> None:
     backend = FakeBackend()
     backend.error = TimeoutError("the other server")
     with pytest.raises(TimeoutError, match="the other server"):
@@ -315,7 +317,7 @@ async def test_a_timeout_of_somebody_else_keeps_its_name() -> None:
     ],
     ids=["message", "messages", "prompt", "suffix", "document", "tool"],
 )
-async def test_texts_that_are_too_long_are_refused_before_anything_reads_them(request_: GenerationRequest) -> None:
+async def test_texts_that_are_too_long_raise_before_the_backend_gets_them(request_: GenerationRequest) -> None:
     backend = FakeBackend()
     limited = LimitedBackend(backend, Limits(characters=100))
     with pytest.raises(InvalidRequestError, match="the limit is 100"):
@@ -342,7 +344,7 @@ async def test_scoring_and_comparing_have_the_same_limits() -> None:
     await held.aclose()
 
 
-async def test_as_many_prompts_are_read_at_once_as_answers_run() -> None:
+async def test_the_limit_of_running_answers_applies_to_inspected_prompts() -> None:
     class Slow(FakeBackend):
         async def inspect(self, request: GenerationRequest, parts: bool = False) -> None:
             await asyncio.sleep(0.01)
@@ -353,7 +355,7 @@ async def test_as_many_prompts_are_read_at_once_as_answers_run() -> None:
     assert await one.inspect(ASKED) is None
 
 
-async def test_many_visitors_take_no_memory_for_ever(later: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_old_visitors_are_forgotten(later: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits_module, "MAX_VISITORS", 10)
     limited = LimitedBackend(FakeBackend(), Limits(running=1, tokens=1))
     busy = limited.for_visitor("busy")
@@ -367,7 +369,7 @@ async def test_many_visitors_take_no_memory_for_ever(later: Clock, monkeypatch: 
     await held.aclose()
 
 
-async def test_a_model_that_failed_is_tried_once_a_minute_by_all_together(later: Clock) -> None:
+async def test_a_failed_model_is_tried_once_a_minute_for_all_visitors(later: Clock) -> None:
     backend = FakeBackend()
     limited = LimitedBackend(backend, Limits(reload=60))
     backend.state = replace(READY, stage="failed", detail="Broken.")

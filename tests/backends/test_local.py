@@ -1,4 +1,4 @@
-"""Messages in, events out: on fakes for the edges, on the sample model for the whole."""
+"""Tests for the local backend: edge cases with fakes, complete answers with the sample model."""
 
 import asyncio
 import copy
@@ -63,7 +63,7 @@ async def answer(backend: LocalBackend, request: GenerationRequest) -> tuple[str
 
 @pytest.fixture
 def real(engine: Engine, sample: LoadedModel) -> LocalBackend:
-    """A backend over the session's engine. Never closed: the engine is not its own."""
+    """A backend for the engine of the session. It is not closed, because other tests use the engine."""
     return backend_over(engine, sample)
 
 
@@ -82,15 +82,15 @@ async def test_max_tokens_ends_with_length(real: LocalBackend) -> None:
 
 
 async def test_a_stop_string_is_cut_exactly(real: LocalBackend) -> None:
-    whole, _ = await answer(real, chat("Count from one to ten in words.", max_tokens=24))
-    middle = len(whole) // 2
-    stop = whole[middle : middle + 7]
+    full, _ = await answer(real, chat("Count from one to ten in words.", max_tokens=24))
+    middle = len(full) // 2
+    stop = full[middle : middle + 7]
     text, finish = await answer(real, chat("Count from one to ten in words.", max_tokens=24, stop=(stop,)))
-    assert text == whole[: whole.index(stop)]
+    assert text == full[: full.index(stop)]
     assert finish.reason == "stop"
 
 
-async def test_a_seed_repeats_a_sampled_answer_and_is_told(real: LocalBackend) -> None:
+async def test_a_seed_repeats_a_sampled_answer_and_is_in_the_finish(real: LocalBackend) -> None:
     request = chat("Tell me a story.", max_tokens=8, temperature=1.0)
     text, finish = await answer(real, request)
     assert finish.seed is not None
@@ -107,7 +107,7 @@ async def test_completion_continues_raw_text(real: LocalBackend) -> None:
     assert "Paris" in text
 
 
-async def test_context_overflow_is_refused_with_both_numbers(real: LocalBackend, sample: LoadedModel) -> None:
+async def test_a_context_overflow_raises_with_both_numbers(real: LocalBackend, sample: LoadedModel) -> None:
     with pytest.raises(ContextOverflowError, match=f"{sample.context_length:,}") as caught:
         await answer(real, GenerationRequest(prompt="word " * 9000))
     assert caught.value.prompt_tokens >= 9000
@@ -166,7 +166,10 @@ def test_fit_to_context() -> None:
 
 
 def long_chat(overflow: Any = "drop", turns: int = 200) -> GenerationRequest:
-    """Of some thousand tokens more than the sample's context holds, or ``turns`` exchanges."""
+    """Return a chat of ``turns`` exchanges.
+
+    The default has some thousand tokens more than the context of the sample.
+    """
     talk = [Message("user", "word " * 30), Message("assistant", "word " * 30)] * turns
     return GenerationRequest(
         (Message("system", "Be brief."), *talk, Message("user", "Hi")),
@@ -175,7 +178,7 @@ def long_chat(overflow: Any = "drop", turns: int = 200) -> GenerationRequest:
     )
 
 
-async def test_the_oldest_turns_are_dropped_and_told_first(sample: LoadedModel) -> None:
+async def test_the_oldest_turns_are_dropped_and_the_event_comes_first(sample: LoadedModel) -> None:
     engine = FakeEngine(sample.tokenizer("yes", add_special_tokens=False).input_ids)
     backend = backend_over(engine, sample)
     request = long_chat()
@@ -193,7 +196,7 @@ async def test_the_oldest_turns_are_dropped_and_told_first(sample: LoadedModel) 
     assert [token for part in view.parts for token, _ in part.tokens] == prompt
 
 
-async def test_overflow_is_refused_unless_it_may_drop(sample: LoadedModel) -> None:
+async def test_an_overflow_raises_unless_turns_can_be_dropped(sample: LoadedModel) -> None:
     backend = backend_over(FakeEngine([]), sample)
     with pytest.raises(ContextOverflowError):
         await answer(backend, long_chat("refuse"))
@@ -206,7 +209,7 @@ async def test_overflow_is_refused_unless_it_may_drop(sample: LoadedModel) -> No
         await answer(backend, huge)
 
 
-async def test_what_fits_is_not_dropped(sample: LoadedModel) -> None:
+async def test_a_chat_that_fits_is_not_shortened(sample: LoadedModel) -> None:
     engine = FakeEngine(sample.tokenizer("yes", add_special_tokens=False).input_ids)
     events = [event async for event in backend_over(engine, sample).stream(long_chat(turns=2))]
     assert not any(isinstance(event, Dropped) for event in events)
@@ -226,7 +229,7 @@ async def test_a_prompt_is_inspected_as_it_is_sent(sample: LoadedModel) -> None:
         assert {part.origin for part in view.parts} >= {"user"}
 
 
-async def test_a_finish_tells_what_made_the_answer(sample: LoadedModel) -> None:
+async def test_a_finish_has_the_provenance(sample: LoadedModel) -> None:
     engine = FakeEngine([])
     backend = backend_over(engine, replace(sample, source=replace(sample.source, commit="abc")))
     _, chatted = await answer(backend, chat("Hi"))
@@ -244,7 +247,7 @@ async def test_a_finish_tells_what_made_the_answer(sample: LoadedModel) -> None:
 
 async def test_a_completion_is_raw_text(sample: LoadedModel) -> None:
     tokenizer = copy.deepcopy(sample.tokenizer)
-    tokenizer.chat_template = f"{tokenizer.chat_template}{{# <think> <response> #}}"  # Granite 3.3's signs
+    tokenizer.chat_template = f"{tokenizer.chat_template}{{# <think> <response> #}}"  # the markers of Granite 3.3
     text = "<think>hm</think><response>yes"
     engine = FakeEngine(tokenizer(text, add_special_tokens=False).input_ids)
     backend = backend_over(engine, replace(sample, tokenizer=tokenizer))
@@ -264,7 +267,7 @@ async def test_an_engine_error_is_raised_after_the_text_before_it(sample: Loaded
     assert engine.closed_streams == 1
 
 
-async def test_places_in_line_are_passed_on_and_are_no_tokens(sample: LoadedModel) -> None:
+async def test_queued_events_are_forwarded_and_are_not_tokens(sample: LoadedModel) -> None:
     engine = FakeEngine(sample.tokenizer("Hello there", add_special_tokens=False).input_ids)
     engine.queued = [Queued(1), Queued(0)]
     events = [event async for event in backend_over(engine, sample).stream(chat("Hi"))]
@@ -281,14 +284,14 @@ async def test_a_stop_string_closes_the_engine_stream(sample: LoadedModel) -> No
     assert engine.closed_streams == 1
 
 
-async def test_half_a_character_at_the_end_is_not_shown(sample: LoadedModel) -> None:
+async def test_an_incomplete_character_at_the_end_is_not_shown(sample: LoadedModel) -> None:
     ids = sample.tokenizer("ok 😀", add_special_tokens=False).input_ids[:-1]
     text, finish = await answer(backend_over(FakeEngine(ids), sample), chat("Hi"))
     assert text.rstrip() == "ok"
     assert finish.reason == "length"
 
 
-async def test_a_model_without_chat_template_refuses_chat_but_completes(sample_path: Any) -> None:
+async def test_a_model_without_chat_template_raises_for_a_chat_but_completes(sample_path: Any) -> None:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(sample_path)
@@ -333,7 +336,7 @@ async def test_a_failed_load_is_raised_and_the_next_request_tries_again(sample: 
 
 
 def switching_backend(sample: LoadedModel, go: threading.Event, errors: list[ModelError]) -> LocalBackend:
-    """A backend whose second load waits for ``go`` and raises the next of ``errors``, if there is one."""
+    """Return a backend whose second load waits for ``go`` and raises the next of ``errors``, if there is one."""
     loads: list[LoadOptions] = []
 
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
@@ -377,7 +380,7 @@ async def test_the_old_model_answers_until_the_new_one_is_ready(sample: LoadedMo
     backend.close()
 
 
-async def test_a_failed_switch_is_noticed_and_the_old_model_answers(sample: LoadedModel) -> None:
+async def test_a_failed_switch_has_a_notice_and_the_old_model_answers(sample: LoadedModel) -> None:
     go = threading.Event()
     go.set()
     backend = switching_backend(sample, go, [ModelError("The hub cannot be reached.")])
@@ -412,7 +415,7 @@ async def test_an_unloaded_model_is_loaded_again_by_the_next_request(sample: Loa
     backend.close()
 
 
-def test_an_unknown_model_is_refused_at_once(sample: LoadedModel) -> None:
+def test_an_unknown_model_raises_immediately(sample: LoadedModel) -> None:
     backend = switching_backend(sample, threading.Event(), [])
     with pytest.raises(UnknownModelError):
         backend.select(LoadOptions("no-such-model"))
@@ -420,7 +423,7 @@ def test_an_unknown_model_is_refused_at_once(sample: LoadedModel) -> None:
     backend.close()
 
 
-async def test_another_model_keeps_the_engine_that_the_process_was_started_with(sample: LoadedModel) -> None:
+async def test_another_model_uses_the_engine_option_of_the_process(sample: LoadedModel) -> None:
     loads: list[LoadOptions] = []
 
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
@@ -436,7 +439,7 @@ async def test_another_model_keeps_the_engine_that_the_process_was_started_with(
     assert loads[1] == replace(NEW, dtype="float32", engine="dynamic", compile=True)
 
 
-def test_a_model_that_is_fixed_is_neither_changed_nor_unloaded(sample: LoadedModel) -> None:
+def test_a_fixed_model_is_not_changed_or_unloaded(sample: LoadedModel) -> None:
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(sample, FakeEngine([]))
 
@@ -450,20 +453,20 @@ def test_a_model_that_is_fixed_is_neither_changed_nor_unloaded(sample: LoadedMod
     backend.close()
 
 
-def test_every_model_can_be_picked_with_its_size(sample: LoadedModel) -> None:
+def test_choices_show_the_sizes_of_the_models(sample: LoadedModel) -> None:
     labels = {choice.name: choice.label for choice in switching_backend(sample, threading.Event(), []).choices()}
     assert labels["granite-3.3-2b-instruct"].startswith("Granite 3.3 · granite-3.3-2b-instruct · 2.5B")
     assert "sample" in labels
 
 
-async def test_what_fits_is_marked_once_the_device_is_known(real: LocalBackend) -> None:
+async def test_choices_show_which_models_fit_if_the_device_is_known(real: LocalBackend) -> None:
     real.wait_until_ready()
     labels = {choice.name: choice.label for choice in real.choices()}
     assert labels["sample"].endswith("fits in bf16")
     assert labels["granite-4.2-30b"].endswith(("fits in bf16", "in int4", "does not fit", "tight in bf16"))
 
 
-async def test_a_constrained_answer_is_of_its_form(real: LocalBackend) -> None:
+async def test_an_answer_matches_its_constraint(real: LocalBackend) -> None:
     schema = {"type": "object", "properties": {"age": {"type": "integer"}}, "required": ["age"]}
     constraint = Constraint.from_schema(schema)
     text, finish = await answer(real, chat("Give me an age as JSON.", constraint=constraint, max_tokens=40))
@@ -471,7 +474,7 @@ async def test_a_constrained_answer_is_of_its_form(real: LocalBackend) -> None:
     assert isinstance(json.loads(text)["age"], int)
 
 
-async def test_a_constrained_answer_goes_on_where_it_was_cut(real: LocalBackend) -> None:
+async def test_a_text_with_a_constraint_is_continued_where_it_was_cut(real: LocalBackend) -> None:
     constraint = Constraint("regex", pattern="[a-z]{3}-[0-9]{3}")
     sampling = SamplingParams(constraint=constraint)
     text, finish = await answer(real, GenerationRequest(prompt="Code abc-1", sampling=sampling, begun=("abc-1", ())))
@@ -481,7 +484,7 @@ async def test_a_constrained_answer_goes_on_where_it_was_cut(real: LocalBackend)
 
 
 class Obedient(FakeEngine):
-    """Asks the matcher before each token."""
+    """Passes each token to the matcher."""
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
@@ -494,7 +497,7 @@ class Obedient(FakeEngine):
 
 
 @pytest.mark.parametrize(("answer", "fits"), [("hm, maybe</think>\n\nno", True), ("no</think>maybe", False)])
-async def test_a_constraint_begins_behind_the_thinking(sample: LoadedModel, answer: str, fits: bool) -> None:
+async def test_a_constraint_starts_after_the_thinking(sample: LoadedModel, answer: str, fits: bool) -> None:
     tokenizer = copy.deepcopy(sample.tokenizer)
     tokenizer.chat_template = THINKS
     engine = Obedient(tokenizer(answer, add_special_tokens=False).input_ids)
@@ -513,12 +516,12 @@ async def test_a_constraint_begins_behind_the_thinking(sample: LoadedModel, answ
     ("side", "is_home"),
     [
         (LoadOptions(dtype="float32", quantization="none"), True),
-        (LoadOptions("told", dtype="float32", quantization="none"), True),
+        (LoadOptions("chosen", dtype="float32", quantization="none"), True),
         (LoadOptions(dtype="bfloat16", quantization="none"), False),
         (LoadOptions(dtype="float32", quantization="none", context=100), False),
     ],
 )
-async def test_a_side_that_is_loaded_already_is_not_loaded_again(
+async def test_a_model_that_is_already_loaded_is_not_loaded_again(
     side: LoadOptions, is_home: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compared: list[CompareRequest] = []
@@ -527,7 +530,7 @@ async def test_a_side_that_is_loaded_already_is_not_loaded_again(
         compared.append(request)
         yield Comparing("done")
 
-    status = ModelStatus("sample", "ready", name="told", setup=replace(SETUP, precision=Chosen("float32", "")))
+    status = ModelStatus("sample", "ready", name="chosen", setup=replace(SETUP, precision=Chosen("float32", "")))
     monkeypatch.setattr("granite_demo.backends.comparison.compare", compare)
     monkeypatch.setattr(ModelManager, "status", lambda self, options: status)
     monkeypatch.setattr("granite_demo.models.registry.resolve", lambda name: None)

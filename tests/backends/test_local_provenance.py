@@ -1,4 +1,4 @@
-"""What is told of how an answer was made can be checked with any SHA-256."""
+"""Tests that any SHA-256 tool can check the provenance of an answer."""
 
 from dataclasses import replace
 from hashlib import sha256
@@ -21,7 +21,7 @@ STORED = {
     "Attention": "sdpa",
     "Engine": "batching, up to 64 requests in a step",
 }
-"""The form in which conversations are saved: those saved before have to stay readable."""
+"""The format in saved conversations. Older conversations must remain readable."""
 
 
 class BatchingFake(FakeEngine):
@@ -41,7 +41,7 @@ def ready(template: Any, commit: str | None = None) -> ReadyModel:
     return ReadyModel(loaded, BatchingFake([]))
 
 
-def test_of_a_chat() -> None:
+def test_the_provenance_of_a_chat() -> None:
     assert provenance_of(ready("{{ é }}", "abc"), [1, 22, 333], raw=False, tools=False) == Provenance(
         model="granite",
         revision="abc",
@@ -52,12 +52,12 @@ def test_of_a_chat() -> None:
 
 
 def test_a_completion_has_no_template() -> None:
-    told = provenance_of(ready("{{ x }}"), [1], raw=True, tools=False)
-    assert (told.template_sha256, told.revision) == ("", "")
+    provenance = provenance_of(ready("{{ x }}"), [1], raw=True, tools=False)
+    assert (provenance.template_sha256, provenance.revision) == ("", "")
     assert provenance_of(ready(None), [1], raw=False, tools=False).template_sha256 == ""
 
 
 @pytest.mark.parametrize(("tools", "name"), [(True, "tool_use"), (False, "default")])
-def test_the_template_is_the_one_that_was_taken(tools: bool, name: str) -> None:
-    told = provenance_of(ready({"default": "default", "tool_use": "tool_use"}), [1], raw=False, tools=tools)
-    assert told.template_sha256 == sha256(name.encode()).hexdigest()
+def test_the_template_is_the_one_that_was_used(tools: bool, name: str) -> None:
+    provenance = provenance_of(ready({"default": "default", "tool_use": "tool_use"}), [1], raw=False, tools=tools)
+    assert provenance.template_sha256 == sha256(name.encode()).hexdigest()

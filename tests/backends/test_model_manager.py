@@ -1,4 +1,4 @@
-"""Loads are shared, queued and cancelled; leases keep models. The loader is a fake, the threads are real."""
+"""Tests for loads, leases and switches, with a fake loader and real threads."""
 
 import asyncio
 import threading
@@ -34,11 +34,11 @@ LOADED: Any = SimpleNamespace(
     switches=Switches(tools=True),
 )
 WAIT = 20.0
-"""Seconds after which a test gives up; never waited for when the code works."""
+"""The timeout in seconds. A test reaches it only if it fails."""
 
 
 class FakeLoader:
-    """Waits until it may go, then raises the next of ``errors``, or makes a model with a fake engine."""
+    """Waits for ``go``, then raises the next of ``errors`` or returns a model with a fake engine."""
 
     def __init__(self) -> None:
         self.go = threading.Event()
@@ -74,13 +74,13 @@ def loader() -> FakeLoader:
 
 
 @pytest.fixture
-def heard() -> list[ModelStatus]:
+def statuses() -> list[ModelStatus]:
     return []
 
 
 @pytest.fixture
-def manager(loader: FakeLoader, heard: list[ModelStatus]) -> Iterator[ModelManager]:
-    manager = ModelManager(loader, heard.append)
+def manager(loader: FakeLoader, statuses: list[ModelStatus]) -> Iterator[ModelManager]:
+    manager = ModelManager(loader, statuses.append)
     yield manager
     loader.go.set()
     manager.close()
@@ -91,7 +91,7 @@ def engine_of(ready: ReadyModel) -> FakeEngine:
 
 
 async def begin_lease(manager: ModelManager, options: LoadOptions) -> "asyncio.Task[ReadyModel]":
-    """A task that waits for a lease, begun, and that holds it for a moment."""
+    """Start a task that waits for a lease and holds it for a moment."""
 
     async def use() -> ReadyModel:
         async with manager.lease(options) as ready:
@@ -128,14 +128,14 @@ def test_loads_of_one_key_share_one(manager: ModelManager, loader: FakeLoader) -
 def test_loads_of_different_keys_queue(manager: ModelManager, loader: FakeLoader) -> None:
     futures = [manager.load(ONE), manager.load(TWO), manager.load(LoadOptions("one", dtype="float32"))]
     assert loader.started.acquire(timeout=WAIT)
-    assert not loader.started.acquire(timeout=0.1), "a second loader started beside the first"
+    assert not loader.started.acquire(timeout=0.1), "a second load started during the first"
     loader.go.set()
     assert len({id(future.result(WAIT)) for future in futures}) == 3
     assert loader.calls == ["one", "two", "one"]
     assert loader.most == 1
 
 
-def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard: list[ModelStatus]) -> None:
+def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, statuses: list[ModelStatus]) -> None:
     assert manager.status(ONE) == ModelStatus("one", "idle")
     future = manager.load(ONE)
     loader.started.acquire(timeout=WAIT)
@@ -143,7 +143,7 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
     future.result(WAIT)
     last = manager.status(ONE)
     manager.close()
-    assert heard == [
+    assert statuses == [
         ModelStatus("one", "downloading", 0.5, "half"),
         ModelStatus(
             "one",
@@ -161,7 +161,7 @@ def test_statuses_come_in_order(manager: ModelManager, loader: FakeLoader, heard
             unable=(("scoring", "a test"), ("fill in the middle", NO_TOKENS)),
         ),
     ]
-    assert last == heard[-1]
+    assert last == statuses[-1]
 
 
 def test_a_queued_load_has_a_status(manager: ModelManager, loader: FakeLoader) -> None:
@@ -170,22 +170,22 @@ def test_a_queued_load_has_a_status(manager: ModelManager, loader: FakeLoader) -
     assert manager.status(TWO) == ModelStatus("two", "loading")
 
 
-def test_a_failed_load_is_told_and_tried_again(
-    manager: ModelManager, loader: FakeLoader, heard: list[ModelStatus]
+def test_a_failed_load_has_a_status_and_is_tried_again(
+    manager: ModelManager, loader: FakeLoader, statuses: list[ModelStatus]
 ) -> None:
     loader.errors = [DownloadError("No network.")]
     loader.go.set()
     failed = manager.load(ONE)
     with pytest.raises(DownloadError, match="^No network.$"):
         failed.result(WAIT)
-    told = manager.status(ONE)
-    assert told == ModelStatus("one", "failed", None, "No network.")
+    failure = manager.status(ONE)
+    assert failure == ModelStatus("one", "failed", None, "No network.")
 
     again = manager.load(ONE)
     assert again is not failed
     assert isinstance(again.result(WAIT), ReadyModel)
     assert loader.calls == ["one", "one"]
-    assert heard.count(told) == 1
+    assert statuses.count(failure) == 1
     assert manager.status(ONE).stage == "ready"
     assert manager.status(ONE).detail == ""
 
@@ -196,29 +196,29 @@ def test_unknown_exceptions_become_model_errors_and_are_logged(
 ) -> None:
     loader.errors = [error]
     loader.go.set()
-    with pytest.raises(ModelError, match=rf"^Loading one failed \({type(error).__name__}\): see the log") as caught:
+    with pytest.raises(ModelError, match=rf"^Loading one failed \({type(error).__name__}\)\. See the log") as caught:
         manager.load(ONE).result(WAIT)
     assert manager.status(ONE).detail == str(caught.value)
     assert [record.exc_info[1] for record in caplog.records if record.exc_info] == [error]
 
 
-def test_a_listener_may_try_a_failed_load_again(loader: FakeLoader) -> None:
+def test_a_listener_can_try_a_failed_load_again(loader: FakeLoader) -> None:
     loader.errors = [DownloadError("No network.")]
     loader.go.set()
     again: list[Future[ReadyModel]] = []
-    told = threading.Event()
+    retried = threading.Event()
 
     def retry(status: ModelStatus) -> None:
         if status.stage == "failed":
             again.append(own.load(ONE))
-            told.set()
+            retried.set()
 
     own = ModelManager(loader, retry)
     try:
         first = own.load(ONE)
         with pytest.raises(DownloadError):
             first.result(WAIT)
-        assert told.wait(WAIT)
+        assert retried.wait(WAIT)
         assert again[0] is not first
     finally:
         own.close()
@@ -248,7 +248,7 @@ async def test_leases_share_a_model(manager: ModelManager, loader: FakeLoader) -
     assert not engine_of(first).closed, "the model is kept for the next lease"
 
 
-async def test_a_lease_raises_what_the_load_raised(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_a_lease_raises_the_error_of_the_load(manager: ModelManager, loader: FakeLoader) -> None:
     loader.errors = [DownloadError("No network.")]
     loader.go.set()
     with pytest.raises(DownloadError, match="No network"):
@@ -262,7 +262,7 @@ async def test_a_lease_keeps_its_model_after_an_unload(manager: ModelManager, lo
         async with manager.lease(ONE):
             manager.unload(ONE)
             assert manager.status(ONE).stage == "idle"
-        assert not engine_of(ready).closed, "the first lease goes on"
+        assert not engine_of(ready).closed, "the first lease still uses it"
         async with manager.lease(ONE) as fresh:
             assert fresh is not ready
         assert not engine_of(ready).closed
@@ -270,7 +270,7 @@ async def test_a_lease_keeps_its_model_after_an_unload(manager: ModelManager, lo
     assert not engine_of(fresh).closed
 
 
-async def test_a_block_that_raises_gives_its_lease_back(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_a_block_that_raises_ends_its_lease(manager: ModelManager, loader: FakeLoader) -> None:
     async def fail() -> None:
         async with manager.lease(ONE):
             manager.unload(ONE)
@@ -282,7 +282,7 @@ async def test_a_block_that_raises_gives_its_lease_back(manager: ModelManager, l
     assert loader.engines[0].closed
 
 
-async def test_a_visitor_who_leaves_does_not_cancel_the_load(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_a_cancelled_lease_does_not_cancel_the_load(manager: ModelManager, loader: FakeLoader) -> None:
     leaving, staying = await begin_lease(manager, ONE), await begin_lease(manager, ONE)
     await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
     leaving.cancel()
@@ -308,14 +308,14 @@ def test_unload_closes_an_idle_model(manager: ModelManager, loader: FakeLoader) 
     assert manager.status(ONE).stage == "idle"
 
 
-async def test_unload_cancels_a_load(manager: ModelManager, loader: FakeLoader, heard: list[ModelStatus]) -> None:
+async def test_unload_cancels_a_load(manager: ModelManager, loader: FakeLoader, statuses: list[ModelStatus]) -> None:
     waiting = await begin_lease(manager, ONE)
     await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
     manager.unload(ONE)
     with pytest.raises(LoadCancelledError):
         await asyncio.wait_for(waiting, WAIT)
     await asyncio.to_thread(manager.close)
-    assert heard[-1].stage == "failed"
+    assert statuses[-1].stage == "failed"
     assert not loader.engines
 
 
@@ -340,7 +340,7 @@ def test_a_load_that_ends_just_after_its_unload_is_closed(manager: ModelManager,
     assert loader.engines[0].closed
 
 
-def test_close_closes_every_engine_and_may_come_twice(manager: ModelManager, loader: FakeLoader) -> None:
+def test_close_closes_all_engines_and_can_be_called_twice(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     for options in (ONE, TWO):
         manager.load(options).result(WAIT)
@@ -388,13 +388,13 @@ async def test_close_closes_unloaded_models_in_use(manager: ModelManager, loader
 # Switching
 
 
-def test_a_switch_loads_the_new_before_it_unloads_the_old(manager: ModelManager, loader: FakeLoader) -> None:
+def test_a_switch_loads_the_new_model_before_it_unloads_the_old(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     old = manager.load(ONE).result(WAIT)
-    told: list[tuple[LoadOptions, bool]] = []
-    manager.switch(ONE, TWO, lambda options: told.append((options, engine_of(old).closed)))
+    answering: list[tuple[LoadOptions, bool]] = []
+    manager.switch(ONE, TWO, lambda options: answering.append((options, engine_of(old).closed)))
     assert loader.calls == ["one", "two"]
-    assert told == [(TWO, False)]
+    assert answering == [(TWO, False)]
     assert engine_of(old).closed
     assert not loader.engines[1].closed
     assert manager.status(ONE).stage == "idle"
@@ -404,39 +404,39 @@ def test_a_failed_switch_leaves_the_old_model(manager: ModelManager, loader: Fak
     loader.go.set()
     old = manager.load(ONE).result(WAIT)
     loader.errors = [DownloadError("No network.")]
-    told: list[LoadOptions] = []
+    answering: list[LoadOptions] = []
     with pytest.raises(DownloadError):
-        manager.switch(ONE, TWO, told.append)
-    assert told == []
+        manager.switch(ONE, TWO, answering.append)
+    assert answering == []
     assert manager.status(ONE).stage == "ready"
     assert not engine_of(old).closed
 
 
-def test_where_both_do_not_fit_the_old_goes_first(manager: ModelManager, loader: FakeLoader) -> None:
+def test_if_both_do_not_fit_the_old_model_is_unloaded_first(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     old = manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big.")]
-    told: list[tuple[LoadOptions, bool]] = []
-    manager.switch(ONE, TWO, lambda options: told.append((options, engine_of(old).closed)))
-    assert told == [(TWO, False)]
+    answering: list[tuple[LoadOptions, bool]] = []
+    manager.switch(ONE, TWO, lambda options: answering.append((options, engine_of(old).closed)))
+    assert answering == [(TWO, False)]
     assert engine_of(old).closed
     assert loader.calls == ["one", "two", "two"]
     assert manager.status(TWO).stage == "ready"
 
 
-def test_if_the_new_does_not_fit_alone_the_old_is_loaded_again(manager: ModelManager, loader: FakeLoader) -> None:
+def test_if_the_new_model_does_not_fit_alone_the_old_is_loaded_again(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big."), OutOfMemoryError("Too big.")]
-    told: list[LoadOptions] = []
+    answering: list[LoadOptions] = []
     with pytest.raises(OutOfMemoryError):
-        manager.switch(ONE, TWO, told.append)
-    assert told == [TWO, ONE]
+        manager.switch(ONE, TWO, answering.append)
+    assert answering == [TWO, ONE]
     assert isinstance(manager.load(ONE).result(WAIT), ReadyModel)
     assert loader.calls == ["one", "two", "two", "one"]
 
 
-def test_a_cancelled_load_tells_so(manager: ModelManager, loader: FakeLoader) -> None:
+def test_a_cancelled_load_fails(manager: ModelManager, loader: FakeLoader) -> None:
     future = manager.load(ONE)
     loader.started.acquire(timeout=WAIT)
     manager.cancel(ONE)
@@ -445,12 +445,12 @@ def test_a_cancelled_load_tells_so(manager: ModelManager, loader: FakeLoader) ->
     assert manager.status(ONE).stage == "failed"
 
 
-async def test_a_model_that_nobody_uses_is_unloaded(loader: FakeLoader) -> None:
+async def test_an_idle_model_is_unloaded(loader: FakeLoader) -> None:
     loader.go.set()
     own = ModelManager(loader, idle_seconds=0.2)
     async with own.lease(ONE):
         pass
-    async with own.lease(ONE) as ready:  # in time: the clock starts anew at its end
+    async with own.lease(ONE) as ready:  # before the timeout: the time starts again when it ends
         await asyncio.sleep(0.4)
         assert own.status(ONE).stage == "ready"
     await asyncio.sleep(1)
@@ -459,7 +459,9 @@ async def test_a_model_that_nobody_uses_is_unloaded(loader: FakeLoader) -> None:
     own.close()
 
 
-async def test_what_is_borrowed_goes_again_unless_it_was_there(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_a_borrowed_model_is_unloaded_unless_it_was_loaded_before(
+    manager: ModelManager, loader: FakeLoader
+) -> None:
     loader.go.set()
     async with manager.borrow(TWO, home=ONE) as ready:
         assert manager.status(TWO).stage == "ready"
@@ -472,9 +474,7 @@ async def test_what_is_borrowed_goes_again_unless_it_was_there(manager: ModelMan
     assert not engine_of(ready).closed
 
 
-async def test_where_both_do_not_fit_the_borrowed_one_waits_and_home_comes_back(
-    manager: ModelManager, loader: FakeLoader
-) -> None:
+async def test_if_both_do_not_fit_home_is_unloaded_and_loaded_again(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     answering, finished = await begin_lease(manager, ONE), asyncio.Event()
     home = await answering
@@ -489,24 +489,26 @@ async def test_where_both_do_not_fit_the_borrowed_one_waits_and_home_comes_back(
     borrowing = manager.borrow(TWO, home=ONE)
     entering = asyncio.create_task(borrowing.__aenter__())
     await asyncio.sleep(0.1)
-    assert not engine_of(home).closed, "somebody is being answered"
+    assert not engine_of(home).closed, "an answer is still running"
     assert not entering.done()
     finished.set()
     ready = await entering
     await visitor
     assert engine_of(home).closed
     assert manager.status(ONE).stage == "loading"
-    assert "in its place" in manager.status(ONE).detail
+    assert "uses its memory" in manager.status(ONE).detail
     late = await begin_lease(manager, ONE)
     await asyncio.sleep(0.05)
-    assert not late.done(), "it waits its turn"
+    assert not late.done(), "it must wait for home"
     await borrowing.__aexit__(None, None, None)
     assert (await late) is not home
     assert engine_of(ready).closed
     assert loader.calls == ["one", "two", "two", "one"]
 
 
-async def test_home_comes_back_if_the_borrowed_one_never_fits(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_home_is_loaded_again_if_the_borrowed_model_does_not_fit(
+    manager: ModelManager, loader: FakeLoader
+) -> None:
     loader.go.set()
     manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big."), OutOfMemoryError("Too big.")]
@@ -516,13 +518,13 @@ async def test_home_comes_back_if_the_borrowed_one_never_fits(manager: ModelMana
     assert manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big.")]
     manager.unload(ONE)
-    with pytest.raises(OutOfMemoryError):  # there is nothing that could make room
+    with pytest.raises(OutOfMemoryError):  # no model can be unloaded to free memory
         async with manager.borrow(TWO, home=ONE):
             pass
     assert loader.calls == ["one", "two", "two", "one", "two"]
 
 
-async def test_a_borrower_who_leaves_cancels_the_load(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_a_cancelled_borrow_cancels_the_load(manager: ModelManager, loader: FakeLoader) -> None:
     entering = asyncio.create_task(manager.borrow(TWO, home=ONE).__aenter__())
     await asyncio.to_thread(loader.started.acquire, timeout=WAIT)
     entering.cancel()
@@ -533,7 +535,7 @@ async def test_a_borrower_who_leaves_cancels_the_load(manager: ModelManager, loa
             await asyncio.sleep(0.01)
 
 
-async def test_closing_ends_those_who_wait_for_home(manager: ModelManager, loader: FakeLoader) -> None:
+async def test_close_ends_requests_that_wait_for_home(manager: ModelManager, loader: FakeLoader) -> None:
     loader.go.set()
     manager.load(ONE).result(WAIT)
     loader.errors = [OutOfMemoryError("Too big.")]

@@ -1,4 +1,4 @@
-"""Opening a model for a purpose of its own; the usual way is in test_routes."""
+"""Tests for opening a model in special cases. ``test_documented_routes`` has the usual cases."""
 
 import threading
 from dataclasses import replace
@@ -18,7 +18,7 @@ from tests.fakehub import GGUF, GRANITE, gguf_hub
 from tests.tinymodels import write_checkpoint
 
 
-async def test_no_token_ends_an_answer_that_is_measured(tmp_path: Path) -> None:
+async def test_ignore_ends_ignores_the_end_token(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "tiny", "granite")
     options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
     ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event(), ignore_ends=True)
@@ -27,13 +27,13 @@ async def test_no_token_ends_an_answer_that_is_measured(tmp_path: Path) -> None:
     hook = head.register_forward_hook(lambda module, inputs, logits: logits.new_zeros(logits.shape))
     answer = [token async for token in ready.engine.generate([5, 6, 7], SamplingParams(max_tokens=4))]
     hook.remove()
-    # All logits are equal: the choice is token 0, the tokenizer's end.
+    # All logits are equal, so the engine chooses token 0, which is the end token.
     assert [getattr(token, "id", None) for token in answer] == [0, 0, 0, 0]
     ready.engine.close()
 
 
 @pytest.mark.parametrize("asked", [True, False])
-def test_who_asks_for_compiling_hears_why_it_is_not_done(tmp_path: Path, asked: bool) -> None:
+def test_the_option_compile_has_a_reason_if_it_is_not_possible(tmp_path: Path, asked: bool) -> None:
     folder = write_checkpoint(tmp_path / "tiny", "granite")
     options = LoadOptions(model=str(folder), device="cpu", dtype="float32", compile=asked)
     ready = open_model(tmp_path, 0, options, lambda stage, fraction, detail: None, threading.Event())
@@ -45,11 +45,11 @@ def test_who_asks_for_compiling_hears_why_it_is_not_done(tmp_path: Path, asked: 
 
 
 @pytest.mark.parametrize("wanted", [0, 3])
-def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: int) -> None:
+def test_the_number_of_threads_has_its_reason(tmp_path: Path, wanted: int) -> None:
     before = torch.get_num_threads()
     folder = write_checkpoint(tmp_path / "tiny", "granite")
     options = LoadOptions(model=str(folder), device="cpu", dtype="float32")
-    choose_threads()  # measured once a process
+    choose_threads()  # measures once in a process
     torch.set_num_threads(choose_threads().count + 1)
     ready = open_model(tmp_path, wanted, options, lambda stage, fraction, detail: None, threading.Event())
     ready.engine.close()
@@ -60,7 +60,7 @@ def test_the_number_of_threads_is_told_with_its_reason(tmp_path: Path, wanted: i
     torch.set_num_threads(before)
 
 
-def test_a_damaged_gguf_file_of_the_hub_gives_way_to_the_safetensors(
+def test_the_safetensors_replace_a_damaged_gguf_file_of_the_hub(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = write_checkpoint(tmp_path / "tiny", "granite")

@@ -1,4 +1,4 @@
-"""Tokens to events, by a real tokenizer: counts, thinking, calls, citations, stop strings, and every way to end."""
+"""Tests for the conversion of tokens to events, with a real tokenizer."""
 
 import time
 from collections.abc import AsyncGenerator, Iterable, Sequence
@@ -72,7 +72,7 @@ class Answering:
 
 
 def asking(limit: int = 10_000, stop: Sequence[str] = (), **values: Any) -> GenerationRequest:
-    """A request that a tool goes with."""
+    """Return a request, by default with a tool."""
     sampling = SamplingParams(max_tokens=limit, stop=tuple(stop))
     if "prompt" not in values:
         values = {"messages": (Message("user", "Hi"),), "tools": (TOOL,), **values}
@@ -80,7 +80,7 @@ def asking(limit: int = 10_000, stop: Sequence[str] = (), **values: Any) -> Gene
 
 
 def shown(events: Iterable[StreamEvent]) -> list[Any]:
-    """The events as a reader sees them: texts joined, without counts and the Finish."""
+    """Return the events with texts joined, without counts and without the Finish."""
     seen: list[Any] = []
     for event in events:
         if isinstance(event, TextDelta | ReasoningDelta):
@@ -173,13 +173,13 @@ async def test_every_token_can_be_the_last(
         finish = finish_of(events)
         counts = [event.completion_tokens for event in events if isinstance(event, TextDelta | ReasoningDelta)]
         assert (finish.reason, finish.usage.completion_tokens) == ("length", limit)
-        # The counts are live: there is one delta or more for each token.
+        # Each token has one delta or more, so that the count is current.
         assert sorted(set(counts)) == list(range(1, limit + 1))
         assert counts == sorted(counts)
-        # Half an answer shows the beginning of the whole, and at most half a marker after it.
+        # A part of the answer shows the beginning of the full answer, and at most a part of a marker after it.
         for kind in ("thinking", "text"):
-            half, whole = joined(shown(events), kind), joined(seen, kind)
-            rest = half.removeprefix(commonprefix([half, whole])).strip()
+            part, full = joined(shown(events), kind), joined(seen, kind)
+            rest = part.removeprefix(commonprefix([part, full])).strip()
             assert any(marker.strip().startswith(rest) for marker in ("", *DIALECTS[dialect].markers))
     assert answering.engine.closed_streams == len(answering.ids) - 1
 
@@ -189,14 +189,14 @@ async def test_thinking_is_counted_with_its_markers(tokenizer: Any) -> None:
     finish = finish_of(await Answering(tokenizer, "3.3", thinking + rest + END).events())
     assert finish.usage.reasoning_tokens == len(Answering.encode(tokenizer, thinking))
     assert 0 < finish.timings.reasoning < finish.timings.total
-    # The prompt's own marker is none of the answer's tokens.
+    # A marker in the prompt is not a token of the answer.
     finish = finish_of(await Answering(tokenizer, "4.2", "ABC</think>DE", "<think>\n").events())
     assert finish.usage.reasoning_tokens == len("ABC") + 1
     finish = finish_of(await Answering(tokenizer, "3.2", "Here is my dog", "<think>\n").events())
     assert (finish.usage.reasoning_tokens, finish.timings.reasoning) == (0, 0)
 
 
-async def test_tokens_that_show_nothing_are_counted_where_they_belong(tokenizer: Any) -> None:
+async def test_tokens_without_text_count_for_thinking_or_text(tokenizer: Any) -> None:
     events = await Answering(tokenizer, "4.2", "A \n</think>B\n<tool_call>", "<think>\n").events(limit=6)
     assert events[:-1] == [
         ReasoningDelta("A", 1),
@@ -209,7 +209,7 @@ async def test_tokens_that_show_nothing_are_counted_where_they_belong(tokenizer:
     ]
 
 
-async def test_a_call_before_the_limit_is_none_to_answer(tokenizer: Any) -> None:
+async def test_a_call_before_the_limit_does_not_change_the_reason(tokenizer: Any) -> None:
     events = await Answering(tokenizer, "4.0", f"<tool_call>{CALL}</tool_call>").events()
     assert shown(events) == [CALLED]
     assert finish_of(events).reason == "length"
@@ -238,10 +238,10 @@ async def test_stop_strings_end_only_the_visible_text(tokenizer: Any) -> None:
     assert answering.engine.closed_streams == 1
 
 
-async def test_nothing_that_is_held_back_follows_a_stop_string(tokenizer: Any) -> None:
+async def test_text_that_is_held_back_does_not_follow_a_stop_string(tokenizer: Any) -> None:
     events = await Answering(tokenizer, "4.0", "A STOP\n<tool").events(stop=("STOP",))
     assert shown(events) == [("text", "A ")]
-    # White space waits for a marker, so that a stop string of it is found at the very end.
+    # Whitespace is held back for a marker, so a stop string of whitespace is found at the end.
     events = await Answering(tokenizer, "4.0", "A\n\n").events(stop=("\n\n",))
     assert shown(events) == [("text", "A")]
     assert finish_of(events).reason == "stop"
@@ -253,8 +253,8 @@ async def test_text_before_a_call_is_shown_before_it(tokenizer: Any) -> None:
     assert shown(events) == [("text", "A EN"), CALLED, ("text", "D")]
 
 
-async def test_no_call_follows_a_stop_string_that_it_completes(tokenizer: Any) -> None:
-    # "AB" may begin the longer one until the call comes.
+async def test_a_call_does_not_follow_a_stop_string_that_ends_before_it(tokenizer: Any) -> None:
+    # "AB" can be the beginning of the longer stop string until the call.
     events = await Answering(tokenizer, "4.0", f"AB<tool_call>{CALL}</tool_call>{END}").events(stop=("ABX", "B"))
     assert shown(events) == [("text", "A")]
     assert finish_of(events).reason == "stop"
@@ -268,14 +268,14 @@ async def test_a_citation_waits_for_its_text_and_is_cut_with_it(tokenizer: Any) 
     assert shown(events) == [("text", "AB "), Citation("1", 0, 3)]
 
 
-async def test_a_citation_of_text_that_a_stop_string_cuts_away_is_none(tokenizer: Any) -> None:
+async def test_a_citation_of_text_after_a_stop_string_is_dropped(tokenizer: Any) -> None:
     text = "A E<|start_of_cite|>{document_id: 1}N<|end_of_cite|>D"
     assert shown(await Answering(tokenizer, "3.3", text).events(stop=("END",))) == [("text", "A ")]
     text = "<|start_of_cite|>{document_id: 1}AB END D<|end_of_cite|>"
     assert shown(await Answering(tokenizer, "3.3", text).events(stop=("END",))) == [("text", "AB ")]
 
 
-async def test_raw_text_is_read_by_no_dialect(tokenizer: Any) -> None:
+async def test_raw_text_is_not_parsed(tokenizer: Any) -> None:
     text = f" <think>A</think> <|tool_call|><tool_call>{CALL}</tool_call>"
     answering = Answering(tokenizer, "3.3", text, "<think>\n")
     events = [event async for event in answering.stream(asking(prompt="<think>\n"))]
@@ -284,7 +284,7 @@ async def test_raw_text_is_read_by_no_dialect(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize("dialect", ["3.2", "3.3", "4.0", "4.2"])
-async def test_nothing_is_taken_for_a_call_where_nothing_can_be_called(tokenizer: Any, dialect: str) -> None:
+async def test_text_is_not_parsed_as_a_call_without_tools(tokenizer: Any, dialect: str) -> None:
     text = "A " + "".join(f"{marker}{CALL}</tool_call> B " for marker in DIALECTS[dialect].tool_open) + "D"
     answering = Answering(tokenizer, dialect, text)
     events = [event async for event in answering.stream(asking(tools=()))]
@@ -298,19 +298,19 @@ async def test_tools_that_were_called_before_can_be_called(tokenizer: Any) -> No
     assert shown(events) == [("text", "A"), CALLED]
 
 
-async def test_a_text_of_an_xml_call_stays_a_text(tokenizer: Any) -> None:
+async def test_an_argument_of_the_type_string_remains_a_string(tokenizer: Any) -> None:
     text = "<tool_call><function=f><parameter=x>42</parameter></function></tool_call>"
     events = await Answering(tokenizer, "4.2", text).events()
     assert shown(events) == [ToolCalled(ToolCall("f", '{"x": "42"}'))]
 
 
-async def test_what_made_the_answer_is_told_at_its_end(tokenizer: Any) -> None:
+async def test_the_finish_has_the_provenance(tokenizer: Any) -> None:
     made_by = Provenance("model")
     events = await Answering(tokenizer, "plain", "A").events(provenance=made_by)
     assert finish_of(events).provenance is made_by
 
 
-async def test_waiting_is_passed_on_and_is_not_counted(tokenizer: Any) -> None:
+async def test_queued_events_are_forwarded_and_not_counted(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.2", "AB", "<think>\n")
     answering.engine.queued = [Queued(1)]
     events = await answering.events()
@@ -318,7 +318,7 @@ async def test_waiting_is_passed_on_and_is_not_counted(tokenizer: Any) -> None:
     assert finish_of(events).usage.reasoning_tokens == 2
 
 
-async def test_a_reader_may_leave_at_any_event(tokenizer: Any) -> None:
+async def test_a_stream_can_be_closed_at_any_event(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "3.3", SCRIPTS[4][2])
     total = len(await answering.events())
     for position in range(total):
@@ -330,7 +330,7 @@ async def test_a_reader_may_leave_at_any_event(tokenizer: Any) -> None:
 
 
 @pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
-async def test_a_stopped_answer_ends_with_what_was_held_back_wherever_it_is(
+async def test_an_answer_that_is_stopped_anywhere_ends_with_the_text_held_back(
     tokenizer: Any, dialect: str, prompt: str, text: str, seen: list[Any], reason: str
 ) -> None:
     answering = Answering(tokenizer, dialect, text, prompt)
@@ -338,11 +338,11 @@ async def test_a_stopped_answer_ends_with_what_was_held_back_wherever_it_is(
     while True:
         request = asking()
         stream = answering.stream(request, provenance=Provenance("model"))
-        told = [await anext(stream, None) for _ in range(position)]
-        if told[-1] is None:
+        first = [await anext(stream, None) for _ in range(position)]
+        if first[-1] is None:
             break
         request.stop.set()
-        events = [event for event in told if event] + [event async for event in stream]
+        events = [event for event in first if event] + [event async for event in stream]
         finish = finish_of(events)
         count = finish.usage.completion_tokens
         assert finish.token_ids == tuple(answering.ids[:count])
@@ -355,25 +355,25 @@ async def test_a_stopped_answer_ends_with_what_was_held_back_wherever_it_is(
 
 
 @pytest.mark.parametrize(("dialect", "prompt", "text", "seen", "reason"), SCRIPTS)
-async def test_an_answer_that_goes_on_is_the_whole_one_wherever_it_was_cut(
+async def test_a_continued_answer_equals_the_full_one_wherever_it_was_cut(
     tokenizer: Any, dialect: str, prompt: str, text: str, seen: list[Any], reason: str
 ) -> None:
-    whole = await Answering(tokenizer, dialect, text, prompt).events()
-    ids = finish_of(whole).token_ids
+    full_answer = await Answering(tokenizer, dialect, text, prompt).events()
+    ids = finish_of(full_answer).token_ids
     for cut in range(1, len(ids)):
         answering = Answering(tokenizer, dialect, text, prompt)
         answering.engine.token_ids = answering.ids[cut:]
         first, answering.prompt_ids = answering.prompt_ids, [*answering.prompt_ids, *ids[:cut]]
         events = await answering.events(written=tuple(ids[:cut]))
-        assert shown(events) == shown(whole)
+        assert shown(events) == shown(full_answer)
         finish = finish_of(events)
-        assert (finish.token_ids, finish.reason) == (ids, finish_of(whole).reason)
-        assert finish.usage == finish_of(whole).usage
+        assert (finish.token_ids, finish.reason) == (ids, finish_of(full_answer).reason)
+        assert finish.usage == finish_of(full_answer).usage
         assert (finish.usage.prompt_tokens, finish.timings.written) == (len(first), cut)
         assert answering.engine.prompts == [[*first, *ids[:cut]]]
 
 
-async def test_an_answer_that_fails_yields_what_was_held_back_before_the_error(tokenizer: Any) -> None:
+async def test_an_answer_that_fails_yields_the_text_held_back_before_the_error(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", 'A\n<tool_call>\n{"name": "f"')
     answering.engine.error = EngineError("No more memory.")
     events: list[StreamEvent] = []
@@ -391,7 +391,7 @@ async def test_an_answer_that_fails_before_its_first_token_only_raises(tokenizer
         await anext(answering.stream(asking()))
 
 
-async def test_an_answer_that_is_stopped_in_the_line_knows_its_seed_and_provenance(tokenizer: Any) -> None:
+async def test_an_answer_that_is_stopped_in_the_queue_has_its_seed_and_provenance(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "4.0", "A")
     answering.engine.queued = [Queued(1)]
     request = replace(asking(), sampling=SamplingParams(temperature=1.0, seed=7, max_tokens=9))

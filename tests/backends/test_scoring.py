@@ -1,4 +1,4 @@
-"""Scoring a text: on the sample model against plain torch, on a fake engine for the edges."""
+"""Tests for scoring a text: values with the sample model and torch, edge cases with a fake engine."""
 
 import asyncio
 import math
@@ -60,20 +60,20 @@ async def test_scores_and_perplexity_equal_plain_torch(engine: Engine, sample: L
     assert summary.seconds > 0
 
 
-async def test_what_is_generated_is_scored_alike(engine: Engine, sample: LoadedModel) -> None:
+async def test_generated_tokens_have_the_same_scores(engine: Engine, sample: LoadedModel) -> None:
     prompt = encode(sample.tokenizer, "Once upon a time")
     answer = [item async for item in engine.generate(prompt, SamplingParams(max_tokens=6, logprobs=2))]
-    wrote = [item for item in answer if isinstance(item, Token)]
-    whole = ScoreRequest(token_ids=(*prompt, *(token.id for token in wrote)), alternatives=2)
-    tokens, _ = await scored(ReadyModel(sample, engine), whole)
-    for mine, theirs in zip(tokens[len(prompt) :], wrote, strict=True):
-        assert mine.id == theirs.id
-        assert mine.logprob == pytest.approx(theirs.logprob, abs=1e-3)
-        assert [other.id for other in mine.alternatives] == [index for index, *_ in theirs.alternatives]
+    generated = [item for item in answer if isinstance(item, Token)]
+    request = ScoreRequest(token_ids=(*prompt, *(token.id for token in generated)), alternatives=2)
+    tokens, _ = await scored(ReadyModel(sample, engine), request)
+    for token, expected in zip(tokens[len(prompt) :], generated, strict=True):
+        assert token.id == expected.id
+        assert token.logprob == pytest.approx(expected.logprob, abs=1e-3)
+        assert [other.id for other in token.alternatives] == [index for index, *_ in expected.alternatives]
 
 
 @pytest.mark.parametrize("alternatives", [0, 1, 20])
-async def test_as_many_alternatives_as_asked_for(sample: LoadedModel, alternatives: int) -> None:
+async def test_the_number_of_alternatives(sample: LoadedModel, alternatives: int) -> None:
     _, ready = fake(sample)
     tokens, _ = await scored(ready, ScoreRequest(TEXT, alternatives=alternatives))
     assert {len(token.alternatives) for token in tokens[1:]} == {alternatives}
@@ -86,7 +86,7 @@ async def test_a_single_token_has_no_perplexity(sample: LoadedModel) -> None:
     assert (summary.tokens, summary.logprob, summary.perplexity) == (1, 0.0, None)
 
 
-async def test_control_tokens_are_text_unless_asked_for(sample: LoadedModel) -> None:
+async def test_control_tokens_are_text_by_default(sample: LoadedModel) -> None:
     _, ready = fake(sample)
     text, end = f"a{sample.tokenizer.eos_token}b", sample.tokenizer.eos_token_id
     tokens, _ = await scored(ready, ScoreRequest(text, special_tokens=True))
@@ -96,7 +96,7 @@ async def test_control_tokens_are_text_unless_asked_for(sample: LoadedModel) -> 
     assert "".join(token.text for token in tokens) == text
 
 
-async def test_what_does_not_fit_is_refused(sample: LoadedModel) -> None:
+async def test_a_text_that_does_not_fit_raises(sample: LoadedModel) -> None:
     _, ready = fake(replace(sample, context_length=10))
     await scored(ready, ScoreRequest(token_ids=tuple(range(10))))
     with pytest.raises(ContextOverflowError, match="11 tokens"):
@@ -105,7 +105,7 @@ async def test_what_does_not_fit_is_refused(sample: LoadedModel) -> None:
         await scored(ready, ScoreRequest(token_ids=(10**7,)))
 
 
-async def test_places_in_line_come_first_and_errors_last(sample: LoadedModel) -> None:
+async def test_queued_events_come_first_and_errors_last(sample: LoadedModel) -> None:
     engine, ready = fake(sample)
     engine.queued, engine.error = [Queued(1), Queued(0)], EngineError("broken")
     events: list[object] = []
@@ -117,7 +117,7 @@ async def test_places_in_line_come_first_and_errors_last(sample: LoadedModel) ->
     assert engine.running == 0
 
 
-async def test_closing_it_stops_the_engine(sample: LoadedModel) -> None:
+async def test_closing_the_stream_stops_the_engine(sample: LoadedModel) -> None:
     engine, ready = fake(sample)
     async with aclosing(score(ready, ScoreRequest(TEXT))) as events:
         async for _ in events:
@@ -126,7 +126,7 @@ async def test_closing_it_stops_the_engine(sample: LoadedModel) -> None:
     assert (engine.running, engine.closed_streams) == (0, 1)
 
 
-async def test_what_is_not_a_number_is_told(engine: Engine, sample: LoadedModel) -> None:
+async def test_an_output_that_is_not_a_number_raises(engine: Engine, sample: LoadedModel) -> None:
     def spoil(module: object, arguments: object, output: torch.Tensor) -> torch.Tensor:
         return output * float("nan")
 

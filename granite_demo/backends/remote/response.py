@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from granite_demo.backends.response_events import Visible
+from granite_demo.backends.response_events import VisibleEvents
 from granite_demo.outputs.dialects import PLAIN, Dialect
 from granite_demo.outputs.parts import Reasoning
 from granite_demo.outputs.response_parser import ResponseParser
@@ -49,7 +49,7 @@ class Reader:
         self._tools = request.tools
         self._starts_in_reasoning = starts_in_reasoning
         self._parser: ResponseParser | None = None
-        self._visible = Visible(request.sampling.stop)
+        self._visible = VisibleEvents(request.sampling.stop)
         self._calls: dict[int, dict[str, str]] = {}
         self._arrived = arrived
         self._first: float | None = None
