@@ -24,17 +24,17 @@ from granite_demo.ui.html import note_html
 Event = TypeVar("Event")
 
 UPDATE_INTERVAL = 1 / 12
-"""Seconds between updates: faster than anybody reads, and cheap for server and browser."""
+"""Seconds between updates: faster than anyone reads, and cheap for the server and the browser."""
 SPREAD = 0.2
-"""Where several are answered an interval is longer or shorter by a random part of itself, up to this: those who asked
-together are then not all updated in the same moment, for which the model's thread would have to wait."""
+"""With several answers, each interval is longer or shorter by a random share of itself, up to this. Questions that came
+together are then not all updated at the same moment, which the model's thread would wait for."""
 MOST_UPDATES = 400
-"""A second, of all answers together: where many are answered the model's thread would wait for them."""
+"""Updates a second, of all answers together: the model's thread would wait for more of them."""
 REST = 2
-"""So many times as long as an update took is waited after it: when many are answered the server is not all updates."""
+"""The pause after an update, in multiples of its duration: with many answers, updates do not take all of the server."""
 LONGEST_INTERVAL = 1.0
 IDLE_INTERVAL = 0.4
-"""Seconds without an event after which an empty batch is yielded: Gradio notices a closed tab only when it sends."""
+"""Seconds without an event before an empty batch is yielded: Gradio notices a closed tab only when it sends."""
 
 
 async def paced(
@@ -43,10 +43,10 @@ async def paced(
     idle: float = IDLE_INTERVAL,
     answers: Callable[[], int] = lambda: 1,
 ) -> AsyncGenerator[list[Event]]:
-    """Yield what came since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
+    """Yield the events since the last batch, at most once per ``interval``; an empty batch every ``idle`` seconds.
 
-    Where the reader takes long over a batch, or ``answers`` tells that many are answered, the interval grows, up to
-    ``LONGEST_INTERVAL``.
+    The interval grows, up to ``LONGEST_INTERVAL``, where the reader takes long over a batch or ``answers``, the number
+    of answers that are written now, is high.
 
     Closing this generator closes ``events``. Raises what ``events`` raises, after the events before it.
     """
@@ -91,7 +91,7 @@ Kind = Literal["note", "error"]
 
 STILL_WRITING = "The answer is still being written. Stop it first."
 SETTLE_SECONDS = 0.2
-"""For the last update of an ended answer to reach the browser."""
+"""Time for the last update of an answer to reach the browser."""
 
 
 class Snapshot(NamedTuple):
@@ -148,10 +148,10 @@ class Visitors:
 
 
 async def snapshots(backend: Backend, build: Callable[[], GenerationRequest], stop: Stop) -> AsyncGenerator[Snapshot]:
-    """Yield the answer as it grows, until it ends or ``stop`` is set.
+    """Yield the states of the answer, until it ends or ``stop`` is set.
 
-    Errors end it with a note, never with an exception: what was written stays. ``build`` makes the request, so that a
-    value out of range is reported in the same way.
+    An error becomes the note of the last state, and the text stays; nothing is raised. ``build`` makes the request, so
+    that the same holds for a value out of range.
     """
     answer = Answer()
     start = time.perf_counter()
@@ -183,17 +183,17 @@ def _progress(status: ModelStatus, answer: Answer, elapsed: float) -> str:
 
 
 def address(visit: gr.Request) -> str:
-    """Whose limits hold for a request; see ``limits.visitor_of``."""
+    """The visitor whose limits hold for a request; see ``access.visitor_of``."""
     return visitor_of(visit.client.host if visit.client else None)
 
 
 def own(backend: Backend, visit: gr.Request) -> Backend:
-    """``backend`` as the one who asks may use it."""
+    """``backend`` within the limits of the visitor."""
     return backend.for_visitor(address(visit))
 
 
 def session(visit: gr.Request) -> str:
-    """What tells one open page from another."""
+    """The id of one open page."""
     return visit.session_hash or ""
 
 
@@ -294,7 +294,7 @@ Latest = list[Snapshot | None]
 async def side_by_side(
     streams: Sequence[Callable[[], AsyncGenerator[Snapshot]]], stop: Stop, together: bool
 ) -> AsyncGenerator[Latest]:
-    """Yield the latest snapshot of each of ``streams`` as they grow: at the same time, or one after the other.
+    """Yield the latest snapshot of each of ``streams``, which run at the same time or one after the other.
 
     Closing this generator closes all of them.
     """

@@ -40,19 +40,19 @@ function shownPart(conversation) {
   return { ...conversation, turns: Object.fromEntries(near.map((turn) => [turn.id, path.has(turn.id) ? turn : place(turn)])) };
 }
 
-/* The open conversation with a patch of the server in it, see conversation.patch in Python; the same object where the
-   patch belongs to another conversation. Only turns come from the server: nothing is undone that changed meanwhile. */
+/* The open conversation with a patch of the server, see conversation.patch in Python; the same object if the patch is of
+   another conversation. A patch has only turns, so it undoes no change that the visitor made in the meantime. */
 function merged(held, patch) {
   const { from, state: _, ...news } = patch;
-  if (from && from === held?.id) return light(news);  // a branch takes the place of the conversation it was made from
+  if (from && from === held?.id) return light(news);  // a branch takes the place of the conversation it comes from
   if (held?.id && held.id !== patch.id) return held;
   return { ...held, ...news, turns: { ...held?.turns, ...eachTurn(news.turns, lightTurn) } };
 }
 
-/* Takes in a patch: what it makes of the open conversation. A part of an answer is only kept, and so is the end of an
-   answer that belongs to another conversation. */
-let awaited = false;  // the answer has not ended here
-let measured = false;  // the server has measured the conversation with nothing typed, or will when the answer ends
+/* The open conversation after a patch. The store alone gets a part of an answer, and the end of an answer of another
+   conversation. */
+let awaited = false;  // an answer has not ended here
+let measured = false;  // the context meter is right for an empty message box, or will be when the answer ends
 function take(held, patch) {
   if (!patch?.id) return held;
   awaited = patch.state !== "";
@@ -62,14 +62,14 @@ function take(held, patch) {
   return whole;
 }
 
-/* Stop was pressed, and the server, which answers nothing, has set the page free; and yet the answer has not ended here:
-   its connection is dead, as after a change of networks. Gradio would wait for it, and ask nothing else, for good. */
+/* For Stop. If the server writes no answer, it resets the message box. If the answer has not ended here all the same, its
+   connection is dead, for example after a change of networks. Gradio would wait for it and send nothing else. */
 function reloadIfLost() {
   const busy = () => document.querySelector("#message .stop-button");
   setTimeout(() => awaited && !busy() && window.location.reload(), LOST_AFTER);
 }
 
-/* What the context meter needs after a change of the message box; null where it is up to date. */
+/* The conversation for the context meter after a change of the message box; null if the meter is right. */
 function typed(held, text) {
   measured &&= !text;
   return measured ? null : shownPart(held);

@@ -20,7 +20,7 @@ from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import own
 
 PAUSE_SECONDS = 0.5
-"""Each measurement begins with this rest, and Gradio runs one at a time: two a second for each visitor."""
+"""Each measurement starts with this pause, and Gradio runs one at a time: two a second for each visitor."""
 
 CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
 
@@ -31,13 +31,13 @@ TYPED_JS = """(held, text, ...rest) => {
   const page = window.graniteDemo;
   return [page ? page.typed(held, text) : held, text, ...rest];
 }"""
-"""A question that is sent empties the box: the server has measured that already, and gets no conversation for it."""
+"""A question that is sent empties the box. The server measures that case itself, so it gets no conversation for it."""
 
 PATIENCE_SECONDS = 1.0
 """Another server that does not reply must not hold back the end of an answer."""
 
 NOTHING = "?"
-"""Stands for the next question while nothing is written: about a token."""
+"""Stands for the next question while the box is empty: about one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +55,7 @@ def reserve(view: PromptView, max_tokens: int | None) -> int:
 
 
 def meter_html(view: PromptView | None, reserved: int) -> str:
-    """A bar of what is used, reserved for the answer and free, with the same in words; empty without a view."""
+    """A bar with the used, reserved and free tokens, and the same in words; empty without a view."""
     if view is None:
         return ""
     whole = max(view.context_length, 1)

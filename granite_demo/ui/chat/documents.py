@@ -1,4 +1,4 @@
-"""The Documents panel: files and pasted text that every request of the conversation carries."""
+"""The Documents panel: files and pasted texts that are part of every request of the conversation."""
 
 import time
 from collections.abc import Sequence
@@ -54,7 +54,7 @@ class DocumentsPanel:
     message: gr.HTML
     reason: gr.HTML
     patch: gr.JSON
-    """The conversation with its new documents, as it was when they were asked for."""
+    """The conversation with its new documents, as it was when the visitor added them."""
 
     @property
     def shown(self) -> list[Any]:
@@ -65,7 +65,7 @@ class DocumentsPanel:
 def shown_values(conversation: Conversation, reason: str | None = "", message: str = "") -> tuple[Any, ...]:
     """What the panel shows of ``conversation``.
 
-    ``reason`` tells why the model would ignore the documents, if it would: then only those that are there are shown.
+    ``reason`` is why the model would ignore documents, if it would: then the panel shows only the present ones.
     None leaves that as it is.
     """
     documents = conversation.documents
@@ -138,11 +138,11 @@ def add_files(value: Any, paths: Sequence[str] | None) -> tuple[Any, ...]:
             with suppress(OSError):
                 file.unlink(missing_ok=True)
     count = len(documents) - len(conversation.documents)
-    told = [note_html(f"Added {count} document{'s' * (count != 1)}.")] if count else []
-    told += [note_html(reason, "error") for reason in reasons[:MAX_REASONS]]
+    notes = [note_html(f"Added {count} document{'s' * (count != 1)}.")] if count else []
+    notes += [note_html(reason, "error") for reason in reasons[:MAX_REASONS]]
     if len(reasons) > MAX_REASONS:
-        told.append(note_html(f"{len(reasons) - MAX_REASONS} more files could not be added.", "error"))
-    return *_changed(conversation, documents, "".join(told)), None
+        notes.append(note_html(f"{len(reasons) - MAX_REASONS} more files could not be added.", "error"))
+    return *_changed(conversation, documents, "".join(notes)), None
 
 
 def _read(documents: tuple[Document, ...], files: list[Path]) -> tuple[tuple[Document, ...], list[str]]:

@@ -1,4 +1,4 @@
-"""What happens in the Chat tab: its events, wired to the pure functions that know what they mean."""
+"""The events of the Chat tab: each calls a function that knows nothing of the page, and shows the result."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
@@ -32,13 +32,13 @@ SETUP_JS = """(held, setup) => {
   const { version, id, title, created, updated, head, turns, ...now } = held ?? {};
   return [JSON.stringify(now) === JSON.stringify(setup) ? setup : now];
 }"""
-"""The turns, which change with every question, are not among what the panels show."""
+"""The panels show nothing of the turns, which change with every question."""
 DOWNLOAD_JS = """(bundle) => {
   if (bundle) window.graniteDemo?.download(JSON.stringify(bundle, null, 1), "answer.json", "application/json");
   return null;
 }"""
 STOP_SECONDS = 3.0
-"""To wait for a stopped answer to end before another conversation is shown."""
+"""The longest wait for a stopped answer before another conversation is shown."""
 
 
 def wire(
@@ -64,7 +64,7 @@ def wire(
     prompt_xray.wire(tab.xray, backend, tab.holder, tab.textbox, preferences.components)
     side_by_side.wire(tab.comparison, backend, control, access, demo)
     template_switches.wire(tab.switches, tab.holder, backend, changed)
-    # In the browser alone, at every letter. Gradio's event ``input`` (6.31) is none of a text that is pasted.
+    # In the browser alone, at every letter. The event ``input`` of Gradio 6.31 does not fire for a pasted text.
     tab.system_prompt.change(None, [tab.holder, tab.system_prompt], [tab.holder], js=SYSTEM_JS, **DIRECT)
     tab.patch.change(None, [tab.holder, tab.patch], [tab.holder], js=PATCH_JS, **DIRECT)
     tab.holder.change(None, [tab.holder, tab.setup], [tab.setup], js=SETUP_JS, **DIRECT)
@@ -72,7 +72,7 @@ def wire(
 
 
 def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
-    """What only shows something of the conversation."""
+    """Events that only show a part of the conversation."""
 
     def attached(value: Any) -> tuple[Any, ...]:
         return attachments(conversations.load(value), backend.status())
@@ -90,7 +90,7 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
 
     def download(event: gr.EventData, value: Any) -> tuple[Any, ...]:
         turn_id = str(event.id)
-        # What made the answer comes with the event: the page holds a mark in its place.
+        # The event brings the data that reproduces the answer: the conversation on the page has only a short form.
         whole = conversations.change(conversations.load(value), turn_id, made=event.made or {})
         return (bundle(whole, turn_id),)
 
@@ -104,7 +104,7 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
 
 
 def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> StreamingPanel:
-    """All that changes the conversation or asks the model."""
+    """Events that change the conversation or ask the model."""
     screen = [*tab.screen, tab.patch, tab.meter.bar, tab.editor.group]
     panel = StreamingPanel(backend, [tab.textbox], lambda busy: [message_box(busy=busy)], tab.message, screen)
 
@@ -116,16 +116,16 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> Str
             return respond(tab, visit, before, done, values[len(more) :], **box)
 
         inputs = [tab.holder, tab.system_prompt, tab.tools.definitions, *more, *preferences.components]
-        # A second question gets a reason for its refusal; Gradio would ignore it.
+        # "multiple": a question during an answer gets a reason. Gradio would ignore it without one.
         panel.start(name, [event], ask, inputs, trigger_mode="multiple")
 
-    way("send", tab.textbox.submit, lambda talk, _, text: actions.send(talk, text), [tab.textbox], value="")
-    way("example", tab.chatbot.example_select, lambda talk, event: actions.send(talk, str(event.value["text"])))
-    way("act", tab.acts.select, lambda talk, event: actions.act(talk, str(event.action), str(event.id), event.made))
+    way("send", tab.textbox.submit, lambda chat, _, text: actions.send(chat, text), [tab.textbox], value="")
+    way("example", tab.chatbot.example_select, lambda chat, event: actions.send(chat, str(event.value["text"])))
+    way("act", tab.acts.select, lambda chat, event: actions.act(chat, str(event.action), str(event.id), event.made))
     target = [tab.editor.target, tab.editor.box]
-    way("edit", tab.editor.save.click, lambda talk, _, turn, text: actions.edit(talk, str(turn), text), target)
+    way("edit", tab.editor.save.click, lambda chat, _, turn, text: actions.edit(chat, str(turn), text), target)
     way("results", tab.results.send.click, _with_results, tab.results.results)
-    way("run_all", tab.results.run_all.click, lambda talk, _: _go_on(tools.run_all(talk)))
+    way("run_all", tab.results.run_all.click, lambda chat, _: _go_on(tools.run_all(chat)))
     panel.stop(tab.textbox.stop).then(None, None, None, js=LOST_JS, **DIRECT)
     return panel
 
@@ -159,7 +159,7 @@ def _go_on(conversation: Conversation) -> Change:
 def wire_opening(
     tab: ChatTab, library: gr.HTML, preferences: Preferences, backend: Backend, visitors: Visitors
 ) -> None:
-    """Another conversation is opened, a new one begun, or the open one renamed."""
+    """Events that open another conversation, start a new one, or rename the open one."""
     outputs = [
         tab.holder,
         tab.patch,
@@ -172,7 +172,7 @@ def wire_opening(
     ]
 
     async def opened(visit: gr.Request, value: Any, settings: tuple[Any, ...]) -> tuple[Any, ...]:
-        # What the running answer still shows must not come after the other conversation.
+        # No update of the running answer may come after the other conversation.
         await visitors.stopped(session(visit), STOP_SECONDS)
         try:
             conversation = conversations.load(value)

@@ -20,7 +20,7 @@ ChatHistory = list[dict[str, Any]]
 """``gr.Chatbot``'s value."""
 
 WINDOW = 24
-"""Turns that are shown unless all are asked for: what an update costs must not grow with the conversation."""
+"""Turns that are shown at first: the cost of an update must not grow with the conversation."""
 
 _USER_ACTS = (("edit", "Edit"), ("clip", "Copy"))
 _ANSWER_ACTS = (
@@ -61,7 +61,7 @@ def chat_messages(
 
 
 def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False) -> ChatHistory:
-    """One turn; while it is ``busy`` it grows and cannot be acted on."""
+    """The messages of one turn; ``busy``: it is being written and has no buttons."""
     if turn.role == "user":
         return [_message("user", plain(turn.content), _acts(conversation, turn, _USER_ACTS))]
     if turn.role == "tool":

@@ -230,9 +230,9 @@ async def answers(
 
 
 def _together(status: ModelStatus, asked: Sequence[tuple[Any, Any]]) -> bool:
-    """Whether the sides are answered at once: not where one takes the memory of another, or their time.
+    """Whether the sides are answered at the same time: not where one needs the memory of the other.
 
-    On an engine that answers in turns each would look slower than it is.
+    On an engine that answers in turns, each side would look slower than it is.
     """
     if any(precision != "Automatic" or model not in ("", BESIDE) for model, precision in asked):
         return False
@@ -268,7 +268,7 @@ def costs_html(shot: Snapshot) -> str:
 
 
 def difference_words(a: Snapshot, b: Snapshot) -> str:
-    """The two answers compared in words; empty unless both have ended by themselves."""
+    """The difference of the two answers in words; empty unless both have ended by themselves."""
     if any(shot.answer.finish is None or shot.answer.finish.reason == "stopped" for shot in (a, b)):
         return ""
     sentences = [

@@ -79,7 +79,7 @@ def wire(panel: ToolsPanel, holder: gr.JSON) -> None:
 
 
 def verdict(text: str | None) -> tuple[Any, str]:
-    """What the panel tells of definitions: their number and names, or why they cannot be read."""
+    """The panel's label and note for definitions: their number and names, or why they cannot be read."""
     written = (text or "").strip()
     try:
         parse_tools(written)
@@ -277,6 +277,6 @@ def result_card(turn: Turn) -> str:
 def _card(kind: str, head: str, text: str, fault: str = "") -> str:
     # In one line: to Markdown, an empty line would end the markup.
     lines = html.escape(text).replace("\r", "").replace("\n", "&#10;")
-    told = f'<div class="fault">{" ".join(html.escape(fault).split())}</div>' if fault else ""
+    note = f'<div class="fault">{" ".join(html.escape(fault).split())}</div>' if fault else ""
     head = " ".join(head.split())
-    return f'<div class="card {kind}"><div class="card-head">{head}</div><pre>{lines}</pre>{told}</div>'
+    return f'<div class="card {kind}"><div class="card-head">{head}</div><pre>{lines}</pre>{note}</div>'

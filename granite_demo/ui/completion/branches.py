@@ -18,7 +18,7 @@ SHOWN = 24
 
 
 def view() -> gr.HTML:
-    """The component to show ``branches_html`` in. Its event ``select`` tells which branch: ``run_of``."""
+    """The component to show ``branches_html`` in. ``run_of`` reads its event ``select``."""
     return gr.HTML(js_on_load=LISTEN_JS, elem_id="branches", apply_default_css=False)
 
 

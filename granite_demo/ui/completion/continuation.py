@@ -111,14 +111,17 @@ def seeded(sampling: SamplingParams, samples: int) -> list[SamplingParams]:
 
 
 def start(tree: Tree, text: str, special: bool) -> Tree:
-    """``tree`` where it continues ``text``, else an empty one that does."""
+    """``tree`` if it continues ``text``, else an empty tree for it."""
     return tree if (tree.prompt, tree.special) == (text, special) else Tree(text, special)
 
 
 async def request_for(backend: Backend, tree: Tree, sampling: SamplingParams) -> GenerationRequest:
-    """What continues the shown branch: by the ids of its tokens where they are known. Raises GraniteDemoError."""
+    """The request that continues the shown branch, with the ids of its tokens if they are known.
+
+    Raises GraniteDemoError.
+    """
     base, ids = token_tree.prefix(tree)
-    # The constraint holds for all that is not accepted.
+    # The constraint holds for all text that is not accepted.
     begun = (base[len(tree.prompt) :], ids) if sampling.constraint else ("", ())
     asked = GenerationRequest(prompt=base, special_tokens=tree.special, sampling=sampling, begun=begun)
     if not ids:
@@ -147,7 +150,7 @@ def continued(backend: Backend, tree: Tree, samplings: Sequence[SamplingParams],
 
 
 def extended(run: Run, answer: Answer) -> Run:
-    """``run`` with what was generated after it."""
+    """``run`` with the tokens and the text of ``answer``."""
     ended = answer.finish is not None and answer.finish.reason == "stop"
     return replace(
         run,
@@ -159,7 +162,7 @@ def extended(run: Run, answer: Answer) -> Run:
 
 
 def grown(tree: Tree, run: int | None, answer: Answer) -> Tree:
-    """``tree`` with the answer to what continues it: in its last ``run`` itself, else in a new one, unless empty."""
+    """``tree`` with ``answer`` at the end of its run number ``run``, or in a new run. An empty answer adds none."""
     if run is not None:
         runs = list(tree.runs)
         runs[run] = extended(runs[run], answer)
@@ -170,7 +173,7 @@ def grown(tree: Tree, run: int | None, answer: Answer) -> Tree:
 
 
 def sampled(tree: Tree, answers: Sequence[Answer | None]) -> tuple[Tree | None, ...]:
-    """For each answer ``tree`` with all of them, of which this one is shown; None for one that is empty."""
+    """For each answer, ``tree`` with all answers, of which this one is shown; None for an empty answer."""
     following = token_tree.next_run(tree)
     runs = {
         number: extended(following, answer)

@@ -9,28 +9,28 @@ MAX_CHARACTERS = 2_000_000
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """The text now, what it was before and what was undone; the nearest states stand last."""
+    """The text, its earlier states, and the states that were undone; the nearest states are last."""
 
     text: str = ""
     past: tuple[str, ...] = ()
     future: tuple[str, ...] = ()
     put: int = 0
-    """How often a text was put into the box, beside what was typed there."""
+    """How often the page put a text into the box; typed texts do not count."""
 
 
 def seen(history: History, text: str, put: int | None) -> History:
-    """The box has ``text``, and has been put ``put`` texts: with fewer than there were, it is a text of before."""
-    # With more it is a page that outlived a restart of the server, and the text is all that is left.
+    """The history after a look at the box, which has ``text``. With a ``put`` below the history's, the text is old."""
+    # With a higher one, the page outlived a restart of the server, and only its text is left.
     return history if (put or 0) < history.put else written(history, text)
 
 
 def accepted(history: History, text: str) -> History:
-    """``text`` is put into the box."""
+    """The history after the page puts ``text`` into the box."""
     return replace(written(history, text), put=history.put + 1)
 
 
 def written(history: History, text: str) -> History:
-    """``text`` was typed. What was undone before is gone, unless nothing changed."""
+    """The history after the visitor typed ``text``. A change drops the states that were undone."""
     if text == history.text:
         return history
     past = (*history.past, history.text)[-MAX_STATES:]
@@ -40,14 +40,14 @@ def written(history: History, text: str) -> History:
 
 
 def undone(history: History) -> History:
-    """One state back, if there is one."""
+    """The history one state back, if there is one."""
     if not history.past:
         return history
     return History(history.past[-1], history.past[:-1], (*history.future, history.text), history.put + 1)
 
 
 def redone(history: History) -> History:
-    """One state forth, if there is one."""
+    """The history one state forward, if there is one."""
     if not history.future:
         return history
     return History(history.future[-1], (*history.past, history.text), history.future[:-1], history.put + 1)

@@ -1,4 +1,4 @@
-"""Fill in the middle: what stands between two texts, asked for with the model's own tokens."""
+"""Fill in the middle: the model writes what stands between two texts, with its own tokens for that."""
 
 import html
 from collections.abc import AsyncGenerator
@@ -64,7 +64,7 @@ def to_request(backend: Backend, prefix: str | None, suffix: str | None, *values
 
 
 def filled_html(prefix: str | None, middle: str | None, suffix: str | None, language: Any = "text") -> str:
-    """What was filled in, marked, between what is around it, all of it highlighted as ``language``."""
+    """The filled-in text, marked, between the texts around it; all of it is highlighted as ``language``."""
     if not middle:
         return ""
     before, after = prefix or "", suffix or ""
@@ -95,7 +95,7 @@ def _lexed(text: str, language: Any) -> list[tuple[str, str]]:
     pieces = [
         (next((name for kind, name in classes if token in kind), ""), piece) for token, piece in lexer.get_tokens(text)
     ]
-    # It makes one kind of line break of all.
+    # The lexer changes all line breaks to one kind.
     return pieces if "".join(piece for _, piece in pieces) == text else [("", text)]
 
 

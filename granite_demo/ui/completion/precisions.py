@@ -47,7 +47,7 @@ SAVE_JS = """(text) => {
 
 
 class Step(NamedTuple):
-    """How far a comparison is."""
+    """The state of a comparison."""
 
     progress: Comparing | None
     result: Comparison | None = None
@@ -131,7 +131,7 @@ def _side(status: ModelStatus, precision: Any) -> LoadOptions:
 
 
 async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: Stop) -> AsyncGenerator[Step]:
-    """Yield how far the comparison is, until it is done or ``stop`` is set. Errors end it with a note."""
+    """Yield the states of the comparison, until it is done or ``stop`` is set. An error becomes a note."""
     last: Comparing | None = None
     try:
         async with aclosing(paced(backend.compare(await asyncio.to_thread(build)))) as batches:

@@ -1,4 +1,4 @@
-"""Score: what the model thinks of a text, token by token, and of the whole."""
+"""Score: the log probability of each token of a text, and of the whole."""
 
 import asyncio
 import html
@@ -25,7 +25,7 @@ from granite_demo.ui.html import note_html
 from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop
 
 GROWTH = 1.3
-"""Shown again when there are so many times more tokens, so that what is sent stays in proportion to the text."""
+"""The factor of tokens between two updates: all updates together stay in proportion to the text."""
 EXAMPLE = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is Lisbon."
 TINTS = list(get_args(token_view.Tint))
 WRITTEN = "The text up to there, with that token, is in the Write tab."
@@ -33,7 +33,7 @@ STOPPED = "Stopped. What follows was not scored."
 
 
 class Scoring(NamedTuple):
-    """How far a text is scored."""
+    """The state of a text that is being scored."""
 
     tokens: Sequence[ScoredToken]
     summary: ScoreSummary | None

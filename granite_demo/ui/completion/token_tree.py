@@ -114,7 +114,7 @@ def next_run(tree: Tree) -> Run:
 def branched(tree: Tree, position: int, token_id: int, ends: Callable[[str], object]) -> tuple[Tree, bool]:
     """The tree with the alternative ``token_id`` at ``position`` of the shown branch, and whether that is new.
 
-    ``ends`` tells of a token's text whether it ends the branch and is none of its text. Raises InvalidRequestError.
+    ``ends`` is true for the text of a token that ends the branch and adds no text. Raises InvalidRequestError.
     """
     inside, at = _locate(tree, position)
     token = tree.runs[inside].tokens[at]

@@ -31,7 +31,7 @@ CONTROL = re.compile(r"<\|[^|]+\|>|</?(?:\w+_\w+|think|response|filename|reponam
 
 
 def view(elem_id: str, **options: Any) -> gr.HTML:
-    """The component to show a token view in. Its event ``select`` tells which alternative was picked: ``picked``."""
+    """The component to show a token view in. ``picked`` reads its event ``select``."""
     return gr.HTML(js_on_load=script("completion/token_view.js"), elem_id=elem_id, apply_default_css=False, **options)
 
 
@@ -56,7 +56,7 @@ def framed(
 ) -> str:
     """A token view: ``shades`` from 0 (no tint) to 5, None where there is nothing to tell; ``rows``: the popups' data.
 
-    ``kind`` tells the script how to read ``rows``.
+    ``kind`` is the form of ``rows``, for the script.
     """
     data = json.dumps(rows, ensure_ascii=False, separators=(",", ":")).replace("&", "&amp;").replace("'", "&#39;")
     spans = "".join(_span(text, shade) for text, shade in zip(texts, shades, strict=True))

@@ -1,4 +1,4 @@
-"""The Write tab: a text whose continuation stands apart until it is accepted. Its layout and its events."""
+"""The Write tab: a text, and its continuation apart from it until it is accepted. Its layout and its events."""
 
 import asyncio
 import html
@@ -83,11 +83,11 @@ class WriteTab:
     history: gr.State
     """``History`` of the text."""
     put: gr.Number
-    """Its ``put``, as the browser knows it: tells which of two answers at once came first."""
+    """Its ``put``, as the browser has it: shows which of two updates came first."""
     tree: gr.State
-    """``Tree`` of what is not accepted."""
+    """``Tree`` of the continuations that are not accepted."""
     drafts: gr.State
-    """A tree for each of the samples from which one is to be chosen."""
+    """A tree for each sample, while the visitor has not chosen one."""
     prompt: gr.Textbox
     run: gr.Button
     stop: gr.Button
@@ -120,7 +120,7 @@ class WriteTab:
 
     @property
     def typed(self) -> list[Any]:
-        """What an event needs that takes the text as it stands in the box."""
+        """The inputs of an event that reads the text in the box."""
         return [self.prompt, self.put, self.history]
 
     @property
@@ -147,13 +147,13 @@ def pending_values(tree: Tree, tint: Tint) -> tuple[Any, ...]:
 
 
 def history_values(history: History) -> tuple[Any, ...]:
-    """The text's states, and what can be done with them."""
+    """The history, and the buttons Undo and Redo."""
     undo, redo = gr.Button(interactive=bool(history.past)), gr.Button(interactive=bool(history.future))
     return history, history.put, undo, redo
 
 
 def no_samples() -> tuple[Any, ...]:
-    """The columns of the samples put away."""
+    """No samples, and no columns for them."""
     return None, *(gr.Column(visible=False) for _ in range(MAX_SAMPLES))
 
 
@@ -168,7 +168,7 @@ def _switch(why: str) -> gr.Checkbox:
 
 
 def counted_values(view: PromptView | None, why: str = "") -> tuple[Any, ...]:
-    """How many tokens the text has, and which, or ``why`` that is not known."""
+    """The number of tokens of the text, and the tokens; or ``why`` they are not known."""
     reason = f"<p>{html.escape(why or 'Known when the model is ready.')}</p>"
     if view is None:
         return gr.Accordion(label="Tokens"), reason
@@ -302,7 +302,7 @@ def _idle(visitors: Visitors, visit: gr.Request) -> None:
 
 
 def check_pending(tree: Tree, text: str, drafts: Any) -> None:
-    """Raise InvalidRequestError where to accept would lose samples, or put a continuation behind another text."""
+    """Raise InvalidRequestError where Accept would lose samples, or put a continuation after another text."""
     if tree.head is None and drafts:
         raise InvalidRequestError("Take one of the samples first, or discard them all.")
     if tree.head is not None and tree.prompt != text:
@@ -310,7 +310,7 @@ def check_pending(tree: Tree, text: str, drafts: Any) -> None:
 
 
 def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
-    """What is done with a continuation: accept, discard, walk its branches, take a sample."""
+    """Accept or discard a continuation, show another of its branches, take a sample."""
 
     def accept(
         visit: gr.Request, text: str | None, put: Any, history: History, tree: Tree, drafts: Any
@@ -356,7 +356,7 @@ def wire_pending(tab: WriteTab, visitors: Visitors) -> None:
 
 
 async def counted(backend: Backend, text: str | None, special: Any) -> tuple[Any, ...]:
-    """What is shown of the text's tokens."""
+    """The values that show the tokens of the text."""
     status = backend.status()
     if why := status.unable_to("token ids"):
         return counted_values(None, why)
@@ -364,7 +364,7 @@ async def counted(backend: Backend, text: str | None, special: Any) -> tuple[Any
         return counted_values(None, "The text is empty.")
     try:
         request = GenerationRequest(prompt=text, special_tokens=bool(special))
-        # Another server may tell how many there are, but not which.
+        # Another server can give the number of tokens without the tokens.
         view = await backend.inspect(request, parts=True) or await backend.inspect(request)
     except GraniteDemoError as error:
         return counted_values(None, error.user_text)
@@ -372,7 +372,7 @@ async def counted(backend: Backend, text: str | None, special: Any) -> tuple[Any
 
 
 def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
-    """Undo and redo, and what is known of the text after a pause in typing."""
+    """Undo and Redo, and the tokens of the text after a pause in typing."""
 
     async def count(visit: gr.Request, text: str | None, special: Any) -> tuple[Any, ...]:
         await asyncio.sleep(PAUSE_SECONDS)
@@ -391,7 +391,7 @@ def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:
 
     changes = [tab.prompt.change, tab.special.change, *ready]
     known = follow(changes, count, [tab.prompt, tab.special], [tab.counted, tab.ids])
-    # After the pause, and with what stands there then.
+    # After the pause, with the text that is in the box then.
     known.then(record, tab.typed, tab.edited, **DIRECT)
     tab.undo.click(undo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)
     tab.redo.click(redo, tab.typed, [tab.prompt, *tab.edited], **DIRECT)
@@ -473,7 +473,7 @@ def _several_done(tab: WriteTab, continuation: Continuation, latest: Latest) -> 
 
 
 def _columns(tab: WriteTab, count: int) -> Update:
-    """The columns of so many samples, empty, and no others."""
+    """``count`` empty columns for samples, and no others."""
     update = dict(zip(tab.sampled, no_samples(), strict=True))
     for column in tab.columns[:count]:
         update |= {column.box: gr.Column(visible=True), column.text: "", column.note: note_html("Waiting")}
