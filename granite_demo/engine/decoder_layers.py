@@ -17,7 +17,7 @@ class LayerChecks:
     """Calls a function before each layer of a model, so that Stop works inside a long chunk."""
 
     def __init__(self, model: Any) -> None:
-        self._check: Callable[[], None] = nothing
+        self._check: Callable[[], None] = no_check
         self._hooks = [layer.register_forward_pre_hook(lambda *_: self._check()) for layer in decoder_layers(model)]
 
     @contextmanager
@@ -27,7 +27,7 @@ class LayerChecks:
         try:
             yield
         finally:
-            self._check = nothing
+            self._check = no_check
 
     def remove(self) -> None:
         """Leave the model as it was."""
@@ -35,5 +35,5 @@ class LayerChecks:
             hook.remove()
 
 
-def nothing() -> None:
+def no_check() -> None:
     """A check that never stops."""

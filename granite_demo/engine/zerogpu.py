@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from granite_demo.engine.decoder_layers import nothing
+from granite_demo.engine.decoder_layers import no_check
 from granite_demo.engine.failures import as_user_error, closed_error
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.protocol import Measure, T, answer_limit
@@ -155,14 +155,14 @@ def writer(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingPar
             stack.callback(runner.release)  # the process may write another answer
             slot = runner.open(prompt_ids)
             for start in range(0, len(prompt_ids), runner.chunk):
-                logits = runner.forward(slot, prompt_ids[start : start + runner.chunk], nothing)
+                logits = runner.forward(slot, prompt_ids[start : start + runner.chunk], no_check)
             sample = Sampler(sampling, prompt_ids, logits.device)
             for left in reversed(range(answer_limit(sampling))):
                 token = sample(logits)
                 yield token
                 if token.id in there.eos_ids or not left:
                     return
-                logits = runner.forward(slot, [token.id], nothing)
+                logits = runner.forward(slot, [token.id], no_check)
 
     return write
 

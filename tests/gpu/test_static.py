@@ -94,7 +94,7 @@ def test_rows_and_views_agree_in_16_bits(tmp_path: Path, kind: str, dtype: Any, 
     made.release()
     made = runner(loaded)
     assert recorded(made), made.facts
-    assert "by torch's own FlashAttention" in made.facts[1][2]
+    assert "with torch's own FlashAttention" in made.facts[1][2]
     other = made.open(PROMPT)  # in the first slot: the text is then read in the second
     made.forward(other, PROMPT, nothing)
     error = (read(made, ids) - expected).norm(dim=1) / expected.norm(dim=1)

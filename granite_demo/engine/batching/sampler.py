@@ -93,7 +93,7 @@ class BatchSampler:
                 self._columns[:, : len(rows)] = self._pack(rows)
         self._columns.numpy()[-1, : len(rows)] = positions
         if arg_storage.device.type == "cpu":
-            arg_storage.numpy()[:, : self._slots] = self._columns.numpy()  # see batch_inputs
+            arg_storage.numpy()[:, : self._slots] = self._columns.numpy()  # numpy, as in step_inputs
         else:
             arg_storage[:, : self._slots] = self._columns.to(arg_storage.device)
         return arg_storage

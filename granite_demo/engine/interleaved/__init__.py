@@ -1,1 +1,1 @@
-"""Requests take turns, token by token, over one runner."""
+"""Engines in which requests take turns, one token at a time."""

@@ -1,4 +1,4 @@
-"""Runs a model on caches that grow: transformers' ``DynamicCache``, for every device and every architecture."""
+"""Runs a model on growing caches: ``DynamicCache`` of transformers, for every device and every architecture."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,7 +9,7 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from granite_demo.engine.decoder_layers import LayerChecks, nothing
+from granite_demo.engine.decoder_layers import LayerChecks, no_check
 from granite_demo.engine.interleaved.prefix_cache import PrefixStore
 from granite_demo.engine.protocol import score_chunk
 from granite_demo.engine.token_stream import Cancelled
@@ -20,30 +20,30 @@ from granite_demo.models.memory import PREFILL_TOKENS
 from granite_demo.types.model_status import Fact, gigabytes
 
 SLOTS = 4
-"""Conversations that take turns: with more of them each would be slower than anybody reads."""
+"""The number of simultaneous conversations. With more of them, each would be slower than reading speed."""
 
 
 @dataclass(slots=True, eq=False)
 class DynamicSlot:
-    """A cache and the token ids in it."""
+    """A cache, and the token ids in it."""
 
     cache: DynamicCache
     ids: list[int] = field(default_factory=list)
 
     @property
     def nbytes(self) -> int:
-        """The memory of all layers."""
+        """The size of all layers in bytes."""
         return sum(tensor.nbytes for layer in self.cache.layers for tensor in _tensors(vars(layer).values()))
 
     @property
     def croppable(self) -> bool:
-        """Whether tokens can be taken off the end: not from the state of a Mamba layer."""
+        """Whether tokens can be removed from the end. This is not possible with the state of a Mamba layer."""
         return all(type(layer) is DynamicLayer for layer in self.cache.layers)
 
     def crop(self, length: int) -> None:
-        """Keep the first ``length`` tokens, in layers too that are further than others."""
+        """Keep only the first ``length`` tokens, also in layers that are further than others."""
         for layer in _growing(self):
-            layer.crop(min(length - layer.get_seq_length(), 0))  # less than 0: so many off the end
+            layer.crop(min(length - layer.get_seq_length(), 0))  # a negative number removes tokens from the end
         del self.ids[length:]
 
 
@@ -60,7 +60,7 @@ def _tensors(values: Any) -> Iterator[torch.Tensor]:
 
 
 class DynamicRunner:
-    """A ``Runner`` that keeps ended conversations up to ``budget_bytes`` and goes on from what a prompt shares."""
+    """A ``Runner`` that keeps ended conversations, up to ``budget_bytes``, and reuses their common prefix."""
 
     slots = SLOTS
 
@@ -79,18 +79,18 @@ class DynamicRunner:
         self.chunk = PREFILL_TOKENS
         self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
         self.facts: tuple[Fact, ...] = (
-            ("KV cache", f"{SLOTS} conversations at a time", "each as large as its text; more of them wait in line"),
-            ("Kept", f"up to {gigabytes(budget_bytes)}", "earlier conversations: a follow-up reads only what is new"),
+            ("KV cache", f"{SLOTS} conversations at a time", "each as large as its text; other requests wait"),
+            ("Kept", f"up to {gigabytes(budget_bytes)}", "earlier conversations, so that later turns start faster"),
         )
 
     def open(self, prompt_ids: Sequence[int]) -> DynamicSlot:
         """See ``Runner.open``.
 
-        A kept cache is taken over when most of it is of use; else the conversation it is from may well go on, and
-        what is of use is copied.
+        If the prompt shares more than half of a stored cache, that cache is used. Otherwise its conversation can still
+        continue, so the shared part is copied.
         """
         slot = DynamicSlot(DynamicCache(config=self._model.config))
-        kept, shared = self._kept.find(prompt_ids, whole=not slot.croppable)
+        kept, shared = self._kept.find(prompt_ids, complete=not slot.croppable)
         if kept is None:
             return slot
         if 2 * shared > len(kept.ids):
@@ -106,7 +106,7 @@ class DynamicRunner:
         return slot
 
     def forward(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
-        """See ``Runner.forward``. ``check`` is called before each layer, so that Stop works inside a long chunk."""
+        """See ``Runner.forward``. ``check`` is called before each layer, so that a long chunk can be cancelled."""
         return self._pass(slot, ids, check, keep=1)
 
     def forward_all(self, slot: DynamicSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
@@ -117,7 +117,7 @@ class DynamicRunner:
         input_ids = torch.tensor([list(ids)], device=self._model.device)
         one = len(ids) == 1
         try:
-            with self._checks.calling(nothing if one else check), nullcontext() if one else self._prompts:
+            with self._checks.calling(no_check if one else check), nullcontext() if one else self._prompts:
                 output = self._model(
                     input_ids=input_ids, past_key_values=slot.cache, use_cache=True, logits_to_keep=keep
                 )
@@ -126,7 +126,7 @@ class DynamicRunner:
             raise
         except Exception as error:
             if is_out_of_memory(error):
-                self._kept.clear()  # the memory that can be given back
+                self._kept.clear()  # free the memory that can be freed
             raise
         slot.ids += ids
         logits: torch.Tensor = output.logits[0, -keep:]
@@ -144,16 +144,16 @@ class DynamicRunner:
             self._kept.put(slot)
 
     def discard(self, slot: DynamicSlot) -> None:
-        """See ``Runner.discard``. Nothing here holds on to an open slot."""
+        """See ``Runner.discard``. The runner has no reference to an open slot."""
 
     def warm_up(self) -> None:
-        """See ``Runner.warm_up``: a short prompt and a token, which set up what torch sets up at first use."""
+        """See ``Runner.warm_up``. Computes a short prompt and a token, so that torch does its initial work."""
         slot = DynamicSlot(DynamicCache(config=self._model.config))
-        self.forward(slot, [0] * 8, nothing)
-        self.forward(slot, [0], nothing)
+        self.forward(slot, [0] * 8, no_check)
+        self.forward(slot, [0], no_check)
 
     def release(self) -> None:
-        """See ``Runner.release``. Whoever still holds the runner does not hold the weights."""
+        """See ``Runner.release``. After that, a reference to the runner does not keep the weights."""
         self._kept.clear()
         self._checks.remove()
         if self._model is not None:

@@ -1,6 +1,6 @@
-"""The interleaved engine: a few requests take turns on one thread, each with a KV cache of its own.
+"""The interleaved engine: a few requests take turns on one thread, and each has its own KV cache.
 
-Runs on every device. Knows no caches and no models: a ``Runner`` has both.
+It runs on every device. A ``Runner`` has the model and the caches.
 """
 
 import asyncio
@@ -37,28 +37,28 @@ T = TypeVar("T")
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """One request, from its arrival to its end. All but the stream is the engine thread's."""
+    """One request. Only the engine's thread uses its attributes, except the stream."""
 
     stream: TokenStream[Token]
     prompt_ids: list[int]
     sampling: SamplingParams
     left: int
-    """Tokens that may still be generated."""
+    """The number of tokens that can still be generated."""
     slot: Any = None
     sample: Sampler | None = None
     last: int = 0
-    """The newest token of the answer, which the model has not read yet."""
+    """The newest token of the answer, which is not in the slot yet."""
     matcher: Matcher | None = None
 
     @property
-    def unread(self) -> list[int]:
+    def uncached(self) -> list[int]:
         """The rest of the prompt, or the newest token."""
         return self.prompt_ids[len(self.slot.ids) :] or [self.last]
 
 
 @dataclass(slots=True, eq=False)
 class _Score:
-    """One text to be measured, likewise."""
+    """One text to score. Only the engine's thread uses its attributes, except the stream."""
 
     stream: TokenStream[Any]
     token_ids: list[int]
@@ -67,10 +67,10 @@ class _Score:
 
 
 class InterleavedEngine:
-    """Round robin over the running requests: each in turn gets a chunk of its prompt read, or one token.
+    """Serves the running requests round robin: in each turn, a chunk of its prompt or one token is computed.
 
-    So nobody's long prompt stops the others; a text to score is read like one, from its first token on. Whoever finds
-    no free slot waits in line.
+    Therefore a long prompt does not block the other requests. A text to score is processed like a prompt, from its
+    first token on. Requests without a free slot wait in a queue.
     """
 
     def __init__(
@@ -94,7 +94,7 @@ class InterleavedEngine:
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """See ``Engine.facts``. The runner knows more once it is warm."""
+        """See ``Engine.facts``. The runner has more facts after the warm-up."""
         return self.setup.facts(self._runner.facts)
 
     async def generate(
@@ -110,7 +110,7 @@ class InterleavedEngine:
                 yield item
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
-        """See ``Engine.score``. What was read is kept like a prompt."""
+        """See ``Engine.score``. The cache of the text is kept like that of a prompt."""
         if len(token_ids) > self._runner.context_length:
             raise ContextOverflowError(len(token_ids), self._runner.context_length)
         stream: TokenStream[T] = TokenStream(asyncio.get_running_loop())
@@ -130,13 +130,13 @@ class InterleavedEngine:
             self._executor.submit(self._work)
 
     def stats(self) -> EngineStats:
-        """How many requests run and wait, and whether the GPU is lost."""
+        """See ``Engine.stats``."""
         with self._lock:
             failure = self._dead.user_text if self._dead else ""
             return EngineStats(len(self._running), len(self._line), failure=failure)
 
     def warm_up(self) -> None:
-        """Do now, on the model's thread, what the first request would otherwise wait for."""
+        """Do the initial work for which the first request would wait, on the model's thread."""
 
         def warm_up() -> None:
             with torch.inference_mode():
@@ -157,7 +157,7 @@ class InterleavedEngine:
         self._executor.shutdown(wait=True)
 
     def _work(self) -> None:
-        """Serve until nobody is left. Every request starts this; when all are served, the rest finds nothing to do."""
+        """Serve until no request is left. Each request submits a call; the calls after the first find no work."""
         with torch.inference_mode():
             while self._admit():
                 for request in list(self._running):
@@ -170,7 +170,7 @@ class InterleavedEngine:
         return bool(self._running)
 
     def _fill_slots(self) -> None:
-        # Under the lock: a request that is between line and slots could not be told that the engine closes.
+        # Under the lock, so that ``close`` finds each request either in the queue or in the running ones.
         while len(self._running) < self._runner.slots and (request := self._line.take()):
             self._running.append(request)
 
@@ -192,8 +192,8 @@ class InterleavedEngine:
             torch.cuda.empty_cache()
 
     def _give_up(self, error: BaseException) -> GraniteDemoError:
-        """Nothing can be computed any more: all requests end, those that run in their turn."""
-        log.error("The engine cannot go on.", exc_info=error)
+        """End all requests after the GPU is lost. The running ones end in their turn."""
+        log.error("The engine cannot continue.", exc_info=error)
         with self._lock:
             self._dead = dead_error()
             waiting = self._line.clear()
@@ -202,11 +202,11 @@ class InterleavedEngine:
         return self._dead
 
     def _advance(self, request: _Request) -> bool:
-        """One unit of work; whether the answer ended with it."""
+        """Compute a chunk of the prompt or one token. Return whether the answer ended."""
         request.stream.check()
         if request.slot is None:
             request.slot = self._runner.open(request.prompt_ids)
-        logits = self._read(request)
+        logits = self._forward(request)
         if len(request.slot.ids) < len(request.prompt_ids):
             return False
         if request.sample is None:
@@ -217,41 +217,41 @@ class InterleavedEngine:
         request.left -= 1
         return token.id in self._eos_ids or not request.left
 
-    def _read(self, request: _Request) -> torch.Tensor:
-        """The logits after the next chunk of the prompt, or after the newest token."""
-        unread = request.unread
-        if len(unread) == 1:
-            return self._runner.forward(request.slot, unread, request.stream.check)
-        chunk = unread[: self._chunk(self._runner.chunk)]
+    def _forward(self, request: _Request) -> torch.Tensor:
+        """Return the logits after the next chunk of the prompt, or after the newest token."""
+        uncached = request.uncached
+        if len(uncached) == 1:
+            return self._runner.forward(request.slot, uncached, request.stream.check)
+        chunk = uncached[: self._chunk(self._runner.chunk)]
         start = time.perf_counter()
         logits = self._runner.forward(request.slot, chunk, request.stream.check)
-        logits[0, 0].item()  # a GPU is behind; whoever reads a value waits for it
-        self._pace.measured(len(chunk), time.perf_counter() - start)
+        logits[0, 0].item()  # wait for the GPU
+        self._pace.record(len(chunk), time.perf_counter() - start)
         return logits
 
     def _chunk(self, most: int) -> int:
         return self._pace.size(most, alone=len(self._running) == 1)
 
     def _measure(self, request: _Score) -> bool:
-        """The same for a text to score."""
+        """Compute a chunk of a text to score. Return whether the text ended."""
         request.stream.check()
         if request.slot is None:
-            request.slot = self._runner.open(())  # what others left has no logits any more
+            request.slot = self._runner.open(())  # an empty slot, because stored caches have no logits
         position = len(request.slot.ids)
         chunk = request.token_ids[position : position + self._chunk(self._runner.score_chunk)]
         start = time.perf_counter()
         logits = self._runner.forward_all(request.slot, chunk, request.stream.check).float()
         request.stream.put(request.measure(position, logits))
-        self._pace.measured(len(chunk), time.perf_counter() - start)
+        self._pace.record(len(chunk), time.perf_counter() - start)
         return len(request.slot.ids) == len(request.token_ids)
 
     def _end(self, request: _Request | _Score, outcome: GraniteDemoError | None, keep: bool) -> None:
         try:
             if request.slot is not None:
-                # Before the reader hears of the end: a follow-up sent at once finds what it can go on from.
+                # Before the end reaches the reader, so that an immediate next turn finds this cache.
                 (self._runner.close if keep else self._runner.discard)(request.slot)
-        except Exception:  # the answer is written, and the others go on
-            log.exception("The cache of a request that ended could not be given back.")
+        except Exception:  # the answer is complete, and the other requests continue
+            log.exception("The cache of an ended request cannot be released.")
         finally:
             request.slot = None
             with self._lock:
@@ -259,29 +259,30 @@ class InterleavedEngine:
             request.stream.finish(outcome)
 
 
-SECONDS_IN_COMPANY = 0.25
+SECONDS_SHARED = 0.25
+"""The target time of a chunk if there are other requests."""
 SECONDS_ALONE = 1.0
-"""Also how long somebody who comes meanwhile waits at most."""
+"""The target time of a chunk of a single request, and the maximum time that a new request waits for it."""
 FIRST = 64
-"""The chunk before any speed was measured."""
+"""The size of the first chunk, before a speed is known, in tokens."""
 SMALLEST = 32
-"""Fewer tokens take about as long: the weights are read once a chunk."""
+"""The minimum size of a chunk. Fewer tokens take about the same time, because each chunk reads all weights."""
 
 
 class PrefillPace:
-    """Sizes of chunks from the speed of the last one."""
+    """Computes the size of a chunk from the speed of the last one."""
 
     def __init__(self) -> None:
         self._tokens_per_second = 0.0
 
     def size(self, most: int, alone: bool) -> int:
-        """The tokens of the next chunk, at most ``most``."""
+        """Return the number of tokens in the next chunk, at most ``most``."""
         if not self._tokens_per_second:
             return min(FIRST, most)
-        seconds = SECONDS_ALONE if alone else SECONDS_IN_COMPANY
+        seconds = SECONDS_ALONE if alone else SECONDS_SHARED
         return min(max(int(self._tokens_per_second * seconds), SMALLEST), most)
 
-    def measured(self, tokens: int, seconds: float) -> None:
-        """A chunk took so long. Small ones, the ends of prompts, tell nothing about the speed of large ones."""
+    def record(self, tokens: int, seconds: float) -> None:
+        """Record the time of a chunk. Small chunks, at the end of prompts, are ignored: their speed is different."""
         if tokens >= SMALLEST and seconds > 0:
             self._tokens_per_second = tokens / seconds

@@ -1,7 +1,7 @@
-"""Attention over one slot's rows of a cache that all slots share, by the FlashAttention that comes with torch.
+"""Attention to the rows of one slot in a cache that all slots share, with the FlashAttention that is a part of torch.
 
-Which rows those are is read from the GPU's memory (``cu_seq_lens_k``), so one recorded step serves every slot, and
-only what is filled is read. Needs no package. The fallback elsewhere is torch's sdpa on a view of one slot.
+The range of rows is in GPU memory (``cu_seq_lens_k``), so one recorded step can be used for all slots, and only filled
+rows are read. If this attention is not possible, the runner uses torch's sdpa on a view of one slot.
 """
 
 from typing import Any
@@ -11,16 +11,16 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-NAME = "granite_demo_rows"
-"""What transformers calls this attention."""
-TOLERANCE = 0.05
-"""Largest difference from the exact result that 16 bits explain, for values about 1."""
+ROW_ATTENTION = "granite_demo_rows"
+"""The name of this attention in transformers."""
+MAX_DIFFERENCE = 0.05
+"""The maximum rounding difference from the exact result in 16 bits, for values about 1."""
 
 
 def register() -> None:
-    """Make NAME known to transformers. Without our lengths, for whoever else calls the model, it is sdpa."""
-    AttentionInterface.register(NAME, attention)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    """Register ROW_ATTENTION in transformers. In calls without ``cu_seq_lens_k``, it is sdpa."""
+    AttentionInterface.register(ROW_ATTENTION, attention)
+    AttentionMaskInterface.register(ROW_ATTENTION, sdpa_mask)
 
 
 def attention(
@@ -36,7 +36,10 @@ def attention(
     max_length_k: int = 0,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
-    """transformers' attention function: ``query`` (1, heads, n, size); ``key`` and ``value`` (rows, kv heads, size)."""
+    """An attention function for transformers.
+
+    ``query``: (1, heads, n, size). ``key``, ``value``: (rows, KV heads, size). Returns (1, n, heads, size).
+    """
     if cu_seq_lens_q is None or cu_seq_lens_k is None:
         output, nothing = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         return output, nothing
@@ -54,9 +57,11 @@ def attend(
     max_length_k: int,
     scaling: float | None,
 ) -> torch.Tensor:
-    """The n queries (n, heads, size), which are the last n of the rows from ``cu_seq_lens_k[0]`` to ``[1]``, causally.
+    """Return the causal attention of n queries, shape (n, heads, size), to the rows of one slot.
 
-    For a single query the work is split over ``max_length_k`` rows, so that is better not much more than are used.
+    The slot has the rows from ``cu_seq_lens_k[0]`` to ``cu_seq_lens_k[1]``, and the queries belong to the last n of
+    them. For a single query, the work is split over ``max_length_k`` rows, so this should not be much larger than the
+    number of rows.
     """
     if not query.is_cuda:
         return exact(query, keys, values, cu_seq_lens_k, scaling)
@@ -79,7 +84,7 @@ def attend(
 def exact(
     query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, cu_seq_lens_k: torch.Tensor, scaling: float | None
 ) -> torch.Tensor:
-    """The same in plain float32 arithmetic."""
+    """Compute the same as ``attend`` in float32."""
     first, end = cu_seq_lens_k.tolist()
     count, groups = query.shape[0], query.shape[1] // keys.shape[1]
     q = query.float().transpose(0, 1)
@@ -90,7 +95,7 @@ def exact(
 
 
 def rows_problem(config: Any, device: torch.device, dtype: torch.dtype) -> str:
-    """Why this attention cannot be used for a model, or nothing. Tries it, on a GPU that should be able to."""
+    """Return why this attention cannot be used for a model, or "". On a suitable GPU, this runs it for a test."""
     if device.type != "cuda":
         return "it needs a CUDA GPU"
     if dtype not in (torch.bfloat16, torch.float16):
@@ -103,12 +108,12 @@ def rows_problem(config: Any, device: torch.device, dtype: torch.dtype) -> str:
         errors = [_error(heads, kv_heads, size, count, device, dtype) for count in (1, 5)]
     except (RuntimeError, AttributeError, TypeError) as failure:
         return f"this torch does not offer it ({(str(failure) or type(failure).__name__).splitlines()[0]})"
-    wrong = [error for error in errors if not error < TOLERANCE]  # NaN, too
-    return f"its results are off by {wrong[0]:.2f} on this GPU" if wrong else ""
+    wrong = [error for error in errors if not error < MAX_DIFFERENCE]  # also true for NaN
+    return f"its results have an error of {wrong[0]:.2f} on this GPU" if wrong else ""
 
 
 def _error(heads: int, kv_heads: int, size: int, count: int, device: torch.device, dtype: torch.dtype) -> float:
-    """The largest difference from ``exact`` for ``count`` queries in the middle of rows."""
+    """Return the largest difference from ``exact`` for ``count`` queries in the middle of the rows."""
     random = torch.Generator(device).manual_seed(0)
 
     def rows(*shape: int) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The seam inside the interleaved engine: who schedules requests, and who runs the model on a KV cache."""
+"""The protocol between the interleaved engine, which schedules requests, and a runner, which has model and caches."""
 
 from collections.abc import Callable, Sequence
 from typing import Protocol, TypeVar
@@ -12,54 +12,54 @@ class Slot(Protocol):
     """One KV cache."""
 
     ids: list[int]
-    """The token ids whose keys and values it holds, in order."""
+    """The token ids in the cache, in order."""
 
 
 S = TypeVar("S", bound=Slot)
 
 
 class Runner(Protocol[S]):
-    """Runs the model on slots. Every method but the attributes is called on the engine's thread only."""
+    """Runs the model on slots. All methods are called on the engine's thread only."""
 
     facts: tuple[Fact, ...]
-    """(name, value, reason) of its own choices."""
+    """(name, value, reason) of the runner's choices."""
     slots: int
-    """How many slots may be open at once."""
+    """The maximum number of open slots."""
     context_length: int
-    """The most tokens of one of them."""
+    """The maximum number of tokens in a slot."""
     chunk: int
-    """The most tokens that ``forward`` takes at once."""
+    """The maximum number of tokens in a call of ``forward``."""
     score_chunk: int
-    """The most that ``forward_all`` takes."""
+    """The maximum number of tokens in a call of ``forward_all``."""
 
     def open(self, prompt_ids: Sequence[int]) -> S:
-        """A slot whose ids are a proper prefix of the prompt: what an earlier conversation left, or none."""
+        """Return a slot whose ids are a proper prefix of the prompt, from an earlier conversation, or empty."""
         ...
 
     def forward(self, slot: S, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
         """Append ``ids`` to the slot and return the logits after the last of them, shape (1, vocabulary).
 
-        Calls ``check`` now and then, which raises Cancelled; the slot is then as it was before the call. After any
-        other exception the slot can only be discarded.
+        Calls ``check`` from time to time. If it raises Cancelled, the slot is as before the call. After any other
+        exception, the slot can only be discarded.
         """
         ...
 
     def forward_all(self, slot: S, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
-        """The same with the logits after each of ``ids``, shape (n, vocabulary)."""
+        """Do the same as ``forward``, but return the logits after each of ``ids``, shape (n, vocabulary)."""
         ...
 
     def close(self, slot: S) -> None:
-        """The request ended; the slot is kept for a later prompt that begins the same, as long as there is room."""
+        """Keep the slot of an ended request for later prompts with the same prefix, while there is space."""
         ...
 
     def discard(self, slot: S) -> None:
-        """Forget the slot: an exception came out of ``forward``."""
+        """Drop a slot in which ``forward`` failed."""
         ...
 
     def warm_up(self) -> None:
-        """Do now what the first request would otherwise wait for."""
+        """Do the initial work for which the first request would wait."""
         ...
 
     def release(self) -> None:
-        """Let go of the model and of every slot."""
+        """Drop the references to the model and to all slots."""
         ...

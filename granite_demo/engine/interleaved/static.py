@@ -1,7 +1,7 @@
-"""Runs a model on caches of a fixed size with recorded steps: the fast way on a GPU without FlashAttention's package.
+"""Runs a model on static caches with recorded steps, which is fast on a GPU without the package flash-attn.
 
-A few slots hold a conversation each, up to the whole context. Launching the kernels of a step one by one takes longer
-than the step itself; recorded in a CUDA graph they start at once.
+Each of a few slots has one conversation, up to the full context. To launch the kernels of a step one by one takes
+longer than the step itself; a CUDA graph starts them all with one call.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 
-from granite_demo.engine.decoder_layers import LayerChecks, nothing
+from granite_demo.engine.decoder_layers import LayerChecks, no_check
 from granite_demo.engine.interleaved.cuda_graph import GraphRecorder, Record
 from granite_demo.engine.interleaved.prefix_cache import common
 from granite_demo.engine.interleaved.row_attention import rows_problem
@@ -41,10 +41,10 @@ class StaticSlot:
 
 
 class StaticRunner:
-    """A ``Runner``. An ended conversation stays in its slot until another one needs it.
+    """A ``Runner``. An ended conversation stays in its slot until another conversation needs the slot.
 
-    ``record`` and ``rows`` are chosen by the machine unless given: what records steps, or None; whether attention is
-    ``row_attention``. Raises ValueError, with the reason, for a model whose layers cannot have a static cache.
+    ``record`` records steps, or is None. ``rows`` is whether ``row_attention`` is used. The defaults depend on the
+    machine. Raises ValueError, with the reason, for a model whose layers cannot have a static cache.
     """
 
     def __init__(
@@ -75,16 +75,16 @@ class StaticRunner:
         self.chunk = PREFILL_TOKENS
         self.score_chunk = min(self.chunk, score_chunk(self._model.config.vocab_size))
         self.facts = self._facts()
-        """Complete once ``warm_up`` is over."""
+        """Complete after ``warm_up``."""
 
     def _facts(self) -> tuple[Fact, ...]:
-        size = f"{gigabytes(self._steps.nbytes)}, allocated once; more of them wait in line"
-        attention = "attention by torch's own FlashAttention"
+        size = f"{gigabytes(self._steps.nbytes)}, allocated once; other requests wait"
+        attention = "attention with torch's own FlashAttention"
         if self._sdpa_because:
             attention = f"torch's own FlashAttention is not used: {self._sdpa_because}"
-        decoding = "step by step", self._step_by_step_because or "nothing is recorded yet"
+        decoding = "step by step", self._step_by_step_because or "no step is recorded yet"
         if self._steps.recorded:
-            reasons = ("a token is one launch instead of hundreds", attention, self._no_chunks_because)
+            reasons = ("a token needs one launch instead of hundreds", attention, self._no_chunks_because)
             decoding = f"{self._steps.recorded} CUDA graphs", "; ".join(filter(None, reasons))
         return ("KV cache", f"{self.slots} conversations at a time", size), ("Decoding", *decoding)
 
@@ -92,8 +92,8 @@ class StaticRunner:
     def open(self, prompt_ids: Sequence[int]) -> StaticSlot:
         """See ``Runner.open``.
 
-        A slot is taken over when most of it is of use; else its conversation may well go on, and what is of use is
-        copied to the one that was used longest ago.
+        If the prompt shares more than half of a slot, that slot is used. Otherwise its conversation can still continue,
+        so the shared part is copied to the least recently used slot.
         """
         shared = {slot: self._shared(slot, prompt_ids) for slot in self._slots}
         free = sorted((slot for slot in self._slots if not slot.open), key=lambda slot: slot.used)
@@ -127,7 +127,7 @@ class StaticRunner:
 
     @torch.inference_mode()
     def forward(self, slot: StaticSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
-        """See ``Runner.forward``. ``check`` is called before each recorded step, and each layer of others."""
+        """See ``Runner.forward``. ``check`` is called before each recorded step, and before each layer otherwise."""
         rest = list(ids)
         with self._reading(slot, len(rest), check):
             for count, size in self._steps.cut(len(slot.ids), len(rest)):
@@ -139,7 +139,7 @@ class StaticRunner:
 
     @torch.inference_mode()
     def forward_all(self, slot: StaticSlot, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:
-        """See ``Runner.forward_all``. Recorded steps keep the last logits only, so this pass is a new one."""
+        """See ``Runner.forward_all``. This pass is not recorded, because recorded steps keep only the last logits."""
         with self._reading(slot, len(ids), check):
             logits = self._steps.run_for_all(slot.place, len(slot.ids), list(ids))
             slot.ids += ids
@@ -163,15 +163,15 @@ class StaticRunner:
         self._touch(slot)
 
     def discard(self, slot: StaticSlot) -> None:
-        """See ``Runner.discard``. The next ``open`` cleans up."""
+        """See ``Runner.discard``. The next ``open`` clears the slot."""
         slot.ids, slot.used, slot.open, slot.dirty = [], 0, False, True
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """See ``Runner.warm_up``: allocate the caches and record the steps, or find out that they cannot be."""
+        """See ``Runner.warm_up``. Allocates the caches and records the steps, if that is possible."""
         for slot in self._slots:
-            self.forward(slot, [0] * 8, nothing)
-            self.forward(slot, [0], nothing)
+            self.forward(slot, [0] * 8, no_check)
+            self.forward(slot, [0], no_check)
         if self._record is not None:
             self._try_to_record(self._record)
         for slot in self._slots:
@@ -192,7 +192,7 @@ class StaticRunner:
             self._no_chunks_because = _cannot("a chunk of a prompt", error)
 
     def release(self) -> None:
-        """See ``Runner.release``. Whoever still holds the runner does not hold the weights."""
+        """See ``Runner.release``. After that, a reference to the runner does not keep the weights."""
         self._steps.release()
         self._record = None
         self._slots.clear()

@@ -1,6 +1,6 @@
-"""KV caches of a fixed size, allocated once: a recorded step reads and writes the same memory each time.
+"""KV caches of a fixed size, allocated once, because a recorded step always reads and writes the same memory.
 
-Knows no model and no requests. Every attention layer has one tensor of rows for all slots, slot after slot.
+Each attention layer has one tensor with the rows of all slots, one slot after the other.
 """
 
 from dataclasses import dataclass
@@ -13,17 +13,17 @@ from transformers.cache_utils import Cache, CacheLayerMixin, LinearAttentionLaye
 
 @dataclass(slots=True)
 class Window:
-    """What the running step touches; set before each step, read by every layer."""
+    """The rows that the current step reads and writes. It is set before each step, and all layers read it."""
 
     rows: torch.Tensor | None = None
-    """The rows that it writes, shape (tokens,)."""
+    """The rows that the step writes, shape (tokens,)."""
     first: int = 0
     seen: int = 0
-    """It reads ``seen`` rows from ``first`` on, in a cache that shows a slot at a time."""
+    """The step reads ``seen`` rows, starting at ``first``, if attention gets a view of one slot."""
 
 
 class RowsLayer(CacheLayerMixin):
-    """The keys and values of one attention layer: rows of shape (key/value heads, head size)."""
+    """The keys and values of one attention layer: rows of shape (KV heads, head size)."""
 
     is_sliding = False
 
@@ -34,7 +34,7 @@ class RowsLayer(CacheLayerMixin):
         self._whole = whole
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None:
-        """Allocate. Zeros, since attention multiplies what it masks by 0, which leaves NaN NaN."""
+        """Allocate zeros, because attention multiplies masked values by 0, and 0 times NaN is NaN."""
         self.keys = key_states.new_zeros((self._rows, key_states.shape[1], key_states.shape[3]))
         self.values = value_states.new_zeros((self._rows, value_states.shape[1], value_states.shape[3]))
         self.is_initialized = True
@@ -42,7 +42,7 @@ class RowsLayer(CacheLayerMixin):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Write the window's rows; return all rows, or the window's view of shape (1, heads, seen, head size)."""
+        """Write the rows of the window. Return all rows, or the view of one slot: (1, heads, seen, head size)."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         assert self.keys is not None
@@ -56,51 +56,51 @@ class RowsLayer(CacheLayerMixin):
         return self.keys[seen].transpose(0, 1)[None], self.values[seen].transpose(0, 1)[None]
 
     def copy(self, source: int, target: int, count: int) -> None:
-        """Copy ``count`` rows from row ``source`` on to row ``target`` on."""
+        """Copy ``count`` rows, starting at row ``source``, to row ``target``."""
         for tensor in (self.keys, self.values):
             if tensor is not None:
                 tensor[target : target + count] = tensor[source : source + count]
 
     def wipe(self, first: int, count: int) -> None:
-        """Back to zeros: what failed may have left NaN."""
+        """Set rows to zero, because a failed step can leave NaN."""
         for tensor in (self.keys, self.values):
             if tensor is not None:
                 tensor[first : first + count] = 0
 
     def drop(self) -> None:
-        """Let go of the memory."""
+        """Free the memory."""
         self.keys = self.values = None
         self.is_initialized = False
 
     @property
     def nbytes(self) -> int:
-        """What is allocated."""
+        """The allocated bytes."""
         return sum(tensor.nbytes for tensor in (self.keys, self.values) if tensor is not None)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        """Length and offset of what the step sees. Not asked for while the mask is given."""
+        """Return the length and the offset of the rows that the step reads. Not called if there is a mask."""
         return self._window.seen, 0
 
     def get_seq_length(self) -> int:
-        """Not known here, and not asked for while positions are given."""
+        """Not supported, and not called if there are positions."""
         raise NotImplementedError
 
     def get_max_length(self) -> int:
-        """The rows of all slots."""
+        """Return the number of rows of all slots."""
         return self._rows
 
 
 def cache_problem(config: Any) -> str:
-    """Why the layers of such a model cannot have a static cache, or nothing."""
+    """Return why the layers of a model with this config cannot have a static cache, or "" if they can."""
     kinds = {type(layer) for layer in StaticCache(config=config, max_cache_len=1).layers}
     others = kinds - {StaticLayer, LinearAttentionLayer}
     return f"it has layers of the kind {others.pop().__name__}" if others else ""
 
 
 def make_caches(config: Any, window: Window, slots: int, length: int, whole: bool) -> list[Cache]:
-    """A cache for each slot of ``length`` tokens. Attention layers are the same objects in all; states are not.
+    """Return a cache of ``length`` tokens for each slot. All caches share the attention layers, but not the states.
 
-    ``whole``: attention is shown the rows of all slots, instead of a view of one. Raises ValueError for other layers.
+    With ``whole``, attention gets the rows of all slots instead of a view of one. Raises ValueError for other layers.
     """
     if problem := cache_problem(config):
         raise ValueError(problem)
@@ -118,17 +118,17 @@ def make_caches(config: Any, window: Window, slots: int, length: int, whole: boo
 
 
 def rows_layers(cache: Cache) -> list[RowsLayer]:
-    """The attention layers."""
+    """Return the attention layers."""
     return [layer for layer in cache.layers if isinstance(layer, RowsLayer)]
 
 
 def state_layers(cache: Cache) -> list[LinearAttentionLayer]:
-    """The layers that keep a state of fixed size, which cannot be rewound."""
+    """Return the layers with a state of fixed size, which cannot be rewound."""
     return [layer for layer in cache.layers if isinstance(layer, LinearAttentionLayer)]
 
 
 def forget_states(cache: Cache) -> None:
-    """Start a new text: states of zeros, which count as a previous state so that a recorded step may read them."""
+    """Set the states to zero for a new text. They count as previous states, so that a recorded step can read them."""
     for layer in state_layers(cache):
         layer.reset()
         layer.has_previous_state = dict(layer.is_conv_states_initialized)

@@ -1,7 +1,7 @@
-"""One pass of the model over a static cache: computed, or recorded once and replayed where the sizes are the same.
+"""One pass of the model over a static cache, computed directly or as a replay of a recorded step with the same sizes.
 
-Recorded are one token at a few lengths of cache and, where one recording serves all slots, chunks of a prompt that
-are padded to a few sizes. Knows no requests and no slots but their place in the cache.
+Recorded steps are one token at a few cache lengths and, if one recording can be used for all slots, chunks of a prompt
+that are padded to a few sizes.
 """
 
 from collections.abc import Iterator
@@ -17,25 +17,25 @@ from granite_demo.engine.interleaved.cuda_graph import Record
 from granite_demo.engine.interleaved.static_cache import Window, make_caches, rows_layers, state_layers
 
 GRAIN = 64
-"""Slots are a multiple of this long: some kernels are slow or refuse to work on odd lengths."""
+"""The length of a slot is a multiple of this, because some kernels are slow with, or do not support, odd lengths."""
 HEADER = 3
-"""The inputs of a step, in one tensor so that they take one copy to the GPU: the slot's first row, the position of the
-first token in the slot, the index of the last token that is not padding. Then the token ids."""
+"""The number of values before the token ids in the inputs of a step: the first row of the slot, the position of the
+first token in the slot, and the index of the last token that is not padding. One tensor needs one copy to the GPU."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What is recorded."""
+    """The sizes of recorded steps."""
 
     shortest: int = 1024
-    """Tokens of cache in the smallest recording of one token; the next has 2 or 4 times as many, up to the context."""
+    """The cache tokens of the smallest recording of one token. The next has 2 or 4 times as many, up to the context."""
     padded: tuple[int, ...] = (128, 512, 2048)
-    """Tokens of a chunk, rising; at least one."""
+    """The tokens of a chunk, in ascending order; at least one size."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a slot is in the cache."""
+    """The location of a slot in the cache."""
 
     index: int
     first: int
@@ -43,7 +43,7 @@ class Place:
 
 
 class Steps:
-    """Calls the model. ``rows``: with ``row_attention``, which sees all slots; else a step sees a view of its slot."""
+    """Runs the model. With ``rows``, it uses ``row_attention``; otherwise a step gets a view of its slot."""
 
     def __init__(self, model: Any, dtype: torch.dtype, context: int, slots: int, rows: bool, sizes: Sizes) -> None:
         self.length = -(-context // GRAIN) * GRAIN
@@ -55,7 +55,7 @@ class Steps:
         caches = make_caches(model.config, self._window, slots, self.length, whole=rows)
         self.places = [Place(index, index * self.length, cache) for index, cache in enumerate(caches)]
         self.rewinds = not state_layers(caches[0])
-        """Whether a slot can go back to an earlier token."""
+        """Whether a slot can be rewound to an earlier token."""
         self._one_for_all = rows and self.rewinds
         self._lengths = self._doubling()
         self._offsets = torch.arange(self.length + 1, device=model.device)
@@ -68,20 +68,20 @@ class Steps:
         row_attention.register()
         # FlashAttention's package takes no mask, so it cannot see the filled part of a view.
         view = "eager" if self._attention == "eager" else "sdpa"
-        model.set_attn_implementation(row_attention.NAME if rows else view)
+        model.set_attn_implementation(row_attention.ROW_ATTENTION if rows else view)
 
     @property
     def recorded(self) -> int:
-        """How many steps are recorded."""
+        """Return the number of recorded steps."""
         return len(self._recorded)
 
     @property
     def nbytes(self) -> int:
-        """What the attention layers' caches take."""
+        """The bytes of the caches of all attention layers."""
         return sum(layer.nbytes for layer in rows_layers(self.places[0].cache)) if self.places else 0
 
     def lengths(self) -> list[int]:
-        """The lengths of cache that one token is recorded for, rising."""
+        """Return the cache lengths for which one token is recorded, in ascending order."""
         return self._lengths
 
     def _doubling(self) -> list[int]:
@@ -93,7 +93,7 @@ class Steps:
         return [*lengths[:-1], self.length]
 
     def cut(self, position: int, count: int) -> Iterator[tuple[int, int]]:
-        """(tokens, size) of the passes that ``count`` tokens take; size 0 is not recorded."""
+        """Yield (tokens, size) of the passes for ``count`` tokens. Size 0 is a pass that is not recorded."""
         while count:
             size = self._fitting(position, count)
             taken = min(size, count) or count
@@ -110,7 +110,7 @@ class Steps:
         return wide if wide and (2 * count > wide or not narrow) else narrow
 
     def run(self, place: Place, position: int, ids: list[int], size: int) -> torch.Tensor:
-        """The logits after ``ids``, shape (1, vocabulary), by the step recorded for ``size`` tokens or a new pass."""
+        """Return the logits after ``ids``, shape (1, vocabulary), from the recorded step of ``size`` or a new pass."""
         values = [place.first, position, len(ids) - 1, *ids]
         if not size:
             inputs = torch.tensor(values, device=self._offsets.device)
@@ -122,7 +122,7 @@ class Steps:
         return self._logits.clone()  # the next step overwrites them
 
     def run_for_all(self, place: Place, position: int, ids: list[int]) -> torch.Tensor:
-        """The logits after each of ``ids``, shape (n, vocabulary), by a new pass."""
+        """Return the logits after each of ``ids``, shape (n, vocabulary), from a new pass."""
         inputs = torch.tensor([place.first, position, len(ids) - 1, *ids], device=self._offsets.device)
         return self._compute(inputs, place, position + len(ids), keep=self._offsets[: len(ids)])
 
@@ -139,8 +139,8 @@ class Steps:
                 self._record(record, 1, seen, place)
 
     def record_chunks(self, record: Record) -> None:
-        """Record the padded chunks, where one recording serves all slots."""
-        # Experts are called group by group; on most GPUs the sizes of the groups are waited for.
+        """Record the padded chunks, if one recording can be used for all slots."""
+        # Experts are called in groups, and most GPUs need the sizes of the groups on the host.
         experts = getattr(self._model.config, "num_local_experts", 0)
         sizes = [size for size in self.sizes.padded if self._one_for_all and not experts and size <= self.length]
         for size in reversed(sizes):  # the largest first: the others fit into its memory
@@ -160,15 +160,15 @@ class Steps:
             )
 
     def forget_recorded(self, larger_than: int = 0) -> None:
-        """Compute the steps of more tokens from now on."""
+        """Drop the recorded steps of more than ``larger_than`` tokens, so that they are computed directly."""
         for key in [key for key in self._recorded if key[0] > larger_than]:
             del self._recorded[key]
         self._padded = []
 
     def _compute(self, inputs: torch.Tensor, place: Place, seen: int, keep: torch.Tensor | None = None) -> torch.Tensor:
-        """The logits of the last token, or of the indices to ``keep``.
+        """Return the logits of the last token, or of the indices ``keep``.
 
-        Everything that differs between two calls with inputs of the same size is read from ``inputs``.
+        All values that can differ between two calls with the same sizes are in ``inputs``.
         """
         first, position, last, ids = inputs[:1], inputs[1:2], inputs[2:3], inputs[HEADER:]
         positions = position + self._offsets[: len(ids)]
@@ -200,17 +200,17 @@ class Steps:
         }
 
     def copy(self, source: Place, target: Place, count: int) -> None:
-        """Give ``target`` the first ``count`` tokens of ``source``, which must be able to rewind."""
+        """Copy the first ``count`` tokens of ``source`` to ``target``. The model must support rewinding."""
         for layer in rows_layers(target.cache):
             layer.copy(source.first, target.first, count)
 
     def wipe(self, place: Place) -> None:
-        """Remove what a failed step left."""
+        """Clear the rows of a slot after a failed step."""
         for layer in rows_layers(place.cache):
             layer.wipe(place.first, self.length)
 
     def release(self) -> None:
-        """Let go of model, caches and recordings."""
+        """Drop the references to the model, the caches and the recorded steps."""
         self.forget_recorded()
         self._logits = None
         self._inputs.clear()

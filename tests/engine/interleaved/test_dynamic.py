@@ -1,4 +1,4 @@
-"""Growing caches: what a new prompt finds of earlier ones, and what is left after Stop and failures."""
+"""Growing caches: which prefixes a new prompt finds, and the caches after Stop and failures."""
 
 import gc
 import weakref
@@ -37,7 +37,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def hybrid(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
-    """A tiny model with a layer of attention between two of Mamba."""
+    """Return a tiny model with an attention layer between two Mamba layers."""
     folder: Path = write_checkpoint(tmp_path_factory.mktemp("hybrid") / "model", "hybrid")
     return load_checkpoint(folder, spec=catalogue.SAMPLE)
 
@@ -47,7 +47,7 @@ def nothing() -> None:
 
 
 def read(runner: DynamicRunner, prompt: list[int], slot: DynamicSlot | None = None) -> tuple[DynamicSlot, torch.Tensor]:
-    """A slot that holds ``prompt``, and the logits after it."""
+    """Return a slot with ``prompt``, and the logits after it."""
     slot = slot or runner.open(prompt)
     return slot, runner.forward(slot, prompt[len(slot.ids) :], nothing)
 
@@ -58,12 +58,12 @@ def cold(loaded: LoadedModel, prompt: list[int]) -> torch.Tensor:
 
 
 def lengths(slot: DynamicSlot) -> set[int]:
-    """How many tokens the layers hold."""
+    """Return the numbers of tokens in the layers."""
     return {layer.get_seq_length() for layer in slot.cache.layers}  # type: ignore[union-attr]
 
 
 def kept_by(loaded: LoadedModel, *prompts: list[int], budget: int = 10**9) -> DynamicRunner:
-    """A runner that has read these prompts."""
+    """Return a runner that has computed these prompts."""
     runner = DynamicRunner(loaded, budget)
     for prompt in prompts:
         runner.close(read(runner, prompt)[0])
@@ -80,7 +80,7 @@ def failing_at(loaded: LoadedModel, layer: int, error: BaseException) -> Iterato
     hook.remove()
 
 
-# What a prompt finds
+# Which prefix a prompt finds
 
 
 def test_a_prompt_finds_nothing_at_first() -> None:
@@ -90,20 +90,20 @@ def test_a_prompt_finds_nothing_at_first() -> None:
 
 
 @pytest.mark.parametrize("shared", [1, 15])
-def test_what_is_of_little_use_is_copied(shared: int) -> None:
+def test_a_small_shared_part_is_copied(shared: int) -> None:
     loaded = tiny_model()
     runner = kept_by(loaded, PROMPT)
     slot, logits = read(runner, PROMPT[:shared] + OTHER)
     assert torch.allclose(logits, cold(loaded, PROMPT[:shared] + OTHER), atol=1e-5)
     assert len(slot.ids) == shared + 3
-    # The other conversation goes on as if nothing had happened.
+    # The other conversation continues without a change.
     again = runner.open(PROMPT + OTHER)
     assert again.ids == PROMPT
     assert torch.allclose(read(runner, PROMPT + OTHER, again)[1], cold(loaded, PROMPT + OTHER), atol=1e-5)
 
 
 @pytest.mark.parametrize("shared", [16, 29, 30])
-def test_what_is_of_use_for_the_most_part_is_taken_over(shared: int) -> None:
+def test_a_cache_with_a_large_shared_part_is_reused(shared: int) -> None:
     loaded = tiny_model()
     runner = kept_by(loaded, PROMPT)
     slot = runner.open(PROMPT[:shared] + OTHER)
@@ -115,7 +115,7 @@ def test_what_is_of_use_for_the_most_part_is_taken_over(shared: int) -> None:
     )
 
 
-def test_the_last_token_of_a_prompt_is_always_read() -> None:
+def test_the_last_token_of_a_prompt_is_always_computed() -> None:
     loaded = tiny_model()
     slot = kept_by(loaded, PROMPT).open(PROMPT)
     assert slot.ids == PROMPT[:-1]
@@ -123,13 +123,13 @@ def test_the_last_token_of_a_prompt_is_always_read() -> None:
     assert slot.ids == PROMPT[:19]
 
 
-def test_an_open_slot_is_not_given_to_another() -> None:
+def test_an_open_slot_is_not_shared() -> None:
     runner = DynamicRunner(tiny_model(), 10**9)
     read(runner, PROMPT)
     assert runner.open(PROMPT + OTHER).ids == []
 
 
-def test_a_hybrid_goes_on_from_the_end_only(hybrid: LoadedModel) -> None:
+def test_a_hybrid_continues_only_from_the_end(hybrid: LoadedModel) -> None:
     runner = kept_by(hybrid, PROMPT)
     assert runner.open(PROMPT).ids == []
     assert runner.open(PROMPT[:29] + OTHER).ids == []
@@ -139,7 +139,7 @@ def test_a_hybrid_goes_on_from_the_end_only(hybrid: LoadedModel) -> None:
     assert runner.open(PROMPT + OTHER).ids == [], "it was taken over"
 
 
-async def test_a_hybrids_follow_up_equals_generate_and_skips_what_was_read(hybrid: LoadedModel) -> None:
+async def test_a_later_turn_of_a_hybrid_equals_generate_and_reuses_its_cache(hybrid: LoadedModel) -> None:
     count = tokens_read(hybrid)
     runner = DynamicRunner(hybrid, 10**9)
     engine = InterleavedEngine(runner, hybrid.eos_ids)
@@ -147,7 +147,7 @@ async def test_a_hybrids_follow_up_equals_generate_and_skips_what_was_read(hybri
     count()
     follow_up = [*PROMPT, *said, *OTHER]
     ours = await answer(engine, follow_up, max_tokens=10)
-    # The last token of the answer was not read yet.
+    # The last token of the answer is not in the cache.
     assert count() == 1 + len(OTHER) + 9
     assert ours == reference(hybrid, follow_up, 10)
     assert await answer(engine, PROMPT, max_tokens=10) == said
@@ -155,7 +155,7 @@ async def test_a_hybrids_follow_up_equals_generate_and_skips_what_was_read(hybri
 
 
 def tokens_read(loaded: LoadedModel) -> Callable[[], int]:
-    """Counts what the model is given, since the last call."""
+    """Counts the input tokens of the model since the last call."""
     total = 0
 
     def add(module: Any, arguments: tuple[torch.Tensor, ...]) -> None:
@@ -171,7 +171,7 @@ def tokens_read(loaded: LoadedModel) -> Callable[[], int]:
     return count
 
 
-async def test_a_follow_up_reads_only_what_is_new() -> None:
+async def test_a_later_turn_computes_only_new_tokens() -> None:
     loaded = tiny_model()
     count = tokens_read(loaded)
     engine = InterleavedEngine(DynamicRunner(loaded, 10**9), frozenset())
@@ -184,10 +184,10 @@ async def test_a_follow_up_reads_only_what_is_new() -> None:
     engine.close()
 
 
-# What is kept
+# Which caches are kept
 
 
-def test_a_slot_takes_what_its_tokens_take(hybrid: LoadedModel) -> None:
+def test_the_size_of_a_slot_is_that_of_its_tokens(hybrid: LoadedModel) -> None:
     slot, _ = read(DynamicRunner(tiny_model(), 0), PROMPT)
     assert slot.nbytes == 30 * TOKEN_BYTES
     small, large = (read(DynamicRunner(hybrid, 0), PROMPT[:length])[0].nbytes for length in (10, 20))
@@ -227,7 +227,7 @@ def test_a_discarded_slot_is_not_found() -> None:
         (RuntimeError("shapes"), len(PROMPT) - 1),
     ],
 )
-def test_out_of_memory_gives_back_what_is_kept(error: RuntimeError, left: int) -> None:
+def test_out_of_memory_drops_the_kept_caches(error: RuntimeError, left: int) -> None:
     loaded = tiny_model()
     runner = kept_by(loaded, PROMPT)
     with failing_at(loaded, 0, error), pytest.raises(type(error)):
@@ -235,7 +235,7 @@ def test_out_of_memory_gives_back_what_is_kept(error: RuntimeError, left: int) -
     assert len(runner.open(PROMPT).ids) == left
 
 
-def test_warm_up_leaves_nothing_behind() -> None:
+def test_warm_up_leaves_no_caches() -> None:
     runner = DynamicRunner(tiny_model(), 10**9)
     runner.warm_up()
     assert runner.open([0] * 20).ids == []
@@ -245,7 +245,7 @@ def test_warm_up_leaves_nothing_behind() -> None:
 
 
 class Stop:
-    """Cancels at the given call."""
+    """Cancels in the given call."""
 
     def __init__(self, at: int) -> None:
         self.calls = 0
@@ -259,7 +259,7 @@ class Stop:
 
 @pytest.mark.parametrize("at", [1, 2])
 @pytest.mark.parametrize("before", [0, 12])
-def test_a_cancelled_chunk_leaves_the_slot_as_it_was(at: int, before: int) -> None:
+def test_a_cancelled_chunk_does_not_change_the_slot(at: int, before: int) -> None:
     loaded = tiny_model()
     runner = DynamicRunner(loaded, 10**9)
     slot = runner.open(PROMPT)
@@ -282,7 +282,7 @@ def test_a_cancelled_chunk_empties_the_slot_of_a_hybrid(hybrid: LoadedModel, at:
     assert torch.allclose(read(runner, PROMPT, slot)[1], cold(hybrid, PROMPT), atol=1e-4)
 
 
-def test_stop_is_looked_for_before_each_layer_of_a_chunk_and_not_for_single_tokens() -> None:
+def test_a_chunk_checks_for_stop_before_each_layer_and_a_single_token_does_not() -> None:
     runner = DynamicRunner(tiny_model(), 10**9)
     slot, never = runner.open(PROMPT), Stop(0)
     runner.forward(slot, PROMPT, never)
@@ -297,7 +297,7 @@ def test_stop_is_looked_for_before_each_layer_of_a_chunk_and_not_for_single_toke
 
 @pytest.fixture
 def narrow() -> LoadedModel:
-    """A tiny model in bfloat16 whose prompts are to be computed in float32."""
+    """Return a tiny model in bfloat16 whose prompts are computed in float32."""
     loaded = tiny_model()
     placement = replace(loaded.placement, dtype=torch.bfloat16, float32_prefill=True)
     return replace(loaded, model=loaded.model.to(torch.bfloat16), placement=placement)
@@ -312,7 +312,7 @@ def test_prompts_are_computed_in_float32_and_tokens_are_not(narrow: LoadedModel)
     assert products.seen[2 * 7 :] == [(1, torch.bfloat16)] * (1 + 2 * 7 + 1)
 
 
-async def test_widened_answers_are_those_of_generate(narrow: LoadedModel) -> None:
+async def test_answers_with_float32_prompts_are_those_of_generate(narrow: LoadedModel) -> None:
     expected = reference(narrow, PROMPT, 10)
     engine = InterleavedEngine(DynamicRunner(narrow, 10**9), frozenset())
     assert await answer(engine, PROMPT, max_tokens=10) == expected
@@ -320,7 +320,7 @@ async def test_widened_answers_are_those_of_generate(narrow: LoadedModel) -> Non
 
 
 @pytest.mark.parametrize("own", ["sdpa", "eager"])
-def test_attention_is_changed_where_it_is_sdpa_and_changed_back(narrow: LoadedModel, own: str) -> None:
+def test_sdpa_attention_is_replaced_and_restored(narrow: LoadedModel, own: str) -> None:
     narrow.model.set_attn_implementation(own)
     runner = DynamicRunner(narrow, 0)
     assert narrow.model.config._attn_implementation == (ATTENTION if own == "sdpa" else "eager")
@@ -334,7 +334,7 @@ def test_attention_is_changed_where_it_is_sdpa_and_changed_back(narrow: LoadedMo
 # The model
 
 
-def test_release_lets_go_of_the_model_and_its_layers() -> None:
+def test_release_drops_the_model_and_its_layers() -> None:
     loaded = tiny_model()
     runner = kept_by(loaded, PROMPT)
     model = weakref.ref(loaded.model)
@@ -347,7 +347,7 @@ def test_release_lets_go_of_the_model_and_its_layers() -> None:
     assert runner.facts
 
 
-def test_the_facts_tell_how_many_and_how_much() -> None:
+def test_the_facts_have_the_number_of_slots_and_the_budget() -> None:
     facts = DynamicRunner(tiny_model(), 3 * 10**9).facts
     assert [(name, value) for name, value, _ in facts] == [
         ("KV cache", f"{SLOTS} conversations at a time"),

@@ -1,4 +1,4 @@
-"""Who has the turn when, on a runner that only writes down what it is asked for."""
+"""The order of turns, with a runner that only records its calls."""
 
 import asyncio
 import itertools
@@ -30,7 +30,7 @@ class ScriptedSlot:
 
 
 class ScriptedRunner:
-    """The token after n is n + 1. Does ``before`` each forward pass, and takes ``seconds`` for each token."""
+    """A runner whose next token after n is n + 1. It calls ``before`` each pass and takes ``seconds`` per token."""
 
     def __init__(self, slots: int = 4, chunk: int = 50, seconds: float = 0.0) -> None:
         self.facts: tuple[Fact, ...] = (("Runner", "scripted", "a test"),)
@@ -42,7 +42,7 @@ class ScriptedRunner:
         self.gate.set()
         self.before: Callable[[Sequence[int]], None] = lambda ids: None
         self.log: list[tuple[int, int]] = []
-        """(slot, tokens) of each forward pass"""
+        """(slot, tokens) of each forward pass."""
         self.opened: list[ScriptedSlot] = []
         self.events: list[tuple[str, int]] = []
         self.threads: set[str] = set()
@@ -109,7 +109,7 @@ async def test_four_users_advance_together() -> None:
     assert counts == [100, 101, 102, 103]
 
 
-async def test_a_long_prompt_does_not_stop_the_others() -> None:
+async def test_a_long_prompt_does_not_block_the_others() -> None:
     runner = ScriptedRunner(chunk=50)
     with running(runner) as engine:
         quick = asyncio.create_task(answer(engine, [1, 2], max_tokens=100_000))
@@ -122,8 +122,8 @@ async def test_a_long_prompt_does_not_stop_the_others() -> None:
     assert all((0, 1) in runner.log[a + 1 : b] for a, b in itertools.pairwise(chunks))
 
 
-async def test_chunks_are_smaller_in_company() -> None:
-    # Two thousand tokens a second: a chunk alone may be 2,000 long, but not longer than 1,000, beside others 500.
+async def test_chunks_are_smaller_if_there_are_other_requests() -> None:
+    # At 2,000 tokens per second, a chunk of a single request is limited to 1,000, and with other requests to 500.
     runner = ScriptedRunner(chunk=1000, seconds=0.0005)
     with running(runner) as engine:
         await answer(engine, list(range(1600)), max_tokens=1)
@@ -141,7 +141,7 @@ async def test_chunks_are_smaller_in_company() -> None:
     assert sum(beside) == 900
 
 
-async def test_a_slot_that_is_free_is_taken_before_anybody_waits() -> None:
+async def test_free_slots_are_used_before_requests_wait() -> None:
     with running(ScriptedRunner(slots=4), max_waiting=1) as engine:
         answers = await asyncio.gather(*(answer(engine, [1], max_tokens=50) for _ in range(5)))
     assert [len(ids) for ids in answers] == [50] * 5
@@ -159,10 +159,10 @@ async def test_no_more_run_than_there_are_slots() -> None:
     assert {slot for slot, _ in runner.log} == set(range(6))
 
 
-# What the model reads
+# What the model computes
 
 
-async def test_the_last_token_is_not_read() -> None:
+async def test_the_last_token_is_not_computed() -> None:
     runner = ScriptedRunner(chunk=2)
     with running(runner, eos_ids=frozenset({12})) as engine:
         assert await answer(engine, [5, 6, 7], max_tokens=3) == [8, 9, 10]
@@ -171,7 +171,7 @@ async def test_the_last_token_is_not_read() -> None:
     assert runner.log == [(0, 2), (0, 1), (0, 1), (0, 1), (1, 1), (1, 1)]
 
 
-async def test_what_a_slot_has_already_is_not_read_again() -> None:
+async def test_tokens_in_the_slot_are_not_computed_again() -> None:
     runner = ScriptedRunner()
     runner.open = lambda prompt_ids: ScriptedSlot(7, list(prompt_ids[:3]))  # type: ignore[method-assign]
     with running(runner) as engine:
@@ -192,7 +192,7 @@ async def test_a_slot_is_kept_after_an_answer_and_after_stop() -> None:
         assert runner.events == [("close", 0), ("close", 1)]
 
 
-async def test_stop_reaches_a_chunk_that_is_being_read() -> None:
+async def test_stop_cancels_a_running_chunk() -> None:
     runner = ScriptedRunner(seconds=10)
     with running(runner) as engine:
         task = asyncio.create_task(answer(engine, [1, 2], max_tokens=3))
@@ -209,7 +209,7 @@ def fail(ids: Sequence[int]) -> None:
     raise ZeroDivisionError("secret")
 
 
-async def test_a_slot_is_forgotten_after_an_exception() -> None:
+async def test_a_slot_is_discarded_after_an_exception() -> None:
     runner = ScriptedRunner()
     with running(runner) as engine:
         runner.before = fail
@@ -221,7 +221,9 @@ async def test_a_slot_is_forgotten_after_an_exception() -> None:
 
 
 @pytest.mark.parametrize("failing", ["close", "discard"])
-async def test_a_slot_that_cannot_be_given_back_holds_up_nobody(failing: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_slot_that_cannot_be_released_does_not_block_others(
+    failing: str, caplog: pytest.LogCaptureFixture
+) -> None:
     runner = ScriptedRunner(slots=2)
     setattr(runner, failing, fail)
     with running(runner) as engine:
@@ -239,7 +241,7 @@ async def test_a_slot_that_cannot_be_given_back_holds_up_nobody(failing: str, ca
             assert await first == [2, 3, 4]
         assert len(await beside) == 50
         await wait_idle(engine)
-    assert "could not be given back" in caplog.text
+    assert "cannot be released" in caplog.text
 
 
 async def test_a_slot_that_cannot_be_opened_fails_one_request() -> None:
@@ -257,7 +259,7 @@ async def test_a_slot_that_cannot_be_opened_fails_one_request() -> None:
 async def test_an_error_does_not_hold_the_tensors_of_its_frames(
     kind: type[Exception], caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.CRITICAL, "granite_demo")  # what is captured is held
+    caplog.set_level(logging.CRITICAL, "granite_demo")  # captured records keep a reference
     held: list[weakref.ref[torch.Tensor]] = []
 
     def fail_with_a_tensor(ids: Sequence[int]) -> None:
@@ -274,7 +276,7 @@ async def test_an_error_does_not_hold_the_tensors_of_its_frames(
         assert held[0]() is None
 
 
-async def test_the_slot_is_closed_before_the_reader_hears_of_the_end() -> None:
+async def test_the_slot_is_closed_before_the_end_reaches_the_reader() -> None:
     runner = ScriptedRunner()
     with running(runner) as engine:
         for number in range(20):
@@ -286,7 +288,7 @@ async def test_the_slot_is_closed_before_the_reader_hears_of_the_end() -> None:
 # The thread
 
 
-async def test_one_thread_does_it_all_and_lets_go_once() -> None:
+async def test_one_thread_makes_all_calls_and_releases_once() -> None:
     runner = ScriptedRunner()
     engine = InterleavedEngine(runner, frozenset())
     assert [name for name, _, _ in engine.facts] == ["Engine", "Runner"]

@@ -1,4 +1,4 @@
-"""What ended conversations left: found, bounded, replaced."""
+"""The store of caches: search, budget and replacement."""
 
 from dataclasses import dataclass
 
@@ -27,33 +27,35 @@ def store_of(*things: Thing, budget: int = 1000) -> PrefixStore[Thing]:
     ("one", "other", "expected"),
     [([], [], 0), ([1], [], 0), ([1, 2], [1, 2], 2), ([1, 2], [1, 2, 3], 2), ([1, 2, 3], [1, 9, 3], 1), ([1], [2], 0)],
 )
-def test_what_two_begin_with(one: list[int], other: list[int], expected: int) -> None:
+def test_the_common_prefix(one: list[int], other: list[int], expected: int) -> None:
     assert common(one, other) == common(other, one) == expected
 
 
-def test_the_longest_beginning_is_found() -> None:
+def test_the_longest_prefix_is_found() -> None:
     short, long, other = Thing([1, 2, 9]), Thing([1, 2, 3, 4, 8]), Thing([7, 7, 7, 7, 7, 7])
     assert store_of(short, long, other).find([1, 2, 3, 4, 5, 6]) == (long, 4)
     assert store_of(short, long, other).find([1, 2, 5, 5, 5, 5])[1] == 2
     assert store_of(short, long, other).find([5, 1, 2, 3, 4]) == (None, 0)
 
 
-def test_one_id_is_always_left_over() -> None:
+def test_the_last_id_is_never_in_the_prefix() -> None:
     thing = Thing([1, 2, 3, 4])
     assert store_of(thing).find([1, 2, 3, 4]) == (thing, 3)
     assert store_of(thing).find([1, 2]) == (thing, 1)
     assert store_of(thing).find([1]) == (None, 0)
 
 
-def test_only_whole_ones_count_where_nothing_can_be_cut_off() -> None:
+def test_only_complete_prefixes_count_on_request() -> None:
     short, long = Thing([1, 2]), Thing([1, 2, 3, 4])
-    assert store_of(short, long).find([1, 2, 3, 9, 9], whole=True) == (None, 0), "the long one stands for the short one"
+    assert store_of(short, long).find([1, 2, 3, 9, 9], complete=True) == (None, 0), (
+        "the long one stands for the short one"
+    )
     other = Thing([1, 2, 5])
-    assert store_of(other, long).find([1, 2, 5, 9, 9], whole=True) == (other, 3)
-    assert store_of(other, long).find([1, 2, 5], whole=True) == (None, 0), "the last id has to be read"
+    assert store_of(other, long).find([1, 2, 5, 9, 9], complete=True) == (other, 3)
+    assert store_of(other, long).find([1, 2, 5], complete=True) == (None, 0), "the last id has to be read"
 
 
-def test_the_one_used_longest_ago_goes_first() -> None:
+def test_the_least_recently_used_is_dropped_first() -> None:
     a, b, c = Thing([1] * 40), Thing([2] * 40), Thing([3] * 40)
     store = store_of(a, b)
     store.find([1, 1, 9])
@@ -64,7 +66,7 @@ def test_the_one_used_longest_ago_goes_first() -> None:
     assert store.find([2, 2, 2])[0] is None
 
 
-def test_what_is_larger_than_the_budget_is_not_kept_and_takes_nobodys_place() -> None:
+def test_a_cache_larger_than_the_budget_replaces_nothing() -> None:
     other, beginning = Thing([2] * 40), Thing([1] * 50)
     store = store_of(other, beginning, Thing([1] * 101))
     assert store.nbytes == 900
@@ -72,14 +74,14 @@ def test_what_is_larger_than_the_budget_is_not_kept_and_takes_nobodys_place() ->
     assert store.find([2, 2, 2]) == (other, 2)
 
 
-def test_a_longer_one_stands_for_its_beginning() -> None:
+def test_a_longer_cache_replaces_its_prefix() -> None:
     short, long = Thing([1, 2]), Thing([1, 2, 3])
     assert len(store_of(short, long)) == 1
     assert len(store_of(long, short)) == 2, "the other way round one of them may not be cut"
     assert len(store_of(Thing([1, 2]), Thing([1, 2]))) == 1
 
 
-def test_what_is_taken_is_gone() -> None:
+def test_a_taken_cache_is_removed() -> None:
     thing = Thing([1, 2, 3])
     store = store_of(thing, Thing([5]))
     store.take(thing)

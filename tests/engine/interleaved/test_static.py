@@ -39,7 +39,7 @@ def nothing() -> None:
 
 
 def write(made: StaticRunner, slot: StaticSlot, prompt: list[int], count: int, chunk: int = 10**6) -> list[int]:
-    """The next tokens after ``prompt``, greedily."""
+    """Return the next tokens after ``prompt``, greedily."""
     while len(slot.ids) < len(prompt):
         logits = made.forward(slot, prompt[len(slot.ids) :][:chunk], nothing)
     ids = [int(logits.argmax())]
@@ -49,7 +49,7 @@ def write(made: StaticRunner, slot: StaticSlot, prompt: list[int], count: int, c
 
 
 def generate(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
-    """What transformers makes of it."""
+    """Return the answer of transformers."""
     output = loaded.model.generate(
         torch.tensor([prompt]), max_new_tokens=count, min_new_tokens=count, do_sample=False, eos_token_id=None
     )
@@ -59,7 +59,7 @@ def generate(loaded: LoadedModel, prompt: list[int], count: int) -> list[int]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], LoadedModel]:
-    """Loads a tiny model of a kind in float32, whose answers differ from token to token."""
+    """Return a function that loads a tiny float32 model of a kind, whose answers do not repeat one token."""
     made: dict[str, LoadedModel] = {}
 
     def load(kind: str) -> LoadedModel:
@@ -84,7 +84,7 @@ recorded_ways = pytest.mark.parametrize("way", [WAYS["view, recorded"], WAYS["ro
 
 @pytest.mark.release
 def test_greedy_equals_generate_across_lengths_of_cache(sample: LoadedModel) -> None:
-    # In views; the contract has it in rows.
+    # With views; the contract tests rows.
     made = runner(replace(sample, context_length=256), 1, record=record, rows=False)
     prompt = sample.tokenizer("The lighthouse keeper lived alone on the island and").input_ids
     ours = write(made, made.open(prompt), prompt, 60)
@@ -109,7 +109,7 @@ def test_every_kind_equals_generate(tiny: Callable[[str], LoadedModel], kind: st
 def test_a_hybrid_equals_generate(tiny: Callable[[str], LoadedModel], how: Any) -> None:
     loaded = tiny("hybrid")
     made = runner(loaded, record=how)
-    for prompt in (PROMPT, PROMPT[:1]):  # of one token: a recorded step is the first that writes to the state
+    for prompt in (PROMPT, PROMPT[:1]):  # with one token, a recorded step is the first that writes to the state
         slot = made.open(prompt)
         assert write(made, slot, prompt, 60, chunk=7) == generate(loaded, prompt, 60)
         made.close(slot)
@@ -146,7 +146,7 @@ def test_conversations_in_turns_do_not_mix(tiny: Callable[[str], LoadedModel], w
 @pytest.mark.parametrize("kind", ["granite", "hybrid"])
 def test_warming_up_leaves_nothing_to_go_on_from(tiny: Callable[[str], LoadedModel], kind: str) -> None:
     made = runner(tiny(kind), record=record)
-    assert made.open([0] * 20).ids == []  # what it reads
+    assert made.open([0] * 20).ids == []  # the tokens of the warm-up
     made.release()
 
 
@@ -342,7 +342,7 @@ def test_tokens_stay_recorded_where_chunks_cannot_be(tiny: Callable[[str], Loade
     def record_few(work: Callable[[], object]) -> Callable[[], None]:
         nonlocal count
         count += 1
-        if count == 7:  # five lengths of cache, then the larger chunk; this is the smaller one
+        if count == 7:  # after five cache lengths and the larger chunk, this is the smaller chunk
             raise RuntimeError("no room")
         return record(work)
 
