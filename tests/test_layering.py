@@ -127,3 +127,21 @@ def test_import_is_light(modules: str, absent: tuple[str, ...]) -> None:
     code = f"import sys, {modules}\nprint([name for name in {absent} if name in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=120)
     assert run.stdout.strip() == "[]", run.stderr
+
+
+def test_a_class_or_constant_of_one_name_has_one_meaning() -> None:
+    """Private names, loggers and type variables, which have one letter, belong to their modules."""
+    places: dict[str, list[str]] = {}
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                names = [node.name]
+            elif isinstance(node, ast.Assign | ast.AnnAssign):
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                names = [part.id for target in targets for part in ast.walk(target) if isinstance(part, ast.Name)]
+            else:
+                continue
+            for name in names:
+                places.setdefault(name, []).append(path.relative_to(PACKAGE).as_posix())
+    own = {"log", *(name for name in places if name.startswith("_") or len(name) == 1)}
+    assert {name: found for name, found in places.items() if len(found) > 1 and name not in own} == {}

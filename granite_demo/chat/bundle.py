@@ -6,7 +6,6 @@ and documents are those that the conversation has now, with a note where they we
 
 import json
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,30 +20,29 @@ from granite_demo import __version__
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation
 from granite_demo.chat.tools import parse_tools
-from granite_demo.errors import ConfigurationError, InvalidRequestError
+from granite_demo.errors import InvalidRequestError
 from granite_demo.types.events import Finish, FinishReason, Provenance
 from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec, canonical_json
 from granite_demo.types.requests import GenerationRequest, Overflow
 from granite_demo.types.sampling_params import SamplingParams
 
-FORMAT = "granite-demo-answer"
-MAX_BYTES = 32_000_000
-STANDARD_INPUT = "-"
+BUNDLE_FORMAT = "granite-demo-answer"
+MAX_BUNDLE_BYTES = 32_000_000
 STOPPED = "stopped"
 """The reason of an answer that its reader has stopped, or an error has ended."""
 CHANGED = (
     "The system prompt, the tools or the documents were changed after this answer. The file has them as they were when "
     "it was saved, so it asks for something else than what was answered."
 )
-UNREADABLE = "The conversation's tools cannot be read, so they are not in the file."
-PACKAGES = ("transformers", "torch", "tokenizers", "gradio", "llama-cpp-python", "bitsandbytes", "flash-attn")
+UNREADABLE_TOOLS = "The conversation's tools cannot be read, so they are not in the file."
+MAKING_PACKAGES = ("transformers", "torch", "tokenizers", "gradio", "llama-cpp-python", "bitsandbytes", "flash-attn")
 
 
-class _Part(BaseModel):
+class _SavedPart(BaseModel):
     model_config = ConfigDict(frozen=True, strict=True, extra="ignore", allow_inf_nan=False)
 
 
-class SavedRequest(_Part):
+class SavedRequest(_SavedPart):
     """The part of a GenerationRequest that a file can set, with the tools as OpenAI's API has them."""
 
     messages: tuple[Message, ...] = ()
@@ -56,7 +54,7 @@ class SavedRequest(_Part):
     overflow: Overflow = "refuse"
 
 
-class Answered(_Part):
+class Answered(_SavedPart):
     """What the model wrote."""
 
     text: str
@@ -64,7 +62,7 @@ class Answered(_Part):
     calls: tuple[ToolCall, ...] = ()
 
 
-class Made(_Part):
+class Made(_SavedPart):
     """How the answer came to be, apart from what was asked for."""
 
     time: str = ""
@@ -78,7 +76,7 @@ class Made(_Part):
     versions: dict[str, str] = Field(default_factory=dict)
 
 
-class Bundle(_Part):
+class Bundle(_SavedPart):
     """One answer, with all that made it."""
 
     format: Literal["granite-demo-answer"]
@@ -94,7 +92,7 @@ class Bundle(_Part):
 def versions() -> Mapping[str, str]:
     """The versions of this program, of what computes, and of Python."""
     found = {"granite-demo": __version__}
-    for package in PACKAGES:
+    for package in MAKING_PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -158,7 +156,7 @@ def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
     try:
         tools = parse_tools(conversation.tools)
     except InvalidRequestError:  # the text may have been edited since, or be one that was never sent
-        tools, note = (), UNREADABLE
+        tools, note = (), UNREADABLE_TOOLS
     if "carried" in kept:  # not kept with the answers of earlier versions
         note = "" if kept["carried"] == _carried(messages, tools, documents) else f"{CHANGED} {note}".strip()
     request = {
@@ -172,7 +170,7 @@ def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
     calls = [asdict(call) for call in turn.calls]
     answer = {"text": turn.content, "thinking": turn.thinking, "calls": calls}
     noted = {"note": note} if note else {}
-    return {"format": FORMAT, "version": 1, **noted, "request": request, "answer": answer, "made": kept}
+    return {"format": BUNDLE_FORMAT, "version": 1, **noted, "request": request, "answer": answer, "made": kept}
 
 
 def _said(message: Message) -> dict[str, Any]:
@@ -182,8 +180,8 @@ def _said(message: Message) -> dict[str, Any]:
 
 def read_bundle(text: str | bytes) -> Bundle:
     """The bundle in a file. Raises InvalidRequestError for anything else."""
-    if len(text) > MAX_BYTES:
-        raise InvalidRequestError(f"The file is larger than {MAX_BYTES // 1_000_000} MB.")
+    if len(text) > MAX_BUNDLE_BYTES:
+        raise InvalidRequestError(f"The file is larger than {MAX_BUNDLE_BYTES // 1_000_000} MB.")
     try:
         # Bounds the depth, and refuses lone surrogates, NaN and bytes that are not UTF-8.
         found = Bundle.model_validate_json(text)
@@ -196,17 +194,6 @@ def read_bundle(text: str | bytes) -> Bundle:
         raise InvalidRequestError("This is not an answer that granite-demo saved to be made again.") from None
     to_request(found)  # what cannot be asked is told now, not after a model was loaded
     return found
-
-
-def read_file(name: str) -> Bundle:
-    """The bundle in the file ``name``, or in standard input if that is ``-``. Raises GraniteDemoError."""
-    try:
-        if name == STANDARD_INPUT:
-            return read_bundle(sys.stdin.buffer.read(MAX_BYTES + 1))
-        with open(name, "rb") as file:
-            return read_bundle(file.read(MAX_BYTES + 1))
-    except (OSError, ValueError) as error:  # a null character in the name
-        raise ConfigurationError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
 
 def to_request(bundle: Bundle) -> GenerationRequest:

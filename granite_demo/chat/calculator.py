@@ -21,7 +21,7 @@ MAX_DIGITS = 20
 Number = int | float
 _lock = threading.Lock()
 
-WRITTEN = re.compile(r"[0-9A-Za-z_.+\-*/%(), ]*")
+ALLOWED_CHARACTERS = re.compile(r"[0-9A-Za-z_.+\-*/%(), ]*")
 SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "^": "**", "\n": " ", "\t": " "})
 """How people and models write some of the operators."""
 
@@ -37,7 +37,7 @@ def calculate(expression: str) -> str:
         raise CalculationError("The expression is empty.")
     if len(text) > MAX_LENGTH:
         raise CalculationError(f"The expression has more than {MAX_LENGTH} characters.")
-    if not WRITTEN.fullmatch(text):
+    if not ALLOWED_CHARACTERS.fullmatch(text):
         raise CalculationError(f"{_KNOWN} It has characters that are none of these.")
     try:
         value = _checked(_value(_parsed(text)))

@@ -25,9 +25,9 @@ log = logging.getLogger(__name__)
 
 MAX_DOCUMENTS = 16
 MAX_FILE_BYTES = 10_000_000
-MAX_CHARACTERS = 200_000
+MAX_DOCUMENT = 200_000
 """Of one document."""
-MAX_TOTAL_CHARACTERS = 400_000
+MAX_DOCUMENTS_TOTAL = 400_000
 """Of all documents of a conversation together."""
 MAX_TITLE = 120
 MAX_PAGES = 500
@@ -39,7 +39,7 @@ MAX_UNPACKED_BYTES = 30_000_000
 """Of a Word file, which is a ZIP archive: a small one can unpack to gigabytes."""
 MAX_TAGS = 500_000
 """In a Word file, and attributes in it; each takes some 140 bytes when it is read."""
-READ_SECONDS, WAIT_SECONDS = 20.0, 5.0
+FILE_SECONDS, QUEUE_SECONDS = 20.0, 5.0
 """Time to read one file, and before that to wait for others."""
 
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
@@ -60,7 +60,7 @@ def read_document(path: Path, name: str) -> Document:
         *most, last = READERS
         kinds = f"{', '.join(most)} or {last}"
         raise InvalidRequestError(f"{title} cannot be read. Choose a file that ends in {kinds}, or paste its text.")
-    if not _turns.acquire(timeout=WAIT_SECONDS):
+    if not _turns.acquire(timeout=QUEUE_SECONDS):
         raise InvalidRequestError(f"{title} was not read: the server is busy with other files. Try again in a moment.")
     try:
         return Document(title, _gather(title, READERS[suffix](title, _bytes(title, path))))
@@ -113,9 +113,9 @@ def check(documents: Sequence[Document]) -> None:
     for document in documents:
         _check_length(document.title, len(document.text))
     total = sum(len(document.text) for document in documents)
-    if total > MAX_TOTAL_CHARACTERS:
+    if total > MAX_DOCUMENTS_TOTAL:
         raise InvalidRequestError(
-            f"{documents[-1].title} makes {total:,} characters of documents; {MAX_TOTAL_CHARACTERS:,} are allowed "
+            f"{documents[-1].title} makes {total:,} characters of documents; {MAX_DOCUMENTS_TOTAL:,} are allowed "
             "together. Remove one first."
         )
 
@@ -127,16 +127,16 @@ def check_count(count: int) -> None:
 
 
 def _check_length(title: str, length: int) -> None:
-    if length > MAX_CHARACTERS:
+    if length > MAX_DOCUMENT:
         raise InvalidRequestError(
-            f"{title} has more than {MAX_CHARACTERS:,} characters, the most that one document may have. "
+            f"{title} has more than {MAX_DOCUMENT:,} characters, the most that one document may have. "
             "Split it, or paste the part that matters."
         )
 
 
 def _gather(title: str, parts: Iterable[str]) -> str:
     """The parts joined by blank lines; stops as soon as they are too long, or take too long to read."""
-    kept, length, deadline = [], 0, time.monotonic() + READ_SECONDS
+    kept, length, deadline = [], 0, time.monotonic() + FILE_SECONDS
     for part in parts:
         if part := part.strip():
             kept.append(part)
@@ -217,7 +217,7 @@ def _read_pdf(title: str, data: bytes) -> Iterator[str]:
     limits: dict[str, Any] = {f"{packing}_maximum_output_length": MAX_UNPACKED_BYTES for packing in packings}
     limits |= {"array_based_stream_maximum_output_length": MAX_PAGE_BYTES}
     context.run(overwrite_configuration, stream_parsing_work_maximum_count=MAX_PAGE_PARTS, **limits)
-    deadline = time.monotonic() + READ_SECONDS
+    deadline = time.monotonic() + FILE_SECONDS
 
     def in_time(*_: Any) -> None:
         # Called within a page, too: a single one can take minutes. Whoever asked then finds the time to be over.

@@ -14,27 +14,27 @@ from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, scrub
 
-FORMAT = "granite-demo"
+EXPORT_FORMAT = "granite-demo"
 """Marks a JSON file that holds several conversations."""
-MAX_CHARACTERS = 20_000_000
+MAX_FILE_CHARACTERS = 20_000_000
 MAX_CONVERSATIONS = 5000
 
-MARK = "<!-- granite-demo conversation 1 -->"
+MARKDOWN_MARK = "<!-- granite-demo conversation 1 -->"
 """Marks a Markdown file that can be read back."""
-THINKING, THINKING_END = "<details><summary>Thinking</summary>", "</details>"
+THINKING_BEGIN, THINKING_END = "<details><summary>Thinking</summary>", "</details>"
 _HEADING = re.compile(r"## (System prompt|Tools|User|Assistant|(?:Document|Tool result):.*)")
 _CALL = re.compile(r"\*\*Tool call:\*\* ?(.*?)(?: — unreadable: (.*))?")
-_STRUCTURE = re.compile(rf"\\*({_HEADING.pattern}|{_CALL.pattern}|{re.escape(THINKING)}|{THINKING_END})\s*")
+_STRUCTURE = re.compile(rf"\\*({_HEADING.pattern}|{_CALL.pattern}|{re.escape(THINKING_BEGIN)}|{THINKING_END})\s*")
 """A line that means something here; in a text it gets one more backslash."""
 _OUR_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def read(text: str, name: str) -> list[Conversation]:
     """The conversations in a file. ``name`` tells JSON from Markdown. Raises InvalidRequestError."""
-    if len(text) > MAX_CHARACTERS:
-        raise InvalidRequestError(f"The file is larger than {MAX_CHARACTERS // 1_000_000} MB.")
+    if len(text) > MAX_FILE_CHARACTERS:
+        raise InvalidRequestError(f"The file is larger than {MAX_FILE_CHARACTERS // 1_000_000} MB.")
     text = scrub(text).removeprefix("\ufeff").replace("\r\n", "\n")
-    if name.lower().endswith((".md", ".markdown")) or MARK in text[:1000]:
+    if name.lower().endswith((".md", ".markdown")) or MARKDOWN_MARK in text[:1000]:
         return [_from_markdown(text)]
     return [_with_our_ids(conversation) for conversation in _from_json(text)]
 
@@ -46,7 +46,7 @@ def _from_json(text: str) -> list[Conversation]:
     except ValidationError as error:
         [first] = error.errors(include_url=False, include_input=False)
         raise InvalidRequestError(f"The file is not JSON, or it is cut short ({first['msg']}).") from None
-    if isinstance(value, dict) and value.get("format") == FORMAT:
+    if isinstance(value, dict) and value.get("format") == EXPORT_FORMAT:
         found = value.get("conversations")
         if not isinstance(found, list) or not 0 < len(found) <= MAX_CONVERSATIONS:
             raise InvalidRequestError(f"The file should hold 1 to {MAX_CONVERSATIONS} conversations.")
@@ -123,7 +123,7 @@ def _calls(message: Mapping[str, Any], called: dict[str, str]) -> tuple[ToolCall
 def to_markdown(conversation: Conversation) -> str:
     """The shown branch to read. Other versions are left out, which a line says."""
     shown = conversations.path(conversation)
-    parts = [f"# {_line(conversations.title_of(conversation)) or 'Conversation'}", MARK]
+    parts = [f"# {_line(conversations.title_of(conversation)) or 'Conversation'}", MARKDOWN_MARK]
     if left := len(conversation.turns) - len(shown):
         parts.append(f"*{left} {'message' if left == 1 else 'messages'} of other versions left out.*")
     if conversation.system:
@@ -142,7 +142,7 @@ def _turn_parts(turn: Turn) -> list[str]:
         return [f"## Tool result: {_line(turn.name)}", _fenced(turn.content)]
     parts = [f"## {turn.role.capitalize()}"]
     if turn.thinking:
-        parts += [THINKING, _escaped(turn.thinking), THINKING_END]
+        parts += [THINKING_BEGIN, _escaped(turn.thinking), THINKING_END]
     if turn.content:
         parts.append(_escaped(turn.content))
     for call in turn.calls:
@@ -183,7 +183,7 @@ def _unfenced(text: str) -> str:
 
 def _from_markdown(text: str) -> Conversation:
     head, *sections = _split(text, _HEADING)
-    if MARK not in head:
+    if MARKDOWN_MARK not in head:
         raise InvalidRequestError(
             "This Markdown file was not exported by granite-demo, so it cannot be read back. Use one that was, or JSON."
         )
@@ -213,7 +213,7 @@ def _from_markdown(text: str) -> Conversation:
 def _answer(body: str) -> dict[str, Any]:
     thinking = ""
     body = body.strip("\n")
-    if body.split("\n", 1)[0].rstrip() == THINKING:
+    if body.split("\n", 1)[0].rstrip() == THINKING_BEGIN:
         thinking, *rest = _split(body.partition("\n")[2], re.compile(THINKING_END))
         if not rest:
             raise InvalidRequestError("A thinking block in the file is not closed: the file is cut short.")

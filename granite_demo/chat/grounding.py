@@ -30,14 +30,14 @@ from granite_demo.types.messages import Document
 THRESHOLD = 0.5
 MAX_ANSWER = 500
 """Sentences of an answer that are looked at: the browser may send any number of them."""
-MAX_CITATIONS, MAX_CITED = 100, 8
+MAX_READ_CITATIONS, MAX_CITED = 100, 8
 """Citations that are looked at, in all and of one sentence."""
 MAX_WORK = 1_000_000
 """Places of words that are compared: some 0.1 s. What is left of a longer answer has no support."""
 MAX_SENTENCE = 600
 """Characters. What goes on for longer is cut at a space, so that a passage can be shown."""
 
-Span = tuple[int, int]
+Passage = tuple[int, int]
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
 # No run is looked at twice, whatever it is made of: the time stays linear.
@@ -80,14 +80,14 @@ class Support:
     score: float
 
 
-def fences(text: str) -> list[Span]:
+def fences(text: str) -> list[Passage]:
     """Where Markdown's fenced code lies."""
     return [match.span() for match in _FENCE.finditer(text)]
 
 
-def sentences(text: str) -> list[Span]:
+def sentences(text: str) -> list[Passage]:
     """Where the sentences of ``text`` lie, without the white space around them. List items and table rows are some."""
-    found: list[Span] = []
+    found: list[Passage] = []
     start = 0
     for match in _END.finditer(text):
         if match[0][0] == "\n" and _goes_on(text, match):
@@ -123,7 +123,7 @@ def _is_unfinished(text: str, start: int, stop: re.Match[str]) -> bool:
     return bool(_UNFINISHED.search(before) or (after.isdigit() and _COUNTED.search(before)))
 
 
-def _trimmed(text: str, start: int, end: int) -> Iterator[Span]:
+def _trimmed(text: str, start: int, end: int) -> Iterator[Passage]:
     while start < end:
         cut = end
         if end - start > MAX_SENTENCE:
@@ -170,7 +170,7 @@ def cited(
 
 @dataclass(frozen=True, slots=True)
 class _Cite:
-    span: Span
+    span: Passage
     document: int | None
     """None: one that is to be found."""
     quote: str
@@ -185,7 +185,7 @@ def _resolved(answer: str, count: int, citations: Sequence[Citation], listed: st
     quotes = {match[1]: (match[2], match[3].strip(' \t"')) for match in _LISTED.finditer(listed)}
     spans = _prose(answer)
     found = []
-    for cite in citations[:MAX_CITATIONS]:
+    for cite in citations[:MAX_READ_CITATIONS]:
         start, end = min(cite.start, len(answer)), min(cite.end, len(answer))
         if cite.start < cite.end:
             number = int(cite.document) if re.fullmatch(r"\s*[0-9]{1,9}\s*", cite.document) else 0
@@ -198,7 +198,7 @@ def _resolved(answer: str, count: int, citations: Sequence[Citation], listed: st
     return found
 
 
-def _prose(text: str) -> list[Span]:
+def _prose(text: str) -> list[Passage]:
     """The sentences outside fenced code."""
     code = fences(text)
     at = 0
@@ -211,7 +211,7 @@ def _prose(text: str) -> list[Span]:
     return found[:MAX_ANSWER]
 
 
-def _overlap(one: Span, other: Span) -> bool:
+def _overlap(one: Passage, other: Passage) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
@@ -223,7 +223,7 @@ class _Sources:
         folds: dict[str, str] = {}
         self._spans: list[tuple[int, int, int]] = []
         self._places: defaultdict[str, list[int]] = defaultdict(list)
-        self._bounds: dict[int, Span] = {}
+        self._bounds: dict[int, Passage] = {}
         self._left = MAX_WORK
         self._capital: set[str] = set()
         self._lower: set[str] = set()
@@ -243,7 +243,7 @@ class _Sources:
                             self._capital.add(folded)
             self._bounds[number] = first, len(self._spans)
 
-    def matching(self, answer: str, span: Span) -> Support | None:
+    def matching(self, answer: str, span: Passage) -> Support | None:
         """The sentence that supports this one of the answer, found by its words alone."""
         raw = _WORD.findall(answer, *span)
         words = {_fold(word) for word in raw}

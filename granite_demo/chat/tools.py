@@ -21,15 +21,15 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec, scrub
 
 MAX_TOOLS = 16
-MAX_BYTES = 32_000
+MAX_TOOLS_BYTES = 32_000
 """Of the definitions' text, and of one call's arguments."""
-MAX_DEPTH = 32
+MAX_SCHEMA_DEPTH = 32
 MAX_NODES = 2000
 """Parts of one tool's schema, with each reference written out."""
 MAX_STEPS = 15_000
 """Parts of the schema times parts of the arguments, which is the longest that a check can take: at 6 µs each, 0.1 s."""
 
-NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 REFUSED = {
     "pattern": "a regular expression can take for ever",
     "patternProperties": "a regular expression can take for ever",
@@ -40,13 +40,13 @@ REFUSED = {
 }
 DATA = ("const", "default", "enum", "example", "examples")
 """Keywords whose values are no schemas."""
-UNCHECKED = ("$id", "$schema", "$anchor", "$dynamicAnchor", "$defs", "definitions", "uniqueItems")
+UNCHECKED_KEYWORDS = ("$id", "$schema", "$anchor", "$dynamicAnchor", "$defs", "definitions", "uniqueItems")
 """Left out of the schema that arguments are checked with: references are written out, and uniqueItems is slow."""
 NAMED = ("properties", "dependentSchemas", "dependentRequired")
 """Keywords whose values have names of the author's own, which may spell keywords."""
 
 
-EXAMPLES = (
+EXAMPLE_TOOLS = (
     ToolSpec(
         "calculator",
         "Work out an arithmetic expression.",
@@ -105,8 +105,8 @@ def _parsed(text: str) -> tuple[ToolSpec, ...]:
 
 
 def _read(text: str, what: str) -> Any:
-    if len(text.encode("utf-8", "replace")) > MAX_BYTES:
-        raise InvalidRequestError(f"{what} have more than {MAX_BYTES // 1000} kB.")
+    if len(text.encode("utf-8", "replace")) > MAX_TOOLS_BYTES:
+        raise InvalidRequestError(f"{what} have more than {MAX_TOOLS_BYTES // 1000} kB.")
     try:
         # Lone surrogates, which may hide in escapes, are replaced in the second reading.
         value = json.loads(
@@ -117,8 +117,8 @@ def _read(text: str, what: str) -> Any:
         raise InvalidRequestError(f"{what} are not JSON: {error.msg} ({where}).") from None
     except (ValueError, RecursionError):  # a number of thousands of digits, NaN, a thousand brackets
         raise InvalidRequestError(f"{what} are not JSON that can be read here.") from None
-    if _depth(value) > MAX_DEPTH:
-        raise InvalidRequestError(f"{what} are nested more than {MAX_DEPTH} deep.")
+    if _depth(value) > MAX_SCHEMA_DEPTH:
+        raise InvalidRequestError(f"{what} are nested more than {MAX_SCHEMA_DEPTH} deep.")
     return value
 
 
@@ -148,7 +148,7 @@ def _spec(number: int, value: Any) -> ToolSpec:
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequestError(f'Tool {number} is no function with a "name".')
     name, description = function["name"], function.get("description", "")
-    if not NAME.fullmatch(name):
+    if not TOOL_NAME.fullmatch(name):
         raise InvalidRequestError(
             f"The name of tool {number} must be 1 to 64 letters, digits, _ or -, not {name!r:.80}."
         )
@@ -173,7 +173,7 @@ def _written_out(parameters: Any) -> tuple[Any, int]:
 def _written(text: str) -> tuple[Any, int]:
     # Checking a schema takes longer than checking arguments with it.
     parameters = json.loads(text)
-    if _depth(parameters) > MAX_DEPTH:
+    if _depth(parameters) > MAX_SCHEMA_DEPTH:
         raise InvalidRequestError("the schema is nested too deeply.")
     try:
         Draft202012Validator.check_schema(parameters)
@@ -199,7 +199,9 @@ class _Writer:
         for keyword, why in REFUSED.items():
             if keyword in schema:
                 raise InvalidRequestError(f"{keyword} cannot be used here: {why}.")
-        written = {key: self._value(key, value, depth) for key, value in schema.items() if key not in UNCHECKED}
+        written = {
+            key: self._value(key, value, depth) for key, value in schema.items() if key not in UNCHECKED_KEYWORDS
+        }
         if "$ref" not in written:
             return written
         return {"allOf": [self.write(self._find(written.pop("$ref")), depth + 1), written]}
@@ -216,7 +218,7 @@ class _Writer:
 
     def _add(self, nodes: int, depth: int) -> None:
         self.nodes += nodes
-        if depth > MAX_DEPTH or self.nodes > MAX_NODES:
+        if depth > MAX_SCHEMA_DEPTH or self.nodes > MAX_NODES:
             raise InvalidRequestError("the schema is too large, or refers to itself.")
 
     def _find(self, reference: Any) -> Any:
@@ -265,7 +267,7 @@ def runs_here(name: str) -> bool:
 
 def run(call: ToolCall) -> str:
     """Carry out a call of one of the examples. What is wrong with it is the result, for the model to read."""
-    fault = check_call(EXAMPLES, call)
+    fault = check_call(EXAMPLE_TOOLS, call)
     if fault:
         return f"Error: {fault}"
     try:
@@ -276,7 +278,7 @@ def run(call: ToolCall) -> str:
 
 def _known(call: ToolCall) -> dict[str, Any]:
     # A model may make up further arguments, which the schema allows.
-    spec = next(spec for spec in EXAMPLES if spec.name == call.name)
+    spec = next(spec for spec in EXAMPLE_TOOLS if spec.name == call.name)
     return {name: value for name, value in json.loads(call.arguments).items() if name in spec.parameters["properties"]}
 
 

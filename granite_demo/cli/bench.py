@@ -23,7 +23,7 @@ def add_bench_command(cli: typer.Typer, console: Console) -> None:
         settings: Settings,
         suite: flags.Suite = None,
         users: flags.Users = None,
-        prompts: flags.Prompts = None,
+        prompts: flags.PromptsOption = None,
         tokens: flags.Tokens = None,
         rounds: flags.Rounds = 3,
         json_file: flags.JsonFile = None,

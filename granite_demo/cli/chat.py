@@ -19,10 +19,10 @@ from granite_demo.types.messages import Controls, scrub
 from granite_demo.types.sampling_params import SamplingParams
 
 if TYPE_CHECKING:
-    from granite_demo.cli.chat_session import Session
+    from granite_demo.cli.chat_session import ChatSession
 
 
-PROMPT = "> "
+INPUT_PROMPT = "> "
 
 
 def add_chat_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
@@ -34,7 +34,7 @@ def add_chat_command(cli: typer.Typer, console: Console, opened: OpenBackend) ->
         sampling: SamplingParams,
         settings: Settings,
         system: flags.System = "",
-        thinking: flags.Thinking = None,
+        thinking: flags.ThinkingOption = None,
     ) -> None:
         """Chat in the terminal. Ctrl-C stops an answer. Ctrl-C twice, or Ctrl-D, leaves. /help lists the commands.
 
@@ -55,20 +55,20 @@ def run(
 ) -> int:
     """Chat until the input ends. Returns the exit code. Raises GraniteDemoError."""
     from granite_demo.chat import conversation
-    from granite_demo.cli.chat_session import Session
+    from granite_demo.cli.chat_session import ChatSession
 
     if not runner.run(can_chat(backend)):
         raise InvalidRequestError("This model cannot chat: it has no chat template. Use granite-demo complete.")
     typed = sys.stdin.isatty()
     start = conversation.start(system=scrub(system), controls={"thinking": controls.thinking})
-    session = Session(backend, runner, start, sampling, console, typed)
+    session = ChatSession(backend, runner, start, sampling, console, typed)
     if typed:
         session.greet()
     talk(session, lines_typed(console, ask_for_line(console)) if typed else lines_piped())
     return 1 if session.failed and not typed else 0
 
 
-def talk(session: "Session", lines: Iterator[str]) -> None:
+def talk(session: "ChatSession", lines: Iterator[str]) -> None:
     """Give each line to the session, until the user leaves or the input ends."""
     for line in lines:
         if line.strip() and not session.take(line):
@@ -110,9 +110,9 @@ def ask_for_line(console: Console) -> Callable[[], str]:
 
     def ask() -> str:
         if sys.stdout.isatty():
-            return input(PROMPT)
+            return input(INPUT_PROMPT)
         # Standard output is redirected, and the prompt is not part of the answers.
-        console.print(PROMPT, end="")
+        console.print(INPUT_PROMPT, end="")
         return input()
 
     return ask

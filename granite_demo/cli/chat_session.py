@@ -27,7 +27,7 @@ HELP = """\
 A line with a space before the slash is a question. Ctrl-C stops an answer and keeps its text."""
 
 
-class Session:
+class ChatSession:
     """The conversations since the start. The last one is open."""
 
     def __init__(
@@ -167,7 +167,7 @@ class Session:
             text = export.to_markdown(self.conversation)
         else:
             found = [conversations.dump(conversation) for conversation in kept]
-            text = json.dumps({"format": export.FORMAT, "conversations": found}, ensure_ascii=False, indent=1)
+            text = json.dumps({"format": export.EXPORT_FORMAT, "conversations": found}, ensure_ascii=False, indent=1)
         try:
             path = Path(name).expanduser()
             path.write_text(text, encoding="utf-8")

@@ -22,8 +22,6 @@ from granite_demo.types.messages import Controls, Message
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 
-STANDARD_INPUT = "-"
-
 
 def add_complete_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
     """``opened`` gives the backend of settings, its model ready."""
@@ -33,15 +31,15 @@ def add_complete_command(cli: typer.Typer, console: Console, opened: OpenBackend
     def complete(
         sampling: SamplingParams,
         settings: Settings,
-        text: flags.Text = None,
+        text: flags.TextArgument = None,
         chat: flags.Chat = None,
         special_tokens: flags.SpecialTokens = False,
         system: flags.System = "",
-        thinking: flags.Thinking = None,
+        thinking: flags.ThinkingOption = None,
         suffix: flags.Suffix = None,
         schema: flags.Schema = None,
         regex: flags.Regex = None,
-        choice: flags.Choice = None,
+        choice: flags.ChoiceOption = None,
         logprobs: flags.Logprobs = None,
         as_json: flags.JsonObject = False,
     ) -> None:
@@ -64,7 +62,7 @@ def add_complete_command(cli: typer.Typer, console: Console, opened: OpenBackend
 
 def read_text(text: str | None, stdin: TextIO) -> str:
     """``text``, or the text from ``stdin``. Raises GraniteDemoError."""
-    if text not in (None, STANDARD_INPUT):
+    if text not in (None, flags.STANDARD_INPUT):
         return str(text)
     if text is None and stdin.isatty():
         raise ConfigurationError("There is no text. Give it as TEXT or in a pipe, or use - to type it.")

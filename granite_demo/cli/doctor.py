@@ -21,7 +21,7 @@ from granite_demo.types.messages import Message
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 
-ALTERNATIVES = 5
+FIRST_ALTERNATIVES = 5
 ROUNDING = 0.15
 """Nats. bfloat16 has 8 bits: for likely tokens, two correct kernels differ by less than this."""
 PRECISION = 1.0
@@ -56,7 +56,7 @@ class Finding:
 
 async def look(backend: Backend, request: GenerationRequest, prompt_ids: tuple[int, ...] = ()) -> Side:
     """The answer to ``request``, with log probabilities if the backend has them. Raises GraniteDemoError."""
-    with_logprobs = replace(request, sampling=replace(request.sampling, logprobs=ALTERNATIVES))
+    with_logprobs = replace(request, sampling=replace(request.sampling, logprobs=FIRST_ALTERNATIVES))
     try:
         return await _asked(backend, backend.stream(with_logprobs), prompt_ids)
     except InvalidRequestError:
@@ -162,8 +162,8 @@ def _rate(side: Side) -> str:
     return "one token" if side.rate is None else f"{side.rate:.1f}"
 
 
-QUESTION = "What is the capital of France? Answer in one sentence."
-TOKENS = 48
+USUAL_QUESTION = "What is the capital of France? Answer in one sentence."
+COMPARED_TOKENS = 48
 
 
 def add_doctor_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
@@ -171,14 +171,14 @@ def add_doctor_command(cli: typer.Typer, console: Console, opened: OpenBackend) 
 
     @cli.command()
     @flags.with_tables
-    def doctor(settings: Settings, text: flags.Question = QUESTION, as_json: flags.AsJson = False) -> None:
+    def doctor(settings: Settings, text: flags.Question = USUAL_QUESTION, as_json: flags.AsJson = False) -> None:
         """Ask a model here and the server at --url the same question, and show the differences and their likely cause.
 
         Both answers are greedy. The exit code is 0 if nothing differs, otherwise 1.
         """
         if not settings.backend:
             raise ConfigurationError("doctor compares with another server. Name it with --url.")
-        request = GenerationRequest((Message("user", text),), sampling=SamplingParams(max_tokens=TOKENS))
+        request = GenerationRequest((Message("user", text),), sampling=SamplingParams(max_tokens=COMPARED_TOKENS))
         # --model is the model here; --backend-model is the one of the server.
         with closing(opened(replace(settings, model="auto"), console)) as remote:
             there = asyncio.run(_look_there(remote, request))

@@ -16,7 +16,9 @@ from granite_demo.types.constraints import Constraint
 from granite_demo.types.messages import Controls
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
 
-MAX_TOKENS = 512
+STANDARD_INPUT = "-"
+"""The name of a file that stands for standard input."""
+USUAL_MAX_TOKENS = 512
 """The default for an answer, as on the page: a base model seldom stops by itself."""
 
 NoUrl = Annotated[str | None, typer.Option("--url", hidden=True)]
@@ -44,7 +46,7 @@ Users = Annotated[
     str | None,
     typer.Option(help="Numbers of simultaneous users, comma-separated. Default: 1,4,16,64 on a GPU, 1,4 on a CPU."),
 ]
-Prompts = Annotated[
+PromptsOption = Annotated[
     str | None,
     typer.Option(
         help="Prompt lengths for ttft in tokens, comma-separated. Default: 128,1024,8192 on a GPU, 128,1024 on a CPU."
@@ -71,7 +73,7 @@ TensorParallel = Annotated[
 AnswerFile = Annotated[
     str, typer.Argument(metavar="FILE", help="An answer that was saved from the page; - is standard input.")
 ]
-Text = Annotated[
+TextArgument = Annotated[
     str | None,
     typer.Argument(metavar="TEXT", help="The text. Default, and with -: standard input.", show_default=False),
 ]
@@ -87,7 +89,7 @@ Chat = Annotated[
 ]
 JsonObject = Annotated[bool, typer.Option("--json", help="Print one JSON object at the end instead of the text.")]
 System = Annotated[str, typer.Option(metavar="TEXT", help="System prompt.", show_default=False)]
-Thinking = Annotated[
+ThinkingOption = Annotated[
     str | None, typer.Option(metavar="LEVEL", help="off, low or full, if the model's template has these levels.")
 ]
 Logprobs = Annotated[
@@ -110,7 +112,7 @@ Regex = Annotated[
         metavar="PATTERN", help="Constrain the answer to text that matches this as a whole.", show_default=False
     ),
 ]
-Choice = Annotated[
+ChoiceOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT", help="Constrain the answer to one of these texts. Repeat it for each.", show_default=False
@@ -179,7 +181,7 @@ def sampling_flags() -> list[Parameter]:
     found = []
     for field in fields(SamplingParams):
         if "help" in field.metadata:
-            kind, default = field.type, MAX_TOKENS if field.name == "max_tokens" else field.default
+            kind, default = field.type, USUAL_MAX_TOKENS if field.name == "max_tokens" else field.default
             if field.name == "stop":
                 kind, default = list[str] | None, None
             found.append(_parameter(field.name, Annotated[kind, typer.Option(help=field.metadata["help"])], default))

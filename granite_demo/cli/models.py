@@ -39,7 +39,7 @@ from granite_demo.types.model_status import gigabytes
 
 PLANNED_PRECISIONS: tuple[Precision, ...] = ("bf16", "int8", "int4")
 COLOURS = {"fits": "green", "tight": "yellow", "does not fit": "red"}
-INTERRUPTED = 130
+INTERRUPTED_STATUS = 130
 """The exit code after Ctrl-C, as in a shell."""
 
 Plans: TypeAlias = Sequence[tuple[DeviceMemory, Sequence[Plan]]]
@@ -305,7 +305,7 @@ def pull_model(
                 raise
             kept = "The downloaded part is kept: the same command continues." if spec.repo_id else ""
             console.print(f"{spec.name} was cancelled. {kept}".strip(), markup=False, highlight=False)
-            raise SystemExit(INTERRUPTED) from None
+            raise SystemExit(INTERRUPTED_STATUS) from None
     if as_json:
         print_json({"name": spec.name, "repo_id": spec.repo_id, "folder": str(folder), "commit": commit})
         return

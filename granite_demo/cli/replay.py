@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import sys
 from collections.abc import Iterable, Sequence
 from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
@@ -11,17 +12,17 @@ import typer
 from rich.console import Console
 
 from granite_demo.backend import Backend
-from granite_demo.chat.bundle import STOPPED, Answered, Bundle, to_request, versions
+from granite_demo.chat.bundle import MAX_BUNDLE_BYTES, STOPPED, Answered, Bundle, read_bundle, to_request, versions
 from granite_demo.cli import flags
 from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import print_json, standard_output
-from granite_demo.errors import EngineError, UnknownModelError
+from granite_demo.errors import ConfigurationError, EngineError, UnknownModelError
 from granite_demo.models import registry
 from granite_demo.settings import Settings
 from granite_demo.types.events import Finish, Provenance, ReasoningDelta, TextDelta, ToolCalled
 from granite_demo.types.messages import ToolCall
 
-AROUND = 40
+AROUND_DIFFERENCE = 40
 """The number of characters to show on each side of a difference."""
 
 
@@ -131,8 +132,8 @@ def _first_difference(one: Sequence[object], other: Sequence[object]) -> int | N
 
 
 def _around(text: str, index: int) -> str:
-    before, after = text[max(0, index - AROUND) : index], text[index : index + AROUND]
-    start, end = "…" if index > AROUND else "", "…" if index + AROUND < len(text) else ""
+    before, after = text[max(0, index - AROUND_DIFFERENCE) : index], text[index : index + AROUND_DIFFERENCE]
+    start, end = "…" if index > AROUND_DIFFERENCE else "", "…" if index + AROUND_DIFFERENCE < len(text) else ""
     return f"{start}{before}{after}{end}"
 
 
@@ -205,6 +206,17 @@ def add_replay_command(cli: typer.Typer, console: Console, opened: OpenBackend) 
         raise typer.Exit(0 if run_replay(file, settings, model is not None, console, opened, as_json) else 1)
 
 
+def read_file(name: str) -> Bundle:
+    """The saved answer in the file ``name``, or in standard input if that is ``-``. Raises GraniteDemoError."""
+    try:
+        if name == flags.STANDARD_INPUT:
+            return read_bundle(sys.stdin.buffer.read(MAX_BUNDLE_BYTES + 1))
+        with open(name, "rb") as file:
+            return read_bundle(file.read(MAX_BUNDLE_BYTES + 1))
+    except (OSError, ValueError) as error:  # a null character in the name
+        raise ConfigurationError(f"{name} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+
+
 def run_replay(
     file: str,
     settings: Settings,
@@ -214,9 +226,7 @@ def run_replay(
     as_json: bool = False,
 ) -> bool:
     """Replay the answer in ``file``, with its own model unless one was ``chosen``. Returns whether it is the same."""
-    from granite_demo.chat import bundle
-
-    answer = bundle.read_file(file)
+    answer = read_file(file)
     chosen = chosen or bool(settings.backend)
     with closing(opened(settings if chosen else settings_for(answer, settings), console)) as backend:
         outcome = asyncio.run(replay(backend, answer))

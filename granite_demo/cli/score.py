@@ -34,7 +34,7 @@ def add_score_command(cli: typer.Typer, console: Console, opened: OpenBackend) -
     @flags.with_tables
     def score(
         settings: Settings,
-        text: flags.Text = None,
+        text: flags.TextArgument = None,
         alternatives: flags.Alternatives = 0,
         special_tokens: flags.SpecialTokens = False,
         as_json: flags.AsJson = False,
@@ -103,7 +103,7 @@ def _row(token: ScoredToken) -> tuple[str, ...]:
 
 
 PRECISION_FLAGS = tuple(name for name in (*get_args(Dtype), *get_args(Quantization)) if name not in ("auto", "none"))
-WORST = 10
+TABLE_ROWS = 10
 """The number of tokens in the table: those with the largest divergence."""
 
 
@@ -114,7 +114,7 @@ def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend)
     @flags.with_tables
     def compare(
         settings: Settings,
-        text: flags.Text = None,
+        text: flags.TextArgument = None,
         reference: flags.Reference = "bfloat16",
         other: flags.Other = "nf4",
         special_tokens: flags.SpecialTokens = False,
@@ -205,7 +205,7 @@ def show_comparison(result: Comparison) -> None:
         f"KL divergence: {result.mean_divergence:.2g} nats per token on average. "
         f"The most likely token is the same at {result.agreement:.1%} of {len(result.tokens):,} positions."
     )
-    worst = sorted(result.tokens, key=lambda token: -token.divergence)[:WORST]
+    worst = sorted(result.tokens, key=lambda token: -token.divergence)[:TABLE_ROWS]
     rows = [
         (
             repr(token.text),

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 USERS_ON_GPU = 64
 """The maximum number of requests in a step on a GPU."""
 USERS_ON_CPU = 8
-USUAL_CONTEXT = 4096
+CONTEXT_PER_USER = 4096
 """Tokens of cache for each of them, if they fit."""
 CACHE_SHARE = 0.8
 """The part of the free memory for a cache; activations and graphs need the rest."""
@@ -152,9 +152,9 @@ def cache_tokens(loaded: LoadedModel, free: int) -> int:
     """Return the tokens of the shared cache: enough for 64 usual conversations or two long ones, if they fit."""
     # On a CPU attention is computed with one mask over the whole cache.
     wanted = (
-        max(2 * loaded.context_length, USERS_ON_GPU * USUAL_CONTEXT)
+        max(2 * loaded.context_length, USERS_ON_GPU * CONTEXT_PER_USER)
         if _on_gpu(loaded)
-        else USERS_ON_CPU * USUAL_CONTEXT
+        else USERS_ON_CPU * CONTEXT_PER_USER
     )
     return max(PAGE, min(wanted, int(CACHE_SHARE * free / _token_bytes(loaded))) // PAGE * PAGE)
 

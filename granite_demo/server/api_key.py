@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from granite_demo.server.openai.errors import error_response
 
 WRONG = "The API key is missing or wrong. Send the header: Authorization: Bearer KEY"
-CLOSED = "The page of this server has a login, so its API is closed. To open it, start the server with --api-key."
+API_CLOSED = "The page of this server has a login, so its API is closed. To open it, start the server with --api-key."
 
 
 class KeyGuard:
@@ -26,7 +26,7 @@ class KeyGuard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and self._covers(scope["path"]):
             if self._closed or (self._key and not self._is_right(scope)):
-                error = HTTPException(401, CLOSED if self._closed else WRONG, {"www-authenticate": "Bearer"})
+                error = HTTPException(401, API_CLOSED if self._closed else WRONG, {"www-authenticate": "Bearer"})
                 return await error_response(error)(scope, receive, send)
             if "\n" in scope["path"]:  # no route of the API matches it, so the page would answer
                 return await error_response(HTTPException(404, "Not Found"))(scope, receive, send)

@@ -29,10 +29,10 @@ from granite_demo.ui.gradio_patches.sessions import keep_values_only
 from granite_demo.ui.languages import translations, words_dir
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
-API = "/v1"
-KEYED = (API, "/metrics", "/load_model")
+API_PREFIX = "/v1"
+KEYED = (API_PREFIX, "/metrics", "/load_model")
 """The paths that need the API key. Health checks have no key, and learn only that the server is alive."""
-COUNTED = frozenset({f"{API}/models", f"{API}/chat/completions", f"{API}/completions"})
+COUNTED = frozenset({f"{API_PREFIX}/models", f"{API_PREFIX}/chat/completions", f"{API_PREFIX}/completions"})
 
 
 def create_app(backend: ManagedBackend, access: Access | None = None, policy: Policy | None = None) -> FastAPI:
@@ -52,12 +52,12 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
 
     metrics = Metrics(backend.status)
     _add_health(app, backend, backend, metrics)
-    app.mount(API, create_api(WatchedBackend(backend, metrics, "api")))
-    # If the page has a login, the API must not be a way around it.
+    app.mount(API_PREFIX, create_api(WatchedBackend(backend, metrics, "api")))
+    # If the page has a login, the API_PREFIX must not be a way around it.
     app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
-    # Without a key no attempt can fail: requests to a closed API are not attempts to guess a key.
+    # Without a key no attempt can fail: requests to a closed API_PREFIX are not attempts to guess a key.
     app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
-    app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
+    app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API_PREFIX}/", routes=COUNTED)
     page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
     app.mount("/words", StaticFiles(directory=words_dir()))
     folder, uploaded = uploads_of(page)

@@ -24,7 +24,7 @@ BETWEEN_TOKENS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1)
 OTHER = "other"
 """The route of a path that is not known."""
 
-Source = Literal["api", "page"]
+FrontEnd = Literal["api", "page"]
 """The front end of a request."""
 
 
@@ -50,7 +50,7 @@ class Metrics:
 class WatchedBackend(ForwardingBackend):
     """``backend`` as ``source`` calls it; ``metrics`` count its answers."""
 
-    def __init__(self, backend: ManagedBackend, metrics: Metrics, source: Source) -> None:
+    def __init__(self, backend: ManagedBackend, metrics: Metrics, source: FrontEnd) -> None:
         super().__init__(backend)
         self._metrics, self._source = metrics, source
 
@@ -66,7 +66,7 @@ class WatchedBackend(ForwardingBackend):
 class _AnswerWatch:
     """Measures one answer from its start, and counts its tokens, also those of a stopped answer."""
 
-    def __init__(self, metrics: Metrics, source: Source) -> None:
+    def __init__(self, metrics: Metrics, source: FrontEnd) -> None:
         self._prompt, self._completion = metrics.prompt.labels(source), metrics.completion.labels(source)
         self._first, self._between = metrics.first.labels(source), metrics.between.labels(source)
         self._last = time.perf_counter()

@@ -22,7 +22,7 @@ TOO_LARGE = "The request is larger than {} MB, the maximum allowed size."
 GRADIO = "/gradio_api/"
 USED = {"queue/join", "queue/data", "cancel", "reset", "upload", "upload_progress", "component_server"}
 USED |= {"info", "app_id", "startup-events", "theme.css"}
-DIRECT = tuple(f"{GRADIO}{name}" for name in ("run/", "upload", "component_server"))
+DIRECT_PATHS = tuple(f"{GRADIO}{name}" for name in ("run/", "upload", "component_server"))
 """Gradio answers these without its queue, on a few threads for all visitors."""
 CROWD = "You have too many requests running. Try again in a moment."
 USED_BELOW = ("run/", "heartbeat/", "file=")
@@ -92,7 +92,7 @@ class CrowdGuard:
         self._running: Counter[str] = Counter()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._most or scope["type"] != "http" or not scope["path"].startswith(DIRECT):
+        if not self._most or scope["type"] != "http" or not scope["path"].startswith(DIRECT_PATHS):
             return await self._app(scope, receive, send)
         visitor = visitor_of((scope.get("client") or ("",))[0])
         if self._running[visitor] >= self._most:

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 UPLOADS = "/gradio_api/upload"
 MAX_UPLOAD = 32 * 2**20
 """Bytes of one request with files. Gradio limits each file, but not their sum or the other fields."""
-MAX_KEPT = 256 * 2**20
+MAX_UPLOADED = 256 * 2**20
 """Bytes of all files together. A file is read as soon as it has arrived, so the oldest can be deleted."""
 KEPT_SECONDS = 600
 """The longest age of a file."""
@@ -40,7 +40,7 @@ class Sweeper:
 
 
 def sweep(folder: Path, uploaded: frozenset[str]) -> set[str]:
-    """Delete files older than ``KEPT_SECONDS``, and the oldest ones beyond ``MAX_KEPT``. Returns the deleted paths."""
+    """Delete files older than ``KEPT_SECONDS``, and the oldest beyond ``MAX_UPLOADED``. Returns the deleted paths."""
     # Other Gradio programs can share the folder: of complete uploads, delete only those of this server.
     files: list[tuple[float, int, str]] = []
     gone = set()
@@ -51,7 +51,7 @@ def sweep(folder: Path, uploaded: frozenset[str]) -> set[str]:
             gone.add(path)
         else:
             files.append((found.st_mtime, found.st_size, path))
-    room = MAX_KEPT
+    room = MAX_UPLOADED
     for modified, size, path in sorted(files, reverse=True):
         room -= size
         if room < 0 or modified < time.time() - KEPT_SECONDS:

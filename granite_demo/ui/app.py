@@ -15,7 +15,7 @@ from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT, MAX_STRE
 from granite_demo.ui.html import status_html
 from granite_demo.ui.theme import logo_svg
 
-MAX_WAITING = MAX_STREAMS
+MAX_QUEUED_EVENTS = MAX_STREAMS
 """Events that can wait in Gradio's queue; more are rejected. They wait there briefly: long waits are the engine's."""
 SHORT_EVENTS = 32
 """Places in that queue for events other than answers."""
@@ -64,6 +64,6 @@ def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Bloc
         completion_tab.wire(completion_parts, preferences, backend, access, demo, [answering.change])
         settings.wire(preferences, backend, demo, [answering.change])
         models.wire(panel, control, access, timer)
-    demo.queue(max_size=MAX_WAITING, api_open=False, default_concurrency_limit=MAX_STREAMS)
+    demo.queue(max_size=MAX_QUEUED_EVENTS, api_open=False, default_concurrency_limit=MAX_STREAMS)
     widen_queue(demo, MAX_STREAMS + SHORT_EVENTS)
     return demo

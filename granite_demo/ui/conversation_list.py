@@ -14,7 +14,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.ui import theme
 from granite_demo.ui.gradio_patches.events import DIRECT
 
-SAVE_JS = "(conversation) => { window.graniteDemo?.save(conversation); }"
+SAVE_CONVERSATION_JS = "(conversation) => { window.graniteDemo?.save(conversation); }"
 """For the change event of the component with the open conversation."""
 SHOWN_JS = "(held, ...rest) => [window.graniteDemo?.shownPart(held) ?? held, ...rest]"
 """For events that need only the branch shown of the open conversation, which is their first input."""
@@ -38,7 +38,7 @@ def layout() -> gr.HTML:
 
 def wire(library: gr.HTML, holder: gr.JSON) -> None:
     """Save the open conversation when it changes. The chat opens other conversations."""
-    holder.change(None, [holder], None, js=SAVE_JS, **DIRECT)
+    holder.change(None, [holder], None, js=SAVE_CONVERSATION_JS, **DIRECT)
 
 
 def read_file(data: Any) -> dict[str, Any]:

@@ -15,7 +15,9 @@ from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
 
 STORAGE_KEY = "granite-demo-settings"
-KEEP_JS = f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"
+KEEP_SETTINGS_JS = (
+    f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"
+)
 KEPT_JS = (
     f"(...values) => {{ try {{ const kept = JSON.parse(localStorage.getItem('{STORAGE_KEY}')); "
     "if (Array.isArray(kept) && kept.length === values.length) return kept; } catch {} return values; }"
@@ -156,11 +158,11 @@ def wire(preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: lis
     """
     values = preferences.components
     # input, not change: a page that opens changes values, too, and would overwrite what was kept.
-    gr.on([value.input for value in values], None, values, None, js=KEEP_JS, **DIRECT)
+    gr.on([value.input for value in values], None, values, None, js=KEEP_SETTINGS_JS, **DIRECT)
     for chosen in (
         preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT),
         preferences.own.click(lambda: own_values(backend.status().sampling), None, values, **DIRECT),
     ):
-        chosen.then(None, values, None, js=KEEP_JS, **DIRECT)
+        chosen.then(None, values, None, js=KEEP_SETTINGS_JS, **DIRECT)
     follow(ready, lambda: shown_values(backend.status()), None, preferences.shown)
     demo.load(None, values, values, js=KEPT_JS, **DIRECT)

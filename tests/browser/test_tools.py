@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from playwright.sync_api import Browser, Page, expect
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.tools import EXAMPLES, parse_tools
+from granite_demo.chat.tools import EXAMPLE_TOOLS, parse_tools
 from granite_demo.errors import InvalidRequestError
 from granite_demo.server.run import running
 from granite_demo.types.messages import ToolCall
@@ -133,4 +133,4 @@ def test_tools_are_defined_and_mistakes_lose_nothing(page: Page, sent: Sent) -> 
     page.get_by_role("button", name="Send results").click()
     assert sent.arrived.wait(5)
     names = [spec.name for spec in parse_tools(sent.conversations[-1].tools)]
-    assert names == ["weather", *(spec.name for spec in EXAMPLES)]
+    assert names == ["weather", *(spec.name for spec in EXAMPLE_TOOLS)]

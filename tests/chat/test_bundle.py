@@ -1,7 +1,6 @@
 """What is kept of an answer, the file it is saved to, and files that are none."""
 
 import json
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from hypothesis import strategies as st
 from granite_demo.chat import bundle
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation
-from granite_demo.chat.tools import EXAMPLES, to_json
-from granite_demo.errors import ConfigurationError, InvalidRequestError
+from granite_demo.chat.tools import EXAMPLE_TOOLS, to_json
+from granite_demo.errors import InvalidRequestError
 from granite_demo.types.events import Finish, Provenance, Timings, Usage
 from granite_demo.types.messages import Controls, Document, ToolCall
 from granite_demo.types.requests import GenerationRequest
@@ -27,7 +26,7 @@ def conversation_and_request() -> tuple[Conversation, GenerationRequest]:
     conversation = conversations.start(
         system="Be brief.",
         documents=(Document(title="A", text="a b"),),
-        tools=to_json(EXAMPLES),
+        tools=to_json(EXAMPLE_TOOLS),
         controls=Controls(thinking="full", citations=True),
         overflow="drop",
     )
@@ -38,7 +37,7 @@ def conversation_and_request() -> tuple[Conversation, GenerationRequest]:
     request = GenerationRequest(
         conversations.to_messages(conversation),
         sampling=SamplingParams(temperature=0.7, top_p=0.9, stop=("\n\n",), max_tokens=50),
-        tools=EXAMPLES,
+        tools=EXAMPLE_TOOLS,
         documents=(Document("A", "a b"),),
         controls=Controls(thinking="full", citations=True),
         overflow="drop",
@@ -144,7 +143,7 @@ CHANGES: list[dict[str, Any]] = [
     {"system": "Be long."},
     {"system": ""},
     {"tools": ""},
-    {"tools": to_json(EXAMPLES).replace("expression", "formula")},
+    {"tools": to_json(EXAMPLE_TOOLS).replace("expression", "formula")},
     {"documents": ()},
     {"documents": (Document(title="A", text="a c"),)},
 ]
@@ -160,7 +159,7 @@ def test_what_was_changed_after_the_answer_is_noted(change: dict[str, Any]) -> N
 
 def test_what_says_the_same_is_no_change() -> None:
     conversation, _ = answered()
-    same = {"system": " Be brief.\n", "tools": json.dumps(json.loads(to_json(EXAMPLES)), indent=7)}
+    same = {"system": " Be brief.\n", "tools": json.dumps(json.loads(to_json(EXAMPLE_TOOLS)), indent=7)}
     assert "note" not in bundle.bundle(conversation.model_copy(update=same), str(conversation.head))
 
 
@@ -171,7 +170,7 @@ def test_tools_that_cannot_be_read_any_more_are_left_out_with_a_note() -> None:
     conversation, _ = answered()
     value = bundle.bundle(conversation.model_copy(update=BROKEN), str(conversation.head))
     assert value["request"]["tools"] == []
-    assert value["note"] == f"{bundle.CHANGED} {bundle.UNREADABLE}"
+    assert value["note"] == f"{bundle.CHANGED} {bundle.UNREADABLE_TOOLS}"
     read(value)
 
 
@@ -192,12 +191,12 @@ def test_answers_and_files_of_earlier_versions_are_read() -> None:
     # What it carried is not known, so no change of it is.
     assert "note" not in value
     assert (read(value).note, read(value).made.carried) == ("", "")
-    assert bundle.bundle(older.model_copy(update=BROKEN), str(older.head))["note"] == bundle.UNREADABLE
+    assert bundle.bundle(older.model_copy(update=BROKEN), str(older.head))["note"] == bundle.UNREADABLE_TOOLS
 
 
 def test_a_prompt_without_messages_can_be_read() -> None:
     asked = {"prompt": "Once", "sampling": {}}
-    found = read({"format": bundle.FORMAT, "version": 1, "request": asked, "answer": {"text": "x"}, "made": {}})
+    found = read({"format": bundle.BUNDLE_FORMAT, "version": 1, "request": asked, "answer": {"text": "x"}, "made": {}})
     assert bundle.to_request(found) == GenerationRequest(prompt="Once")
 
 
@@ -249,7 +248,7 @@ def test_what_is_not_json_is_told(text: str | bytes) -> None:
 
 def test_a_file_that_is_too_large_is_told() -> None:
     with pytest.raises(InvalidRequestError, match="larger than 32 MB"):
-        bundle.read_bundle(b" " * (bundle.MAX_BYTES + 1))
+        bundle.read_bundle(b" " * (bundle.MAX_BUNDLE_BYTES + 1))
 
 
 @settings(deadline=None)
@@ -258,15 +257,3 @@ def test_a_file_cut_short_is_never_taken(data: st.DataObject) -> None:
     text = json.dumps(saved())
     with pytest.raises(InvalidRequestError):
         bundle.read_bundle(text[: data.draw(st.integers(0, len(text) - 1))])
-
-
-def test_a_file_is_found_by_its_name(tmp_path: Path) -> None:
-    path = tmp_path / "answer.json"
-    path.write_text(json.dumps(saved()), encoding="utf-8")
-    assert bundle.read_file(str(path)).answer.text == "It is 42."
-
-
-@pytest.mark.parametrize("name", ["no-such-file.json", ".", "a\0b"])
-def test_a_file_that_cannot_be_read_is_told(name: str) -> None:
-    with pytest.raises(ConfigurationError, match="cannot be read"):
-        bundle.read_file(name)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo.chat import documents
-from granite_demo.chat.documents import MAX_CHARACTERS, MAX_DOCUMENTS, MAX_TITLE, add, check, paste, read_document
+from granite_demo.chat.documents import MAX_DOCUMENT, MAX_DOCUMENTS, MAX_TITLE, add, check, paste, read_document
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import Document
 
@@ -203,9 +203,9 @@ def test_a_file_over_the_limit_is_not_read(read: Read, monkeypatch: pytest.Monke
 
 
 def test_too_many_characters_are_told_by_number(read: Read) -> None:
-    assert len(read("a.txt", b"x" * MAX_CHARACTERS).text) == MAX_CHARACTERS
+    assert len(read("a.txt", b"x" * MAX_DOCUMENT).text) == MAX_DOCUMENT
     with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
-        read("a.txt", b"x" * (MAX_CHARACTERS + 1))
+        read("a.txt", b"x" * (MAX_DOCUMENT + 1))
 
 
 def test_too_many_pages_are_told_by_number(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -218,13 +218,13 @@ def test_too_many_pages_are_told_by_number(read: Read, monkeypatch: pytest.Monke
 def test_a_file_that_takes_too_long_is_told(
     read: Read, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
 ) -> None:
-    monkeypatch.setattr(documents, "READ_SECONDS", -1)
+    monkeypatch.setattr(documents, "FILE_SECONDS", -1)
     with pytest.raises(InvalidRequestError, match="takes too long"):
         read(name, data)
 
 
 def test_time_is_kept_within_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "READ_SECONDS", -1)
+    monkeypatch.setattr(documents, "FILE_SECONDS", -1)
     assert list(documents.READERS[".pdf"]("a.pdf", pdf("a page that is never read"))) == [""]
 
 
@@ -258,7 +258,7 @@ def test_nothing_pasted_is_told(text: str | None) -> None:
 
 def test_too_much_pasted_is_told() -> None:
     with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
-        paste("title", "x" * (MAX_CHARACTERS + 1))
+        paste("title", "x" * (MAX_DOCUMENT + 1))
 
 
 def test_added_documents_have_titles_of_their_own() -> None:
@@ -276,7 +276,7 @@ def test_there_is_room_for_so_many() -> None:
 
 
 def test_there_is_room_for_so_much_together() -> None:
-    half = "x" * MAX_CHARACTERS
+    half = "x" * MAX_DOCUMENT
     two = add(add((), Document("a", half)), Document("b", half))
     with pytest.raises(InvalidRequestError, match="c makes 400,001 characters of documents; 400,000"):
         add(two, Document("c", "x"))
@@ -284,4 +284,4 @@ def test_there_is_room_for_so_much_together() -> None:
 
 def test_one_too_long_is_found_among_many() -> None:
     with pytest.raises(InvalidRequestError, match="long has more than 200,000"):
-        check([Document("a", "text"), Document("long", "x" * (MAX_CHARACTERS + 1))])
+        check([Document("a", "text"), Document("long", "x" * (MAX_DOCUMENT + 1))])

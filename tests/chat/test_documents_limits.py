@@ -92,7 +92,7 @@ def test_rows_are_counted_as_they_come(read: Read) -> None:
 
 
 def test_two_files_are_read_at_a_time(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "WAIT_SECONDS", 0.01)
+    monkeypatch.setattr(documents, "QUEUE_SECONDS", 0.01)
     with documents._turns, documents._turns, pytest.raises(InvalidRequestError, match="busy"):
         read("a.txt", b"text")
     for _ in range(3):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from granite_demo.chat import export
 from granite_demo.chat.conversation import Conversation, Turn, add, dump, path, start
-from granite_demo.chat.export import MAX_CHARACTERS, read, to_markdown
+from granite_demo.chat.export import MAX_FILE_CHARACTERS, read, to_markdown
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import Document, ToolCall
 
@@ -160,7 +160,7 @@ def test_a_list_of_messages_is_read() -> None:
         ("\x00\x01PNG", "x.json", "not JSON"),
         ("[" * 100_000, "x.json", "not JSON"),
         ('{"a":' * 100_000, "x.json", "not JSON"),
-        (" " * (MAX_CHARACTERS + 1), "x.json", "larger than 20 MB"),
+        (" " * (MAX_FILE_CHARACTERS + 1), "x.json", "larger than 20 MB"),
         ("5", "x.json", "no conversation of granite-demo"),
         ("null", "x.json", "no conversation of granite-demo"),
         ("{}", "x.json", "no conversation of granite-demo"),
@@ -203,7 +203,12 @@ def test_a_corrupt_file_is_told(text: str, name: str, message: str) -> None:
 
 @given(text=st.text(), cut=st.integers(0, 900), name=st.sampled_from(["x.json", "x.md"]))
 def test_no_file_breaks_the_reader(text: str, cut: int, name: str) -> None:
-    for whole in (text, export.MARK + text, to_markdown(sample())[:cut] + text, as_json(sample())[:cut] + text):
+    for whole in (
+        text,
+        export.MARKDOWN_MARK + text,
+        to_markdown(sample())[:cut] + text,
+        as_json(sample())[:cut] + text,
+    ):
         try:
             found = read(whole, name)
         except InvalidRequestError:

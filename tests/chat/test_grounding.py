@@ -239,7 +239,7 @@ def test_cited_is_one_for_each_citation_in_the_order_of_their_ends() -> None:
 
 def test_citations_beyond_measure_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grounding, "MAX_ANSWER", 2)
-    monkeypatch.setattr(grounding, "MAX_CITATIONS", 2)
+    monkeypatch.setattr(grounding, "MAX_READ_CITATIONS", 2)
     answer = "Berlin is a capital. " * 3
     assert len(cited(answer, DOCUMENTS, [Citation("1", 0, 6)] * 3)) == 2
     assert len(support(answer, DOCUMENTS, [])) == 2

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo.chat import tools
-from granite_demo.chat.tools import EXAMPLES, check_call, parse_tools, run, runs_here, to_json
+from granite_demo.chat.tools import EXAMPLE_TOOLS, check_call, parse_tools, run, runs_here, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec
 
@@ -43,7 +43,7 @@ def test_a_name_is_enough() -> None:
 
 
 def test_the_examples_come_back_from_their_text() -> None:
-    assert parse_tools(to_json(EXAMPLES)) == EXAMPLES
+    assert parse_tools(to_json(EXAMPLE_TOOLS)) == EXAMPLE_TOOLS
     assert [runs_here(name) for name in ("calculator", "current_time", "weather")] == [True, True, False]
 
 
@@ -134,7 +134,7 @@ def test_references_inside_are_followed() -> None:
     ],
 )
 def test_a_call_is_checked(call: ToolCall, words: str) -> None:
-    found = check_call(EXAMPLES, call)
+    found = check_call(EXAMPLE_TOOLS, call)
     assert words in found
     assert bool(words) == bool(found)
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat import export
-from granite_demo.cli.chat_session import Session
+from granite_demo.cli.chat_session import ChatSession
 from granite_demo.errors import EngineError
 from granite_demo.types.events import Finish, ReasoningDelta, TextDelta, Timings, Usage
 from granite_demo.types.messages import Controls, Message, Switches
@@ -32,7 +32,7 @@ class Sitting:
         self._said = io.StringIO()
         start = conversations.start(system=system, controls=Controls(thinking="full"))
         console = Console(file=self._said, width=200)
-        self.session = Session(backend, runner, start, SamplingParams(max_tokens=9), console, typed)
+        self.session = ChatSession(backend, runner, start, SamplingParams(max_tokens=9), console, typed)
 
     def take(self, *lines: str) -> str:
         """What is said about these lines, and since the last ones."""
@@ -124,7 +124,7 @@ def test_saved_conversations_can_be_imported(sitting: Sitting, tmp_path: Path) -
     first, second = export.read(path.read_text(encoding="utf-8"), path.name)
     assert [turn.content for turn in conversations.path(first)] == ["One", "Hello world!"]
     assert second == sitting.session.conversation
-    assert json.loads(path.read_text(encoding="utf-8"))["format"] == export.FORMAT
+    assert json.loads(path.read_text(encoding="utf-8"))["format"] == export.EXPORT_FORMAT
     sitting.take(f"/save {tmp_path / 'chat.md'}")
     [read] = export.read((tmp_path / "chat.md").read_text(encoding="utf-8"), "chat.md")
     assert [turn.content for turn in conversations.path(read)] == ["Grüße", "Hello world!"]

@@ -32,7 +32,9 @@ def run(*arguments: str) -> tuple[Any, dict[str, Any]]:
 
     @cli.command()
     @flags.with_tables
-    def chat(settings: Settings, sampling: SamplingParams, text: flags.Text = None, device: str = "own") -> None:
+    def chat(
+        settings: Settings, sampling: SamplingParams, text: flags.TextArgument = None, device: str = "own"
+    ) -> None:
         """Have a flag that is in the table, too."""
         got.update(settings=settings, sampling=sampling, text=text, device=device)
 
@@ -46,7 +48,7 @@ def test_a_command_gets_the_values_of_its_tables(monkeypatch: pytest.MonkeyPatch
     assert done.exit_code == 0, done.output
     assert got == {
         "settings": Settings(backend="http://a", context=99, threads=3, device="cpu"),
-        "sampling": SamplingParams(top_k=4, stop=("a",), max_tokens=flags.MAX_TOKENS),
+        "sampling": SamplingParams(top_k=4, stop=("a",), max_tokens=flags.USUAL_MAX_TOKENS),
         "text": "Hi",
         "device": "mine",
     }

@@ -20,8 +20,8 @@ from granite_demo.chat import bundle
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.bundle import Bundle, versions
 from granite_demo.cli.main import main
-from granite_demo.cli.replay import Outcome, replay, report, run_replay, settings_for
-from granite_demo.errors import EngineError, UnknownModelError
+from granite_demo.cli.replay import Outcome, read_file, replay, report, run_replay, settings_for
+from granite_demo.errors import ConfigurationError, EngineError, UnknownModelError
 from granite_demo.settings import Settings
 from granite_demo.types.events import (
     Finish,
@@ -338,3 +338,9 @@ def test_the_sample_goes_on_as_if_it_had_never_been_cut(sample: "LoadedModel", c
         whole, gone_on = asyncio.run(compared())
     assert gone_on.token_ids == whole.token_ids
     assert (gone_on.reason, gone_on.usage, gone_on.provenance) == (whole.reason, whole.usage, whole.provenance)
+
+
+@pytest.mark.parametrize("name", ["no-such-file.json", ".", "a\0b"])
+def test_a_file_that_cannot_be_read_is_told(name: str) -> None:
+    with pytest.raises(ConfigurationError, match="cannot be read"):
+        read_file(name)

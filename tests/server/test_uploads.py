@@ -105,7 +105,7 @@ def test_t12_what_was_left_goes_before_the_next_upload(folder: Path, backend: Fa
 
 
 def test_t12_of_too_many_files_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_KEPT", 25)
+    monkeypatch.setattr(uploads, "MAX_UPLOADED", 25)
     now = time.time()
     for age, name in enumerate(("tmp0", "tmp1", "own", "other")):
         (tmp_path / name).write_bytes(b"0123456789")

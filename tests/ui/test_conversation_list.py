@@ -47,7 +47,7 @@ def test_the_events_and_server_functions_are_those_of_the_script() -> None:
         assert f'ask("{function.__name__}"' in script
     for name in ("select", "edit", "clear"):
         assert f'trigger("{name}"' in script
-    assert demo.fns[3].js == conversation_list.SAVE_JS
+    assert demo.fns[3].js == conversation_list.SAVE_CONVERSATION_JS
     assert "window.graniteDemo = {\n  save" in script
 
 

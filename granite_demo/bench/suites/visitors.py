@@ -20,7 +20,7 @@ import httpx
 from granite_demo.bench.measure import TimedAnswer, TimedRun
 from granite_demo.errors import EngineError
 
-PATIENCE_SECONDS = 600
+VISIT_SECONDS = 600
 
 
 @contextmanager
@@ -69,7 +69,7 @@ async def ask_page(url: str, tokens: int, questions: Sequence[str]) -> TimedRun:
     All other settings have the defaults of the page. Raises EngineError if there is no answer.
     """
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=url, timeout=PATIENCE_SECONDS, limits=limits) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=VISIT_SECONDS, limits=limits) as http:
         config = (await http.get("/config")).json()
         event = next(event for event in config["dependencies"] if event["api_name"] == "send")
         shown = {component["id"]: component["props"] for component in config["components"]}

@@ -12,7 +12,7 @@ import torch
 
 from granite_demo.engine.sampling.reference import BELOW_ONE, BISECTIONS, Rows, penalise
 
-Floats = npt.NDArray[np.float32]
+FloatArray = npt.NDArray[np.float32]
 
 LOWEST = np.float32(-1e4)
 """Lower scores are never drawn."""
@@ -37,7 +37,7 @@ def cut_off(scores: torch.Tensor, rows: Rows) -> torch.Tensor:
 
 
 def choose_one(
-    logits: Floats, temperature: float, top_k: float, top_p: float, min_p: float, *, seed: int, position: int
+    logits: FloatArray, temperature: float, top_k: float, top_p: float, min_p: float, *, seed: int, position: int
 ) -> int:
     """Choose the token of one request from penalised logits of shape (V,). If one is NaN, return its index."""
     highest = int(logits.argmax())
@@ -50,7 +50,7 @@ def choose_one(
     return int(kept[np.argmax(scores[kept] + gumbel(seed, position, kept))])
 
 
-def _threshold(scores: Floats, top_k: float, top_p: float, min_p: float) -> float:
+def _threshold(scores: FloatArray, top_k: float, top_p: float, min_p: float) -> float:
     """Return the lowest of the ``reference.tempered`` scores that can be drawn."""
     threshold = lowest = max(scores.min(), LOWEST)
     if 0 < top_k < len(scores):
@@ -64,7 +64,7 @@ def _threshold(scores: Floats, top_k: float, top_p: float, min_p: float) -> floa
     return max(float(threshold), float(np.log(np.float32(min_p)))) if min_p else float(threshold)
 
 
-def _top_p_threshold(share: float, scores: Floats, weights: Floats) -> np.float32:
+def _top_p_threshold(share: float, scores: FloatArray, weights: FloatArray) -> np.float32:
     """Return the highest score for which the weights of it and of all higher scores have ``share`` of the total."""
     total = weights.sum()
     # Smaller weights together are less than the rest, 1 - share, so they cannot contain the threshold.
@@ -84,14 +84,14 @@ def _bisected(threshold: np.float32, lowest: np.float32) -> np.float32:
     return low
 
 
-def gumbel(seed: int, position: int, tokens: npt.NDArray[np.uint64]) -> Floats:
+def gumbel(seed: int, position: int, tokens: npt.NDArray[np.uint64]) -> FloatArray:
     """Return ``reference.noise`` for ``tokens``, shape (n,). The last bits of the logarithms can differ."""
     with np.errstate(over="ignore"):  # the overflow is intended
         key = _mix(_mix(np.array([seed % 2**64], dtype=np.uint64)) + np.uint64(position))
         bits = _mix(key + tokens)
     bits >>= np.uint64(40)
     uniform = np.minimum((bits.astype(np.float32) + np.float32(0.5)) * np.float32(2.0**-24), np.float32(BELOW_ONE))
-    noise: Floats = -np.log(-np.log(uniform))
+    noise: FloatArray = -np.log(-np.log(uniform))
     return noise
 
 

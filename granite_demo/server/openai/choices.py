@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from granite_demo.types.events import Finish, StreamEvent, Usage
 from granite_demo.types.logprobs import ScoredToken
 
-LEAST = -9999.0
+LEAST_LOGPROB = -9999.0
 """Replaces the logarithm of 0, which JSON cannot write. OpenAI uses the same value."""
 Json = dict[str, Any]
 
@@ -84,7 +84,7 @@ class Wire:
 
 def finite(value: float | None) -> float | None:
     """A log probability (natural logarithm) that JSON can write."""
-    return None if value is None else max(value, LEAST)
+    return None if value is None else max(value, LEAST_LOGPROB)
 
 
 def chat_logprob(token: ScoredToken) -> Json:

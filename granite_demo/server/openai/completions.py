@@ -23,7 +23,7 @@ from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest, ScoreRequest
 
-MAX_TOKENS = 16
+DEFAULT_MAX_TOKENS = 16
 """OpenAI's default."""
 
 
@@ -60,7 +60,7 @@ def _request(body: CompletionRequest, status: ModelStatus) -> GenerationRequest:
         body,
         status,
         # For an echo without an answer nothing is generated; the request only checks the values.
-        max_tokens=MAX_TOKENS if body.max_tokens is None else body.max_tokens or 1,
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens or 1,
         logprobs=body.logprobs,
         constraint=only_constraint(list(constraints_of(body)), status),
     )

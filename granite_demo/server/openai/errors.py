@@ -22,9 +22,9 @@ from granite_demo.errors import (
     log_unexpected,
 )
 
-MAX_TEXT, MAX_PARAM = 600, 120
+MAX_ERROR_TEXT, MAX_PARAM = 600, 120
 """Characters of ``message`` and ``param``, which can quote the request: a longer text is cut."""
-BUSY_SECONDS = 10
+RETRY_AFTER_SECONDS = 10
 """The Retry-After of 429 and 503."""
 CODES = {
     ContextOverflowError: "context_length_exceeded",
@@ -59,7 +59,7 @@ def about(*path: str | int) -> Iterator[None]:
 def error_body(message: str, status: int, param: str | None = None, code: str | None = None) -> dict[str, Any]:
     """The error object. ``message`` and ``param`` are cut to their limits."""
     kind = "invalid_request_error" if status < 500 else "server_error"
-    return {"error": {"message": _cut(message, MAX_TEXT), "type": kind, "param": param, "code": code}}
+    return {"error": {"message": _cut(message, MAX_ERROR_TEXT), "type": kind, "param": param, "code": code}}
 
 
 def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
@@ -82,7 +82,7 @@ def error_response(error: Exception) -> JSONResponse:
     status, body = error_of(error)
     headers = dict(getattr(error, "headers", None) or {})
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        headers["retry-after"] = str(BUSY_SECONDS)
+        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
     return JSONResponse(body, status, headers)
 
 

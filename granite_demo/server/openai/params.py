@@ -15,7 +15,7 @@ from granite_demo.types.sampling_params import MAX_SEED, SamplingParams
 TEMPERATURE = 1.0
 """OpenAI's default, which clients expect; the page and the command line have other ones."""
 DEFAULT_MODEL = "default"
-PLAIN = (
+SAME_NAMES = (
     "top_p",
     "top_k",
     "min_p",
@@ -64,7 +64,7 @@ def sampling_of(body: Sampling, status: ModelStatus, **others: Any) -> SamplingP
 
     Raises RefusedError.
     """
-    values = {name: value for name in PLAIN if (value := getattr(body, name)) is not None}
+    values = {name: value for name in SAME_NAMES if (value := getattr(body, name)) is not None}
     if body.logit_bias:
         check_able(status, "logit bias", "logit_bias")
     if others.get("logprobs") is not None:
@@ -120,13 +120,13 @@ def schema_constraint(schema: Any) -> Constraint:
 
 
 EFFORTS: dict[str, Thinking] = {"none": "off", "low": "low", "high": "full"}
-FIELD = "chat_template_kwargs"
+KWARGS_FIELD = "chat_template_kwargs"
 
 
 def controls_of(body: ChatRequest, status: ModelStatus) -> Controls:
     """The switches in ``body``. Raises RefusedError for a switch that the model does not have."""
     kwargs = body.chat_template_kwargs or TemplateKwargs()
-    level, name = _level(kwargs), FIELD
+    level, name = _level(kwargs), KWARGS_FIELD
     if body.reasoning_effort is not None:
         if level is not None:
             raise RefusedError("reasoning_effort and a thinking level cannot be used together.", ("reasoning_effort",))
@@ -150,7 +150,7 @@ def _level(kwargs: TemplateKwargs) -> Thinking | None:
     elif kwargs.enable_thinking is not None:
         levels.add("full" if kwargs.enable_thinking else "off")
     if len(levels) > 1 or (kwargs.low_effort and kwargs.enable_thinking is False):
-        raise RefusedError("The thinking switches contradict each other.", (FIELD,))
+        raise RefusedError("The thinking switches contradict each other.", (KWARGS_FIELD,))
     return levels.pop() if levels else None
 
 
@@ -162,5 +162,5 @@ def _check(controls: Controls, switches: Switches, name: str) -> None:
     for control in ("length", "originality", "citations", "hallucinations"):
         if getattr(controls, control) and not getattr(switches, control):
             raise RefusedError(
-                f"The chat template of this model does not support {control}.", (FIELD, "controls", control)
+                f"The chat template of this model does not support {control}.", (KWARGS_FIELD, "controls", control)
             )

@@ -12,15 +12,15 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import Length, Originality
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
 
-MAX_CHOICES = 4
+MAX_ANSWERS = 4
 MAX_MESSAGES = 2000
 
-STOP = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]}
-LOGPROBS = {"type": "integer", "minimum": 0, "maximum": MAX_ALTERNATIVES}
-TOKENS = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
-BIAS = {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}
+STOP_SCHEMA = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}, "maxItems": 4}]}
+LOGPROBS_SCHEMA = {"type": "integer", "minimum": 0, "maximum": MAX_ALTERNATIVES}
+TOKENS_SCHEMA = {"type": "integer", "minimum": 1, "maximum": 1_000_000}
+BIAS_SCHEMA = {"type": "object", "additionalProperties": {"type": "number", "minimum": -100, "maximum": 100}}
 
-PROMPT = {
+PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
         {"type": "array", "items": {"type": "string"}, "minItems": 1, "maxItems": 1},
@@ -28,7 +28,7 @@ PROMPT = {
     ]
 }
 
-TOOL_CHOICE = {
+TOOL_CHOICE_SCHEMA = {
     "anyOf": [
         {"enum": ["none", "auto", "required", None]},
         {
@@ -42,7 +42,7 @@ TOOL_CHOICE = {
     ]
 }
 
-Penalty = {"type": "number", "minimum": -2, "maximum": 2}
+PENALTY_SCHEMA = {"type": "number", "minimum": -2, "maximum": 2}
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ def sampled(name: str, **shape: Any) -> Checked:
     return Checked(check, shape)
 
 
-MaxTokens = Annotated[Any, sampled("max_tokens", **TOKENS)]
+MaxTokens = Annotated[Any, sampled("max_tokens", **TOKENS_SCHEMA)]
 Object = Annotated[Any, WithJsonSchema({"type": "object"})]
 
 
@@ -127,17 +127,17 @@ class Sampling(Strict):
     model: str = "default"
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_ANSWERS)] | None = None
     temperature: Annotated[Any, sampled("temperature", type="number", minimum=0, maximum=2)] = None
     top_p: Annotated[Any, sampled("top_p", type="number", exclusiveMinimum=0, maximum=1)] = None
     top_k: Annotated[Any, sampled("top_k", type="integer", minimum=0, maximum=1_000_000)] = None
     min_p: Annotated[Any, sampled("min_p", type="number", minimum=0, maximum=1)] = None
     seed: Annotated[Any, sampled("seed", type="integer", minimum=0, maximum=MAX_SEED)] = None
-    stop: Annotated[Any, Checked(sampled("stop").check, STOP)] = None
-    frequency_penalty: Annotated[Any, sampled("frequency_penalty", **Penalty)] = None
-    presence_penalty: Annotated[Any, sampled("presence_penalty", **Penalty)] = None
+    stop: Annotated[Any, Checked(sampled("stop").check, STOP_SCHEMA)] = None
+    frequency_penalty: Annotated[Any, sampled("frequency_penalty", **PENALTY_SCHEMA)] = None
+    presence_penalty: Annotated[Any, sampled("presence_penalty", **PENALTY_SCHEMA)] = None
     repetition_penalty: Annotated[Any, sampled("repetition_penalty", type="number", minimum=0.1, maximum=10)] = None
-    logit_bias: Annotated[Any, Checked(check_bias, BIAS)] = None
+    logit_bias: Annotated[Any, Checked(check_bias, BIAS_SCHEMA)] = None
     guided_regex: str | None = None
     guided_choice: list[str] | None = None
     structured_outputs: StructuredOutputs | None = None
@@ -250,9 +250,9 @@ class ChatRequest(Sampling):
     max_tokens: MaxTokens = None
     max_completion_tokens: MaxTokens = None
     logprobs: bool | None = None
-    top_logprobs: Annotated[Any, sampled("logprobs", **LOGPROBS)] = None
+    top_logprobs: Annotated[Any, sampled("logprobs", **LOGPROBS_SCHEMA)] = None
     tools: list[Object] | None = None
-    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE)] = None
+    tool_choice: Annotated[Any, WithJsonSchema(TOOL_CHOICE_SCHEMA)] = None
     response_format: ResponseFormat | None = None
     documents: list[ChatDocument] | None = None
     chat_template_kwargs: TemplateKwargs | None = None
@@ -272,10 +272,10 @@ def zero_or_max_tokens(value: Any) -> Any:
 class CompletionRequest(Sampling):
     """A text to go on with: as it stands, as the ids of its tokens, or with a ``suffix`` that follows the gap."""
 
-    prompt: Annotated[Any, WithJsonSchema(PROMPT)]
+    prompt: Annotated[Any, WithJsonSchema(PROMPT_SCHEMA)]
     suffix: str | None = None
-    max_tokens: Annotated[Any, Checked(zero_or_max_tokens, {**TOKENS, "minimum": 0})] = None
-    logprobs: Annotated[Any, sampled("logprobs", **LOGPROBS)] = None
+    max_tokens: Annotated[Any, Checked(zero_or_max_tokens, {**TOKENS_SCHEMA, "minimum": 0})] = None
+    logprobs: Annotated[Any, sampled("logprobs", **LOGPROBS_SCHEMA)] = None
     echo: bool | None = None
     special_tokens: bool | None = None
     """Whether the prompt may spell control tokens. The default is true."""

@@ -11,7 +11,7 @@ from granite_demo.server.openai.errors import RefusedError, about
 from granite_demo.types.constraints import MANY, ONE, Constraint
 from granite_demo.types.messages import ToolSpec
 
-CHOICES = 'tool_choice must be none, auto, required or {"type": "function", "function": {"name": …}}.'
+ALLOWED_CHOICES = 'tool_choice must be none, auto, required or {"type": "function", "function": {"name": …}}.'
 WHERE = ("tool_choice",)
 
 
@@ -32,7 +32,7 @@ def _name_of(choice: Any) -> str | None:
     function = choice.get("function") if isinstance(choice, dict) and choice.get("type") == "function" else None
     name = function.get("name") if isinstance(function, dict) else None
     if not isinstance(name, str):
-        raise RefusedError(CHOICES, WHERE)
+        raise RefusedError(ALLOWED_CHOICES, WHERE)
     return name
 
 

@@ -11,8 +11,8 @@ from granite_demo.backend import Backend, ModelControl
 from granite_demo.server.openai.errors import RefusedError
 from granite_demo.server.openai.protocol import ChatRequest
 
-FIELD = "generation_config"
-NAMES = {
+CONFIG_FIELD = "generation_config"
+PARAMETER_NAMES = {
     "max_new_tokens": "max_tokens",
     "temperature": "temperature",
     "top_p": "top_p",
@@ -21,7 +21,7 @@ NAMES = {
     "repetition_penalty": "repetition_penalty",
 }
 SAYS_NOTHING = {"do_sample", "transformers_version", "_from_model_config"}
-POLL_SECONDS = 0.2
+READY_POLL_SECONDS = 0.2
 
 
 def with_config(body: ChatRequest) -> ChatRequest:
@@ -31,20 +31,20 @@ def with_config(body: ChatRequest) -> ChatRequest:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise RefusedError("generation_config must be the JSON text of an object.", (FIELD,))
+        raise RefusedError("generation_config must be the JSON text of an object.", (CONFIG_FIELD,))
     config = {name: value for name, value in config.items() if value is not None}
-    for name in config.keys() - NAMES.keys() - SAYS_NOTHING:
-        raise RefusedError(f"{name:.80} is not supported here.", (FIELD, name), "unknown_parameter")
-    values = {NAMES[name]: value for name, value in config.items() if name in NAMES}
+    for name in config.keys() - PARAMETER_NAMES.keys() - SAYS_NOTHING:
+        raise RefusedError(f"{name:.80} is not supported here.", (CONFIG_FIELD, name), "unknown_parameter")
+    values = {PARAMETER_NAMES[name]: value for name, value in config.items() if name in PARAMETER_NAMES}
     if config.get("do_sample") is False:
         values["temperature"] = 0.0
     try:
         checked = ChatRequest(messages=body.messages, **values)
     except ValidationError as error:
         first: Any = error.errors()[0]
-        raise RefusedError(str(first["ctx"]["error"]), (FIELD, str(first["loc"][0]))) from None
+        raise RefusedError(str(first["ctx"]["error"]), (CONFIG_FIELD, str(first["loc"][0]))) from None
     new = {name: getattr(checked, name) for name in values if getattr(body, name) is None}
-    return body.model_copy(update={**new, FIELD: None})
+    return body.model_copy(update={**new, CONFIG_FIELD: None})
 
 
 async def load_progress(backend: Backend, control: ModelControl, name: str) -> AsyncGenerator[dict[str, Any]]:
@@ -55,5 +55,5 @@ async def load_progress(backend: Backend, control: ModelControl, name: str) -> A
             yield {"status": "error", "model": name, "message": status.detail}
             return
         yield {"status": "loading", "model": name, "stage": status.stage}
-        await asyncio.sleep(POLL_SECONDS)
+        await asyncio.sleep(READY_POLL_SECONDS)
     yield {"status": "ready", "model": name, "cached": True}

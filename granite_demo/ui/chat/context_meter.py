@@ -19,10 +19,10 @@ from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import own
 
-PAUSE_SECONDS = 0.5
+METER_SECONDS = 0.5
 """Each measurement starts with this pause, and Gradio runs one at a time: two a second for each visitor."""
 
-CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
+OVERFLOW_CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
 
 CHOOSE_JS = "(value, overflow) => [{ ...value, overflow }]"
 """In the browser alone: the server sends turns back, and nothing else of a conversation."""
@@ -115,7 +115,7 @@ def layout() -> Meter:
     with gr.Column(elem_id="meter", min_width=0):
         bar = gr.HTML(elem_id="meter-bar")
         overflow = gr.Radio(
-            CHOICES,
+            OVERFLOW_CHOICES,
             value="refuse",
             label="When the conversation does not fit the context",
             elem_id="overflow",
@@ -141,7 +141,7 @@ def wire(
     async def update(visit: gr.Request, value: Any, text: str | None, *settings: Any) -> Any:
         if value is None:
             return gr.skip()
-        await asyncio.sleep(PAUSE_SECONDS)
+        await asyncio.sleep(METER_SECONDS)
         try:
             conversation = conversations.load(value)
         except InvalidRequestError:

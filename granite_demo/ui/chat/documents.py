@@ -11,7 +11,7 @@ import gradio as gr
 
 from granite_demo.chat.conversation import Conversation, dump, load
 from granite_demo.chat.documents import (
-    MAX_CHARACTERS,
+    MAX_DOCUMENT,
     MAX_DOCUMENTS,
     MAX_FILE_BYTES,
     MAX_TITLE,
@@ -103,7 +103,7 @@ def layout() -> DocumentsPanel:
             label="Text",
             lines=3,
             max_lines=10,
-            placeholder=f"Or paste a text here, of up to {MAX_CHARACTERS:,} characters.",
+            placeholder=f"Or paste a text here, of up to {MAX_DOCUMENT:,} characters.",
             elem_id="documents-text",
         )
         add_button = gr.Button("Add the text", size="sm", elem_id="documents-add")

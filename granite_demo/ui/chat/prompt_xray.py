@@ -20,18 +20,18 @@ from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import own
 
-FIRST, LAST = 4000, 1000
+SHOWN_FIRST, SHOWN_LAST = 4000, 1000
 """Tokens shown of a long prompt: as many of its beginning and of its end."""
-MAX_COMPARED = 1000
+MAX_DIFFED = 1000
 """Tokens of the part that differs; a longer one is shown as replaced, since comparing takes the square of the time."""
 MAX_KEPT = 20_000
 """Tokens of a prompt that the browser keeps for the next comparison."""
-AROUND = 8
+AROUND_CHANGE = 8
 """Unchanged tokens shown on both sides of a change."""
 MAX_RUN = 400
 """Tokens shown of one change."""
 
-NAMES: dict[Origin, str] = {
+ORIGIN_NAMES: dict[Origin, str] = {
     "template": "template text",
     "control": "control tokens",
     "system": "system",
@@ -58,12 +58,12 @@ def raw_text(view: PromptView) -> str:
 def xray_html(view: PromptView) -> str:
     """The prompt as coloured tokens, each with its id; a box shows the ids in place of the text."""
     every = pieces(view)
-    hidden = len(every) - FIRST - LAST
+    hidden = len(every) - SHOWN_FIRST - SHOWN_LAST
     if hidden <= 0:
         body = _spans(every)
     else:
         gap = f'<span class="gap">… {_tokens(hidden)} not shown …</span>'
-        body = f"{_spans(every[:FIRST])}{gap}{_spans(every[-LAST:])}"
+        body = f"{_spans(every[:SHOWN_FIRST])}{gap}{_spans(every[-SHOWN_LAST:])}"
     left_out = ""
     if view.dropped:
         left_out = note_html(f"Left out to fit the context: {view.dropped:,} of the oldest messages.")
@@ -79,7 +79,9 @@ def _legend(every: Sequence[Piece]) -> str:
     for origin, _, _ in every:
         counts[origin] = counts.get(origin, 0) + 1
     parts = "".join(
-        f'<span class="o-{origin}">{NAMES[origin]}</span> {count:,}&ensp;' for origin, count in counts.items() if count
+        f'<span class="o-{origin}">{ORIGIN_NAMES[origin]}</span> {count:,}&ensp;'
+        for origin, count in counts.items()
+        if count
     )
     return f'<div class="legend">{_tokens(len(every))}:&ensp;{parts}</div>'
 
@@ -118,18 +120,18 @@ def difference_html(before: PromptView, after: PromptView) -> str:
     )
 
 
-Change = tuple[str, int, int, int, int]
+ChangedTokens = tuple[str, int, int, int, int]
 """As ``difflib``'s opcodes."""
 
 
-def _changes(old: list[int], new: list[int]) -> list[Change]:
+def _changes(old: list[int], new: list[int]) -> list[ChangedTokens]:
     """The opcodes from ``old`` to ``new``, in bounded time."""
     shorter = min(len(old), len(new))
     head = next((n for n in range(shorter) if old[n] != new[n]), shorter)
     tail = next((n for n in range(shorter - head) if old[-1 - n] != new[-1 - n]), shorter - head)
     old_end, new_end = len(old) - tail, len(new) - tail
-    changes: list[Change] = [("equal", 0, head, 0, head)] if head else []
-    if max(old_end, new_end) - head <= MAX_COMPARED:
+    changes: list[ChangedTokens] = [("equal", 0, head, 0, head)] if head else []
+    if max(old_end, new_end) - head <= MAX_DIFFED:
         # Junk is what comes often; without that rule a prompt of equal tokens takes minutes.
         for kind, a, b, c, d in SequenceMatcher(None, old[head:old_end], new[head:new_end]).get_opcodes():
             changes.append((kind, a + head, b + head, c + head, d + head))
@@ -141,8 +143,8 @@ def _changes(old: list[int], new: list[int]) -> list[Change]:
 
 
 def _unchanged(run: Sequence[Piece], first: bool, last: bool) -> str:
-    before = 0 if first else AROUND
-    after = 0 if last else AROUND
+    before = 0 if first else AROUND_CHANGE
+    after = 0 if last else AROUND_CHANGE
     hidden = len(run) - before - after
     if hidden <= 1:
         return _spans(run)
@@ -174,7 +176,7 @@ def unpack(value: Any) -> PromptView | None:
 
 
 def _unpack_part(origin: Any, tokens: Any) -> PromptPart:
-    if origin not in NAMES:
+    if origin not in ORIGIN_NAMES:
         raise ValueError(origin)
     return PromptPart(origin, "", tuple((int(number), str(text)) for number, text in tokens))
 

@@ -32,7 +32,7 @@ from granite_demo.ui.streaming import (
     snapshots,
 )
 
-NAMES = ("A", "B")
+SIDE_NAMES = ("A", "B")
 AS_IT_IS = ("as the model has it", "")
 THE_LOADED = ("the loaded model", "")
 NO_THOUGHTS = "No thinking"
@@ -41,7 +41,7 @@ SAME = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class SideColumn:
     """One side: its settings, in the order of ``to_request``'s values, and its answer."""
 
     settings: list[Any]
@@ -57,7 +57,7 @@ class Column:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class SideBySideTab:
     """The panel's components."""
 
     question: gr.Textbox
@@ -65,7 +65,7 @@ class Comparison:
     token: gr.Textbox
     run: gr.Button
     stop: gr.Button
-    columns: list[Column]
+    columns: list[SideColumn]
     difference: gr.HTML
 
     @property
@@ -77,8 +77,8 @@ class Comparison:
 def shown_values(control: ModelControl, status: ModelStatus) -> tuple[Any, ...]:
     """What ``status`` changes in the panel: the levels of thinking, and the models to pick."""
     if status.stage != "ready":
-        return (gr.skip(), gr.skip()) * len(NAMES)
-    return (_thinking(status), gr.Dropdown(choices=_models(control, status))) * len(NAMES)
+        return (gr.skip(), gr.skip()) * len(SIDE_NAMES)
+    return (_thinking(status), gr.Dropdown(choices=_models(control, status))) * len(SIDE_NAMES)
 
 
 def _models(control: ModelControl, status: ModelStatus) -> list[tuple[str, str]]:
@@ -123,14 +123,14 @@ def to_request(
     return GenerationRequest((*first, Message("user", question)), sampling=sampling, controls=controls, model=options)
 
 
-def layout(backend: Backend, control: ModelControl, access: Access) -> Comparison:
+def layout(backend: Backend, control: ModelControl, access: Access) -> SideBySideTab:
     """Place the components."""
     with gr.Accordion("Side by side", open=False, elem_id="compare"):
         gr.Markdown("One question under two settings. Nothing of it enters the conversation.")
         question = gr.Textbox(label="Question", lines=2, max_lines=8, elem_id="compare-question")
         system = gr.Textbox(label="System prompt of both", lines=1, max_lines=6, elem_id="compare-system")
         with gr.Row():
-            columns = [_column(name, backend.status(), control) for name in NAMES]
+            columns = [_column(name, backend.status(), control) for name in SIDE_NAMES]
         token = gr.Textbox(
             label="Admin token",
             info="To load another model than the one that answers.",
@@ -143,10 +143,10 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> Compariso
             stop = gr.Button("Stop both", variant="stop", visible=False, elem_id="compare-stop")
         difference = gr.HTML(elem_id="compare-difference")
         with gr.Row():
-            screens = [_screen(name) for name in NAMES]
+            screens = [_screen(name) for name in SIDE_NAMES]
     pairs = zip(columns, screens, strict=True)
-    return Comparison(
-        question, system, token, run, stop, [Column(settings, *screen) for settings, screen in pairs], difference
+    return SideBySideTab(
+        question, system, token, run, stop, [SideColumn(settings, *screen) for settings, screen in pairs], difference
     )
 
 
@@ -181,7 +181,7 @@ def _screen(name: str) -> tuple[gr.Accordion, gr.Markdown, gr.Markdown, gr.HTML]
     return thoughts, thinking, answer, costs
 
 
-def wire(tab: Comparison, backend: Backend, control: ModelControl, access: Access, demo: gr.Blocks) -> None:
+def wire(tab: SideBySideTab, backend: Backend, control: ModelControl, access: Access, demo: gr.Blocks) -> None:
     """Connect the events."""
     screen = [part for column in tab.columns for part in column.screen]
     panel = StreamingPanel(backend, [tab.run, tab.stop], run_or_stop, tab.difference, screen)
@@ -202,10 +202,10 @@ def wire(tab: Comparison, backend: Backend, control: ModelControl, access: Acces
 
 
 async def answers(
-    tab: Comparison, visit: Visit, build: Callable[[Sequence[Any]], GenerationRequest], settings: Sequence[Any]
+    tab: SideBySideTab, visit: Visit, build: Callable[[Sequence[Any]], GenerationRequest], settings: Sequence[Any]
 ) -> AsyncGenerator[Update]:
     """Yield what the panel shows while both sides are answered. ``build`` makes a request of the settings of a side."""
-    half = len(settings) // len(NAMES)
+    half = len(settings) // len(SIDE_NAMES)
     sides = [settings[:half], settings[half:]]
 
     def stream(side: Sequence[Any]) -> AsyncGenerator[Snapshot]:
@@ -218,15 +218,15 @@ async def answers(
         return update
 
     together = _together(visit.backend.status(), [(model, precision) for *_, model, precision in sides])
-    first, *others = NAMES
+    first, *others = SIDE_NAMES
     waits = ["Waiting"] + ["Waiting" if together else f"Answered after {first}"] * len(others)
-    latest: Latest = [None] * len(NAMES)
+    latest: Latest = [None] * len(SIDE_NAMES)
     yield {**visit.busy, tab.difference: "", **shown(latest, waits)}
     async with aclosing(side_by_side([partial(stream, side) for side in sides], visit.stop, together)) as states:
         async for latest in states:
             yield shown(latest, waits)
     words = difference_words(*[shot for shot in latest if shot]) if all(latest) else ""
-    yield {tab.difference: note_html(words) if words else "", **shown(latest, ["Not asked"] * len(NAMES))}
+    yield {tab.difference: note_html(words) if words else "", **shown(latest, ["Not asked"] * len(SIDE_NAMES))}
 
 
 def _together(status: ModelStatus, asked: Sequence[tuple[Any, Any]]) -> bool:

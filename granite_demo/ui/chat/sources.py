@@ -27,7 +27,7 @@ _WHOLE = re.compile(
     r"`[^`\n]+`|\$\$[^$]{1,1000}\$\$|\\\(.{1,400}?\\\)|\\\[.{1,1000}?\\\]|\[[^\[\]\n]{0,400}\]\([^()\n]{0,400}\)|<[^<>\n]{1,400}>",
     re.DOTALL,
 )
-OWN = "The marks are the model's own citations. The passages within the documents were found by matching words."
+OWN_MARKS = "The marks are the model's own citations. The passages within the documents were found by matching words."
 WORDS = "The marks were found by matching words, not by the model."
 BOTH = "Solid lines are the model's own citations. Dashed lines were found by matching words, not by the model."
 
@@ -150,7 +150,7 @@ def _about(found: Sequence[Support]) -> str:
     if not found:
         return "No sentence of the documents was found to support one of the answer."
     kinds = {one.native for one in found}
-    return BOTH if len(kinds) == 2 else OWN if True in kinds else WORDS
+    return BOTH if len(kinds) == 2 else OWN_MARKS if True in kinds else WORDS
 
 
 def _marked(answer: str, found: Sequence[Support], numbers: dict[_Place, int], documents: Sequence[Document]) -> str:

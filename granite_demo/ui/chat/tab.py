@@ -14,7 +14,7 @@ from granite_demo.ui.chat.context_meter import Meter
 from granite_demo.ui.chat.documents import DocumentsPanel
 from granite_demo.ui.chat.messages import chat_messages
 from granite_demo.ui.chat.prompt_xray import Xray
-from granite_demo.ui.chat.side_by_side import Comparison
+from granite_demo.ui.chat.side_by_side import SideBySideTab
 from granite_demo.ui.chat.template_switches import SwitchPanel
 from granite_demo.ui.chat.tools import ResultsPanel, ToolsPanel
 from granite_demo.ui.markdown import DELIMITERS
@@ -23,7 +23,7 @@ from granite_demo.ui.theme import script
 SEND, STOP = "Send", "Stop"
 IGNORED = "The loaded model's chat template has no place for {0}: it would not see them."
 
-EXAMPLES = [
+CHAT_EXAMPLES = [
     "What is the capital of France?",
     "Write a short poem about the sea.",
     "Explain what a hash table is, with a small Python example.",
@@ -72,7 +72,7 @@ class ChatTab:
     tools: ToolsPanel
     meter: Meter
     xray: Xray
-    comparison: Comparison
+    comparison: SideBySideTab
 
     @property
     def screen(self) -> list[Any]:
@@ -169,7 +169,7 @@ def _chatbot() -> gr.Chatbot:
         latex_delimiters=DELIMITERS,
         allow_tags=False,
         placeholder="### Ask something\nThe answer streams in below. Stop it at any time; nothing you wrote is lost.",
-        examples=[{"text": text} for text in EXAMPLES],
+        examples=[{"text": text} for text in CHAT_EXAMPLES],
     )
 
 

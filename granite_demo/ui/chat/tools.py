@@ -14,7 +14,7 @@ import gradio as gr
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
-from granite_demo.chat.tools import EXAMPLES, check_call, parse_tools, run, runs_here, to_json
+from granite_demo.chat.tools import EXAMPLE_TOOLS, check_call, parse_tools, run, runs_here, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec
 from granite_demo.ui.conversation_list import SHOWN_JS
@@ -93,7 +93,7 @@ def with_examples(text: str | None) -> tuple[Any, Any]:
     try:
         specs = parse_tools(text or "")
         names = {spec.name for spec in specs}
-        both = to_json([*specs, *(spec for spec in EXAMPLES if spec.name not in names)])
+        both = to_json([*specs, *(spec for spec in EXAMPLE_TOOLS if spec.name not in names)])
         parse_tools(both)
     except InvalidRequestError as error:
         return gr.skip(), note_html(error.user_text, "error")

@@ -18,7 +18,7 @@ KINDS = [
     ("Regular expression", "regex"),
     ("Choice list", "choice"),
 ]
-SCHEMA = """{
+EXAMPLE_SCHEMA = """{
   "type": "object",
   "properties": {
     "name": {"type": "string", "maxLength": 40},
@@ -28,7 +28,7 @@ SCHEMA = """{
   "additionalProperties": false
 }"""
 PATTERN = r" ?(19|20)\d{2}-(0[1-9]|1[0-2])-[0-3]\d"
-CHOICES = "yes\nno\nmaybe"
+EXAMPLE_CHOICES = "yes\nno\nmaybe"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def layout(status: ModelStatus) -> ConstraintPanel:
             elem_id="constraint-kind",
         )
         schema = gr.Textbox(
-            SCHEMA, label="JSON schema", lines=6, max_lines=16, visible=False, elem_id="constraint-schema"
+            EXAMPLE_SCHEMA, label="JSON schema", lines=6, max_lines=16, visible=False, elem_id="constraint-schema"
         )
         pattern = gr.Textbox(
             PATTERN,
@@ -104,7 +104,7 @@ def layout(status: ModelStatus) -> ConstraintPanel:
             elem_id="constraint-pattern",
         )
         choices = gr.Textbox(
-            CHOICES, label="Choices", info="One a line.", lines=3, visible=False, elem_id="constraint-choices"
+            EXAMPLE_CHOICES, label="Choices", info="One a line.", lines=3, visible=False, elem_id="constraint-choices"
         )
     return ConstraintPanel(kind, schema, pattern, choices)
 

@@ -18,12 +18,26 @@ from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import Preferences, to_sampling
 from granite_demo.ui.streaming import StreamingPanel, Update, Visit, run_or_stop, snapshots
 
-LANGUAGES = ["bash", "c", "cpp", "css", "go", "html", "java", "javascript", "json", "markdown", "python", "rust", "sql"]
-LANGUAGES += ["text", "typescript", "yaml"]
-AROUND = 2000
+CODE_LANGUAGES = [
+    "bash",
+    "c",
+    "cpp",
+    "css",
+    "go",
+    "html",
+    "java",
+    "javascript",
+    "json",
+    "markdown",
+    "python",
+    "rust",
+    "sql",
+]
+CODE_LANGUAGES += ["text", "typescript", "yaml"]
+AROUND_GAP = 2000
 """Characters shown on both sides of what was filled in."""
-PREFIX = 'def mean(numbers):\n    """The arithmetic mean; 0 for no numbers."""\n'
-SUFFIX = "    return total / len(numbers)\n"
+EXAMPLE_PREFIX = 'def mean(numbers):\n    """The arithmetic mean; 0 for no numbers."""\n'
+EXAMPLE_SUFFIX = "    return total / len(numbers)\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +82,7 @@ def filled_html(prefix: str | None, middle: str | None, suffix: str | None, lang
     if not middle:
         return ""
     before, after = prefix or "", suffix or ""
-    start, end = before[-AROUND:], after[:AROUND]
+    start, end = before[-AROUND_GAP:], after[:AROUND_GAP]
     ends = (len(start), len(start) + len(middle))
     parts = ["", "", ""]
     at = 0
@@ -78,7 +92,7 @@ def filled_html(prefix: str | None, middle: str | None, suffix: str | None, lang
                 shown = html.escape(piece)
                 parts[index] += f'<i class="{kind}">{shown}</i>' if kind else shown
         at += len(text)
-    more = ["…" * (len(before) > AROUND), "…" * (len(after) > AROUND)]
+    more = ["…" * (len(before) > AROUND_GAP), "…" * (len(after) > AROUND_GAP)]
     return (
         '<pre class="filled" tabindex="0" role="region" aria-label="The text with what was filled in">'
         f"{more[0]}{parts[0]}<mark>{parts[1]}</mark>{parts[2]}{more[1]}</pre>"
@@ -91,7 +105,7 @@ def _lexed(text: str, language: Any) -> list[tuple[str, str]]:
     from pygments.token import Comment, Keyword, Name, Number, String
 
     classes = ((Comment, "c"), (Keyword, "k"), (String, "s"), (Number, "n"), (Name.Function, "f"), (Name.Class, "f"))
-    lexer = get_lexer_by_name(language if language in LANGUAGES else "text", stripnl=False, ensurenl=False)
+    lexer = get_lexer_by_name(language if language in CODE_LANGUAGES else "text", stripnl=False, ensurenl=False)
     pieces = [
         (next((name for kind, name in classes if token in kind), ""), piece) for token, piece in lexer.get_tokens(text)
     ]
@@ -105,13 +119,13 @@ def layout() -> FillingTab:
     with gr.Column(elem_id="fill") as body:
         # No gr.Code: it takes the white space off both ends of what it is given, which here is a part of the text.
         code: dict[str, Any] = {"lines": 5, "max_lines": 16, "elem_classes": "code-box"}
-        prefix = gr.Textbox(PREFIX, label="Before the gap", elem_id="prefix", **code)
-        suffix = gr.Textbox(SUFFIX, label="After the gap", elem_id="suffix", **code)
+        prefix = gr.Textbox(EXAMPLE_PREFIX, label="Before the gap", elem_id="prefix", **code)
+        suffix = gr.Textbox(EXAMPLE_SUFFIX, label="After the gap", elem_id="suffix", **code)
         with gr.Row():
             run = gr.Button("Fill", variant="primary", elem_id="fill-run")
             stop = gr.Button("Stop", variant="stop", visible=False, elem_id="fill-stop")
             accept = gr.Button("Accept", interactive=False, elem_id="fill-accept")
-        language = gr.Dropdown(LANGUAGES, value="python", label="Highlighted as", elem_id="fill-language")
+        language = gr.Dropdown(CODE_LANGUAGES, value="python", label="Highlighted as", elem_id="fill-language")
         result = gr.HTML(elem_id="fill-result")
         note = gr.HTML(elem_id="fill-note")
         middle = gr.Textbox(visible=False)

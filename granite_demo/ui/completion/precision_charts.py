@@ -16,7 +16,7 @@ STEPS = ("below 0.0001", "0.0001", "0.001", "0.01", "0.1", "1 and up")
 WORST = 10
 LEAST = 1e-8
 """What is less is drawn here: a log scale has no zero, and the rounding of float32 goes about so far."""
-AROUND = 3
+BEFORE_WORST = 3
 """Tokens of the text shown before one of the worst."""
 
 
@@ -97,7 +97,7 @@ def worst_html(comparison: Comparison) -> str:
 
 def _worst(found: Sequence[ComparedToken], index: int) -> str:
     token = found[index]
-    before = "".join(one.text for one in found[max(0, index - AROUND) : index])
+    before = "".join(one.text for one in found[max(0, index - BEFORE_WORST) : index])
     tops = "".join(f"<td><code>{_short(top)}</code></td>" for top in (token.reference_top, token.other_top))
     place = f"<td>{index + 2:,}</td><td>{_short(before)}<mark>{_short(token.text)}</mark></td>"
     return f"{place}<td>{number(token.divergence)}</td>{tops}"

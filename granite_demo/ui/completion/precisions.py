@@ -35,7 +35,7 @@ ABOUT = (
     "are compared. It is loaded for that, which takes memory and time of everybody who uses this server."
 )
 PUBLIC = "On this public page it needs the admin token, as loading another model does."
-SAVE_JS = """(text) => {
+SAVE_CSV_JS = """(text) => {
   if (!text) return [];
   const link = document.createElement("a");
   link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
@@ -46,7 +46,7 @@ SAVE_JS = """(text) => {
 }"""
 
 
-class Step(NamedTuple):
+class ComparisonStep(NamedTuple):
     """The state of a comparison."""
 
     progress: Comparing | None
@@ -130,25 +130,25 @@ def _side(status: ModelStatus, precision: Any) -> LoadOptions:
     return load_options(status.model, precision, "auto", 0)
 
 
-async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: Stop) -> AsyncGenerator[Step]:
+async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: Stop) -> AsyncGenerator[ComparisonStep]:
     """Yield the states of the comparison, until it is done or ``stop`` is set. An error becomes a note."""
     last: Comparing | None = None
     try:
         async with aclosing(paced(backend.compare(await asyncio.to_thread(build)))) as batches:
             async for batch in batches:
                 if stop.is_set():
-                    yield Step(None, note="Cancelled.")
+                    yield ComparisonStep(None, note="Cancelled.")
                     return
                 for event in batch:
                     if isinstance(event, Comparison):
-                        yield Step(None, event)
+                        yield ComparisonStep(None, event)
                         return
                     last = event
-                yield Step(last)
+                yield ComparisonStep(last)
     except GraniteDemoError as error:
-        yield Step(None, note=error.user_text, kind="error")
+        yield ComparisonStep(None, note=error.user_text, kind="error")
     except Exception as error:
-        yield Step(None, note=log_unexpected(error), kind="error")
+        yield ComparisonStep(None, note=log_unexpected(error), kind="error")
 
 
 def progress_html(progress: Comparing | None) -> str:
@@ -199,7 +199,7 @@ def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, 
             return to_request(visit.backend, text, reference, other)
 
         yield {**visit.busy, tab.note: progress_html(None)}
-        step = Step(None)
+        step = ComparisonStep(None)
         async with aclosing(steps(visit.backend, build, visit.stop)) as updates:
             async for step in updates:
                 if step.progress:
@@ -212,7 +212,7 @@ def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, 
     panel.stop(tab.cancel.click)
     panel.stop_on_leave(demo)
     # Made by the browser from what it has: no file on the server.
-    tab.save.click(None, [tab.csv], None, js=SAVE_JS, **DIRECT)
+    tab.save.click(None, [tab.csv], None, js=SAVE_CSV_JS, **DIRECT)
     boxes = [tab.reference, tab.other]
     demo.load(lambda: shown_values(backend.status()), None, tab.shown, **DIRECT)
     follow(ready, lambda *chosen: shown_values(backend.status(), chosen), boxes, tab.shown)

@@ -26,10 +26,10 @@ from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced
 
 GROWTH = 1.3
 """The factor of tokens between two updates: all updates together stay in proportion to the text."""
-EXAMPLE = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is Lisbon."
-TINTS = list(get_args(token_view.Tint))
+SCORED_EXAMPLE = "The capital of France is Paris. The capital of Italy is Rome. The capital of Spain is Lisbon."
+TINT_NAMES = list(get_args(token_view.Tint))
 WRITTEN = "The text up to there, with that token, is in the Write tab."
-STOPPED = "Stopped. What follows was not scored."
+SCORING_STOPPED = "Stopped. What follows was not scored."
 
 
 class Scoring(NamedTuple):
@@ -97,7 +97,7 @@ async def scorings(backend: Backend, build: Callable[[], ScoreRequest], stop: St
                     shown = len(found)
                     words = f"{shown:,} tokens" if found else waiting_words(ahead)
                     yield state(f"{words} · {time.perf_counter() - start:.1f} s")
-        yield state("" if summary else STOPPED)
+        yield state("" if summary else SCORING_STOPPED)
     except GraniteDemoError as error:
         yield state(error.user_text, "error")
     except Exception as error:
@@ -136,7 +136,7 @@ def layout() -> ScoringTab:
     """Place the components. Call inside the tab."""
     reason = gr.HTML(elem_id="score-reason", visible=False)
     text = gr.Textbox(
-        EXAMPLE,
+        SCORED_EXAMPLE,
         label="Text",
         elem_id="score-text",
         lines=4,
@@ -145,7 +145,7 @@ def layout() -> ScoringTab:
     )
     with gr.Row():
         tint = gr.Radio(
-            [(name.capitalize(), name) for name in TINTS], value=TINTS[0], label="Tint", elem_id="score-tint"
+            [(name.capitalize(), name) for name in TINT_NAMES], value=TINT_NAMES[0], label="Tint", elem_id="score-tint"
         )
         special = gr.Checkbox(False, label="Control tokens", info="The text may spell them.", elem_id="score-special")
     with gr.Row():
@@ -167,7 +167,9 @@ def wire(tab: ScoringTab, backend: Backend, demo: gr.Blocks, ready: list[Any], p
     panel = StreamingPanel(backend, [tab.run, tab.stop], run_or_stop, tab.note, screen)
 
     def view(found: Sequence[ScoredToken], tint: Any) -> str:
-        return token_view.tokens_html(found, tint if tint in TINTS else TINTS[0], clickable=prompt is not None)
+        return token_view.tokens_html(
+            found, tint if tint in TINT_NAMES else TINT_NAMES[0], clickable=prompt is not None
+        )
 
     async def score(visit: Visit, text: Any, special: Any, tint: Any) -> AsyncGenerator[Update]:
         def build() -> ScoreRequest:

@@ -67,7 +67,7 @@ UNTOLD = "The other server does not tell which tokens these are."
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class SampleColumn:
     """One of several samples."""
 
     box: gr.Column
@@ -100,7 +100,7 @@ class WriteTab:
     tint: gr.Radio
     samples: gr.Radio
     special: gr.Checkbox
-    columns: list[Column]
+    columns: list[SampleColumn]
     output: gr.Textbox
     branches: gr.HTML
     view: gr.HTML
@@ -250,14 +250,14 @@ def _options(status: ModelStatus) -> tuple[gr.Checkbox, gr.Radio, gr.Radio, gr.C
     return show, tint, samples, special
 
 
-def _column(number: int) -> Column:
+def _column(number: int) -> SampleColumn:
     with gr.Column(visible=False, min_width=150, elem_classes="sample") as box:
         text = gr.Textbox(
             label=f"Sample {number}", lines=5, max_lines=16, interactive=False, elem_id=f"sample-{number}"
         )
         note = gr.HTML(elem_id=f"sample-note-{number}")
         use = gr.Button("Use this one", size="sm", visible=False, elem_id=f"use-{number}")
-    return Column(box, text, note, use)
+    return SampleColumn(box, text, note, use)
 
 
 def wire(tab: WriteTab, preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: list[Any]) -> None:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from gradio.blocks import Block, BlockContext
 
 UNCHANGED = gr.skip()
-PLAIN = {"__type__", "visible", "interactive"}
+PLAIN_PROPERTIES = {"__type__", "visible", "interactive"}
 """An update with only these keys goes to the browser as it is."""
 POLL_SECONDS = 0.02
 """Between two searches for new events in Gradio's queue."""
@@ -95,5 +95,5 @@ def _plain(output: Any, value: Any) -> dict[str, Any] | None:
     if not isinstance(value, dict) or value.get("__type__") != "update":
         return None
     # A component that checks values, such as a list of choices, is built: it checks what the page sends later.
-    keys = PLAIN if isinstance(output, BlockContext | gr.Button) else {"__type__"}
+    keys = PLAIN_PROPERTIES if isinstance(output, BlockContext | gr.Button) else {"__type__"}
     return dict(value) if value.keys() <= keys and None not in value.values() else None

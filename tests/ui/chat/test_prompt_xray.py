@@ -8,10 +8,10 @@ import pytest
 
 from granite_demo.types.prompt_view import Origin, PromptPart, PromptView
 from granite_demo.ui.chat.prompt_xray import (
-    FIRST,
-    LAST,
-    MAX_COMPARED,
+    MAX_DIFFED,
     MAX_KEPT,
+    SHOWN_FIRST,
+    SHOWN_LAST,
     difference_html,
     pack,
     raw_text,
@@ -76,10 +76,10 @@ def test_what_was_left_out_is_told() -> None:
 
 @pytest.mark.parametrize("extra", [0, 1, 2000])
 def test_a_long_prompt_shows_its_beginning_and_end(extra: int) -> None:
-    count = FIRST + LAST + extra
+    count = SHOWN_FIRST + SHOWN_LAST + extra
     html = xray_html(numbered(list(range(count))))
     shown = [int(number) for number in re.findall(r'title="(\d+)"', html)]
-    assert shown == [*range(FIRST), *range(count - LAST, count)]
+    assert shown == [*range(SHOWN_FIRST), *range(count - SHOWN_LAST, count)]
     assert ("not shown" in html) == (extra > 0)
     if extra:
         assert f"… {extra:,} token{'s' * (extra != 1)} not shown …" in html
@@ -132,8 +132,8 @@ def test_a_large_change_is_bounded_in_time_and_length() -> None:
     assert "… 99,600 tokens more …" in words(html)
     assert html.count("<b ") < 1000
     # The worst for difflib: few kinds of tokens, in another order.
-    one = [number % 3 for number in range(MAX_COMPARED)]
-    other = [(number * number) % 3 + 1 for number in range(MAX_COMPARED)]
+    one = [number % 3 for number in range(MAX_DIFFED)]
+    other = [(number * number) % 3 + 1 for number in range(MAX_DIFFED)]
     start = time.perf_counter()
     difference_html(numbered(one), numbered(other))
     assert time.perf_counter() - start < 3

@@ -13,7 +13,17 @@ from granite_demo.chat.grounding import Support, cited
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Document
 from granite_demo.ui.chat import sources
-from granite_demo.ui.chat.sources import BOTH, CONTEXT, OWN, REMOVED, WORDS, as_sent, footnotes, grounding_html, sent
+from granite_demo.ui.chat.sources import (
+    BOTH,
+    CONTEXT,
+    OWN_MARKS,
+    REMOVED,
+    WORDS,
+    as_sent,
+    footnotes,
+    grounding_html,
+    sent,
+)
 
 CITIES = Document("cities <b>", "Paris is the capital of France. Berlin is the capital of Germany.")
 WATER = Document("water", "Water boils\n\nat & <100> degrees. It freezes at 0 degrees.")
@@ -199,7 +209,7 @@ def test_the_view_tells_that_words_were_matched() -> None:
 
 def test_the_view_tells_the_models_own_citations() -> None:
     view = grounding_html("Berlin is a capital.", DOCUMENTS, [Citation("1", 0, 20), Citation("2", 0, 20)])
-    assert OWN.replace("'", "&#x27;") in view
+    assert OWN_MARKS.replace("'", "&#x27;") in view
     assert 'class="g0 native" title="[1] cities &lt;b&gt;, [2] water">Berlin is a capital.<sup>[1][2]</sup>' in view
     assert "no sentence of it shares a word" in view
 

@@ -7,7 +7,7 @@ import pytest
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
-from granite_demo.chat.tools import EXAMPLES, parse_tools, to_json
+from granite_demo.chat.tools import EXAMPLE_TOOLS, parse_tools, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall
 from granite_demo.ui.chat.tools import (
@@ -49,7 +49,7 @@ def visible(values: tuple[Any, ...]) -> list[bool]:
 
 
 def test_what_can_be_read_is_named() -> None:
-    accordion, message = verdict(f"{to_json(EXAMPLES)}\n")
+    accordion, message = verdict(f"{to_json(EXAMPLE_TOOLS)}\n")
     assert accordion.label == "Tools (2)"
     assert "calculator, current_time" in message
 
@@ -70,7 +70,7 @@ def test_the_examples_are_added_to_what_is_there() -> None:
     text, message = with_examples('[{"name": "weather"}, {"name": "calculator"}]')
     assert [spec.name for spec in parse_tools(text)] == ["weather", "calculator", "current_time"]
     assert message == ""
-    assert with_examples("")[0] == to_json(EXAMPLES)
+    assert with_examples("")[0] == to_json(EXAMPLE_TOOLS)
 
 
 def test_the_examples_do_not_replace_what_cannot_be_read() -> None:
@@ -80,10 +80,10 @@ def test_the_examples_do_not_replace_what_cannot_be_read() -> None:
 
 
 def test_the_panel_follows_the_conversation() -> None:
-    accordion, text, message = shown_values(asked(tools=to_json(EXAMPLES)))
-    assert (accordion.label, text) == ("Tools (2)", to_json(EXAMPLES))
+    accordion, text, message = shown_values(asked(tools=to_json(EXAMPLE_TOOLS)))
+    assert (accordion.label, text) == ("Tools (2)", to_json(EXAMPLE_TOOLS))
     assert "current_time" in message
-    assert "takes none" in shown_values(asked(tools=to_json(EXAMPLES)), "This model takes none.")[2]
+    assert "takes none" in shown_values(asked(tools=to_json(EXAMPLE_TOOLS)), "This model takes none.")[2]
     accordion, text, message = shown_values(asked(tools="{"))
     assert (accordion.label, text, message) == ("Tools", "{", "")
 
@@ -143,7 +143,7 @@ def test_more_calls_than_cards_come_in_turns() -> None:
 
 
 def test_each_card_shows_what_can_be_done() -> None:
-    values = results_shown_values(asked(SUM, WEATHER, BROKEN, tools=to_json(EXAMPLES)))
+    values = results_shown_values(asked(SUM, WEATHER, BROKEN, tools=to_json(EXAMPLE_TOOLS)))
     assert values[0].visible
     assert visible(values) == [True, True, True, False]
     assert [button.visible for button in values[6::4]] == [True, False, False, False]

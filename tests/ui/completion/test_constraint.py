@@ -6,17 +6,26 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.constraints import Constraint
-from granite_demo.ui.completion.constraint import CHOICES, PATTERN, SCHEMA, cut_words, shown_values, to_constraint
+from granite_demo.ui.completion.constraint import (
+    EXAMPLE_CHOICES,
+    EXAMPLE_SCHEMA,
+    PATTERN,
+    cut_words,
+    shown_values,
+    to_constraint,
+)
 from tests.fakes import READY
 
 
 def test_each_kind_takes_its_own_box() -> None:
-    assert to_constraint("", SCHEMA, PATTERN, CHOICES) is None
-    assert to_constraint(None, SCHEMA, PATTERN, CHOICES) is None
-    assert to_constraint("json_object", SCHEMA, PATTERN, CHOICES) == Constraint("json_object")
-    assert to_constraint("json_schema", SCHEMA, PATTERN, CHOICES) == Constraint.from_schema(SCHEMA)
-    assert to_constraint("regex", SCHEMA, PATTERN, CHOICES) == Constraint("regex", pattern=PATTERN)
-    assert to_constraint("choice", SCHEMA, PATTERN, "a\n\n b\n") == Constraint("choice", choices=("a", " b"))
+    assert to_constraint("", EXAMPLE_SCHEMA, PATTERN, EXAMPLE_CHOICES) is None
+    assert to_constraint(None, EXAMPLE_SCHEMA, PATTERN, EXAMPLE_CHOICES) is None
+    assert to_constraint("json_object", EXAMPLE_SCHEMA, PATTERN, EXAMPLE_CHOICES) == Constraint("json_object")
+    assert to_constraint("json_schema", EXAMPLE_SCHEMA, PATTERN, EXAMPLE_CHOICES) == Constraint.from_schema(
+        EXAMPLE_SCHEMA
+    )
+    assert to_constraint("regex", EXAMPLE_SCHEMA, PATTERN, EXAMPLE_CHOICES) == Constraint("regex", pattern=PATTERN)
+    assert to_constraint("choice", EXAMPLE_SCHEMA, PATTERN, "a\n\n b\n") == Constraint("choice", choices=("a", " b"))
 
 
 @pytest.mark.parametrize("kind", ["json_schema", "regex", "choice", "xml", 5])

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from granite_demo.errors import InvalidRequestError
-from granite_demo.ui.completion.fill import AROUND, LANGUAGES, filled_html, shown_values, to_request
+from granite_demo.ui.completion.fill import AROUND_GAP, CODE_LANGUAGES, filled_html, shown_values, to_request
 from granite_demo.ui.settings import DEFAULTS
 from tests.fakes import READY, FakeBackend
 
@@ -44,7 +44,7 @@ def test_a_model_that_cannot_says_why() -> None:
     assert body.visible
 
 
-@pytest.mark.parametrize("language", [*LANGUAGES, None, "no such language", 7])
+@pytest.mark.parametrize("language", [*CODE_LANGUAGES, None, "no such language", 7])
 def test_no_character_is_lost_in_the_colours(language: object) -> None:
     before, middle, after = "def f(x):\n\t'a <b>", " & c'\r\n# é", "\n  return 12\n\n"
     markup = filled_html(before, middle, after, language)
@@ -63,7 +63,7 @@ def test_code_is_highlighted_across_the_gap() -> None:
 
 def test_only_what_is_near_is_shown_of_long_texts() -> None:
     markup = text_of(filled_html("a" * 9999, "MID", "b" * 9999))
-    assert markup == "…" + "a" * AROUND + "MID" + "b" * AROUND + "…"
+    assert markup == "…" + "a" * AROUND_GAP + "MID" + "b" * AROUND_GAP + "…"
 
 
 def test_nothing_filled_shows_nothing() -> None:

@@ -13,7 +13,7 @@ from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import precisions
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
 from granite_demo.ui.completion.precisions import (
-    Step,
+    ComparisonStep,
     choices,
     own_precision,
     progress_html,
@@ -96,8 +96,8 @@ async def test_progress_then_the_result() -> None:
     backend.comparison, backend.delay = [Comparing("one", 0.5), RESULT], 0.2
     request = to_request(backend, TEXT, "bfloat16", "float32")
     found = [step async for step in steps(backend, lambda: request, Stop())]
-    assert Step(Comparing("one", 0.5)) in found
-    assert found[-1] == Step(None, RESULT)
+    assert ComparisonStep(Comparing("one", 0.5)) in found
+    assert found[-1] == ComparisonStep(None, RESULT)
 
 
 async def test_cancel_and_errors_end_it() -> None:
@@ -105,7 +105,7 @@ async def test_cancel_and_errors_end_it() -> None:
     request = to_request(backend, TEXT, "bfloat16", "float32")
     backend.comparison, backend.delay = [Comparing("one", 0.5), RESULT], 0.5
     stop.set()
-    assert [step async for step in steps(backend, lambda: request, stop)] == [Step(None, note="Cancelled.")]
+    assert [step async for step in steps(backend, lambda: request, stop)] == [ComparisonStep(None, note="Cancelled.")]
     backend.comparison, backend.error = [], GraniteDemoError("It is full.")
     assert [s async for s in steps(backend, lambda: request, Stop())][-1].note == "It is full."
     backend.error = RuntimeError("secret")

@@ -9,7 +9,7 @@ from granite_demo.types.events import Queued, ScoreSummary
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.requests import ScoreRequest
 from granite_demo.types.stop import Stop
-from granite_demo.ui.completion.score import STOPPED, Scoring, figures_html, scorings, shown_values, up_to
+from granite_demo.ui.completion.score import SCORING_STOPPED, Scoring, figures_html, scorings, shown_values, up_to
 from tests.fakes import READY, FakeBackend
 
 TOKENS = [
@@ -48,7 +48,7 @@ async def test_stop_keeps_what_there_is() -> None:
     backend.scores, backend.delay = [*TOKENS, SUMMARY], 0.3
     stop.set()
     [state] = await states(backend, stop)
-    assert (state.note, state.summary) == (STOPPED, None)
+    assert (state.note, state.summary) == (SCORING_STOPPED, None)
 
 
 @pytest.mark.parametrize("error", [GraniteDemoError("It is broken."), RuntimeError("secret")])
