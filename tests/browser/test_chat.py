@@ -166,12 +166,15 @@ def test_an_example_is_asked(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_the_system_prompt_is_sent(page: Page, fake: FakeBackend) -> None:
+def test_the_system_prompt_is_sent_and_kept(page: Page, fake: FakeBackend) -> None:
     page.locator("#system button").first.click()
     page.locator("#system-prompt textarea").fill("Answer in French.")
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
     assert fake.requests[-1].messages == (Message("system", "Answer in French."), Message("user", "Hello"))
+    reload(page)
+    page.locator("#system button").first.click()
+    expect(page.locator("#system-prompt textarea")).to_have_value("Answer in French.")
 
 
 def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
