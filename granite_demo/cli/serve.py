@@ -45,7 +45,7 @@ def _serve(settings: Settings, console: Console, group: Group) -> None:
     if group.size > 1:
         backend.wait_until_ready()
     if lent and (ready := backend.wait_until_ready()):
-        zerogpu.settle(ready.loaded)
+        zerogpu.start_space(ready.loaded)
     from granite_demo.server.app import create_app
     from granite_demo.server.policy import limits_of, policy_of
     from granite_demo.ui.gradio_patches.blocks import set_port

@@ -1,1 +1,1 @@
-"""Engines: token ids in, token ids out. One thread owns the model; everything else talks to it by queue."""
+"""Engines: token ids in, token ids out. One thread owns the model, and all other code uses queues."""

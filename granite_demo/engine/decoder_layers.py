@@ -1,4 +1,4 @@
-"""The decoder layers of a model, and a stop between them. The only file that reaches into one."""
+"""Access to the decoder layers of a model, and checks between them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,13 +8,13 @@ import torch
 
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
-    """The layers of a decoder-only model of transformers, in order."""
+    """Return the layers of a decoder-only model of transformers, in order."""
     layers: Sequence[torch.nn.Module] = model.get_decoder().layers
     return layers
 
 
 class LayerChecks:
-    """Calls a function before each layer of a model, so that Stop works inside a long chunk."""
+    """Calls a function before each layer of a model, so that a long chunk can be cancelled."""
 
     def __init__(self, model: Any) -> None:
         self._check: Callable[[], None] = no_check
@@ -22,7 +22,7 @@ class LayerChecks:
 
     @contextmanager
     def calling(self, check: Callable[[], None]) -> Iterator[None]:
-        """Inside the block ``check`` is called; what it raises comes out of the model's forward."""
+        """Call ``check`` before each layer inside the block. Its exceptions pass through the forward of the model."""
         self._check = check
         try:
             yield
@@ -30,10 +30,10 @@ class LayerChecks:
             self._check = no_check
 
     def remove(self) -> None:
-        """Leave the model as it was."""
+        """Remove the hooks from the model."""
         for hook in self._hooks:
             hook.remove()
 
 
 def no_check() -> None:
-    """A check that never stops."""
+    """A check that never raises."""

@@ -1,4 +1,4 @@
-"""The errors of an engine, as errors that a user can read."""
+"""Converts the errors of an engine into errors for the user."""
 
 from granite_demo.engine.protocol import log
 from granite_demo.engine.token_stream import Cancelled
@@ -6,27 +6,27 @@ from granite_demo.errors import EngineClosedError, EngineError, GraniteDemoError
 
 
 def closed_error() -> EngineClosedError:
-    """The end of a request whose engine was closed."""
-    return EngineClosedError("The model was unloaded or the server is stopping. What was written so far is kept.")
+    """Return the error for the requests of a closed engine."""
+    return EngineClosedError("The model was unloaded or the server is stopping. The text so far is kept.")
 
 
 def dead_error() -> EngineError:
-    """The end of every request, now and later, of an engine whose GPU is lost."""
-    return EngineError("The GPU has failed and the model cannot answer any more. Restart the server.")
+    """Return the error for all requests, current and later ones, of an engine whose GPU is lost."""
+    return EngineError("The GPU has failed and the model cannot answer. Restart the server.")
 
 
 def gpu_is_lost(error: BaseException) -> bool:
-    """Whether nothing can be computed after ``error``: a device-side assert, say."""
+    """Whether no computation is possible after ``error``, for example a device-side assert."""
     import torch
 
     from granite_demo.loading.placement import is_out_of_memory
 
-    # Of the errors of the GPU itself only this one leaves it usable.
+    # Out of memory is the only error of the GPU after which it can still compute.
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
 
 
 def as_user_error(error: BaseException) -> GraniteDemoError | None:
-    """What the reader of a request is told about ``error``; None for a cancelled request."""
+    """Return the error for the reader of a request, or None for a cancelled request. Logs unexpected errors."""
     if isinstance(error, Cancelled):
         return None
     if isinstance(error, GraniteDemoError):

@@ -1,4 +1,4 @@
-"""The seam between tokens and models, and the bridge from the model's thread to the event loop."""
+"""The protocol of an engine, which generates tokens from token ids."""
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -19,11 +19,11 @@ log = logging.getLogger(__name__)
 
 
 SCORE_BYTES = 64 * 2**20
-"""What the logits of one chunk of a scored text may take."""
+"""The maximum memory for the logits of one chunk of a scored text."""
 
 
 def score_chunk(vocabulary: int) -> int:
-    """How many tokens are scored at once: the logits of each are as long as the vocabulary, in float32."""
+    """Return how many tokens are scored at a time. The logits of a token are ``vocabulary`` float32 numbers."""
     return max(1, SCORE_BYTES // (4 * vocabulary))
 
 
@@ -31,8 +31,8 @@ T = TypeVar("T")
 Measure = Callable[[int, "torch.Tensor"], T]
 """Called on the model's thread with the position of the first of n tokens and the logits after each of them.
 
-These are float32 of shape (n, vocabulary) on the model's device, may be overwritten, and are gone after the call. Row i
-predicts the token after position + i.
+The logits have the shape (n, vocabulary), float32, on the model's device. They can be overwritten and are not valid
+after the call. Row i predicts the token after position + i.
 """
 
 
@@ -40,13 +40,13 @@ class Engine(Protocol):
     """Generates tokens from token ids."""
 
     setup: EngineSetup
-    """The choices made for it."""
+    """The choices for this engine, with their reasons."""
     unable: tuple[tuple[Feature, str], ...]
-    """(feature, why) of what it cannot do."""
+    """(feature, reason) of each feature that the engine does not support."""
 
     @property
     def facts(self) -> tuple[Fact, ...]:
-        """``setup`` and what else there is to say of it, as rows for the screen."""
+        """The choices and other facts, as rows for the Settings tab."""
         ...
 
     def generate(
@@ -54,21 +54,21 @@ class Engine(Protocol):
     ) -> AsyncGenerator[Token | Queued]:
         """Yield Queued while the request waits, then the answer: at most ``sampling.max_tokens`` tokens.
 
-        An end token is yielded, too, and is the last. ``matcher`` says which tokens may come; it is
-        ``sampling.constraint``, compiled for this answer. Closing the generator cancels the request. Raises
-        EngineBusyError when too many wait, EngineClosedError, and EngineError when the model's thread fails.
+        An end token is also yielded, as the last one. ``matcher`` gives the allowed tokens; it is
+        ``sampling.constraint``, compiled for this answer. To cancel the request, close the generator. Raises
+        EngineBusyError if too many requests wait, EngineClosedError, and EngineError if the model's thread fails.
         """
         ...
 
     def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
-        """Read a text; yield what ``measure`` makes of each chunk of it, in order, and Queued while it waits.
+        """Compute a text. Yield Queued while the request waits, then the result of ``measure`` for each chunk.
 
-        Closing the generator cancels it. Raises as ``generate`` does, and ContextOverflowError.
+        To cancel the request, close the generator. Raises as ``generate``, and ContextOverflowError.
         """
         ...
 
     def stats(self) -> EngineStats:
-        """How many requests run and wait."""
+        """Return the number of running and of waiting requests, and the failure of the engine if it has one."""
         ...
 
     def close(self) -> None:
@@ -77,7 +77,7 @@ class Engine(Protocol):
 
 
 def answer_limit(sampling: SamplingParams) -> int:
-    """``max_tokens``. Raises ValueError where it is missing."""
+    """Return ``max_tokens``. Raises ValueError if it is None."""
     if sampling.max_tokens is None:
-        raise ValueError("An engine needs max_tokens: the backend fits it to the context.")
+        raise ValueError("An engine needs max_tokens, which the backend limits to the context.")
     return sampling.max_tokens

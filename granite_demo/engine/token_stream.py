@@ -14,20 +14,20 @@ from granite_demo.types.logprobs import Token
 
 
 class Cancelled(BaseException):
-    """Raised inside the model's thread when nobody wants the tokens any more. Never leaves the engine."""
+    """Raised on the model's thread when the request was cancelled. It never leaves the engine."""
 
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """The last that a stream carries."""
+    """The last item of a stream."""
 
     error: GraniteDemoError | None
 
 
 class TokenStream(Generic[T]):
-    """One request's way back: the model's thread puts tokens in, or what was measured; the event loop iterates over it.
+    """The results of one request. The model's thread puts tokens or measured values; the event loop iterates over them.
 
-    The queue holds at most the request's ``max_tokens`` tokens, so a slow reader never holds up the model.
+    The queue has at most the ``max_tokens`` tokens of the request, so a slow reader never blocks the model.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -37,42 +37,42 @@ class TokenStream(Generic[T]):
         self._cancelled = threading.Event()
 
     def cancel(self, error: GraniteDemoError | None = None) -> None:
-        """Ask the model's thread to stop; a reader that still listens gets ``error``. Callable from any thread."""
+        """Cancel the request. A reader that still reads gets ``error``. Can be called from any thread."""
         self._end = error
         self._cancelled.set()
 
     def check(self) -> None:
-        """Raise Cancelled if the request was cancelled. Called often from the model's thread."""
+        """Raise Cancelled if the request was cancelled. Called on the model's thread."""
         if self._cancelled.is_set():
             raise Cancelled
 
     @property
     def cancelled(self) -> bool:
-        """Whether nobody wants the tokens any more."""
+        """Whether the request was cancelled."""
         return self._cancelled.is_set()
 
     def put(self, item: T | Queued) -> None:
-        """Hand over one item or a place in the line. Called from the model's thread; raises Cancelled."""
+        """Pass one item, or the position in the queue. Called on the model's thread. Raises Cancelled."""
         self.check()
         self._send(item)
 
     def finish(self, error: GraniteDemoError | None = None) -> None:
-        """End the stream, with the error that ended it if there was one. Called from the model's thread."""
+        """End the stream, with an error if there was one. Called on the model's thread."""
         with contextlib.suppress(Cancelled):
             self._send(_End(error or self._end))
 
     def _send(self, item: T | Queued | _End) -> None:
         try:
             self.loop.call_soon_threadsafe(self.accept, item)
-        except RuntimeError:  # The event loop is closed: there is no reader left.
+        except RuntimeError:  # the event loop is closed, so there is no reader
             raise Cancelled from None
 
     def accept(self, item: T | Queued | _End) -> None:
-        """Take an item. Called from the event loop; see ``deliver``."""
+        """Add an item to the queue. Called on the event loop; see ``deliver``."""
         self._queue.put_nowait(item)
 
     async def read(self) -> AsyncGenerator[T | Queued]:
-        """Yield the items as they come. Whoever closes it cancels the request. Raises the error that ended that."""
+        """Yield the items as they arrive. Closing the generator cancels the request. Raises the request's error."""
         try:
             while not isinstance(item := await self._queue.get(), _End):
                 yield item
@@ -83,12 +83,12 @@ class TokenStream(Generic[T]):
 
 
 def deliver(tokens: Sequence[tuple[TokenStream[Token], Token]]) -> None:
-    """Hand over the tokens of one step, waking each event loop once. Called from the model's thread."""
+    """Pass the tokens of one step and wake each event loop once. Called on the model's thread."""
     by_loop: dict[asyncio.AbstractEventLoop, list[tuple[TokenStream[Token], Token]]] = {}
     for stream, token in tokens:
         by_loop.setdefault(stream.loop, []).append((stream, token))
     for loop, batch in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # The loop is closed: there is no reader left.
+        with contextlib.suppress(RuntimeError):  # the event loop is closed, so there is no reader
             loop.call_soon_threadsafe(_accept, batch)
 
 

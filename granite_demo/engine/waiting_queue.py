@@ -1,4 +1,4 @@
-"""The line of requests that wait for an engine: first come, first served, of limited length."""
+"""The queue of requests that wait for an engine: first come, first served, with a limited length."""
 
 import contextlib
 import threading
@@ -11,15 +11,15 @@ from granite_demo.errors import EngineBusyError
 from granite_demo.types.events import Queued
 
 MAX_WAITING = 64
-"""Requests that may wait: more would wait longer than anybody does."""
+"""The maximum number of waiting requests. More would wait longer than users do."""
 
 
 class HasStream(Protocol):
-    """Anything that waits on behalf of a reader."""
+    """A request with a stream."""
 
     @property
     def stream(self) -> TokenStream[Any]:
-        """Where its reader is told its place."""
+        """The stream that gets the position in the queue."""
         ...
 
 
@@ -27,19 +27,19 @@ R = TypeVar("R", bound=HasStream)
 
 
 class WaitingQueue(Generic[R]):
-    """Tells each request how many are ahead of it. Every method may be called from any thread."""
+    """Sends each request the number of requests before it. All methods can be called from any thread."""
 
     def __init__(self, limit: int = MAX_WAITING) -> None:
         self.limit = limit
         self._line: list[R] = []
-        self._told: list[R] = []
+        self._announced: list[R] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._line)
 
     def join(self, request: R) -> None:
-        """Add a request at the end. Raises EngineBusyError when the line is full."""
+        """Add a request at the end. Raises EngineBusyError if the queue is full."""
         with self._lock:
             self._drop_cancelled()
             if len(self._line) >= self.limit:
@@ -47,9 +47,9 @@ class WaitingQueue(Generic[R]):
             self._line.append(request)
 
     def take(self, fits: Callable[[R], bool] = lambda request: True) -> R | None:
-        """Remove and return the first request if it ``fits``; None otherwise. Cancelled ones are dropped.
+        """Remove and return the first request if it ``fits``, otherwise None. Cancelled requests are dropped.
 
-        The others are not overtaken by a later request that would fit: a large one would never have its turn.
+        A later request that fits never overtakes the first one, because a large request would then wait forever.
         """
         with self._lock:
             self._drop_cancelled()
@@ -58,14 +58,14 @@ class WaitingQueue(Generic[R]):
             return self._line.pop(0)
 
     def announce(self) -> None:
-        """Tell the waiting requests their places, where those changed. For the engine, after it took what it could."""
+        """Send the requests their changed positions. The engine calls this after it has taken requests."""
         with self._lock:
             self._drop_cancelled()
-            for ahead, (waiting, told) in enumerate(zip_longest(self._line, self._told[: len(self._line)])):
-                if waiting is not told:
+            for ahead, (waiting, before) in enumerate(zip_longest(self._line, self._announced[: len(self._line)])):
+                if waiting is not before:
                     with contextlib.suppress(Cancelled):
                         waiting.stream.put(Queued(ahead))
-            self._told = list(self._line)
+            self._announced = list(self._line)
 
     def clear(self) -> list[R]:
         """Remove and return all requests."""

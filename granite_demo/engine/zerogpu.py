@@ -1,7 +1,7 @@
-"""The engine of a ZeroGPU Space: each answer is written in a process that has a GPU for as long as the answer takes.
+"""The engine for Spaces with ZeroGPU: a separate process generates each answer and has a GPU for that time.
 
-The package ``spaces``, which such a Space has, forks that process for a function that it has decorated, and gives it
-the GPU. So the model is loaded without one, and what goes in and comes out is pickled. Nothing is kept for the next
+The package ``spaces``, which such a Space has, forks the process for a function that it has decorated, and gives it the
+GPU. Therefore the model is loaded without a GPU, inputs and outputs are pickled, and no cache is kept for the next
 answer.
 """
 
@@ -31,43 +31,43 @@ from granite_demo.types.logprobs import Token
 from granite_demo.types.model_status import EngineSetup, EngineStats, Fact, Feature
 from granite_demo.types.sampling_params import SamplingParams
 
-MOVE_SECONDS, TOKENS_PER_SECOND, MOST_SECONDS = 15, 20, 120
-"""How long a GPU is asked for: what moving the weights takes, and the answer at a careful speed. Quotas count it."""
+MOVE_SECONDS, TOKENS_PER_SECOND, MAX_SECONDS = 15, 20, 120
+"""The requested GPU time: the transfer of the weights, and the answer at a low speed. It counts against the quota."""
 CLOSE_SECONDS = 2.0
 ELSEWHERE = "on ZeroGPU the model runs in another process"
 ZEROGPU_UNABLE: tuple[Feature, ...] = ("scoring", "constraints", "comparing precisions")
 
 
 def load_spaces() -> Any:
-    """The package ``spaces``. To be called before anything asks torch for a GPU. Raises ConfigurationError."""
+    """Import the package ``spaces``. Call this before torch initializes CUDA. Raises ConfigurationError."""
     try:
         spaces = importlib.import_module("spaces")
     except ImportError:
-        raise ConfigurationError("ZeroGPU needs the package spaces: write it into requirements.txt.") from None
+        raise ConfigurationError("ZeroGPU needs the package spaces. Add it to requirements.txt.") from None
     if not hasattr(spaces.zero, "startup"):
         raise ConfigurationError("The zerogpu engine is for Spaces with ZeroGPU hardware. Choose another, or auto.")
     return spaces
 
 
-def settle(loaded: LoadedModel) -> None:
-    """Give ZeroGPU the weights, and tell it that the Space has started. On the thread that imported ``spaces``.
+def start_space(loaded: LoadedModel) -> None:
+    """Pass the weights to ZeroGPU and report that the Space has started, on the thread that imported ``spaces``.
 
-    There ``cuda`` is a place to keep weights for the processes to come. ``spaces`` would do the rest when a page is
-    launched, which one inside of another application never is.
+    On ZeroGPU, ``cuda`` stores the weights for later processes. ``spaces`` itself reports the start only when Gradio
+    launches a page, which does not happen if the page is mounted in another application.
     """
     loaded.model.to("cuda")
     load_spaces().zero.startup()
 
 
 class ZeroGpuEngine:
-    """One process for each answer, as many at once as ZeroGPU has GPUs for; it lets the others wait."""
+    """Runs one process for each answer. ZeroGPU queues them if it has no free GPU."""
 
     unable: tuple[tuple[Feature, str], ...] = tuple((feature, ELSEWHERE) for feature in ZEROGPU_UNABLE)
 
     def __init__(self, loaded: LoadedModel, spaces: Any, setup: EngineSetup, device: str = "cuda") -> None:
-        """``device``: that of the process that writes."""
+        """``device`` is that of the process that generates the answer."""
         self.setup = setup
-        self._write = spaces.GPU(duration=seconds_for)(writer(loaded, device))
+        self._generate = spaces.GPU(duration=seconds_for)(generator(loaded, device))
         self._running: dict[TokenStream[Token], threading.Thread] = {}
         self._lock = threading.Lock()
         self._closed = False
@@ -75,9 +75,7 @@ class ZeroGpuEngine:
     @property
     def facts(self) -> tuple[Fact, ...]:
         """See ``Engine.facts``."""
-        return self.setup.facts(
-            (("KV cache", "of one answer", "the GPU is given back after it, with all that is on it"),)
-        )
+        return self.setup.facts((("KV cache", "of one answer", "the GPU is released after each answer"),))
 
     async def generate(
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
@@ -93,12 +91,12 @@ class ZeroGpuEngine:
                 yield item
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
-        """See ``Engine.score``. It cannot."""
+        """See ``Engine.score``. Not supported: raises InvalidRequestError."""
         raise InvalidRequestError(f"A text cannot be scored: {ELSEWHERE}.")
         yield
 
     def _begin(self, stream: TokenStream[Token], prompt_ids: list[int], sampling: SamplingParams) -> None:
-        # In the context of the page's event: ZeroGPU finds there whose quota it is.
+        # In the context of the page's event, where ZeroGPU finds the visitor whose quota counts.
         context = contextvars.copy_context()
         thread = threading.Thread(
             target=context.run, args=(self._answer, stream, prompt_ids, sampling), name="engine", daemon=True
@@ -114,11 +112,11 @@ class ZeroGpuEngine:
     def _answer(self, stream: TokenStream[Token], prompt_ids: list[int], sampling: SamplingParams) -> None:
         outcome = None
         try:
-            with closing(self._write(prompt_ids, sampling)) as tokens:  # closing it ends the process's work
+            with closing(self._generate(prompt_ids, sampling)) as tokens:  # closing it ends the work of the process
                 for token in tokens:
                     stream.put(token)
         except BaseException as error:
-            outcome = _told(error)
+            outcome = _reader_error(error)
         with self._lock:
             self._running.pop(stream, None)
         stream.finish(outcome)
@@ -128,7 +126,7 @@ class ZeroGpuEngine:
         return EngineStats(len(self._running), 0)
 
     def close(self) -> None:
-        """See ``Engine.close``. An answer that still waits for a GPU is not waited for."""
+        """See ``Engine.close``. This does not wait for answers that are still waiting for a GPU."""
         with self._lock:
             self._closed = True
             running = list(self._running.items())
@@ -139,20 +137,20 @@ class ZeroGpuEngine:
 
 
 def seconds_for(prompt_ids: list[int], sampling: SamplingParams) -> int:
-    """How long a GPU is asked for."""
-    return min(MOVE_SECONDS + (sampling.max_tokens or 0) // TOKENS_PER_SECOND, MOST_SECONDS)
+    """Return the GPU time to request, in seconds."""
+    return min(MOVE_SECONDS + (sampling.max_tokens or 0) // TOKENS_PER_SECOND, MAX_SECONDS)
 
 
-def writer(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingParams], Iterator[Token]]:
-    """A function that writes an answer; it moves the model to ``device`` where it is not there."""
-    # What suits a processor does not suit a GPU.
+def generator(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingParams], Iterator[Token]]:
+    """Return a function that generates an answer. It moves the model to ``device`` if necessary."""
+    # The settings for a CPU do not apply to a GPU.
     there = replace(loaded, placement=replace(loaded.placement, device=device, float32_prefill=False))
 
-    def write(prompt_ids: list[int], sampling: SamplingParams) -> Iterator[Token]:
+    def generate(prompt_ids: list[int], sampling: SamplingParams) -> Iterator[Token]:
         there.model.to(device)
         runner = DynamicRunner(there, 0)
         with torch.inference_mode(), ExitStack() as stack:
-            stack.callback(runner.release)  # the process may write another answer
+            stack.callback(runner.release)  # the process can generate another answer
             slot = runner.open(prompt_ids)
             for start in range(0, len(prompt_ids), runner.chunk):
                 logits = runner.forward(slot, prompt_ids[start : start + runner.chunk], no_check)
@@ -164,10 +162,10 @@ def writer(loaded: LoadedModel, device: str) -> Callable[[list[int], SamplingPar
                     return
                 logits = runner.forward(slot, [token.id], no_check)
 
-    return write
+    return generate
 
 
-def _told(error: BaseException) -> GraniteDemoError | None:
-    """What the reader is told: of gradio's own errors, which ``spaces`` raises, their words. They name quotas."""
+def _reader_error(error: BaseException) -> GraniteDemoError | None:
+    """Return the error for the reader. ``spaces`` raises errors of Gradio, whose text about quotas is kept."""
     message, title = getattr(error, "message", None), getattr(error, "title", "ZeroGPU")
     return EngineError(f"{title}: {message}") if isinstance(message, str) else as_user_error(error)

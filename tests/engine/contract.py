@@ -1,4 +1,4 @@
-"""What every engine does: a list of behaviours, and the ground that they need. ``test_contract`` has the engines."""
+"""The behaviours of every engine, and the fixtures that they need. ``test_contract`` has the engines."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator
@@ -26,23 +26,23 @@ from tests.engine.running import answer, reference, tiny_model, tokens, until, w
 PROMPT = [5 + index * 7 % 50 for index in range(20)]
 COMPANY = [[40, 3, 9, 12], [33] * 7, list(range(2, 50))]
 POISON = 63
-"""A token that the tiny models are made to stumble over."""
+"""The token with which the tiny models can be made to fail."""
 SAMPLED: dict[str, Any] = {"temperature": 1.0, "max_tokens": 60}
 FLOAT32 = 1e-4
-"""What logits in float32 may be off."""
+"""The tolerance for float32 logits."""
 Effect = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 Poisoned = Callable[[LoadedModel, Effect], AbstractContextManager[None]]
 
 
 @contextmanager
 def poisoned(loaded: LoadedModel, effect: Effect) -> Iterator[None]:
-    """Let ``effect`` change the embeddings (second argument: which) wherever the poison token is in the input."""
+    """Call ``effect`` with the embeddings and the indices of the poison token, if it is in the input."""
 
-    def stumble(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
+    def hook(module: Any, arguments: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor | None:
         hit = arguments[0] == POISON
         return effect(output, hit) if hit.any() else None
 
-    handle = loaded.model.get_input_embeddings().register_forward_hook(stumble)
+    handle = loaded.model.get_input_embeddings().register_forward_hook(hook)
     yield
     handle.remove()
 
@@ -53,21 +53,21 @@ class Row:
 
     name: str
     make: Callable[[LoadedModel, int], Engine]
-    """The model and how many may wait; warmed up where that matters."""
+    """Makes the engine from a model and the maximum number of waiting requests."""
     slots: int = 4
-    """Requests that run at once, at least 4."""
+    """The number of simultaneous requests, at least 4."""
     skips: frozenset[str] = frozenset()
-    """The behaviours, by name, that it cannot have."""
+    """The names of the behaviours that this engine cannot have."""
     model: Callable[..., LoadedModel] = tiny_model
     """Makes the tiny model, the same each time."""
     noise: float = FLOAT32
-    """What a logit may be off where steps are computed in another way. In float32 tokens are those of ``generate``."""
+    """The tolerance for logits. With the default, the tokens must be those of ``generate``."""
     poisoned: Poisoned = poisoned
-    """Makes a model, or its engine, stumble over the poison token."""
+    """Makes a model, or its engine, fail with the poison token."""
 
 
 class Ground:
-    """An engine over the sample, and others over tiny models."""
+    """An engine with the sample, and engines with tiny models."""
 
     def __init__(self, row: Row, sample: LoadedModel) -> None:
         self.row = row
@@ -75,12 +75,12 @@ class Ground:
 
     @cached_property
     def engine(self) -> Engine:
-        """The engine over the sample, made once."""
+        """The engine with the sample, made once."""
         return self.row.make(self.sample, 64)
 
     @contextmanager
     def tiny(self, loaded: LoadedModel | None = None, max_waiting: int = 64) -> Iterator[Engine]:
-        """An engine over a tiny model."""
+        """Yield an engine with a tiny model."""
         engine = self.row.make(loaded or self.row.model(), max_waiting)
         try:
             yield engine
@@ -88,7 +88,7 @@ class Ground:
             engine.close()
 
     def fill(self, engine: Engine, max_tokens: int = 400) -> list["asyncio.Task[list[int]]"]:
-        """Take every slot."""
+        """Start a request for each slot."""
         return [
             asyncio.create_task(answer(engine, [1 + index, 2, 3], max_tokens=max_tokens))
             for index in range(self.row.slots)
@@ -99,17 +99,17 @@ class Ground:
         assert_greedy(loaded, prompt, ours, self.row.noise, adjust)
 
     def close(self) -> None:
-        """Close the engine over the sample, if it was made."""
+        """Close the engine with the sample, if it was made."""
         if "engine" in self.__dict__:
             self.engine.close()
 
 
 Adjust = Callable[[torch.Tensor, list[int]], torch.Tensor]
-"""The logits of the next token, (vocabulary,), and the answer so far; returns what to choose from."""
+"""Takes the logits of the next token, shape (vocabulary,), and the answer so far. Returns the changed logits."""
 
 
 def logits_of(loaded: LoadedModel, prompt: list[int], answered: list[int]) -> torch.Tensor:
-    """What each token of an answer was chosen from, by one pass over all of it: (tokens, vocabulary), on the CPU."""
+    """Return the logits for each token of an answer, from one pass: (tokens, vocabulary), on the CPU."""
     with torch.no_grad():
         logits = loaded.model(torch.tensor([prompt + answered], device=loaded.model.device)).logits
     rows: torch.Tensor = logits[0, len(prompt) - 1 : -1].float().cpu()
@@ -119,7 +119,7 @@ def logits_of(loaded: LoadedModel, prompt: list[int], answered: list[int]) -> to
 def assert_greedy(
     loaded: LoadedModel, prompt: list[int], ours: list[int], noise: float, adjust: Adjust | None = None
 ) -> None:
-    """Each token has the largest of the model's logits, ``adjust``ed; within the ``noise`` a few may have one less."""
+    """Check that each token has the largest logit after ``adjust``. A few tokens can be below it within ``noise``."""
     rows = logits_of(loaded, prompt, ours)
     if adjust:
         rows = torch.stack([adjust(row, ours[:at]) for at, row in enumerate(rows)])
@@ -138,11 +138,11 @@ def behaviour(function: Behaviour) -> Behaviour:
     return function
 
 
-# What is answered
+# Answers
 
 
 EXPECTED: dict[tuple[int, str], list[int]] = {}
-"""What ``generate`` answers: seconds of work, the same for every engine."""
+"""The answer of ``generate``, cached: it takes seconds and is the same for every engine."""
 
 
 @behaviour
@@ -177,7 +177,7 @@ async def a_seed_repeats_and_another_differs(ground: Ground) -> None:
 
 
 @behaviour
-async def what_leaves_one_token_to_choose_is_greedy(ground: Ground) -> None:
+async def sampling_from_one_token_is_greedy(ground: Ground) -> None:
     loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
         greedy = await answer(engine, PROMPT, max_tokens=60, seed=5)
@@ -230,11 +230,11 @@ async def as_many_alternatives_as_asked_for(ground: Ground) -> None:
                 assert ((token.logprob is not None), len(token.alternatives)) == (chosen, others)
 
 
-# What earlier requests leave
+# Caches of earlier requests
 
 
 @behaviour
-async def a_follow_up_equals_a_cold_answer(ground: Ground) -> None:
+async def a_later_turn_equals_an_answer_without_cache(ground: Ground) -> None:
     loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
         prompt = PROMPT
@@ -246,21 +246,21 @@ async def a_follow_up_equals_a_cold_answer(ground: Ground) -> None:
 
 
 @behaviour
-async def an_edited_turn_equals_a_cold_answer(ground: Ground) -> None:
+async def an_edited_turn_equals_an_answer_without_cache(ground: Ground) -> None:
     loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
         for kept in (20, 15, 1, 19, 12):
-            # Left behind is the prompt alone, of which more than half or less is of use.
+            # The cache has only the prompt, of which more or less than half can be reused.
             ground.check(loaded, PROMPT, await answer(engine, PROMPT, max_tokens=1))
             prompt = [*PROMPT[:kept], *range(30, 40)]
             ground.check(loaded, prompt, await answer(engine, prompt, max_tokens=20))
 
 
 @behaviour
-async def a_retry_equals_a_cold_answer(ground: Ground) -> None:
+async def a_retry_equals_an_answer_without_cache(ground: Ground) -> None:
     loaded = ground.row.model()
     with ground.tiny(loaded) as engine:
-        # After one token the cache holds the prompt and no more, after 20 it goes on behind it.
+        # After one token, the cache has only the prompt. After 20, it also has most of the answer.
         for count in (1, 1, 20, 20):
             ground.check(loaded, PROMPT, await answer(engine, PROMPT, max_tokens=count))
         ground.check(loaded, PROMPT[:10], await answer(engine, PROMPT[:10], max_tokens=20))
@@ -292,7 +292,7 @@ async def an_end_token_is_the_last(ground: Ground) -> None:
 
 
 @behaviour
-async def cancelled_in_the_middle_it_is_idle_within_a_second(ground: Ground) -> None:
+async def a_cancel_in_the_middle_frees_the_engine_within_a_second(ground: Ground) -> None:
     prompt = encode(ground.sample.tokenizer, "Once upon a time")
     async with aclosing(ground.engine.generate(prompt, SamplingParams(max_tokens=1000))) as items:
         async for _ in items:
@@ -301,7 +301,7 @@ async def cancelled_in_the_middle_it_is_idle_within_a_second(ground: Ground) -> 
 
 
 @behaviour
-async def cancelled_before_the_first_token_it_is_idle_within_a_second(ground: Ground) -> None:
+async def a_cancel_before_the_first_token_frees_the_engine_within_a_second(ground: Ground) -> None:
     prompt = encode(ground.sample.tokenizer, "word " * 2500)
     task = asyncio.create_task(answer(ground.engine, prompt, max_tokens=1000))
     await until(ground.engine, running=1)
@@ -328,8 +328,8 @@ async def closing_ends_all_with_an_error(ground: Ground) -> None:
 
 
 @behaviour
-async def places_fall_to_the_front(ground: Ground) -> None:
-    async def places(prompt: list[int]) -> list[int]:
+async def queue_positions_fall_to_the_front(ground: Ground) -> None:
+    async def positions(prompt: list[int]) -> list[int]:
         items = [item async for item in engine.generate(prompt, SamplingParams(max_tokens=5))]
         waits = [item.ahead for item in items if isinstance(item, Queued)]
         assert all(isinstance(item, Token) for item in items[len(waits) :]), "a place after a token"
@@ -343,7 +343,7 @@ async def places_fall_to_the_front(ground: Ground) -> None:
         await until(engine, ground.row.slots)
         waiting = []
         for index in range(3):
-            waiting.append(asyncio.create_task(places([9, 8, 7])))
+            waiting.append(asyncio.create_task(positions([9, 8, 7])))
             await until(engine, ground.row.slots, index + 1)
         for index, task in enumerate(waiting):
             assert await task == list(range(index, -1, -1))
@@ -351,7 +351,7 @@ async def places_fall_to_the_front(ground: Ground) -> None:
 
 
 @behaviour
-async def a_full_line_refuses(ground: Ground) -> None:
+async def a_full_queue_refuses(ground: Ground) -> None:
     with ground.tiny(max_waiting=2) as engine:
         taken = ground.fill(engine, 150)
         await until(engine, ground.row.slots)
@@ -363,7 +363,7 @@ async def a_full_line_refuses(ground: Ground) -> None:
 
 
 @behaviour
-async def cancelled_while_waiting_it_is_gone_within_a_second(ground: Ground) -> None:
+async def a_cancelled_waiting_request_ends_within_a_second(ground: Ground) -> None:
     with ground.tiny() as engine:
         running = ground.fill(engine, 200)
         await until(engine, ground.row.slots)
@@ -377,11 +377,11 @@ async def cancelled_while_waiting_it_is_gone_within_a_second(ground: Ground) -> 
 
 
 @behaviour
-async def a_reader_who_vanished_does_not_hold_up_the_next(ground: Ground) -> None:
+async def an_abandoned_stream_does_not_block_the_next(ground: Ground) -> None:
     with ground.tiny() as engine:
         slow = engine.generate(PROMPT, SamplingParams(max_tokens=20))
         await anext(slow)
-        # Nobody reads it any more, and nobody closes it: its tokens wait in its own queue.
+        # The stream is not read and not closed, so its tokens stay in its queue.
         assert len(await answer(engine, PROMPT, max_tokens=5)) == 5
         await wait_idle(engine)
         await slow.aclose()
@@ -391,7 +391,7 @@ async def a_reader_who_vanished_does_not_hold_up_the_next(ground: Ground) -> Non
 
 
 async def one_fails_beside_three(ground: Ground, effect: Effect) -> EngineError:
-    """The error of a poisoned request, whose company is not touched by it."""
+    """Return the error of a poisoned request, which must not affect the other requests."""
     loaded = ground.row.model()
     with torch.no_grad():
         loaded.model.lm_head.weight[POISON] = 0  # so that no answer has it
@@ -434,7 +434,7 @@ async def not_a_number_fails_one_request_only(ground: Ground) -> None:
     assert "not a number" in error.user_text
 
 
-# What few ask for
+# Rare options
 
 
 @behaviour

@@ -1,4 +1,4 @@
-"""The behaviours of ``contract``, of every engine that runs on a CPU."""
+"""The behaviours in ``contract`` for every engine that runs on a CPU."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ OF_THE_FAKE = {
     contract.max_tokens_is_exact,
     contract.max_tokens_is_needed,
     contract.an_end_token_is_the_last,
-    contract.cancelled_in_the_middle_it_is_idle_within_a_second,
+    contract.a_cancel_in_the_middle_frees_the_engine_within_a_second,
     contract.closing_ends_all_with_an_error,
 }
 
@@ -40,7 +40,7 @@ ROWS = (
     Row(
         "batching",
         lambda loaded, max_waiting: batching_engine(loaded, max_waiting=max_waiting),
-        # Without FlashAttention all requests share one mask, and what is masked is 0 times NaN there.
+        # Without FlashAttention, all requests share one mask, in which a masked NaN stays NaN.
         skips=frozenset({"not_a_number_fails_one_request_only"}),
     ),
     GGUF,
@@ -50,7 +50,7 @@ LONG = {
     ("interleaved on static caches", "greedy_equals_generate"),
     ("interleaved on static caches", "log_probabilities_equal_a_forward_pass"),
 }
-"""Take long on a CPU; the same loop on growing caches, and tests of the runner alone, show it."""
+"""Slow on a CPU. The same loop with growing caches, and tests of the runner, cover these."""
 
 
 def _marks(row: Row, behaviour: Behaviour) -> list[pytest.MarkDecorator]:
@@ -68,7 +68,7 @@ CASES = [
 
 @pytest.fixture(scope="module")
 def ground(request: pytest.FixtureRequest, sample: LoadedModel) -> Iterator[Ground]:
-    """The ground of one row, with its engine over the sample."""
+    """The ground of one row, with its engine for the sample."""
     with one_thread():
         ground = Ground(request.param, sample)
         yield ground

@@ -1,4 +1,4 @@
-"""The layers of every kind of Granite."""
+"""The layers of every kind of Granite model."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The bridge from the model's thread to the event loop."""
+"""The stream from the model's thread to the event loop."""
 
 import asyncio
 import threading
@@ -11,7 +11,7 @@ from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.types.logprobs import Token
 
 
-async def test_tokens_of_another_thread_arrive_in_order() -> None:
+async def test_tokens_from_another_thread_arrive_in_order() -> None:
     stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
 
     def work() -> None:
@@ -36,7 +36,7 @@ async def test_an_error_is_raised_after_the_tokens_before_it() -> None:
     assert seen == [Token(1)]
 
 
-async def test_a_cancelled_stream_takes_no_more_tokens() -> None:
+async def test_a_cancelled_stream_accepts_no_tokens() -> None:
     stream: TokenStream[Token] = TokenStream(asyncio.get_running_loop())
     stream.cancel()
     with pytest.raises(Cancelled):
@@ -51,7 +51,7 @@ def test_a_stream_whose_loop_is_closed_counts_as_cancelled() -> None:
     loop.close()
     with pytest.raises(Cancelled):
         stream.put(Token(1))
-    stream.finish()  # and ends without an exception
+    stream.finish()  # it ends without an exception
 
 
 def test_errors_for_users() -> None:

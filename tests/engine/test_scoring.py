@@ -1,4 +1,4 @@
-"""Scoring a text: every engine reads it from its first token on and gives the logits after each."""
+"""Scoring of a text: each engine computes it from its first token and passes the logits after each token."""
 
 import asyncio
 import itertools
@@ -56,7 +56,7 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Seven tokens of a tiny vocabulary: every text takes several chunks."""
+    """Limit chunks to seven tokens of a tiny vocabulary, so that every text has several chunks."""
     monkeypatch.setattr(protocol, "SCORE_BYTES", 7 * 4 * 64)
 
 
@@ -66,7 +66,7 @@ def keep(position: int, logits: torch.Tensor) -> tuple[int, torch.Tensor]:
 
 
 async def score(engine: Engine, ids: list[int]) -> torch.Tensor:
-    """The log probabilities after each token, shape (n, vocabulary)."""
+    """Return the log probabilities after each token, shape (n, vocabulary)."""
     async with asyncio.timeout(60):
         chunks = [item async for item in engine.score(ids, keep) if not isinstance(item, Queued)]
     ends = [position + len(rows) for position, rows in chunks]
@@ -75,7 +75,7 @@ async def score(engine: Engine, ids: list[int]) -> torch.Tensor:
 
 
 def plain(loaded: LoadedModel, ids: list[int]) -> torch.Tensor:
-    """The same by one pass of transformers."""
+    """Return the same from one pass of transformers."""
     with torch.no_grad():
         return torch.log_softmax(loaded.model(torch.tensor([ids])).logits[0].float(), dim=-1)
 
@@ -90,7 +90,7 @@ async def test_log_probabilities_equal_a_forward_pass(
     with closing(make(sample)) as engine:
         assert torch.allclose(await score(engine, ids), expected, atol=1e-3)
         assert torch.allclose(await score(engine, ids[:1]), expected[:1], atol=1e-3)
-        # What is generated is told the same of as what is scored.
+        # Generated tokens have the same log probabilities as scored ones.
         wrote = await tokens(engine, ids, max_tokens=6, logprobs=0)
         rows = (await score(engine, ids + [token.id for token in wrote]))[len(ids) - 1 :]
     for token, row in zip(wrote, rows, strict=False):
@@ -98,7 +98,7 @@ async def test_log_probabilities_equal_a_forward_pass(
 
 
 @interleaved
-async def test_a_hybrid_is_read_in_chunks(make: Make, tmp_path: Path) -> None:
+async def test_a_hybrid_is_computed_in_chunks(make: Make, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "hybrid", "hybrid")
     loaded = load_checkpoint(folder, spec=catalogue.SAMPLE)
     with closing(make(loaded)) as engine:
@@ -109,7 +109,7 @@ async def test_a_hybrid_is_read_in_chunks(make: Make, tmp_path: Path) -> None:
 
 
 @every_engine
-async def test_others_go_on_and_get_the_same(make: Make) -> None:
+async def test_other_requests_continue_with_the_same_answers(make: Make) -> None:
     loaded = tiny_model()
     with closing(make(loaded)) as engine:
         alone = [await answer(engine, prompt, max_tokens=60) for prompt in COMPANY]
@@ -136,7 +136,7 @@ async def test_stop_works_between_chunks(make: Make) -> None:
 
 
 @every_engine
-async def test_a_measure_that_fails_fails_alone(make: Make) -> None:
+async def test_a_failed_measure_ends_only_its_request(make: Make) -> None:
     def fail(position: int, logits: torch.Tensor) -> int:
         raise ZeroDivisionError("secret")
 
@@ -169,7 +169,7 @@ async def test_closing_ends_it_with_an_error(make: Make) -> None:
 
 
 @every_engine
-async def test_a_full_line_refuses(make: Make) -> None:
+async def test_a_full_queue_refuses(make: Make) -> None:
     with closing(make(tiny_model(), max_waiting=2)) as engine:
         tasks = [asyncio.create_task(score(engine, PROMPT * 20)) for _ in range(20)]
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -178,7 +178,7 @@ async def test_a_full_line_refuses(make: Make) -> None:
 
 
 @interleaved
-async def test_what_was_scored_is_not_read_again(make: Make) -> None:
+async def test_a_scored_text_is_not_computed_again(make: Make) -> None:
     loaded = tiny_model()
     read: list[int] = []
     loaded.model.get_input_embeddings().register_forward_hook(lambda _, ids, __: read.append(ids[0].numel()))
@@ -187,24 +187,24 @@ async def test_what_was_scored_is_not_read_again(make: Make) -> None:
         read.clear()
         assert await answer(engine, PROMPT * 3, max_tokens=1) == [int(plain(loaded, PROMPT * 3)[-1].argmax())]
         assert read[0] == 1
-        # The other way round every token is read: the logits are not kept.
+        # To score a cached text, all tokens are computed, because caches have no logits.
         read.clear()
         await score(engine, PROMPT * 3)
         assert sum(read) == 3 * len(PROMPT)
 
 
-# The batching engine's own
+# Only the batching engine
 
 
 async def test_a_sleeping_loop_wakes_for_each_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "SCORE_BYTES", 4 * 64)
     with closing(batching_engine(tiny_model())) as engine:
         await asyncio.sleep(0.3)
-        async with asyncio.timeout(25):  # 500 chunks; asleep it looks after a tenth of a second
+        async with asyncio.timeout(25):  # 500 chunks; a sleeping loop checks only ten times per second
             await score(engine, PROMPT * 25)
 
 
-async def test_a_loop_that_is_started_again_goes_on_with_the_text() -> None:
+async def test_a_restarted_loop_continues_with_the_text() -> None:
     loaded = tiny_model()
     with torch.no_grad():
         loaded.model.lm_head.weight[POISON] = 0
@@ -225,7 +225,7 @@ async def test_a_loop_that_is_started_again_goes_on_with_the_text() -> None:
         assert torch.allclose(rows, plain(loaded, ids), atol=1e-3)
 
 
-async def test_a_text_that_fails_the_model_fails_alone() -> None:
+async def test_a_failure_of_the_model_ends_only_the_text() -> None:
     loaded = tiny_model()
 
     def broken(output: torch.Tensor, hit: torch.Tensor) -> torch.Tensor:
@@ -256,7 +256,7 @@ async def test_eager_attention_is_paged_again_after_each_chunk() -> None:
     assert torch.allclose(got, plain(loaded, PROMPT * 2), atol=1e-3)
 
 
-async def test_a_text_larger_than_the_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_text_that_does_not_fit_in_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with closing(batching_engine(tiny_model())) as engine:
         token_bytes = 2 * 2 * 2 * 8 * 4
         monkeypatch.setattr(batch_scoring, "free_memory", lambda device: 2 * 100 * token_bytes)
@@ -283,7 +283,7 @@ async def test_a_model_of_several_processes_is_not_scored() -> None:
         await anext(scorer.score(PROMPT, keep))
 
 
-async def test_a_closed_engine_lets_go_of_the_model() -> None:
+async def test_a_closed_engine_drops_the_model() -> None:
     import gc
     import weakref
 
@@ -297,14 +297,14 @@ async def test_a_closed_engine_lets_go_of_the_model() -> None:
     assert gone() is None
 
 
-async def test_places_are_told_while_another_text_is_read() -> None:
+async def test_positions_are_announced_while_another_text_is_computed() -> None:
     with closing(batching_engine(tiny_model())) as engine:
 
-        async def places() -> list[int]:
+        async def positions() -> list[int]:
             items = [item async for item in engine.score(PROMPT * 10, keep)]
             waits = [item.ahead for item in items if isinstance(item, Queued)]
             assert not any(isinstance(item, Queued) for item in items[len(waits) :])
             return waits
 
-        told = await asyncio.gather(places(), places(), places())
-    assert sorted(itertools.chain(*told)) == [0, 0, 1]
+        announced = await asyncio.gather(positions(), positions(), positions())
+    assert sorted(itertools.chain(*announced)) == [0, 0, 1]

@@ -1,4 +1,4 @@
-"""The line of requests."""
+"""The queue of requests."""
 
 import asyncio
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class Request:
 
 
 class Line(WaitingQueue[Request]):
-    """A line that makes its own requests."""
+    """A queue that makes its own requests."""
 
     def add(self, size: int = 1) -> Request:
         request = Request(TokenStream(asyncio.get_running_loop()), size)
@@ -27,8 +27,8 @@ class Line(WaitingQueue[Request]):
         return request
 
 
-async def told(request: Request) -> list[int]:
-    """The places that a request has been told, oldest first."""
+async def announced(request: Request) -> list[int]:
+    """Return the positions that were sent to a request, oldest first."""
     request.stream.finish()
     places = []
     async for item in request.stream.read():
@@ -45,7 +45,7 @@ async def test_first_come_first_served() -> None:
     assert len(line) == 0
 
 
-async def test_a_full_line_refuses_and_says_how_many_wait() -> None:
+async def test_a_full_queue_refuses_and_says_how_many_wait() -> None:
     line = Line(2)
     line.add()
     line.add()
@@ -55,7 +55,7 @@ async def test_a_full_line_refuses_and_says_how_many_wait() -> None:
     assert len(line) == 2
 
 
-async def test_the_cancelled_make_room() -> None:
+async def test_cancelled_requests_are_dropped() -> None:
     line = Line(2)
     first, second = line.add(), line.add()
     first.stream.cancel()
@@ -63,7 +63,7 @@ async def test_the_cancelled_make_room() -> None:
     assert [line.take(), line.take(), line.take()] == [second, third, None]
 
 
-async def test_nobody_overtakes_the_first() -> None:
+async def test_no_request_overtakes_the_first() -> None:
     line = Line()
     large, small = line.add(size=10), line.add(size=1)
     assert line.take(lambda request: request.size < 5) is None
@@ -71,14 +71,14 @@ async def test_nobody_overtakes_the_first() -> None:
     assert line.take(lambda request: request.size < 5) is small
 
 
-async def test_a_cancelled_first_does_not_hold_up_the_next() -> None:
+async def test_a_cancelled_first_request_does_not_block_the_next() -> None:
     line = Line()
     large, small = line.add(size=10), line.add(size=1)
     large.stream.cancel()
     assert line.take(lambda request: request.size < 5) is small
 
 
-async def test_everybody_is_told_when_a_place_changes_and_only_then() -> None:
+async def test_only_changed_positions_are_announced() -> None:
     line = Line()
     first, second, third = (line.add() for _ in range(3))
     line.announce()
@@ -87,17 +87,17 @@ async def test_everybody_is_told_when_a_place_changes_and_only_then() -> None:
     line.announce()
     fourth = line.add()
     line.announce()
-    assert [await told(request) for request in (first, second, third, fourth)] == [[0], [1, 0], [2, 1], [2]]
+    assert [await announced(request) for request in (first, second, third, fourth)] == [[0], [1, 0], [2, 1], [2]]
 
 
-async def test_those_behind_a_cancelled_one_move_up() -> None:
+async def test_requests_after_a_cancelled_one_move_up() -> None:
     line = Line()
     first, second, third = (line.add() for _ in range(3))
     line.announce()
     second.stream.cancel()
     line.announce()
     assert len(line) == 2
-    assert [await told(request) for request in (first, third)] == [[0], [2, 1]]
+    assert [await announced(request) for request in (first, third)] == [[0], [2, 1]]
 
 
 async def test_a_reader_without_a_loop_does_not_stop_the_announcement() -> None:
@@ -107,10 +107,10 @@ async def test_a_reader_without_a_loop_does_not_stop_the_announcement() -> None:
     loop.close()
     second = line.add()
     line.announce()
-    assert await told(second) == [1]
+    assert await announced(second) == [1]
 
 
-async def test_all_are_handed_over_at_the_end() -> None:
+async def test_clear_returns_all_requests() -> None:
     line = Line()
     requests = [line.add(), line.add()]
     assert line.clear() == requests

@@ -1,4 +1,4 @@
-"""Answers written in a process that has a GPU for a while, with a stand-in for the package that lends it."""
+"""Answers from a process that has a GPU for a limited time, with a fake of the package ``spaces``."""
 
 import asyncio
 import inspect
@@ -17,7 +17,7 @@ from rich.console import Console
 from granite_demo.cli import serve as serving
 from granite_demo.engine import zerogpu
 from granite_demo.engine.factory import create_engine
-from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces, seconds_for, settle
+from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces, seconds_for, start_space
 from granite_demo.errors import ConfigurationError, EngineBusyError, EngineClosedError, EngineError, InvalidRequestError
 from granite_demo.server import run
 from granite_demo.settings import Settings
@@ -35,14 +35,14 @@ PROMPT = [5, 6, 7, 8]
 
 
 class QuotaError(Exception):
-    """As gradio's own error is."""
+    """An error with the attributes of Gradio's errors."""
 
     def __init__(self) -> None:
         self.title, self.message = "ZeroGPU quota exceeded", "You have 3 s left."
 
 
 class FakeSpaces:
-    """Runs what it decorates here, but lets nothing through that another process would not get."""
+    """Runs decorated functions in this process, but pickles all inputs and outputs."""
 
     def __init__(self) -> None:
         self.durations: list[int] = []
@@ -66,7 +66,7 @@ class FakeSpaces:
                     for result in task(*pickle.loads(pickle.dumps(values))):
                         yield pickle.loads(pickle.dumps(result))
                 finally:
-                    self.log.append("given back")
+                    self.log.append("released")
 
             return lent
 
@@ -87,40 +87,42 @@ def engine(spaces: FakeSpaces) -> Iterator[ZeroGpuEngine]:
     engine.close()
 
 
-async def test_the_answer_is_the_models_and_the_gpu_is_given_back(spaces: FakeSpaces, engine: ZeroGpuEngine) -> None:
+async def test_the_answer_is_that_of_the_model_and_the_gpu_is_released(
+    spaces: FakeSpaces, engine: ZeroGpuEngine
+) -> None:
     loaded = tiny_model()
     for prompt in (PROMPT, list(range(1, 60))):
         assert await answer(engine, prompt, max_tokens=9) == reference(loaded, prompt, 9)
         await wait_idle(engine)
-    assert spaces.log == ["given back"] * 2
+    assert spaces.log == ["released"] * 2
 
 
-async def test_an_end_token_ends_it(spaces: FakeSpaces) -> None:
+async def test_an_end_token_ends_the_answer(spaces: FakeSpaces) -> None:
     expected = reference(tiny_model(), PROMPT, 9)
     engine = ZeroGpuEngine(tiny_model(eos_ids=frozenset(expected[3:4])), spaces, SETUP.engine, device="cpu")
     assert await answer(engine, PROMPT, max_tokens=9) == expected[: expected.index(expected[3]) + 1]
     engine.close()
 
 
-async def test_it_is_asked_for_as_long_as_the_answer_may_take_on_the_visitors_account(
+async def test_the_requested_time_depends_on_the_answer_and_counts_for_the_visitor(
     spaces: FakeSpaces, engine: ZeroGpuEngine
 ) -> None:
     VISITOR.set("ann")
     await answer(engine, PROMPT, max_tokens=200)
     assert spaces.visitors == ["ann"]
     assert spaces.durations == [25]
-    assert seconds_for(PROMPT, SamplingParams(max_tokens=100_000)) == zerogpu.MOST_SECONDS
+    assert seconds_for(PROMPT, SamplingParams(max_tokens=100_000)) == zerogpu.MAX_SECONDS
 
 
-async def test_a_reader_who_leaves_ends_the_work(spaces: FakeSpaces, engine: ZeroGpuEngine) -> None:
+async def test_a_closed_stream_ends_the_work(spaces: FakeSpaces, engine: ZeroGpuEngine) -> None:
     async with aclosing(engine.generate(PROMPT, SamplingParams(max_tokens=500))) as items:
         assert isinstance(await anext(items), Token)
         assert engine.stats() == EngineStats(1, 0)
     await wait_idle(engine)
-    assert spaces.log == ["given back"]
+    assert spaces.log == ["released"]
 
 
-async def test_what_zerogpu_says_is_told(spaces: FakeSpaces, engine: ZeroGpuEngine) -> None:
+async def test_the_text_of_zerogpu_reaches_the_reader(spaces: FakeSpaces, engine: ZeroGpuEngine) -> None:
     spaces.refuses = True
     with pytest.raises(EngineError, match=r"ZeroGPU quota exceeded: You have 3 s left\."):
         await answer(engine, PROMPT, max_tokens=5)
@@ -128,7 +130,7 @@ async def test_what_zerogpu_says_is_told(spaces: FakeSpaces, engine: ZeroGpuEngi
     assert len(await answer(engine, PROMPT, max_tokens=5)) == 5
 
 
-async def test_what_it_cannot_do_is_said(engine: ZeroGpuEngine) -> None:
+async def test_unsupported_features_have_a_reason(engine: ZeroGpuEngine) -> None:
     assert [feature for feature, why in engine.unable if why] == ["scoring", "constraints", "comparing precisions"]
     with pytest.raises(InvalidRequestError, match="cannot be scored"):
         await anext(engine.score(PROMPT, lambda position, logits: position))
@@ -155,7 +157,7 @@ async def test_too_many_are_refused_and_close_ends_the_others(
         await answer(engine, PROMPT, max_tokens=5)
 
 
-def test_it_is_chosen_where_the_space_has_it(spaces: FakeSpaces) -> None:
+def test_the_engine_is_chosen_on_such_a_space(spaces: FakeSpaces) -> None:
     space = {"SPACE_ID": "me/demo"}
     assert Settings.resolve({}, {**space, "SPACES_ZERO_GPU": "true"}).engine == "zerogpu"
     assert Settings.resolve({}, space).engine == "auto"
@@ -169,7 +171,7 @@ def test_it_is_chosen_where_the_space_has_it(spaces: FakeSpaces) -> None:
     engine.close()
 
 
-def test_without_the_package_or_the_hardware_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_or_the_hardware_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spaces", None)
     with pytest.raises(ConfigurationError, match="needs the package spaces"):
         load_spaces()
@@ -178,7 +180,7 @@ def test_without_the_package_or_the_hardware_it_says_so(monkeypatch: pytest.Monk
         load_spaces()
 
 
-def test_the_weights_are_given_to_it_before_the_page_is_served(
+def test_zerogpu_gets_the_weights_before_the_page_starts(
     spaces: FakeSpaces, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log, served = spaces.log, []
@@ -202,7 +204,7 @@ def test_the_weights_are_given_to_it_before_the_page_is_served(
     assert len({*served[0]}) == 1
 
 
-def test_settle_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_space_needs_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spaces", None)
     with pytest.raises(ConfigurationError):
-        settle(cast(Any, SimpleNamespace(model=SimpleNamespace(to=lambda device: None))))
+        start_space(cast(Any, SimpleNamespace(model=SimpleNamespace(to=lambda device: None))))

@@ -28,10 +28,10 @@ def test_a_file_or_the_only_one_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_one_file_and_the_tokenizer_are_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec, told = registry.resolve(GRANITE), list[str]()
+    spec, details = registry.resolve(GRANITE), list[str]()
     with gguf_hub(tmp_path / "hub", monkeypatch) as server:
         assert cached_file(spec) is None
-        file = hub_gguf.fetch(spec, lambda stage, fraction, detail: told.append(detail), threading.Event())
+        file = hub_gguf.fetch(spec, lambda stage, fraction, detail: details.append(detail), threading.Event())
     assert file.name == GGUF
     assert file.read_bytes() == b"GGUF, but no model"
     assert cached_file(spec) == file
@@ -42,4 +42,4 @@ def test_one_file_and_the_tokenizer_are_fetched(tmp_path: Path, monkeypatch: pyt
     assert not server.transfers("model.safetensors")
     assert not server.transfers("granite-4.0-350m-f16.gguf")
     assert download.cached(spec.repo_id or "") is None
-    assert any(" of " in detail and "MB" in detail and hub_gguf.FASTER in detail for detail in told)
+    assert any(" of " in detail and "MB" in detail and hub_gguf.FASTER in detail for detail in details)

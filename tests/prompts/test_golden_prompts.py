@@ -69,12 +69,12 @@ def request(*messages: Message, **given: Any) -> GenerationRequest:
     return GenerationRequest(messages, **given)
 
 
-def controlled(told: dict[str, Any], *messages: Message, documents: bool = True, **controls: Any) -> Row:
+def controlled(given: dict[str, Any], *messages: Message, documents: bool = True, **controls: Any) -> Row:
     return Row(
         request(*messages, ASK, documents=(RAIN,) if documents else (), controls=Controls(**controls)),
         [turn(message.role, message.content) for message in messages] + [ASKED],
         documents=[RAIN_TOLD] if documents else None,
-        granite_3=told,
+        granite_3=given,
     )
 
 

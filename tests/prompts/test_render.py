@@ -210,48 +210,50 @@ def test_each_part_has_its_origin() -> None:
         tools=(ToolSpec("f", "D", {}),),
         documents=(Document("T", 'x "y"'),),
     )
-    told = parts(byte_tokenizer(real_template("granite-4.0")), request)
-    assert ("system", "Sys.") in told
-    assert ("user", " \U0001f642\n") in told
-    assert ("document", '{"doc_id": 1, "title": "T", "text": "x \\"y\\""}') in told
-    assert ("tool", "42") in told
-    assert ("tool", '\n{"name": "f", "arguments": {"a": "b"}}\n'.strip()) in told
-    assert [text for origin, text in told if origin == "tool"][0].startswith('{"type": "function", "function": {"name"')
-    assert told[:4] == [
+    found = parts(byte_tokenizer(real_template("granite-4.0")), request)
+    assert ("system", "Sys.") in found
+    assert ("user", " \U0001f642\n") in found
+    assert ("document", '{"doc_id": 1, "title": "T", "text": "x \\"y\\""}') in found
+    assert ("tool", "42") in found
+    assert ("tool", '\n{"name": "f", "arguments": {"a": "b"}}\n'.strip()) in found
+    assert [text for origin, text in found if origin == "tool"][0].startswith(
+        '{"type": "function", "function": {"name"'
+    )
+    assert found[:4] == [
         ("control", "<|start_of_role|>"),
         ("template", "system"),
         ("control", "<|end_of_role|>"),
         ("system", "Sys."),
     ]
-    assert ("control", "<|end_of_text|>") in told
+    assert ("control", "<|end_of_text|>") in found
 
 
 def test_a_default_system_prompt_belongs_to_the_template() -> None:
-    told = parts(byte_tokenizer(real_template("granite-4.0")), GenerationRequest((USER,)))
-    assert told[3][0] == "template"
-    assert told[3][1].startswith("You are a helpful assistant.")
-    assert not [text for origin, text in told if origin == "system"]
+    found = parts(byte_tokenizer(real_template("granite-4.0")), GenerationRequest((USER,)))
+    assert found[3][0] == "template"
+    assert found[3][1].startswith("You are a helpful assistant.")
+    assert not [text for origin, text in found if origin == "system"]
 
 
 @pytest.mark.parametrize("word", ["word", EVIL])
 @pytest.mark.parametrize("name", ["granite-3.3-instruct", "granite-4.0", "thinks"])
 def test_parts_of_a_laden_request(name: str, word: str) -> None:
-    told = parts(byte_tokenizer(THINKS if name == "thinks" else real_template(name)), laden(word))
+    found = parts(byte_tokenizer(THINKS if name == "thinks" else real_template(name)), laden(word))
     origins = {"system", "user", "assistant", "tool"} | ({"document"} if name != "thinks" else set())
-    assert {origin for origin, _ in told} == origins | {"template", "control"}
-    by_template = "".join(text for origin, text in told if origin == "template")
+    assert {origin for origin, _ in found} == origins | {"template", "control"}
+    by_template = "".join(text for origin, text in found if origin == "template")
     assert word not in by_template.replace(f"<parameter={word}>", "")  # the keys of objects are not attributed
 
 
 def test_parts_where_a_template_trims(templated: Callable[[str | None], Any]) -> None:
     tokenizer = templated("[{{ messages[0].content | trim }}]<|im_end|>")
-    told = parts(tokenizer, GenerationRequest((Message("user", " hi there\n"),)))
-    assert told == [("template", "["), ("user", "hi there"), ("template", "]"), ("control", "<|im_end|>")]
+    found = parts(tokenizer, GenerationRequest((Message("user", " hi there\n"),)))
+    assert found == [("template", "["), ("user", "hi there"), ("template", "]"), ("control", "<|im_end|>")]
 
 
 def test_parts_of_a_completion(sample: "LoadedModel") -> None:
-    told = parts(sample.tokenizer, GenerationRequest(prompt="<|im_start|>user\nhi", special_tokens=True))
-    assert told == [("control", "<|im_start|>"), ("user", "user\nhi")]
+    found = parts(sample.tokenizer, GenerationRequest(prompt="<|im_start|>user\nhi", special_tokens=True))
+    assert found == [("control", "<|im_start|>"), ("user", "user\nhi")]
 
 
 @pytest.mark.parametrize("template", [None, ""])

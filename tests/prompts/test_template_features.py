@@ -100,9 +100,9 @@ def test_switches_without_effect_have_a_reason() -> None:
     switches = Switches(
         conflicts=(("thinking", "system"), ("thinking", "tools"), ("hallucinations", "no documents")),
     )
-    told = reasons(switches, system=True, tools=True, documents=True)
-    assert told == {"thinking": "This model's template ignores thinking when a system prompt is set."}
-    told = reasons(switches, system=False, tools=True, documents=False)
-    assert told["thinking"].endswith("when tools are offered.")
-    assert told["hallucinations"].endswith("ignores the check for hallucinations without documents.")
+    found = reasons(switches, system=True, tools=True, documents=True)
+    assert found == {"thinking": "This model's template ignores thinking when a system prompt is set."}
+    found = reasons(switches, system=False, tools=True, documents=False)
+    assert found["thinking"].endswith("when tools are offered.")
+    assert found["hallucinations"].endswith("ignores the check for hallucinations without documents.")
     assert reasons(switches, system=False, tools=False, documents=True) == {}
