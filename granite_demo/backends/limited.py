@@ -225,11 +225,14 @@ class _Deadline:
 async def _until(cut: Stop, ask: Callable[[R], AsyncGenerator[T]], request: R) -> AsyncGenerator[T]:
     """The events of ``ask(request)`` until ``cut`` is set: an answer then ends itself, everything else is cancelled."""
     if isinstance(request, GenerationRequest):
-        request, cut = replace(request, stop=cut), Stop()
+        async with aclosing(ask(replace(request, stop=cut))) as events:
+            async for event in events:
+                yield event
+        return
     async with aclosing(ask(request)) as events:
         with suppress(StoppedError):
-            while (event := await cut.guard(anext(events, None))) is not None:
-                yield event
+            while (found := await cut.guard(anext(events, None))) is not None:
+                yield found
 
 
 def _spent(event: object, before: int, read: int) -> int:

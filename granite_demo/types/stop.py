@@ -59,11 +59,13 @@ class Stop:
             with contextlib.suppress(RuntimeError):  # the loop is closed
                 loop.call_soon_threadsafe(expire)
 
+        self._calls.append(interrupt)  # not ``calling``: each token passes here
         try:
             async with asyncio.timeout(0 if self._set else None) as scope:
-                with self.calling(interrupt):
-                    return await waits
+                return await waits
         except TimeoutError:
             if scope.expired():
                 raise StoppedError from None
             raise  # somebody else's
+        finally:
+            self._calls.remove(interrupt)
