@@ -1,1 +1,1 @@
-"""What a chat is made of: conversations, documents, tools, exports. Knows no page."""
+"""Conversations, documents, tools and exports, without a page or a model."""

@@ -1,4 +1,4 @@
-"""What a question, and each button under a message, does to a conversation. Pure functions."""
+"""Pure functions that change a conversation: for a question, and for each button under a message."""
 
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -11,26 +11,26 @@ from granite_demo.errors import InvalidRequestError
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A changed conversation. With ``ask``, the model answers its last turn."""
+    """A changed conversation. If ``ask``, the model must answer its last turn."""
 
     conversation: Conversation
     ask: bool = False
     begun: dict[str, Any] | None = None
-    """What made the answer to continue, if there is one; see ``conversations.Turn.made``."""
+    """The record of the answer to continue, or None; see ``conversation.Turn.made``."""
 
 
 def send(conversation: Conversation, text: str | None) -> Change:
-    """Ask ``text``. An empty text changes nothing."""
+    """Add the question ``text``. An empty text changes nothing."""
     if not text or not text.strip():
         return Change(conversation)
     return Change(conversations.add(conversation, "user", content=text), ask=True)
 
 
 def edit(conversation: Conversation, turn_id: str, text: str | None) -> Change:
-    """Put another version beside a message.
+    """Add another version of a message.
 
-    The model answers a question or the result of a tool again, with the results of the other tools; an answer stays as
-    it is written. Raises InvalidRequestError.
+    After a new version of a question or of a tool result, the model must answer again; the results of the other tools
+    are copied. An edited answer gets no new answer. Raises InvalidRequestError if the text is empty.
     """
     turn = conversations.find(conversation, turn_id)
     if not text or not text.strip():
@@ -50,7 +50,7 @@ def edit(conversation: Conversation, turn_id: str, text: str | None) -> Change:
 
 
 def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
-    """The values of another version of an answer, without its figures and without citations of text that is gone."""
+    """Return the values of an edited answer, without its figures and without citations of removed text."""
     cites = []
     for cite in turn.citations:
         at = text.find(turn.content[cite.start : cite.end]) if cite.start < cite.end else -1
@@ -62,25 +62,25 @@ def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
     return {**kept, "content": text, "citations": cites, "note": "edited"}
 
 
-def can_go_on(conversation: Conversation, turn: Turn) -> bool:
-    """Whether ``turn`` is the last answer and was cut, and its tokens are known."""
+def can_continue(conversation: Conversation, turn: Turn) -> bool:
+    """Return whether ``turn`` can be continued: it is the last answer, it was cut, and its tokens are known."""
     made = turn.made
     cut = made.get("finish_reason") in ("length", "stopped") and bool(made.get("tokens") or made.get("token_ids"))
     return turn.id == conversation.head and cut and not turn.calls
 
 
 def act(conversation: Conversation, action: str, turn_id: str, made: Any = None) -> Change:
-    """What a button under a message does: go, retry, show, branch, up or down. Raises InvalidRequestError.
+    """Apply the button ``action`` under a message: go, retry, show, branch, up or down.
 
-    ``made`` is what made the answer to continue.
+    ``made`` is the record of the answer to continue. Raises InvalidRequestError.
     """
     turn = conversations.find(conversation, turn_id)
     if action == "retry":
         question = turn.parent if turn.role == "assistant" else turn.id
         return Change(conversations.rewind(conversation, question), ask=question is not None)
     if action == "go":
-        if not isinstance(made, dict) or not can_go_on(conversation, turn):
-            raise InvalidRequestError("This answer cannot go on. Retry it.")
+        if not isinstance(made, dict) or not can_continue(conversation, turn):
+            raise InvalidRequestError("This answer cannot be continued. Retry it.")
         return Change(conversations.rewind(conversation, turn.parent), ask=True, begun=made)
     if action == "show":
         return Change(conversations.show(conversation, turn_id))
@@ -89,4 +89,4 @@ def act(conversation: Conversation, action: str, turn_id: str, made: Any = None)
     if action in ("up", "down"):
         vote = "" if turn.vote == action else action
         return Change(conversations.change(conversation, turn_id, vote=vote))
-    raise InvalidRequestError(f"There is no action {action!r}.")
+    raise InvalidRequestError(f"The action {action!r} does not exist.")

@@ -1,4 +1,4 @@
-"""One answer as far as it has come, and the words under it. Pure; knows no page."""
+"""Collects the events of one answer, and makes the note under it."""
 
 from dataclasses import dataclass, field
 
@@ -27,7 +27,7 @@ _REASONS = {
 
 @dataclass(slots=True)
 class Answer:
-    """What a reader has seen of an answer. Times are seconds since the request was made."""
+    """The state of an answer that is received event by event. Times are in seconds after the request."""
 
     text: str = ""
     thinking: str = ""
@@ -35,26 +35,26 @@ class Answer:
     citations: list[Citation] = field(default_factory=list)
     appendices: list[Appendix] = field(default_factory=list)
     scored: list[ScoredToken] = field(default_factory=list)
-    """The tokens with their log probabilities, where those were asked for."""
+    """The tokens with their log probabilities, if the request asks for them."""
     ends: list[int] = field(default_factory=list)
-    """Characters of the text after each of them."""
+    """The length of the text in characters after each token of ``scored``."""
     dropped: int = 0
-    """Messages that were left out to make room."""
+    """The number of messages that were dropped to fit the context."""
     written: int = 0
-    """Tokens that were there before it went on."""
+    """The number of tokens before the answer was continued."""
     tokens: int = 0
     thinking_tokens: int = 0
     thinking_start: float | None = None
     thinking_end: float | None = None
-    """None while the model thinks."""
+    """None until the thinking ends."""
     ttft: float | None = None
     finish: Finish | None = None
     ahead: int | None = None
-    """Requests before this one in the engine's line; None if it never had to wait."""
+    """Requests before this one in the queue of the engine. None: it did not wait."""
 
     def add(self, events: list[StreamEvent], elapsed: float) -> None:
-        """Take in ``events``, ``elapsed`` seconds after the request was made."""
-        # New lists, once a batch: readers keep what they saw before.
+        """Add ``events``, which came ``elapsed`` seconds after the request."""
+        # New lists for each batch, so that a reader keeps the lists that it has.
         self.scored, self.ends = list(self.scored), list(self.ends)
         for event in events:
             if isinstance(event, TextDelta | ReasoningDelta):
@@ -102,7 +102,7 @@ class Answer:
             self.thinking_tokens = event.usage.reasoning_tokens
 
     def thinking_seconds(self, elapsed: float) -> float:
-        """How long the model thought, so far."""
+        """Return the duration of the thinking until now."""
         if self.finish is not None and self.finish.timings.reasoning:
             return self.finish.timings.reasoning
         if self.thinking_start is None:
@@ -110,7 +110,7 @@ class Answer:
         return (elapsed if self.thinking_end is None else self.thinking_end) - self.thinking_start
 
     def note(self, elapsed: float) -> str:
-        """Tokens, time to first token, speed and finish reason, as far as they are known."""
+        """Return the note: tokens, time to first token, speed and finish reason, if known."""
         if self.ttft is None:
             words = waiting_words(self.ahead)
             return f"{words} · {elapsed:.0f} s" if elapsed >= 1 else words
@@ -129,10 +129,10 @@ class Answer:
         return " · ".join(parts)
 
     def stopped_note(self, elapsed: float) -> str:
-        """The note under an answer that its reader stopped."""
+        """Return the note under an answer that the visitor stopped."""
         if self.ttft is None:
             return "stopped"
-        # The end tells it, or that it came by itself just then.
+        # The Finish says "stopped", or another reason if the answer ended at the same time.
         return self.note(elapsed) if self.finish is not None else f"{self.note(elapsed)} · stopped"
 
     def _rate(self, elapsed: float) -> float | None:
@@ -144,7 +144,7 @@ class Answer:
 
 
 def waiting_words(ahead: int | None) -> str:
-    """What is shown before the first token."""
+    """Return the text before the first token. ``ahead`` is the number of requests before this one, or None."""
     if ahead is None:
         return "Waiting for the first token"
     return f"Waiting: {ahead:,} request{'s' * (ahead != 1)} ahead" if ahead else "Waiting: next in line"

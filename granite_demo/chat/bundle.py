@@ -1,7 +1,7 @@
-"""All that is needed to make an answer again, as one JSON file. Knows neither backends nor pages.
+"""A JSON file with all data that is necessary to reproduce an answer.
 
-``made`` is kept with each answer, and small; ``bundle`` adds the conversation that led to it. The system prompt, tools
-and documents are those that the conversation has now, with a note where they were changed since.
+Each answer keeps the small record of ``made``. ``bundle`` adds the conversation before the answer. The system prompt,
+tools and documents are the current ones of the conversation, with a note if they changed after the answer.
 """
 
 import json
@@ -29,12 +29,12 @@ from granite_demo.types.sampling_params import SamplingParams
 BUNDLE_FORMAT = "granite-demo-answer"
 MAX_BUNDLE_BYTES = 32_000_000
 STOPPED = "stopped"
-"""The reason of an answer that its reader has stopped, or an error has ended."""
+"""The finish reason of an answer that the visitor stopped or that ended with an error."""
 CHANGED = (
-    "The system prompt, the tools or the documents were changed after this answer. The file has them as they were when "
-    "it was saved, so it asks for something else than what was answered."
+    "The system prompt, the tools or the documents changed after this answer. The file has them as they were when it "
+    "was saved, so its request differs from the request of the answer."
 )
-UNREADABLE_TOOLS = "The conversation's tools cannot be read, so they are not in the file."
+UNREADABLE_TOOLS = "The tools of the conversation cannot be read, so they are not in the file."
 MAKING_PACKAGES = ("transformers", "torch", "tokenizers", "gradio", "llama-cpp-python", "bitsandbytes", "flash-attn")
 
 
@@ -43,7 +43,7 @@ class _SavedPart(BaseModel):
 
 
 class SavedRequest(_SavedPart):
-    """The part of a GenerationRequest that a file can set, with the tools as OpenAI's API has them."""
+    """The part of a GenerationRequest that a file can set. The tools are in the format of OpenAI."""
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
@@ -54,8 +54,8 @@ class SavedRequest(_SavedPart):
     overflow: Overflow = "refuse"
 
 
-class Answered(_SavedPart):
-    """What the model wrote."""
+class SavedAnswer(_SavedPart):
+    """The output of the model."""
 
     text: str
     thinking: str = ""
@@ -63,11 +63,11 @@ class Answered(_SavedPart):
 
 
 class Made(_SavedPart):
-    """How the answer came to be, apart from what was asked for."""
+    """How the answer was generated, without the request."""
 
     time: str = ""
     carried: str = ""
-    """The hash of the system prompt, tools and documents that were sent."""
+    """The SHA-256 of the system prompt, tools and documents of the request."""
     finish_reason: FinishReason = "stop"
     usage: dict[str, int] = Field(default_factory=dict)
     timings: dict[str, float] = Field(default_factory=dict)
@@ -77,20 +77,20 @@ class Made(_SavedPart):
 
 
 class Bundle(_SavedPart):
-    """One answer, with all that made it."""
+    """One answer with its request and its record."""
 
     format: Literal["granite-demo-answer"]
     version: Literal[1]
     request: SavedRequest
-    answer: Answered
+    answer: SavedAnswer
     made: Made
     note: str = ""
-    """What the request is not as it was, in plain words."""
+    """How the request differs from the original one. Empty: it does not."""
 
 
 @cache
 def versions() -> Mapping[str, str]:
-    """The versions of this program, of what computes, and of Python."""
+    """Return the versions of this program, of the packages that affect an answer, and of Python."""
     found = {"granite-demo": __version__}
     for package in MAKING_PACKAGES:
         try:
@@ -101,14 +101,14 @@ def versions() -> Mapping[str, str]:
 
 
 def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
-    """What to keep with an answer: JSON for ``conversations.Turn.made``.
+    """Return the record of an answer, as JSON for ``conversation.Turn.made``.
 
-    Without ``finish`` the answer was stopped, or ended by an error, before the engine had it: no seed was drawn.
+    Without ``finish``, the answer was stopped, or it failed, before the engine had it, so it has no random seed.
     """
     sampling = _changed(asdict(request.sampling), asdict(SamplingParams()))
     if finish and finish.seed is not None:
         sampling["seed"] = finish.seed
-    if request.written:  # made again it is written in one go; where it was sampled it then differs
+    if request.written:  # it is reproduced as one answer; with sampling, the text can differ
         sampling["max_tokens"] = len(request.written) + (request.sampling.max_tokens or 0)
     if "stop" in sampling:
         sampling["stop"] = list(sampling["stop"])
@@ -136,7 +136,7 @@ def _ended(finish: Finish) -> dict[str, Any]:
 def _carried(messages: Sequence[Message], tools: Sequence[ToolSpec], documents: Sequence[Document]) -> str:
     system = "\n".join(message.content for message in messages if message.role == "system")
     parts = [system, [spec.as_function() for spec in tools], [asdict(document) for document in documents]]
-    # A tool that was not read from text may hold what UTF-8 has no bytes for.
+    # A tool that was not parsed from text can contain lone surrogates.
     return sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -145,59 +145,59 @@ def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
 
 
 def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
-    """The answer ``turn_id`` as JSON to save. Raises InvalidRequestError where it is none that can be made again."""
+    """Return the answer ``turn_id`` as JSON. Raises InvalidRequestError if it cannot be reproduced."""
     turn = conversations.find(conversation, turn_id)
     if turn.role != "assistant" or not turn.made:
-        raise InvalidRequestError("How this message was made is not known, so it cannot be made again.")
+        raise InvalidRequestError("This message has no record of how it was generated, so it cannot be reproduced.")
     messages = conversations.to_messages(conversations.rewind(conversation, turn.parent))
     documents = conversation.documents
-    kept = dict(turn.made)
+    record = dict(turn.made)
     note = ""
     try:
         tools = parse_tools(conversation.tools)
-    except InvalidRequestError:  # the text may have been edited since, or be one that was never sent
+    except InvalidRequestError:  # the text was edited later, or it was never sent
         tools, note = (), UNREADABLE_TOOLS
-    if "carried" in kept:  # not kept with the answers of earlier versions
-        note = "" if kept["carried"] == _carried(messages, tools, documents) else f"{CHANGED} {note}".strip()
+    if "carried" in record:  # records of earlier versions do not have it
+        note = "" if record["carried"] == _carried(messages, tools, documents) else f"{CHANGED} {note}".strip()
     request = {
-        "messages": [_said(message) for message in messages],
-        "sampling": kept.pop("sampling", {}),
+        "messages": [_message_values(message) for message in messages],
+        "sampling": record.pop("sampling", {}),
         "tools": [spec.as_function() for spec in tools],
         "documents": [asdict(document) for document in documents],
-        "controls": kept.pop("controls", {}),
-        "overflow": kept.pop("overflow", conversation.overflow),
+        "controls": record.pop("controls", {}),
+        "overflow": record.pop("overflow", conversation.overflow),
     }
     calls = [asdict(call) for call in turn.calls]
     answer = {"text": turn.content, "thinking": turn.thinking, "calls": calls}
     noted = {"note": note} if note else {}
-    return {"format": BUNDLE_FORMAT, "version": 1, **noted, "request": request, "answer": answer, "made": kept}
+    return {"format": BUNDLE_FORMAT, "version": 1, **noted, "request": request, "answer": answer, "made": record}
 
 
-def _said(message: Message) -> dict[str, Any]:
+def _message_values(message: Message) -> dict[str, Any]:
     values = asdict(message)
     return {name: value for name, value in values.items() if value or name in ("role", "content")}
 
 
 def read_bundle(text: str | bytes) -> Bundle:
-    """The bundle in a file. Raises InvalidRequestError for anything else."""
+    """Parse a bundle. Raises InvalidRequestError if the file is something else."""
     if len(text) > MAX_BUNDLE_BYTES:
         raise InvalidRequestError(f"The file is larger than {MAX_BUNDLE_BYTES // 1_000_000} MB.")
     try:
-        # Bounds the depth, and refuses lone surrogates, NaN and bytes that are not UTF-8.
+        # Limits the depth, and rejects lone surrogates, NaN and bytes that are not UTF-8.
         found = Bundle.model_validate_json(text)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(part) for part in first["loc"])
-        told = f"{where}: {first['msg']}" if where else first["msg"]
-        raise InvalidRequestError(f"This is not an answer that granite-demo saved to be made again ({told}).") from None
-    except ValueError:  # a number of thousands of digits
-        raise InvalidRequestError("This is not an answer that granite-demo saved to be made again.") from None
-    to_request(found)  # what cannot be asked is told now, not after a model was loaded
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise InvalidRequestError(f"This is not a file of granite-demo for one answer ({reason}).") from None
+    except ValueError:  # a number with thousands of digits
+        raise InvalidRequestError("This is not a file of granite-demo for one answer.") from None
+    to_request(found)  # raises errors of the request before a model is loaded
     return found
 
 
 def to_request(bundle: Bundle) -> GenerationRequest:
-    """The request that led to the answer, with its seed. Raises InvalidRequestError for values out of range."""
+    """Return the request of the answer, with its seed. Raises InvalidRequestError if a value is out of range."""
     saved = dict(bundle.request)
     tools = parse_tools(json.dumps(saved["tools"])) if saved["tools"] else ()
     return GenerationRequest(**saved | {"tools": tools})

@@ -1,6 +1,7 @@
-"""Works out arithmetic that a model or a stranger wrote. It walks the syntax tree: nothing is ever evaluated.
+"""Computes arithmetic expressions from untrusted text.
 
-Whatever comes in, it ends at once: the text is short, and no number grows beyond a few hundred digits.
+It walks the syntax tree and never calls ``eval``. The length of the text and the size of the numbers are limited, so
+each calculation ends quickly.
 """
 
 import ast
@@ -14,31 +15,31 @@ from typing import Any
 
 MAX_LENGTH = 500
 MAX_BITS = 4096
-"""Of a whole number; one of 4,096 bits has about 1,200 digits."""
+"""The largest integer: 4,096 bits are about 1,200 digits."""
 MAX_DIGITS = 20
-"""To round to."""
+"""The most digits for ``round``."""
 
 Number = int | float
 _lock = threading.Lock()
 
 ALLOWED_CHARACTERS = re.compile(r"[0-9A-Za-z_.+\-*/%(), ]*")
 SIGNS = str.maketrans({"×": "*", "÷": "/", "−": "-", "·": "*", "^": "**", "\n": " ", "\t": " "})
-"""How people and models write some of the operators."""
+"""Other characters that people and models use for operators."""
 
 
 class CalculationError(Exception):
-    """The text is not arithmetic, or has no result. The message says which."""
+    """The text is not an arithmetic expression, or it has no result. The message says which."""
 
 
 def calculate(expression: str) -> str:
-    """The value of ``expression`` as text. Raises CalculationError."""
+    """Return the value of ``expression`` as text, with at most 15 digits for a float. Raises CalculationError."""
     text = expression.translate(SIGNS).strip()
     if not text:
         raise CalculationError("The expression is empty.")
     if len(text) > MAX_LENGTH:
         raise CalculationError(f"The expression has more than {MAX_LENGTH} characters.")
     if not ALLOWED_CHARACTERS.fullmatch(text):
-        raise CalculationError(f"{_KNOWN} It has characters that are none of these.")
+        raise CalculationError(f"{_KNOWN} The expression has other characters.")
     try:
         value = _checked(_value(_parsed(text)))
     except CalculationError:
@@ -46,17 +47,17 @@ def calculate(expression: str) -> str:
     except ZeroDivisionError:
         raise CalculationError("Division by zero.") from None
     except OverflowError:
-        raise CalculationError("The number becomes too large.") from None
+        raise CalculationError("The number is too large.") from None
     except (SyntaxError, MemoryError, RecursionError):
-        raise CalculationError("The expression is not complete, or nested too deeply.") from None
+        raise CalculationError("The expression is incomplete, or nested too deeply.") from None
     except (TypeError, ValueError) as error:
-        raise CalculationError(f"This has no result: {error}.") from None
-    # 15 digits hide what binary fractions add to 0.1 + 0.2.
+        raise CalculationError(f"The expression has no result: {error}.") from None
+    # 15 digits hide the rounding error of binary fractions, as in 0.1 + 0.2.
     return str(value) if isinstance(value, int) else f"{value:.15g}"
 
 
 def _parsed(text: str) -> ast.expr:
-    # Python warns the log of what looks odd, such as 1(2) or 1if. The filters are the whole process's.
+    # Python logs warnings for code such as 1(2) or 1if. The warning filters are global, so a lock guards them.
     with _lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return ast.parse(text, mode="eval").body
@@ -81,20 +82,20 @@ def _checked(value: Number | complex) -> Number:
     if isinstance(value, complex):
         raise CalculationError("The result is not a real number.")
     if value.bit_length() > MAX_BITS if isinstance(value, int) else not math.isfinite(value):
-        raise CalculationError("The number becomes too large.")
+        raise CalculationError("The number is too large.")
     return value
 
 
 def _power(base: Number, exponent: Number) -> Any:
-    # Before it is computed: 9**9**9 would take hours and all of the memory.
+    # Checked before the computation: 9**9**9 takes hours and all memory.
     if isinstance(base, int) and isinstance(exponent, int) and (base.bit_length() - 1) * abs(exponent) > MAX_BITS:
-        raise CalculationError("The number becomes too large.")
+        raise CalculationError("The number is too large.")
     return base**exponent
 
 
 def _round(value: Number, digits: Number = 0) -> Number:
     if digits != int(digits) or abs(digits) > MAX_DIGITS:
-        raise CalculationError(f"Numbers can be rounded to -{MAX_DIGITS} to {MAX_DIGITS} digits.")
+        raise CalculationError(f"The digits of round must be from -{MAX_DIGITS} to {MAX_DIGITS}.")
     return round(value, int(digits)) if digits else round(value)
 
 
@@ -120,4 +121,4 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "max": max,
 }
 CONSTANTS = {"pi": math.pi, "e": math.e}
-_KNOWN = f"Only numbers, + - * / // % **, parentheses, {', '.join([*FUNCTIONS, *CONSTANTS])} can be used."
+_KNOWN = f"Use only numbers, + - * / // % **, parentheses, {', '.join([*FUNCTIONS, *CONSTANTS])}."

@@ -1,7 +1,7 @@
-"""A conversation as a tree of turns, so that nothing said is ever lost. Pure functions; knows no page and no model.
+"""A conversation as a tree of turns, with pure functions to change it. No turn is ever lost.
 
-Editing or retrying adds a turn beside the old one; ``head`` names the last turn of the branch that is shown. The
-visitor's browser keeps conversations as the JSON of ``dump``; what comes back is checked by ``load``.
+An edit or a retry adds a new version of a turn. ``head`` is the last turn of the branch that is shown. The browser
+keeps the conversations as the JSON of ``dump``, and ``load`` checks the JSON from the browser.
 """
 
 import secrets
@@ -17,10 +17,10 @@ from granite_demo.types.requests import Overflow
 
 MAX_TURNS = 4000
 READABLE_TURNS = 2 * MAX_TURNS
-"""Two tabs may each have filled a conversation; what is stored can always be opened."""
+"""Two tabs can each fill a conversation, and a stored conversation must be readable."""
 MAX_CITATIONS = 500
 MAX_TEXT = 2_000_000
-"""Characters of one text."""
+"""The limit for the characters of one text."""
 TITLE_LENGTH = 60
 
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,40}$")]
@@ -32,19 +32,22 @@ class _Part(BaseModel):
 
 def _in_text(citation: Citation) -> Citation:
     if citation.start < 0 or citation.end < 0:
-        raise ValueError("a citation begins before the text")
+        raise ValueError("the citation starts before the text")
     return citation
 
 
 class SentDocument(_Part):
-    """A document that an answer was given, by a digest of its text: it may be removed since."""
+    """A document of the request of an answer.
+
+    It has a digest of the text, because the document can be removed later.
+    """
 
     title: str
     digest: str
 
 
 class Turn(_Part):
-    """One message in the tree: a question, an answer with all that belongs to it, or a tool's result."""
+    """One message in the tree: a question, an answer with its calls, citations and figures, or the result of a tool."""
 
     id: Id
     parent: str | None = None
@@ -55,36 +58,36 @@ class Turn(_Part):
     thinking_seconds: float = 0.0
     calls: tuple[ToolCall, ...] = ()
     name: str = ""
-    """The tool whose result this is."""
+    """The name of the tool, if this is the result of a tool."""
     citations: tuple[Annotated[Citation, AfterValidator(_in_text)], ...] = Field(default=(), max_length=MAX_CITATIONS)
     sent: tuple[SentDocument, ...] = Field(default=(), max_length=64)
-    """The documents that the citations count from; none with the answers of earlier versions."""
+    """The documents that the citations refer to. Answers of earlier versions of this program have none."""
     appendices: tuple[Appendix, ...] = ()
     note: str = ""
-    """The line under an answer: its figures, or the error that ended it."""
+    """The line under an answer: its figures, or its error."""
     kind: Literal["note", "error"] = "note"
     vote: Literal["", "up", "down"] = ""
     made: dict[str, Any] = Field(default_factory=dict)
-    """What is needed to make the answer again; see ``bundle``. The browser keeps it, and sends a mark in its place."""
+    """The record to reproduce the answer; see ``bundle``. The browser keeps it, and sends a placeholder for it."""
 
 
 class Conversation(_Part):
-    """All turns, which branch is shown, and what every request of the conversation carries."""
+    """All turns, the branch that is shown, and the values for each request, such as the system prompt."""
 
     version: Literal[1] = 1
     id: Id = Field(default_factory=lambda: new_id())
     title: str = Field(default="", max_length=200)
-    """Given by the visitor; empty: taken from the first question."""
+    """The title that the visitor chose. Empty: the first question."""
     created: float = 0.0
     updated: float = 0.0
     """Seconds since 1970."""
     head: str | None = None
     turns: dict[str, Turn] = Field(default_factory=dict)
-    """By id, in the order in which they came to be."""
+    """The turns by id, in the order of their creation."""
     system: str = ""
     documents: tuple[Document, ...] = Field(default=(), max_length=64)
     tools: str = ""
-    """JSON text of the tools' definitions, as the visitor wrote it."""
+    """The JSON text of the tool definitions, as the visitor wrote it."""
     controls: Controls = Controls()
     overflow: Overflow = "refuse"
 
@@ -94,9 +97,9 @@ class Conversation(_Part):
             raise ValueError(f"it has {len(self.turns)} turns, more than {READABLE_TURNS}")
         seen: set[str | None] = {None}
         for name, turn in self.turns.items():
-            # A parent always comes before its children, so there can be no circle.
+            # A parent must come before its children, so the tree has no cycles.
             if name != turn.id or turn.parent not in seen:
-                raise ValueError(f"turn {name!r} has no place in the tree")
+                raise ValueError(f"turn {name!r} is not connected to the tree")
             seen.add(name)
         if self.head not in seen:
             raise ValueError("the turn that is shown does not exist")
@@ -104,20 +107,20 @@ class Conversation(_Part):
 
 
 def new_id() -> str:
-    """An id for a turn or a conversation."""
+    """Return a random id for a turn or a conversation."""
     return secrets.token_hex(8)
 
 
 def start(**values: Any) -> Conversation:
-    """An empty conversation with ``values`` for its fields."""
+    """Return an empty conversation with ``values`` for its fields."""
     now = time.time()
     return Conversation(id=new_id(), created=now, updated=now, **values)
 
 
 def load(value: Any) -> Conversation:
-    """The conversation that the browser sent. Raises InvalidRequestError for what is none.
+    """Parse the conversation from the browser. Raises InvalidRequestError.
 
-    One that was only just begun may lack everything, its id too.
+    A new conversation can be empty, without an id.
     """
     try:
         conversation = Conversation.model_validate(value or {})
@@ -135,26 +138,26 @@ def _reason(error: ValidationError) -> str:
 
 
 def dump(conversation: Conversation) -> dict[str, Any]:
-    """The conversation as the browser keeps it: defaults are left out."""
+    """Return the conversation as JSON for the browser, without default values."""
     value = conversation.model_dump(mode="json", exclude_defaults=True)
     return {"version": conversation.version, **value}
 
 
 def patch(before: Conversation, after: Conversation) -> dict[str, Any]:
-    """What makes the browser's copy of ``before`` the conversation ``after``: new and changed turns, and the head.
+    """Return the changes that convert the copy ``before`` in the browser to ``after``: changed turns, and the head.
 
-    The browser's copy may have changed since in all else, so a patch has nothing of it. A conversation under another
-    id, a branch, is whole; ``from`` is the id of the conversation in whose place it is shown.
+    A patch has no other fields, because they can have changed in the browser. A branch has another id, so its patch is
+    the complete conversation, and ``from`` is the id of the conversation that it replaces on the page.
     """
     if after.id != before.id:
         return {**dump(after), "from": before.id}
     turns = {name: turn for name, turn in after.turns.items() if before.turns.get(name) is not turn}
-    news = Conversation.model_construct(id=after.id, created=after.created, updated=after.updated, turns=turns)
-    return {**dump(news), "head": after.head}
+    changed = Conversation.model_construct(id=after.id, created=after.created, updated=after.updated, turns=turns)
+    return {**dump(changed), "head": after.head}
 
 
 def path(conversation: Conversation) -> list[Turn]:
-    """The turns of the branch that is shown, the first one first."""
+    """Return the turns of the branch that is shown, in order."""
     turns = []
     at = conversation.head
     while at is not None:
@@ -164,7 +167,10 @@ def path(conversation: Conversation) -> list[Turn]:
 
 
 def add(conversation: Conversation, role: Literal["user", "assistant", "tool"], **values: Any) -> Conversation:
-    """Append a turn to the branch that is shown. ``parent`` in ``values`` puts it elsewhere: a version of another."""
+    """Append a turn to the branch that is shown, or to the turn ``parent`` in ``values``.
+
+    Raises InvalidRequestError.
+    """
     values.setdefault("parent", conversation.head)
     return put(conversation, _turn({"id": new_id(), "role": role, **values}))
 
@@ -178,7 +184,7 @@ def put(conversation: Conversation, turn: Turn) -> Conversation:
 
 
 def change(conversation: Conversation, turn_id: str, **values: Any) -> Conversation:
-    """Give fields of one turn other values."""
+    """Change fields of one turn. Raises InvalidRequestError."""
     turn = _turn({**find(conversation, turn_id).model_dump(), **values})
     return _checked(conversation, turns={**conversation.turns, turn_id: turn}, updated=time.time())
 
@@ -187,30 +193,30 @@ def _turn(values: dict[str, Any]) -> Turn:
     try:
         return Turn.model_validate(values)
     except ValidationError as error:
-        raise InvalidRequestError(f"This message cannot be kept ({_reason(error)}).") from None
+        raise InvalidRequestError(f"This message is not valid ({_reason(error)}).") from None
 
 
 def _checked(conversation: Conversation, **values: Any) -> Conversation:
     if len(values.get("turns", ())) > MAX_TURNS:
-        raise InvalidRequestError(f"This conversation has {MAX_TURNS:,} turns. Start a new one.")
+        raise InvalidRequestError(f"This conversation has {MAX_TURNS:,} turns, the limit. Start a new one.")
     return conversation.model_copy(update=values)
 
 
 def find(conversation: Conversation, turn_id: str) -> Turn:
-    """The turn with this id. Raises InvalidRequestError."""
+    """Return the turn with this id. Raises InvalidRequestError."""
     if turn_id not in conversation.turns:
         raise InvalidRequestError("That message is no longer part of the conversation.")
     return conversation.turns[turn_id]
 
 
 def versions(conversation: Conversation, turn_id: str) -> list[str]:
-    """The ids of the turns that stand in the same place, this one among them, oldest first."""
+    """Return the ids of all versions of this turn, including itself, the oldest first."""
     turn = find(conversation, turn_id)
     return [other.id for other in conversation.turns.values() if (other.parent, other.role) == (turn.parent, turn.role)]
 
 
 def show(conversation: Conversation, turn_id: str) -> Conversation:
-    """Show the branch through this turn, as far as it was last continued."""
+    """Show the branch through this turn, with its newest continuation."""
     at = find(conversation, turn_id).id
     newest = {turn.parent: turn.id for turn in conversation.turns.values()}
     while at in newest:
@@ -219,20 +225,20 @@ def show(conversation: Conversation, turn_id: str) -> Conversation:
 
 
 def rewind(conversation: Conversation, turn_id: str | None) -> Conversation:
-    """Show the branch up to this turn and no further; the rest stays in the tree."""
+    """Show the branch up to this turn. The turns after it remain in the tree."""
     if turn_id is not None:
         find(conversation, turn_id)
     return conversation.model_copy(update={"head": turn_id})
 
 
 def unanswered(conversation: Conversation) -> Conversation:
-    """The branch that is shown up to the last turn that asks for an answer."""
+    """Show the branch up to its last question or tool result."""
     asking = [turn.id for turn in path(conversation) if turn.role != "assistant"]
     return rewind(conversation, asking[-1] if asking else None)
 
 
 def branch(conversation: Conversation, turn_id: str) -> Conversation:
-    """A new conversation with a copy of all that led to this turn."""
+    """Return a new conversation with a copy of the branch up to this turn."""
     turns = {turn.id: turn for turn in path(rewind(conversation, turn_id))}
     now = time.time()
     title = f"{title_of(conversation)[:TITLE_LENGTH]} (branch)"
@@ -241,7 +247,7 @@ def branch(conversation: Conversation, turn_id: str) -> Conversation:
 
 
 def title_of(conversation: Conversation) -> str:
-    """What to call the conversation in a list."""
+    """Return the title for a list of conversations."""
     if conversation.title:
         return conversation.title
     question = next((turn.content for turn in conversation.turns.values() if turn.role == "user"), "")
@@ -250,7 +256,7 @@ def title_of(conversation: Conversation) -> str:
 
 
 def to_messages(conversation: Conversation) -> tuple[Message, ...]:
-    """The branch that is shown, to send. Answers without text and calls, which an error left behind, are skipped."""
+    """Return the branch that is shown as messages for a request. Answers without text and calls are skipped."""
     system = [Message("system", conversation.system.strip())] if conversation.system.strip() else []
     turns = [turn for turn in path(conversation) if turn.role != "assistant" or turn.content or turn.calls]
     return (*system, *(_to_message(turn) for turn in turns))
@@ -258,6 +264,6 @@ def to_messages(conversation: Conversation) -> tuple[Message, ...]:
 
 def _to_message(turn: Turn) -> Message:
     calls = tuple(call for call in turn.calls if not call.error)
-    # What could not be read as a call is text: the model sees what it wrote.
+    # A call that cannot be parsed is sent as text, so that the model sees its own output.
     broken = [call.arguments for call in turn.calls if call.error]
     return Message(turn.role, "\n".join(filter(None, [turn.content, *broken])), turn.thinking, calls, turn.name)

@@ -1,7 +1,7 @@
-"""Files and pasted text to documents that a model answers from. Knows neither models nor pages.
+"""Converts files and pasted text to documents for a model.
 
-Every file is a stranger's: its size, its unpacked size, its parts and the time to read it are limited, each before it
-takes memory, and whatever a reader stumbles over becomes an InvalidRequestError that says what to do.
+All files are untrusted. Their size, unpacked size, number of parts and read time are limited, and the limits are
+checked before memory is allocated. Each failure becomes an InvalidRequestError that says what to do.
 """
 
 import codecs
@@ -26,49 +26,51 @@ log = logging.getLogger(__name__)
 MAX_DOCUMENTS = 16
 MAX_FILE_BYTES = 10_000_000
 MAX_DOCUMENT = 200_000
-"""Of one document."""
+"""The limit for one document."""
 MAX_DOCUMENTS_TOTAL = 400_000
-"""Of all documents of a conversation together."""
+"""The limit for all documents of a conversation together."""
 MAX_TITLE = 120
 MAX_PAGES = 500
 MAX_PAGE_BYTES, MAX_PDF_BYTES = 1_000_000, 20_000_000
-"""Of what draws one page of a PDF, and all of them, unpacked; a page of plain text takes some 10 kB."""
+"""Limits for the unpacked content of one page of a PDF and of all pages. A page of text has about 10 kB."""
 MAX_PAGE_PARTS = 200_000
-"""Numbers, words and commands that draw a page: a byte or two can become an object of 500."""
+"""Numbers, words and commands in the content of a page. Two bytes can become an object of 500 bytes."""
 MAX_UNPACKED_BYTES = 30_000_000
-"""Of a Word file, which is a ZIP archive: a small one can unpack to gigabytes."""
+"""The limit for a Word file. It is a ZIP archive, and a small one can unpack to gigabytes."""
 MAX_TAGS = 500_000
-"""In a Word file, and attributes in it; each takes some 140 bytes when it is read."""
+"""Tags and attributes in a Word file. Each uses about 140 bytes of memory."""
 FILE_SECONDS, QUEUE_SECONDS = 20.0, 5.0
-"""Time to read one file, and before that to wait for others."""
+"""Time limits to read one file, and to wait for other files before that."""
 
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _ENCODED = re.compile(rb"""[^<]{0,4}<\?xml[^>]*encoding\s*=\s*["'](?!utf-?8|utf-?16|us-ascii)""", re.IGNORECASE)
-"""XML in another encoding than Word may use. Some, such as UTF-7, hide tags."""
+"""XML in an encoding that Word does not use. Some, such as UTF-7, can hide tags."""
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _MAX_CONTROL = 0.01
-"""The share of control characters that a text may have; other files have more when they are read as text."""
+"""The largest share of control characters in a text. Binary files have more."""
 _turns = threading.BoundedSemaphore(2)
-"""For the files that are read at a time: each may take 150 MB of memory."""
+"""Two files are read at a time, because each can use 150 MB of memory."""
 
 
 def read_document(path: Path, name: str) -> Document:
-    """The text of the file at ``path``, which its owner calls ``name``. Raises InvalidRequestError."""
+    """Read the file at ``path``. ``name`` is the name of the uploaded file. Raises InvalidRequestError."""
     title = _title(re.split(r"[/\\]", name)[-1]) or "Document"
     suffix = Path(title).suffix.lower()
     if suffix not in READERS:
         *most, last = READERS
         kinds = f"{', '.join(most)} or {last}"
-        raise InvalidRequestError(f"{title} cannot be read. Choose a file that ends in {kinds}, or paste its text.")
+        raise InvalidRequestError(f"{title} cannot be read. Use a file that ends in {kinds}, or paste its text.")
     if not _turns.acquire(timeout=QUEUE_SECONDS):
         raise InvalidRequestError(f"{title} was not read: the server is busy with other files. Try again in a moment.")
     try:
         return Document(title, _gather(title, READERS[suffix](title, _bytes(title, path))))
     except InvalidRequestError:
         raise
-    except Exception as error:  # whatever goes wrong within the libraries is the file's fault
+    except Exception as error:  # the libraries raise many classes for a damaged file
         log.info("A %s file could not be read: %s.", suffix, type(error).__name__)
-        raise InvalidRequestError(f"{title} is damaged or no {suffix} file. Save it anew and add it again.") from None
+        raise InvalidRequestError(
+            f"{title} is damaged, or it is not a {suffix} file. Save it again, then add it again."
+        ) from None
     finally:
         _turns.release()
 
@@ -81,24 +83,24 @@ def _bytes(title: str, path: Path) -> bytes:
         raise InvalidRequestError(f"{title} is no longer on the server. Add it again.") from None
     if size > MAX_FILE_BYTES:
         raise InvalidRequestError(
-            f"{title} has {size / 1e6:.1f} MB; at most {MAX_FILE_BYTES // 1_000_000} MB can be read. "
-            "Split it, or paste the part that matters."
+            f"{title} has {size / 1e6:.1f} MB; the limit is {MAX_FILE_BYTES // 1_000_000} MB. "
+            "Split it, or paste the relevant part."
         )
     if not data:
-        raise InvalidRequestError(f"{title} is empty. Choose a file with text in it.")
+        raise InvalidRequestError(f"{title} is empty. Use a file with text.")
     return data
 
 
 def paste(title: str | None, text: str | None) -> Document:
-    """A document of text that somebody wrote or pasted. Raises InvalidRequestError."""
+    """Return a document with pasted text. Raises InvalidRequestError."""
     name = _title(title or "") or "Pasted text"
     if not (text or "").strip():
-        raise InvalidRequestError("There is no text to add. Paste some first.")
+        raise InvalidRequestError("There is no text to add. Paste a text first.")
     return Document(name, _gather(name, [_newlines(text or "")]))
 
 
 def add(present: Sequence[Document], new: Document) -> tuple[Document, ...]:
-    """``present`` and ``new``, with a title of its own. Raises InvalidRequestError where there is no room for it."""
+    """Add ``new`` to the documents ``present``, with a unique title. Raises InvalidRequestError above a limit."""
     titles = {document.title for document in present}
     numbered = (f"{new.title} ({number})" for number in range(2, len(titles) + 3))
     title = new.title if new.title not in titles else next(name for name in numbered if name not in titles)
@@ -108,20 +110,20 @@ def add(present: Sequence[Document], new: Document) -> tuple[Document, ...]:
 
 
 def check(documents: Sequence[Document]) -> None:
-    """Raise InvalidRequestError unless ``documents`` keep the limits."""
+    """Raise InvalidRequestError if ``documents`` exceed a limit."""
     check_count(len(documents))
     for document in documents:
         _check_length(document.title, len(document.text))
     total = sum(len(document.text) for document in documents)
     if total > MAX_DOCUMENTS_TOTAL:
         raise InvalidRequestError(
-            f"{documents[-1].title} makes {total:,} characters of documents; {MAX_DOCUMENTS_TOTAL:,} are allowed "
-            "together. Remove one first."
+            f"With {documents[-1].title}, the documents have {total:,} characters together; the limit is "
+            f"{MAX_DOCUMENTS_TOTAL:,}. Remove one first."
         )
 
 
 def check_count(count: int) -> None:
-    """Raise InvalidRequestError for more documents than are allowed."""
+    """Raise InvalidRequestError if there are too many documents."""
     if count > MAX_DOCUMENTS:
         raise InvalidRequestError(f"At most {MAX_DOCUMENTS} documents are allowed. Remove one first.")
 
@@ -129,13 +131,13 @@ def check_count(count: int) -> None:
 def _check_length(title: str, length: int) -> None:
     if length > MAX_DOCUMENT:
         raise InvalidRequestError(
-            f"{title} has more than {MAX_DOCUMENT:,} characters, the most that one document may have. "
-            "Split it, or paste the part that matters."
+            f"{title} has more than {MAX_DOCUMENT:,} characters, the limit for one document. "
+            "Split it, or paste the relevant part."
         )
 
 
 def _gather(title: str, parts: Iterable[str]) -> str:
-    """The parts joined by blank lines; stops as soon as they are too long, or take too long to read."""
+    """Join the parts with blank lines. Raises InvalidRequestError if they are too long, too slow to read, or empty."""
     kept, length, deadline = [], 0, time.monotonic() + FILE_SECONDS
     for part in parts:
         if part := part.strip():
@@ -143,9 +145,9 @@ def _gather(title: str, parts: Iterable[str]) -> str:
             length += len(part) + 2 * (length > 0)
             _check_length(title, length)
         if time.monotonic() > deadline:
-            raise InvalidRequestError(f"{title} takes too long to read. Split it, or paste the part that matters.")
+            raise InvalidRequestError(f"{title} takes too long to read. Split it, or paste the relevant part.")
     if not kept:
-        raise InvalidRequestError(f"{title} has no text that can be read. If it is a scan, run OCR on it first.")
+        raise InvalidRequestError(f"{title} has no readable text. If it is a scan, run OCR on it first.")
     return "\n\n".join(kept)
 
 
@@ -158,29 +160,29 @@ def _newlines(text: str) -> str:
 
 
 def _decode(title: str, data: bytes) -> str:
-    """Text in UTF-8, in UTF-16 where it begins with its mark, or in the encodings of western Europe."""
+    """Decode UTF-8, UTF-16 with a byte order mark, or Windows-1252. Raises InvalidRequestError if it is not text."""
     marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     for encoding in ("utf-16",) if marked else ("utf-8-sig", "cp1252", "latin-1"):
         try:
             text = data.decode(encoding)
         except UnicodeDecodeError:
             continue
-        too_many = islice(_CONTROL.finditer(text), int(_MAX_CONTROL * len(text)), None)  # a list could be long
+        too_many = islice(_CONTROL.finditer(text), int(_MAX_CONTROL * len(text)), None)  # not a list: it can be long
         if "\0" not in text and next(too_many, None) is None:
             return _newlines(text)
-    raise InvalidRequestError(f"{title} is not text, whatever its name says. Save it as a text file and add it again.")
+    raise InvalidRequestError(f"{title} is not a text file. Save it as a text file, then add it again.")
 
 
 def _read_text(title: str, data: bytes) -> Iterator[str]:
     if data.lstrip()[:5] == b"%PDF-":
-        raise InvalidRequestError(f"{title} is a PDF, though its name does not say so. Rename it to end in .pdf.")
+        raise InvalidRequestError(f"{title} is a PDF with another suffix. Rename it so that it ends in .pdf.")
     yield _decode(title, data)
 
 
 def _read_csv(title: str, data: bytes) -> Iterator[str]:
-    """Each row as a list item, with the names of its columns where the first row has them."""
+    """Yield each row as a list item, with the names of the columns if the first row has them."""
     text = _decode(title, data)
-    _check_length(title, len(text) // 5)  # a row alone can be millions of empty cells
+    _check_length(title, len(text) // 5)  # one row can have millions of empty cells
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     table = csv.reader(io.StringIO(text), delimiter=max(",;\t|", key=first.count))
     rows = (cells for row in table if any(cells := [" ".join(cell.split()) for cell in row]))
@@ -205,13 +207,13 @@ def _row(names: list[str], row: list[str]) -> str:
 
 def _read_pdf(title: str, data: bytes) -> Iterator[str]:
     if b"%PDF-" not in data[:1024]:
-        raise InvalidRequestError(f"{title} is not a PDF, whatever its name says. Save it as PDF or text.")
+        raise InvalidRequestError(f"{title} is not a PDF file. Save it as PDF or text.")
     from pypdf import PdfReader, overwrite_configuration
     from pypdf.errors import DependencyError, FileNotDecryptedError, LimitReachedError
 
-    # It tells the log of every flaw in a file, which is nothing that the server's owner could mend.
+    # pypdf logs each flaw in a file. The owner of the server cannot fix them.
     logging.getLogger("pypdf").setLevel(logging.CRITICAL + 1)
-    # Its limits are this context's; a generator's context is that of whoever asks for the next page.
+    # The limits belong to a context. A generator runs in the context of its caller, so it needs its own copy.
     context = contextvars.copy_context()
     packings = ("zlib", "lzw", "run_length", "brotli")
     limits: dict[str, Any] = {f"{packing}_maximum_output_length": MAX_UNPACKED_BYTES for packing in packings}
@@ -220,7 +222,7 @@ def _read_pdf(title: str, data: bytes) -> Iterator[str]:
     deadline = time.monotonic() + FILE_SECONDS
 
     def in_time(*_: Any) -> None:
-        # Called within a page, too: a single one can take minutes. Whoever asked then finds the time to be over.
+        # Called also inside a page, because one page can take minutes. ``_gather`` then raises the error.
         if time.monotonic() > deadline:
             raise TimeoutError
 
@@ -228,7 +230,7 @@ def _read_pdf(title: str, data: bytes) -> Iterator[str]:
         reader = context.run(PdfReader, io.BytesIO(data))
         count, total = context.run(len, reader.pages), 0
         if count > MAX_PAGES:
-            raise InvalidRequestError(f"{title} has {count:,} pages; at most {MAX_PAGES} can be read. Split it first.")
+            raise InvalidRequestError(f"{title} has {count:,} pages; the limit is {MAX_PAGES}. Split it first.")
         for number in range(count):
             page = context.run(reader.get_page, number)
             contents = context.run(page.get_contents)
@@ -237,20 +239,20 @@ def _read_pdf(title: str, data: bytes) -> Iterator[str]:
                 raise LimitReachedError
             yield _newlines(context.run(page.extract_text, visitor_operand_before=in_time))
     except LimitReachedError:
-        raise InvalidRequestError(f"{title} has pages of too many parts to be read. Paste their text.") from None
+        raise InvalidRequestError(f"{title} has pages that are too complex. Paste their text.") from None
     except TimeoutError:
         yield ""
     except (DependencyError, FileNotDecryptedError):
-        # The first is about a cipher that only protected files use.
-        raise InvalidRequestError(f"{title} is protected by a password. Save it without one first.") from None
+        # DependencyError is for a cipher that only protected files use.
+        raise InvalidRequestError(f"{title} has a password. Save it without a password first.") from None
 
 
 def _read_docx(title: str, data: bytes) -> Iterator[str]:
     if not data.startswith(b"PK"):
-        # Word's own protection makes the file an OLE container.
+        # A Word file with a password is an OLE container.
         if data.startswith(b"\xd0\xcf\x11\xe0"):
-            raise InvalidRequestError(f"{title} is protected, or an old Word file. Save it as plain .docx.")
-        raise InvalidRequestError(f"{title} is not a Word file, whatever its name says. Save it as .docx or text.")
+            raise InvalidRequestError(f"{title} has a password, or is an old Word file. Save it as .docx.")
+        raise InvalidRequestError(f"{title} is not a Word file. Save it as .docx or text.")
     tags = 0
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
@@ -259,22 +261,25 @@ def _read_docx(title: str, data: bytes) -> Iterator[str]:
                 f"{title} unpacks to more than {MAX_UNPACKED_BYTES // 1_000_000} MB. "
                 "Remove its pictures, or paste its text."
             )
-        # In all members: which ones are XML, and which is the text, is up to the file.
+        # All members are checked, because the file itself says which of them are XML and which is the text.
         for member in map(archive.read, entries):
             if _ENCODED.match(member.replace(b"\0", b"")):
-                raise ValueError("a strange encoding")
+                raise ValueError("an encoding that Word does not use")
             tags += max(member.count(b"<"), member.count(b"="))
     if tags > MAX_TAGS:
-        raise InvalidRequestError(f"{title} is made of too many parts to be read. Split it, or paste its text.")
+        raise InvalidRequestError(f"{title} has too many parts. Split it, or paste its text.")
     if "word/document.xml" not in {entry.filename for entry in entries}:
-        raise InvalidRequestError(f"{title} is not a Word file, whatever its name says. Save it as .docx or text.")
+        raise InvalidRequestError(f"{title} is not a Word file. Save it as .docx or text.")
     import docx
 
     yield from _blocks(docx.Document(io.BytesIO(data)).element.body)
 
 
 def _blocks(parent: Any) -> Iterator[str]:
-    """Paragraphs, and the rows of tables. Walks the XML: python-docx's rows repeat a cell as often as it spans."""
+    """Yield the paragraphs and the rows of tables.
+
+    It walks the XML, because the rows of python-docx repeat a cell that spans several columns.
+    """
     for element in parent.iterchildren():
         if element.tag == f"{_WORD}p":
             yield element.text if len(element) else ""
@@ -286,7 +291,7 @@ def _blocks(parent: Any) -> Iterator[str]:
 
 
 def _cell(cell: Any) -> str:
-    # A table within a table comes in rows of its own.
+    # The rows of a table inside a cell are separate rows.
     return " ".join(" ".join(text.text.split()) for text in cell.iterchildren(f"{_WORD}p") if len(text)).strip()
 
 
@@ -297,4 +302,4 @@ READERS: dict[str, Callable[[str, bytes], Iterator[str]]] = {
     ".pdf": _read_pdf,
     ".docx": _read_docx,
 }
-"""By the ending of a file's name: its text in parts, which may end early."""
+"""The reader for each suffix. It yields the text in parts, and can end early."""

@@ -1,6 +1,6 @@
-"""Conversations to files and back: JSON keeps everything, Markdown is the shown branch to read. Knows no page.
+"""Exports and imports conversations: JSON has all data, Markdown has the branch that is shown.
 
-What comes back is somebody's file: it is bounded, checked and given new ids where its own cannot be trusted.
+An imported file is untrusted. Its size is limited, its values are checked, and unsafe ids are replaced.
 """
 
 import re
@@ -15,22 +15,25 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, scrub
 
 EXPORT_FORMAT = "granite-demo"
-"""Marks a JSON file that holds several conversations."""
+"""The value of ``format`` in a JSON file with several conversations."""
 MAX_FILE_CHARACTERS = 20_000_000
 MAX_CONVERSATIONS = 5000
 
 MARKDOWN_MARK = "<!-- granite-demo conversation 1 -->"
-"""Marks a Markdown file that can be read back."""
+"""The marker of a Markdown file that can be imported."""
 THINKING_BEGIN, THINKING_END = "<details><summary>Thinking</summary>", "</details>"
 _HEADING = re.compile(r"## (System prompt|Tools|User|Assistant|(?:Document|Tool result):.*)")
 _CALL = re.compile(r"\*\*Tool call:\*\* ?(.*?)(?: — unreadable: (.*))?")
 _STRUCTURE = re.compile(rf"\\*({_HEADING.pattern}|{_CALL.pattern}|{re.escape(THINKING_BEGIN)}|{THINKING_END})\s*")
-"""A line that means something here; in a text it gets one more backslash."""
+"""A line with a meaning in this format. In a text, it is escaped with one more backslash."""
 _OUR_ID = re.compile(r"[0-9a-f]{16}")
 
 
 def read(text: str, name: str) -> list[Conversation]:
-    """The conversations in a file. ``name`` tells JSON from Markdown. Raises InvalidRequestError."""
+    """Parse the conversations in a file.
+
+    The suffix of ``name`` selects Markdown or JSON. Raises InvalidRequestError.
+    """
     if len(text) > MAX_FILE_CHARACTERS:
         raise InvalidRequestError(f"The file is larger than {MAX_FILE_CHARACTERS // 1_000_000} MB.")
     text = scrub(text).removeprefix("\ufeff").replace("\r\n", "\n")
@@ -41,15 +44,15 @@ def read(text: str, name: str) -> list[Conversation]:
 
 def _from_json(text: str) -> list[Conversation]:
     try:
-        # Unlike json's, this one bounds the depth and refuses lone surrogates.
+        # Unlike the json module, this parser limits the depth and rejects lone surrogates.
         value = TypeAdapter(Any).validate_json(text)
     except ValidationError as error:
         [first] = error.errors(include_url=False, include_input=False)
-        raise InvalidRequestError(f"The file is not JSON, or it is cut short ({first['msg']}).") from None
+        raise InvalidRequestError(f"The file is not valid JSON, or it is incomplete ({first['msg']}).") from None
     if isinstance(value, dict) and value.get("format") == EXPORT_FORMAT:
         found = value.get("conversations")
         if not isinstance(found, list) or not 0 < len(found) <= MAX_CONVERSATIONS:
-            raise InvalidRequestError(f"The file should hold 1 to {MAX_CONVERSATIONS} conversations.")
+            raise InvalidRequestError(f"The file must contain 1 to {MAX_CONVERSATIONS} conversations.")
         return [_one(item) for item in found]
     messages = value.get("messages") if isinstance(value, dict) and "turns" not in value else value
     return [_from_messages(messages)] if isinstance(messages, list) else [_one(value)]
@@ -57,9 +60,9 @@ def _from_json(text: str) -> list[Conversation]:
 
 def _one(value: Any) -> Conversation:
     if not isinstance(value, dict) or "version" not in value or "id" not in value:
-        raise InvalidRequestError("The file holds JSON, but no conversation of granite-demo.")
+        raise InvalidRequestError("The file is JSON, but not a conversation of granite-demo.")
     if value["version"] != 1:
-        raise InvalidRequestError("The file was written by another version of granite-demo.")
+        raise InvalidRequestError("The file is from another version of granite-demo.")
     conversation = conversations.load(value)
     if not (conversation.turns or conversation.system or conversation.documents or conversation.tools):
         raise InvalidRequestError("The conversation in the file is empty.")
@@ -67,7 +70,7 @@ def _one(value: Any) -> Conversation:
 
 
 def _with_our_ids(conversation: Conversation) -> Conversation:
-    """Ids of another making get replaced: a browser puts keys that look like numbers first, parents or not."""
+    """Replace ids from other programs, because a browser sorts keys that look like numbers before all others."""
     new = {old: old if _OUR_ID.fullmatch(old) else conversations.new_id() for old in conversation.turns}
     turns = [
         turn.model_copy(update={"id": new[turn.id], "parent": turn.parent and new[turn.parent]})
@@ -79,7 +82,7 @@ def _with_our_ids(conversation: Conversation) -> Conversation:
 
 
 def _from_messages(messages: list[Any]) -> Conversation:
-    """A plain list of messages, as OpenAI's API takes it."""
+    """Convert a list of messages in the format of OpenAI."""
     conversation = conversations.start()
     system: list[str] = []
     called: dict[str, str] = {}
@@ -99,7 +102,7 @@ def _from_messages(messages: list[Any]) -> Conversation:
 
 
 def _content(message: Mapping[str, Any]) -> str:
-    """The text of a message, whose parts may be listed."""
+    """Return the text of a message. Its content can be a text or a list of parts."""
     content = message.get("content")
     if isinstance(content, list):
         content = "\n\n".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
@@ -114,14 +117,14 @@ def _calls(message: Mapping[str, Any], called: dict[str, str]) -> tuple[ToolCall
     for item in listed if isinstance(listed, list) else ():
         function = item.get("function") if isinstance(item, dict) else None
         if not isinstance(function, dict):
-            raise InvalidRequestError("A tool call in the file names no function.")
+            raise InvalidRequestError("A tool call in the file has no function.")
         calls.append(ToolCall(name=str(function.get("name", "")), arguments=str(function.get("arguments", "{}"))))
         called[str(item.get("id"))] = calls[-1].name
     return tuple(calls)
 
 
 def to_markdown(conversation: Conversation) -> str:
-    """The shown branch to read. Other versions are left out, which a line says."""
+    """Return the branch that is shown as Markdown. A line gives the number of messages in other versions."""
     shown = conversations.path(conversation)
     parts = [f"# {_line(conversations.title_of(conversation)) or 'Conversation'}", MARKDOWN_MARK]
     if left := len(conversation.turns) - len(shown):
@@ -177,7 +180,7 @@ def _unfenced(text: str) -> str:
     lines = text.strip("\n").split("\n")
     fence = lines[0][: len(lines[0]) - len(lines[0].lstrip("`"))]
     if len(lines) < 3 or len(fence) < 3 or lines[-1].rstrip() != fence:
-        raise InvalidRequestError("A code block in the file is not closed: the file is cut short or was changed.")
+        raise InvalidRequestError("A code block in the file is not closed. The file is incomplete or was changed.")
     return "\n".join(map(_without_mark, lines[1:-1]))
 
 
@@ -185,7 +188,7 @@ def _from_markdown(text: str) -> Conversation:
     head, *sections = _split(text, _HEADING)
     if MARKDOWN_MARK not in head:
         raise InvalidRequestError(
-            "This Markdown file was not exported by granite-demo, so it cannot be read back. Use one that was, or JSON."
+            "This Markdown file was not exported by granite-demo, so it cannot be imported. Use another file, or JSON."
         )
     title = head.lstrip().split("\n", 1)[0].removeprefix("# ").strip()
     conversation = conversations.start()
@@ -216,7 +219,7 @@ def _answer(body: str) -> dict[str, Any]:
     if body.split("\n", 1)[0].rstrip() == THINKING_BEGIN:
         thinking, *rest = _split(body.partition("\n")[2], re.compile(THINKING_END))
         if not rest:
-            raise InvalidRequestError("A thinking block in the file is not closed: the file is cut short.")
+            raise InvalidRequestError("A thinking block in the file is not closed. The file is incomplete.")
         body = rest[0].partition("\n")[2]
     content, *blocks = _split(body, _CALL)
     return {"content": _plain(content), "thinking": _plain(thinking), "calls": tuple(map(_call, blocks))}
@@ -230,7 +233,7 @@ def _call(block: str) -> ToolCall:
 
 
 def _split(text: str, opening: re.Pattern[str]) -> list[str]:
-    """Cut before each line that ``opening`` matches as a whole; the first part is what comes before them."""
+    """Split the text before each line that ``opening`` matches. The first part is the text before the first match."""
     parts: list[list[str]] = [[]]
     for line in text.split("\n"):
         if opening.fullmatch(line.rstrip()):

@@ -1,20 +1,21 @@
-"""Which sentence of which document supports which sentence of an answer. Pure; knows neither models nor pages.
+"""Finds the sentence of the documents that supports each sentence of an answer.
 
-A model's own citations name a document, never a place in it: the place is found by matching words. So is all of it
-where the model cites nothing. A sentence S of the documents supports a sentence A of the answer by the score
+A citation of the model names a document, but not a place in it. The place is found by matching words. If the model
+cites nothing, the document is also found in this way. The score of a document sentence S for an answer sentence A is
 
     score(A, S) = Σ idf(t) over the words t that are in both  /  Σ idf(t) over all words t of A
     idf(t)      = ln((N + 1) / (n(t) + ½)),  N sentences in all documents, n(t) of them with the word t
 
-that is, by the share of what A says, rare words weighing most, that S says, too. Without a citation it counts only if
+Thus it is the share of the words of A that S contains, with a high weight for rare words. Without a citation, S counts
+only if
 
 - the score is at least THRESHOLD,
-- every number of A is in S, and every name: a word that is written with a capital within a sentence, and that the
-  documents never write without one,
-- A has at least three words, or else all of them are in S and one is a number or a name.
+- S contains all numbers and all names of A. A name is a word with a capital letter inside a sentence that the
+  documents never write without a capital letter,
+- A has at least three words, or S contains all of them and one is a number or a name.
 
-Of equal scores the shorter S wins, then the first. Words know no case, no plural s and no thousands' commas. Nothing
-here understands what it reads: "is" and "is not" differ by one common word.
+Of equal scores, the shorter S wins, then the first. Case, a plural s and the commas in thousands are ignored. The
+method does not understand the text: "is" and "is not" differ by one common word.
 """
 
 import re
@@ -29,35 +30,35 @@ from granite_demo.types.messages import Document
 
 THRESHOLD = 0.5
 MAX_ANSWER = 500
-"""Sentences of an answer that are looked at: the browser may send any number of them."""
+"""The most sentences of an answer that are examined, because the browser can send any number."""
 MAX_READ_CITATIONS, MAX_CITED = 100, 8
-"""Citations that are looked at, in all and of one sentence."""
+"""The most citations that are examined: of an answer, and of one sentence."""
 MAX_WORK = 1_000_000
-"""Places of words that are compared: some 0.1 s. What is left of a longer answer has no support."""
+"""The most word positions that are compared: about 0.1 s. The rest of a longer answer has no support."""
 MAX_SENTENCE = 600
-"""Characters. What goes on for longer is cut at a space, so that a passage can be shown."""
+"""The most characters of a sentence. A longer one is split at a space, so that a passage can be shown."""
 
 Passage = tuple[int, int]
 
 _FENCE = re.compile(r"^ {0,3}(`{3,}|~{3,}).*?(?:^ {0,3}\1[`~]*[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
-# No run is looked at twice, whatever it is made of: the time stays linear.
+# Possessive quantifiers prevent backtracking, so the time is linear.
 _END = re.compile(
     r"""(?<![。！？｡])[。！？｡]++[」』”’）]*+|(?<![.!?…])[.!?…]++["'”’»)\]*_]*+(?=\s|$)|\n\s*+""",
 )
 _ITEM = re.compile(r"(?:[-*+•>|]\s|\d{1,3}[.)]\s|#{1,6}\s|```|~~~)")
-"""Begins a line that continues no other."""
+"""The start of a line that does not continue the line before it."""
 _ALONE = re.compile(r"\s*(?:#{1,6}\s|```|~~~)")
-"""Begins a line that no other continues."""
+"""The start of a line that the next line does not continue."""
 _UNFINISHED = re.compile(
     r"(?:\b(?:Mr|Mrs|Ms|Dr|Prof|St|Gen|Col|Sgt|Rev|Hon|Mt|vs|cf|e\.g|i\.e|[A-Z](?:\.[A-Z])+)"
     r"|(?<![\w'’])[A-HJ-ZÀ-Þ])$"
 )
-"""Before a full stop that ends no sentence even if a capital follows: titles, initials."""
+"""Text before a full stop that does not end a sentence, even if a capital letter follows: titles, initials."""
 _COUNTED = re.compile(r"\b(?:no|nos|nr|p|pp|fig|figs|vol|ch|art|eq|sec|jan|feb|aug|sept|oct|nov|dec)$", re.IGNORECASE)
-"""The same before a number."""
+"""The same if a number follows."""
 _NUMBERED = re.compile(r"[\s>#*+-]*\d{1,3}")
 _WRAPPED = 60
-"""A line of so many characters goes on in the next one, unless something ends it."""
+"""A line with this many characters continues in the next line, unless it has an end."""
 
 _WORD = re.compile(r"\d+(?:[.,]\d+)*|[\u3040-\u30ff\u3400-\u9fff]|[^\W\d_\u3040-\u30ff\u3400-\u9fff]+")
 _THOUSANDS = re.compile(r"\d{1,3}(?:,\d{3})+(?:\.\d+)?")
@@ -66,27 +67,27 @@ _LISTED = re.compile(r"""<co>(\d+)</co>[^\S\n]*(?:Document[^\S\n]*(\d+))?[^\S\n]
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """The answer's text from ``start`` to ``end``, and the document's that supports it."""
+    """The part of the answer from ``start`` to ``end``, and the part of a document that supports it."""
 
     start: int
     end: int
     document: int
-    """Its number, from 1."""
+    """The number of the document, from 1."""
     source_start: int
     source_end: int
-    """The same as ``source_start`` where the model names a document without a word in common."""
+    """Equal to ``source_start`` if the model cites a document that has no common word."""
     native: bool
-    """Whether the model itself names the document."""
+    """Whether the model cites the document."""
     score: float
 
 
 def fences(text: str) -> list[Passage]:
-    """Where Markdown's fenced code lies."""
+    """Return the spans of fenced code in Markdown."""
     return [match.span() for match in _FENCE.finditer(text)]
 
 
 def sentences(text: str) -> list[Passage]:
-    """Where the sentences of ``text`` lie, without the white space around them. List items and table rows are some."""
+    """Return the spans of the sentences of ``text``, without whitespace. List items and table rows are sentences."""
     found: list[Passage] = []
     start = 0
     for match in _END.finditer(text):
@@ -100,7 +101,7 @@ def sentences(text: str) -> list[Passage]:
 
 
 def _goes_on(text: str, line_break: re.Match[str]) -> bool:
-    """Whether a sentence goes on in the next line."""
+    """Return whether a sentence continues in the next line."""
     at, following = line_break.start(), line_break.end()
     if line_break[0].count("\n") > 1 or _ITEM.match(text, following):
         return False
@@ -111,7 +112,7 @@ def _goes_on(text: str, line_break: re.Match[str]) -> bool:
 
 
 def _is_unfinished(text: str, start: int, stop: re.Match[str]) -> bool:
-    """Whether the sentence that began at ``start`` goes on after this full stop."""
+    """Return whether the sentence from ``start`` continues after this full stop."""
     after = text[stop.end() : stop.end() + 100].lstrip()[:1]
     if after.islower():
         return True
@@ -140,9 +141,9 @@ def _trimmed(text: str, start: int, end: int) -> Iterator[Passage]:
 def support(
     answer: str, documents: Sequence[Document], citations: Sequence[Citation], listed: str = ""
 ) -> tuple[Support, ...]:
-    """What supports the answer's sentences, in their order: what the model cites, else what matches by words.
+    """Return the support of the sentences of the answer, in order: the citations of the model, otherwise word matches.
 
-    Code is left out. ``listed`` is the list of citations that the model adds after its answer, where it does.
+    Fenced code is skipped. ``listed`` is the list of citations that some models add after the answer.
     """
     sources = _Sources(documents, f"{answer} {listed}")
     spans = _prose(answer)
@@ -161,7 +162,7 @@ def support(
 def cited(
     answer: str, documents: Sequence[Document], citations: Sequence[Citation], listed: str = ""
 ) -> tuple[Support, ...]:
-    """What the model's citations point to: one for each of them that names a document, by the places they end."""
+    """Return the support for each citation of the model that names a document, in the order of their ends."""
     sources = _Sources(documents, f"{answer} {listed}")
     cites = _resolved(answer, len(documents), citations, listed)
     found = filter(None, (sources.cited(answer, cite) for cite in cites))
@@ -172,15 +173,16 @@ def cited(
 class _Cite:
     span: Passage
     document: int | None
-    """None: one that is to be found."""
+    """None: the document must be found."""
     quote: str
 
 
 def _resolved(answer: str, count: int, citations: Sequence[Citation], listed: str) -> list[_Cite]:
-    """What is cited, of ``count`` documents.
+    """Return the citations of ``count`` documents.
 
-    A citation of some text has the document's number. One of a single place stands for the sentence that it is in or
-    behind; it has a mark of the model's own list (Granite 3.2), whose numbers begin at 0 and which quotes the document.
+    A citation of a span has the number of the document. A citation of a single position is for the sentence in or
+    before it. It has a key of the list of the model (Granite 3.2), in which numbers start at 0 and documents are
+    quoted.
     """
     quotes = {match[1]: (match[2], match[3].strip(' \t"')) for match in _LISTED.finditer(listed)}
     spans = _prose(answer)
@@ -199,7 +201,7 @@ def _resolved(answer: str, count: int, citations: Sequence[Citation], listed: st
 
 
 def _prose(text: str) -> list[Passage]:
-    """The sentences outside fenced code."""
+    """Return the sentences outside fenced code, at most ``MAX_ANSWER``."""
     code = fences(text)
     at = 0
     found = []
@@ -216,7 +218,7 @@ def _overlap(one: Passage, other: Passage) -> bool:
 
 
 class _Sources:
-    """The documents' sentences, by the words that they share with ``text``."""
+    """An index of the sentences of the documents by the words that they share with ``text``."""
 
     def __init__(self, documents: Sequence[Document], text: str) -> None:
         wanted = {_fold(word) for word in _WORD.findall(text)}
@@ -244,7 +246,7 @@ class _Sources:
             self._bounds[number] = first, len(self._spans)
 
     def matching(self, answer: str, span: Passage) -> Support | None:
-        """The sentence that supports this one of the answer, found by its words alone."""
+        """Find the sentence that supports the sentence ``span`` of the answer, by matching words."""
         raw = _WORD.findall(answer, *span)
         words = {_fold(word) for word in raw}
         names = {
@@ -262,7 +264,7 @@ class _Sources:
         return Support(*span, number, start, end, native=False, score=best[1])
 
     def cited(self, answer: str, cite: _Cite) -> Support | None:
-        """The sentence of the cited document that comes closest."""
+        """Find the sentence of the cited document with the highest score."""
         text = cite.quote or answer[slice(*cite.span)]
         best = self._best({_fold(word) for word in _WORD.findall(text)}, set(), cite.document)
         if best is not None:
@@ -270,7 +272,10 @@ class _Sources:
         return Support(*cite.span, cite.document, 0, 0, native=True, score=0.0) if cite.document else None
 
     def _best(self, words: set[str], required: set[str], document: int | None) -> tuple[int, float] | None:
-        """(number of the sentence, score) with the ``required`` words, within one document or all of them."""
+        """Return (index of the sentence, score) of the best sentence with all ``required`` words.
+
+        ``document`` is the number of the only document to search; None: all.
+        """
         found = {word: self._places.get(word, []) for word in words}
         weights = {word: log((len(self._spans) + 1) / (len(places) + 0.5)) for word, places in found.items()}
         if document is not None:
@@ -286,14 +291,14 @@ class _Sources:
                 scores[at] += weights[word]
         if not scores:
             return None
-        top = max(scores.values()) - 1e-9  # sums of the same weights in another order differ in their last digits
+        top = max(scores.values()) - 1e-9  # sums in another order differ in their last digits
         equals = [at for at, score in scores.items() if score >= top]
         best = min(equals, key=lambda at: (self._spans[at][2] - self._spans[at][1], at))
         return best, min(1.0, round(scores[best] / sum(weights.values()), 6))
 
 
 def _fold(word: str) -> str:
-    """The word by which others are compared with this one."""
+    """Return the normalized form of a word for comparisons."""
     if word[0].isdigit():
         return word.replace(",", "") if _THOUSANDS.fullmatch(word) else word
     folded = word.casefold()

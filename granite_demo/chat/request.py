@@ -1,4 +1,4 @@
-"""A conversation to the request for its next answer."""
+"""Converts a conversation to the request for its next answer."""
 
 from typing import Any
 
@@ -12,7 +12,10 @@ from granite_demo.types.sampling_params import SamplingParams
 
 
 def build_request(conversation: Conversation, sampling: SamplingParams, text: str = "") -> GenerationRequest:
-    """The branch that is shown, with ``text`` as the next question if there is one. Raises InvalidRequestError."""
+    """Return the request for the branch that is shown, with ``text`` as the next question.
+
+    Raises InvalidRequestError.
+    """
     if text.strip():
         conversation = conversations.add(conversation, "user", content=text)
     documents = conversation.documents
@@ -28,11 +31,14 @@ def build_request(conversation: Conversation, sampling: SamplingParams, text: st
 
 
 def written_tokens(made: dict[str, Any], model: str) -> tuple[int, ...]:
-    """The token ids of an answer, from what ``made`` it. Raises InvalidRequestError unless ``model`` wrote it."""
+    """Return the token ids of the answer with the record ``made``.
+
+    Raises InvalidRequestError if ``model`` did not generate them, or if they are not known.
+    """
     provenance = made.get("provenance") or {}
     if provenance.get("model", "") != model:
-        raise InvalidRequestError("Another model wrote the beginning of this answer, so it cannot go on. Retry it.")
+        raise InvalidRequestError("This answer cannot be continued, because another model began it. Retry it.")
     ids = made.get("token_ids")
     if not isinstance(ids, list) or not all(type(index) is int for index in ids):
-        raise InvalidRequestError("The tokens of this answer are not known any more, so it cannot go on. Retry it.")
+        raise InvalidRequestError("This answer cannot be continued, because its tokens were not kept. Retry it.")
     return tuple(ids)

@@ -1,7 +1,7 @@
-"""Tools that a model may call: their definitions, whether a call fits them, and two examples that run here.
+"""Tools that a model can call: their definitions, the check of a call, and two example tools.
 
-Only the two examples ever run, and neither touches files or the network. Definitions and arguments come from strangers:
-both are bounded, so that no check takes long. Knows no page.
+Only the two example tools run here. They use no files and no network. Definitions and arguments are untrusted, so their
+size is limited and each check is fast.
 """
 
 import json
@@ -22,41 +22,41 @@ from granite_demo.types.messages import ToolCall, ToolSpec, scrub
 
 MAX_TOOLS = 16
 MAX_TOOLS_BYTES = 32_000
-"""Of the definitions' text, and of one call's arguments."""
+"""The limit for the text of the definitions, and for the arguments of one call."""
 MAX_SCHEMA_DEPTH = 32
 MAX_NODES = 2000
-"""Parts of one tool's schema, with each reference written out."""
+"""The limit for the parts of the schema of one tool, with all references expanded."""
 MAX_STEPS = 15_000
-"""Parts of the schema times parts of the arguments, which is the longest that a check can take: at 6 µs each, 0.1 s."""
+"""The limit for (parts of the schema) x (parts of the arguments), the steps of a check: 0.1 s at 6 µs each."""
 
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-REFUSED = {
-    "pattern": "a regular expression can take for ever",
-    "patternProperties": "a regular expression can take for ever",
-    "unevaluatedItems": "it can take for ever",
-    "unevaluatedProperties": "it can take for ever",
+REJECTED_KEYWORDS = {
+    "pattern": "a regular expression can take too long",
+    "patternProperties": "a regular expression can take too long",
+    "unevaluatedItems": "it can take too long",
+    "unevaluatedProperties": "it can take too long",
     "$dynamicRef": "references must begin with #/",
     "$recursiveRef": "references must begin with #/",
 }
 DATA = ("const", "default", "enum", "example", "examples")
-"""Keywords whose values are no schemas."""
+"""Keywords whose values are not schemas."""
 UNCHECKED_KEYWORDS = ("$id", "$schema", "$anchor", "$dynamicAnchor", "$defs", "definitions", "uniqueItems")
-"""Left out of the schema that arguments are checked with: references are written out, and uniqueItems is slow."""
+"""Keywords that are removed for the check: references are expanded, and uniqueItems is slow."""
 NAMED = ("properties", "dependentSchemas", "dependentRequired")
-"""Keywords whose values have names of the author's own, which may spell keywords."""
+"""Keywords whose values have names from the author, which can be equal to keywords."""
 
 
 EXAMPLE_TOOLS = (
     ToolSpec(
         "calculator",
-        "Work out an arithmetic expression.",
+        "Compute an arithmetic expression.",
         {
             "type": "object",
             "properties": {
                 "expression": {
                     "type": "string",
-                    "description": "Such as 2 * (3 + 4) ** 2 or sqrt(2). "
-                    "There are + - * / // % ** and sqrt, sin, cos, log, exp, abs, round, min, max, pi, e.",
+                    "description": "For example 2 * (3 + 4) ** 2 or sqrt(2). "
+                    "Use + - * / // % ** and sqrt, sin, cos, log, exp, abs, round, min, max, pi, e.",
                 }
             },
             "required": ["expression"],
@@ -64,27 +64,27 @@ EXAMPLE_TOOLS = (
     ),
     ToolSpec(
         "current_time",
-        "Tell the date and time of now.",
+        "Get the current date and time.",
         {
             "type": "object",
-            "properties": {"timezone": {"type": "string", "description": "Such as Europe/Berlin. The default is UTC."}},
+            "properties": {"timezone": {"type": "string", "description": "For example Europe/Berlin. Default: UTC."}},
         },
     ),
 )
-"""The tools that run here."""
+"""The example tools, which run here."""
 
 
 def to_json(specs: Sequence[ToolSpec]) -> str:
-    """The text that ``parse_tools`` reads ``specs`` from."""
+    """Return ``specs`` as the JSON text that ``parse_tools`` reads."""
     return json.dumps([spec.as_function() for spec in specs], indent=2, ensure_ascii=False) if specs else ""
 
 
 def parse_tools(text: str) -> tuple[ToolSpec, ...]:
-    """Read definitions as OpenAI's API takes them: a list or one, whole or only the function.
+    """Parse definitions in the format of OpenAI: a list or a single one, complete or only the function.
 
     Raises InvalidRequestError.
     """
-    # The page asks at each key, and schemas, which are dictionaries, must not be shared with whoever changes one.
+    # The result is cached, because the page parses at each key press. The copies keep changes out of the cache.
     return tuple(replace(spec, parameters=deepcopy(spec.parameters)) for spec in _parsed(text))
 
 
@@ -95,12 +95,12 @@ def _parsed(text: str) -> tuple[ToolSpec, ...]:
     value = _read(text, "The tools")
     functions = value if isinstance(value, list) else [value]
     if len(functions) > MAX_TOOLS:
-        raise InvalidRequestError(f"There can be {MAX_TOOLS} tools at most, not {len(functions)}.")
+        raise InvalidRequestError(f"There are {len(functions)} tools; the limit is {MAX_TOOLS}.")
     specs = tuple(_spec(number, function) for number, function in enumerate(functions, 1))
     names = [spec.name for spec in specs]
     for name in names:
         if names.count(name) > 1:
-            raise InvalidRequestError(f"There are two tools with the name {name}. Rename one.")
+            raise InvalidRequestError(f"Two tools have the name {name}. Rename one.")
     return specs
 
 
@@ -108,17 +108,17 @@ def _read(text: str, what: str) -> Any:
     if len(text.encode("utf-8", "replace")) > MAX_TOOLS_BYTES:
         raise InvalidRequestError(f"{what} have more than {MAX_TOOLS_BYTES // 1000} kB.")
     try:
-        # Lone surrogates, which may hide in escapes, are replaced in the second reading.
+        # The second pass replaces lone surrogates from escape sequences.
         value = json.loads(
             scrub(json.dumps(json.loads(text, parse_constant=_refuse), ensure_ascii=False, allow_nan=False))
         )
     except json.JSONDecodeError as error:
         where = f"line {error.lineno}, column {error.colno}"
         raise InvalidRequestError(f"{what} are not JSON: {error.msg} ({where}).") from None
-    except (ValueError, RecursionError):  # a number of thousands of digits, NaN, a thousand brackets
+    except (ValueError, RecursionError):  # a number with thousands of digits, NaN, a thousand brackets
         raise InvalidRequestError(f"{what} are not JSON that can be read here.") from None
     if _depth(value) > MAX_SCHEMA_DEPTH:
-        raise InvalidRequestError(f"{what} are nested more than {MAX_SCHEMA_DEPTH} deep.")
+        raise InvalidRequestError(f"{what} have more than {MAX_SCHEMA_DEPTH} levels.")
     return value
 
 
@@ -146,45 +146,45 @@ def _parts(value: Any) -> Iterator[Any]:
 def _spec(number: int, value: Any) -> ToolSpec:
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else value
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-        raise InvalidRequestError(f'Tool {number} is no function with a "name".')
+        raise InvalidRequestError(f'Tool {number} is not a function with a "name".')
     name, description = function["name"], function.get("description", "")
     if not TOOL_NAME.fullmatch(name):
         raise InvalidRequestError(
             f"The name of tool {number} must be 1 to 64 letters, digits, _ or -, not {name!r:.80}."
         )
     if not isinstance(description, str):
-        raise InvalidRequestError(f"{name}: the description must be text.")
+        raise InvalidRequestError(f"{name}: the description must be a text.")
     parameters = function.get("parameters", {"type": "object", "properties": {}})
     if not isinstance(parameters, dict) or parameters.get("type") != "object":
         raise InvalidRequestError(f'{name}: the parameters must be a JSON schema with "type": "object".')
     try:
-        _written_out(parameters)
+        _checkable(parameters)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{name}: {error.user_text}") from None
     return ToolSpec(name, description, parameters)
 
 
-def _written_out(parameters: Any) -> tuple[Any, int]:
-    """The schema to check arguments with, and how many parts it has. Raises InvalidRequestError for what is refused."""
-    return _written(json.dumps(parameters))
+def _checkable(parameters: Any) -> tuple[Any, int]:
+    """Return the schema to check arguments, and the number of its parts. Raises InvalidRequestError."""
+    return _expanded(json.dumps(parameters))
 
 
 @lru_cache(64)
-def _written(text: str) -> tuple[Any, int]:
-    # Checking a schema takes longer than checking arguments with it.
+def _expanded(text: str) -> tuple[Any, int]:
+    # Cached, because the check of a schema takes longer than the check of arguments with it.
     parameters = json.loads(text)
     if _depth(parameters) > MAX_SCHEMA_DEPTH:
-        raise InvalidRequestError("the schema is nested too deeply.")
+        raise InvalidRequestError(f"the schema has more than {MAX_SCHEMA_DEPTH} levels.")
     try:
         Draft202012Validator.check_schema(parameters)
     except SchemaError as error:
-        raise InvalidRequestError(f"the parameters are no JSON schema: {_plain(error)}") from None
+        raise InvalidRequestError(f"the parameters are not a JSON schema: {_plain(error)}") from None
     writer = _Writer(parameters)
     return writer.write(parameters, 0), writer.nodes
 
 
 class _Writer:
-    """Writes out a schema's references, so that checking with it follows none, fetches nothing and soon ends."""
+    """Expands the references of a schema, so that a check follows no references, downloads nothing and ends quickly."""
 
     def __init__(self, root: Any) -> None:
         self._root = root
@@ -196,7 +196,7 @@ class _Writer:
             return [self.write(part, depth + 1) for part in schema]
         if not isinstance(schema, dict):
             return schema
-        for keyword, why in REFUSED.items():
+        for keyword, why in REJECTED_KEYWORDS.items():
             if keyword in schema:
                 raise InvalidRequestError(f"{keyword} cannot be used here: {why}.")
         written = {
@@ -219,39 +219,39 @@ class _Writer:
     def _add(self, nodes: int, depth: int) -> None:
         self.nodes += nodes
         if depth > MAX_SCHEMA_DEPTH or self.nodes > MAX_NODES:
-            raise InvalidRequestError("the schema is too large, or refers to itself.")
+            raise InvalidRequestError("the schema is too large, or it refers to itself.")
 
     def _find(self, reference: Any) -> Any:
         if not isinstance(reference, str) or (reference != "#" and not reference.startswith("#/")):
-            raise InvalidRequestError("references must begin with #/: nothing is fetched from elsewhere.")
+            raise InvalidRequestError("references must begin with #/. Nothing is downloaded.")
         found = self._root
         for part in reference.split("/")[1:]:
             found = found.get(part.replace("~1", "/").replace("~0", "~")) if isinstance(found, dict) else None
         if not isinstance(found, (dict, bool)):
-            raise InvalidRequestError(f"there is nothing at the reference {reference!r:.80}.")
+            raise InvalidRequestError(f"the reference {reference!r:.80} does not exist.")
         return found
 
 
 def check_call(specs: Sequence[ToolSpec], call: ToolCall) -> str:
-    """Why ``call`` is not fit to be carried out, in plain words; empty if it is."""
+    """Return the reason why ``call`` is not valid, or an empty text if it is valid."""
     if call.error:
         return call.error
     spec = next((spec for spec in specs if spec.name == call.name), None)
     if spec is None:
-        return f"There is no tool with the name {call.name!r:.80}."
+        return f"The tool {call.name!r:.80} does not exist."
     try:
         arguments = _read(call.arguments, "The arguments")
         if not isinstance(arguments, dict):
-            return "The arguments are no JSON object."
-        schema, parts = _written_out(dict(spec.parameters))
+            return "The arguments are not a JSON object."
+        schema, parts = _checkable(dict(spec.parameters))
         if parts * _count(arguments) > MAX_STEPS:
-            return "The arguments are too many to be checked."
+            return "There are too many arguments to check."
         error = next(Draft202012Validator(schema).iter_errors(arguments), None)
     except InvalidRequestError as refused:
         return refused.user_text
-    except (ArithmeticError, RecursionError):  # such as a number too large for multipleOf
+    except (ArithmeticError, RecursionError):  # for example, a number that is too large for multipleOf
         return "The arguments cannot be checked."
-    return "" if error is None else f"The arguments do not fit: {_plain(error)}"
+    return "" if error is None else f"The arguments do not match the schema: {_plain(error)}"
 
 
 def _plain(error: Any) -> str:
@@ -261,12 +261,12 @@ def _plain(error: Any) -> str:
 
 
 def runs_here(name: str) -> bool:
-    """Whether the tool is one of the examples, which ``run`` carries out."""
+    """Return whether the tool is one of the example tools, which ``run`` can run."""
     return name in _RUN
 
 
 def run(call: ToolCall) -> str:
-    """Carry out a call of one of the examples. What is wrong with it is the result, for the model to read."""
+    """Run a call of an example tool. If the call is not valid, the result is the error, for the model."""
     fault = check_call(EXAMPLE_TOOLS, call)
     if fault:
         return f"Error: {fault}"
@@ -277,7 +277,7 @@ def run(call: ToolCall) -> str:
 
 
 def _known(call: ToolCall) -> dict[str, Any]:
-    # A model may make up further arguments, which the schema allows.
+    # The schema allows other arguments, which a model can invent.
     spec = next(spec for spec in EXAMPLE_TOOLS if spec.name == call.name)
     return {name: value for name, value in json.loads(call.arguments).items() if name in spec.parameters["properties"]}
 
@@ -286,7 +286,7 @@ def _current_time(timezone: str = "UTC") -> str:
     try:
         zone = UTC if timezone.strip().upper() in ("", "UTC") else ZoneInfo(timezone.strip())
     except (LookupError, OSError, ValueError):
-        return f"Error: There is no time zone {timezone!r:.80}. They look like Europe/Berlin."
+        return f"Error: The time zone {timezone!r:.80} does not exist. Use a name such as Europe/Berlin."
     return datetime.now(zone).isoformat(timespec="seconds")
 
 

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from granite_demo.backend import Backend
-from granite_demo.chat.bundle import MAX_BUNDLE_BYTES, STOPPED, Answered, Bundle, read_bundle, to_request, versions
+from granite_demo.chat.bundle import MAX_BUNDLE_BYTES, STOPPED, Bundle, SavedAnswer, read_bundle, to_request, versions
 from granite_demo.cli import flags
 from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import print_json, standard_output
@@ -88,7 +88,7 @@ async def replay(backend: Backend, bundle: Bundle) -> Outcome:
     return Outcome(outcome.compared, outcome.count, outcome.first, *shown, differences)
 
 
-async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[Answered, Finish]:
+async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[SavedAnswer, Finish]:
     text, thinking, calls, finish = "", "", list[ToolCall](), None
     async with aclosing(backend.stream(to_request(bundle))) as events:
         async for event in events:
@@ -102,24 +102,24 @@ async def _answer_again(backend: Backend, bundle: Bundle) -> tuple[Answered, Fin
                 finish = event
     if finish is None:
         raise EngineError("The answer ended before it was finished, so it cannot be compared.")
-    return Answered(text=text, thinking=thinking, calls=tuple(calls)), finish
+    return SavedAnswer(text=text, thinking=thinking, calls=tuple(calls)), finish
 
 
-def _readable(stopped: Answered) -> Answered:
+def _readable(stopped: SavedAnswer) -> SavedAnswer:
     """``stopped`` without an incomplete call."""
     return stopped.model_copy(update={"calls": tuple(call for call in stopped.calls if not call.error)})
 
 
-def _as_far(answer: Answered, stopped: Answered) -> Answered:
+def _as_far(answer: SavedAnswer, stopped: SavedAnswer) -> SavedAnswer:
     """The beginning of ``answer`` with the length of the ``stopped`` one."""
     text, calls = answer.text[: len(stopped.text)], answer.calls[: len(stopped.calls)]
     # The thinking is complete if there is text or a call.
     begun = bool(stopped.text or stopped.calls)
     thinking = answer.thinking if begun else answer.thinking[: len(stopped.thinking)]
-    return Answered(text=text, thinking=thinking, calls=calls)
+    return SavedAnswer(text=text, thinking=thinking, calls=calls)
 
 
-def _whole(answer: Answered) -> str:
+def _whole(answer: SavedAnswer) -> str:
     calls = [f"{call.name} {call.arguments}" for call in answer.calls]
     return "\n".join(part for part in (answer.thinking, answer.text, *calls) if part)
 

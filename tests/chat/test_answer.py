@@ -1,4 +1,4 @@
-"""One answer as it comes, without a page."""
+"""Tests for the state and the note of an answer."""
 
 import pytest
 
@@ -37,7 +37,7 @@ def test_the_note_counts_the_seconds_of_waiting() -> None:
     ("ahead", "words"),
     [(0, "Waiting: next in line"), (1, "Waiting: 1 request ahead"), (1200, "Waiting: 1,200 requests ahead")],
 )
-def test_the_note_tells_the_place_in_line(ahead: int, words: str) -> None:
+def test_the_note_shows_the_requests_ahead(ahead: int, words: str) -> None:
     answer = Answer()
     answer.add([Queued(5), Queued(ahead)], 0.2)
     assert (answer.note(0.2), answer.note(7.4)) == (words, f"{words} · 7 s")
@@ -46,7 +46,7 @@ def test_the_note_tells_the_place_in_line(ahead: int, words: str) -> None:
     assert answer.note(3.0) == "1 token · 3.00 s to first token"
 
 
-def test_the_note_of_a_growing_answer() -> None:
+def test_the_note_of_a_running_answer() -> None:
     answer = Answer()
     answer.add([TextDelta("Hel", 1)], 0.5)
     assert (answer.text, answer.note(0.5)) == ("Hel", "1 token · 0.50 s to first token")
@@ -96,20 +96,20 @@ def test_thinking_is_counted_and_timed_live() -> None:
     assert (answer.thinking_tokens, answer.thinking_seconds(9.0)) == (3, 2.5)
 
 
-def test_the_end_brings_the_backends_own_figures_of_thinking() -> None:
+def test_the_finish_has_the_figures_for_the_thinking() -> None:
     answer = Answer()
     answer.add([ReasoningDelta("Hm", 1)], 0.5)
     answer.add([Finish("length", Usage(5, 9, 8), Timings(0.1, 2.0, 1.25))], 4.0)
     assert (answer.thinking_tokens, answer.thinking_seconds(9.0), answer.thinking_end) == (8, 1.25, 4.0)
 
 
-def test_an_answer_without_thinking_has_no_time_of_it() -> None:
+def test_an_answer_without_thinking_has_no_thinking_time() -> None:
     answer = Answer()
     answer.add([TextDelta("Yes", 1)], 1.0)
     assert (answer.thinking_seconds(5.0), answer.thinking_end) == (0.0, None)
 
 
-def test_calls_citations_and_lists_are_kept_in_order() -> None:
+def test_calls_citations_and_appendices_are_kept_in_order() -> None:
     answer = Answer()
     events: list[StreamEvent] = [
         ToolCalled(ToolCall("a", "{}")),
@@ -124,13 +124,13 @@ def test_calls_citations_and_lists_are_kept_in_order() -> None:
 
 
 @pytest.mark.parametrize(("messages", "words"), [(1, "the oldest 1 message"), (12, "the oldest 12 messages")])
-def test_what_was_left_out_is_told(messages: int, words: str) -> None:
+def test_the_note_shows_dropped_messages(messages: int, words: str) -> None:
     answer = Answer()
     answer.add([Dropped(messages), TextDelta("Yes", 1)], 1.0)
     assert answer.note(1.0).endswith(f" · left out to fit the context: {words}")
 
 
-def test_tokens_are_collected_with_the_text_that_is_certain_after_each() -> None:
+def test_each_scored_token_has_the_length_of_the_text_after_it() -> None:
     answer = Answer()
     first, half, rest, end = (ScoredToken(number, "?") for number in range(4))
     answer.add([TokenScored(first), TextDelta("a", 1), TokenScored(half), TextDelta("", 2)], 1.0)
@@ -138,7 +138,7 @@ def test_tokens_are_collected_with_the_text_that_is_certain_after_each() -> None
     answer.add([TokenScored(rest), TextDelta("é", 3), TextDelta("!", 3), TokenScored(end)], 1.5)
     assert answer.scored == [first, half, rest, end]
     assert answer.ends == [1, 1, 3]
-    assert before == [first, half], "an earlier reader's list stays as it was"
+    assert before == [first, half], "the earlier list is not changed"
 
 
 def test_without_scored_tokens_no_ends_are_kept() -> None:
@@ -147,7 +147,7 @@ def test_without_scored_tokens_no_ends_are_kept() -> None:
     assert answer.ends == []
 
 
-def test_thinking_that_took_all_tokens_tells_what_to_raise() -> None:
+def test_the_note_says_what_to_raise_if_thinking_used_all_tokens() -> None:
     answer = Answer()
     answer.add([ReasoningDelta("Hm", 11), finish("length")], 2.0)
     assert "raise Max new tokens" in answer.note(2.5)

@@ -1,4 +1,4 @@
-"""What is kept of an answer, the file it is saved to, and files that are none."""
+"""Tests for the record of an answer, its file, and damaged files."""
 
 import json
 from typing import Any
@@ -22,7 +22,7 @@ FINISH = Finish("stop", Usage(12, 3), Timings(0.123456, 0.5), 77, (5, 6, 0), TRA
 
 
 def conversation_and_request() -> tuple[Conversation, GenerationRequest]:
-    """A conversation that uses all there is, up to the question, and the request that it makes."""
+    """Return a conversation that uses all features, up to the question, and its request."""
     conversation = conversations.start(
         system="Be brief.",
         documents=(Document(title="A", text="a b"),),
@@ -46,7 +46,7 @@ def conversation_and_request() -> tuple[Conversation, GenerationRequest]:
 
 
 def answered() -> tuple[Conversation, GenerationRequest]:
-    """The same with its answer, which the conversation was changed after."""
+    """Return the same with an answer, after which the conversation was changed."""
     conversation, request = conversation_and_request()
     values: dict[str, Any] = {"content": "It is 42.", "thinking": "So.", "made": bundle.made(request, FINISH)}
     conversation = conversations.add(conversation, "assistant", **values)
@@ -62,7 +62,7 @@ def read(value: Any) -> bundle.Bundle:
     return bundle.read_bundle(json.dumps(value))
 
 
-def test_what_is_kept_is_json_and_small() -> None:
+def test_the_record_is_json_and_small() -> None:
     _, request = conversation_and_request()
     kept = bundle.made(request, FINISH)
     assert json.loads(json.dumps(kept)) == kept
@@ -77,12 +77,12 @@ def test_what_is_kept_is_json_and_small() -> None:
     assert kept["time"].endswith("+00:00")
 
 
-def test_greedy_answers_of_unknown_models_are_kept_too() -> None:
+def test_the_record_of_a_greedy_answer_without_provenance() -> None:
     kept = bundle.made(GenerationRequest(prompt="Once"), Finish("length", Usage(1, 1), Timings(0.1, 0.1)))
     assert (kept["sampling"], kept["provenance"], kept["token_ids"]) == ({}, {}, [])
 
 
-def test_a_file_comes_back_as_the_request_with_the_seed_that_was_drawn() -> None:
+def test_a_file_has_the_request_with_the_random_seed() -> None:
     conversation, request = answered()
     text = json.dumps(bundle.bundle(conversation, str(conversation.head)))
     found = bundle.to_request(bundle.read_bundle(text))
@@ -96,7 +96,7 @@ def test_a_file_comes_back_as_the_request_with_the_seed_that_was_drawn() -> None
         assert getattr(found.sampling, name) == getattr(request.sampling, name)
 
 
-def test_the_file_has_the_answer_and_how_it_was_made() -> None:
+def test_a_file_has_the_answer_and_its_record() -> None:
     value = saved()
     assert (value["format"], value["version"]) == ("granite-demo-answer", 1)
     assert value["answer"] == {"text": "It is 42.", "thinking": "So.", "calls": []}
@@ -105,7 +105,7 @@ def test_the_file_has_the_answer_and_how_it_was_made() -> None:
     assert (made.provenance.model, made.provenance.revision) == ("sample", "abc")
 
 
-def test_only_what_led_to_the_answer_is_in_the_file() -> None:
+def test_a_file_has_only_the_branch_before_the_answer() -> None:
     conversation, _ = answered()
     answer = str(conversation.head)
     later = conversations.add(conversation, "user", content="And 7 times 8?")
@@ -113,7 +113,7 @@ def test_only_what_led_to_the_answer_is_in_the_file() -> None:
     assert bundle.bundle(later, answer) == bundle.bundle(conversation, answer)
 
 
-def test_a_question_or_an_answer_of_which_nothing_was_kept_has_no_file() -> None:
+def test_a_question_or_an_answer_without_a_record_has_no_file() -> None:
     conversation, _ = answered()
     question = conversations.path(conversation)[0].id
     unknown = conversations.add(conversations.rewind(conversation, question), "assistant", content="It")
@@ -122,15 +122,15 @@ def test_a_question_or_an_answer_of_which_nothing_was_kept_has_no_file() -> None
             bundle.bundle(unknown, turn)
 
 
-def test_an_answer_that_was_stopped_has_a_file() -> None:
+def test_a_stopped_answer_has_a_file() -> None:
     conversation, request = conversation_and_request()
     kept = bundle.made(request, None)
     assert json.loads(json.dumps(kept)) == kept
-    whole = bundle.made(request, FINISH)
+    complete = bundle.made(request, FINISH)
     assert kept["sampling"] == {"temperature": 0.7, "top_p": 0.9, "stop": ["\n\n"], "max_tokens": 50}
-    assert set(whole) - set(kept) == {"usage", "timings", "token_ids", "provenance"}
+    assert set(complete) - set(kept) == {"usage", "timings", "token_ids", "provenance"}
     for name in ("controls", "overflow", "carried", "versions"):
-        assert kept[name] == whole[name]
+        assert kept[name] == complete[name]
     conversation = conversations.add(conversation, "assistant", content="It", made=kept)
     value = bundle.bundle(conversation, str(conversation.head))
     found = read(value)
@@ -150,14 +150,14 @@ CHANGES: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=str)
-def test_what_was_changed_after_the_answer_is_noted(change: dict[str, Any]) -> None:
+def test_a_change_after_the_answer_has_a_note(change: dict[str, Any]) -> None:
     conversation, _ = answered()
     assert "note" not in bundle.bundle(conversation, str(conversation.head))
     value = bundle.bundle(conversation.model_copy(update=change), str(conversation.head))
     assert value["note"] == read(value).note == bundle.CHANGED
 
 
-def test_what_says_the_same_is_no_change() -> None:
+def test_equal_values_are_not_a_change() -> None:
     conversation, _ = answered()
     same = {"system": " Be brief.\n", "tools": json.dumps(json.loads(to_json(EXAMPLE_TOOLS)), indent=7)}
     assert "note" not in bundle.bundle(conversation.model_copy(update=same), str(conversation.head))
@@ -166,7 +166,7 @@ def test_what_says_the_same_is_no_change() -> None:
 BROKEN = {"tools": "[{"}
 
 
-def test_tools_that_cannot_be_read_any_more_are_left_out_with_a_note() -> None:
+def test_tools_that_cannot_be_parsed_are_left_out_with_a_note() -> None:
     conversation, _ = answered()
     value = bundle.bundle(conversation.model_copy(update=BROKEN), str(conversation.head))
     assert value["request"]["tools"] == []
@@ -174,7 +174,7 @@ def test_tools_that_cannot_be_read_any_more_are_left_out_with_a_note() -> None:
     read(value)
 
 
-def test_tools_that_were_never_sent_need_not_be_readable() -> None:
+def test_tools_that_were_never_sent_can_be_malformed() -> None:
     conversation = conversations.add(conversations.start(), "user", content="Hi")
     request = GenerationRequest(conversations.to_messages(conversation))
     conversation = conversations.add(conversation, "assistant", content="Hi", made=bundle.made(request, FINISH))
@@ -183,12 +183,12 @@ def test_tools_that_were_never_sent_need_not_be_readable() -> None:
     assert bundle.to_request(read(value)).messages == request.messages
 
 
-def test_answers_and_files_of_earlier_versions_are_read() -> None:
+def test_answers_and_files_of_earlier_versions_can_be_read() -> None:
     conversation, request = answered()
     kept = {name: value for name, value in bundle.made(request, FINISH).items() if name != "carried"}
     older = conversations.change(conversation, str(conversation.head), made=kept)
     value = bundle.bundle(older.model_copy(update={"system": "Be long."}), str(older.head))
-    # What it carried is not known, so no change of it is.
+    # The record has no hash, so there is no note.
     assert "note" not in value
     assert (read(value).note, read(value).made.carried) == ("", "")
     assert bundle.bundle(older.model_copy(update=BROKEN), str(older.head))["note"] == bundle.UNREADABLE_TOOLS
@@ -212,7 +212,7 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("value", "words"),
     [
-        ([], "not an answer"),
+        ([], "not a file of granite-demo"),
         ({}, "format"),
         (changed("format", to="granite-demo"), "format"),
         (changed("version", to=2), "version"),
@@ -233,7 +233,7 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
         (changed("note", to=3), "note"),
     ],
 )
-def test_a_damaged_file_is_told(value: Any, words: str) -> None:
+def test_a_damaged_file_raises(value: Any, words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
         read(value)
 
@@ -241,19 +241,19 @@ def test_a_damaged_file_is_told(value: Any, words: str) -> None:
 @pytest.mark.parametrize(
     "text", ["", "{", "null", "[" * 100_000, b"\xff\xfe", '{"version": ' + "9" * 5000 + "}", "NaN"]
 )
-def test_what_is_not_json_is_told(text: str | bytes) -> None:
-    with pytest.raises(InvalidRequestError, match="not an answer"):
+def test_text_that_is_not_json_raises(text: str | bytes) -> None:
+    with pytest.raises(InvalidRequestError, match="not a file of granite-demo"):
         bundle.read_bundle(text)
 
 
-def test_a_file_that_is_too_large_is_told() -> None:
+def test_a_file_that_is_too_large_raises() -> None:
     with pytest.raises(InvalidRequestError, match="larger than 32 MB"):
         bundle.read_bundle(b" " * (bundle.MAX_BUNDLE_BYTES + 1))
 
 
 @settings(deadline=None)
 @given(st.data())
-def test_a_file_cut_short_is_never_taken(data: st.DataObject) -> None:
+def test_an_incomplete_file_always_raises(data: st.DataObject) -> None:
     text = json.dumps(saved())
     with pytest.raises(InvalidRequestError):
         bundle.read_bundle(text[: data.draw(st.integers(0, len(text) - 1))])

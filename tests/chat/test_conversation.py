@@ -1,4 +1,4 @@
-"""The tree of turns: nothing said is ever lost, and what the browser sends back is checked."""
+"""Tests that no turn of a conversation is lost, and that values from the browser are checked."""
 
 from contextlib import suppress
 from typing import Any
@@ -36,7 +36,7 @@ TEXTS = st.text(st.characters(codec="utf-8"), max_size=20)
 
 
 def talk(*texts: str) -> Conversation:
-    """A conversation of questions and answers in turn."""
+    """Return a conversation of alternate questions and answers."""
     conversation = start()
     for number, text in enumerate(texts):
         conversation = add(conversation, "assistant" if number % 2 else "user", content=text)
@@ -48,7 +48,7 @@ def shown(conversation: Conversation) -> list[str]:
 
 
 class Tree(RuleBasedStateMachine):
-    """Whatever is done in whatever order: a valid tree that holds every text that was ever in it."""
+    """Random operations in random order: the tree is always valid and contains all texts."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def test_the_path_follows_the_head() -> None:
     assert len(rewind(conversation, None).turns) == 3
 
 
-def test_an_edit_stands_beside_and_arrows_lead_back_to_all_that_followed() -> None:
+def test_an_edit_adds_a_version_and_the_old_version_keeps_its_continuation() -> None:
     conversation = talk("question", "answer", "more", "last")
     first = path(conversation)[0]
     edited = add(conversation, "user", content="edited", parent=first.parent)
@@ -144,7 +144,7 @@ def test_an_edit_stands_beside_and_arrows_lead_back_to_all_that_followed() -> No
     assert shown(show(edited, first.id)) == ["question", "answer", "more", "last"]
 
 
-def test_showing_a_version_leads_to_its_newest_continuation() -> None:
+def test_show_follows_the_newest_continuation() -> None:
     conversation = talk("question", "answer one")
     question = path(conversation)[0].id
     conversation = add(conversation, "assistant", content="answer two", parent=question)
@@ -169,7 +169,7 @@ def test_dump_leaves_defaults_out_and_keeps_the_version() -> None:
 
 
 @pytest.mark.parametrize("nothing", [None, {}, "", []])
-def test_nothing_is_an_empty_conversation(nothing: Any) -> None:
+def test_no_value_is_an_empty_conversation(nothing: Any) -> None:
     assert load(nothing).turns == {}
 
 
@@ -208,22 +208,22 @@ def turn(name: str, parent: str | None = None, **values: Any) -> dict[str, Any]:
         {"id": "c", "overflow": "explode"},
     ],
 )
-def test_what_is_no_conversation_is_refused(value: Any) -> None:
+def test_a_value_that_is_not_a_conversation_raises(value: Any) -> None:
     with pytest.raises(InvalidRequestError, match="not a conversation that granite-demo can read"):
         load(value)
 
 
-def test_the_refusal_names_the_place_and_shows_no_value() -> None:
+def test_the_error_names_the_field_and_shows_no_value() -> None:
     with pytest.raises(InvalidRequestError, match=r"turns\.a\.content: ") as raised:
         load({"id": "c", "turns": {"a": turn("a", content={"secret": 1})}})
     assert "secret" not in str(raised.value)
 
 
-def test_fields_of_another_time_are_passed_over() -> None:
+def test_unknown_fields_are_ignored() -> None:
     assert load({"id": "c", "future": 1, "turns": {"a": turn("a", future=2)}}).turns["a"].role == "user"
 
 
-def test_a_turn_that_is_gone_is_told() -> None:
+def test_an_unknown_turn_raises() -> None:
     for work in (find, versions, show, rewind, branch):
         with pytest.raises(InvalidRequestError, match="no longer part"):
             work(talk("one"), "gone")
@@ -231,7 +231,7 @@ def test_a_turn_that_is_gone_is_told() -> None:
         change(talk("one"), "gone", vote="up")
 
 
-def test_a_conversation_cannot_grow_without_end() -> None:
+def test_the_number_of_turns_is_limited() -> None:
     turns = {str(number): Turn(id=str(number), role="user") for number in range(MAX_TURNS)}
     full = start(turns=turns)
     with pytest.raises(InvalidRequestError, match="Start a new one"):
@@ -239,14 +239,14 @@ def test_a_conversation_cannot_grow_without_end() -> None:
     assert change(full, "0", vote="up").turns["0"].vote == "up"
 
 
-def test_what_does_not_belong_into_a_turn_is_refused_when_it_is_made() -> None:
+def test_a_turn_with_invalid_values_raises() -> None:
     with pytest.raises(InvalidRequestError):
         add(start(), "user", content="x" * (MAX_TEXT + 1))
     with pytest.raises(InvalidRequestError):
         change(talk("one"), str(talk("one").head), vote="sideways")
 
 
-def test_a_turn_cannot_be_put_where_there_is_nothing() -> None:
+def test_a_turn_with_an_unknown_parent_raises() -> None:
     with pytest.raises(InvalidRequestError, match="no longer part"):
         add(talk("one"), "user", content="x", parent="nowhere")
 
@@ -264,19 +264,19 @@ def test_the_title_is_the_first_question(question: str, title: str) -> None:
     assert title_of(talk(question, "answer", "other")) == title
 
 
-def test_a_given_title_wins_and_an_empty_conversation_has_none() -> None:
+def test_a_chosen_title_has_priority_and_an_empty_conversation_has_none() -> None:
     assert title_of(start()) == ""
     assert title_of(talk("Hello").model_copy(update={"title": "Mine"})) == "Mine"
 
 
-def test_a_branch_of_a_long_title_is_within_the_limit() -> None:
+def test_the_title_of_a_branch_is_within_the_limit() -> None:
     conversation = talk("one").model_copy(update={"title": "x" * 200})
     branched = branch(conversation, str(conversation.head))
     assert branched.title.endswith("(branch)")
     assert load(dump(branched)) == branched
 
 
-def test_messages_are_the_shown_branch() -> None:
+def test_messages_are_those_of_the_branch_that_is_shown() -> None:
     conversation = start(system="  Be brief.  ")
     conversation = add(conversation, "user", content="Weather?")
     question = str(conversation.head)
@@ -292,12 +292,12 @@ def test_messages_are_the_shown_branch() -> None:
     )
 
 
-def test_an_answer_that_an_error_left_empty_is_not_sent() -> None:
+def test_an_empty_answer_is_not_sent() -> None:
     conversation = add(talk("Hello"), "assistant", note="The engine failed.", kind="error")
     assert conversations.to_messages(conversation) == (Message("user", "Hello"),)
 
 
-def test_documents_and_switches_are_those_of_the_engine() -> None:
+def test_documents_and_switches_have_the_types_of_a_request() -> None:
     values = {"documents": [{"title": "t", "text": "x"}], "controls": {"thinking": "full", "citations": True}}
     conversation = load({"id": "c", **values})
     assert conversation.documents == (Document("t", "x"),)
@@ -311,7 +311,7 @@ def test_no_value_breaks_the_reader(value: Any) -> None:
             load({"id": "c", field: value})
 
 
-def test_the_last_question_is_found_behind_its_answer() -> None:
+def test_unanswered_goes_back_to_the_last_question() -> None:
     conversation = talk("one", "two")
     question = conversations.unanswered(conversation)
     assert [turn.role for turn in path(question)][-1] == "user"
@@ -320,7 +320,7 @@ def test_the_last_question_is_found_behind_its_answer() -> None:
 
 
 def test_a_version_is_of_the_same_kind() -> None:
-    """An answer and a question may follow the same turn."""
+    """An answer and a question can have the same parent."""
     conversation = talk("one")
     first = str(conversation.head)
     conversation = add(conversation, "assistant", content="ONE")
@@ -328,6 +328,6 @@ def test_a_version_is_of_the_same_kind() -> None:
     assert conversations.versions(conversation, str(conversation.head)) == [conversation.head]
 
 
-def test_what_two_tabs_filled_can_be_opened() -> None:
+def test_a_conversation_that_two_tabs_filled_can_be_opened() -> None:
     turns = {str(number): Turn(id=str(number), role="user") for number in range(MAX_TURNS + 1)}
     assert len(load({"id": "c", "turns": {name: turn.model_dump() for name, turn in turns.items()}}).turns) > MAX_TURNS

@@ -1,4 +1,4 @@
-"""Files to documents: made here, good and bad."""
+"""Tests for the conversion of files to documents, with valid and damaged files."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ Read = Callable[[str, bytes], Document]
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Reads these bytes as a file of this name."""
+    """Return a function that reads bytes as a file with a given name."""
 
     def read_bytes(name: str, data: bytes) -> Document:
         path = tmp_path / "upload"
@@ -97,16 +97,16 @@ def test_text_in_every_common_encoding(read: Read, data: bytes) -> None:
     assert read("a.txt", data) == Document("a.txt", "Größe: 5 €\nzwei")
 
 
-def test_bytes_that_no_encoding_names_are_still_text(read: Read) -> None:
+def test_bytes_that_are_not_in_any_encoding_are_still_text(read: Read) -> None:
     assert read("a.md", b"# caf\xe9 \x81").text == "# café \x81"
 
 
 @pytest.mark.parametrize("name", ["notes.MD", r"C:\notes\notes.MD", "../../notes.MD", "notes.\x00MD"])
-def test_the_title_is_the_files_own_name(read: Read, name: str) -> None:
+def test_the_title_is_the_name_of_the_file(read: Read, name: str) -> None:
     assert read(name, b"text").title == "notes.MD"
 
 
-def test_a_long_name_keeps_its_ending(read: Read) -> None:
+def test_a_long_name_keeps_its_suffix(read: Read) -> None:
     title = read("x" * 500 + ".txt", b"text").title
     assert len(title) == MAX_TITLE
     assert title.endswith("x.txt")
@@ -125,12 +125,12 @@ def test_a_long_name_keeps_its_ending(read: Read) -> None:
     ],
     ids=["commas", "semicolons", "tabs", "no names", "longer row", "no names if the same", "one row"],
 )
-def test_a_csv_row_names_its_columns(read: Read, data: bytes, expected: str) -> None:
+def test_a_csv_row_has_the_names_of_its_columns(read: Read, data: bytes, expected: str) -> None:
     assert read("table.csv", data).text == expected
 
 
-def test_a_csv_that_cannot_be_read_is_told(read: Read) -> None:
-    with pytest.raises(InvalidRequestError, match="damaged or no .csv file"):
+def test_a_csv_that_cannot_be_read_raises(read: Read) -> None:
+    with pytest.raises(InvalidRequestError, match=r"is damaged, or it is not a \.csv file"):
         read("table.csv", b'a,"' + b"x" * 200_000 + b'"')
 
 
@@ -162,68 +162,66 @@ BOMB = archive({"word/document.xml": b"0" * (documents.MAX_UNPACKED_BYTES + 1)})
     ("name", "data", "reason"),
     [
         ("a.txt", b"", "is empty"),
-        ("a.txt", b" \n ", "has no text"),
-        ("a.txt", bytes(range(256)) * 4, "is not text"),
-        ("a.txt", b"\x89PNG\r\n\x1a\n\x00\x00", "is not text"),
-        ("a.txt", b"\xff\xfe\x00\x01\x00", "is not text"),
-        ("a.txt", b"long text " * 100 + b"\x00", "is not text"),
-        ("a.md", b"%PDF-1.7 ...", "Rename it to end in .pdf"),
-        ("a.csv", b"a,\x00b\n", "is not text"),
-        ("a.csv", b",,\n,,\n", "has no text"),
+        ("a.txt", b" \n ", "has no readable text"),
+        ("a.txt", bytes(range(256)) * 4, "is not a text file"),
+        ("a.txt", b"\x89PNG\r\n\x1a\n\x00\x00", "is not a text file"),
+        ("a.txt", b"\xff\xfe\x00\x01\x00", "is not a text file"),
+        ("a.txt", b"long text " * 100 + b"\x00", "is not a text file"),
+        ("a.md", b"%PDF-1.7 ...", "Rename it so that it ends in .pdf"),
+        ("a.csv", b"a,\x00b\n", "is not a text file"),
+        ("a.csv", b",,\n,,\n", "has no readable text"),
         ("a.pdf", b"plain text", "is not a PDF"),
-        ("a.pdf", b"%PDF-1.7 and nothing", r"damaged or no .pdf"),
+        ("a.pdf", b"%PDF-1.7 and nothing", r"is damaged, or it is not a .pdf"),
         ("a.pdf", pdf("", ""), "scan"),
-        ("a.pdf", pdf("secret", password="sesame"), "protected by a password"),
+        ("a.pdf", pdf("secret", password="sesame"), "has a password"),
         ("a.docx", b"plain text", "is not a Word file"),
-        ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1", "protected, or an old Word file"),
-        ("a.docx", b"PK\x03\x04 torn", r"damaged or no .docx"),
+        ("a.docx", b"\xd0\xcf\x11\xe0\xa1\xb1", "has a password, or is an old Word file"),
+        ("a.docx", b"PK\x03\x04 torn", r"is damaged, or it is not a .docx"),
         ("a.docx", archive({"a.txt": b"text"}), "is not a Word file"),
-        ("a.docx", archive({"word/document.xml": b"<a/>"}), r"damaged or no .docx"),
+        ("a.docx", archive({"word/document.xml": b"<a/>"}), r"is damaged, or it is not a .docx"),
         ("a.docx", BOMB, "unpacks to more than 30 MB"),
-        ("a.docx", word(), "has no text"),
+        ("a.docx", word(), "has no readable text"),
         ("a.exe", b"text", "ends in .txt, .md, .csv, .pdf or .docx"),
         ("", b"text", "Document cannot be read"),
     ],
 )
-def test_a_bad_file_is_told_by_name_with_what_to_do(read: Read, name: str, data: bytes, reason: str) -> None:
+def test_a_bad_file_raises_with_its_name_and_what_to_do(read: Read, name: str, data: bytes, reason: str) -> None:
     with pytest.raises(InvalidRequestError, match=reason) as caught:
         read(name, data)
     assert caught.value.user_text.startswith(name or "Document")
     assert ". " in caught.value.user_text
 
 
-def test_a_file_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(InvalidRequestError, match="no longer on the server"):
         read_document(tmp_path / "gone", "a.txt")
 
 
 def test_a_file_over_the_limit_is_not_read(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(InvalidRequestError, match=r"has 10\.0 MB; at most 10 MB"):
+    with pytest.raises(InvalidRequestError, match=r"has 10\.0 MB; the limit is 10 MB"):
         read("a.txt", b"x" * (documents.MAX_FILE_BYTES + 1))
 
 
-def test_too_many_characters_are_told_by_number(read: Read) -> None:
+def test_too_many_characters_raise_with_the_number(read: Read) -> None:
     assert len(read("a.txt", b"x" * MAX_DOCUMENT).text) == MAX_DOCUMENT
     with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
         read("a.txt", b"x" * (MAX_DOCUMENT + 1))
 
 
-def test_too_many_pages_are_told_by_number(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pages_raise_with_the_number(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "MAX_PAGES", 2)
-    with pytest.raises(InvalidRequestError, match="has 3 pages; at most 2"):
+    with pytest.raises(InvalidRequestError, match="has 3 pages; the limit is 2"):
         read("a.pdf", pdf("a", "b", "c"))
 
 
 @pytest.mark.parametrize(("name", "data"), [("a.pdf", pdf("one", "two")), ("a.docx", word("one", "two"))])
-def test_a_file_that_takes_too_long_is_told(
-    read: Read, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes
-) -> None:
+def test_a_file_that_takes_too_long_raises(read: Read, monkeypatch: pytest.MonkeyPatch, name: str, data: bytes) -> None:
     monkeypatch.setattr(documents, "FILE_SECONDS", -1)
     with pytest.raises(InvalidRequestError, match="takes too long"):
         read(name, data)
 
 
-def test_time_is_kept_within_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_time_limit_applies_inside_a_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(documents, "FILE_SECONDS", -1)
     assert list(documents.READERS[".pdf"]("a.pdf", pdf("a page that is never read"))) == [""]
 
@@ -235,9 +233,9 @@ def test_flaws_of_a_pdf_are_not_logged(read: Read, caplog: pytest.LogCaptureFixt
     assert [record for record in caplog.records if record.name.startswith("pypdf")] == []
 
 
-@settings(deadline=None)  # the first of a kind loads its library
+@settings(deadline=None)  # the first file of a type imports its library
 @given(st.sampled_from(sorted(documents.READERS)), st.binary(max_size=300))
-def test_no_bytes_raise_anything_else(tmp_path_factory: pytest.TempPathFactory, suffix: str, data: bytes) -> None:
+def test_no_bytes_raise_another_error(tmp_path_factory: pytest.TempPathFactory, suffix: str, data: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "upload"
     for start in (b"", b"%PDF-1.4\n", b"PK\x03\x04"):
         path.write_bytes(start + data)
@@ -251,37 +249,39 @@ def test_pasted_text() -> None:
 
 
 @pytest.mark.parametrize("text", [None, "", " \n"])
-def test_nothing_pasted_is_told(text: str | None) -> None:
+def test_an_empty_text_raises(text: str | None) -> None:
     with pytest.raises(InvalidRequestError, match="no text to add"):
         paste("title", text)
 
 
-def test_too_much_pasted_is_told() -> None:
+def test_a_text_that_is_too_long_raises() -> None:
     with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
         paste("title", "x" * (MAX_DOCUMENT + 1))
 
 
-def test_added_documents_have_titles_of_their_own() -> None:
+def test_added_documents_have_unique_titles() -> None:
     present: tuple[Document, ...] = ()
     for title in ("a", "a", "b", "a"):
         present = add(present, Document(title, "text"))
     assert [document.title for document in present] == ["a", "a (2)", "b", "a (3)"]
 
 
-def test_there_is_room_for_so_many() -> None:
+def test_the_limit_for_the_number_of_documents() -> None:
     full = [Document(str(number), "text") for number in range(MAX_DOCUMENTS)]
     check(full)
     with pytest.raises(InvalidRequestError, match="At most 16 documents"):
         add(full, Document("one more", "text"))
 
 
-def test_there_is_room_for_so_much_together() -> None:
+def test_the_limit_for_all_documents_together() -> None:
     half = "x" * MAX_DOCUMENT
     two = add(add((), Document("a", half)), Document("b", half))
-    with pytest.raises(InvalidRequestError, match="c makes 400,001 characters of documents; 400,000"):
+    with pytest.raises(
+        InvalidRequestError, match="With c, the documents have 400,001 characters together; the limit is"
+    ):
         add(two, Document("c", "x"))
 
 
-def test_one_too_long_is_found_among_many() -> None:
+def test_a_document_that_is_too_long_raises() -> None:
     with pytest.raises(InvalidRequestError, match="long has more than 200,000"):
         check([Document("a", "text"), Document("long", "x" * (MAX_DOCUMENT + 1))])

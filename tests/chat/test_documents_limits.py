@@ -1,4 +1,4 @@
-"""Files of strangers that would take much memory or time are refused before they do."""
+"""Tests that hostile files raise before they use much memory or time."""
 
 import io
 import time
@@ -18,7 +18,7 @@ from tests.chat.test_documents import Read, archive, pdf, word
 
 @pytest.fixture
 def read(tmp_path: Path) -> Read:
-    """Reads these bytes as a file of this name."""
+    """Return a function that reads bytes as a file with a given name."""
 
     def read_bytes(name: str, data: bytes) -> Document:
         path = tmp_path / "upload"
@@ -29,7 +29,7 @@ def read(tmp_path: Path) -> Read:
 
 
 def with_body(body: bytes, member: str = "word/document.xml") -> bytes:
-    """A Word file with this between the tags of its text, or in another member."""
+    """Return a Word file with ``body`` inside the tags of its text, or inside another member."""
     with zipfile.ZipFile(io.BytesIO(word("text"))) as file:
         members = {name: file.read(name) for name in file.namelist()}
     start, tag, end = members[member].partition(b"<w:body>" if member == "word/document.xml" else b">")
@@ -46,34 +46,34 @@ def with_body(body: bytes, member: str = "word/document.xml") -> bytes:
     ],
     ids=["tags", "attributes", "in another member"],
 )
-def test_a_word_file_of_too_many_parts_is_not_parsed(read: Read, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+def test_a_word_file_with_many_parts_is_not_parsed(read: Read, monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
     monkeypatch.setattr("docx.Document", lambda _: pytest.fail("parsed"))
     with pytest.raises(InvalidRequestError, match="too many parts"):
         read("a.docx", data)
 
 
-def test_tags_hidden_by_an_encoding_are_refused(read: Read) -> None:
+def test_tags_that_an_encoding_hides_raise(read: Read) -> None:
     for space in (b" ", b" " * 5000):
         text = b'<?xml version="1.0"' + space + b'encoding="UTF-7"?>+ADw-a/+AD4-'
-        with pytest.raises(InvalidRequestError, match=r"damaged or no \.docx"):
+        with pytest.raises(InvalidRequestError, match=r"is damaged, or it is not a \.docx"):
             read("a.docx", archive({"word/document.xml": text}))
 
 
 @pytest.mark.parametrize(
     "pages", [["x" * documents.MAX_PAGE_BYTES], ["x) Tj (" * 100_000], ["x" * 500] * 3], ids=["page", "parts", "all"]
 )
-def test_a_pdf_that_is_too_much_is_told(read: Read, monkeypatch: pytest.MonkeyPatch, pages: list[str]) -> None:
+def test_a_pdf_that_is_too_complex_raises(read: Read, monkeypatch: pytest.MonkeyPatch, pages: list[str]) -> None:
     if len(pages) > 1:
         monkeypatch.setattr(documents, "MAX_PDF_BYTES", 1500)
         assert read("a.pdf", pdf(*pages[:2]))
-    with pytest.raises(InvalidRequestError, match="too many parts"):
+    with pytest.raises(InvalidRequestError, match="too complex"):
         read("a.pdf", pdf(*pages))
 
 
 @pytest.mark.parametrize(
     "data", [b"a\n" * 4_900_000, b"\n" * 4_900_000, b"," * 4_900_000], ids=["rows", "blank", "cells"]
 )
-def test_a_long_table_takes_no_memory(read: Read, data: bytes) -> None:
+def test_a_long_table_uses_little_memory(read: Read, data: bytes) -> None:
     tracemalloc.start()
     try:
         with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
@@ -83,7 +83,7 @@ def test_a_long_table_takes_no_memory(read: Read, data: bytes) -> None:
         tracemalloc.stop()
 
 
-def test_rows_are_counted_as_they_come(read: Read) -> None:
+def test_the_length_is_checked_at_each_row(read: Read) -> None:
     start = time.thread_time()
     with pytest.raises(InvalidRequestError, match="more than 200,000 characters"):
         # Each row repeats the name of its column.
@@ -98,5 +98,5 @@ def test_two_files_are_read_at_a_time(read: Read, monkeypatch: pytest.MonkeyPatc
     for _ in range(3):
         with suppress(InvalidRequestError):
             read("a.pdf", b"%PDF-")
-    # Each of them, read or not, gave its turn back.
+    # Each file released the semaphore, also after an error.
     assert read("a.txt", b"text").text == "text"

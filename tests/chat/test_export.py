@@ -1,4 +1,4 @@
-"""Files of conversations: what is written can be read back, and what is corrupt is told and does no harm."""
+"""Tests that exported conversations can be imported, and that corrupt files raise."""
 
 import json
 import re
@@ -39,7 +39,7 @@ CALLS = st.lists(st.builds(ToolCall, name=NAMES, arguments=TEXTS, error=NAMES), 
 
 
 def sample() -> Conversation:
-    """One of everything, with an older version of the answer."""
+    """Return a conversation with all kinds of content, and with an older version of the answer."""
     documents = (Document(title="Facts", text="# Not a heading\n```\ncode\n```"),)
     conversation = start(system="Be brief.", documents=documents, tools='[{"name": "weather"}]')
     conversation = add(conversation, "user", content="Weather in Rome?")
@@ -52,7 +52,7 @@ def sample() -> Conversation:
 
 
 def essence(conversation: Conversation) -> list[tuple[Any, ...]]:
-    """What Markdown keeps of the shown branch."""
+    """Return the values that Markdown keeps of the branch that is shown."""
     return [(turn.role, turn.content, turn.thinking, turn.calls, turn.name) for turn in path(conversation)]
 
 
@@ -65,27 +65,27 @@ def test_json_keeps_everything() -> None:
     assert read(as_json(conversation), "one.json") == [conversation]
 
 
-def test_a_file_of_all_brings_all_back() -> None:
+def test_a_file_with_several_conversations() -> None:
     several = [sample(), sample(), start(system="Only a system prompt.")]
     text = json.dumps({"format": "granite-demo", "conversations": [dump(one) for one in several]})
     assert read(text, "all.json") == several
 
 
-def test_a_byte_order_mark_and_windows_line_ends_do_no_harm() -> None:
+def test_a_byte_order_mark_and_windows_line_ends_are_accepted() -> None:
     assert len(read("\ufeff" + as_json(sample()), "x.json")) == 1
     (conversation,) = read("\ufeff" + to_markdown(sample()).replace("\n", "\r\n"), "x.md")
     assert essence(conversation) == essence(sample())
 
 
 def test_ids_that_look_like_numbers_are_replaced() -> None:
-    # A browser would put "1" before its parent "2".
+    # A browser sorts "1" before its parent "2".
     turns = {"2": Turn(id="2", role="user", content="a"), "1": Turn(id="1", parent="2", role="assistant", content="b")}
     (conversation,) = read(as_json(start(turns=turns, head="1"), id="__proto__"), "x.json")
     assert [turn.content for turn in path(conversation)] == ["a", "b"]
     assert all(re.fullmatch("[0-9a-f]{16}", name) for name in (conversation.id, *conversation.turns))
 
 
-def test_markdown_is_made_to_be_read() -> None:
+def test_the_markdown_of_a_conversation() -> None:
     assert to_markdown(sample()) == (
         "# Weather in Rome?\n\n<!-- granite-demo conversation 1 -->\n\n*1 message of other versions left out.*\n\n"
         "## System prompt\n\nBe brief.\n\n"
@@ -99,7 +99,7 @@ def test_markdown_is_made_to_be_read() -> None:
     )
 
 
-def test_markdown_comes_back_as_the_shown_branch() -> None:
+def test_markdown_is_imported_as_the_branch_that_is_shown() -> None:
     conversation = sample()
     (again,) = read(to_markdown(conversation), "x.md")
     assert essence(again) == essence(conversation)
@@ -109,7 +109,7 @@ def test_markdown_comes_back_as_the_shown_branch() -> None:
         assert getattr(again, name) == getattr(conversation, name)
 
 
-def test_markdown_is_known_by_its_mark_whatever_the_file_is_called() -> None:
+def test_markdown_is_recognized_by_its_marker_in_a_file_of_any_name() -> None:
     assert essence(read(to_markdown(sample()), "notes.txt")[0]) == essence(sample())
 
 
@@ -154,39 +154,39 @@ def test_a_list_of_messages_is_read() -> None:
 @pytest.mark.parametrize(
     ("text", "name", "message"),
     [
-        ("", "x.json", "not JSON"),
-        (as_json(sample())[:-40], "x.json", "cut short"),
-        ("<html><body>hello</body></html>", "x.json", "not JSON"),
-        ("\x00\x01PNG", "x.json", "not JSON"),
-        ("[" * 100_000, "x.json", "not JSON"),
-        ('{"a":' * 100_000, "x.json", "not JSON"),
+        ("", "x.json", "not valid JSON"),
+        (as_json(sample())[:-40], "x.json", "is incomplete"),
+        ("<html><body>hello</body></html>", "x.json", "not valid JSON"),
+        ("\x00\x01PNG", "x.json", "not valid JSON"),
+        ("[" * 100_000, "x.json", "not valid JSON"),
+        ('{"a":' * 100_000, "x.json", "not valid JSON"),
         (" " * (MAX_FILE_CHARACTERS + 1), "x.json", "larger than 20 MB"),
-        ("5", "x.json", "no conversation of granite-demo"),
-        ("null", "x.json", "no conversation of granite-demo"),
-        ("{}", "x.json", "no conversation of granite-demo"),
-        ('{"id": "a", "name": "foreign"}', "x.json", "no conversation of granite-demo"),
+        ("5", "x.json", "not a conversation of granite-demo"),
+        ("null", "x.json", "not a conversation of granite-demo"),
+        ("{}", "x.json", "not a conversation of granite-demo"),
+        ('{"id": "a", "name": "foreign"}', "x.json", "not a conversation of granite-demo"),
         ('{"version": 1, "id": "a"}', "x.json", "is empty"),
         (as_json(sample(), version=2), "x.json", "another version"),
         (as_json(sample(), turns=5), "x.json", "turns"),
         (as_json(sample(), head="missing"), "x.json", "does not exist"),
         (as_json(sample(), updated=float("nan")), "x.json", "finite number"),
-        (as_json(sample(), title="lone \ud800"), "x.json", "not JSON"),
+        (as_json(sample(), title="lone \ud800"), "x.json", "not valid JSON"),
         (
             json.dumps({"version": 1, "id": "a", "turns": {"a": {"id": "a", "parent": "a", "role": "user"}}}),
             "x.json",
-            "no place in the tree",
+            "is not connected to the tree",
         ),
         ('{"format": "granite-demo"}', "x.json", "1 to 5000 conversations"),
         ('{"format": "granite-demo", "conversations": []}', "x.json", "1 to 5000 conversations"),
-        (json.dumps({"format": "granite-demo", "conversations": [dump(sample()), 5]}), "x.json", "no conversation"),
+        (json.dumps({"format": "granite-demo", "conversations": [dump(sample()), 5]}), "x.json", "not a conversation"),
         ("[]", "x.json", "list of messages in the file is empty"),
         ("[1]", "x.json", "Entry 1"),
         ('[{"role": "wizard", "content": "x"}]', "x.json", "Entry 1"),
         ('[{"role": ["user"], "content": "x"}]', "x.json", "Entry 1"),
         ('[{"role": "user", "content": 5}]', "x.json", "not text"),
-        ('[{"role": "assistant", "tool_calls": [5]}]', "x.json", "names no function"),
+        ('[{"role": "assistant", "tool_calls": [5]}]', "x.json", "has no function"),
         (json.dumps([{"role": "user"}] * 5000), "x.json", "turns"),
-        (json.dumps([{"role": "user", "content": "x" * 2_000_001}]), "x.json", "cannot be kept"),
+        (json.dumps([{"role": "user", "content": "x" * 2_000_001}]), "x.json", "is not valid"),
         ("# Notes\n\n## User\n\nhello", "x.md", "not exported by granite-demo"),
         ("", "x.md", "not exported by granite-demo"),
         ("# Empty\n\n<!-- granite-demo conversation 1 -->\n", "x.md", "is empty"),
@@ -196,21 +196,16 @@ def test_a_list_of_messages_is_read() -> None:
     ],
     ids=lambda value: repr(value)[:12],
 )
-def test_a_corrupt_file_is_told(text: str, name: str, message: str) -> None:
+def test_a_corrupt_file_raises(text: str, name: str, message: str) -> None:
     with pytest.raises(InvalidRequestError, match=re.escape(message)):
         read(text, name)
 
 
 @given(text=st.text(), cut=st.integers(0, 900), name=st.sampled_from(["x.json", "x.md"]))
-def test_no_file_breaks_the_reader(text: str, cut: int, name: str) -> None:
-    for whole in (
-        text,
-        export.MARKDOWN_MARK + text,
-        to_markdown(sample())[:cut] + text,
-        as_json(sample())[:cut] + text,
-    ):
+def test_any_file_is_read_or_raises(text: str, cut: int, name: str) -> None:
+    for data in (text, export.MARKDOWN_MARK + text, to_markdown(sample())[:cut] + text, as_json(sample())[:cut] + text):
         try:
-            found = read(whole, name)
+            found = read(data, name)
         except InvalidRequestError:
             continue
         for conversation in found:

@@ -1,4 +1,4 @@
-"""Sentences, and which of them support an answer."""
+"""Tests for sentences, and for those that support an answer."""
 
 import time
 
@@ -25,7 +25,7 @@ def pieces(text: str) -> list[str]:
 
 
 def shown(answer: str, found: tuple[Support, ...]) -> list[tuple[str, str, bool]]:
-    """(answer's text, document's text, native) of each."""
+    """Return (text of the answer, text of the document, native) of each support."""
     return [
         (answer[one.start : one.end], DOCUMENTS[one.document - 1].text[one.source_start : one.source_end], one.native)
         for one in found
@@ -60,7 +60,7 @@ def test_sentences(text: str, expected: list[str]) -> None:
     assert pieces(text) == expected
 
 
-def test_what_never_ends_is_cut_at_a_space() -> None:
+def test_a_long_sentence_is_split_at_a_space() -> None:
     found = pieces("word " * 300)
     assert max(map(len, found)) <= MAX_SENTENCE
     assert all(piece.startswith("word") and piece.endswith("word") for piece in found)
@@ -68,7 +68,7 @@ def test_what_never_ends_is_cut_at_a_space() -> None:
 
 
 @given(st.text(st.sampled_from("ab A1.!?。\n\t-#`~\"'(é"), max_size=200))
-def test_sentences_are_in_order_and_leave_out_only_white_space(text: str) -> None:
+def test_sentences_are_in_order_and_omit_only_whitespace(text: str) -> None:
     at = 0
     for start, end in sentences(text):
         assert at <= start < end
@@ -131,7 +131,7 @@ def test_words_in_common_are_found(answer: str, source: str) -> None:
         "```\nParis is the capital of France.\n```",
     ],
 )
-def test_what_the_documents_do_not_say_has_no_support(answer: str) -> None:
+def test_a_sentence_that_is_not_in_the_documents_has_no_support(answer: str) -> None:
     assert support(answer, DOCUMENTS, []) == ()
 
 
@@ -149,7 +149,7 @@ def test_each_sentence_has_its_own_support() -> None:
     ]
 
 
-def test_rare_words_weigh_more() -> None:
+def test_rare_words_have_a_higher_weight() -> None:
     documents = [
         Document("a", "The cat and the dog and the bird sat. A zebra ran. The cow and the hen and the pig ate.")
     ]
@@ -181,36 +181,36 @@ def test_a_citation_of_two_sentences_marks_both() -> None:
     ]
 
 
-def test_a_sentence_can_rest_on_two_documents_and_on_one_twice() -> None:
+def test_a_sentence_can_cite_two_documents_and_one_document_twice() -> None:
     answer = "The Seine is cold and flows through Paris."
     found = support(answer, DOCUMENTS, [Citation("1", 0, 9), Citation("2", 10, 20), Citation("2", 30, 35)])
     assert [(one.document, one.native) for one in found] == [(1, True), (2, True)]
 
 
-def test_a_cited_document_without_a_common_word_is_named_without_a_place() -> None:
+def test_a_cited_document_without_a_common_word_has_no_place() -> None:
     (one,) = support("Nobody knows.", DOCUMENTS, [Citation("2", 0, 13)])
     assert one == Support(0, 13, 2, 0, 0, native=True, score=0.0)
 
 
 @pytest.mark.parametrize("document", ["0", "3", "-1", "x", "", "1.5", "9" * 5000, "²"])
-def test_a_citation_of_no_document_is_as_none(document: str) -> None:
+def test_a_citation_of_an_unknown_document_is_ignored(document: str) -> None:
     answer = "Paris is the capital of France."
     assert support(answer, DOCUMENTS, [Citation(document, 0, 5)]) == support(answer, DOCUMENTS, [])
     assert cited(answer, DOCUMENTS, [Citation(document, 0, 5)]) == ()
 
 
 @pytest.mark.parametrize("place", [16, 17, 27, 28])
-def test_a_mark_stands_for_the_sentence_it_is_in_or_behind(place: int) -> None:
+def test_a_citation_of_a_position_is_for_the_sentence_in_or_before_it(place: int) -> None:
     answer = "Water is boiling at 100 m.  Nobody knows more."
     (one,) = support(answer, DOCUMENTS, [Citation("0", place, place)])
     assert shown(answer, (one,)) == [("Water is boiling at 100 m.", "Water boils at 100 degrees.", True)]
 
 
-def test_a_mark_before_the_answer_is_none() -> None:
+def test_a_citation_before_the_answer_is_ignored() -> None:
     assert support("Nobody knows.", DOCUMENTS, [Citation("0", 0, 0)]) == ()
 
 
-def test_a_mark_is_looked_up_in_the_models_own_list() -> None:
+def test_a_citation_of_a_position_uses_the_list_of_the_model() -> None:
     answer = "The Seine is in the text. So is Berlin."
     marks = [Citation("0", 25, 25), Citation("1", 39, 39)]
     quoted = '<co>0</co> Document 0: "The water of the Seine is cold."\n<co>1</co> Document 0'
@@ -218,17 +218,17 @@ def test_a_mark_is_looked_up_in_the_models_own_list() -> None:
         ("The Seine is in the text.", "The water of the Seine is cold.", True),
         ("So is Berlin.", "Berlin is the capital of Germany.", True),
     ]
-    # What the list quotes counts, not what the answer says.
+    # The quotation in the list counts, not the text of the answer.
     (quoted_one,) = support("Paris is the capital.", DOCUMENTS, [Citation("0", 21, 21)], quoted)
     assert quoted_one.document == 2
-    # Documents are numbered from 0 there, and a number without a document leaves all of them to look in.
+    # The list numbers the documents from 0. If a number has no document, all documents are searched.
     (second,) = support(answer, DOCUMENTS, marks[:1], "<co>0</co> Document 1:")
     assert second.document == 2
     (any_one,) = support("Berlin", DOCUMENTS, [Citation("0", 6, 6)], "<co>0</co> Document 9")
     assert any_one.document == 1
 
 
-def test_cited_is_one_for_each_citation_in_the_order_of_their_ends() -> None:
+def test_cited_has_one_support_for_each_citation_in_the_order_of_their_ends() -> None:
     answer = "Water boils at 100 degrees. Berlin is a capital."
     found = cited(answer, DOCUMENTS, [Citation("1", 28, 999), Citation("2", 0, 27), Citation("7", 0, 27)])
     assert shown(answer, found) == [
@@ -237,7 +237,7 @@ def test_cited_is_one_for_each_citation_in_the_order_of_their_ends() -> None:
     ]
 
 
-def test_citations_beyond_measure_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_number_of_citations_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(grounding, "MAX_ANSWER", 2)
     monkeypatch.setattr(grounding, "MAX_READ_CITATIONS", 2)
     answer = "Berlin is a capital. " * 3
@@ -247,7 +247,7 @@ def test_citations_beyond_measure_are_left_out(monkeypatch: pytest.MonkeyPatch) 
     assert len(support("Paris", DOCUMENTS, [Citation("1", 0, 5), Citation("2", 0, 5)])) == 1
 
 
-def test_a_document_that_is_cited_over_and_over_leaves_room_for_another() -> None:
+def test_repeated_citations_of_a_document_count_once() -> None:
     found = support("Paris has water.", DOCUMENTS, [*[Citation("1", 0, 5)] * 50, Citation("2", 0, 16)])
     assert [one.document for one in found] == [1, 2]
 
@@ -258,8 +258,8 @@ def test_the_words_compared_are_limited(monkeypatch: pytest.MonkeyPatch) -> None
     assert [one.start for one in support(answer, DOCUMENTS, [])] == [0]
 
 
-def test_citations_of_the_whole_answer_take_no_time() -> None:
-    # 0.1 s on an idle core; 3 s before there were limits.
+def test_citations_of_the_full_answer_are_fast() -> None:
+    # 0.1 s on an idle core; without the limits it takes 3 s.
     line = "The {0} of the house in {0} street was painted by its {1} owners in the year {1} with great care. "
     text = "".join(line.format(number % 700, number % 900) for number in range(4_000))
     documents = [Document(str(at), text[at * 40_000 : (at + 1) * 40_000]) for at in range(10)]
@@ -273,7 +273,7 @@ def test_citations_of_the_whole_answer_take_no_time() -> None:
     st.lists(st.builds(Citation, st.sampled_from("0123x"), st.integers(0, 90), st.integers(0, 90)), max_size=4),
     st.sampled_from(["", '<co>0</co> Document 1: "Seine"']),
 )
-def test_all_places_exist(answer: str, citations: list[Citation], listed: str) -> None:
+def test_all_positions_exist(answer: str, citations: list[Citation], listed: str) -> None:
     for one in (*support(answer, DOCUMENTS, citations, listed), *cited(answer, DOCUMENTS, citations, listed)):
         assert 0 <= one.start <= one.end <= len(answer)
         assert 0 <= one.source_start <= one.source_end <= len(DOCUMENTS[one.document - 1].text)
@@ -283,14 +283,14 @@ def test_all_places_exist(answer: str, citations: list[Citation], listed: str) -
 @pytest.mark.parametrize(
     "text", [". ", "a. ", "1.", "A.B.", "- ", "```\n", " ", "\n", "。", "~~~\n```\n", "a A", "'\""]
 )
-def test_no_text_takes_long(text: str) -> None:
-    # Quadratic work would take minutes here; the limit leaves room for a busy machine.
+def test_the_time_is_linear(text: str) -> None:
+    # A quadratic method takes minutes here. The limit is large enough for a busy machine.
     start = time.thread_time()
     support((text * 20_000)[:20_000], (Document("a", (text * 200_000)[:200_000]),), [])
     assert time.thread_time() - start < 5
 
 
-def test_all_that_documents_may_have_is_searched_at_once() -> None:
+def test_documents_of_the_largest_size_are_searched_quickly() -> None:
     # 0.1 s on an idle core.
     line = "The {0} of the house in {0} street was painted by its {1} owners in the year {1} with great care. "
     text = "".join(line.format(number % 700, number % 900) for number in range(2_000))[:200_000]

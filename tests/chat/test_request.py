@@ -1,4 +1,4 @@
-"""A conversation to the request that asks its next question."""
+"""Tests for the request for the next answer of a conversation."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from granite_demo.types.sampling_params import SamplingParams
 GREEDY = SamplingParams(max_tokens=5)
 
 
-def test_everything_of_the_conversation_is_sent() -> None:
+def test_the_request_has_all_values_of_the_conversation() -> None:
     conversation = conversations.start(
         system=" Be brief. ",
         documents=(Document(title="a.txt", text="Facts."),),
@@ -27,11 +27,11 @@ def test_everything_of_the_conversation_is_sent() -> None:
     assert (request.overflow, request.sampling) == ("drop", GREEDY)
 
 
-def test_without_text_the_last_question_is_the_conversations_own() -> None:
+def test_without_text_the_last_turn_is_the_question() -> None:
     conversation = conversations.add(conversations.start(), "user", content="Hello")
     assert build_request(conversation, GREEDY).messages == (Message("user", "Hello"),)
 
 
-def test_a_conversation_without_a_question_is_refused() -> None:
+def test_a_conversation_without_a_question_raises() -> None:
     with pytest.raises(InvalidRequestError):
         build_request(conversations.start(), GREEDY, "  ")

@@ -271,7 +271,7 @@ def test_the_command_prints_json(backend: FakeBackend, tmp_path: Path, capsys: p
 @pytest.mark.parametrize(
     ("text", "arguments", "words", "code"),
     [
-        ("{}", (), "not an answer that granite-demo saved", 1),
+        ("{}", (), "not a file of granite-demo", 1),
         (json.dumps(saved(replace(FINISH, provenance=Provenance("no-model")))), (), "--model", 1),
         (json.dumps(saved()), ("--model", "no-model"), "There is no model 'no-model'", 1),
         (json.dumps(saved()), ("--device", "abacus"), "--device must be one of", 2),

@@ -101,7 +101,7 @@ def _message(role: str, text: str, below: str) -> dict[str, Any]:
 
 def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
     without = {"bundle"} if not turn.made else set[str]()
-    without |= {"go"} if not actions.can_go_on(conversation, turn) else set()
+    without |= {"go"} if not actions.can_continue(conversation, turn) else set()
     without |= {"ground"} if not conversation.documents and not turn.sent else set()
     buttons = [_button(name, turn.id, label, _TITLES[name]) for name, label in acts if name not in without]
     if turn.role == "assistant":

@@ -162,7 +162,7 @@ async def test_an_answer_that_was_cut_goes_on_with_its_tokens_where_the_same_mod
     assert chat.backend.requests[0].written == (4, 5)
     assert turn.made["sampling"]["max_tokens"] == 514
     for wrong in ({**begun, "provenance": {"model": "other"}}, {**begun, "token_ids": ["4"]}):
-        assert "cannot go on" in (await chat.answer(question(), begun=wrong)).note
+        assert "cannot be continued" in (await chat.answer(question(), begun=wrong)).note
     assert len(chat.backend.requests) == 1
 
 

@@ -147,7 +147,7 @@ def test_each_card_shows_what_can_be_done() -> None:
     assert values[0].visible
     assert visible(values) == [True, True, True, False]
     assert [button.visible for button in values[6::4]] == [True, False, False, False]
-    assert "no tool with the name" in values[8]
+    assert "does not exist" in values[8]
     assert "It ends too early." in values[12]
     assert "malformed" not in values[4]
 
