@@ -32,7 +32,7 @@ def as_user_error(error: BaseException) -> GraniteDemoError | None:
     if isinstance(error, GraniteDemoError):
         return error
     log.error("Generation failed.", exc_info=error)
-    from granite_demo.loading.placement import is_out_of_memory  # torch, which this module is imported without
+    from granite_demo.loading.placement import is_out_of_memory  # this module is imported without torch
 
     if is_out_of_memory(error):
         return EngineError("The model ran out of memory. Use a shorter prompt or fewer new tokens, then try again.")

@@ -1,4 +1,4 @@
-"""The bridge from the engine's thread to the asyncio task of one request."""
+"""Streams of results from the engine's thread to the asyncio task of a request."""
 
 import asyncio
 import contextlib

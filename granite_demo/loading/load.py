@@ -137,7 +137,7 @@ def load_model(
 def _keep(loaded: LoadedModel, copy: Path) -> None:
     try:
         quantized_copies.save_copy(loaded.model, loaded.tokenizer, copy)
-    except OSError as error:  # the model is loaded all the same
+    except OSError as error:  # the model is loaded anyway
         log.warning("The quantized copy of %s could not be saved: %s", loaded.spec.name, error)
 
 

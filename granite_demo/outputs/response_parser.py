@@ -1,6 +1,6 @@
 """Parses the decoded text of one answer into reasoning, text, tool calls, citations and appendices.
 
-The ``Dialect`` supplies all markers. The text may be fed in pieces of any size: the joined parts are the same. At the
+The ``Dialect`` supplies all markers. The text can be fed in pieces of any size: the joined parts are the same. At the
 end, call ``flush`` to get the text that was held back, or ``discard`` to drop it.
 """
 
@@ -18,7 +18,7 @@ from granite_demo.types.messages import ToolSpec
 Mode = Literal["lead", "reasoning", "call", "answer", "tool", "mark", "appendix", "ended"]
 """The position in the answer.
 
-``lead``: white space at the start or after a marker; another marker may follow. ``call``: directly after the marker of
+``lead``: white space at the start or after a marker; another marker can follow. ``call``: directly after the marker of
 a tool call; the next characters decide whether it is a call or text about calls. ``tool``: in the body of a call.
 ``mark``: in the mark of a cited document.
 """
@@ -32,7 +32,7 @@ MAX_MARK = 64
 
 
 class ResponseParser:
-    """Parses the text of one answer. Text that may be the start of a marker is held back until more text decides.
+    """Parses the text of one answer. Text that can be the start of a marker is held back until more text decides.
 
     White space around the reasoning, before tool calls and before appendices is part of the markers and is dropped.
     A tool call inside the reasoning ends the reasoning, because models forget to close it before they call.
@@ -43,7 +43,7 @@ class ResponseParser:
         self._dialect = dialect
         self._tools = tools
         self._mode: Mode = "reasoning" if starts_in_reasoning else "lead"
-        # The markers that may follow in "lead", besides those of tool calls and appendices.
+        # The markers that can follow in "lead", besides those of tool calls and appendices.
         self._leads = (*dialect.reasoning_open, *dialect.reasoning_close, *filter(None, (dialect.response_open,)))
         self._beginning = True  # no marker yet: white space at the start is shown
         self._kinds = {marker.strip(): kind for marker, kind in dialect.appendices}
@@ -54,7 +54,7 @@ class ResponseParser:
         # No marker starts in them, so they are not searched again, however long they get.
         self._waiting: list[str] = []
         self._outer: Literal["reasoning", "answer"] = "answer"  # the mode around a "call"
-        self._close_may_follow = False  # a call has ended the reasoning, and the closing marker may still follow
+        self._close_may_follow = False  # a call has ended the reasoning, and the closing marker can still follow
         self._string = JsonString()  # the position in the body of a call
         self._body: list[str] = []
         self._reasoning_shown = False

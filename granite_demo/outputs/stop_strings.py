@@ -1,6 +1,6 @@
 """Ends the streamed text of one answer at a stop string.
 
-The text may be fed in pieces of any size: the joined results are the same. At the end, ``flush`` returns the text that
+The text can be fed in pieces of any size: the joined results are the same. At the end, ``flush`` returns the text that
 was held back.
 """
 
@@ -8,7 +8,7 @@ was held back.
 class StopStrings:
     """Cuts a stream of text before the first stop string.
 
-    Text that may be the start of a stop string is held back until more text decides.
+    Text that can be the start of a stop string is held back until more text decides.
     """
 
     def __init__(self, stop: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ CUT_OFF = "The call was cut off before its end."
 # Answers can be long, so every scan is linear. The group is empty if the string has no end.
 STRING = re.compile(r'"(?:[^"\\]|\\.)*+("?)', re.DOTALL)
 CALL_NAME = re.compile(r'"name"\s*:\s*"([^"\\]*)"|<function=([^<>\n]+)>')
-# Values may contain the closing tags. A closing tag counts only if the next tag or the end of the text follows.
+# Values can contain the closing tags. A closing tag counts only if the next tag or the end of the text follows.
 TAGS = {
     tag: (re.compile(rf"<{tag}=([^<>\n]+)>"), re.compile(rf"</{tag}>(?=\s*+(?:<{tag}=|\Z))"))
     for tag in ("function", "parameter")

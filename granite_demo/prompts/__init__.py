@@ -1,1 +1,1 @@
-"""From a request to token ids."""
+"""Converts a request to token ids."""

@@ -45,7 +45,7 @@ def find_switches(tokenizer: Any) -> Switches:
         return Switches()
     try:
         return _Prober(tokenizer).switches()
-    except Exception as error:  # templates are code of the checkpoint's author; without switches it may still chat
+    except Exception as error:  # templates are code of the checkpoint's author; without switches it can still chat
         log.warning("Cannot find the switches of the chat template: %s", error)
         return Switches()
 

@@ -1,1 +1,1 @@
-"""Many requests in each step on a CUDA GPU."""
+"""The batching engine: many requests in each step."""

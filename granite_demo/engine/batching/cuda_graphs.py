@@ -98,7 +98,7 @@ def capture(manager: Any, steps: list[Step], quick: bool) -> None:
 
 
 def _capture_only(runner: Any, forward: Callable[..., None], stream: Any, *args: Any) -> None:
-    """``ModelRunner._capture_graph`` without running the step first."""
+    """Do the work of ``ModelRunner._capture_graph`` without running the step first."""
     graph = create_accelerator_graph()
     with accelerator_graph_capture_context(graph, stream=stream, pool=runner.graph_pool_id):
         forward(*args)

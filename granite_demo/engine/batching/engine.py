@@ -244,7 +244,7 @@ class BatchingEngine:
         """Submit a constrained request that has its next mask, or end it with ``error``."""
         with self._lock:
             if not self._slots.leave_suspended(request):
-                return  # cancelled, or all have ended
+                return  # the request was cancelled, or all requests have ended
             if not error and self._recovering:
                 self._quarantine.add([request], alone=False)
             elif not error:

@@ -84,10 +84,10 @@ class BatchSampler:
             remembers = row.sampling.repetition_penalty != 1 or row.adjusts
             if remembers and self._owners.get(row.slot) != state.request_id:
                 self._mark(row, state.request_id, state.initial_tokens + state.generated_tokens)
-        # The offset counts the step that is being prepared, and so also one that is still in flight.
+        # The offset includes the step that is prepared here, and one that can still be in flight.
         positions = [state.position_offset - row.prompt_length for state, row in zip(states, rows, strict=True)]
-        if rows != self._packed:  # mostly they are those of the step before
-            # Columns that only pad the batch must not keep a slot from an earlier one.
+        if rows != self._packed:  # they are usually those of the previous step
+            # Padding columns must not have a slot of an earlier batch.
             self._packed, self._columns = rows, self._blank.clone()
             if rows:
                 self._columns[:, : len(rows)] = self._pack(rows)
@@ -99,26 +99,26 @@ class BatchSampler:
         return arg_storage
 
     def _pack(self, rows: list[Row]) -> torch.Tensor:
-        """The columns of ``rows``, with a place for each one's position in the last line."""
+        """Return the columns of ``rows``. The last line is for the positions."""
         samplings = [row.sampling for row in rows]
         floats = [(*parameters(s), s.frequency_penalty, s.presence_penalty) for s in samplings]
         seeds = torch.tensor([s.seed or 0 for s in samplings], dtype=torch.int64).view(torch.int32).view(-1, 2)
-        # Rows that adjust nothing read and write the last line of the tables, whose bias is 0.
+        # Rows without changes use the last line of the tables, whose bias is 0.
         lines = [row.slot if row.adjusts else self._slots for row in rows]
         integers = torch.tensor([[line, row.slot, 0] for line, row in zip(lines, rows, strict=True)])
         return torch.cat((torch.tensor(floats).view(torch.int32), seeds, integers.int()), dim=1).T.contiguous()
 
     def _mark(self, row: Row, request_id: str, tokens: list[int]) -> None:
         self._owners[row.slot] = request_id
-        # In the order of the forward passes: one that is in flight may still write for the slot's previous owner.
+        # In the order of the forward passes, because one in flight can still write for the previous owner of the slot.
         with torch.cuda.stream(self.stream):
             self._seen[row.slot] = False
             self._seen[row.slot, torch.tensor(tokens, device=self._seen.device)] = True
             if row.adjusts:
-                # What the loop takes for a part of the prompt may be of the answer: see Loop.submit.
+                # For the loop, the prompt can contain a part of the answer: see Loop.submit.
                 self._tables.write(row.slot, row.sampling, row.mask, tokens[row.prompt_length :])
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step stays the same whoever asks for what
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a compiled step must not depend on the requests
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, args: torch.Tensor) -> torch.Tensor:
         """Return scores whose argmax is the choice, shape (n, V). Rows with NaN logits stay NaN.
 
@@ -128,14 +128,14 @@ class BatchSampler:
         low, high, line, slot, position = (row.long() for row in args[_FLOATS:])
         seed = (high << 32) | (low & 0xFFFFFFFF)
         rows = Rows(temperature, top_k, top_p, min_p, penalty, seed, position)
-        # The log probability that continuous batching reports is then 0, or NaN where a logit is.
+        # Continuous batching then reports the log probability 0, or NaN if a logit is NaN.
         certain = scores.sum(dim=-1, keepdim=True) * 0
         logprobs = torch.log_softmax(scores, dim=-1) if self.with_logprobs else None
         if self.adjusting:
             scores = self._tables.adjust(scores, line, self._seen[slot], penalty, *penalties)
             rows = replace(rows, penalty=torch.ones_like(penalty))
         penalised = None if logprobs is None else penalise(scores, self._seen[slot], rows.penalty)
-        choice = self._choose(scores, rows, self._seen, slot)  # may overwrite the scores
+        choice = self._choose(scores, rows, self._seen, slot)  # can overwrite the scores
         self._seen.index_put_((slot, choice), torch.ones_like(slot, dtype=torch.bool))
         if self.adjusting:
             self._tables.count(line, choice)

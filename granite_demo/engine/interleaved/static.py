@@ -29,15 +29,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class StaticSlot:
-    """A place in the cache and the token ids in it."""
+    """The location of a slot in the cache, and the token ids in it."""
 
     place: Place
     ids: list[int] = field(default_factory=list)
     open: bool = False
     dirty: bool = False
-    """A step failed in it."""
+    """Whether a step has failed in it."""
     used: int = 0
-    """When, counted in requests; 0 for an empty one."""
+    """When it was last used, counted in requests. 0: empty."""
 
 
 class StaticRunner:
@@ -57,8 +57,8 @@ class StaticRunner:
         sizes: Sizes | None = None,
     ) -> None:
         self._model: Any = loaded.model
-        self._sdpa_because = "" if rows else "asked for" if rows is False else _rows_problem(loaded)
-        self._step_by_step_because = _record_problem(loaded) if record == "auto" else "" if record else "asked for"
+        self._sdpa_because = "" if rows else "requested" if rows is False else _rows_problem(loaded)
+        self._step_by_step_because = _record_problem(loaded) if record == "auto" else "" if record else "requested"
         self._no_chunks_because = ""
         self._record: Record | None = None
         if not self._step_by_step_because:
@@ -67,7 +67,7 @@ class StaticRunner:
         self._steps = Steps(self._model, dtype, loaded.context_length, slots, rows, sizes or Sizes())
         self._slots = [StaticSlot(place) for place in self._steps.places]
         self.context_length = loaded.context_length
-        # Less is read in one recorded step, about as fast as it is copied. States are not copied.
+        # Fewer tokens are computed in one recorded step, about as fast as a copy. States are not copied.
         self._worth_copying = min(self._steps.sizes.padded) if self._steps.rewinds else self._steps.length + 1
         self._clock = 0
         self._checks = LayerChecks(self._model)
@@ -109,7 +109,7 @@ class StaticRunner:
         return slot
 
     def _shared(self, slot: StaticSlot, prompt_ids: Sequence[int]) -> int:
-        # The logits after the last token are not kept, so one token at least is read again.
+        # The logits after the last token are not kept, so at least one token is computed again.
         shared = common(slot.ids, prompt_ids[:-1])
         return shared if self._steps.rewinds or shared == len(slot.ids) else 0
 
@@ -202,7 +202,7 @@ class StaticRunner:
 
 def _rows_problem(loaded: LoadedModel) -> str:
     if loaded.placement.attention == "eager":
-        return "eager was asked for"
+        return "the attention is eager"
     if loaded.shape is not None and loaded.shape.mamba:
         return "a hybrid has few layers with attention"
     return rows_problem(loaded.model.config, loaded.model.device, loaded.placement.dtype)

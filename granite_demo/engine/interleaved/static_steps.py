@@ -85,7 +85,7 @@ class Steps:
         return self._lengths
 
     def _doubling(self) -> list[int]:
-        # A view costs its whole length, but is recorded for each slot; rows cost what is used, or not much more.
+        # A view costs its full length and is recorded for each slot. Rows cost only what is used, or little more.
         factor = 2 if self._one_for_all else 4
         lengths = [self.sizes.shortest]
         while lengths[-1] < self.length:
@@ -106,7 +106,7 @@ class Steps:
         sizes = [size for size in self._padded if position + size <= self.length]
         wide = next((size for size in sizes if size >= count), 0)
         narrow = max((size for size in sizes if size <= count), default=0)
-        # Half full is better than several smaller ones.
+        # A half-full step is better than several smaller ones.
         return wide if wide and (2 * count > wide or not narrow) else narrow
 
     def run(self, place: Place, position: int, ids: list[int], size: int) -> torch.Tensor:
@@ -226,7 +226,7 @@ class Steps:
 
 @contextmanager
 def _single_token_experts(model: Any, size: int) -> Iterator[None]:
-    """For one token, experts as transformers' ``generate`` runs them: their other way waits for the GPU, or is slow."""
+    """For one token, run experts as ``generate`` in transformers: others wait for the GPU or are slow."""
     before = model.get_experts_implementation()
     switch = size == 1 and model.device.type == "cuda" and "grouped_mm" in before.values()
     if switch:

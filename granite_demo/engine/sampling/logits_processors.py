@@ -151,6 +151,6 @@ class ProcessorTables:
         return apply_penalties(logits, self._counts[line], frequency, presence)
 
     def count(self, line: torch.Tensor, choice: torch.Tensor) -> None:
-        """Count the chosen tokens, (B,)."""
+        """Count the chosen tokens, shape (B,)."""
         indices = line * self._shape[1] + choice
         self._counts.view(-1).scatter_add_(0, indices, torch.ones_like(indices, dtype=torch.float32))
