@@ -1,4 +1,4 @@
-"""Which engine is chosen, and the reasons that are given."""
+"""Which engine is chosen, and the reasons for it."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -36,7 +36,7 @@ def loaded_on(placement: Placement, shape: Shape | None = SHAPE) -> LoadedModel:
 
 
 class Engines:
-    """Stands in for the engines that need a GPU, and remembers which were made."""
+    """Replaces the engines that need a GPU, and records which were made."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.made: list[str] = []
@@ -44,7 +44,7 @@ class Engines:
         self.options: dict[str, Any] = {}
         self.arguments: tuple[Any, ...] = ()
         self.failures: dict[str, BaseException] = {}
-        """What making or warming up an engine raises, by its name."""
+        """The error of making or warming up an engine, by its name."""
         monkeypatch.setattr(factory, "BatchingEngine", self._make("batching"))
         monkeypatch.setattr(factory, "StaticRunner", self._make("static"))
         monkeypatch.setattr(factory, "DynamicRunner", self._make("dynamic"))
@@ -94,7 +94,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Engines:
 
 
 def chosen(engine: Any) -> tuple[str, str]:
-    """The engine's name and why it was chosen, as it tells."""
+    """Return the name of the engine and the reason for the choice."""
     kind = engine.setup.kind
     return kind.value.name, kind.reason
 

@@ -198,9 +198,9 @@ def test_a_hybrid_goes_on_from_the_end_only(tiny: Callable[[str], LoadedModel]) 
     assert again.ids == text[:-1]
     assert write(made, again, longer, 20) == generate(loaded, longer, 20)
     made.close(again)
-    anew = made.open(PROMPT)
-    assert anew.ids == []
-    assert write(made, anew, PROMPT, 20) == generate(loaded, PROMPT, 20)
+    empty = made.open(PROMPT)
+    assert empty.ids == []
+    assert write(made, empty, PROMPT, 20) == generate(loaded, PROMPT, 20)
     made.release()
 
 
