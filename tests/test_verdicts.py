@@ -33,7 +33,7 @@ LABELS = {
 FORM = "The continuation has to be"
 PAGE_CELLS: dict[str, tuple[dict[str, Any], str]] = {
     "an empty prompt": ({"Text": ""}, "The prompt is empty."),
-    "a pattern too long": ({FORM: "regex", "Regular expression": "x" * 5000}, "A pattern is a text of 1 to"),
+    "a pattern too long": ({FORM: "regex", "Regular expression": "x" * 5000}, "A pattern must be a text of 1 to"),
     "nothing to choose from": ({FORM: "choice", "Choices": ""}, "choices"),
     "a schema that cannot be kept to": ({FORM: "json_schema", "JSON schema": SCHEMA}, "not at # of the schema"),
 }
@@ -43,12 +43,15 @@ FLAG_CELLS: dict[str, tuple[list[str], str]] = {
         ["Hi", "--temperature", "1" + "0" * 400],
         "Temperature must be a number",
     ),
-    "an empty question": (["--chat", " \n"], "The last message must be a user's, and not empty"),
-    "a system message alone": (["--system", "Be kind.", ""], "The last message must be a user's, and not empty"),
+    "an empty question": (["--chat", " \n"], "The last message must be from a tool, or from the user and not empty"),
+    "a system message alone": (
+        ["--system", "Be kind.", ""],
+        "The last message must be from a tool, or from the user and not empty",
+    ),
     "an unknown field": (["Hi", "--best-of-all", "1"], "No such option: --best-of-all"),
     "too many alternatives": (["Hi", "--json", "--logprobs", "21"], "Logprobs must be between 0 and 20"),
     "a schema that cannot be kept to": (["Hi", "--schema", "FILE"], "not at # of the schema"),
-    "a pattern too long": (["Hi", "--regex", "x" * 5000], "A pattern is a text of 1 to"),
+    "a pattern too long": (["Hi", "--regex", "x" * 5000], "A pattern must be a text of 1 to"),
     "nothing to choose from": (["Hi", "--choice", ""], "choices"),
     "two formats": (["Hi", "--regex", "a", "--choice", "a"], "only one of"),
     "thinking that is a number": (["Hi", "--thinking", "1"], "hinking must be"),

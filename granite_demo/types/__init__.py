@@ -1,1 +1,1 @@
-"""The values that cross the seams. Standard library only."""
+"""The values of the interfaces between page, backends and engines. Uses the standard library only."""

@@ -1,4 +1,4 @@
-"""Two precisions of one model on one text. Standard library only."""
+"""The result of a comparison of two precisions of a model on one text. Uses the standard library only."""
 
 import csv
 import io
@@ -12,16 +12,16 @@ COLUMNS += ["top_other"]
 
 @dataclass(frozen=True, slots=True)
 class ComparedToken:
-    """One place of the text. The distributions are those of the token that comes here."""
+    """One token of the text, with the distributions that predict it."""
 
     id: int
     text: str
     divergence: float
-    """Kullback-Leibler divergence of the other's distribution from the reference's, in nats: sum p log(p/q)."""
+    """The Kullback-Leibler divergence in nats: sum p log(p/q), with p of the reference and q of the other."""
     agree: bool
-    """Whether both find the same token likeliest."""
+    """Whether both have the same most likely token."""
     reference: float
-    """The reference's log probability of this token."""
+    """The log probability of this token in the reference."""
     other: float
     reference_top: str = ""
     other_top: str = ""
@@ -29,41 +29,44 @@ class ComparedToken:
 
 @dataclass(frozen=True, slots=True)
 class ComparedSide:
-    """One of the two ways: what it is and what it costs."""
+    """One of the two precisions, with its speed, memory and perplexity."""
 
     label: str
-    """Such as bfloat16, or nf4."""
+    """The precision, such as bfloat16 or nf4."""
     facts: tuple[tuple[str, str, str], ...]
     weights_bytes: int | None
     prefill_rate: float
-    """Tokens of the text read per second."""
+    """Prefill of the text, in tokens per second."""
     decode_rate: float | None
-    """Tokens generated per second after it, for one user."""
+    """Generation after the text for one user, in tokens per second."""
     perplexity: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """The last event of comparing."""
+    """The last event of a comparison."""
 
     tokens: tuple[ComparedToken, ...]
-    """All but the first token of the text, which nothing predicts."""
+    """All tokens of the text except the first, which has no prediction."""
     reference: ComparedSide
     other: ComparedSide
 
     @property
     def mean_divergence(self) -> float:
-        """In nats a token."""
+        """The mean divergence in nats for each token."""
         return sum(token.divergence for token in self.tokens) / max(1, len(self.tokens))
 
     @property
     def agreement(self) -> float:
-        """The share of places where both find the same token likeliest."""
+        """The share of tokens for which both have the same most likely token."""
         return sum(token.agree for token in self.tokens) / max(1, len(self.tokens))
 
 
 def to_csv(comparison: Comparison) -> str:
-    """Every place as a row. Texts are JSON strings: so none begins a formula, and line breaks can be seen."""
+    """Return CSV with a row for each token.
+
+    Texts are JSON strings, so that no cell is a formula or has a line break.
+    """
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(COLUMNS)
@@ -80,7 +83,7 @@ def _plain(value: float) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Comparing:
-    """Progress: what is done right now."""
+    """The progress of a comparison: the current step, and the completed part from 0 to 1."""
 
     text: str
     fraction: float | None = None

@@ -1,8 +1,8 @@
-"""The values that cross the two seams. Standard library only; knows neither models nor transports.
+"""The events of a backend. Uses the standard library only.
 
-A ``Backend`` takes a ``GenerationRequest`` and yields ``StreamEvent`` values: ``Dropped`` and ``Queued`` while it
-waits, then the answer's parts in the order in which the model wrote them, and one ``Finish``. An ``Engine`` takes
-token ids and ``SamplingParams`` and yields ``Queued`` and ``Token`` values.
+A ``Backend`` gets a ``GenerationRequest`` and yields ``StreamEvent`` values: ``Dropped`` and ``Queued`` while it waits,
+then the parts of the answer in their order, and one ``Finish``. An ``Engine`` gets token ids and ``SamplingParams``,
+and yields ``Queued`` and ``Token`` values.
 """
 
 from collections.abc import Mapping
@@ -13,15 +13,18 @@ from granite_demo.types.logprobs import ScoredToken
 from granite_demo.types.messages import ToolCall
 
 FinishReason = Literal["stop", "length", "tool_calls", "stopped"]
-"""OpenAI's words: ``stop`` for an end token or a stop string, ``length`` for the token limit.
+"""The finish reasons of OpenAI: ``stop`` for an end token or a stop string, ``length`` for the token limit.
 
-``stopped`` is ours, for an answer that its reader (``GenerationRequest.stop``) or an error has ended.
+``stopped`` is an addition, for an answer that ``GenerationRequest.stop`` or an error ended.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Queued:
-    """The request waits; ``ahead`` others come before it. Sent again whenever that changes."""
+    """The request waits in the queue.
+
+    It is yielded each time that ``ahead``, the number of requests before it, changes.
+    """
 
     ahead: int
 
@@ -33,7 +36,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     reasoning_tokens: int = 0
-    """Those of the completion tokens that are thinking."""
+    """The completion tokens that are thinking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +44,24 @@ class Timings:
     """Wall-clock times of one request in seconds, from its arrival at the backend."""
 
     ttft: float
-    """Time to first token: template, queue and prefill."""
+    """Time to first token, which includes template, queue and prefill."""
     total: float
     reasoning: float = 0.0
-    """Of these, spent on thinking."""
+    """The part of ``total`` for the thinking."""
     written: int = 0
-    """Tokens that were there before."""
+    """Tokens that the answer had before it was continued."""
 
     def decode_rate(self, completion_tokens: int) -> float | None:
-        """Tokens per second after the first one, or None when there was only one."""
+        """Return tokens per second without the first token, or None if there is only one."""
         seconds, new = self.total - self.ttft, completion_tokens - self.written
         return (new - 1) / seconds if new > 1 and seconds > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
 class TokenScored:
-    """A generated token with its log probabilities, before the text that became certain with it.
+    """A generated token with its log probabilities. It comes before the text that the token completes.
 
-    Only where ``SamplingParams.logprobs`` asked for it.
+    Only if ``SamplingParams.logprobs`` is set.
     """
 
     token: ScoredToken
@@ -66,7 +69,7 @@ class TokenScored:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """More of the answer. ``completion_tokens`` counts the tokens generated so far, those held back included."""
+    """More text of the answer. ``completion_tokens`` is the number of tokens until now, also those held back."""
 
     text: str
     completion_tokens: int
@@ -74,7 +77,7 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of the thinking before the answer; ``completion_tokens`` as in ``TextDelta``."""
+    """More text of the thinking before the answer, with ``completion_tokens`` as in ``TextDelta``."""
 
     text: str
     completion_tokens: int
@@ -82,24 +85,24 @@ class ReasoningDelta:
 
 @dataclass(frozen=True, slots=True)
 class ToolCalled:
-    """A call of a tool, whole; one that cannot be read has its ``error`` set."""
+    """A complete tool call. If it cannot be parsed, its ``error`` is set."""
 
     call: ToolCall
 
 
 @dataclass(frozen=True, slots=True)
 class Citation:
-    """What the answer's text from ``start`` to ``end`` rests on; both are the same where the model marks one place."""
+    """The source of the text of the answer from ``start`` to ``end``. They are equal if the model marks a position."""
 
     document: str
-    """The number of the document, or the mark that the model gave its source."""
+    """The number of the document, or the key that the model uses for its source."""
     start: int
     end: int
 
 
 @dataclass(frozen=True, slots=True)
 class Appendix:
-    """A list that the model adds after its answer: of its citations, or of what it may have made up."""
+    """A list that the model adds after its answer: its citations, or statements that may be hallucinations."""
 
     kind: Literal["citations", "hallucinations"]
     text: str
@@ -107,40 +110,40 @@ class Appendix:
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """The oldest ``messages`` of the conversation were left out, since it does not fit the context."""
+    """The number of the oldest messages that were left out, because the conversation does not fit in the context."""
 
     messages: int
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """What made an answer, as far as it is known: enough to make it again."""
+    """The model, the prompt and the choices of an answer, to reproduce it. Empty values are not known."""
 
     model: str = ""
     revision: str = ""
     template_sha256: str = ""
     prompt_sha256: str = ""
-    """Of the prompt's token ids, as decimal numbers with commas."""
+    """The SHA-256 of the token ids of the prompt as decimal numbers with commas between them."""
     choices: Mapping[str, str] = field(default_factory=dict)
-    """By name, the value of device, precision, quantization, attention and engine."""
+    """The values of device, precision, quantization, attention and engine, by name."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finish:
-    """The last event of a stream. A stream that fails after its first token yields one, too, before it raises."""
+    """The last event of a stream. A stream that fails after its first token also yields it before it raises."""
 
     reason: FinishReason
     usage: Usage
     timings: Timings
     seed: int | None = None
-    """The seed the answer was sampled with; None for greedy."""
+    """The seed of the sampling. None: greedy."""
     token_ids: tuple[int, ...] = ()
-    """Every generated token, the end token included; empty where the backend does not know them."""
+    """All generated tokens, including the end token. Empty: the backend does not know them."""
     provenance: Provenance | None = None
 
     @classmethod
     def unbegun(cls, seconds: float) -> "Finish":
-        """Of an answer that was stopped after ``seconds``, before an engine had the request."""
+        """Return the finish of an answer that was stopped after ``seconds``, before an engine had the request."""
         return cls("stopped", Usage(0, 0), Timings(0.0, seconds))
 
 
@@ -149,16 +152,16 @@ StreamEvent = Dropped | Queued | TokenScored | ReasoningDelta | TextDelta | Tool
 
 @dataclass(frozen=True, slots=True)
 class ScoreSummary:
-    """The last event of scoring."""
+    """The last event of a scoring."""
 
     tokens: int
     logprob: float
-    """Of the whole text, given its first token."""
+    """The log probability of the complete text, given its first token, in nats."""
     seconds: float
 
     @property
     def perplexity(self) -> float | None:
-        """exp of the mean negative log probability over all tokens but the first; None for a single token."""
+        """exp of the mean negative log probability of all tokens except the first. None for a single token."""
         from math import exp
 
         mean = -self.logprob / (self.tokens - 1) if self.tokens > 1 else None

@@ -1,4 +1,4 @@
-"""How a model is loaded: the options and the stages. Standard library only."""
+"""The options and the stages of a load. Uses the standard library only."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attenti
 
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Which model to load and how: the key of the model cache."""
+    """The model to load, and how. It is the key of the model cache."""
 
     model: str = "sample"
     revision: str | None = None
@@ -27,12 +27,12 @@ class LoadOptions:
     quantization: Quantization = "auto"
     attention: Attention = "auto"
     context: int | None = None
-    """Tokens to limit the context to; None for as many as the model allows and fit."""
+    """The limit of the context in tokens. None: as many as the model allows and as fit in memory."""
     keep_quantized: bool = False
-    """Save a quantized model in the cache folder, from which it loads faster the next time."""
+    """Save the quantized model in the cache folder, so that it loads faster the next time."""
     engine: EngineName = "auto"
     compile: bool = False
-    """Have torch compile the decode step, where layers are not fused, while the model is made ready."""
+    """Compile the decode step with torch during the load, if the layers are not fused."""
 
     @property
     def engine_kind(self) -> EngineKind | None:

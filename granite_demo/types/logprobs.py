@@ -1,7 +1,7 @@
-"""What a model says of each token of a text: the values of the token view, of scoring and of comparing.
+"""The log probabilities of the tokens of a text, for the token view, scoring and comparison.
 
-Log probabilities are natural logarithms. ``logprob`` is under the model's own distribution; ``sampled`` is under the
-one that is drawn from, after penalties, temperature and cuts, and is -inf for what they leave out.
+They are natural logarithms. ``logprob`` is in the distribution of the model. ``sampled`` is in the distribution after
+penalties, temperature and filters, from which the token is sampled; it is -inf for a token that they exclude.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class TokenAlternative:
-    """A token that could stand in a place. ``id`` is -1 where another server does not tell it."""
+    """A possible token at a position. ``id`` is -1 if another server does not send it."""
 
     id: int
     text: str
@@ -19,29 +19,28 @@ class TokenAlternative:
 
 @dataclass(frozen=True, slots=True)
 class ScoredToken:
-    """A token of a prompt or an answer. ``logprob`` is None for the first one of a text, which nothing predicts."""
+    """A token of a prompt or an answer. ``logprob`` is None for the first token of a text, which has no prediction."""
 
     id: int
     text: str
-    """By itself; U+FFFD stands for a part of a character."""
+    """The text of this token alone. An incomplete character is U+FFFD."""
     logprob: float | None = None
     sampled: float | None = None
     entropy: float | None = None
-    """Of the model's own distribution in this place, in nats."""
+    """The entropy of the distribution of the model at this position, in nats."""
     alternatives: tuple[TokenAlternative, ...] = ()
-    """The likeliest tokens of this place, in falling order."""
+    """The most likely tokens at this position, in descending order."""
 
 
 Alternative = tuple[int, float, float]
-"""(token id, log probability, log probability after the samplers), as in ``scores``."""
+"""(token id, ``logprob``, ``sampled``)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One generated token; the log probabilities are those of ``scores``.
+    """One generated token, with the values of ``ScoredToken``.
 
-    They are None unless ``SamplingParams.logprobs`` asked for them; ``alternatives`` are the likeliest, in falling
-    order.
+    They are None if ``SamplingParams.logprobs`` is None. ``alternatives`` are in descending order.
     """
 
     id: int

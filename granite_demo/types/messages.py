@@ -1,4 +1,4 @@
-"""What a conversation is made of. Standard library only; knows neither models nor pages."""
+"""Messages, tools, documents and switches of a conversation. Uses the standard library only."""
 
 import json
 from collections.abc import Mapping
@@ -14,17 +14,17 @@ Originality = Literal["extractive", "abstractive"]
 
 
 def scrub(text: str) -> str:
-    """Replace lone surrogates, which neither tokenizers nor JSON writers accept, by U+FFFD."""
+    """Replace lone surrogates with U+FFFD, because tokenizers and JSON writers do not accept them."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A model's call of a tool. ``error`` says why it cannot be read as one; ``arguments`` is then its raw text."""
+    """A tool call of a model. If it cannot be parsed, ``error`` is the reason and ``arguments`` is the raw text."""
 
     name: str
     arguments: str
-    """JSON text of an object."""
+    """The JSON text of an object."""
     error: str = ""
 
     def __post_init__(self) -> None:
@@ -34,22 +34,22 @@ class ToolCall:
 
 @dataclass(frozen=True, slots=True)
 class ToolSpec:
-    """A tool that the model may call: OpenAI's function definition."""
+    """A tool that the model can call, as in the function definition of OpenAI."""
 
     name: str
     description: str
     parameters: Mapping[str, Any]
-    """JSON schema of an object."""
+    """The JSON schema of an object."""
 
     def as_function(self) -> dict[str, Any]:
-        """The definition as chat templates and OpenAI's API take it."""
+        """Return the definition in the format of OpenAI, which chat templates also use."""
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """A text to answer from. Its number, from 1, is its place among the request's documents."""
+    """A text that the answer must use. Its number, from 1, is its position in the documents of the request."""
 
     title: str
     text: str
@@ -61,7 +61,10 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation. ``thinking`` and ``tool_calls`` are an assistant's; ``name`` is a tool's."""
+    """One message. Only the assistant has ``thinking`` and ``tool_calls``, only a tool has ``name``.
+
+    Raises InvalidRequestError.
+    """
 
     role: Role
     content: str
@@ -72,21 +75,21 @@ class Message:
     def __post_init__(self) -> None:
         if self.role not in get_args(Role):
             raise InvalidRequestError(
-                f"A message's role must be one of {', '.join(get_args(Role))}, not {self.role!r}."
+                f"The role of a message must be one of {', '.join(get_args(Role))}, not {self.role!r}."
             )
         if not isinstance(self.content, str):
-            raise InvalidRequestError("A message's content must be text.")
+            raise InvalidRequestError("The content of a message must be a text.")
         if self.role != "assistant" and (self.thinking or self.tool_calls):
-            raise InvalidRequestError("Only an assistant's message can have thinking or tool calls.")
+            raise InvalidRequestError("Only a message of the assistant can have thinking or tool calls.")
         for name in ("content", "thinking", "name"):
             object.__setattr__(self, name, scrub(getattr(self, name)))
 
 
 @dataclass(frozen=True, slots=True)
 class Controls:
-    """The switches of Granite's chat templates. None and False leave a switch as the template has it.
+    """The values for the switches of the Granite chat templates. None and False: the default of the template.
 
-    A model takes those that its ``Switches`` name; others change nothing. Raises InvalidRequestError.
+    A model ignores a switch that its ``Switches`` do not have. Raises InvalidRequestError.
     """
 
     thinking: Thinking | None = None
@@ -107,10 +110,10 @@ class Controls:
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """What a chat template reads, as found from the template itself."""
+    """The switches that a chat template reads. They are detected from the template."""
 
     thinking: tuple[Thinking, ...] = ()
-    """The levels that differ, the template's own first; empty where it has none."""
+    """The different levels, the default of the template first. Empty: none."""
     length: bool = False
     originality: bool = False
     citations: bool = False
@@ -118,11 +121,11 @@ class Switches:
     tools: bool = False
     documents: bool = False
     conflicts: tuple[tuple[str, str], ...] = ()
-    """(switch, what makes the template ignore it): such as ("thinking", "system"), "tools" or "documents"."""
+    """(switch, reason why the template ignores it). The reason is "system", "tools", "documents" or "no documents"."""
     dialect: str = "plain"
-    """The name of the row in ``dialects`` that the model's answers are read by."""
+    """The name of the row in ``dialects`` that parses the answers of the model."""
 
 
 def canonical_json(value: Any) -> str:
-    """``value`` as the one JSON text that hashes and comparisons are made of."""
+    """Return ``value`` as canonical JSON, for hashes and comparisons: sorted keys, no whitespace."""
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))

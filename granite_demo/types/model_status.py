@@ -1,4 +1,4 @@
-"""What is loaded and how: the choices and their reasons, and the state that every visitor sees.
+"""The state of a model, which all visitors see, and the choices for it with their reasons.
 
 Uses the standard library only.
 """

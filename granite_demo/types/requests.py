@@ -1,4 +1,4 @@
-"""What a backend is asked: to generate, to score and to compare. Standard library only."""
+"""The requests to a backend: to generate, to score and to compare. Uses the standard library only."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -12,27 +12,27 @@ from granite_demo.types.stop import Stop
 
 @dataclass(frozen=True, slots=True)
 class ScoreRequest:
-    """A text to score, or the ids of its tokens. Raises InvalidRequestError."""
+    """A text to score, or its token ids. Raises InvalidRequestError."""
 
     text: str = ""
     token_ids: tuple[int, ...] | None = None
     alternatives: int = 5
     special_tokens: bool = False
-    """Whether the text may spell control tokens."""
+    """Whether control tokens in the text are parsed."""
     model: LoadOptions | None = None
-    """Score with this model rather than the one that is chosen."""
+    """The model for this request. None: the current model."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", scrub(self.text))
         if not self.text and not self.token_ids:
-            raise InvalidRequestError("There is no text to score.")
+            raise InvalidRequestError("The text to score is empty.")
         if not 0 <= self.alternatives <= MAX_ALTERNATIVES:
             raise InvalidRequestError(f"alternatives must be between 0 and {MAX_ALTERNATIVES}.")
 
 
 @dataclass(frozen=True, slots=True)
 class CompareRequest:
-    """A text that two ways to load a model read, token by token: ``reference`` first. Raises InvalidRequestError."""
+    """A text, and the two ways to load a model that are compared on it. Raises InvalidRequestError."""
 
     text: str
     reference: LoadOptions
@@ -42,50 +42,53 @@ class CompareRequest:
     def __post_init__(self) -> None:
         object.__setattr__(self, "text", scrub(self.text))
         if not self.text:
-            raise InvalidRequestError("There is no text to compare on.")
+            raise InvalidRequestError("The text for the comparison is empty.")
         if self.reference == self.other:
             raise InvalidRequestError("Both sides are the same. Choose another precision for one of them.")
 
 
 Overflow = Literal["refuse", "drop"]
-"""When a conversation does not fit the context: an error, or the oldest turns are left out."""
+"""What to do if a conversation does not fit in the context: raise an error, or leave out the oldest turns."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationRequest:
-    """What to generate from: a conversation (``messages``), raw text (``prompt``) or the ids of tokens."""
+    """A conversation (``messages``), a raw text (``prompt``) or token ids to generate from, and how.
+
+    Raises InvalidRequestError.
+    """
 
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
     suffix: str | None = None
-    """What follows the gap after ``prompt`` that is to be filled; the prompt may then be empty."""
+    """For fill-in-the-middle: the text after the gap that follows ``prompt``, which can then be empty."""
     special_tokens: bool = False
-    """Whether ``prompt`` may spell control tokens; else they are plain text."""
+    """Whether control tokens in ``prompt`` are parsed. If not, they are plain text."""
     sampling: SamplingParams = field(default_factory=SamplingParams)
     begun: tuple[str, tuple[int, ...]] = ("", ())
-    """The end of a prompt that is the beginning of what has to keep to the constraint: a text, and tokens after it."""
+    """The end of the prompt that the constraint also applies to: a text, and tokens after it."""
     written: tuple[int, ...] = ()
-    """Tokens of the answer to ``messages`` that are there already: it is told from its beginning, and goes on."""
+    """For a continued answer to ``messages``: the tokens that it has. The stream repeats their events."""
     tools: tuple[ToolSpec, ...] = ()
     documents: tuple[Document, ...] = ()
     controls: Controls = field(default_factory=Controls)
     overflow: Overflow = "refuse"
     model: LoadOptions | None = None
-    """Answer with this model rather than the one that is chosen; it takes the other's place in memory meanwhile."""
+    """The model for this request. None: the current model. It may replace the current model in memory for that time."""
     stop: Stop = field(default_factory=Stop, compare=False, repr=False)
-    """Ends the answer early when it is set."""
+    """Ends the answer when it is set."""
 
     def __post_init__(self) -> None:
         given = (bool(self.messages), self.prompt is not None, self.prompt_ids is not None)
         if sum(given) != 1:
             raise InvalidRequestError("A request needs either messages or a prompt.")
         if self.written and (not self.messages or self.sampling.constraint):
-            raise InvalidRequestError("Only an answer in a conversation, of a free form, can be gone on with.")
+            raise InvalidRequestError("Only an answer in a conversation, without a constraint, can be continued.")
         if self.overflow not in ("refuse", "drop"):
             raise InvalidRequestError(f"overflow must be refuse or drop, not {self.overflow!r}.")
         if self.suffix is not None and self.prompt is None:
-            raise InvalidRequestError("A suffix needs a prompt that is text.")
+            raise InvalidRequestError("A suffix needs a text prompt.")
         if self.prompt is not None:
             if not self.prompt and not self.suffix:
                 raise InvalidRequestError("The prompt is empty. Write something to continue from.")
@@ -95,11 +98,11 @@ class GenerationRequest:
             if not self.prompt_ids:
                 raise InvalidRequestError("The prompt is empty. Write something to continue from.")
         elif (last := self.messages[-1]).role != "tool" and (last.role != "user" or not last.content.strip()):
-            raise InvalidRequestError("The last message must be a user's, and not empty, or a tool's.")
+            raise InvalidRequestError("The last message must be from a tool, or from the user and not empty.")
 
     @property
     def calls(self) -> bool:
-        """Whether the answer may call tools: some are offered, or the conversation has called some before."""
+        """Whether the answer can call tools: the request has some, or the conversation called some before."""
         return bool(self.tools) or any(message.tool_calls for message in self.messages)
 
     @property

@@ -1,4 +1,4 @@
-"""How tokens are chosen and when an answer ends: the parameters of one request, checked."""
+"""The sampling parameters of one request, and their checks."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ MAX_STOP_STRINGS = 4
 MAX_STOP_LENGTH = 64
 MAX_SEED = 2**63 - 1
 MAX_ALTERNATIVES = 20
-"""OpenAI's limit for top_logprobs."""
+"""The limit of OpenAI for top_logprobs."""
 MAX_BIASES = 300
 
 
@@ -34,7 +34,7 @@ def _integer(name: str, value: Any, low: int, high: int) -> int:
 
 
 def _but(value: float) -> str:
-    # A longer number is no help to a reader, and Python refuses to write out very long ones.
+    # A longer number does not help a reader, and Python cannot format very long ones.
     return f", not {value:g}" if abs(value) < 1e15 else ""
 
 
@@ -45,14 +45,14 @@ def _flag(default: Any, help_text: str) -> Any:
 
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How the next token is chosen and when generation ends. Values are checked and coerced on construction.
+    """How the next token is selected and when the answer ends. Values are checked and converted on construction.
 
-    ``temperature`` 0 is greedy; ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
-    ``max_tokens`` None means as many as the context leaves. ``seed`` None draws a new one. ``logprobs`` is the number
-    of alternatives to report with each token's log probability; None reports neither. ``frequency_penalty`` and
-    ``presence_penalty`` are OpenAI's: taken off the logits of tokens of the answer, for each time and once.
-    ``logit_bias``: (token id, what is added to its logit). ``constraint``: what the answer has to be. Raises
-    InvalidRequestError.
+    ``temperature`` 0 is greedy. ``top_p`` 1, ``top_k`` 0, ``min_p`` 0 and ``repetition_penalty`` 1 are off.
+    ``max_tokens`` None is the rest of the context. ``seed`` None is random. ``logprobs`` is the number of alternatives
+    to return with the log probability of each token; None returns neither. ``frequency_penalty`` and
+    ``presence_penalty`` are those of OpenAI: they are subtracted from the logits of the tokens of the answer, for each
+    occurrence and once. ``logit_bias`` has (token id, value to add to its logit). ``constraint`` is the format of the
+    answer. Raises InvalidRequestError.
     """
 
     temperature: float = _flag(0.0, "Randomness of the choice of tokens. 0: always the most likely token (greedy).")
@@ -94,12 +94,12 @@ class SamplingParams:
 
     @property
     def adjusts(self) -> bool:
-        """Whether logits are changed in ways that few requests ask for."""
+        """Whether the logits need a processor that most requests do not need."""
         return bool(self.frequency_penalty or self.presence_penalty or self.logit_bias or self.constraint)
 
     def _checked_bias(self) -> tuple[tuple[int, float], ...]:
         if len(self.logit_bias) > MAX_BIASES:
-            raise InvalidRequestError(f"logit_bias may name at most {MAX_BIASES} tokens, not {len(self.logit_bias)}.")
+            raise InvalidRequestError(f"logit_bias has {len(self.logit_bias)} tokens; the limit is {MAX_BIASES}.")
         return tuple(
             (_integer("A token id of logit_bias", token, 0, 10_000_000), _number("logit_bias", value, -100.0, 100.0))
             for token, value in self.logit_bias
@@ -107,7 +107,7 @@ class SamplingParams:
 
     def _checked_stop(self) -> tuple[str, ...]:
         if not isinstance(self.stop, (str, Sequence)):
-            raise InvalidRequestError("Stop strings must be given as a list of texts.")
+            raise InvalidRequestError("Stop strings must be a list of texts.")
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if len(stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"At most {MAX_STOP_STRINGS} stop strings are allowed, not {len(stop)}.")

@@ -1,4 +1,4 @@
-"""The wish of a reader that an answer ends early. Standard library only."""
+"""The signal to end an answer early. Uses the standard library only."""
 
 import asyncio
 import contextlib
@@ -9,14 +9,14 @@ T = TypeVar("T")
 
 
 class StoppedError(Exception):
-    """A wait was ended by its ``Stop``."""
+    """A ``Stop`` ended a wait."""
 
 
 class Stop:
-    """Goes to a backend with a request; ``set`` ends that request's answer within a moment.
+    """A part of a request to a backend. ``set`` ends the answer to the request soon.
 
-    The stream then yields what it held back and a Finish, as it cannot when a reader closes it: a closed generator
-    yields nothing more. One stop may serve several requests.
+    The stream then yields the text that was held back and a Finish. It cannot do so when a reader closes it, because a
+    closed generator yields nothing. Several requests can share one stop.
     """
 
     def __init__(self) -> None:
@@ -24,18 +24,18 @@ class Stop:
         self._calls: list[Callable[[], object]] = []
 
     def is_set(self) -> bool:
-        """Whether the answer is to end."""
+        """Return whether the answer must end."""
         return self._set
 
     def set(self) -> None:
-        """End the answer. Callable from any thread."""
+        """End the answer. Can be called from any thread."""
         self._set = True
         for call in list(self._calls):
             call()
 
     @contextlib.contextmanager
     def calling(self, call: Callable[[], object]) -> Iterator[None]:
-        """Make ``set`` call ``call``, on its own thread, inside of this context; at once if the stop is set."""
+        """In this context, ``set`` calls ``call`` on its own thread. If the stop is set, it is called immediately."""
         self._calls.append(call)
         try:
             if self._set:
@@ -45,9 +45,9 @@ class Stop:
             self._calls.remove(call)
 
     async def guard(self, waits: Awaitable[T]) -> T:
-        """Return the result of ``waits``, which a stop cancels. Raises StoppedError then.
+        """Return the result of ``waits``. Raises StoppedError if the stop cancels it.
 
-        What is there without a wait is returned, also after the stop.
+        A result that is available without a wait is returned, also after the stop.
         """
         loop = asyncio.get_running_loop()
 
@@ -66,6 +66,6 @@ class Stop:
         except TimeoutError:
             if scope.expired():
                 raise StoppedError from None
-            raise  # somebody else's
+            raise  # another timeout
         finally:
             self._calls.remove(interrupt)

@@ -221,7 +221,7 @@ def changed(*path: Any, to: Any) -> dict[str, Any]:
         (changed("request", "messages", to=[]), "either messages or a prompt"),
         (changed("request", "messages", 0, "role", to="robot"), "role"),
         (changed("request", "messages", 1, "content", to=3), "content"),
-        (changed("request", "messages", 1, "thinking", to="x"), "Only an assistant"),
+        (changed("request", "messages", 1, "thinking", to="x"), "Only a message of the assistant"),
         (changed("request", "sampling", "temperature", to="hot"), "temperature"),
         (changed("request", "sampling", "temperature", to=3), "Temperature must be"),
         (changed("request", "sampling", "seed", to=-1), "Seed must be"),

@@ -1,4 +1,4 @@
-"""Values are checked where they are made, and what is wrong is named."""
+"""Tests that values are checked on construction, and that errors name the field."""
 
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_both_ends_of_a_range_are_allowed(name: str, low: Any, high: Any) -> Non
         ("logprobs", MAX_ALTERNATIVES + 1),
     ],
 )
-def test_values_out_of_range_are_refused_by_name(name: str, value: Any) -> None:
+def test_values_out_of_range_raise_with_the_name(name: str, value: Any) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{NAMES[name]} must be between "):
         sampling(**{name: value})
 
@@ -84,27 +84,27 @@ def test_top_p_zero_points_to_greedy() -> None:
 
 @pytest.mark.parametrize("value", [True, False, "1", [1], NAN, INF, -INF], ids=repr)
 @pytest.mark.parametrize("name", NAMES)
-def test_what_is_no_number_is_refused_by_name(name: str, value: Any) -> None:
+def test_a_value_that_is_not_a_number_raises_with_the_name(name: str, value: Any) -> None:
     kind = "a whole number" if name in WHOLE else "a number"
     with pytest.raises(InvalidRequestError, match=f"^{NAMES[name]} must be {kind}, not "):
         sampling(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["temperature", "top_p", "top_k", "min_p", "repetition_penalty"])
-def test_none_is_no_number(name: str) -> None:
+def test_none_is_not_a_number(name: str) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{NAMES[name]} must be "):
         sampling(**{name: None})
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("value", [10**400, -(10**400)], ids=["huge", "huge negative"])
-def test_numbers_beyond_floats_are_refused(name: str, value: int) -> None:
+def test_numbers_beyond_floats_raise(name: str, value: int) -> None:
     with pytest.raises(InvalidRequestError, match=f"^{NAMES[name]} must be "):
         sampling(**{name: value})
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_whole_numbers_may_come_as_floats(name: str) -> None:
+def test_integers_can_be_floats(name: str) -> None:
     value = getattr(sampling(**{name: 1.0}), name)
     assert value == 1
     assert type(value) is int
@@ -112,7 +112,7 @@ def test_whole_numbers_may_come_as_floats(name: str) -> None:
         sampling(**{name: 1.5})
 
 
-def test_real_numbers_may_come_as_ints() -> None:
+def test_floats_can_be_integers() -> None:
     params = sampling(temperature=1, top_p=1, repetition_penalty=2)
     assert [type(value) for value in (params.temperature, params.top_p, params.repetition_penalty)] == [float] * 3
 
@@ -125,7 +125,7 @@ def test_stop_is_one_string_or_a_sequence(stop: Any, expected: tuple[str, ...]) 
     assert sampling(stop=stop).stop == expected
 
 
-def test_a_fifth_stop_string_is_refused() -> None:
+def test_a_fifth_stop_string_raises() -> None:
     with pytest.raises(InvalidRequestError, match="At most 4 stop strings are allowed, not 5"):
         sampling(stop=["a"] * 5)
 
@@ -137,7 +137,7 @@ def test_a_stop_string_has_1_to_64_characters(text: Any) -> None:
 
 
 @pytest.mark.parametrize("stop", [None, 5, 0.5])
-def test_stop_of_another_type_is_refused(stop: Any) -> None:
+def test_stop_of_another_type_raises(stop: Any) -> None:
     with pytest.raises(InvalidRequestError):
         sampling(stop=stop)
 
@@ -158,14 +158,14 @@ def test_a_request_is_a_conversation_or_a_text() -> None:
             GenerationRequest(**values)  # type: ignore[arg-type]
 
 
-def test_an_empty_prompt_is_refused() -> None:
+def test_an_empty_prompt_raises() -> None:
     with pytest.raises(InvalidRequestError, match="prompt is empty"):
         GenerationRequest(prompt="")
 
 
 @pytest.mark.parametrize("last", [ASSISTANT, SYSTEM, Message("user", ""), Message("user", " \n")])
-def test_the_last_message_is_a_users_and_not_empty(last: Message) -> None:
-    with pytest.raises(InvalidRequestError, match="last message must be a user's"):
+def test_an_invalid_last_message_raises(last: Message) -> None:
+    with pytest.raises(InvalidRequestError, match="last message must be from"):
         GenerationRequest((USER, last))
 
 
@@ -178,11 +178,11 @@ def test_decode_rate_counts_the_tokens_after_the_first() -> None:
     assert Timings(ttft=0.5, total=0.5).decode_rate(11) is None
 
 
-def test_a_tools_result_may_come_last() -> None:
+def test_the_last_message_can_be_from_a_tool() -> None:
     request = GenerationRequest((USER, ASSISTANT, Message("tool", "4", name="add")))
     assert request.messages[-1].content == "4"
 
 
-def test_an_unknown_overflow_is_refused() -> None:
+def test_an_unknown_overflow_raises() -> None:
     with pytest.raises(InvalidRequestError, match="refuse or drop"):
         GenerationRequest((USER,), overflow="cut")  # type: ignore[arg-type]

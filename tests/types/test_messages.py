@@ -16,7 +16,7 @@ def test_lone_surrogates_become_replacement_characters() -> None:
 
 
 @pytest.mark.parametrize("role", ["", "User", None, 1])
-def test_other_roles_are_refused(role: Any) -> None:
+def test_other_roles_raise(role: Any) -> None:
     with pytest.raises(InvalidRequestError, match="one of system, user, assistant, tool, not "):
         Message(role, "hi")
 
@@ -27,27 +27,27 @@ def test_the_roles_are_accepted(role: Any) -> None:
 
 
 @pytest.mark.parametrize("content", [None, 5, ["hi"], b"hi"])
-def test_a_message_is_text(content: Any) -> None:
-    with pytest.raises(InvalidRequestError, match="content must be text"):
+def test_the_content_must_be_a_text(content: Any) -> None:
+    with pytest.raises(InvalidRequestError, match="content of a message must be a text"):
         Message("user", content)
 
 
 @pytest.mark.parametrize("more", [{"thinking": "hm"}, {"tool_calls": (ToolCall("add", "{}"),)}])
-def test_only_an_assistant_thinks_and_calls(more: Any) -> None:
+def test_only_an_assistant_can_have_thinking_and_calls(more: Any) -> None:
     assert Message("assistant", "", **more).role == "assistant"
-    with pytest.raises(InvalidRequestError, match="Only an assistant"):
+    with pytest.raises(InvalidRequestError, match="Only a message of the assistant"):
         Message("user", "hi", **more)
 
 
 @pytest.mark.parametrize(
     "wrong", [{"thinking": "deep"}, {"length": "medium"}, {"originality": 1}, {"citations": 1}, {"hallucinations": "x"}]
 )
-def test_a_switch_takes_its_own_values_only(wrong: Any) -> None:
+def test_a_switch_with_another_value_raises(wrong: Any) -> None:
     with pytest.raises(InvalidRequestError, match=f"{next(iter(wrong))} must be"):
         Controls(**wrong)
 
 
-def test_a_tool_is_openais_function() -> None:
+def test_a_tool_in_the_format_of_openai() -> None:
     tool = ToolSpec("add", "Adds.", {"type": "object"})
     function = {"name": "add", "description": "Adds.", "parameters": {"type": "object"}}
     assert tool.as_function() == {"type": "function", "function": function}

@@ -1,4 +1,4 @@
-"""A stop ends a wait, and nothing else."""
+"""Tests that a stop ends only its wait."""
 
 import asyncio
 import threading
@@ -27,7 +27,7 @@ async def test_a_wait_ends_when_another_thread_sets_the_stop() -> None:
     timer.join()
 
 
-async def test_a_stop_that_is_set_ends_each_wait_but_keeps_what_is_there() -> None:
+async def test_a_stop_that_is_set_ends_waits_but_returns_available_results() -> None:
     stop = Stop()
     stop.set()
     for _ in range(2):
@@ -38,14 +38,14 @@ async def test_a_stop_that_is_set_ends_each_wait_but_keeps_what_is_there() -> No
     assert await stop.guard(queue.get()) == 1
 
 
-async def test_after_a_wait_the_stop_interrupts_nothing() -> None:
+async def test_a_stop_after_a_wait_has_no_effect() -> None:
     stop = Stop()
     assert await stop.guard(asyncio.sleep(0, "value")) == "value"
     stop.set()
     await asyncio.sleep(0.01)
 
 
-async def test_errors_and_cancellation_pass() -> None:
+async def test_errors_and_cancellation_are_raised() -> None:
     stop = Stop()
 
     async def fail() -> None:
@@ -60,7 +60,7 @@ async def test_errors_and_cancellation_pass() -> None:
         await task
 
 
-def test_a_stop_passes_on_inside_its_context_only() -> None:
+def test_a_stop_calls_only_inside_its_context() -> None:
     first, second, third = Stop(), Stop(), Stop()
     with first.calling(second.set):
         pass

@@ -1,4 +1,4 @@
-"""The file of a comparison, as page and command line write it."""
+"""Tests for the CSV file of a comparison."""
 
 import csv
 import io
@@ -14,7 +14,7 @@ TOKENS = tuple(
 )
 
 
-def test_the_file_has_every_place_and_no_formula() -> None:
+def test_the_file_has_all_tokens_and_no_formula() -> None:
     found = list(csv.DictReader(io.StringIO(to_csv(Comparison(TOKENS, SIDE, SIDE)))))
     assert [json.loads(row["token"]) for row in found] == [token.text for token in TOKENS]
     assert [float(row["kl_nats"]) for row in found] == [token.divergence for token in TOKENS]
