@@ -1,4 +1,4 @@
-"""A real server over a tiny random Granite, which a test makes fail, and what has to hold after each fault."""
+"""A real server with a tiny random Granite model that a test makes fail, and the checks after each fault."""
 
 import asyncio
 import json
@@ -33,28 +33,28 @@ GREEDY = {"prompt": "w1 w2 w3", "max_tokens": 12, "temperature": 0}
 LONG = {**GREEDY, "max_tokens": 400, "stream": True}
 CHAT = {"messages": [{"role": "user", "content": "w1 w2 w3"}], "max_tokens": 400, "temperature": 0}
 SPARE_DESCRIPTORS = 2
-"""Of a pool of the standard library or of httpx, which come and go by themselves."""
+"""Threads of pools of the standard library or of httpx, which start and stop at any time."""
 SPARE_MB = 100
-"""What libraries allocate at first use, and keep."""
+"""Memory that libraries allocate at first use and keep."""
 
 
 class Faults:
-    """What happens before each forward pass of a model, whose number since ``clear`` it is told."""
+    """Calls a function before each forward pass of a model, with the number of the pass since ``clear``."""
 
     def __init__(self, loaded: LoadedModel) -> None:
         loaded.model.register_forward_pre_hook(self._before, with_kwargs=True)
         self.caches: list[weakref.ref[Any]] = []
-        """Of each pass since ``clear``."""
+        """The number of passes since ``clear``."""
         self.clear()
 
     def clear(self) -> None:
-        """No more faults."""
+        """Remove the fault."""
         self.passes = 0
         self.caches.clear()
         self.before: Callable[[int], None] = lambda number: None
 
     def raises(self, error: BaseException, at: int) -> None:
-        """Let pass number ``at`` fail, and no other."""
+        """Raise ``error`` in pass number ``at`` only."""
 
         def before(number: int) -> None:
             if number == at:
@@ -64,7 +64,7 @@ class Faults:
         self.before = before
 
     def slow(self, seconds: float = 0.02) -> None:
-        """Let each pass take so long: an answer then goes on until somebody ends it."""
+        """Delay each pass, so that an answer continues until it is stopped."""
         self.clear()
         self.before = lambda number: time.sleep(seconds)
 
@@ -75,7 +75,7 @@ class Faults:
 
 
 class Watched(LocalBackend):
-    """Knows the event loop that it is used from."""
+    """Records the event loop in which it runs."""
 
     loop: asyncio.AbstractEventLoop | None = None
 
@@ -87,29 +87,29 @@ class Watched(LocalBackend):
 
 
 class Site:
-    """One running server, and ways to ask it."""
+    """A running server, with functions to send requests."""
 
     def __init__(self, url: str, backend: Watched, http: httpx.Client) -> None:
         self.url, self.backend, self.http = url, backend, http
         self.greedy = self.answer()
-        # The library of streams starts a task of its own with the first of them.
+        # The first stream starts a task of the streaming library.
         http.post("/v1/completions", json={**GREEDY, "stream": True})
         self.config: dict[str, Any] = http.get("/config").json()
 
     def answer(self) -> str:
-        """The greedy answer to a fixed prompt."""
+        """Return the greedy answer to a fixed prompt."""
         reply = self.http.post("/v1/completions", json=GREEDY)
         assert reply.status_code == 200, reply.text
         text: str = reply.json()["choices"][0]["text"]
         return text
 
     def busy(self) -> bool:
-        """Whether the engine has anything to do."""
+        """Return whether the engine has requests."""
         engine = self.backend.status().engine
         return bool(engine and (engine.running or engine.waiting))
 
     def send(self, path: str, body: dict[str, Any]) -> socket.socket:
-        """A request on a connection of its own, whose answer nobody reads."""
+        """Send a request on a new connection, and do not read the answer."""
         data = json.dumps(body).encode()
         head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(data)}\r\n"
         connection = socket.create_connection((self.http.base_url.host, self.http.base_url.port or 0))
@@ -117,7 +117,7 @@ class Site:
         return connection
 
     def join(self, session: str, text: str = "w1 w2 w3", tokens: int = 400) -> None:
-        """Ask on the Chat tab, as a browser does after Enter."""
+        """Send a question on the Chat tab, as a browser does after Enter."""
         event = self._event("send")
         shown = [
             next(part["props"] for part in self.config["components"] if part["id"] == one) for one in event["inputs"]
@@ -126,7 +126,7 @@ class Site:
         self._join(session, event["id"], [chosen.get(props.get("label"), props.get("value")) for props in shown])
 
     def press(self, session: str, name: str) -> None:
-        """Make the event with this name happen, with no values: ``stop``, or ``leave`` of a page that goes."""
+        """Trigger an event without values: ``stop``, or ``leave`` for a page that is closed."""
         event = self._event(name)
         self._join(session, event["id"], [None] * len(event["inputs"]))
 
@@ -138,8 +138,8 @@ class Site:
         body = {"data": data, "fn_index": index, "session_hash": session}
         self.http.post("/gradio_api/queue/join", json=body).raise_for_status()
 
-    def heard(self, session: str) -> Generator[dict[str, Any], None, None]:
-        """What the page of ``session`` is sent, until nothing more comes."""
+    def messages_to(self, session: str) -> Generator[dict[str, Any], None, None]:
+        """Yield the messages to the page of ``session`` until the stream ends."""
         address = f"/gradio_api/queue/data?session_hash={session}"
         with self.http.stream("GET", address) as stream:
             for line in stream.iter_lines():
@@ -148,16 +148,16 @@ class Site:
 
 
 def wait_until(true: Callable[[], object], seconds: float) -> None:
-    """Fail unless it gets ``true`` in time."""
+    """Wait until ``true`` returns a true value. Fails after ``seconds``."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, "it never came to be"
+        assert time.monotonic() < deadline, "the condition did not become true"
         time.sleep(0.01)
 
 
 @contextmanager
 def unharmed(site: Site) -> Iterator[None]:
-    """The block holds a fault; after it the server is as before: healthy, idle, nothing left over, the same answers."""
+    """Check after a block with a fault that the server is healthy and idle, has no leak, and gives the same answers."""
     assert not site.busy()
     assert site.answer() == site.greedy
     memory = _megabytes()
@@ -181,7 +181,7 @@ def _returns(what: str, measure: Callable[[], int], before: int, spare: int) -> 
 
 
 def _threads() -> int:
-    """Of models: those that serve requests grow to a fixed number and stay."""
+    """Count the threads of models. The number of the threads for requests grows to a limit."""
     return sum(thread.name.startswith(("engine", "loader", "switch")) for thread in threading.enumerate())
 
 
@@ -202,7 +202,7 @@ def _tasks(site: Site) -> int:
 
 
 def checkpoint(folder: Path, template: str | None = TEMPLATE) -> Path:
-    """A tiny random Granite, with or without a chat template."""
+    """Write the checkpoint of a tiny random Granite model, with or without a chat template."""
     write_checkpoint(folder, "granite")
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
@@ -210,13 +210,13 @@ def checkpoint(folder: Path, template: str | None = TEMPLATE) -> Path:
 
 
 def load(folder: Path) -> LoadedModel:
-    """The checkpoint in ``folder``, on the CPU."""
+    """Load the checkpoint in ``folder`` on the CPU."""
 
     return load_checkpoint(folder)
 
 
 def loader_of(folder: Path, keep: Callable[[LoadedModel], object] = lambda loaded: None) -> Loader:
-    """Loads the checkpoint in ``folder``, whatever is asked for; ``keep`` is given the model."""
+    """Return a loader that always loads the checkpoint in ``folder`` and passes the model to ``keep``."""
 
     def open_model(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         from granite_demo.engine.factory import create_engine
@@ -230,7 +230,7 @@ def loader_of(folder: Path, keep: Callable[[LoadedModel], object] = lambda loade
 
 @contextmanager
 def serving(loader: Loader, options: LoadOptions | None = None, limits: Limits | None = None) -> Iterator[Site]:
-    """A server of its own, whose model is ready."""
+    """Run a separate server whose model is ready."""
     local = Watched(ModelManager(loader), options or LoadOptions())
     local.wait_until_ready()
     backend: ManagedBackend = LimitedBackend(local, limits) if limits else local

@@ -1,4 +1,4 @@
-"""A process that is killed while it downloads its model: the next one goes on from there and answers."""
+"""Tests that a download continues after its process was killed."""
 
 import os
 import subprocess
@@ -19,7 +19,7 @@ WEIGHTS = "model.safetensors"
 
 @contextmanager
 def started(hub: FakeHub, home: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A server whose model is on ``hub``, and its address."""
+    """Start a server whose model is on ``hub``. Yield the process and the address."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
     environment = {**kept, "HOME": str(home), "HF_HOME": str(home / "hub"), "HF_ENDPOINT": hub.url}
     command = [sys.executable, "-m", "granite_demo", "serve", "--port", "0", "--device", "cpu"]
@@ -43,7 +43,7 @@ def test_f19_after_a_kill_in_a_download_the_next_start_works(tiny_folder: Path, 
         with started(hub, tmp_path) as (process, _):
             wait_until(lambda: [one for one in hub.transfers(WEIGHTS) if one.sent], 60)
             process.kill()
-        wait_until(lambda: hub.transfers(WEIGHTS)[0].ended, 10)  # nobody downloads on
+        wait_until(lambda: hub.transfers(WEIGHTS)[0].ended, 10)  # the download has stopped
         hub.stall.clear()
         with started(hub, tmp_path) as (_, url):
             wait_until(lambda: httpx.get(f"{url}/ready").status_code == 200, 60)

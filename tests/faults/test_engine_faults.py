@@ -1,4 +1,4 @@
-"""A model that fails while it answers: the request is told, the next one is answered."""
+"""Tests that a request gets the error of its model, and that the next request gets an answer."""
 
 import gc
 import subprocess
@@ -16,49 +16,49 @@ from tests.faults.site import CHAT, LONG, Faults, Site, loader_of, serving, unha
 OUT_OF_MEMORY = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
 
-def told(site: Site, at: int) -> str:
-    """The text of the error, after what was written before pass number ``at``."""
+def error_of(site: Site, at: int) -> str:
+    """Return the text of the error, after the text that was generated before pass number ``at``."""
     text = site.http.post("/v1/completions", json=LONG).text
-    assert (text.count('"text":"') >= 1) == (at > 1)  # what was written stays
+    assert (text.count('"text":"') >= 1) == (at > 1)  # the text so far is kept
     assert text.rstrip().endswith("[DONE]") or "error" in text
     return text
 
 
 @pytest.mark.parametrize("at", [1, 5])
-def test_f07_out_of_memory_is_told_and_the_next_request_works(site: Site, faults: Faults, at: int) -> None:
+def test_f07_out_of_memory_is_an_error_and_the_next_request_works(site: Site, faults: Faults, at: int) -> None:
     with unharmed(site):
         faults.raises(OUT_OF_MEMORY, at)
-        assert "Use a shorter prompt or fewer new tokens" in told(site, at)
+        assert "Use a shorter prompt or fewer new tokens" in error_of(site, at)
 
 
 @pytest.mark.parametrize("at", [1, 5])
 def test_f07_the_memory_of_a_request_that_failed_is_given_back(
     site: Site, faults: Faults, at: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol.log, "disabled", True)  # pytest keeps what is logged, and with it the error's frames
+    monkeypatch.setattr(protocol.log, "disabled", True)  # pytest keeps log records, and thus the frames of the error
     with unharmed(site):
         faults.raises(torch.OutOfMemoryError("CUDA out of memory."), at)
-        told(site, at)
+        error_of(site, at)
         caches = list(faults.caches)
-        faults.clear()  # lets go of the error
+        faults.clear()  # drops the reference to the error
         gc.collect()
         assert [cache() for cache in caches] == [None] * at
 
 
-def test_f07_on_the_page_the_text_so_far_stays(site: Site, faults: Faults) -> None:
+def test_f07_the_page_keeps_the_text_so_far(site: Site, faults: Faults) -> None:
     with unharmed(site):
         faults.raises(OUT_OF_MEMORY, 5)
         site.join("full")
-        heard = str(list(site.heard("full")))
-        assert "Use a shorter prompt or fewer new tokens" in heard
-        assert "w63" in heard
+        messages = str(list(site.messages_to("full")))
+        assert "Use a shorter prompt or fewer new tokens" in messages
+        assert "w63" in messages
 
 
 def test_f08_a_lost_gpu_ends_all_requests_then_the_server(tiny_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run, "FAILED_SECONDS", 3)
     kept: list[Faults] = []
     with serving(loader_of(tiny_folder, lambda loaded: kept.append(Faults(loaded)))) as site:
-        # Also those that wait in line: two more than there are slots.
+        # There are two requests more than slots, so two wait in the queue.
         kept[0].slow(0.05)
         with httpx.Client(base_url=site.url) as http:
             waiting = [site.send("/v1/chat/completions", {**CHAT, "stream": True}) for _ in range(6)]
@@ -71,7 +71,7 @@ def test_f08_a_lost_gpu_ends_all_requests_then_the_server(tiny_folder: Path, mon
                 connection.settimeout(10)
                 with connection, connection.makefile("rb") as answer:
                     assert any(b"The GPU has failed" in line for line in answer)
-            # A supervisor can start another only once this one has ended.
+            # A supervisor can start the next process only after this one has ended.
             with pytest.raises(httpx.TransportError):
                 wait_until(lambda: not http.get("/health"), 8)
 
@@ -109,18 +109,18 @@ def test_f08_the_process_ends_so_that_a_supervisor_starts_it_again(tiny_folder: 
             process.kill()
 
 
-def test_f09_logits_that_are_not_numbers_are_told(site: Site, faults: Faults) -> None:
+def test_f09_logits_that_are_not_numbers_are_an_error(site: Site, faults: Faults) -> None:
     head = site.backend.wait_until_ready().loaded.model.lm_head
     with unharmed(site):
         handle = head.register_forward_hook(lambda module, inputs, output: output * float("nan"))
         try:
-            assert "not a number" in told(site, 1)
+            assert "not a number" in error_of(site, 1)
         finally:
             handle.remove()
 
 
 class Exit(BaseException):
-    """No Exception: a thread that only caught those would be gone, and its reader would wait for ever."""
+    """Not an Exception. A thread that catches only those would end, and its reader would wait forever."""
 
 
 @pytest.mark.parametrize("at", [1, 5])
@@ -130,6 +130,6 @@ def test_f10_an_exception_of_the_thread_reaches_the_reader(
 ) -> None:
     with unharmed(site):
         faults.raises(error, at)
-        text = told(site, at)
+        text = error_of(site, at)
         assert f"The model failed while generating ({type(error).__name__})" in text
         assert "secret" not in text

@@ -1,4 +1,4 @@
-"""Models that cannot be loaded, while another one answers."""
+"""Tests that a load that fails does not affect the model that answers."""
 
 import shutil
 import threading
@@ -44,7 +44,7 @@ def test_f05_a_load_that_fails_leaves_the_model_that_answers(tiny_folder: Path) 
                 site.backend.select(OTHER)
                 wait_until(lambda: str(failures[0]) in site.backend.status().notice, 20)
             failures.pop(0)
-        # And it can be tried again.
+        # The load can be tried again.
         site.backend.select(OTHER)
         wait_until(lambda: site.backend.status().model == OTHER.model and site.backend.status().stage == "ready", 20)
         assert site.answer() == site.greedy
@@ -55,7 +55,7 @@ def cut(data: bytes) -> bytes:
 
 
 def flipped(data: bytes) -> bytes:
-    """One bit of the header's text."""
+    """Change one bit in the text of the header."""
     return data[:12] + bytes([data[12] ^ 0x80]) + data[13:]
 
 
@@ -67,7 +67,7 @@ DAMAGES: list[tuple[str, Callable[[bytes], bytes]]] = [
 ]
 
 
-def test_f05_a_file_that_is_damaged_is_told(tiny_folder: Path, tmp_path: Path) -> None:
+def test_f05_a_damaged_file_is_an_error(tiny_folder: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken"
     good, bad = loader_of(tiny_folder), loader_of(broken)
 
@@ -85,7 +85,7 @@ def test_f05_a_file_that_is_damaged_is_told(tiny_folder: Path, tmp_path: Path) -
                 assert "Remove the folder" in site.backend.status().notice, (name, spoil)
 
 
-def test_f06_eight_who_ask_at_once_share_one_load(tiny_folder: Path) -> None:
+def test_f06_eight_requests_at_once_share_one_load(tiny_folder: Path) -> None:
     good = loader_of(tiny_folder)
     loads: list[str] = []
 
@@ -128,7 +128,7 @@ def test_f06_of_two_other_models_one_is_loaded_and_a_running_answer_keeps_its_ow
         for thread in choosing:
             thread.join()
         wait_until(lambda: len(loads) == 2, 10)
-        assert site.answer() == site.greedy  # while the other one is loaded
+        assert site.answer() == site.greedy  # during the load of the other model
         gate.set()
         wait_until(lambda: site.backend.status().stage == "ready" and site.backend.status().model != "auto", 10)
         assert said == ["Another model is being loaded. Wait for it, or cancel it first."]
@@ -157,7 +157,7 @@ def test_f06_two_requests_for_different_models_load_one_after_the_other(tiny_fol
 
 
 def answers_at_once(site: Site, count: int) -> list[str]:
-    """The answers to ``count`` requests that begin together."""
+    """Return the answers to ``count`` requests that start together."""
     barrier, found = threading.Barrier(count), []
 
     def ask() -> None:

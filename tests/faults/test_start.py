@@ -1,4 +1,4 @@
-"""A start that cannot work ends with code 2 and says which flag or variable to change."""
+"""Tests that a failed start has exit code 2 and names the flag or variable to change."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def start(*flags: str, **variables: str) -> tuple[int, str]:
-    """The exit code and what was said."""
+    """Return the exit code and the output."""
     command = [sys.executable, "-m", "granite_demo", "serve", "--model", "sample", *flags]
     environment = {"PATH": os.environ["PATH"], "HOME": str(Path.home()), **variables}
     run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
@@ -36,7 +36,7 @@ def test_f20_a_port_in_use() -> None:
     ],
 )
 def test_f20_a_folder_that_cannot_be_written(tmp_path: Path, model: str, variable: str, named: str) -> None:
-    (tmp_path / "file").touch()  # under which there are no folders, for root neither
+    (tmp_path / "file").touch()  # a file cannot contain folders, also for root
     code, said = start("--port", "0", "--model", model, **{"HOME": str(tmp_path), variable: str(tmp_path / "file/x")})
     assert code == 2, said
     assert f"Set {named} to a writable folder" in said
@@ -51,7 +51,7 @@ def test_f20_a_folder_that_cannot_be_written(tmp_path: Path, model: str, variabl
         pytest.param(("--device", "quantum"), "--device must be one of", marks=pytest.mark.release),
     ],
 )
-def test_f20_a_value_that_cannot_be(flags: tuple[str, ...], words: str) -> None:
+def test_f20_an_invalid_value(flags: tuple[str, ...], words: str) -> None:
     code, said = start(*flags, "--port", "0") if "--port" not in flags else start(*flags)
     assert code == 2
     assert words in said

@@ -1,4 +1,4 @@
-"""Signals: the process ends in order, soon, and with all its children; after a kill the next start works."""
+"""Tests that a process ends quickly after a signal, with all child processes."""
 
 import re
 import signal
@@ -27,12 +27,12 @@ from tests.faults.site import Faults, loader_of
 load = loader_of(Path(sys.argv[1]), lambda loaded: Faults(loaded).slow(0.03))
 
 def open_model(cache, threads, options, report, cancelled, **rest):
-    subprocess.Popen(["sleep", "600"])  # a child that somebody forgot
+    subprocess.Popen(["sleep", "600"])  # a child process that is not stopped
     if sys.argv[2] == "hangs":
         time.sleep(600)
     return load(options, report, cancelled)
 
-atexit.register(os._exit, 3)  # where Python begins to take apart what it has loaded
+atexit.register(os._exit, 3)  # the start of the shutdown of Python
 cli.open_model = open_model
 main(["serve", "--port", "0", "--model", sys.argv[1]])
 """
@@ -40,7 +40,7 @@ main(["serve", "--port", "0", "--model", sys.argv[1]])
 
 @contextmanager
 def server(folder: Path, load: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A process of its own whose load ``works`` or ``hangs``, and its address."""
+    """Start a process whose load ``works`` or ``hangs``. Yield it and its address."""
     command = [sys.executable, "-c", SERVER, str(folder), load]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr
@@ -65,11 +65,11 @@ def server(folder: Path, load: str) -> Iterator[tuple["subprocess.Popen[str]", s
 
 
 def test_f19_running_answers_get_a_message_and_the_exit_is_clean(tiny_folder: Path) -> None:
-    heard: list[str] = []
+    lines: list[str] = []
 
     def listen(url: str) -> None:
         with httpx.stream("POST", f"{url}/v1/completions", json=LONG, timeout=30) as answer:
-            heard.extend(line for line in answer.iter_lines() if line)
+            lines.extend(line for line in answer.iter_lines() if line)
 
     with server(tiny_folder, "works") as (process, url):
         thread = threading.Thread(target=listen, args=(url,))
@@ -81,17 +81,17 @@ def test_f19_running_answers_get_a_message_and_the_exit_is_clean(tiny_folder: Pa
         while process.poll() is None and time.monotonic() - started < 10:
             try:
                 statuses.add(httpx.post(f"{url}/v1/completions", json={**LONG, "stream": False}).status_code)
-            except httpx.TransportError:  # nobody listens any more
+            except httpx.TransportError:  # the port is closed
                 time.sleep(0.05)
         assert process.wait(max(0.1, started + 10 - time.monotonic())) == 0
         assert statuses <= {503}
         thread.join(5)
-    assert "the server is stopping" in heard[-2]
-    assert heard[-1] == "data: [DONE]"
+    assert "the server is stopping" in lines[-2]
+    assert lines[-1] == "data: [DONE]"
 
 
 @pytest.mark.release
-def test_f19_a_second_signal_ends_it_at_once(tiny_folder: Path) -> None:
+def test_f19_a_second_signal_ends_the_process_immediately(tiny_folder: Path) -> None:
     with server(tiny_folder, "hangs") as (process, _):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.5)
@@ -101,7 +101,7 @@ def test_f19_a_second_signal_ends_it_at_once(tiny_folder: Path) -> None:
 
 
 @pytest.mark.release
-def test_f19_a_load_that_hangs_does_not_keep_the_process(tiny_folder: Path) -> None:
+def test_f19_a_load_that_hangs_does_not_delay_the_exit(tiny_folder: Path) -> None:
     with server(tiny_folder, "hangs") as (process, _):
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0

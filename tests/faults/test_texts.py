@@ -1,4 +1,4 @@
-"""Texts that are too long, empty, enormous or hard to write down."""
+"""Tests for texts that are too long, empty, very large, or contain unusual characters."""
 
 import json
 import time
@@ -14,22 +14,22 @@ HELLO = {"messages": [{"role": "user", "content": "w1"}], "max_tokens": 4}
 
 
 def refused(site: Site, path: str, body: dict[str, Any]) -> tuple[int, str]:
-    """The status and the message of an error."""
+    """Return the status and the message of an error."""
     reply = site.http.post(path, json=body)
     return reply.status_code, reply.json()["error"]["message"]
 
 
-def test_f11_without_a_chat_template_completion_works_and_chat_says_why_it_does_not(tmp_path: Path) -> None:
+def test_f11_without_a_chat_template_completion_works_and_chat_is_an_error(tmp_path: Path) -> None:
     with serving(loader_of(checkpoint(tmp_path / "tiny", template=None))) as site, unharmed(site):
         status, message = refused(site, "/v1/chat/completions", HELLO)
         assert (status, "has no chat template" in message) == (400, True)
         site.join("chat")
-        heard = str(list(site.heard("chat")))
-        assert "has no chat template" in heard
-        assert "w1 w2 w3" in heard
+        messages = str(list(site.messages_to("chat")))
+        assert "has no chat template" in messages
+        assert "w1 w2 w3" in messages
 
 
-def test_f11_a_template_that_refuses_is_told_in_its_own_words(tmp_path: Path) -> None:
+def test_f11_the_error_text_of_a_template_is_shown(tmp_path: Path) -> None:
     template = "{{ raise_exception('Only one system message, please.') }}"
     with serving(loader_of(checkpoint(tmp_path / "tiny", template))) as site, unharmed(site):
         status, message = refused(site, "/v1/chat/completions", HELLO)
@@ -38,7 +38,7 @@ def test_f11_a_template_that_refuses_is_told_in_its_own_words(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-def test_f12_a_prompt_that_does_not_fit_is_refused_with_both_numbers(site: Site, path: str) -> None:
+def test_f12_a_prompt_that_does_not_fit_is_an_error_with_both_numbers(site: Site, path: str) -> None:
     context = site.backend.status().context_length
     assert context
     text = "w1 " * (context + 5)
@@ -62,29 +62,29 @@ def test_f12_more_new_tokens_than_fit_end_where_the_context_does(site: Site, pat
         assert 0 < reply["usage"]["completion_tokens"] <= 10
 
 
-def test_f12_on_the_page_the_question_stays(site: Site) -> None:
+def test_f12_the_page_keeps_the_question(site: Site) -> None:
     context = site.backend.status().context_length or 0
     with unharmed(site):
         site.join("long", "w1 " * (context + 5))
-        heard = str(list(site.heard("long")))
-        assert f"holds {context:,}" in heard
-        assert "w1 w1 w1" in heard
+        messages = str(list(site.messages_to("long")))
+        assert f"holds {context:,}" in messages
+        assert "w1 w1 w1" in messages
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
-def test_f13_an_empty_message_is_refused(site: Site, text: str) -> None:
+def test_f13_an_empty_message_is_an_error(site: Site, text: str) -> None:
     with unharmed(site):
         status, message = refused(site, "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]})
         assert (status, "not empty" in message) == (400, True)
 
 
-def test_f13_an_empty_prompt_is_refused(site: Site) -> None:
+def test_f13_an_empty_prompt_is_an_error(site: Site) -> None:
     with unharmed(site):
         status, message = refused(site, "/v1/completions", {**GREEDY, "prompt": ""})
         assert (status, "is empty" in message) == (400, True)
 
 
-def test_f14_ten_megabytes_are_refused_at_once(site: Site) -> None:
+def test_f14_ten_megabytes_are_rejected_immediately(site: Site) -> None:
     started = time.monotonic()
     with unharmed(site), closing(site.send("/v1/completions", {**GREEDY, "prompt": "w1 " * 3_500_000})) as connection:
         connection.settimeout(5)
@@ -99,12 +99,12 @@ def test_f15_no_text_breaks_an_answer(site: Site, text: str) -> None:
     with unharmed(site):
         body = {**CHAT, "messages": [{"role": "user", "content": text}], "max_tokens": 5}
         for stream in (False, True):
-            content = json.dumps({**body, "stream": stream})  # which may spell lone surrogates
+            content = json.dumps({**body, "stream": stream})  # can contain lone surrogates as escape sequences
             headers = {"content-type": "application/json"}
             reply = site.http.post("/v1/chat/completions", content=content, headers=headers)
             assert reply.status_code == 200, reply.text
             assert "error" not in reply.text
         site.join("odd", text.encode("utf-16", "surrogatepass").decode("utf-16", "replace"), 5)
-        heard = str(list(site.heard("odd")))
-        assert "process_completed" in heard
-        assert "went wrong" not in heard
+        messages = str(list(site.messages_to("odd")))
+        assert "process_completed" in messages
+        assert "went wrong" not in messages

@@ -1,4 +1,4 @@
-"""``python -m tests.load`` soaks a server; ``python -m tests.load targets`` measures the table of target figures."""
+"""Runs the soak test (``python -m tests.load``) or measures the table of targets (``python -m tests.load targets``)."""
 
 import argparse
 import asyncio
@@ -10,8 +10,8 @@ from tests.load.process import server
 from tests.load.soak import Soak, soak
 
 
-def told(found: Soak) -> str:
-    """The figures of a soak, a line each."""
+def as_text(found: Soak) -> str:
+    """Return the figures of a soak test, one in each line."""
     milliseconds = {
         **{f"web layer's time to first token, {source}": times for source, times in found.ttft.items()},
         "light requests": found.light,
@@ -25,7 +25,7 @@ def told(found: Soak) -> str:
 
 
 def main() -> int:
-    """0, or 1 where a bound is broken."""
+    """Return 0, or 1 if a figure is outside its limit."""
     parser = argparse.ArgumentParser(prog="python -m tests.load", description=__doc__)
     parser.add_argument("what", nargs="?", choices=("soak", "targets"), default="soak")
     parser.add_argument("--visitors", type=int, default=100)
@@ -42,7 +42,7 @@ def main() -> int:
     else:
         with server(asked.engine) as running:
             found = asyncio.run(soak(running, asked.visitors, asked.seconds))
-        text, values, bad = told(found), json.dumps(found.as_dict(), indent=2), bool(found.broken)
+        text, values, bad = as_text(found), json.dumps(found.as_dict(), indent=2), bool(found.broken)
     print(text)
     if asked.json:
         asked.json.write_text(values + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""An engine of a stated speed, and a record of what any engine did for whom."""
+"""A fake engine with a fixed speed, and a wrapper that records the requests of an engine."""
 
 import asyncio
 import contextlib
@@ -23,7 +23,7 @@ from granite_demo.types.model_status import Chosen, EngineSetup, EngineStats, Fa
 from granite_demo.types.sampling_params import SamplingParams
 
 LETTERS = tuple(range(64, 90))
-"""Ids of the byte tokenizer that are letters."""
+"""Token ids of letters in the byte tokenizer."""
 REMEMBERED = 4096
 
 
@@ -36,7 +36,7 @@ class _Asked:
 
 
 class FixedSpeedEngine:
-    """Writes ``rate`` tokens/s to each of up to ``places`` requests, the first of each ``ttft`` seconds late."""
+    """Generates ``rate`` tokens/s for each of up to ``places`` requests, the first after ``ttft`` seconds."""
 
     unable: tuple[tuple[Feature, str], ...] = ()
 
@@ -65,7 +65,7 @@ class FixedSpeedEngine:
                 yield token
 
     def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
-        """Nobody asks for it here."""
+        """Not implemented, because no test uses it."""
         raise NotImplementedError
 
     def stats(self) -> EngineStats:
@@ -88,7 +88,7 @@ class FixedSpeedEngine:
             self._admit()
             deliver([(asked.stream, self._next(asked)) for asked in self._running if asked.first <= due])
             self._running = [asked for asked in self._running if not self._ended(asked)]
-            due = max(due + self._step, time.perf_counter() - self._step)  # a late step is made up for
+            due = max(due + self._step, time.perf_counter() - self._step)  # the step after a late one comes earlier
             time.sleep(max(0.0, due - time.perf_counter()))
         for asked in (*self._running, *self._line.clear()):
             asked.stream.finish(closed_error())
@@ -114,26 +114,26 @@ class FixedSpeedEngine:
 
 
 @dataclass
-class Served:
-    """What became of one request; times by the monotonic clock, which all processes of a machine share."""
+class RequestRecord:
+    """The record of one request. Times are of the monotonic clock, which all processes of a machine share."""
 
     seed: int | None
-    """Tells whose it was."""
+    """Identifies the visitor."""
     arrived: float
     first: float | None = None
     ended: float | None = None
     tokens: int = 0
     closed: bool = False
-    """Whether the engine was."""
+    """Whether the engine was closed."""
 
 
 class RecordingEngine:
-    """``engine``, with a record of its last requests."""
+    """Forwards to ``engine``, and records the last requests."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self.setup, self.facts, self.unable = engine.setup, engine.facts, engine.unable
-        self.served: deque[Served] = deque(maxlen=REMEMBERED)
+        self.served: deque[RequestRecord] = deque(maxlen=REMEMBERED)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
@@ -142,7 +142,7 @@ class RecordingEngine:
         self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None = None
     ) -> AsyncGenerator[Token | Queued]:
         """See ``Engine.generate``."""
-        row = Served(sampling.seed, time.monotonic())
+        row = RequestRecord(sampling.seed, time.monotonic())
         self.served.append(row)
         try:
             async with aclosing(self._engine.generate(prompt_ids, sampling, matcher)) as items:
@@ -158,5 +158,5 @@ class RecordingEngine:
             row.ended = time.monotonic()
 
     def record(self) -> list[dict[str, Any]]:
-        """The last requests, in the order of their arrival."""
+        """Return the last requests in the order of their arrival."""
         return [asdict(row) for row in self.served]

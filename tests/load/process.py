@@ -1,4 +1,4 @@
-"""A server in another process, as those who measure it see it."""
+"""Starts and observes a server in another process."""
 
 import subprocess
 import sys
@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import psutil
 
-from tests.load.engine import Served
+from tests.load.engine import RequestRecord
 
 START_SECONDS = 300
 
 
 @dataclass
-class Loaded:
-    """The server's address and process; ``bare_rate`` in tokens/s, ``log`` is what it wrote to stderr."""
+class LoadServer:
+    """A server process. ``bare_rate`` is in tokens/s, ``log`` is the output to stderr."""
 
     url: str
     bare_rate: float
@@ -27,23 +27,23 @@ class Loaded:
     log: list[str] = field(default_factory=list)
 
     def census(self) -> dict[str, float]:
-        """What it holds: MB of memory, threads and descriptors."""
+        """Return its memory in MB, and its numbers of threads and descriptors."""
         seen = psutil.Process(self.process.pid)
         return {"rss_mb": seen.memory_info().rss / 2**20, "threads": seen.num_threads(), "fds": seen.num_fds()}
 
     async def state(self, http: httpx.AsyncClient) -> dict[str, Any]:
-        """What runs, waits, and how many asyncio tasks there are."""
+        """Return the numbers of running and waiting requests and of asyncio tasks."""
         found: dict[str, Any] = (await http.get("/load/state")).json()
         return found
 
-    async def served(self, http: httpx.AsyncClient) -> list[Served]:
-        """What became of the last requests to the engine, in the order of their arrival."""
-        return [Served(**row) for row in (await http.get("/load/state?served")).json()["served"]]
+    async def served(self, http: httpx.AsyncClient) -> list[RequestRecord]:
+        """Return the records of the last requests to the engine in the order of their arrival."""
+        return [RequestRecord(**row) for row in (await http.get("/load/state?served")).json()["served"]]
 
 
 @contextmanager
-def server(engine: str = "fake", **options: float) -> Iterator[Loaded]:
-    """A server over ``engine``, with the options of ``server.py``; killed at the end if it still runs."""
+def server(engine: str = "fake", **options: float) -> Iterator[LoadServer]:
+    """Run a server with ``engine`` and the options of ``server.py``. At the end, it is killed if it still runs."""
     flags = [part for name, value in options.items() for part in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "tests.load.server", "--engine", engine, *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -55,12 +55,12 @@ def server(engine: str = "fake", **options: float) -> Iterator[Loaded]:
     late = threading.Timer(START_SECONDS, process.kill)
     late.start()
     try:
-        told = process.stdout.readline().split()
+        words = process.stdout.readline().split()
         late.cancel()
-        if len(told) != 2:
+        if len(words) != 2:
             process.wait(5)
             raise RuntimeError(f"The server did not start: {''.join(log[-5:])}")
-        yield Loaded(told[0], float(told[1]), process, log)
+        yield LoadServer(words[0], float(words[1]), process, log)
     finally:
         late.cancel()
         process.kill()
@@ -70,8 +70,11 @@ def server(engine: str = "fake", **options: float) -> Iterator[Loaded]:
         process.stderr.close()
 
 
-def exit_of(served: Loaded, *signals: tuple[float, int]) -> tuple[float, int]:
-    """Send each (seconds after the one before, signal); seconds from the first to the exit, and the exit code."""
+def exit_of(served: LoadServer, *signals: tuple[float, int]) -> tuple[float, int]:
+    """Send signals, each given as (seconds after the one before, signal).
+
+    Returns the seconds from the first signal to the exit, and the exit code.
+    """
     start = time.monotonic()
     for pause, number in signals:
         time.sleep(pause)

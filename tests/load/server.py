@@ -1,6 +1,6 @@
-"""The server under load, in a process of its own: the real application, with a look inside at /load/state.
+"""The server under load: the real application, with its state at /load/state.
 
-``python -m tests.load.server`` is started by ``process``.
+``process`` starts it as ``python -m tests.load.server``.
 """
 
 import argparse
@@ -39,7 +39,7 @@ BARE_TOKENS = 64
 
 
 def byte_model() -> "LoadedModel":
-    """All that a prompt and an answer need, with a token for each byte and no weights."""
+    """Return a model with a byte tokenizer and without weights."""
     import torch
 
     from granite_demo.loading.load import LoadedModel
@@ -57,12 +57,12 @@ def byte_model() -> "LoadedModel":
 
 
 def fake_model(rate: float, ttft: float, places: int) -> ReadyModel:
-    """The whole path of texts over an engine of this speed."""
+    """Return a model with the fake engine."""
     return ReadyModel(byte_model(), FixedSpeedEngine(rate, ttft, places))
 
 
 def real_sample() -> ReadyModel:
-    """The sample model with the engine that it gets here."""
+    """Return the sample model with its default engine."""
     from granite_demo.backends.open_model import open_model
 
     cache = Settings.resolve({}, {}).cache_dir
@@ -71,7 +71,7 @@ def real_sample() -> ReadyModel:
 
 
 async def bare_rate(engine: Engine) -> float:
-    """Tokens/s after the first of one request, before there is a server."""
+    """Return the tokens/s of one request without the first token, measured without a server."""
     times = []
     sampling = SamplingParams(max_tokens=BARE_TOKENS, temperature=1.0, seed=0)
     async with aclosing(engine.generate([70] * 16, sampling)) as tokens:
@@ -81,7 +81,7 @@ async def bare_rate(engine: Engine) -> float:
 
 
 def main() -> None:
-    """Serve until a signal; the address and the bare rate are told in the first line."""
+    """Serve until a signal. The first line of the output has the address and the bare rate."""
     from granite_demo.server.app import create_app
     from granite_demo.server.run import address, bind, serve
 
@@ -95,7 +95,7 @@ def main() -> None:
 
     backend = LimitedBackend(LocalBackend(ModelManager(load), LoadOptions("sample")), Limits())
     app = create_app(backend)
-    # First, since the page takes every path that is left.
+    # Before the page, which handles all other paths.
     app.router.routes.insert(0, Route("/load/state", partial(_state, engine)))
     listener = bind("127.0.0.1", 0)
     serve(app, backend, listener, lambda: print(address(listener), rate, flush=True))

@@ -1,4 +1,4 @@
-"""The table of target figures: each with what is measured beside it, over an engine of fixed speed."""
+"""Measures the table of targets, with an engine of a fixed speed."""
 
 import asyncio
 import signal
@@ -10,12 +10,12 @@ from typing import Any
 
 import httpx
 
-from tests.load.process import Loaded, exit_of, server
+from tests.load.process import LoadServer, exit_of, server
 from tests.load.soak import GROWN_MB, LIGHT_SECONDS, SLOPE_MB, client, idle_after, over_engine, soak, spread
-from tests.load.visitors import Heard, LoadClient, crowd, opened
+from tests.load.visitors import LoadClient, VisitRecord, crowd, opened
 
 PAGE, API = 1, 2
-"""The first of the numbers of visitors that come from this source; with a step of 2."""
+"""The first seed of the visitors of this source. The step is 2."""
 TTFT_MS = {PAGE: {1: 50, 10: 100, 100: 500}, API: {1: 20, 10: 50, 100: 250}}
 LONG, STREAMS = 256, 16
 STORM, STORM_SECONDS = 200, 0.5
@@ -24,7 +24,7 @@ PLAIN = {"leaves": 0, "nonsense": 0}
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One target."""
+    """One target and its measurement."""
 
     what: str
     target: str
@@ -32,19 +32,19 @@ class Row:
     met: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the values for JSON."""
         return asdict(self)
 
 
 def table(rows: list[Row]) -> str:
-    """Markdown."""
+    """Return a Markdown table."""
     lines = ["| what | target | measured | |", "|---|---|---|---|"]
     lines += [f"| {row.what} | {row.target} | {row.measured} | {'met' if row.met else '**missed**'} |" for row in rows]
     return "\n".join(lines)
 
 
 async def measure(visitors: int, seconds: float) -> list[Row]:
-    """Every row; the soak takes ``seconds``."""
+    """Measure all rows. The soak test takes ``seconds``."""
     rows: list[Row] = []
     with server(rate=100, places=128) as running:
         async with client(running.url) as http:
@@ -68,15 +68,15 @@ async def measure(visitors: int, seconds: float) -> list[Row]:
     return rows
 
 
-async def first_texts(running: Loaded, site: LoadClient) -> list[Row]:
-    """The web layer's time to first token of so many visitors at once."""
+async def first_texts(running: LoadServer, site: LoadClient) -> list[Row]:
+    """Measure the time to first token of the web layer with several numbers of visitors."""
     rows, number = [], 1000
     for way, bounds in TTFT_MS.items():
         for count, bound in bounds.items():
             times: list[float] = []
             for _ in range(max(2, 20 // count)):
-                heard = await crowd(site, count, 8, first=number * 2 + way, step=2, **PLAIN)
-                times += over_engine(heard, await running.served(site.http))
+                records = await crowd(site, count, 8, first=number * 2 + way, step=2, **PLAIN)
+                times += over_engine(records, await running.served(site.http))
                 number += count + 1
             name = "page" if way == PAGE else "/v1"
             p50, p95 = (round(1000 * time) for time in spread(times))
@@ -88,20 +88,20 @@ async def first_texts(running: Loaded, site: LoadClient) -> list[Row]:
     return rows
 
 
-async def between_tokens(running: Loaded, site: LoadClient) -> list[Row]:
-    """The speed at one visitor and of several streams against the bare engine's, and updates of the page with many."""
+async def between_tokens(running: LoadServer, site: LoadClient) -> list[Row]:
+    """Compare the speed of one visitor and of several streams with the engine, and measure the updates of the page."""
     rows = []
     for way, name in ((PAGE, "page"), (API, "/v1")):
         [alone] = await crowd(site, 1, LONG, first=way + 100_000, **PLAIN)
         rate = (LONG - 1) / ((alone.last or 1.0) - (alone.first or 0.0))
         cost = 1 - rate / running.bare_rate
         rows.append(Row(f"inter-token overhead, 1 visitor, {name}", "<= 5 %", f"{cost:.1%}", cost <= 0.05))
-    heard = await crowd(site, STREAMS, LONG, first=API + 105_000, step=2, **PLAIN)
-    seconds = max(one.last or 0.0 for one in heard) - min(one.first or 0.0 for one in heard)
+    records = await crowd(site, STREAMS, LONG, first=API + 105_000, step=2, **PLAIN)
+    seconds = max(one.last or 0.0 for one in records) - min(one.first or 0.0 for one in records)
     bare = STREAMS * running.bare_rate
     cost = 1 - STREAMS * (LONG - 1) / seconds / bare
-    told = f"{cost:.1%} of {bare:.0f} tokens/s"
-    rows.append(Row(f"throughput lost, {STREAMS} streams, /v1", "<= 5 %", told, cost <= 0.05))
+    measured = f"{cost:.1%} of {bare:.0f} tokens/s"
+    rows.append(Row(f"throughput lost, {STREAMS} streams, /v1", "<= 5 %", measured, cost <= 0.05))
     start = time.monotonic()
     many = await crowd(site, 100, LONG, first=PAGE + 110_000, step=2, **PLAIN)
     rate = sum(one.updates for one in many) / (time.monotonic() - start)
@@ -109,24 +109,24 @@ async def between_tokens(running: Loaded, site: LoadClient) -> list[Row]:
     return rows
 
 
-async def left(running: Loaded, site: LoadClient) -> Row:
-    """Visitors who all go in the middle."""
-    heard = await crowd(site, 40, 2000, first=120_001, leaves=1, nonsense=0)
+async def left(running: LoadServer, site: LoadClient) -> Row:
+    """Measure visitors that all disconnect during the answer."""
+    records = await crowd(site, 40, 2000, first=120_001, leaves=1, nonsense=0)
     await asyncio.sleep(3)
-    p95 = spread(idle_after(heard, await running.served(site.http)))[1]
+    p95 = spread(idle_after(records, await running.served(site.http)))[1]
     return Row("disconnect -> engine idle, 40 at once", "p95 <= 1 s", f"p95 {p95:.2f} s", p95 <= 1)
 
 
-async def stopped(running: Loaded, site: LoadClient) -> Row:
-    """Visitors of the page who press Stop in the middle."""
+async def stopped(running: LoadServer, site: LoadClient) -> Row:
+    """Measure visitors of the page that press Stop during the answer."""
 
     async def stop(seed: int) -> tuple[int, float]:
-        heard = Heard(seed, "page")
-        answer = asyncio.create_task(site.page(heard, 4000, leave=False))
-        while heard.first is None and not answer.done():
+        record = VisitRecord(seed, "page")
+        answer = asyncio.create_task(site.page(record, 4000, leave=False))
+        while record.first is None and not answer.done():
             await asyncio.sleep(0.01)
         pressed = time.monotonic()
-        await site.stop(heard)
+        await site.stop(record)
         await answer
         return seed, pressed
 
@@ -138,7 +138,7 @@ async def stopped(running: Loaded, site: LoadClient) -> Row:
 
 
 async def storm(site: LoadClient) -> Row:
-    """Many who give up after half a second, then one who waits."""
+    """Measure one request after many requests that time out after half a second."""
 
     async def impatient(seed: int) -> None:
         with suppress(TimeoutError):
@@ -147,15 +147,17 @@ async def storm(site: LoadClient) -> Row:
 
     await asyncio.gather(*(impatient(130_000 + number) for number in range(STORM)))
     start = time.monotonic()
-    [heard] = await crowd(site, 1, 8, first=140_000, **PLAIN)
+    [record] = await crowd(site, 1, 8, first=140_000, **PLAIN)
     took = time.monotonic() - start
-    met = heard.outcome == "answered" and took <= 5
-    return Row(f"an answer after {STORM} x {STORM_SECONDS} s timeouts", "<= 5 s", f"{heard.outcome}, {took:.2f} s", met)
+    met = record.outcome == "answered" and took <= 5
+    return Row(
+        f"an answer after {STORM} x {STORM_SECONDS} s timeouts", "<= 5 s", f"{record.outcome}, {took:.2f} s", met
+    )
 
 
 @asynccontextmanager
 async def tabs(site: LoadClient, count: int) -> AsyncGenerator[None]:
-    """So many open pages."""
+    """Keep ``count`` pages open."""
     tasks = [asyncio.create_task(site.tab(number)) for number in range(count)]
     try:
         await asyncio.sleep(1)
@@ -166,39 +168,41 @@ async def tabs(site: LoadClient, count: int) -> AsyncGenerator[None]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def connected(running: Loaded) -> list[Row]:
-    """More than have room, with 100 pages open."""
+async def connected(running: LoadServer) -> list[Row]:
+    """Measure more requests than the queue accepts, with 100 open pages."""
     async with client(running.url) as http:
         site = await opened(http)
         async with tabs(site, 100):
-            heard = await crowd(site, 300, 32, first=1, **PLAIN)
-    count = {name: sum(one.outcome == name for one in heard) for name in ("answered", "refused", "failed")}
-    slow = spread([one.last - one.asked for one in heard if one.outcome == "refused" and one.last])[1]
-    told = f"{count['answered']} answered, {count['refused']} refused, {count['failed']} other errors"
+            records = await crowd(site, 300, 32, first=1, **PLAIN)
+    count = {name: sum(one.outcome == name for one in records) for name in ("answered", "refused", "failed")}
+    slow = spread([one.last - one.asked for one in records if one.outcome == "refused" and one.last])[1]
+    measured = f"{count['answered']} answered, {count['refused']} refused, {count['failed']} other errors"
     return [
-        Row("100 open tabs, 300 ask at once, 16 answered at a time", "no other errors", told, not count["failed"]),
+        Row("100 open tabs, 300 ask at once, 16 answered at a time", "no other errors", measured, not count["failed"]),
         Row("the same: time to be refused", "< 1 s", f"p95 {slow:.2f} s", slow < 1),
     ]
 
 
-async def ended(running: Loaded, name: str, signals: tuple[tuple[float, int], ...], limit: float, expected: int) -> Row:
-    """The exit with everything open."""
+async def ended(
+    running: LoadServer, name: str, signals: tuple[tuple[float, int], ...], limit: float, expected: int
+) -> Row:
+    """Measure the exit with open pages and running answers."""
     async with client(running.url) as http:
         site = await opened(http)
         async with tabs(site, 20):
             asking = asyncio.create_task(crowd(site, 32, 4000, **PLAIN))
             await asyncio.sleep(2)
             took, code = await asyncio.to_thread(exit_of, running, *signals)
-            heard: list[Heard] = []
+            records: list[VisitRecord] = []
             with suppress(httpx.HTTPError):
-                heard = await asking
-    lost = sum("Error" in one.why and one.first is not None for one in heard)
-    told = f"exit {code} in {took:.2f} s, {lost} cut off"
-    return Row(name, f"exit {expected} in {limit:g} s", told, took <= limit and code == expected)
+                records = await asking
+    lost = sum("Error" in one.why and one.first is not None for one in records)
+    measured = f"exit {code} in {took:.2f} s, {lost} cut off"
+    return Row(name, f"exit {expected} in {limit:g} s", measured, took <= limit and code == expected)
 
 
-async def lasting(running: Loaded, visitors: int, seconds: float) -> list[Row]:
-    """What a soak finds."""
+async def lasting(running: LoadServer, visitors: int, seconds: float) -> list[Row]:
+    """Return the rows of a soak test."""
     found = await soak(running, visitors, seconds)
     asked = sum(found.outcomes.values())
     p95, rate = found.light[1], found.light_rate

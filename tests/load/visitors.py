@@ -1,4 +1,4 @@
-"""Visitors of the page and of the API, who take note of when they hear what."""
+"""Visitors of the page and of the API that record their outcomes and times."""
 
 import asyncio
 import json
@@ -13,19 +13,19 @@ import httpx
 
 REFUSALS = (429, 503)
 BUSY = "requests are waiting"
-"""In the message of an engine whose line is full."""
+"""A part of the error text if the queue of the engine is full."""
 HUGE = b"x" * (9 * 2**20)
 JSON = {"content-type": "application/json", "connection": "close"}
 
 
 @dataclass(slots=True)
-class Heard:
-    """What one visitor saw; times by the monotonic clock."""
+class VisitRecord:
+    """The record of one visit. Times are of the monotonic clock."""
 
     seed: int
     source: str
     outcome: str = "failed"
-    """answered, refused, left, nonsense or failed"""
+    """``answered``, ``refused``, ``left``, ``nonsense`` or ``failed``."""
     asked: float = field(default_factory=time.monotonic)
     first: float | None = None
     last: float | None = None
@@ -34,7 +34,7 @@ class Heard:
 
 
 class LoadClient:
-    """Uses the page and the API of one server, for any number of visitors."""
+    """A client for the page and the API of one server, for any number of visitors."""
 
     def __init__(self, http: httpx.AsyncClient, config: dict[str, Any]) -> None:
         self.http = http
@@ -43,84 +43,84 @@ class LoadClient:
         self._stop = next(event for event in events if event["api_name"] == "stop")
         self._shown = {component["id"]: component["props"] for component in config["components"]}
 
-    async def page(self, heard: Heard, tokens: int, leave: bool) -> None:
-        """Send a question, as the browser's Chat tab does."""
-        session = f"visitor{heard.seed}"
-        chosen = {"Message": "Hello", "Max new tokens": tokens, "Temperature": 1.0, "Seed": str(heard.seed)}
+    async def page(self, record: VisitRecord, tokens: int, leave: bool) -> None:
+        """Send a question, as the Chat tab in a browser does."""
+        session = f"visitor{record.seed}"
+        chosen = {"Message": "Hello", "Max new tokens": tokens, "Temperature": 1.0, "Seed": str(record.seed)}
         inputs = [self._shown[number] for number in self._send["inputs"]]
         data = [chosen.get(props.get("label"), props.get("value")) for props in inputs]
-        heard.asked = time.monotonic()
+        record.asked = time.monotonic()
         body = {"data": data, "fn_index": self._send["id"], "session_hash": session}
         joined = await self.http.post("/gradio_api/queue/join", json=body)
         if joined.status_code in REFUSALS:
-            heard.outcome = "refused"
-            heard.last = time.monotonic()
+            record.outcome = "refused"
+            record.last = time.monotonic()
             return
         joined.raise_for_status()
         async with aclosing(self._messages(session)) as lines:
             async for line in lines:
                 if '"process_completed"' in line:
                     if '"success":false' in line:
-                        heard.outcome, heard.why = "failed", line[:300]
+                        record.outcome, record.why = "failed", line[:300]
                     break
                 if '"process_generating"' not in line:
                     continue
-                heard.updates += 1
-                heard.last = time.monotonic()
+                record.updates += 1
+                record.last = time.monotonic()
                 if BUSY in line:
-                    heard.outcome = "refused"
+                    record.outcome = "refused"
                     return
-                if heard.first is None and " to first token" in line:
-                    heard.first = heard.last
-                    heard.outcome = "answered"
-                if heard.first and leave:
-                    heard.outcome = "left"
+                if record.first is None and " to first token" in line:
+                    record.first = record.last
+                    record.outcome = "answered"
+                if record.first and leave:
+                    record.outcome = "left"
                     return
 
-    async def api(self, heard: Heard, tokens: int, leave: bool) -> None:
-        """One streamed chat completion."""
+    async def api(self, record: VisitRecord, tokens: int, leave: bool) -> None:
+        """Request one streamed chat completion."""
         messages = [{"role": "user", "content": "Hello"}]
-        body = {"messages": messages, "stream": True, "max_tokens": tokens, "seed": heard.seed}
+        body = {"messages": messages, "stream": True, "max_tokens": tokens, "seed": record.seed}
         async with self.http.stream("POST", "/v1/chat/completions", json=body) as answer:
             if answer.status_code in REFUSALS:
-                heard.outcome, heard.last = "refused", time.monotonic()
+                record.outcome, record.last = "refused", time.monotonic()
                 return
             answer.raise_for_status()
             async for line in answer.aiter_lines():
                 if '"error"' in line:
                     busy = '"code":503' in line or BUSY in line
-                    heard.outcome, heard.why = ("refused" if busy else "failed"), line[:300]
+                    record.outcome, record.why = ("refused" if busy else "failed"), line[:300]
                     return
                 if line == "data: [DONE]":
-                    heard.outcome = "answered"
+                    record.outcome = "answered"
                 if '"content":"' not in line or '"content":""' in line:
                     continue
-                heard.last = time.monotonic()
-                heard.updates += 1
-                heard.first = heard.first or heard.last
+                record.last = time.monotonic()
+                record.updates += 1
+                record.first = record.first or record.last
                 if leave:
-                    heard.outcome = "left"
+                    record.outcome = "left"
                     return
 
-    async def stop(self, heard: Heard) -> None:
-        """Press Stop on the page of ``heard``."""
-        body = {"data": [], "fn_index": self._stop["id"], "session_hash": f"visitor{heard.seed}"}
+    async def stop(self, record: VisitRecord) -> None:
+        """Press Stop on the page of the visit ``record``."""
+        body = {"data": [], "fn_index": self._stop["id"], "session_hash": f"visitor{record.seed}"}
         (await self.http.post("/gradio_api/queue/join", json=body)).raise_for_status()
 
-    async def nonsense(self, heard: Heard, chance: random.Random) -> None:
-        """What no page and no client would send, once. Refused with a code of its own, never by a failure."""
+    async def nonsense(self, record: VisitRecord, chance: random.Random) -> None:
+        """Send one invalid request. The server must reject it with a status code, not fail."""
         path, body = chance.choice(NONSENSE)
         try:
-            answer = await self.http.post(path, content=body(heard.seed), headers=JSON)
+            answer = await self.http.post(path, content=body(record.seed), headers=JSON)
         except (httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError):
-            # The server closes before all of a huge body is sent, which may reset the connection.
-            heard.outcome = "nonsense" if body is _huge else "failed"
+            # The server closes the connection before a huge body is complete, so the client can get a reset.
+            record.outcome = "nonsense" if body is _huge else "failed"
             return
-        heard.outcome = "nonsense" if answer.status_code < 500 or answer.status_code in REFUSALS else "failed"
-        heard.why = f"{path} {body(0)[:60]!r}: {answer.status_code}"
+        record.outcome = "nonsense" if answer.status_code < 500 or answer.status_code in REFUSALS else "failed"
+        record.why = f"{path} {body(0)[:60]!r}: {answer.status_code}"
 
     async def tab(self, seed: int) -> None:
-        """An open page: the connection by which Gradio knows of it, until cancelled."""
+        """Keep a page open until cancelled, with the connection that Gradio uses to detect it."""
         async with self.http.stream("GET", f"/gradio_api/heartbeat/tab{seed}") as beats:
             async for _ in beats.aiter_bytes():
                 pass
@@ -155,27 +155,32 @@ NONSENSE: list[tuple[str, Callable[[int], bytes]]] = [
 
 async def visit(
     site: LoadClient, seed: int, tokens: int, chance: random.Random, leaves: int = 5, nonsense: int = 20
-) -> Heard:
-    """One visitor: 1 in ``nonsense`` sends some, 1 in ``leaves`` goes in the middle; 0 is none. Never raises."""
-    heard = Heard(seed, "page" if seed % 2 else "api")
+) -> VisitRecord:
+    """Run one visit. 1 in ``nonsense`` visits is invalid, 1 in ``leaves`` disconnects early; 0 is none.
+
+    Never raises.
+    """
+    record = VisitRecord(seed, "page" if seed % 2 else "api")
     try:
         if nonsense and chance.randrange(nonsense) == 0:
-            await site.nonsense(heard, chance)
-            return heard
+            await site.nonsense(record, chance)
+            return record
         leave = bool(leaves) and chance.randrange(leaves) == 0
-        await (site.page if seed % 2 else site.api)(heard, tokens, leave)
+        await (site.page if seed % 2 else site.api)(record, tokens, leave)
     except Exception as error:
-        heard.outcome, heard.why = "failed", f"{type(error).__name__}: {error}"[:300]
-    return heard
+        record.outcome, record.why = "failed", f"{type(error).__name__}: {error}"[:300]
+    return record
 
 
 async def opened(http: httpx.AsyncClient) -> LoadClient:
-    """The ways in, as /config tells them."""
+    """Return a client that knows the events of /config."""
     return LoadClient(http, (await http.get("/config")).json())
 
 
-async def crowd(site: LoadClient, count: int, tokens: int, first: int = 1, step: int = 1, **odd: int) -> list[Heard]:
-    """``count`` visitors at once, each once; ``step`` 2 has all of them come from one source."""
+async def crowd(
+    site: LoadClient, count: int, tokens: int, first: int = 1, step: int = 1, **odd: int
+) -> list[VisitRecord]:
+    """Run ``count`` visits at once. With ``step`` 2, all are from one source."""
     chance = random.Random(first)
     seeds = range(first, first + count * step, step)
     return list(await asyncio.gather(*(visit(site, seed, tokens, chance, **odd) for seed in seeds)))

@@ -1,4 +1,4 @@
-"""The public page on a real port, and a stranger in front of it who has nothing but HTTP."""
+"""A client of the public page on a real port that uses only HTTP."""
 
 import json
 from collections.abc import Iterator
@@ -20,34 +20,34 @@ EMPTY = conversation.dump(conversation.start())
 
 
 def asked(text: str) -> dict[str, Any]:
-    """A conversation whose last turn is the question ``text``."""
+    """Return a conversation whose last turn is the question ``text``."""
     return conversation.dump(conversation.add(conversation.start(), "user", content=text))
 
 
 class Stranger(httpx.Client):
-    """Calls the page's handlers without the page."""
+    """Calls the handlers of the page without a page."""
 
     config: dict[str, Any]
 
     def event(self, name: str) -> dict[str, Any]:
-        """The first event of a handler's name."""
+        """Return the first event with the name of the handler."""
         found: dict[str, Any] = next(one for one in self.config["dependencies"] if one["api_name"] == name)
         return found
 
     def values(self, event: dict[str, Any]) -> list[Any]:
-        """What the page itself would send at first."""
+        """Return the initial values of the inputs of the page."""
         shown = {component["id"]: component["props"] for component in self.config["components"]}
         return [shown[component].get("value") for component in event["inputs"]]
 
     def call(self, name: str, data: list[Any] | None = None, session: str = "stranger") -> httpx.Response:
-        """The answer of a handler that runs at once."""
+        """Return the answer of a handler that runs outside the queue."""
         event = self.event(name)
         values = self.values(event) if data is None else data
         body = {"data": values, "fn_index": event["id"], "session_hash": session}
         return self.post("/gradio_api/run/predict", json=body)
 
     def question(self, text: str, **changes: Any) -> list[Any]:
-        """What the page sends with the question ``text``. ``changes``: settings by label."""
+        """Return the values that the page sends with the question ``text``. ``changes`` are settings by label."""
         event = self.event("send")
         labels = {component["id"]: component["props"].get("label") for component in self.config["components"]}
         chosen = {"Message": text, **changes}
@@ -55,11 +55,11 @@ class Stranger(httpx.Client):
         return [chosen.get(str(labels[component]), value) for component, value in pairs]
 
     def ask(self, text: str, session: str = "stranger", **changes: Any) -> str:
-        """All that is heard of the chat's answer to ``text``. ``changes``: settings by label."""
+        """Return all messages of the answer to ``text``. ``changes`` are settings by label."""
         return self.queued(self.event("send")["id"], self.question(text, **changes), session)
 
     def queued(self, number: int, data: list[Any], session: str = "stranger") -> str:
-        """All that is heard of an event of the queue, or why it was not taken."""
+        """Return all messages of an event of the queue, or the reason why the queue rejected it."""
         joined = self.join(number, data, session)
         if joined.status_code != 200:
             return joined.text
@@ -72,7 +72,7 @@ class Stranger(httpx.Client):
         return "\n".join(heard)
 
     def join(self, number: int, data: list[Any], session: str = "stranger") -> httpx.Response:
-        """Put an event into the queue."""
+        """Send an event to the queue."""
         return self.post("/gradio_api/queue/join", json={"data": data, "fn_index": number, "session_hash": session})
 
 
@@ -80,7 +80,7 @@ class Stranger(httpx.Client):
 def public(
     backend: ManagedBackend, limits: Limits | None = None, token: str = TOKEN, **policy: Any
 ) -> Iterator[Stranger]:
-    """A stranger at the public page over ``backend``."""
+    """Yield a client of the public page with ``backend``."""
     limited = LimitedBackend(backend, limits or Limits())
     app = create_app(limited, Access(True, token), Policy(**{"max_body": PUBLIC_MAX_BODY, **policy}))
     with running(app, limited) as url, Stranger(base_url=url, timeout=20) as client:

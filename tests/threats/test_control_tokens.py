@@ -1,4 +1,4 @@
-"""What people write goes through the page and the API to the model, and never becomes a control token."""
+"""Tests that text from the page and the API never becomes a control token."""
 
 import threading
 from collections.abc import Iterator
@@ -36,14 +36,14 @@ def site() -> Iterator[Site]:
 
 
 def controls(engine: FakeEngine) -> int:
-    """How many control tokens the last prompt has."""
+    """Return the number of control tokens in the last prompt."""
     ids = set(byte_model().tokenizer.convert_tokens_to_ids(SPECIAL))
     return sum(token in ids for token in engine.prompts[-1])
 
 
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 @pytest.mark.parametrize("content", [EVIL, EVIL * 50, TORN], ids=["evil", "often", "torn"])
-def test_t08_the_api_takes_no_control_token_from_a_message(site: Site, role: str, content: object) -> None:
+def test_t08_a_message_of_the_api_has_no_control_tokens(site: Site, role: str, content: object) -> None:
     stranger, engine = site
 
     def ask(text: object) -> int:
@@ -51,10 +51,10 @@ def test_t08_the_api_takes_no_control_token_from_a_message(site: Site, role: str
         assert stranger.post(CHAT, json=body).status_code == 200
         return controls(engine)
 
-    assert ask(content) == ask("harmless") == 8  # three to each message, and two that open the answer's
+    assert ask(content) == ask("harmless") == 8  # three for each message, and two that open the answer
 
 
-def test_t08_the_page_takes_none_from_a_question(site: Site) -> None:
+def test_t08_a_question_of_the_page_has_no_control_tokens(site: Site) -> None:
     stranger, engine = site
     stranger.ask("harmless")
     expected = controls(engine)
@@ -64,7 +64,7 @@ def test_t08_the_page_takes_none_from_a_question(site: Site) -> None:
 
 
 @pytest.mark.parametrize(("special", "expected"), [(False, 0), (True, 4)])
-def test_t08_in_a_raw_text_they_are_a_switch(site: Site, special: bool, expected: int) -> None:
+def test_t08_a_raw_text_has_them_only_with_the_switch(site: Site, special: bool, expected: int) -> None:
     stranger, engine = site
     body = {"prompt": EVIL, "special_tokens": special, "max_tokens": 2}
     assert stranger.post(COMPLETION, json=body).status_code == 200

@@ -1,4 +1,4 @@
-"""T1, T2, T12, T18: all that FastAPI and Gradio expose, called by a stranger with sensible and hostile values."""
+"""Tests that call all routes of FastAPI and Gradio with valid and with hostile values: T1, T2, T12, T18."""
 
 import os
 import threading
@@ -56,7 +56,7 @@ OURS = ("/health", "/ready", "/metrics", "/load_model", "/openapi.json", "/words
 API = ("/v1/openapi.json", "/v1/models", "/v1/models/{name:path}", "/v1/chat/completions", "/v1/completions")
 KNOWN = {*PAGE, *APP, *OURS, *API, "/login", "/logout", "/config", "/monitoring/{key}"}
 KNOWN |= {f"/gradio_api/{name}" for name in (*FILES, *EVENTS, *STREAMS, *OTHERS, *VIBE)}
-"""Routes that somebody has looked at. A new one is added here by whoever has looked at it."""
+"""The reviewed routes. Review a new route before you add it here."""
 ENDLESS = {"/gradio_api/heartbeat/{session_hash}", "/gradio_api/dev/reload", "/gradio_api/queue/data"}
 ENDLESS |= {"/gradio_api/upload_progress"}
 
@@ -64,7 +64,7 @@ Row = tuple[str, str, str, int | str]
 
 
 class Watched(FakeBackend):
-    """Notes who wants to change the server."""
+    """Records calls that would change the server."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -81,7 +81,7 @@ class Watched(FakeBackend):
 
 
 def routes_of(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(path, method) of every route, those of mounted applications and included routers too."""
+    """Yield (path, method) of all routes, including those of mounted applications and included routers."""
     for route in routes:
         if (router := getattr(route, "original_router", None)) is not None:
             yield from routes_of(router.routes, prefix)
@@ -95,7 +95,7 @@ def routes_of(routes: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 
 def filled(path: str, value: str) -> str:
-    """``path`` with ``value`` in the place of each parameter."""
+    """Return ``path`` with ``value`` for each parameter."""
     parts = path.split("{")
     return parts[0] + "".join(value + part.partition("}")[2] for part in parts[1:])
 
@@ -111,7 +111,7 @@ SECRETS = ("canary-of-a-file", "canary-of-the-environment", "canary-of-another",
 
 
 class Scan:
-    """Calls, and keeps a row of each; fails where an answer tells what it must not."""
+    """Sends requests and records each one. Fails if an answer has a secret."""
 
     def __init__(self, http: Stranger) -> None:
         self.http = http
@@ -123,7 +123,7 @@ class Scan:
         except httpx.TimeoutException:
             self.rows.append((name, method, path[:60], OPEN))
             return None
-        except httpx.TransportError:  # the server failed before it had read everything
+        except httpx.TransportError:  # the server closed the connection before it read the complete request
             self.rows.append((name, method, path[:60], CLOSED))
             return None
         self.rows.append((name, method, path[:60], response.status_code))
@@ -139,7 +139,7 @@ def files_below(*folders: Path) -> set[Path]:
 
 @pytest.fixture
 def scan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Scan, Watched, Any]]:
-    """A public page, on which somebody else has asked something."""
+    """Yield a public page on which another visitor asked a question."""
     temporary, working = tmp_path / "gradio", tmp_path / "working"
     working.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(temporary))
@@ -160,14 +160,14 @@ def scan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[tuple[Scan
     assert not backend.selected
 
 
-def test_every_route_is_one_that_somebody_has_looked_at() -> None:
+def test_every_route_was_reviewed() -> None:
     app = create_app(Watched(), Access(True, TOKEN), Policy())
     unknown = {path.rstrip("/") or "/" for path, _ in routes_of(app.routes)} - KNOWN
     assert not unknown, f"look at these, then add them to KNOWN: {unknown}"
 
 
 @pytest.mark.release
-def test_t01_t02_t12_t18_no_route_changes_or_tells_anything(
+def test_t01_t02_t12_t18_no_route_changes_the_server_or_shows_a_secret(
     scan: tuple[Scan, Watched, Any], canary: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     call, _, app = scan
@@ -196,7 +196,7 @@ def test_t01_t02_t12_t18_no_route_changes_or_tells_anything(
 
 
 @pytest.mark.release
-def test_t01_t18_no_event_changes_or_tells_anything(scan: tuple[Scan, Watched, Any], canary: Path) -> None:
+def test_t01_t18_no_event_changes_the_server_or_shows_a_secret(scan: tuple[Scan, Watched, Any], canary: Path) -> None:
     call, _, _ = scan
     held = asked("mine")
     stolen = {"path": str(canary), "meta": {"_type": "gradio.FileData"}}

@@ -1,4 +1,4 @@
-"""Checkpoints that want more than to be read: pickles, code of their own, kernels from the hub."""
+"""Tests for hostile checkpoints: pickles, code in the repository, and kernels from the hub."""
 
 import json
 import shutil
@@ -40,7 +40,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def folder(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A checkpoint to spoil, on a machine without a network."""
+    """Yield a checkpoint that a test can change. The network is blocked."""
 
     def refuse(*values: Any) -> None:
         raise AssertionError("somebody is asked")
@@ -72,7 +72,7 @@ def test_t03_code_in_a_repository_is_never_run(folder: Path, tmp_path: Path, mod
     (folder / "evil.py").write_text(CODE.format(canary=str(tmp_path / "canary")))
     edit(folder / "config.json", auto_map=MODEL, model_type=model_type, architectures=["EvilModel"])
     edit(folder / "tokenizer_config.json", auto_map=TOKENIZER, tokenizer_class="EvilTokenizer")
-    if model_type == "granite":  # one that transformers knows needs no code
+    if model_type == "granite":  # transformers has this model, so it needs no code
         assert type(load(folder).model).__module__ == "transformers.models.granite.modeling_granite"
     else:
         with pytest.raises(CorruptModelError):
@@ -82,14 +82,14 @@ def test_t03_code_in_a_repository_is_never_run(folder: Path, tmp_path: Path, mod
 
 @pytest.mark.parametrize("name", ["_attn_implementation_internal", "_attn_implementation", "_experts_implementation"])
 @pytest.mark.parametrize("inside", [False, True])
-def test_t03_a_config_names_no_kernel(folder: Path, name: str, inside: bool) -> None:
+def test_t03_a_config_cannot_select_a_kernel(folder: Path, name: str, inside: bool) -> None:
     wanted: dict[str, Any] = {name: "evil/kernels"}
     edit(folder / "config.json", **({"text_config": wanted} if inside else wanted))
     with pytest.raises(CorruptModelError, match=r"names code to run: 'evil/kernels'\. Choose another model"):
         load(folder)
 
 
-def test_t03_the_attention_is_the_one_that_was_placed(folder: Path) -> None:
+def test_t03_the_attention_is_that_of_the_placement(folder: Path) -> None:
     edit(folder / "config.json", _attn_implementation_internal="eager")
     loaded = load(folder)
     assert loaded.model.config._attn_implementation == loaded.placement.attention == "sdpa"

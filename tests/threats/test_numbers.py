@@ -1,4 +1,4 @@
-"""Each threat and each fault of the list has a test that is called after it."""
+"""Tests that each threat and each fault of the list has a test with its number in the name."""
 
 import ast
 import re
@@ -11,7 +11,7 @@ THREATS, FAULTS = 19, 20
 
 
 def numbers() -> set[str]:
-    """Such as t01 and f20: those in the names of all tests."""
+    """Return the numbers in the names of all tests, such as t01 and f20."""
     found: set[str] = set()
     for path in TESTS.rglob("test_*.py"):
         for node in ast.walk(ast.parse(path.read_bytes())):

@@ -1,4 +1,4 @@
-"""Many at once: nobody hears of another. And what a model writes is a text, whatever it says."""
+"""Tests that sessions are separate, and that the output of a model is only text."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ SESSIONS = 50
 
 
 class Echo(FakeBackend):
-    """Answers with the words of the question."""
+    """Repeats the question as the answer."""
 
     async def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         for count, word in enumerate(request.messages[-1].content.split(), 1):
@@ -33,23 +33,23 @@ class Echo(FakeBackend):
 
 
 class Visitor:
-    """One session of the page's own protocol."""
+    """A session with the protocol of the page."""
 
     def __init__(self, http: httpx.AsyncClient, stranger: Stranger, number: int) -> None:
         self.http, self.stranger = http, stranger
         self.session, self.canary = f"visitor{number}", f"canary{number:03}x"
-        self.heard = ""
+        self.messages = ""
 
     async def join(self, name: str, values: list[Any]) -> None:
         body = {"data": values, "fn_index": self.stranger.event(name)["id"], "session_hash": self.session}
         (await self.http.post("/gradio_api/queue/join", json=body)).raise_for_status()
 
     async def ask(self, then: str = "") -> None:
-        """Ask, and do ``then`` in the middle of the answer."""
+        """Send a question. Trigger the event ``then`` during the answer."""
         await self.join("send", self.stranger.question(" ".join([self.canary] * 8)))
         async with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
             async for line in stream.aiter_lines():
-                self.heard += line
+                self.messages += line
                 if then and '"process_generating"' in line:
                     await self.join(then, [])
                     then = ""
@@ -57,7 +57,7 @@ class Visitor:
                     break
 
 
-async def test_t18_of_fifty_sessions_none_hears_of_another(caplog: pytest.LogCaptureFixture) -> None:
+async def test_t18_fifty_sessions_get_only_their_own_messages(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG, "granite_demo")
     with public(Echo()) as stranger:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -65,13 +65,13 @@ async def test_t18_of_fifty_sessions_none_hears_of_another(caplog: pytest.LogCap
             visitors = [Visitor(http, stranger, number) for number in range(SESSIONS)]
             ways = ["", "", "stop", "leave"]
             await asyncio.gather(*(one.ask(ways[place % 4]) for place, one in enumerate(visitors)))
-            # Whoever gets the name of a session that was left hears nothing of what was said in it.
+            # A client that uses the name of an old session gets none of its messages.
             later = Visitor(http, stranger, SESSIONS)
             later.session = visitors[0].session
             await later.ask()
     for one in (*visitors, later):
-        assert one.canary in one.heard
-        assert [other.canary for other in (*visitors, later) if other is not one and other.canary in one.heard] == []
+        assert one.canary in one.messages
+        assert [other.canary for other in (*visitors, later) if other is not one and other.canary in one.messages] == []
     assert "canary" not in caplog.text
 
 
@@ -90,9 +90,9 @@ def _audit(event: str, values: tuple[Any, ...]) -> None:
 
 @contextmanager
 def watched() -> Iterator[list[str]]:
-    """What this process writes and starts in the block."""
+    """Record the files that this process writes and the processes that it starts in the block."""
     if _audit not in _hooked:
-        sys.addaudithook(_audit)  # for good: there is no way to take it back
+        sys.addaudithook(_audit)  # it cannot be removed
         _hooked.append(_audit)
     _watching.append([])
     try:
@@ -104,7 +104,7 @@ def watched() -> Iterator[list[str]]:
 _hooked: list[Any] = []
 
 
-def test_t19_what_the_model_writes_does_nothing(
+def test_t19_the_output_of_the_model_has_no_effect(
     backend: FakeBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,15 +116,15 @@ def test_t19_what_the_model_writes_does_nothing(
     called = [ToolCalled(ToolCall(name, json.dumps(values))) for name, values in calls]
     backend.script = [*written, *called, Finish("tool_calls", Usage(5, 9), Timings(0.1, 0.2))]
     with public(backend) as stranger:
-        stranger.ask("warm up")  # which imports what writes caches
+        stranger.ask("warm up")  # imports modules that write caches
         with watched() as done:
-            heard = stranger.ask("Go on.")
+            messages = stranger.ask("Go on.")
             for stream in (False, True):
                 body = {"messages": [{"role": "user", "content": "Go on."}], "stream": stream}
-                heard += stranger.post("/v1/chat/completions", json=body).text
-    assert "touch canary" in heard
-    assert str(seed) in heard
-    assert str(seed * seed) not in heard  # a call is run by whoever presses its button
+                messages += stranger.post("/v1/chat/completions", json=body).text
+    assert "touch canary" in messages
+    assert str(seed) in messages
+    assert str(seed * seed) not in messages  # a call runs only after a press of its button
     with watched() as noticed:
         (tmp_path / "canary").write_text("written")
         (tmp_path / "canary").unlink()

@@ -1,4 +1,4 @@
-"""What a stranger may try on the public page, by the numbers of the list of threats; see each test's name."""
+"""Tests for attacks on the public page. The names have the numbers of the list of threats."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ HUB_TOKEN = "hf_" + "c4nary" * 5
 QUEUE = "/gradio_api/queue/join"
 
 
-def test_t04_a_picture_of_another_server_is_refused(backend: FakeBackend) -> None:
+def test_t04_a_picture_from_another_server_is_rejected(backend: FakeBackend) -> None:
     picture = {"type": "image_url", "image_url": {"url": "http://127.0.0.1:1/x"}}
     with public(backend) as http:
         answer = http.post(CHAT, json={"messages": [{"role": "user", "content": [picture]}]})
@@ -41,7 +41,7 @@ def test_t04_a_picture_of_another_server_is_refused(backend: FakeBackend) -> Non
     assert not backend.requests
 
 
-def test_t06_a_value_out_of_range_is_refused_on_each_way(backend: FakeBackend) -> None:
+def test_t06_a_value_out_of_range_is_rejected_on_each_route(backend: FakeBackend) -> None:
     with public(backend) as http:
         assert http.post(CHAT, json={**PLAIN[CHAT], "temperature": 9}).status_code == 400
         assert http.post(CHAT, json={**PLAIN[CHAT], "n": 5}).status_code == 400
@@ -54,9 +54,9 @@ def test_t06_a_value_out_of_range_is_refused_on_each_way(backend: FakeBackend) -
 @pytest.mark.parametrize(
     "route", ["/gradio_api/run/upload", *(pytest.param(one, marks=pytest.mark.release) for one in (QUEUE, CHAT))]
 )
-def test_t09_a_large_body_is_refused_unread_whatever_its_route_is_called(backend: FakeBackend, route: str) -> None:
+def test_t09_a_large_body_is_rejected_unread_on_any_route(backend: FakeBackend, route: str) -> None:
     with public(backend) as http:
-        # Whoever goes on sending may find the connection closed instead.
+        # If the client continues to send, the connection can be closed before the answer.
         try:
             answer = http.post(
                 route, content=b" " * (PUBLIC_MAX_BODY + 1), headers={"content-type": "application/json"}
@@ -67,7 +67,7 @@ def test_t09_a_large_body_is_refused_unread_whatever_its_route_is_called(backend
         assert http.get("/health").status_code == 200
 
 
-def test_t09_a_long_text_is_refused_before_it_is_read(backend: FakeBackend) -> None:
+def test_t09_a_long_text_is_rejected_before_it_is_read(backend: FakeBackend) -> None:
     with public(backend, Limits(characters=100)) as http:
         answer = http.post("/v1/completions", json={"prompt": "x" * 101})
         assert (answer.status_code, "the limit is 100" in answer.text) == (400, True)
@@ -75,7 +75,7 @@ def test_t09_a_long_text_is_refused_before_it_is_read(backend: FakeBackend) -> N
     assert not backend.requests
 
 
-async def test_t11_one_visitor_gets_so_many_answers_and_then_429(backend: FakeBackend) -> None:
+async def test_t11_a_visitor_gets_429_above_the_limit(backend: FakeBackend) -> None:
     backend.delay = 0.3
     with public(backend, Limits(running=1, waiting=2)) as http:
         async with httpx.AsyncClient(base_url=http.base_url, timeout=20) as many:
@@ -88,7 +88,7 @@ async def test_t11_one_visitor_gets_so_many_answers_and_then_429(backend: FakeBa
         assert http.post(CHAT, json=PLAIN[CHAT]).status_code == 200
 
 
-async def test_t11_direct_events_of_the_page_are_bounded_for_each_visitor() -> None:
+async def test_t11_direct_events_of_the_page_are_limited_for_each_visitor() -> None:
     entered, gate = asyncio.Semaphore(0), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -116,7 +116,7 @@ async def test_t11_direct_events_of_the_page_are_bounded_for_each_visitor() -> N
     assert await ask("/gradio_api/run/predict") == 200
 
 
-def test_t11_the_page_says_why_and_loses_nothing(backend: FakeBackend) -> None:
+def test_t11_the_page_shows_the_reason_and_keeps_the_text(backend: FakeBackend) -> None:
     with public(backend, Limits(tokens=1)) as http:
         assert "Hello" in http.ask("first")
         second = http.ask("my second question")
@@ -124,7 +124,7 @@ def test_t11_the_page_says_why_and_loses_nothing(backend: FakeBackend) -> None:
         assert "my second question" in second
 
 
-def test_t13_the_admin_token_is_looked_at_a_few_times(backend: FakeBackend) -> None:
+def test_t13_attempts_with_the_admin_token_are_limited(backend: FakeBackend) -> None:
     with public(backend) as http:
         for _ in range(MAX_FAILURES):
             assert "not the admin token" in http.call("unload", ["wrong"]).text
@@ -132,7 +132,7 @@ def test_t13_the_admin_token_is_looked_at_a_few_times(backend: FakeBackend) -> N
     assert not backend.unloaded.is_set()
 
 
-def test_t13_nothing_of_a_page_with_a_login_is_told(backend: FakeBackend) -> None:
+def test_t13_a_page_with_a_login_shows_nothing(backend: FakeBackend) -> None:
     with public(backend, logins=(("ann", "secret"),)) as http:
         for path in (
             "/config",
@@ -146,7 +146,7 @@ def test_t13_nothing_of_a_page_with_a_login_is_told(backend: FakeBackend) -> Non
         assert http.post(CHAT, json=PLAIN[CHAT]).status_code in (401, 429)
 
 
-def test_t15_t16_no_answer_and_no_log_tells_a_secret_or_a_prompt(
+def test_t15_t16_no_answer_and_no_log_has_a_secret_or_a_prompt(
     backend: FakeBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "granite_demo")
@@ -165,7 +165,7 @@ def test_t15_t16_no_answer_and_no_log_tells_a_secret_or_a_prompt(
 
 
 @pytest.mark.parametrize("origin", ["https://evil.example", "null"])
-def test_t17_no_other_page_may_read_an_answer(backend: FakeBackend, origin: str) -> None:
+def test_t17_another_page_cannot_read_an_answer(backend: FakeBackend, origin: str) -> None:
     with public(backend, hosts=("127.0.0.1",)) as http:
         for path in ("/v1/models", "/config", "/health"):
             answer = http.get(path, headers={"origin": origin})
@@ -177,7 +177,7 @@ def test_t17_no_other_page_may_read_an_answer(backend: FakeBackend, origin: str)
 
 
 def deep(levels: int) -> dict[str, Any]:
-    """A schema of so many schemas in one another."""
+    """Return a schema with nested schemas."""
     schema: dict[str, Any] = {}
     for _ in range(levels):
         schema = {"properties": {"a": schema}}
@@ -190,7 +190,7 @@ def schema_of(schema: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def open_site() -> Iterator[tuple[Stranger, FakeBackend]]:
-    """One page for many refusals."""
+    """Yield one page for all rejected requests."""
     backend = FakeBackend()
     with public(backend) as stranger:
         yield stranger, backend
@@ -211,7 +211,7 @@ BOMBS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_t10_what_takes_for_ever_is_refused(open_site: tuple[Stranger, FakeBackend], name: str) -> None:
+def test_t10_expensive_constraints_are_rejected(open_site: tuple[Stranger, FakeBackend], name: str) -> None:
     stranger, backend = open_site
     answer = stranger.post(CHAT, json={**PLAIN[CHAT], **BOMBS[name]})
     assert answer.status_code == 400, answer.text
@@ -219,7 +219,7 @@ def test_t10_what_takes_for_ever_is_refused(open_site: tuple[Stranger, FakeBacke
     assert not backend.requests
 
 
-def test_t10_what_takes_long_to_prepare_is_given_up_and_others_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_t10_a_slow_compilation_is_cancelled_and_others_continue(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded, engine = byte_model(), FakeEngine([70])
 
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
