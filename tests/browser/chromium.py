@@ -1,7 +1,7 @@
-"""Finds a Chromium for the browser tests. Knows nothing of the page.
+"""Finds a Chromium browser for the tests.
 
-The order: the path in CHROME, if set; Playwright's own, downloaded if it can be; a browser on PATH; Debian's package,
-installed by apt-get if the user is root. Of each the one without windows, where there is one: it needs less.
+The order is: the path in CHROME, if set; the browser of Playwright, downloaded if possible; a browser on PATH; the
+package of Debian, installed by apt-get if the user is root. The headless variant is preferred, because it is smaller.
 """
 
 import os
@@ -18,10 +18,10 @@ from playwright.sync_api import Playwright
 
 NAMES = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 FLAGS = (
-    "--no-sandbox",  # which Chromium needs where the user is root
+    "--no-sandbox",  # necessary if the user is root
     "--disable-gpu",
     "--disable-dev-shm-usage",
-    # Nothing but the page under test may use the network.
+    # Only the page under test can use the network.
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",
@@ -31,7 +31,7 @@ FLAGS = (
 
 
 def launch_args(playwright: Playwright | AsyncPlaywright) -> dict[str, Any]:
-    """Arguments for ``playwright.chromium.launch``. Fails the test if there is no browser."""
+    """Return arguments for ``playwright.chromium.launch``. Fails the test if there is no browser."""
     return {"executable_path": str(_find(Path(playwright.chromium.executable_path))), "args": list(FLAGS)}
 
 
@@ -41,7 +41,7 @@ def _find(own: Path) -> Path:
             pytest.fail(f"CHROME is {chosen!r}, which is no file. Set it to the path of a Chromium.", pytrace=False)
         return Path(chosen)
     if _runs(own) or (_download() and _runs(own)):
-        # .../chromium-1255/chrome-linux64/chrome, beside it .../chromium_headless_shell-1255/*/chrome-headless-shell
+        # .../chromium-1255/chrome-linux64/chrome has a sibling .../chromium_headless_shell-1255/*/chrome-headless-shell
         build = own.parents[1].name.removeprefix("chromium-")
         shells = own.parents[2].glob(f"chromium_headless_shell-{build}/*/chrome-headless-shell")
         return next((shell for shell in shells if _runs(shell)), own)
@@ -51,7 +51,7 @@ def _find(own: Path) -> Path:
 
 
 def _runs(path: Path) -> bool:
-    """Whether the file is there, with the system libraries it needs."""
+    """Return whether the file exists and its system libraries are installed."""
     return path.is_file() and (sys.platform != "linux" or _succeeds(str(path), "--version", seconds=30))
 
 
@@ -71,7 +71,7 @@ def _apt_get() -> bool:
     if not _succeeds("apt-get", "update", seconds=120):
         return False
     install = ("apt-get", "install", "-y", "--no-install-recommends")
-    # The first one is younger: not every Debian has it.
+    # The first package is newer; old versions of Debian do not have it.
     return any(_succeeds(*install, name, seconds=600) for name in ("chromium-headless-shell", "chromium"))
 
 

@@ -1,4 +1,4 @@
-"""A small page with the tabs of the token view, over a fake backend, as the Completion tab places them."""
+"""A small page with the tabs of the token view and a fake backend."""
 
 import math
 from typing import Any
@@ -21,11 +21,11 @@ from tests.fakes import FakeBackend
 
 WORDS = ("The", " capital", " of", " France", " is", "\n", " <b>Rome", "</b>", "    ", "{{x}}", "<|end_of_text|>")
 CSP = "${1+1}"
-"""What the page's templates would compute, if they took it for a part of themselves."""
+"""Text that the templates of the page would evaluate if they parsed it as a part of themselves."""
 
 
 def scored(count: int = len(WORDS)) -> list[ScoredToken]:
-    """``WORDS`` over and over, from likely to unlikely, each with three alternatives of which the samplers cut one."""
+    """Return ``count`` tokens from ``WORDS``, each with three alternatives of which the samplers exclude one."""
     found = []
     for index in range(count):
         others = (
@@ -43,7 +43,7 @@ def summary(found: list[ScoredToken]) -> ScoreSummary:
 
 
 def comparison(text: str) -> Comparison:
-    """Two sides of ``text``, whose words differ more and more."""
+    """Return a comparison of ``text`` with an increasing divergence."""
     words = [word if not index else f" {word}" for index, word in enumerate(text.split(" "))]
     tokens = tuple(
         ComparedToken(index, word, 10.0 ** (index % 9 - 7), index % 9 < 7, -0.5, -0.6, word, " <i>else")
@@ -62,7 +62,7 @@ def script(text: str) -> list[Comparing | Comparison]:
 
 
 def build(backend: FakeBackend, access: Access) -> FastAPI:
-    """The page, with the headers of the real one."""
+    """Return the page, with the HTTP headers of the real one."""
     demo = gr.Blocks(title="Tabs", analytics_enabled=False)
     with demo:
         answering = gr.Textbox(visible=False)

@@ -1,4 +1,4 @@
-"""A real Chromium in front of the real page: over a fake backend, or over the sample model."""
+"""Fixtures for a Chromium browser and the page, with a fake backend or the sample model."""
 
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,8 +15,8 @@ NewContext = Callable[..., BrowserContext]
 OpenPage = Callable[..., Page]
 
 
-def kept(page: Page) -> list[dict[str, Any]]:
-    """What the browser's database holds."""
+def stored(page: Page) -> list[dict[str, Any]]:
+    """Return the content of the database of the browser."""
     found: list[dict[str, Any]] = page.evaluate(
         """() => new Promise((resolve) => {
             const request = indexedDB.open("granite-demo", 1);
@@ -30,7 +30,7 @@ def kept(page: Page) -> list[dict[str, Any]]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A browser, a server and a page on a busy machine: what fails once runs once more, and the summary names it."""
+    """Let browser tests run again after a failure, because a busy machine can be slow. The summary names such tests."""
     for item in items:
         if item.get_closest_marker("browser"):
             item.add_marker(pytest.mark.flaky(reruns=1))
@@ -38,8 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="package")
 def chromium() -> Iterator[Browser]:
-    """One browser for this folder: its event loop must be gone before the asynchronous tests of others."""
-    # A test that passes never waits this long; a machine with other work may need it.
+    """Start one browser for this folder. Its event loop must end before the asynchronous tests of other folders."""
+    # A test that passes does not wait this long, except on a busy machine.
     expect.set_options(timeout=30_000)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**launch_args(playwright))
@@ -49,15 +49,15 @@ def chromium() -> Iterator[Browser]:
 
 @pytest.fixture(scope="package")
 def idle(chromium: Browser) -> dict[str, list[BrowserContext]]:
-    """Contexts that no test has at the moment, by their options."""
+    """The contexts that no test uses, by their options."""
     return {}
 
 
 @pytest.fixture
 def new_context(chromium: Browser, idle: dict[str, list[BrowserContext]]) -> Iterator[NewContext]:
-    """``browser.new_context``, for a visitor of whom nothing is kept.
+    """``browser.new_context``, for a visitor of whom nothing is stored.
 
-    What the page is made of, fetched and compiled for an earlier test, stays with a context: a third of what it costs.
+    A context keeps the files of the page that an earlier test downloaded and compiled, which saves a third of the time.
     """
     taken: list[tuple[list[BrowserContext], BrowserContext]] = []
 
@@ -77,7 +77,7 @@ def new_context(chromium: Browser, idle: dict[str, list[BrowserContext]]) -> Ite
 
 @pytest.fixture(scope="package")
 def fake_server() -> Iterator[tuple[FakeBackend, str]]:
-    """One page over one fake backend for all that ask for no other."""
+    """Run one page with one fake backend for all tests that need no other."""
     backend = FakeBackend()
     with running(create_app(backend), backend) as url:
         yield backend, url
@@ -85,7 +85,7 @@ def fake_server() -> Iterator[tuple[FakeBackend, str]]:
 
 @pytest.fixture
 def fake(fake_server: tuple[FakeBackend, str]) -> FakeBackend:
-    """The fake backend behind the page, as new."""
+    """Return the fake backend of the page in its initial state."""
     backend, _ = fake_server
     backend.__init__()  # type: ignore[misc]
     backend.state = READY
@@ -94,13 +94,13 @@ def fake(fake_server: tuple[FakeBackend, str]) -> FakeBackend:
 
 @pytest.fixture
 def open_page(new_context: NewContext, fake: FakeBackend, fake_server: tuple[FakeBackend, str]) -> OpenPage:
-    """Opens the page as a new visitor, at a query; extra arguments are those of ``browser.new_context``."""
+    """Return a function that opens the page with a query as a new visitor. Options are for ``browser.new_context``."""
 
     def open_new(query: str = "", **options: object) -> Page:
         page = new_context(**options).new_page()
         page.goto(f"{fake_server[1]}/{query}")
         page.locator("#message textarea").wait_for()
-        # What the page asks for at its start is there, and does not come after what a test does.
+        # The first requests of the page are complete, so their answers do not come after an action of a test.
         page.locator("#model-status .status").wait_for()
         return page
 
@@ -109,5 +109,5 @@ def open_page(new_context: NewContext, fake: FakeBackend, fake_server: tuple[Fak
 
 @pytest.fixture
 def page(open_page: OpenPage) -> Page:
-    """The page, opened by one visitor at 1280 pixels."""
+    """Return the page of one visitor, with a width of 1280 pixels."""
     return open_page(viewport={"width": 1280, "height": 900})

@@ -1,6 +1,6 @@
-"""What one update of a growing answer costs the server and the browser, at the 2nd and at the 200th turn.
+"""Measures the cost of one update of a running answer for server and browser, at turn 2 and at turn 200.
 
-Run by hand: ``python -m tests.browser.measure_turns``. The backend is a fake: only the page is measured.
+Run it by hand: ``python -m tests.browser.measure_turns``. The backend is a fake, so only the page is measured.
 """
 
 import json
@@ -20,7 +20,7 @@ TEXT = "The **quick** brown fox jumps over the lazy dog, `again` and again, unti
 
 
 class Timed(FakeBackend):
-    """Streams for a while, and takes the processor time that the server spends meanwhile."""
+    """Streams for some time, and measures the processor time of the server."""
 
     cpu = 0.0
 
@@ -32,7 +32,7 @@ class Timed(FakeBackend):
 
 
 def conversation_of(turns: int) -> str:
-    """A file to import."""
+    """Return a conversation file to import."""
     conversation = conversations.start(title="Long")
     for number in range(turns // 2):
         conversation = conversations.add(conversation, "user", content=f"Question {number}: {TEXT[:90]}")
@@ -41,7 +41,7 @@ def conversation_of(turns: int) -> str:
 
 
 def measure(page: Page, backend: Timed, turns: int) -> tuple[float, float, float]:
-    """Milliseconds of (server, browser's main thread, browser's scripts) for each update."""
+    """Return milliseconds of (server, main thread of the browser, scripts of the browser) for each update."""
     file = {"name": "long.json", "mimeType": "application/json", "buffer": conversation_of(turns).encode()}
     page.locator("#library input[type=file]").set_input_files(file)  # type: ignore[arg-type]
     expect(page.locator("#chatbot")).to_contain_text(f"Question {turns // 2 - 1}")
@@ -62,7 +62,7 @@ def measure(page: Page, backend: Timed, turns: int) -> tuple[float, float, float
 
 
 def main() -> None:
-    """Print a row for each length."""
+    """Print a row for each number of turns."""
     expect.set_options(timeout=30_000)
     backend = Timed([f"word{number} " for number in range(UPDATES)], 1 / 11)
     print(f"Milliseconds for each of {UPDATES} updates")

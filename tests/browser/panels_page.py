@@ -1,4 +1,4 @@
-"""A small page with the panels, over a fake backend."""
+"""A small page with the panels and a fake backend."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -45,19 +45,19 @@ def script(words: int, thoughts: int = 0) -> list[StreamEvent]:
 
 
 async def write(lines: int) -> AsyncGenerator[Any]:
-    """An answer of so many lines, as fast as the chat's."""
+    """Yield an answer with ``lines`` lines, at the speed of the chat."""
     question = [*QUESTION, {"role": "user", "content": "Second"}]
     busy, idle = gr.Textbox(submit_btn=False, stop_btn="Stop"), gr.Textbox("", submit_btn="Send", stop_btn=False)
     for count in range(lines):
         text = "\n\n".join(f"Line {n}" for n in range(count + 1))
-        # Not each time: an update on its way when the answer is cancelled would bring Stop back.
+        # Not in each update: an update that arrives after the cancellation would show Stop again.
         yield [*question, {"role": "assistant", "content": text}], busy if count < 3 else gr.skip()
         await asyncio.sleep(0.08)
     yield gr.skip(), idle
 
 
 def build(backend: FakeBackend) -> gr.Blocks:
-    """A page with the panels, as the real one places them."""
+    """Return a page with the panels in the layout of the real page."""
     demo = gr.Blocks(title="Panels", analytics_enabled=False)
     with demo:
         gr.HTML(js_on_load=theme.script("assets/page.js"))

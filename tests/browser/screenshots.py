@@ -1,7 +1,7 @@
 """Makes the pictures of the documentation: ``python -m tests.browser.screenshots``.
 
-X-ray, side by side and Completion are the sample model's. Thinking, citations and filling a gap, which the sample
-cannot, are written answers in the manner of Granite 3.3, and the page says so.
+X-ray, side by side and Completion use the sample model. It has no thinking, citations or fill-in-the-middle, so those
+pictures have scripted answers in the format of Granite 3.3, and the page says so.
 """
 
 from dataclasses import replace
@@ -47,7 +47,7 @@ CITED = "Granite is made mostly of quartz, alkali feldspar and plagioclase. It f
 
 
 def picture(name: str) -> Path:
-    """The file of a picture. The one of the README lies apart from those of the other pages."""
+    """Return the path of a picture. The picture of the README has another folder than those of the docs."""
     return ROOT / ("assets/screenshot-chat.png" if name == "chat" else f"docs/images/{name}.png")
 
 
@@ -199,7 +199,7 @@ def constrained(browser: Browser, url: str) -> None:
 
 
 def main() -> None:
-    """Overwrite the pictures."""
+    """Make all pictures. Overwrites the files."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**launch_args(playwright))
         scripted(browser)

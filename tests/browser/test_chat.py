@@ -1,4 +1,4 @@
-"""The Chat tab in a real browser, over a fake backend."""
+"""Tests for the Chat tab in a browser, with a fake backend."""
 
 import time
 
@@ -7,7 +7,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from granite_demo.errors import EngineError
 from granite_demo.types.messages import Message
-from tests.browser.conftest import OpenPage, kept
+from tests.browser.conftest import OpenPage, stored
 from tests.fakes import FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -24,16 +24,16 @@ def act(page: Page, action: str, index: int = -1) -> None:
 
 
 def reload(page: Page) -> None:
-    """Load the page again, after the moment that the browser takes to keep what is shown."""
+    """Reload the page, after a delay in which the browser stores the conversation."""
     page.wait_for_timeout(1000)
     page.reload()
 
 
 def until_kept(page: Page, words: str) -> None:
-    """Until the browser keeps a conversation with these words: a growing answer is kept every two seconds."""
+    """Wait until the browser has stored a conversation with ``words``. It stores a running answer every two seconds."""
     deadline = time.monotonic() + 30
-    while words not in str(kept(page)):
-        assert time.monotonic() < deadline, "they are not kept"
+    while words not in str(stored(page)):
+        assert time.monotonic() < deadline, "the words are not stored"
         page.wait_for_timeout(100)
 
 
@@ -42,7 +42,7 @@ def answers(page: Page) -> Locator:
 
 
 def wait_idle(backend: FakeBackend) -> None:
-    """Until no request runs. How soon that has to be is asked of the real engine under load (``tests/load``)."""
+    """Wait until no request runs. ``tests/load`` tests the time with a real engine."""
     deadline = time.monotonic() + 20
     while backend.running:
         time.sleep(0.02)
@@ -105,7 +105,7 @@ def test_stop_before_the_first_token(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_retry_makes_the_answer_again(page: Page, fake: FakeBackend) -> None:
+def test_retry_generates_another_answer(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
     fake.words = ["Another"]
@@ -116,7 +116,7 @@ def test_retry_makes_the_answer_again(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
+def test_edit_asks_again_from_there(page: Page, fake: FakeBackend) -> None:
     for count, text in enumerate(("First", "Second"), 1):
         send(page, text)
         expect(page.locator("#chatbot .act.retry")).to_have_count(count)
@@ -132,7 +132,7 @@ def test_edit_asks_anew_from_there(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_a_new_chat_begins_empty_and_the_old_one_is_kept(page: Page, fake: FakeBackend) -> None:
+def test_a_new_chat_is_empty_and_the_old_one_is_kept(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
     page.get_by_role("button", name="New chat").click()
@@ -145,7 +145,7 @@ def test_a_new_chat_begins_empty_and_the_old_one_is_kept(page: Page, fake: FakeB
 
 
 @pytest.mark.release
-def test_a_deleted_conversation_is_gone_for_good(page: Page) -> None:
+def test_a_deleted_conversation_is_gone_after_a_reload(page: Page) -> None:
     send(page, "Hello")
     expect(page.locator("#chatbot .act.retry")).to_be_visible()
     page.locator("#library").get_by_role("button", name="More").click()
@@ -159,7 +159,7 @@ def test_a_deleted_conversation_is_gone_for_good(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_an_example_is_asked(page: Page, fake: FakeBackend) -> None:
+def test_an_example_is_sent(page: Page, fake: FakeBackend) -> None:
     page.get_by_text("What is the capital of France?").click()
     expect(answers(page)).to_contain_text("finished")
     assert fake.requests[-1].messages[0].content == "What is the capital of France?"
@@ -188,7 +188,7 @@ def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
     assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "More"]
 
 
-def test_a_reload_in_the_middle_stops_the_request_and_keeps_what_was_said(page: Page, fake: FakeBackend) -> None:
+def test_a_reload_during_an_answer_stops_the_request_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello there")
     expect(answers(page)).to_contain_text("word word")
@@ -223,7 +223,7 @@ def test_an_error_keeps_the_text_and_the_next_message_works(page: Page, fake: Fa
 
 
 @pytest.mark.release
-def test_an_unforeseen_error_shows_a_number_and_no_secret(page: Page, fake: FakeBackend) -> None:
+def test_an_unexpected_error_shows_an_id_and_no_secret(page: Page, fake: FakeBackend) -> None:
     fake.error = RuntimeError("hf_SECRETTOKEN")
     send(page, "Hello")
     expect(page.locator("#chatbot .error")).to_contain_text("Something went wrong")
@@ -242,14 +242,14 @@ def test_markdown_code_and_latex(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_every_character_is_shown_and_none_is_markup(page: Page, fake: FakeBackend) -> None:
+def test_all_characters_are_shown_as_text(page: Page, fake: FakeBackend) -> None:
     fake.words = ["Use vector<int> and <div> or <T>, a<b. ", "`x<y>`"]
     send(page, "What is <b>this</b> in vector<int>?")
     expect(answers(page)).to_contain_text("Use vector<int> and <div> or <T>, a<b. x<y>")
     expect(page.locator("#chatbot .user.message")).to_contain_text("What is <b>this</b> in vector<int>?")
 
 
-def test_markup_of_the_model_does_nothing(page: Page, fake: FakeBackend) -> None:
+def test_markup_of_the_model_has_no_effect(page: Page, fake: FakeBackend) -> None:
     outside: list[str] = []
     page.on("response", lambda response: outside.append(response.url) if "127.0.0.1" not in response.url else None)
     fake.words = [
@@ -268,7 +268,7 @@ def test_markup_of_the_model_does_nothing(page: Page, fake: FakeBackend) -> None
     assert [url for url in outside if not url.startswith(("data:", "blob:"))] == []
 
 
-def test_a_picture_is_not_fetched_from_elsewhere(page: Page, fake: FakeBackend) -> None:
+def test_a_picture_from_another_server_is_not_loaded(page: Page, fake: FakeBackend) -> None:
     refused: list[str] = []
     page.on("console", lambda message: refused.append(message.text) if "Content Security" in message.text else None)
     fake.words = ["![p](http://192.0.2.1/p.png)"]
@@ -294,7 +294,7 @@ def test_two_visitors_do_not_see_each_other(open_page: OpenPage, fake: FakeBacke
 
 
 @pytest.mark.release
-def test_390_pixels_need_no_sideways_scrolling(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_a_width_of_390_pixels_needs_no_horizontal_scrolling(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page(viewport={"width": 390, "height": 844})
     fake.words = ["A very long line of code:\n```\n" + "x" * 300 + "\n```\n"]
     send(page, "Hello " * 30)

@@ -1,4 +1,4 @@
-"""Keyboard, deep link, panels and accessibility of the whole page, in a real browser over a fake backend."""
+"""Tests for keyboard, deep link, panels and accessibility of the page in a browser, with a fake backend."""
 
 from dataclasses import replace
 from typing import Any
@@ -29,8 +29,8 @@ VIEW = PromptView(
 
 
 def faults(page: Page) -> list[tuple[str, str]]:
-    """What axe-core calls serious or critical: (rule, the first element)."""
-    # A transition in the middle has colours of its own, and the pointer makes others.
+    """Return the serious and critical violations that axe-core finds, as (rule, first element)."""
+    # A CSS transition and a hover change the colours.
     page.mouse.move(0, 0)
     page.wait_for_timeout(400)
     found: list[dict[str, Any]] = Axe().run(page).response["violations"]
@@ -70,7 +70,7 @@ def test_escape_closes_the_editor_and_gives_the_focus_back(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_a_draft_outlives_a_reload(page: Page) -> None:
+def test_a_draft_is_kept_after_a_reload(page: Page) -> None:
     page.locator("#message textarea").press_sequentially("Not yet")
     page.reload()
     expect(page.locator("#message textarea")).to_have_value("Not yet")
@@ -82,7 +82,7 @@ def test_a_draft_outlives_a_reload(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_shift_and_enter_begin_a_new_line(page: Page, fake: FakeBackend) -> None:
+def test_shift_and_enter_add_a_new_line(page: Page, fake: FakeBackend) -> None:
     box = page.locator("#message textarea")
     box.fill("one")
     box.press("Shift+Enter")
@@ -93,7 +93,7 @@ def test_shift_and_enter_begin_a_new_line(page: Page, fake: FakeBackend) -> None
 
 
 @pytest.mark.release
-def test_a_link_may_carry_a_prompt(page: Page, fake: FakeBackend) -> None:
+def test_a_link_can_contain_a_prompt(page: Page, fake: FakeBackend) -> None:
     page.goto(page.url.split("?")[0] + "?q=Why%20is%20the%20sky%20blue%3F")
     expect(page.locator("#message textarea")).to_have_value("Why is the sky blue?")
     expect(page).not_to_have_url("q=")
@@ -114,10 +114,10 @@ def test_formulas_prices_and_diagrams(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_the_meter_shows_what_the_conversation_takes(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_the_meter_shows_the_tokens_of_the_conversation(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.view = VIEW
     page = open_page()
-    expect(page.locator(".meter")).to_contain_text("512 used")  # before anything is written
+    expect(page.locator(".meter")).to_contain_text("512 used")  # before the visitor types
     page.locator("#message textarea").press_sequentially("Hi")
     expect(page.locator(".meter")).to_contain_text("512 used")
     expect(page.locator(".meter")).to_contain_text("of 8,192")
@@ -128,7 +128,7 @@ def test_the_meter_shows_what_the_conversation_takes(open_page: OpenPage, fake: 
 
 
 @pytest.mark.release
-def test_the_prompt_is_shown_by_who_wrote_it(page: Page, fake: FakeBackend) -> None:
+def test_the_prompt_is_shown_by_origin(page: Page, fake: FakeBackend) -> None:
     fake.view = VIEW
     send(page, "Why blue?")
     settled(page)
@@ -150,7 +150,7 @@ def test_two_settings_answer_side_by_side(page: Page, fake: FakeBackend) -> None
 @pytest.mark.parametrize(
     ("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.release), ("dark", 390)], ids=["light", "dark"]
 )
-def test_axe_finds_no_serious_fault(open_page: OpenPage, fake: FakeBackend, theme: str, width: int) -> None:
+def test_axe_finds_no_serious_violation(open_page: OpenPage, fake: FakeBackend, theme: str, width: int) -> None:
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), citations=True, documents=True, tools=True))
     fake.view = VIEW
     page = open_page(f"?__theme={theme}", viewport={"width": width, "height": 900})

@@ -1,4 +1,4 @@
-"""The Completion tab's editor, token view, samples and constraints, in a real browser over a fake backend."""
+"""Tests for the Completion tab in a browser, with a fake backend."""
 
 import re
 from collections.abc import Callable
@@ -26,7 +26,7 @@ VIEW = PromptView((PromptPart("user", "The cat", ((5, "The"), (6, " cat"))),), 2
 
 
 def scripted(*words: str, reason: FinishReason = "length") -> list[StreamEvent]:
-    """An answer with two alternatives at each token."""
+    """Return an answer with two alternatives for each token."""
     events: list[StreamEvent] = []
     for count, word in enumerate(words, 1):
         others = tuple(TokenAlternative(IDS[other], other, log(share), log(share)) for other, share in _shares(word))
@@ -42,7 +42,7 @@ def _shares(word: str) -> list[tuple[str, float]]:
 
 @pytest.fixture
 def write(page: Page, fake: FakeBackend) -> Page:
-    """The page with its Completion tab open, and an answer that has tokens."""
+    """Return the page with the Completion tab open, and an answer with tokens."""
     fake.view, fake.script = VIEW, scripted(" sat", " down")
     return opened(page)
 
@@ -81,7 +81,7 @@ def set_temperature(page: Page, value: str) -> None:
     opened(page)
 
 
-def test_a_continuation_streams_apart_until_it_is_accepted(page: Page, fake: FakeBackend) -> None:
+def test_a_continuation_is_separate_until_it_is_accepted(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.allowed = [f"word{n} " for n in range(10)], 0
     opened(page)
     page.locator("#prompt textarea").fill("Once upon")
@@ -115,7 +115,7 @@ def test_stop_keeps_the_text(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_what_is_still_written_cannot_be_accepted(page: Page, fake: FakeBackend) -> None:
+def test_a_running_continuation_cannot_be_accepted(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.3
     opened(page).locator("#prompt textarea").fill("Once")
     page.locator("#run").click()
@@ -130,7 +130,7 @@ def test_what_is_still_written_cannot_be_accepted(page: Page, fake: FakeBackend)
 
 
 @pytest.mark.release
-def test_an_empty_text_says_so(page: Page, fake: FakeBackend) -> None:
+def test_an_empty_text_has_a_note(page: Page, fake: FakeBackend) -> None:
     opened(page).locator("#run").click()
     expect(page.locator("#completion-note .error")).to_contain_text("The prompt is empty")
     assert fake.requests == []
@@ -150,7 +150,7 @@ def test_keys_continue_and_stop(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_an_error_is_a_note_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
+def test_an_error_has_a_note_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
     fake.error = EngineError("The engine broke.")
     opened(page).locator("#prompt textarea").fill("Once")
     page.locator("#run").click()
@@ -170,7 +170,7 @@ def test_a_closed_page_stops_its_request(open_page: OpenPage, fake: FakeBackend)
 
 
 @pytest.mark.release
-def test_what_is_pending_is_extended_by_ids(write: Page, fake: FakeBackend) -> None:
+def test_a_pending_continuation_is_extended_by_token_ids(write: Page, fake: FakeBackend) -> None:
     begin(write)
     output(write, " sat down")
     fake.script = scripted(" far", " away")
@@ -185,7 +185,7 @@ def test_what_is_pending_is_extended_by_ids(write: Page, fake: FakeBackend) -> N
 
 
 @pytest.mark.release
-def test_an_edited_text_is_continued_anew(write: Page, fake: FakeBackend) -> None:
+def test_an_edited_text_has_a_new_continuation(write: Page, fake: FakeBackend) -> None:
     begin(write)
     fake.script = scripted(" ran")
     write.locator("#prompt textarea").fill("The dog")
@@ -230,7 +230,7 @@ def test_the_tokens_of_the_text_are_counted(write: Page, fake: FakeBackend) -> N
     assert fake.requests[-1].special_tokens
 
 
-def test_an_alternative_begins_a_branch_that_can_be_walked_back(write: Page, fake: FakeBackend) -> None:
+def test_an_alternative_starts_a_branch_and_the_old_branch_can_be_shown(write: Page, fake: FakeBackend) -> None:
     begin(write)
     assert fake.requests[-1].sampling.logprobs == 10
     expect(write.locator("#token-view .tokens b")).to_have_text([" sat", " down"])
@@ -248,7 +248,7 @@ def test_an_alternative_begins_a_branch_that_can_be_walked_back(write: Page, fak
     expect(write.locator(".branches .count")).to_have_text("1/2")
     write.get_by_role("button", name="Next branch").click()
     output(write, " sat ran far away")
-    assert len(fake.requests) == 2, "walking asks for nothing"
+    assert len(fake.requests) == 2, "navigation sends no request"
     write.locator("#accept").click()
     expect(write.locator("#prompt textarea")).to_have_value("The cat sat ran far away")
     expect(write.locator(".branches")).to_have_count(0)
@@ -291,7 +291,7 @@ def test_without_tokens_nothing_is_scored(write: Page, fake: FakeBackend) -> Non
 
 
 @pytest.mark.release
-def test_samples_stand_side_by_side_and_one_is_taken(write: Page, fake: FakeBackend) -> None:
+def test_samples_are_side_by_side_and_one_is_accepted(write: Page, fake: FakeBackend) -> None:
     write.get_by_label("Show tokens").wait_for()
     set_temperature(write, "0.8")
     write.locator("#sample-count").get_by_label("3").check()
@@ -311,7 +311,7 @@ def test_samples_stand_side_by_side_and_one_is_taken(write: Page, fake: FakeBack
 
 
 @pytest.mark.release
-def test_samples_at_temperature_0_make_no_sense(write: Page, fake: FakeBackend) -> None:
+def test_samples_need_a_temperature_above_0(write: Page, fake: FakeBackend) -> None:
     write.locator("#sample-count").get_by_label("2").check()
     write.locator("#prompt textarea").fill("The cat")
     write.locator("#run").click()
@@ -348,7 +348,7 @@ def test_the_output_is_constrained(
 
 
 @pytest.mark.release
-def test_a_broken_schema_is_told_and_nothing_is_lost(write: Page, fake: FakeBackend) -> None:
+def test_a_malformed_schema_has_a_note_and_the_text_is_kept(write: Page, fake: FakeBackend) -> None:
     begin(write)
     write.get_by_role("button", name="Constrained output").click()
     write.locator("#constraint-kind").get_by_label("JSON schema").check()
@@ -361,7 +361,7 @@ def test_a_broken_schema_is_told_and_nothing_is_lost(write: Page, fake: FakeBack
 
 
 @pytest.mark.release
-def test_what_the_model_is_unable_to_do_is_said(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_missing_features_have_a_note(open_page: OpenPage, fake: FakeBackend) -> None:
     unable = (
         ("constraints", "This server knows no constraints."),
         ("log probabilities", "This server tells no probabilities."),
@@ -385,7 +385,7 @@ def test_what_the_model_is_unable_to_do_is_said(open_page: OpenPage, fake: FakeB
 @pytest.mark.parametrize(
     ("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.release), ("dark", 390)], ids=["light", "dark"]
 )
-def test_nothing_overflows_and_axe_finds_no_fault(
+def test_nothing_overflows_and_axe_finds_no_violation(
     open_page: OpenPage, fake: FakeBackend, theme: str, width: int
 ) -> None:
     fake.view, fake.script = VIEW, scripted(" sat", " down", " far")

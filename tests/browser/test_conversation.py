@@ -1,4 +1,4 @@
-"""What a conversation can hold, in a real browser: thinking, versions, branches, tools, documents, switches."""
+"""Tests for thinking, versions, branches, tools, documents and switches of a conversation in a browser."""
 
 import json
 import re
@@ -22,12 +22,12 @@ END = Finish("stop", Usage(5, 9, 4), Timings(0.1, 0.5, 0.2), token_ids=(1, 2, 3)
 
 
 def settled(page: Page, count: int = 1) -> None:
-    """The last answer has ended and stands in the conversation."""
+    """Wait until the last answer is complete and is a part of the conversation."""
     expect(page.locator("#chatbot .act.retry")).to_have_count(count)
 
 
 def slow(page: Page) -> None:
-    """Every short event takes a while, as from far away: what comes back late must undo nothing."""
+    """Delay all short events, as a slow network does. A late answer must not undo a later change."""
 
     def later(route: Route) -> None:
         time.sleep(0.4)
@@ -37,15 +37,15 @@ def slow(page: Page) -> None:
 
 
 def press_send(page: Page) -> None:
-    """As a finger does: the box is left when the button goes down, the question is sent when it comes up."""
+    """Press Send as a finger does: the box loses the focus before the click."""
     page.get_by_role("button", name="Send", exact=True).click(delay=100)
 
 
-def test_thinking_has_its_own_part_with_time_and_tokens(page: Page, fake: FakeBackend) -> None:
+def test_thinking_is_a_separate_part_with_time_and_tokens(page: Page, fake: FakeBackend) -> None:
     fake.script = [ReasoningDelta("Let me think.", 4), *[ReasoningDelta("", 4)] * 8, TextDelta("Blue.", 9), END]
     fake.delay = 0.1
     send(page, "Which colour?")
-    expect(page.locator("#chatbot .thought-group")).to_contain_text("Let me think.")  # open while it grows
+    expect(page.locator("#chatbot .thought-group")).to_contain_text("Let me think.")  # open during the thinking
     expect(answers(page)).to_contain_text("Blue.")
     expect(page.locator("#chatbot .thought-group")).to_contain_text("4 tokens (0.2s)")
     settled(page)
@@ -86,7 +86,7 @@ def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> 
 
 
 @pytest.mark.release
-def test_an_answer_can_be_edited_and_the_model_goes_on_from_it(page: Page, fake: FakeBackend) -> None:
+def test_an_answer_can_be_edited_and_the_next_question_uses_it(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
     act(page, "edit")
@@ -111,7 +111,7 @@ def test_editing_can_be_cancelled(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) -> None:
+def test_a_branch_is_a_new_conversation(page: Page, fake: FakeBackend) -> None:
     for count, text in enumerate(("One", "Two"), 1):
         send(page, text)
         settled(page, count)
@@ -125,7 +125,7 @@ def test_a_branch_is_a_conversation_of_its_own(page: Page, fake: FakeBackend) ->
 
 
 @pytest.mark.release
-def test_an_answer_that_was_cut_goes_on(page: Page, fake: FakeBackend) -> None:
+def test_an_answer_that_was_cut_is_continued(page: Page, fake: FakeBackend) -> None:
     fake.script = [TextDelta("Once", 3), replace(END, reason="length")]
     send(page, "A tale")
     settled(page)
@@ -157,7 +157,7 @@ def test_a_vote_is_kept(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_copy_takes_the_text_alone(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_copy_copies_only_the_text(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     fake.words = ["**bold** and $x$"]
     send(page, "Hello")
@@ -180,7 +180,7 @@ def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
 
 
 def open_tools(page: Page) -> None:
-    """What is written while Gradio still builds the panel would be lost."""
+    """Open the panel, and wait until Gradio has built it. Text that is typed before would be lost."""
     page.get_by_role("button", name="Tools").click()
     page.get_by_label("Definitions").wait_for()
     page.wait_for_timeout(500)
@@ -192,7 +192,7 @@ def use_examples(page: Page) -> None:
     expect(page.get_by_label("Definitions")).to_have_value(re.compile("calculator"))
 
 
-def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
+def test_a_tool_call_is_run_and_the_model_continues(page: Page, fake: FakeBackend) -> None:
     use_examples(page)
     call = ToolCalled(ToolCall("calculator", '{"expression": "6*7"}'))
     fake.script = [call, replace(END, reason="tool_calls")]
@@ -213,7 +213,7 @@ def test_a_tool_is_called_run_and_the_model_goes_on(page: Page, fake: FakeBacken
 
 
 @pytest.mark.release
-def test_all_calls_are_run_and_sent_at_one_press(page: Page, fake: FakeBackend) -> None:
+def test_one_click_runs_and_sends_all_calls(page: Page, fake: FakeBackend) -> None:
     use_examples(page)
     calls = [ToolCalled(ToolCall("calculator", f'{{"expression": "{number}*7"}}')) for number in (6, 7)]
     fake.script = [*calls, replace(END, reason="tool_calls")]
@@ -227,7 +227,7 @@ def test_all_calls_are_run_and_sent_at_one_press(page: Page, fake: FakeBackend) 
 
 
 @pytest.mark.release
-def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_late_changes_of_tools_and_switches_are_sent_and_kept(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), tools=True))
     page = open_page()
     slow(page)
@@ -246,7 +246,7 @@ def test_tools_and_switches_of_the_last_moment_are_sent_and_kept(open_page: Open
 
 
 @pytest.mark.release
-def test_a_malformed_call_is_shown_as_one(page: Page, fake: FakeBackend) -> None:
+def test_a_malformed_call_is_marked(page: Page, fake: FakeBackend) -> None:
     broken = ToolCalled(ToolCall("", '{"name": "calc', "it was cut off"))
     fake.script = [broken, replace(END, reason="length")]
     send(page, "What is 6 times 7?")
@@ -255,7 +255,7 @@ def test_a_malformed_call_is_shown_as_one(page: Page, fake: FakeBackend) -> None
 
 
 def open_documents(page: Page) -> None:
-    """What is chosen while Gradio still builds the panel would not be shown there."""
+    """Open the panel, and wait until Gradio has built it. Files that are chosen before would not be shown."""
     page.get_by_role("button", name="Documents").click()
     page.locator("#documents-add").wait_for()
     page.wait_for_timeout(500)
@@ -297,7 +297,7 @@ def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: 
 
 
 @pytest.mark.release
-def test_what_the_model_would_not_see_is_hidden_or_told(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_parts_that_the_model_does_not_read_are_hidden_or_have_a_note(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page()
     open_documents(page)
     file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"The sky is blue."}
@@ -311,7 +311,7 @@ def test_what_the_model_would_not_see_is_hidden_or_told(open_page: OpenPage, fak
 
 
 @pytest.mark.release
-def test_what_was_left_out_is_told(page: Page, fake: FakeBackend) -> None:
+def test_dropped_messages_have_a_note(page: Page, fake: FakeBackend) -> None:
     fake.script = [Dropped(4), TextDelta("Blue.", 3), END]
     send(page, "Hello")
     expect(answers(page)).to_contain_text("left out to fit the context: the oldest 4 messages")
@@ -347,7 +347,7 @@ def test_another_conversation_stops_the_answer_and_keeps_it(page: Page, fake: Fa
 
 
 @pytest.mark.release
-def test_a_new_chat_in_the_middle_is_the_open_one(page: Page, fake: FakeBackend) -> None:
+def test_a_new_chat_during_an_answer_is_the_open_one(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")
     expect(answers(page)).to_contain_text("word word")
@@ -362,7 +362,7 @@ def test_a_new_chat_in_the_middle_is_the_open_one(page: Page, fake: FakeBackend)
 
 
 @pytest.mark.release
-def test_a_conversation_deleted_in_the_middle_is_gone_and_the_next_is_kept(page: Page, fake: FakeBackend) -> None:
+def test_a_conversation_that_is_deleted_during_an_answer_is_gone(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")
     expect(answers(page)).to_contain_text("word word")
@@ -379,14 +379,14 @@ def test_a_conversation_deleted_in_the_middle_is_gone_and_the_next_is_kept(page:
 
 
 @pytest.mark.release
-def test_six_calls_are_answered_before_the_model_goes_on(page: Page, fake: FakeBackend) -> None:
+def test_six_calls_have_results_before_the_model_continues(page: Page, fake: FakeBackend) -> None:
     calls = [ToolCalled(ToolCall("dice", f'{{"number": {number}}}')) for number in range(6)]
     fake.script = [*calls, replace(END, reason="tool_calls")]
     send(page, "Roll six times.")
     settled(page)
     for number in range(4):
         page.get_by_label(f"Result {number + 1}").fill(str(number))
-    act(page, "up")  # what was typed stays
+    act(page, "up")  # the text in the box must remain
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
     expect(page.get_by_label("Result 1")).to_have_value("0")
     page.get_by_role("button", name="Send results").click()
@@ -401,7 +401,7 @@ def test_six_calls_are_answered_before_the_model_goes_on(page: Page, fake: FakeB
 
 
 @pytest.mark.release
-def test_a_file_that_is_read_slowly_does_not_undo_what_was_said(
+def test_a_file_that_is_read_slowly_does_not_undo_a_message(
     page: Page, fake: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def slowly(path: Path, name: str) -> Document:

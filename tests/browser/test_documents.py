@@ -1,4 +1,4 @@
-"""The Documents panel and the grounding view in a real browser, on a page of their own."""
+"""Tests for the Documents panel and the grounding view in a browser, on a small page."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ pytestmark = pytest.mark.browser
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    """A page with the panel, what its conversation holds, and a view of it."""
+    """Run a page with the panel, the value of its conversation, and the grounding view."""
     with gr.Blocks(analytics_enabled=False) as demo:
         holder = gr.JSON(elem_id="holder")
         panel = documents.layout()
@@ -42,7 +42,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def page(new_context: NewContext, url: str) -> Page:
-    """The page, at the width of a telephone, with the panel open."""
+    """Return the page with the width of a telephone and with the panel open."""
     page = new_context(viewport={"width": 390, "height": 844}).new_page()
     page.goto(url)
     page.get_by_role("button", name="Documents").click()
@@ -78,14 +78,14 @@ def test_files_and_text_are_added_and_one_is_removed(page: Page, tmp_path: Path)
 
 
 @pytest.mark.release
-def test_a_bad_file_is_told_and_the_good_one_beside_it_is_added(page: Page, tmp_path: Path) -> None:
+def test_a_damaged_file_is_an_error_and_the_valid_one_is_added(page: Page, tmp_path: Path) -> None:
     (tmp_path / "bad.pdf").write_text("no pdf")
     (tmp_path / "good.md").write_text("fine")
     upload(page, tmp_path / "bad.pdf", tmp_path / "good.md")
     expect(page.locator("#documents-message .error")).to_contain_text("bad.pdf is not a PDF")
     expect(page.locator("#documents-message .note")).to_contain_text("Added 1 document.")
     expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
-    # The same file once more: the browser tells of it although its name has not changed.
+    # The same file again: the browser sends an event although the name is the same.
     upload(page, tmp_path / "good.md")
     expect(page.get_by_label("2. good.md (2) · 4 characters")).to_be_visible()
 

@@ -1,4 +1,4 @@
-"""The list of conversations in a real browser, beside the smallest chat there can be: it repeats what one says."""
+"""Tests for the list of conversations in a browser, with a minimal chat that repeats each message."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ from granite_demo.chat import export
 from granite_demo.server.run import address, bind
 from granite_demo.ui import conversation_list
 from granite_demo.ui.theme import load_theme, style_paths
-from tests.browser.conftest import NewContext, kept
+from tests.browser.conftest import NewContext, stored
 
 pytestmark = pytest.mark.browser
 
@@ -62,7 +62,7 @@ def build() -> FastAPI:
 
 @contextmanager
 def served(port: int = 0) -> Iterator[str]:
-    """The page on a port that can be chosen, as after a restart."""
+    """Run the page on a given port, as after a restart."""
     app, listener = build(), bind("127.0.0.1", port)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=lambda: asyncio.run(server.serve([listener])), daemon=True)
@@ -129,7 +129,7 @@ def bring(page: Page, *files: tuple[str, str]) -> None:
     page.locator("#library input[type=file]").set_input_files(payloads)
 
 
-def test_what_is_said_is_listed_and_marked_as_open(page: Page) -> None:
+def test_a_conversation_is_listed_and_marked_as_open(page: Page) -> None:
     expect(page.locator("#library .none")).to_contain_text("in this browser only")
     speak(page, "Hello there")
     expect(titles(page)).to_have_text(["Hello there"])
@@ -141,10 +141,10 @@ def test_what_is_said_is_listed_and_marked_as_open(page: Page) -> None:
 def test_an_empty_conversation_is_not_kept(page: Page) -> None:
     new(page)
     page.wait_for_timeout(300)
-    assert kept(page) == []
+    assert stored(page) == []
 
 
-def test_new_leaves_the_old_one_which_can_be_opened(page: Page) -> None:
+def test_new_keeps_the_old_conversation(page: Page) -> None:
     speak(page, "First")
     new(page)
     expect(page.locator("#library [aria-current]")).to_have_count(0)
@@ -155,10 +155,10 @@ def test_new_leaves_the_old_one_which_can_be_opened(page: Page) -> None:
     expect(page.locator("#library [aria-current]")).to_have_text("First")
     speak(page, "More")
     expect(titles(page)).to_have_text(["First", "Second"])
-    assert len(kept(page)) == 2
+    assert len(stored(page)) == 2
 
 
-def test_search_looks_into_titles_and_answers(page: Page) -> None:
+def test_search_finds_titles_and_answers(page: Page) -> None:
     for text in ("Apples", "Pears"):
         speak(page, text)
         new(page)
@@ -185,7 +185,7 @@ def test_rename_by_keyboard(page: Page) -> None:
     expect(page.get_by_role("button", name="More for Greetings")).to_be_focused()
     speak(page, "Again")
     expect(titles(page)).to_have_text(["Greetings"])
-    assert kept(page)[0]["conversation"]["title"] == "Greetings"
+    assert stored(page)[0]["conversation"]["title"] == "Greetings"
 
 
 @pytest.mark.release
@@ -206,22 +206,22 @@ def test_delete_asks_first_and_empties_the_chat(page: Page) -> None:
     page.locator("#library .choices").get_by_role("button", name="Delete", exact=True).click()
     expect(titles(page)).to_have_count(0)
     expect(page.locator("#shown textarea")).to_have_value("")
-    assert kept(page) == []
+    assert stored(page) == []
 
 
 @pytest.mark.release
-def test_an_answer_that_comes_too_late_does_not_bring_a_deleted_one_back(page: Page) -> None:
+def test_a_late_answer_does_not_restore_a_deleted_conversation(page: Page) -> None:
     speak(page, "Hello")
-    (item,) = kept(page)
+    (item,) = stored(page)
     choose(page, "Hello", "Delete")
     page.locator("#library .choices").get_by_role("button", name="Delete", exact=True).click()
     expect(titles(page)).to_have_count(0)
     page.evaluate("(conversation) => window.graniteDemo.save(conversation)", item["conversation"])
-    assert kept(page) == []
+    assert stored(page) == []
 
 
 @pytest.mark.release
-def test_another_one_can_be_deleted_without_leaving_the_open_one(page: Page) -> None:
+def test_another_conversation_can_be_deleted(page: Page) -> None:
     speak(page, "First")
     new(page)
     speak(page, "Second")
@@ -232,22 +232,22 @@ def test_another_one_can_be_deleted_without_leaving_the_open_one(page: Page) -> 
 
 
 @pytest.mark.release
-def test_titles_are_those_of_the_server(page: Page) -> None:
+def test_titles_are_from_the_server(page: Page) -> None:
     for question in ("🙂" * 60, "🙂" * 61, "a \u00a0 b"):
         speak(page, question)
         new(page)
-    found = kept(page)
+    found = stored(page)
     assert len(found) == 3
     for item in found:
         assert item["title"] == conversations.title_of(conversations.load(item["conversation"]))
 
 
 @pytest.mark.release
-def test_settings_alone_are_kept_too(page: Page) -> None:
+def test_a_conversation_with_only_settings_is_kept(page: Page) -> None:
     value = conversations.dump(conversations.start(system="Be brief."))
     page.evaluate("(conversation) => window.graniteDemo.save(conversation)", value)
     expect(titles(page)).to_have_text(["Untitled"])
-    assert conversations.load(kept(page)[0]["conversation"]) == conversations.load(value)
+    assert conversations.load(stored(page)[0]["conversation"]) == conversations.load(value)
 
 
 def test_a_reload_opens_the_conversation_again(page: Page) -> None:
@@ -259,7 +259,7 @@ def test_a_reload_opens_the_conversation_again(page: Page) -> None:
     page.reload()
     expect(page.locator("#shown textarea")).to_have_value("First\nYou said: First")
     speak(page, "More")
-    assert sorted(len(item["conversation"]["turns"]) for item in kept(page)) == [2, 4]
+    assert sorted(len(item["conversation"]["turns"]) for item in stored(page)) == [2, 4]
 
 
 @pytest.mark.release
@@ -302,7 +302,7 @@ def test_export_json_and_import_it_as_a_copy(page: Page) -> None:
     bring(page, ("Hello-world.json", text))
     expect(page.locator("#library .message")).to_have_text("Imported 1 conversation.")
     expect(titles(page)).to_have_text(["Hello, world", "Hello, world"])
-    one, two = kept(page)
+    one, two = stored(page)
     assert one["id"] != two["id"]
     assert one["conversation"]["turns"] == two["conversation"]["turns"]
 
@@ -324,7 +324,7 @@ def test_export_markdown_and_import_it_into_an_empty_browser(page: Page) -> None
 
 
 @pytest.mark.release
-def test_export_all_brings_all_back_into_another_browser(page: Page, new_context: NewContext, url: str) -> None:
+def test_export_all_and_import_in_another_browser(page: Page, new_context: NewContext, url: str) -> None:
     for text in ("One", "Two", "Three"):
         speak(page, text)
         new(page)
@@ -333,27 +333,27 @@ def test_export_all_brings_all_back_into_another_browser(page: Page, new_context
     other = visit(new_context(), url)
     bring(other, ("all.json", download.value.path().read_text(encoding="utf-8")))
     expect(titles(other)).to_have_text(["Three", "Two", "One"])
-    assert kept(other) == kept(page)
+    assert stored(other) == stored(page)
 
 
 def test_a_corrupt_file_changes_nothing(page: Page) -> None:
     speak(page, "Hello")
-    before = kept(page)
+    before = stored(page)
     for name, text, error in (
-        ("broken.json", '{"version": 1, "id": "a", "turns": {', "broken.json: The file is not JSON"),
+        ("broken.json", '{"version": 1, "id": "a", "turns": {', "broken.json: The file is not valid JSON"),
         ("list.json", '[{"role": "user", "content": "x"}, 5]', "list.json: Entry 2 of the list"),
-        ("page.html", "<script>window.pwned=1</script>", "page.html: The file is not JSON"),
+        ("page.html", "<script>window.pwned=1</script>", "page.html: The file is not valid JSON"),
         ("foreign.md", "# Notes\n\n## User\n\nx", "not exported by granite-demo"),
     ):
         bring(page, (name, text))
         expect(page.locator("#library .message.error")).to_contain_text(error)
         expect(page.locator("#library .message.error")).to_contain_text("Nothing was changed.")
-        assert kept(page) == before
+        assert stored(page) == before
     expect(page.locator("#shown textarea")).to_have_value("Hello\nYou said: Hello")
 
 
 @pytest.mark.release
-def test_a_good_file_beside_a_corrupt_one_is_taken(page: Page) -> None:
+def test_a_valid_file_is_imported_next_to_a_corrupt_one(page: Page) -> None:
     good = json.dumps([{"role": "user", "content": "Good"}])
     bring(page, ("bad.json", "{"), ("good.json", good))
     expect(page.locator("#library .message")).to_contain_text("Imported 1 conversation.")
@@ -362,7 +362,7 @@ def test_a_good_file_beside_a_corrupt_one_is_taken(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_a_file_that_is_too_large_is_not_even_read(page: Page, tmp_path: Path) -> None:
+def test_a_file_that_is_too_large_is_not_read(page: Page, tmp_path: Path) -> None:
     large = tmp_path / "large.json"
     large.write_bytes(b"[" + b" " * 20_000_000)
     asked: list[str] = []
@@ -378,7 +378,7 @@ def test_two_tabs_share_the_list_and_lose_no_turn(page: Page, context: BrowserCo
     expect(other.locator("#shown textarea")).to_have_value("Hello\nYou said: Hello")
     speak(other, "From the other tab")
     speak(page, "From the first tab")
-    (item,) = kept(page)
+    (item,) = stored(page)
     assert len(item["conversation"]["turns"]) == 6
     conversations.load(item["conversation"])
     new(other)
@@ -402,7 +402,7 @@ def test_a_name_from_another_tab_is_not_undone(page: Page, context: BrowserConte
     expect(titles(page)).to_have_text(["Named"])
 
 
-def test_without_a_database_a_line_says_so(page: Page) -> None:
+def test_without_a_database_there_is_a_note(page: Page) -> None:
     page.add_init_script("indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }")
     page.reload()
     expect(page.locator("#library .message.error")).to_contain_text("keeps nothing")
@@ -413,7 +413,7 @@ def test_without_a_database_a_line_says_so(page: Page) -> None:
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.release), "dark"])
 @pytest.mark.parametrize("width", [390, pytest.param(1280, marks=pytest.mark.release)])
-def test_it_fits_and_can_be_read(new_context: NewContext, url: str, width: int, scheme: str) -> None:
+def test_layout_and_accessibility_of_the_list(new_context: NewContext, url: str, width: int, scheme: str) -> None:
     page = visit(new_context(viewport={"width": width, "height": 844}), f"{url}/?__theme={scheme}")
     for text in ("A question with a very long title that does not fit into one line", "Short"):
         page.locator("#say textarea").fill(text)
@@ -425,7 +425,7 @@ def test_it_fits_and_can_be_read(new_context: NewContext, url: str, width: int, 
         page.get_by_role("button", name="Toggle Sidebar").click()
     page.get_by_role("button", name="More for").first.click()
     expect(page.get_by_role("button", name="Export Markdown")).to_be_in_viewport()
-    page.wait_for_timeout(400)  # until the sidebar has moved in
+    page.wait_for_timeout(400)  # until the sidebar is open
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = Axe().run(page, context="#library").response["violations"]
     assert [(item["id"], item["nodes"][0]["html"]) for item in found] == []

@@ -1,4 +1,4 @@
-"""Answers whose end never reaches the browser: what came of them stays, and can be gone on from."""
+"""Tests that an answer with a lost connection keeps its text, and that the conversation can continue."""
 
 import time
 from typing import Any
@@ -35,10 +35,10 @@ window.fetch = async (...given) => {
   return new Response(body, { status: response.status, headers: response.headers });
 };
 """
-"""From when ``window.lost`` is set, nothing of an answer arrives: its stream is broken, or hangs."""
+"""After ``window.lost`` is set, no part of an answer arrives: its stream fails or hangs."""
 
 
-def test_a_question_that_the_server_refuses_stays_in_the_box(page: Page, fake: FakeBackend) -> None:
+def test_a_question_that_the_server_rejects_remains_in_the_box(page: Page, fake: FakeBackend) -> None:
     page.route("**/queue/join*", lambda route: route.fulfill(status=503, json={"detail": "Queue is full."}))
     send(page, "Hello")
     expect(page.locator(".toast-wrap")).to_contain_text("currently busy")
@@ -52,7 +52,7 @@ def test_a_question_that_the_server_refuses_stays_in_the_box(page: Page, fake: F
 
 
 @pytest.mark.parametrize("how", ["broken", pytest.param("hangs", marks=pytest.mark.release)])
-def test_what_came_of_a_lost_answer_is_gone_on_from(open_page: OpenPage, fake: FakeBackend, how: str) -> None:
+def test_the_text_of_a_lost_answer_is_kept(open_page: OpenPage, fake: FakeBackend, how: str) -> None:
     page = open_page()
     page.add_init_script(LOST_STREAMS)
     page.reload()
@@ -66,7 +66,7 @@ def test_what_came_of_a_lost_answer_is_gone_on_from(open_page: OpenPage, fake: F
     if how == "hangs":
         page.get_by_role("button", name="Stop").click()
         expect(answers(page)).to_contain_text("interrupted")
-    page.wait_for_function("window.lost === undefined")  # the page is loaded again: only so can Gradio go on
+    page.wait_for_function("window.lost === undefined")  # the page was reloaded, because Gradio cannot continue
     expect(answers(page)).to_contain_text("interrupted")
     expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
     fake.words, fake.delay = ["fine"], 0.0
@@ -84,7 +84,7 @@ def until(true: Any, seconds: float = 20.0) -> None:
         time.sleep(0.05)
 
 
-def test_a_patch_adds_turns_and_undoes_nothing(page: Page) -> None:
+def test_a_patch_only_adds_turns(page: Page) -> None:
     merge = """([held, patch]) => { const done = window.graniteDemo.merged(held, patch);
       return [done, done === held]; }"""
     before = conversations.start(title="Old name")
@@ -95,7 +95,7 @@ def test_a_patch_adds_turns_and_undoes_nothing(page: Page) -> None:
     done, same = page.evaluate(merge, [held, conversations.patch(before, asked)])
     assert not same
     assert (done["title"], done["system"], done["head"]) == ("New name", "Brief.", asked.head)
-    # The patch of an answer has the question, too: the browser may have missed the one before.
+    # The patch of an answer also has the question, because the browser can miss the patch before it.
     for copy in (held, done):
         whole, _ = page.evaluate(merge, [copy, {**conversations.patch(before, answered), "state": ""}])
         assert (whole["system"], whole["head"], list(whole["turns"])) == ("Brief.", answered.head, list(answered.turns))

@@ -1,4 +1,4 @@
-"""What a model, an error or a stranger writes is shown, and nothing of it runs: in a real browser."""
+"""Tests in a browser that text of a model or an error is shown and never runs."""
 
 from collections.abc import Iterator
 
@@ -33,7 +33,7 @@ TORN = "<img src=x onerror='window.pwned=1'><svg onload='window.pwned=1'>"
 
 @pytest.fixture
 def outside(page: Page) -> Iterator[list[str]]:
-    """The hosts that answered besides this one."""
+    """Record the other hosts that the browser contacts."""
     asked: list[str] = []
     page.on("response", lambda response: asked.append(response.url))
     yield asked
@@ -50,7 +50,7 @@ def send(page: Page, text: str) -> None:
 
 
 @pytest.mark.parametrize("thinking", [False, pytest.param(True, marks=pytest.mark.release)])
-def test_t07_nothing_that_a_model_writes_runs(
+def test_t07_the_output_of_a_model_never_runs(
     page: Page,
     fake: FakeBackend,
     outside: list[str],
@@ -64,13 +64,13 @@ def test_t07_nothing_that_a_model_writes_runs(
     fake.script.append(Finish("stop", Usage(5, len(texts)), Timings(0.1, 0.2)))
     send(page, " ".join(EVIL))
     expect(page.locator("#chatbot")).to_contain_text("finished (stop)")
-    page.wait_for_timeout(1000)  # formulas and diagrams are drawn a moment later
+    page.wait_for_timeout(1000)  # formulas and diagrams are drawn later
     for link in page.locator("#chatbot .bot a").all():
         assert (link.get_attribute("href") or "#").startswith(("http://192.0.2.1", "#", "/")), link
-    expect(page.locator("#message textarea")).to_be_visible()  # no style of the model's applies
+    expect(page.locator("#message textarea")).to_be_visible()  # styles in the text have no effect
 
 
-def test_t07_nothing_that_an_error_or_a_model_is_called_runs(
+def test_t07_an_error_text_or_a_model_name_never_runs(
     page: Page,
     fake: FakeBackend,
     outside: list[str],

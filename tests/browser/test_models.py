@@ -1,4 +1,4 @@
-"""Loading another model from the Settings tab, in a real browser over a fake backend."""
+"""Tests for loading a model from the Settings tab in a browser, with a fake backend."""
 
 from collections.abc import Iterator
 
@@ -45,7 +45,7 @@ def test_a_model_is_chosen_and_its_progress_moves(page: Page, fake: FakeBackend)
 
 
 @pytest.mark.release
-def test_a_load_by_somebody_else_is_seen(page: Page, fake: FakeBackend) -> None:
+def test_a_load_by_another_visitor_is_shown(page: Page, fake: FakeBackend) -> None:
     expect(page.locator("#model-status")).to_contain_text("Fake model")
     page.wait_for_timeout(1500)
     fake.state = ModelStatus("two", "downloading", 0.2, "1.0 of 5.1 GB")
@@ -63,7 +63,7 @@ def test_a_load_is_cancelled(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_a_failure_is_told_while_the_old_model_answers(page: Page, fake: FakeBackend) -> None:
+def test_a_failure_is_shown_and_the_old_model_answers(page: Page, fake: FakeBackend) -> None:
     choose(page, "Family · one")
     fake.state = ModelStatus("fake", "ready", 1.0, title="Fake model", notice="one: The hub cannot be reached.")
     expect(page.locator("#model-status")).to_contain_text("The hub cannot be reached.")
@@ -71,7 +71,7 @@ def test_a_failure_is_told_while_the_old_model_answers(page: Page, fake: FakeBac
 
 
 @pytest.mark.release
-def test_nothing_chosen_is_told(page: Page, fake: FakeBackend) -> None:
+def test_a_load_without_a_choice_has_a_note(page: Page, fake: FakeBackend) -> None:
     page.get_by_role("tab", name="Settings").click()
     page.get_by_role("button", name="Load", exact=True).click()
     expect(page.locator("#load-message .error")).to_contain_text("Choose a model first")
@@ -87,14 +87,14 @@ def test_a_model_is_unloaded(page: Page, fake: FakeBackend) -> None:
 
 @pytest.fixture(scope="module")
 def public() -> Iterator[tuple[FakeBackend, str]]:
-    """A page that strangers can reach, with an admin token."""
+    """Run a public page with an admin token."""
     backend = FakeBackend()
     backend.state = READY
     with running(create_app(backend, Access(public=True, token="sesame")), backend) as url:
         yield backend, url
 
 
-def test_in_public_the_token_is_asked_for(public: tuple[FakeBackend, str], chromium: Browser) -> None:
+def test_a_public_page_asks_for_the_token(public: tuple[FakeBackend, str], chromium: Browser) -> None:
     backend, url = public
     page = chromium.new_page()
     page.goto(url)
@@ -109,7 +109,7 @@ def test_in_public_the_token_is_asked_for(public: tuple[FakeBackend, str], chrom
     page.close()
 
 
-def test_in_public_no_route_of_gradio_changes_the_model(
+def test_on_a_public_page_no_route_of_gradio_changes_the_model(
     public: tuple[FakeBackend, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("granite_demo.access.MAX_FAILURES", 1000)
@@ -131,7 +131,7 @@ def test_in_public_no_route_of_gradio_changes_the_model(
     assert backend.selected == []
     assert not backend.cancelled.is_set()
     assert not backend.unloaded.is_set()
-    # The same call with the token does something, so the calls above could have.
+    # The same call with the token has an effect, which shows that the calls above are valid.
     load = next(number for number, name in events.items() if name == "load")
     body = {"data": ["one", "Automatic", "auto", 0, False, "sesame"], "fn_index": load, "session_hash": "admin"}
     httpx.post(f"{url}/gradio_api/run/predict", json=body)

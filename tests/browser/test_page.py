@@ -1,4 +1,4 @@
-"""The head of the page and the tab Settings, in a real browser over a fake backend."""
+"""Tests for the header of the page and the Settings tab in a browser, with a fake backend."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ def open_tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name).click()
 
 
-def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend) -> None:
+def test_settings_have_an_effect_and_are_kept_after_a_reload(page: Page, fake: FakeBackend) -> None:
     open_tab(page, "Settings")
     page.get_by_label("number input for Temperature").fill("0.7")
     page.get_by_label("Max new tokens").fill("2")
@@ -43,7 +43,7 @@ def test_settings_take_effect_and_survive_a_reload(page: Page, fake: FakeBackend
 
 
 @pytest.mark.release
-def test_a_page_that_stands_idle_asks_for_the_models_state_and_nothing_else(page: Page) -> None:
+def test_an_idle_page_requests_only_the_status_of_the_model(page: Page) -> None:
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
     reload(page)
@@ -52,7 +52,7 @@ def test_a_page_that_stands_idle_asks_for_the_models_state_and_nothing_else(page
     looks = {event["id"] for event in events if event["targets"][0][1] == "tick"}
     asked: list[Any] = []
     page.on("request", lambda request: asked.append((request.post_data_json or {}).get("fn_index")))
-    for _ in range(10):  # until what the page asks for at its start is there
+    for _ in range(10):  # until the first requests of the page are complete
         asked.clear()
         page.wait_for_timeout(3000)
         if set(asked) <= looks:
@@ -61,7 +61,7 @@ def test_a_page_that_stands_idle_asks_for_the_models_state_and_nothing_else(page
 
 
 @pytest.mark.release
-def test_settings_are_each_visitors_own(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_each_visitor_has_separate_settings(open_page: OpenPage, fake: FakeBackend) -> None:
     one, two = open_page(), open_page()
     open_tab(one, "Settings")
     one.get_by_label("number input for Temperature").fill("1.5")
@@ -75,7 +75,7 @@ def test_settings_are_each_visitors_own(open_page: OpenPage, fake: FakeBackend) 
 @pytest.mark.parametrize(
     "kept", ["garbage", *(pytest.param(kept, marks=pytest.mark.release) for kept in ("[1, 2]", "{}", "null"))]
 )
-def test_kept_settings_of_another_kind_are_left_out(page: Page, fake: FakeBackend, kept: str) -> None:
+def test_invalid_stored_settings_are_ignored(page: Page, fake: FakeBackend, kept: str) -> None:
     page.evaluate("kept => localStorage.setItem('granite-demo-settings', kept)", kept)
     page.reload()
     page.locator("#message textarea").wait_for()
@@ -85,7 +85,7 @@ def test_kept_settings_of_another_kind_are_left_out(page: Page, fake: FakeBacken
 
 
 @pytest.mark.release
-def test_a_bad_stop_string_is_told_in_the_chat(page: Page, fake: FakeBackend) -> None:
+def test_an_invalid_stop_string_is_an_error_in_the_chat(page: Page, fake: FakeBackend) -> None:
     open_tab(page, "Settings")
     page.locator("#stop-strings textarea").fill("a\nb\nc\nd\ne")
     page.locator("#stop-strings textarea").blur()
@@ -115,7 +115,7 @@ def test_a_load_shows_its_progress_then_the_model(open_page: OpenPage, fake: Fak
 
 
 @pytest.mark.release
-def test_a_failed_load_says_why_and_can_be_tried_again(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_a_failed_load_shows_the_reason_and_can_be_tried_again(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.state = ModelStatus("fake", "failed", None, "No network. Check the connection.")
     page = open_page()
     expect(page.locator("#model-status")).to_contain_text("No network. Check the connection.")
@@ -127,7 +127,7 @@ def test_a_failed_load_says_why_and_can_be_tried_again(open_page: OpenPage, fake
     expect(page.get_by_role("button", name="Try again")).to_be_hidden()
 
 
-def test_nothing_is_fetched_from_elsewhere(open_page: OpenPage) -> None:
+def test_the_page_contacts_no_other_server(open_page: OpenPage) -> None:
     page = open_page()
     outside: list[str] = []
     page.on("request", lambda request: outside.append(request.url))

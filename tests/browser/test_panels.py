@@ -1,4 +1,4 @@
-"""Context meter, Prompt X-ray, Side by side and the page's comfort, on a small page of their own in a real browser."""
+"""Tests for the context meter, Prompt X-ray, Side by side and keyboard use in a browser, on a small page."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -44,7 +44,7 @@ def fake(panels_server: tuple[FakeBackend, str]) -> FakeBackend:
 
 @pytest.fixture
 def panels(new_context: NewContext, fake: FakeBackend, panels_server: tuple[FakeBackend, str]) -> Page:
-    """The page, opened by one visitor."""
+    """Return the page of one visitor."""
     page = new_context(viewport={"width": 1280, "height": 900}).new_page()
     visit(page, panels_server[1])
     return page
@@ -61,7 +61,7 @@ def open_panel(page: Page, name: str) -> None:
 
 
 @pytest.mark.release
-def test_the_meter_follows_what_is_written_at_a_gentle_pace(panels: Page, fake: FakeBackend) -> None:
+def test_the_meter_follows_the_text_without_a_request_for_each_key(panels: Page, fake: FakeBackend) -> None:
     fake.inspected.clear()
     panels.locator("#message textarea").press_sequentially("How much is it?", delay=60)
     words = panels.locator("#meter-bar")
@@ -71,7 +71,7 @@ def test_the_meter_follows_what_is_written_at_a_gentle_pace(panels: Page, fake: 
     assert len(fake.inspected) <= 5
 
 
-def test_the_meter_tells_that_it_does_not_fit(panels: Page, fake: FakeBackend) -> None:
+def test_the_meter_shows_an_overflow(panels: Page, fake: FakeBackend) -> None:
     fake.view_error = ContextOverflowError(1200, 1000)
     panels.locator("#message textarea").fill("Long")
     expect(panels.locator(".meter.over")).to_contain_text("1,200 used of 1,000")
@@ -79,7 +79,7 @@ def test_the_meter_tells_that_it_does_not_fit(panels: Page, fake: FakeBackend) -
 
 
 @pytest.mark.release
-def test_what_happens_on_overflow_is_chosen_and_measured(panels: Page, fake: FakeBackend) -> None:
+def test_the_choice_for_an_overflow_changes_the_meter(panels: Page, fake: FakeBackend) -> None:
     panels.locator("#message textarea").fill("Long")
     expect(panels.locator("#meter-bar")).to_contain_text("9 used")
     fake.view = replace(VIEW, dropped=3)
@@ -110,7 +110,7 @@ def test_the_x_ray_shows_tokens_ids_and_what_changed(panels: Page, fake: FakeBac
     expect(panels.locator("#xray-difference del")).to_have_text("Be kind.")
 
 
-def test_side_by_side_streams_both_and_tells_the_difference(panels: Page, fake: FakeBackend) -> None:
+def test_side_by_side_streams_both_answers_and_shows_the_difference(panels: Page, fake: FakeBackend) -> None:
     fake.script, fake.delay = script(8, thoughts=4), 0.3
     open_panel(panels, "compare")
     panels.locator("#compare-question textarea").fill("Why?")
@@ -179,7 +179,7 @@ def test_arrow_up_in_the_empty_box_edits_the_last_question(panels: Page) -> None
 
 
 @pytest.mark.release
-def test_scrolling_up_lets_go_and_the_end_takes_hold_again(panels: Page) -> None:
+def test_scrolling_up_stops_the_automatic_scrolling_until_the_end_is_reached(panels: Page) -> None:
     ask(panels)
     gap = "e => e.scrollHeight - e.clientHeight - e.scrollTop"
     log = panels.locator("#chatbot [role=log]")
@@ -222,7 +222,7 @@ def test_a_link_to_a_footnote_opens_it(panels: Page) -> None:
 
 
 @pytest.mark.release
-def test_math_is_shown_and_prices_stay(panels: Page) -> None:
+def test_math_is_shown_and_prices_are_not_math(panels: Page) -> None:
     panels.get_by_role("button", name="Math").click()
     answer = panels.locator("#chatbot .bot.message")
     expect(answer.locator(".katex")).to_have_count(1)
@@ -232,7 +232,7 @@ def test_math_is_shown_and_prices_stay(panels: Page) -> None:
 @pytest.mark.parametrize(
     ("theme", "width"), [pytest.param("light", 1280, marks=pytest.mark.release), ("dark", 390)], ids=["light", "dark"]
 )
-def test_nothing_is_hard_to_use(
+def test_accessibility_of_the_panels(
     panels: Page, panels_server: tuple[FakeBackend, str], fake: FakeBackend, theme: str, width: int
 ) -> None:
     panels.set_viewport_size({"width": width, "height": 900})
@@ -247,7 +247,7 @@ def test_nothing_is_hard_to_use(
 
 
 def fill_panels(page: Page, fake: FakeBackend) -> None:
-    """Open each panel and let it show something."""
+    """Open each panel with some content."""
     fake.script = script(30, thoughts=4)
     page.locator("#message textarea").fill("Hi")
     open_panel(page, "xray")

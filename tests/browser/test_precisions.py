@@ -1,4 +1,4 @@
-"""Precision A/B in a real browser, on a small page of its own with the headers of the real one."""
+"""Tests for Precision A/B in a browser, on a small page with the HTTP headers of the real one."""
 
 import csv
 import io
@@ -51,7 +51,7 @@ def compare(page: Page, token: str = "secret") -> None:
 
 
 @pytest.mark.release
-def test_two_precisions_are_compared_and_nothing_is_fetched_from_elsewhere(pair: Page, fake: FakeBackend) -> None:
+def test_two_precisions_are_compared_without_contact_to_other_servers(pair: Page, fake: FakeBackend) -> None:
     asked: list[str] = []
     pair.on("request", lambda request: asked.append(request.url))
     compare(pair)
@@ -105,7 +105,7 @@ def test_progress_is_shown_and_it_can_be_cancelled(pair: Page, fake: FakeBackend
 
 
 @pytest.mark.release
-def test_where_it_cannot_be_had_it_says_why(pair: Page, fake: FakeBackend) -> None:
+def test_a_model_that_cannot_be_compared_has_a_reason(pair: Page, fake: FakeBackend) -> None:
     fake.state = replace(READY, unable=(("comparing precisions", "The model is fixed."),))
     expect(pair.locator("#precisions-reason")).to_have_text("The model is fixed.")
     expect(pair.locator("#precisions-run")).to_be_disabled()

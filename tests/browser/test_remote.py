@@ -1,4 +1,4 @@
-"""The page in front of another server, which may die and come back."""
+"""Tests for the page with another server that can stop and start again."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,7 +28,7 @@ def server() -> Iterator[FakeServer]:
 
 @pytest.fixture
 def page(server: FakeServer, chromium: Browser) -> Iterator[Page]:
-    """The page in front of ``server``."""
+    """Return the page that uses ``server``."""
     with remote(server) as backend, running(create_app(backend), backend) as url:
         page = chromium.new_page()
         page.goto(url)
@@ -38,7 +38,7 @@ def page(server: FakeServer, chromium: Browser) -> Iterator[Page]:
 
 
 @pytest.mark.release
-def test_a_chat_in_front_of_another_server(page: Page, server: FakeServer) -> None:
+def test_a_chat_with_another_server(page: Page, server: FakeServer) -> None:
     expect(page.locator("#model-status")).to_contain_text(f"vLLM at {server.url}")
     server.chunks = [said("", reasoning_content="Let me see."), said("Hello"), said(" world"), ended()]
     send(page, "Hi")
@@ -50,7 +50,7 @@ def test_a_chat_in_front_of_another_server(page: Page, server: FakeServer) -> No
     assert [turn["content"] for turn in server.bodies[-1]["messages"]] == ["Hi", "Hello world", "And?"]
 
 
-def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(page: Page, server: FakeServer) -> None:
+def test_the_page_survives_a_failure_of_the_server_and_recovers(page: Page, server: FakeServer) -> None:
     server.chunks, server.delay = LONG, 0.3
     send(page, "Hi")
     expect(answers(page)).to_contain_text("word2")
@@ -68,7 +68,7 @@ def test_the_page_lives_on_when_the_server_dies_and_heals_when_it_comes_back(pag
 
 @pytest.mark.release
 @pytest.mark.parametrize("kind", ["our own", "transformers serve"])
-def test_a_server_in_another_process_dies_and_comes_back(chromium: Browser, sample_path: Path, kind: str) -> None:
+def test_a_server_in_another_process_stops_and_starts_again(chromium: Browser, sample_path: Path, kind: str) -> None:
     port = free_port()
     command = own(port) if kind == "our own" else transformers_serve(sample_path, port)
     model = "" if kind == "our own" else str(sample_path)
@@ -91,7 +91,7 @@ def test_a_server_in_another_process_dies_and_comes_back(chromium: Browser, samp
 
 
 @pytest.mark.release
-def test_stop_ends_the_request_at_the_server(page: Page, server: FakeServer) -> None:
+def test_stop_ends_the_request_on_the_server(page: Page, server: FakeServer) -> None:
     server.chunks, server.delay = LONG * 50, 0.1
     send(page, "Hi")
     expect(answers(page)).to_contain_text("word2")
@@ -106,7 +106,7 @@ def test_stop_ends_the_request_at_the_server(page: Page, server: FakeServer) -> 
 
 
 @pytest.mark.release
-def test_the_settings_name_the_servers_models_and_refuse_what_is_chosen_there(page: Page, server: FakeServer) -> None:
+def test_the_settings_list_the_models_of_the_server_and_reject_its_options(page: Page, server: FakeServer) -> None:
     page.get_by_role("tab", name="Settings").click()
     expect(page.locator("#facts")).to_contain_text("the model runs on that server")
     page.locator("#unload").click()

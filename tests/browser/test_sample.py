@@ -1,4 +1,4 @@
-"""The whole product: the sample model answers in a real browser."""
+"""Tests for the complete program: the sample model answers in a browser."""
 
 import json
 import threading
@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 @pytest.fixture(scope="module")
 def url(sample: LoadedModel) -> Iterator[str]:
-    """The page over the sample."""
+    """Run the page with the sample model."""
 
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(sample, create_engine(sample))
@@ -55,7 +55,7 @@ def test_the_sample_answers_in_the_browser(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_a_whole_conversation_with_the_sample(page: Page) -> None:
+def test_a_complete_conversation_with_the_sample(page: Page) -> None:
     send(page, "What is the capital of France?")
     settled(page)
     expect(page.locator(".meter")).to_contain_text("used")

@@ -1,4 +1,4 @@
-"""The token view, Score and Fill in the middle in a real browser, on a small page of their own."""
+"""Tests for the token view, Score and Fill in the middle in a browser, on a small page."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -42,7 +42,7 @@ def tabs(new_context: NewContext, fake: FakeBackend, server: tuple[FakeBackend, 
 
 @pytest.fixture
 def view(tabs: Page) -> Page:
-    """The page with a scored text."""
+    """Return the page with a scored text."""
     tabs.get_by_role("tab", name="Score").click()
     tabs.locator("#score-run").click()
     expect(tabs.locator("#score-figures")).to_contain_text("Perplexity")
@@ -63,7 +63,7 @@ def test_a_scored_text_is_shown_as_its_tokens(view: Page) -> None:
 
 
 @pytest.mark.release
-def test_hover_shows_what_else_could_stand_there(view: Page) -> None:
+def test_hover_shows_the_alternatives(view: Page) -> None:
     popup = view.locator(".token-popup")
     view.locator("#score-view .tokens > b").nth(3).hover()
     expect(popup).to_contain_text("·France token 3")
@@ -76,7 +76,7 @@ def test_hover_shows_what_else_could_stand_there(view: Page) -> None:
 
 
 @pytest.mark.release
-def test_a_tap_opens_it_and_a_tap_elsewhere_closes_it(view: Page) -> None:
+def test_a_tap_opens_the_popup_and_a_tap_elsewhere_closes_it(view: Page) -> None:
     view.locator("#score-view .tokens > b").nth(1).tap()
     expect(view.locator(".token-popup")).to_contain_text("capital")
     view.locator("#score-view .tokens > b").nth(3).tap()
@@ -87,13 +87,13 @@ def test_a_tap_opens_it_and_a_tap_elsewhere_closes_it(view: Page) -> None:
 
 
 @pytest.mark.release
-def test_the_first_token_is_predicted_by_nothing(view: Page) -> None:
+def test_the_first_token_has_no_prediction(view: Page) -> None:
     view.locator("#score-view .tokens > b").first.hover()
     expect(view.locator(".token-popup dl")).to_contain_text("nothing comes before it")
 
 
 @pytest.mark.release
-def test_the_keyboard_goes_from_token_to_token_and_picks(view: Page) -> None:
+def test_the_keyboard_selects_tokens_and_alternatives(view: Page) -> None:
     view.locator("#score-view .tokens").focus()
     for key in ("ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft"):
         view.keyboard.press(key)
@@ -108,7 +108,7 @@ def test_the_keyboard_goes_from_token_to_token_and_picks(view: Page) -> None:
     expect(view.locator("#prompt input, #prompt textarea")).to_have_value("The Paris")
 
 
-def test_an_alternative_that_is_clicked_goes_into_the_text(view: Page) -> None:
+def test_a_click_on_an_alternative_changes_the_text(view: Page) -> None:
     view.locator("#score-view .tokens > b").nth(3).click()
     view.locator(".token-popup").get_by_role("button", name=CSP).click()
     expect(view.locator("#prompt input, #prompt textarea")).to_have_value(f"The capital of{CSP}")
@@ -117,7 +117,7 @@ def test_an_alternative_that_is_clicked_goes_into_the_text(view: Page) -> None:
 
 
 @pytest.mark.release
-def test_two_thousand_tokens_stay_light(view: Page, fake: FakeBackend) -> None:
+def test_two_thousand_tokens_are_fast(view: Page, fake: FakeBackend) -> None:
     fake.scores = [*scored(2000), summary(scored(2000))]
     before = view.locator("*").count()
     view.locator("#score-run").click()
@@ -129,7 +129,7 @@ def test_two_thousand_tokens_stay_light(view: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.release), "dark"])
-def test_everybody_can_read_it(view: Page, scheme: str) -> None:
+def test_accessibility_of_the_token_view(view: Page, scheme: str) -> None:
     if scheme == "dark":
         view.evaluate("document.body.classList.add('dark')")
     view.locator("#score-view .tokens > b").nth(3).click()
@@ -138,7 +138,7 @@ def test_everybody_can_read_it(view: Page, scheme: str) -> None:
         assert [(rule["id"], [node["html"] for node in rule["nodes"]][:3]) for rule in found] == []
 
 
-def test_what_was_filled_in_stands_in_its_place(tabs: Page, fake: FakeBackend) -> None:
+def test_the_generated_text_is_shown_in_the_gap(tabs: Page, fake: FakeBackend) -> None:
     fake.words = ["    total", " = sum(numbers)\n"]
     tabs.locator("#fill-run").click()
     result = tabs.locator("#fill-result .filled")
@@ -167,7 +167,7 @@ def test_filling_can_be_stopped(tabs: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_a_model_without_it_says_why(tabs: Page, fake: FakeBackend) -> None:
+def test_a_model_that_cannot_fill_has_a_reason(tabs: Page, fake: FakeBackend) -> None:
     why = "This model's tokenizer has no fill-in-the-middle tokens."
     fake.state = replace(READY, unable=(("fill in the middle", why), ("scoring", "No scoring.")))
     expect(tabs.locator("#fill-reason")).to_have_text(why)

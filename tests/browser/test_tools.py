@@ -1,4 +1,4 @@
-"""Tools defined, a call run, its result edited and sent, in a real browser over a page of nothing else."""
+"""Tests for tool definitions and calls in a browser, on a small page."""
 
 import threading
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ CALLS = (
 
 
 class Sent:
-    """What the page has sent, newest last."""
+    """The values that the page sent, the newest last."""
 
     def __init__(self) -> None:
         self.conversations: list[conversations.Conversation] = []
@@ -38,7 +38,7 @@ class Sent:
 
 
 def build(sent: Sent) -> Any:
-    """The panels over one conversation whose last answer calls three tools."""
+    """Return a page with the panels and a conversation whose last answer has three calls."""
     first = conversations.add(conversations.start(), "user", content="How much?")
     first = conversations.add(first, "assistant", calls=CALLS)
 
@@ -114,7 +114,7 @@ def test_calls_are_shown_run_edited_and_sent(page: Page, sent: Sent) -> None:
     ]
 
 
-def test_tools_are_defined_and_mistakes_lose_nothing(page: Page, sent: Sent) -> None:
+def test_tools_are_defined_and_a_mistake_keeps_the_text(page: Page, sent: Sent) -> None:
     page.get_by_role("button", name="Tools").click()
     box = page.get_by_label("Definitions")
     box.fill('[{"name": }]')

@@ -1,4 +1,4 @@
-"""The 200th turn of a conversation costs what the 2nd does: bytes and nodes are counted, times are in measure_turns."""
+"""Tests that turn 200 of a conversation costs as much as turn 2, in bytes and nodes. ``measure_turns`` has times."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.browser
 WORDS = [f"word{number} " for number in range(60)]
 MADE = {"token_ids": list(range(100_000, 100_800)), "versions": {"torch": "2.9.0"}}
 ENVELOPE = 6000
-"""Bytes of a request around the conversation."""
+"""The bytes of a request without the conversation."""
 
 COUNT_CHANGES = """() => {
   window.seen = [0, 0];
@@ -30,7 +30,7 @@ COUNT_CHANGES = """() => {
 
 
 def of(turns: int) -> tuple[Conversation, int]:
-    """A conversation whose answers know what made them and have an older version, and the bytes of its shown branch."""
+    """Return a conversation whose answers have records and older versions, and the bytes of the shown branch."""
     talk = conversation.load(json.loads(conversation_of(turns)))
     for turn in conversation.path(talk):
         if turn.role == "assistant":
@@ -42,7 +42,7 @@ def of(turns: int) -> tuple[Conversation, int]:
 
 
 def cost(page: Page, turns: int) -> dict[str, Any]:
-    """What one more question takes: bytes of each request, changed nodes in each update; and those of its branch."""
+    """Return the cost of another question: bytes of each request, changed nodes in each update, bytes of the branch."""
     talk, shown = of(turns)
     file = {"name": "long.json", "mimeType": "text/plain", "buffer": json.dumps(conversation.dump(talk)).encode()}
     page.locator("#library input[type=file]").set_input_files(file)  # type: ignore[arg-type]
@@ -68,11 +68,11 @@ def cost(page: Page, turns: int) -> dict[str, Any]:
 
 
 @pytest.mark.release
-def test_the_200th_turn_costs_what_the_2nd_does(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_turn_200_costs_as_much_as_turn_2(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.words, fake.delay = WORDS, 1 / 11
     few, many = (cost(open_page(), turns) for turns in (2, 200))
-    # The branch that is shown goes up after a pause in typing, and the tree once with a question. Neither has what made
-    # the answers.
+    # The page sends the branch that is shown after a pause in typing, and the tree once with a question, both without
+    # the records of the answers.
     for kind, most, ways in (("typed", 1.2, 3), ("sent", 3.0, 1)):
         carrying = [size for size in many[kind] if size > many["shown"] / 2]
         assert 0 < len(carrying) <= ways
@@ -90,13 +90,13 @@ ASKS: dict[str, Callable[[Page], None]] = {
 
 
 @pytest.mark.parametrize("ask", ASKS)
-def test_the_conversation_goes_up_once(page: Page, fake: FakeBackend, ask: str) -> None:
+def test_the_conversation_is_sent_once(page: Page, fake: FakeBackend, ask: str) -> None:
     carrying: list[str] = []
     page.on("request", lambda request: carrying.append(request.url) if "canary" in (request.post_data or "") else None)
-    fake.words, fake.delay = ["word "] * 60, 0.05  # for more than two seconds: the browser keeps a part
+    fake.words, fake.delay = ["word "] * 60, 0.05  # more than two seconds, so that the browser stores a part
     box = page.locator("#message textarea")
     box.fill("A canary sings.")
-    page.wait_for_timeout(1500)  # the meter has measured what is typed
+    page.wait_for_timeout(1500)  # until the meter has measured the text
     carrying.clear()
     ASKS["question"](page)
     settled(page)

@@ -1,4 +1,4 @@
-"""The page in the reader's language, what others wrote in their own."""
+"""Tests that the page has the language of the browser, and that other text is not translated."""
 
 import pytest
 from playwright.sync_api import expect
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.browser
     ],
     ids=["known to Gradio", "unknown to Gradio"],
 )
-def test_the_page_speaks_the_readers_language(
+def test_the_page_has_the_language_of_the_browser(
     open_page: OpenPage, fake: FakeBackend, locale: str, tab: str, send: str, retry: str
 ) -> None:
     page = open_page(locale=locale)
@@ -25,7 +25,7 @@ def test_the_page_speaks_the_readers_language(
     page.locator("#message textarea").fill("Settings")
     page.get_by_role("button", name=send).click()
     page.locator("#chatbot").get_by_role("button", name=retry).wait_for()
-    # What the visitor wrote is the page's own word elsewhere, and stays here and in the list.
+    # The text of the visitor is equal to a label of the page, and must not be translated.
     expect(page.locator("#chatbot .user-row").get_by_text("Settings", exact=True)).to_be_visible()
     named = page.locator("#library").get_by_role("button", name="Settings", exact=True)
     expect(named).to_be_visible()
@@ -33,7 +33,7 @@ def test_the_page_speaks_the_readers_language(
     assert page.evaluate("document.documentElement.lang") == locale[:2]
 
 
-def test_an_answer_is_no_word_of_the_page(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_an_answer_is_not_translated(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.words = ["Stop"]
     page = open_page(locale="es")
     page.locator("#message textarea").fill("?")
@@ -55,14 +55,14 @@ def test_arabic_goes_from_right_to_left(open_page: OpenPage, width: int) -> None
     assert tabs == sorted(tabs, reverse=True)
     note = page.locator("#chatbot .bot-row .note")
     assert note.evaluate("(one) => getComputedStyle(one).direction") == "rtl"
-    # Nothing is pushed out of the page, which would then scroll sideways.
+    # Nothing is outside the page, so there is no horizontal scrolling.
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     paragraphs = page.locator("#chatbot .user-row .md p")
     assert [one.evaluate("(p) => getComputedStyle(p).unicodeBidi") for one in paragraphs.all()] == ["plaintext"] * 2
 
 
 @pytest.mark.release
-def test_english_asks_for_no_words(open_page: OpenPage) -> None:
+def test_english_loads_no_words(open_page: OpenPage) -> None:
     page = open_page(locale="en-GB")
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url))
