@@ -26,7 +26,7 @@ def test_any_other_call_is_answered_with_an_error(data: Any) -> None:
 
 
 def test_a_corrupt_file_is_an_error_to_show() -> None:
-    assert read_file(["{", "x.json"])["error"].startswith("The file is not JSON")
+    assert read_file(["{", "x.json"])["error"].startswith("The file is not valid JSON")
 
 
 def test_markdown_is_made_of_what_the_browser_sends() -> None:
