@@ -28,7 +28,7 @@ THINKS = (
     "<|im_start|>assistant\n"
     "{%- if enable_thinking is defined and not enable_thinking %}<think></think>{% else %}<think>\n{% endif %}"
 )
-"""A template with the switches of Granite 4.2, and thinking on unless it is told otherwise."""
+"""A template with the switches of Granite 4.2. Thinking is on by default."""
 
 
 def byte_tokenizer(template: str | None = None) -> Any:

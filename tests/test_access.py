@@ -66,7 +66,7 @@ def test_wrong_tries_are_forgotten_one_by_one(later: Clock) -> None:
     failures.check("stranger")
 
 
-def test_many_addresses_take_no_memory_for_ever(later: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_addresses_are_forgotten(later: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(access_module, "MAX_REMEMBERED", 10)
     failures = Failures()
     for number in range(10):

@@ -32,7 +32,7 @@ def test_vllm_has_a_full_tag_its_gpus_and_a_health_check() -> None:
 
 
 def started(folder: Path, **variables: str) -> str:
-    """What the vllm service runs, by its own script in front of a vllm that only tells its arguments."""
+    """Return the arguments of vllm in its service. The script of the service runs with a fake vllm that prints them."""
     program = folder / "vllm"
     program.write_text('#!/bin/sh\necho "$@"\n', encoding="utf-8")
     program.chmod(0o755)

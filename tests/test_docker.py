@@ -295,10 +295,10 @@ def test_it_runs_as_uid_1000_from_a_read_only_folder_with_an_empty_home(place: P
 
 
 def health(url: str) -> dict[str, str]:
-    """What the image's HEALTHCHECK asks for."""
+    """Return the answer that the HEALTHCHECK of the image requests."""
     with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
-        told: dict[str, str] = json.load(answer)
-        return told
+        state: dict[str, str] = json.load(answer)
+        return state
 
 
 def until(condition: Callable[[], bool], seconds: float, log: Path) -> None:

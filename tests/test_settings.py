@@ -201,7 +201,7 @@ def test_what_to_load_is_a_part_of_the_settings() -> None:
 TORCHRUN = {"WORLD_SIZE": "4", "RANK": "3", "LOCAL_RANK": "1"}
 
 
-def test_torchrun_tells_which_process_this_is() -> None:
+def test_torchrun_sets_the_rank_of_the_process() -> None:
     alone, one_of_four = Settings.resolve({}, {"WORLD_SIZE": "1"}), Settings.resolve({}, TORCHRUN)
     assert (alone.processes, alone.rank, alone.local_rank) == (1, 0, 0)
     assert (one_of_four.processes, one_of_four.rank, one_of_four.local_rank) == (4, 3, 1)

@@ -62,7 +62,7 @@ TYPED = "Whatever is typed is text: 7 is a number here, and there are no lists o
 LINES = "The box for stop strings holds lines of text: what is empty is none."
 NO_BOX = "The page has no box for it."
 NO_FLAG = "The command line has no flag for it: it makes messages, tools and the like itself, or does without."
-THINKS = "The model's switches are known when it is loaded: a note tells it then, and the answer comes without."
+THINKS = "The switches of the model are known when it is loaded. A note then shows it, and the answer has none."
 
 
 def page_cell(bad: Bad) -> tuple[dict[str, Any], str] | str:
@@ -122,13 +122,13 @@ class Page:
         body = json.dumps({"data": data, "fn_index": self.event["id"], "session_hash": "s"})
         head = {"content-type": "application/json"}
         self.http.post("/gradio_api/queue/join", content=body, headers=head).raise_for_status()
-        told = ""
+        messages = ""
         with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": "s"}) as answer:
             for line in answer.iter_lines():
-                told += line
+                messages += line
                 if '"process_completed"' in line:
                     break
-        return told
+        return messages
 
 
 @pytest.fixture(scope="module")
@@ -146,10 +146,10 @@ def test_the_page_refuses_it(served: tuple[FakeBackend, Page], bad: Bad) -> None
     cell = page_cell(bad)
     assert not isinstance(cell, str)
     before = len(backend.requests)
-    told = page.ask({"Text": "Once", **cell[0]})
+    messages = page.ask({"Text": "Once", **cell[0]})
     assert len(backend.requests) == before
     # What is beyond a slider's ends, or no number at all, Gradio refuses before it reaches us.
-    assert cell[1] in told or '"success":false' in told
+    assert cell[1] in messages or '"success":false' in messages
 
 
 @pytest.mark.parametrize("bad", ON_COMMAND_LINE, ids=lambda bad: bad.name[:40])

@@ -55,9 +55,9 @@ class LocalBackend:
         remember: Callable[[str], None] = lambda name: None,
         fixed: str = "",
     ) -> None:
-        """``remember`` is told the name of each model that is chosen and ready.
+        """``remember`` gets the name of each model that is chosen and ready.
 
-        ``fixed`` is why the model can be neither changed nor unloaded, where it cannot.
+        ``fixed`` is the reason why the model cannot be changed or unloaded. Empty: it can.
         """
         self._fixed = fixed
         self._remember = remember
@@ -147,8 +147,8 @@ class LocalBackend:
         async with self._manager.lease(options) as ready:
             loaded = ready.loaded
             fitted = await asyncio.to_thread(_fit, loaded, request)
-            told = await asyncio.to_thread(render.render_parts, loaded.tokenizer, fitted.request) if parts else ()
-            return PromptView(told, len(fitted.prompt_ids), fitted.dropped, loaded.context_length)
+            shown = await asyncio.to_thread(render.render_parts, loaded.tokenizer, fitted.request) if parts else ()
+            return PromptView(shown, len(fitted.prompt_ids), fitted.dropped, loaded.context_length)
 
     def _wanted(self, model: LoadOptions | None) -> LoadOptions:
         with self._lock:

@@ -100,7 +100,7 @@ def likely_cause(findings: tuple[Finding, ...]) -> str:
 
 
 def _prompts(here: Side, there: Side) -> Finding:
-    told = here.prompt_tokens and there.prompt_tokens
+    known = here.prompt_tokens and there.prompt_tokens
     counts = _tokens(here), _tokens(there)
     if here.prompt_ids and there.prompt_ids:
         pairs = zip(here.prompt_ids, there.prompt_ids, strict=False)
@@ -112,7 +112,7 @@ def _prompts(here: Side, there: Side) -> Finding:
         cause = f"The prompts differ from token {place} on: another chat template, default system prompt or tokenizer."
         return Finding("prompt", *counts, cause)
     cause = "The prompts differ in length: another chat template, default system prompt or tokenizer."
-    return Finding("prompt", *counts, cause if told and counts[0] != counts[1] else "")
+    return Finding("prompt", *counts, cause if known and counts[0] != counts[1] else "")
 
 
 def _tokens(side: Side) -> str:

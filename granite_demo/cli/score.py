@@ -167,14 +167,14 @@ def to_request(
 
 
 async def _compared(backend: Backend, request: CompareRequest, console: Console) -> Comparison:
-    told = ""
+    shown = ""
     async with aclosing(backend.compare(request)) as events:
         async for event in events:
             if isinstance(event, Comparison):
                 return event
-            if isinstance(event, Comparing) and event.text != told:
-                told = event.text
-                say(console, told)
+            if isinstance(event, Comparing) and event.text != shown:
+                shown = event.text
+                say(console, shown)
     raise EngineError("The comparison ended before it was finished.")
 
 

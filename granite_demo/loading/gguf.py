@@ -84,7 +84,7 @@ def load_tokenizer(path: Path, file: llama_cpp.LlamaFile, checkpoint: Path | Non
         if tokenizer(text, add_special_tokens=False)["input_ids"] != file.tokenize(text):
             raise ValueError("transformers splits texts otherwise than the file's makers")
         return tokenizer
-    except Exception as error:  # the class tells nothing: tokenizers raises Exception itself
+    except Exception as error:  # no narrower class is possible: tokenizers raises Exception itself
         raise CorruptModelError(
             f"The tokenizer of {path} cannot be read: {error}. Put the model's tokenizer.json and "
             "tokenizer_config.json beside the file."

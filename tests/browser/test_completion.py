@@ -364,9 +364,9 @@ def test_a_malformed_schema_has_a_note_and_the_text_is_kept(write: Page, fake: F
 def test_missing_features_have_a_note(open_page: OpenPage, fake: FakeBackend) -> None:
     unable = (
         ("constraints", "This server knows no constraints."),
-        ("log probabilities", "This server tells no probabilities."),
+        ("log probabilities", "This server returns no probabilities."),
         ("special tokens", "This server takes text only."),
-        ("token ids", "This server tells no ids."),
+        ("token ids", "This server returns no ids."),
     )
     fake.state = replace(READY, unable=unable)  # type: ignore[arg-type]
     page = opened(open_page())

@@ -56,9 +56,7 @@ def test_system_thinking_and_commands(backend: FakeBackend, chat: Chat, tmp_path
     assert len(export.read((tmp_path / "chat.json").read_text(encoding="utf-8"), "chat.json")) == 1
 
 
-def test_a_failure_in_a_pipe_is_told_by_the_exit_code_and_does_not_stop_the_rest(
-    backend: FakeBackend, chat: Chat
-) -> None:
+def test_a_failure_in_a_pipe_sets_the_exit_code_and_the_next_line_runs(backend: FakeBackend, chat: Chat) -> None:
     backend.error = EngineError("The engine failed.")
     code, _, err = chat("One\nTwo\n")
     assert (code, err.count("The engine failed."), len(backend.requests)) == (1, 2, 2)

@@ -107,7 +107,7 @@ def test_new_begins_again_with_the_same_system_prompt(backend: FakeBackend, sitt
     assert backend.requests[2].messages[0].role == "user"
 
 
-def test_a_system_prompt_that_switches_thinking_off_is_told(backend: FakeBackend, sitting: Sitting) -> None:
+def test_a_system_prompt_that_disables_thinking_has_a_note(backend: FakeBackend, sitting: Sitting) -> None:
     backend.state = replace(
         backend.state, switches=Switches(thinking=("off", "full"), conflicts=(("thinking", "system"),))
     )
@@ -131,14 +131,14 @@ def test_saved_conversations_can_be_imported(sitting: Sitting, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", ["{folder}", "{folder}/no/such.json", "~nobody-of-this-name/a.json", "a\0b"])
-def test_a_file_that_cannot_be_written_is_told(name: str, sitting: Sitting, tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_has_an_error(name: str, sitting: Sitting, tmp_path: Path) -> None:
     sitting.take("One")
     assert "cannot be written" in sitting.take(f"/save {name.format(folder=tmp_path)}")
 
 
 def test_help_unknown_commands_and_leaving(backend: FakeBackend, sitting: Sitting) -> None:
-    told = sitting.take("/help")
-    assert [name for name in ("/new", "/retry", "/system", "/save", "/help", "/exit") if name not in told] == []
+    text = sitting.take("/help")
+    assert [name for name in ("/new", "/retry", "/system", "/save", "/help", "/exit") if name not in text] == []
     assert not sitting.session.failed
     assert "There is no command /usr/bin." in sitting.take("/usr/bin is what?")
     assert sitting.session.failed
@@ -151,7 +151,7 @@ def test_the_greeting_names_the_model(sitting: Sitting, backend: FakeBackend) ->
     assert "Fake model. /help" in sitting.take()
 
 
-def test_an_error_is_told_and_the_session_goes_on(
+def test_an_error_is_shown_and_the_session_continues(
     backend: FakeBackend, sitting: Sitting, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backend.error = EngineError("The engine failed.")

@@ -66,7 +66,7 @@ def test_raw_text_is_sent_as_it_stands(backend: FakeBackend, opened: list[Settin
     assert (backend.requests[0].prompt, backend.inspected) == ("Once ", [])
 
 
-def test_raw_text_may_spell_control_tokens_where_it_is_told_to(
+def test_control_tokens_in_raw_text_are_parsed_only_with_the_flag(
     backend: FakeBackend, opened: list[Settings], run: Run
 ) -> None:
     run("complete", "--raw", "<|x|>")
@@ -115,7 +115,9 @@ def test_thinking_goes_to_standard_error(backend: FakeBackend, opened: list[Sett
     }
 
 
-def test_a_level_that_the_model_does_not_know_is_told(backend: FakeBackend, opened: list[Settings], run: Run) -> None:
+def test_a_level_that_the_model_does_not_have_has_a_note(
+    backend: FakeBackend, opened: list[Settings], run: Run
+) -> None:
     assert "no switch for thinking" in run("complete", "Why?", "--thinking", "full")[2]
 
 
@@ -166,7 +168,7 @@ def test_one_line_break_at_the_end_is_left_out(piped: str, text: str) -> None:
     assert read_text("a\n", stdin(piped)) == "a\n"
 
 
-def test_what_is_no_text_is_told() -> None:
+def test_input_that_is_not_text_is_an_error() -> None:
     with pytest.raises(InvalidRequestError, match="not UTF-8 text"):
         read_text(None, stdin(b"\xff"))
 

@@ -57,7 +57,7 @@ def test_the_first_difference_names_the_cause(changes: dict[str, object], words:
 
 
 @pytest.mark.parametrize("changes", [{"first": moved(0.1)}, {"first": ()}, {"prompt_ids": ()}])
-def test_what_is_rounding_or_not_told_is_no_difference(changes: dict[str, object]) -> None:
+def test_rounding_or_a_missing_value_is_not_a_difference(changes: dict[str, object]) -> None:
     assert cause(**changes) == ""
 
 
@@ -124,6 +124,6 @@ def test_a_server_with_another_answer_is_named(
     with serving(server):
         code, out, _ = run("doctor", "--model", "here", "--url", server.url, "--json")
     assert code == 1
-    told = json.loads(out)
-    assert "text" in [finding["what"] for finding in told["findings"] if finding["cause"]]
-    assert told["cause"]
+    report = json.loads(out)
+    assert "text" in [finding["what"] for finding in report["findings"] if finding["cause"]]
+    assert report["cause"]

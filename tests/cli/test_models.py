@@ -63,7 +63,7 @@ def test_models_has_a_row_for_each_of_the_registry(run: Run, tmp_path: Path) -> 
     assert answer["devices"][0]["free"] > 0
 
 
-def test_models_tells_sizes_and_the_mark(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_models_shows_sizes_and_marks(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     rows = models(capsys, tmp_path, CPU, context=4096)
     row, shape = rows["granite-3.3-8b-instruct"], catalogue.MODELS["granite-3.3-8b-instruct"].shape
     assert shape is not None
@@ -87,7 +87,7 @@ def test_models_goes_by_the_gpu_and_by_all_for_what_one_cannot_hold(
     assert {row["device"] for row in models(capsys, tmp_path, GPU, huge).values()} == {"cuda:0"}
 
 
-def test_models_tells_what_is_here(capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub) -> None:
+def test_models_shows_the_cached_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub) -> None:
     assert not any(row["cached"] for row in models(capsys, tmp_path, CPU).values())
     hub.add(REPO, model_files())
     pull(hub, tmp_path)

@@ -77,7 +77,7 @@ async def again(backend: FakeBackend, events: list[StreamEvent], finish: Finish 
     return await replay(backend, read(saved(finish)))
 
 
-async def test_the_same_answer_is_told(backend: FakeBackend) -> None:
+async def test_an_equal_answer(backend: FakeBackend) -> None:
     outcome = await again(backend, script())
     assert outcome == Outcome("tokens", 3, None)
     assert report(outcome) == ["The answer is the same: 3 tokens."]
@@ -86,7 +86,7 @@ async def test_the_same_answer_is_told(backend: FakeBackend) -> None:
 
 
 @pytest.mark.parametrize(("ids", "first"), [((5, 7, 0), 1), ((5,), 1), ((5, 6, 0, 8), 3), ((4, 6, 0), 0)])
-async def test_the_first_token_that_differs_is_told(backend: FakeBackend, ids: tuple[int, ...], first: int) -> None:
+async def test_the_first_different_token(backend: FakeBackend, ids: tuple[int, ...], first: int) -> None:
     outcome = await again(backend, script("It is 43.", token_ids=ids))
     assert (outcome.equal, outcome.compared, outcome.first) == (False, "tokens", first)
     assert (outcome.recorded, outcome.now) == ("So.\nIt is 42.\nlook {}", "So.\nIt is 43.\nlook {}")
@@ -196,7 +196,7 @@ async def test_a_stopped_answer_can_differ(
     assert outcome.first == (first if first is not None else len("So.\nIt is 42."))
 
 
-async def test_what_was_changed_before_the_file_was_saved_is_told_first(backend: FakeBackend) -> None:
+async def test_the_note_of_the_file_is_shown_first(backend: FakeBackend) -> None:
     backend.script = script(reason="length")
     outcome = await replay(backend, read({**saved(), "note": "Changed\x1b[2J."}))
     assert report(outcome)[1:] == ["Changed\\x1b[2J.", "Finish reason: stop then, length now."]
@@ -230,7 +230,7 @@ def test_without_a_name_the_settings_stay() -> None:
     assert settings_for(read(value), Settings(model="auto")) == Settings(model="auto")
 
 
-def test_a_model_that_is_not_here_is_told() -> None:
+def test_a_missing_model_is_an_error() -> None:
     value = saved(replace(FINISH, provenance=Provenance("my-folder")))
     with pytest.raises(UnknownModelError, match="'my-folder'.*--model"):
         settings_for(read(value), Settings())
@@ -238,7 +238,7 @@ def test_a_model_that_is_not_here_is_told() -> None:
 
 @pytest.mark.parametrize("chosen", [False, True])
 @pytest.mark.parametrize("text", ["It is 42.", "It is 43."])
-def test_the_command_prints_and_tells_by_its_result(
+def test_the_command_prints_and_has_an_exit_code(
     text: str, chosen: bool, backend: FakeBackend, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     backend.script = script(text, token_ids=())
@@ -264,8 +264,8 @@ def test_the_command_prints_json(backend: FakeBackend, tmp_path: Path, capsys: p
     path = tmp_path / "answer.json"
     path.write_text(json.dumps(saved()), encoding="utf-8")
     run_replay(str(path), Settings(), True, Console(file=io.StringIO()), lambda *_: backend, True)
-    told = json.loads(capsys.readouterr().out)
-    assert (told["equal"], told["compared"], told["first"]) == (False, "characters", 11)
+    report = json.loads(capsys.readouterr().out)
+    assert (report["equal"], report["compared"], report["first"]) == (False, "characters", 11)
 
 
 @pytest.mark.parametrize(
@@ -341,6 +341,6 @@ def test_the_sample_goes_on_as_if_it_had_never_been_cut(sample: "LoadedModel", c
 
 
 @pytest.mark.parametrize("name", ["no-such-file.json", ".", "a\0b"])
-def test_a_file_that_cannot_be_read_is_told(name: str) -> None:
+def test_a_file_that_cannot_be_read_is_an_error(name: str) -> None:
     with pytest.raises(ConfigurationError, match="cannot be read"):
         read_file(name)

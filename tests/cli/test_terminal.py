@@ -135,7 +135,7 @@ BOTH = Switches(thinking=("off", "full"), conflicts=(("thinking", "system"),))
         (Switches(), "off", False, "no switch for thinking"),
     ],
 )
-def test_a_level_that_does_nothing_is_told(
+def test_a_level_without_effect_has_a_note(
     switches: Switches, thinking: Thinking | None, system: bool, words: str
 ) -> None:
     note = thinking_note(switches, thinking, system)
@@ -179,7 +179,7 @@ def test_a_failure_is_an_error_line(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == ["sample is not ready. No network."]
 
 
-def test_t15_t16_a_log_line_tells_no_secret_and_moves_no_cursor() -> None:
+def test_t15_t16_a_log_line_has_no_secret_and_no_control_characters() -> None:
     formatter = _Masked(("a+key", ""))
     try:
         raise ValueError("hf_" + "abcDEF123" * 4)

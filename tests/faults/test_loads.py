@@ -31,7 +31,7 @@ KINDS: list[type[GraniteDemoError]] = [
 
 def test_f05_a_load_that_fails_leaves_the_model_that_answers(tiny_folder: Path) -> None:
     good = loader_of(tiny_folder)
-    failures = [kind(f"{kind.__name__}: it is not to be had.") for kind in KINDS]
+    failures = [kind(f"{kind.__name__}: not available.") for kind in KINDS]
 
     def open_model(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         if options.model == OTHER.model and failures:

@@ -1,6 +1,6 @@
 """Figures of the static runner in the interleaved engine: ``python -m tests.gpu.measure_static FOLDER [2b|8b]``.
 
-Random weights at the real shape of Granite 3.3, greedy unless told. Prints one line a figure.
+Random weights with the shape of Granite 3.3, greedy by default. Prints one line for each figure.
 """
 
 import asyncio

@@ -105,10 +105,10 @@ async def test_a_greedy_answer_is_that_of_generate(engine: Engine) -> None:
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-async def test_a_token_is_told_with_what_it_was_drawn_from(engine: Engine, options: dict[str, Any]) -> None:
+async def test_a_token_has_the_distribution_that_it_was_sampled_from(engine: Engine, options: dict[str, Any]) -> None:
     sampling = SamplingParams(seed=3, max_tokens=60, logprobs=5, **options)
     beside = [asyncio.create_task(answer(engine, prompt, max_tokens=100, temperature=1.0)) for prompt in COMPANY]
-    got = await told(engine, sampling)
+    got = await tokens_of(engine, sampling)
     await asyncio.gather(*beside)
     said = [token.id for token in got]
     rows = (await logits_after(engine, PROMPT + said))[len(PROMPT) - 1 : -1]
@@ -131,7 +131,7 @@ async def test_a_token_is_told_with_what_it_was_drawn_from(engine: Engine, optio
     assert len(set(said)) > 5
 
 
-async def told(engine: Engine, sampling: SamplingParams, matcher: Any = None) -> list[Token]:
+async def tokens_of(engine: Engine, sampling: SamplingParams, matcher: Any = None) -> list[Token]:
     async with asyncio.timeout(120), aclosing(engine.generate(PROMPT, sampling, cast(Matcher, matcher))) as items:
         return [item async for item in items if isinstance(item, Token)]
 
@@ -158,7 +158,7 @@ async def test_a_constrained_answer_has_only_what_is_allowed(engine: Engine, opt
     beside = [
         asyncio.create_task(answer(engine, prompt, max_tokens=200, temperature=1.0, seed=1)) for prompt in COMPANY
     ]
-    got = await told(engine, SamplingParams(seed=3, max_tokens=60, logprobs=5, **options), Cycle(sets))
+    got = await tokens_of(engine, SamplingParams(seed=3, max_tokens=60, logprobs=5, **options), Cycle(sets))
     assert len(got) == 60
     assert all(token.id in sets[at % 3] for at, token in enumerate(got))
     assert all(token.sampled == pytest.approx(0, abs=1e-4) for token in got[1::3])

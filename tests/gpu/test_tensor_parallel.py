@@ -60,13 +60,13 @@ class Site:
         self.started = self.running.__enter__()
         lines = self.started[0].stderr
         assert lines is not None
-        begun, told = time.perf_counter(), ""
+        begun, output = time.perf_counter(), ""
         for line in lines:
-            told += line
+            output += line
             if "granite-demo is at" in line:
                 break
         else:
-            raise AssertionError(told)
+            raise AssertionError(output)
         print(f"the page is there after {time.perf_counter() - begun:.1f} s")
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60)
 
@@ -139,13 +139,13 @@ def test_torchrun_ends_when_a_process_is_killed(folder: Path) -> None:
     )
     assert run.stderr is not None
     try:
-        told = ""
+        output = ""
         for line in run.stderr:
-            told += line
+            output += line
             if "granite-demo is at" in line:
                 break
         else:
-            raise AssertionError(told)
+            raise AssertionError(output)
         children = subprocess.run(["pgrep", "-P", str(run.pid)], capture_output=True, text=True).stdout.split()
         os.kill(int(children[-1]), signal.SIGKILL)
         begun = time.perf_counter()

@@ -75,7 +75,7 @@ def test_a_small_gpu_gets_4_bit_weights(free: int) -> None:
 
 
 @pytest.mark.parametrize("wanted", ["nf4", "fp4", "int8"])
-def test_that_experts_stay_as_they_are_is_told(wanted: str) -> None:
+def test_the_reason_says_that_experts_are_not_quantized(wanted: str) -> None:
     experts = MODELS["granite-4.0-h-tiny"].shape
     reasons = [on_cpu(shape, 64 * GB, quantization=wanted).reasons["quantization"] for shape in (EIGHT, experts)]
     assert ["the experts are not quantized" in reason for reason in reasons] == [False, True]

@@ -22,7 +22,7 @@ def test_the_backend_is_started_and_closed_with_the_application(client: TestClie
     assert backend.closed.is_set()
 
 
-def test_health_tells_the_stage_of_the_model(client: TestClient) -> None:
+def test_health_has_the_stage_of_the_model(client: TestClient) -> None:
     response = client.get("/health")
     assert (response.status_code, response.json()) == (200, {"status": "ok", "model": "ready"})
 

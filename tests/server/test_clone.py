@@ -25,8 +25,8 @@ pytestmark = [
 ]
 
 
-def told(heading: str) -> list[str]:
-    """The command of README below ``heading`` that follows the installation, by this interpreter."""
+def command_of(heading: str) -> list[str]:
+    """Return the command of README below ``heading`` after the installation, for this interpreter."""
     [line] = re.findall(rf"^## {heading}\n.*?^```sh\n(.*?)\n```", README, re.DOTALL | re.MULTILINE)
     python, *arguments = shlex.split(line.split(" && ")[-1])
     assert python == PYTHON
@@ -35,8 +35,8 @@ def told(heading: str) -> list[str]:
 
 @pytest.fixture
 def clone() -> Iterator[tuple[Path, dict[str, str]]]:
-    """The folder, and the environment of its user."""
-    place = Path(tempfile.mkdtemp())  # pytest's own folders are root's alone
+    """Make a clone. Yield its folder, and the environment of its user."""
+    place = Path(tempfile.mkdtemp())  # only root can read the folders of pytest
     place.chmod(0o755)
     folder = place / "clone"
     subprocess.run(["git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", str(folder)], check=True)
@@ -53,7 +53,7 @@ def clone() -> Iterator[tuple[Path, dict[str, str]]]:
 
 def test_app_fetches_the_sample_and_answers(clone: tuple[Path, dict[str, str]]) -> None:
     folder, environment = clone
-    command = [*unprivileged(), *told("Start"), "--port", "0"]
+    command = [*unprivileged(), *command_of("Start"), "--port", "0"]
     log = folder.parent / "log"
     with log.open("w") as output:
         process = subprocess.Popen(command, cwd=folder, env=environment, stderr=output)
@@ -79,6 +79,6 @@ def test_app_fetches_the_sample_and_answers(clone: tuple[Path, dict[str, str]]) 
 def test_the_tests_pass(clone: tuple[Path, dict[str, str]]) -> None:
     """All of them, or those in GRANITE_DEMO_CLONE_TESTS."""
     folder, environment = clone
-    command = [*unprivileged(), *told("Test"), *os.environ.get("GRANITE_DEMO_CLONE_TESTS", "").split()]
+    command = [*unprivileged(), *command_of("Test"), *os.environ.get("GRANITE_DEMO_CLONE_TESTS", "").split()]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=5400)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -39,9 +39,9 @@ def test_logins_are_names_and_passwords() -> None:
 
 @pytest.mark.parametrize("login", ["ann", "ann:", ":secret", "ann:a,bob"])
 def test_a_login_without_a_password_is_a_mistake(login: str) -> None:
-    with pytest.raises(ConfigurationError, match="NAME:PASSWORD") as told:
+    with pytest.raises(ConfigurationError, match="NAME:PASSWORD") as raised:
         policy_of(resolved(login=login))
-    assert "secret" not in str(told.value)
+    assert "secret" not in str(raised.value)
 
 
 def test_strangers_are_limited_and_those_at_home_are_not() -> None:

@@ -44,7 +44,7 @@ def test_an_address_of_another_machine_is_refused() -> None:
 
 
 @pytest.mark.parametrize("service", ["cpu", "gpu", "page"])
-async def test_behind_a_proxy_of_dockers_host_each_visitor_is_told_from_the_others(service: str) -> None:
+async def test_behind_a_proxy_of_the_docker_host_visitors_are_distinguished(service: str) -> None:
     compose = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
     proxies = compose["services"][service]["environment"]["GRANITE_DEMO_TRUSTED_PROXIES"]
 
@@ -118,7 +118,7 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_pa
         (("--port", "99999"), 2, "--port must be between 0 and 65535"),
     ],
 )
-def test_a_mistake_is_told_at_once_without_a_traceback(flags: tuple[str, str], code: int, message: str) -> None:
+def test_a_mistake_is_reported_immediately_without_a_traceback(flags: tuple[str, str], code: int, message: str) -> None:
     command = [sys.executable, "app.py", "--port", "0", *flags]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == code

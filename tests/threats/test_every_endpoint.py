@@ -127,8 +127,8 @@ class Scan:
             self.rows.append((name, method, path[:60], CLOSED))
             return None
         self.rows.append((name, method, path[:60], response.status_code))
-        told = [secret for secret in SECRETS if secret in response.text or secret in str(response.headers)]
-        assert not told, (method, path, told)
+        found = [secret for secret in SECRETS if secret in response.text or secret in str(response.headers)]
+        assert not found, (method, path, found)
         assert "Traceback" not in response.text
         return response
 

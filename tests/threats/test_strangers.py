@@ -152,14 +152,14 @@ def test_t15_t16_no_answer_and_no_log_has_a_secret_or_a_prompt(
     caplog.set_level(logging.INFO, "granite_demo")
     backend.error = RuntimeError(f"{HUB_TOKEN} {TOKEN}")
     with public(backend) as http:
-        told = http.post(CHAT, json={"messages": [{"role": "user", "content": "canary-prompt"}]}).text + http.ask(
+        answers = http.post(CHAT, json={"messages": [{"role": "user", "content": "canary-prompt"}]}).text + http.ask(
             "canary-prompt"
         )
         backend.error = EngineError("The model failed.")
-        told += http.post(CHAT, json=PLAIN[CHAT]).text
-        told += http.call("send", [{"canary-prompt": "\r\nFORGED"}, "", "", "canary-prompt"]).text
-    assert HUB_TOKEN not in told
-    assert TOKEN not in told
+        answers += http.post(CHAT, json=PLAIN[CHAT]).text
+        answers += http.call("send", [{"canary-prompt": "\r\nFORGED"}, "", "", "canary-prompt"]).text
+    assert HUB_TOKEN not in answers
+    assert TOKEN not in answers
     assert "canary-prompt" not in caplog.text
     assert "FORGED" not in caplog.text
 

@@ -71,7 +71,7 @@ def test_facts_wait_for_the_model() -> None:
     assert facts_html(()) == "<p>Shown when the model is ready.</p>"
 
 
-def test_a_failed_switch_is_told_beside_the_model_that_answers() -> None:
+def test_a_failed_switch_is_shown_with_the_model_that_answers() -> None:
     html = status_html(ModelStatus("m", "ready", title="Old", notice=f"new: {EVIL}"))
     assert "Old" in html
     assert SAFE in html

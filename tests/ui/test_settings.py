@@ -33,7 +33,7 @@ def test_the_values_are_in_the_order_of_the_components() -> None:
     )
 
 
-def test_a_value_out_of_range_is_told_by_name() -> None:
+def test_a_value_out_of_range_has_an_error_with_its_name() -> None:
     with pytest.raises(InvalidRequestError, match="Temperature must be between"):
         to_sampling(3, *DEFAULTS[1:])
 
@@ -61,7 +61,7 @@ def test_stop_strings_are_lines_with_escapes(text: str | None, expected: tuple[s
 
 
 @pytest.mark.parametrize("line", ["\\", "\\x", "a\\", "\\u12"])
-def test_a_broken_escape_is_told(line: str) -> None:
+def test_an_invalid_escape_has_an_error(line: str) -> None:
     with pytest.raises(InvalidRequestError) as caught:
         stop(f"fine\n{line}")
     assert f"{line!r} has a broken escape" in caught.value.user_text
@@ -73,7 +73,7 @@ def test_no_escape_is_broken_here(line: str, expected: str) -> None:
     assert stop(line) == (expected,)
 
 
-def test_too_many_stop_strings_are_told() -> None:
+def test_too_many_stop_strings_have_an_error() -> None:
     with pytest.raises(InvalidRequestError, match="At most 4 stop strings"):
         stop("a\nb\nc\nd\ne")
 

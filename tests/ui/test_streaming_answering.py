@@ -87,7 +87,7 @@ async def test_an_answer_shows_its_own_figures_whatever_the_model_does(backend: 
     assert "finished (stop)" in (await collect(backend))[-1][1]
 
 
-async def test_an_expected_error_is_told_under_the_text_so_far(backend: FakeBackend) -> None:
+async def test_an_expected_error_is_shown_under_the_text_so_far(backend: FakeBackend) -> None:
     backend.error = EngineError("The model ran out of memory. Use a shorter prompt.")
     shots = await collect(backend)
     assert shots[-1] == ("Hello world!", "The model ran out of memory. Use a shorter prompt.", "error")
@@ -117,7 +117,7 @@ async def test_each_unforeseen_error_has_its_own_number(backend: FakeBackend) ->
     assert len(notes) == 3
 
 
-async def test_a_request_that_cannot_be_made_is_told(backend: FakeBackend) -> None:
+async def test_an_invalid_request_is_an_error(backend: FakeBackend) -> None:
     def build() -> GenerationRequest:
         raise InvalidRequestError("Seed must be a whole number.")
 

@@ -15,7 +15,7 @@ from tests.fakes import FakeBackend
 
 
 class Panel:
-    """A panel on a page of its own. ``stops``: the visits whose answers were told to stop."""
+    """A panel on a small page. ``stops`` are the visits whose answers were stopped."""
 
     def __init__(self, error: Exception | None = None) -> None:
         self.backend = FakeBackend()

@@ -114,7 +114,7 @@ def _specs(text: str) -> tuple[ToolSpec, ...]:
     try:
         return parse_tools(text)
     except InvalidRequestError:
-        return ()  # written by another version, or into a file: the panel shows the text to mend
+        return ()  # from another version or an edited file; the panel shows the text, so that the visitor can fix it
 
 
 # The results

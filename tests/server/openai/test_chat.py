@@ -179,9 +179,9 @@ def test_calls_of_tools(client: openai.OpenAI, fake: FakeBackend) -> None:
         ("function", "add", '{"a": 2}'),
     ]
     assert fake.requests[0].tools[0].name == "add"
-    told = [call for chunk in streamed(client, tools=[TOOL]) for call in chunk.choices[0].delta.tool_calls or []]
-    assert [(call.index, call.function.arguments) for call in told] == [(0, '{"a": 1}'), (1, '{"a": 2}')]
-    assert len({call.id for call in told}) == 2
+    deltas = [call for chunk in streamed(client, tools=[TOOL]) for call in chunk.choices[0].delta.tool_calls or []]
+    assert [(call.index, call.function.arguments) for call in deltas] == [(0, '{"a": 1}'), (1, '{"a": 2}')]
+    assert len({call.id for call in deltas}) == 2
 
 
 def test_a_call_goes_back_as_it_came(client: openai.OpenAI, fake: FakeBackend) -> None:
@@ -271,8 +271,8 @@ def test_log_probabilities(client: openai.OpenAI, fake: FakeBackend) -> None:
     assert [token.bytes for token in found.content] == [[72, 101], [108, 108, 111], None]
     assert [top.logprob for top in found.content[0].top_logprobs] == [-0.5, -9999.0]
     chunks = [chunk.choices[0] for chunk in streamed(client, logprobs=True, top_logprobs=2)]
-    told = [token.token for choice in chunks if choice.logprobs for token in choice.logprobs.content]
-    assert told == ["He", "llo", "\ufffd"]
+    tokens = [token.token for choice in chunks if choice.logprobs for token in choice.logprobs.content]
+    assert tokens == ["He", "llo", "\ufffd"]
     assert "".join(choice.delta.content or "" for choice in chunks) == "Hello"
 
 
@@ -301,7 +301,7 @@ def test_switches(client: openai.OpenAI, fake: FakeBackend, fields: dict[str, An
     assert fake.requests[0].controls == controls
 
 
-def test_an_error_within_a_stream_is_told_in_it(client: openai.OpenAI, fake: FakeBackend) -> None:
+def test_an_error_during_a_stream_is_sent_in_it(client: openai.OpenAI, fake: FakeBackend) -> None:
     fake.error, fake.delay = EngineError('The model "failed".'), 0.05
     heard = []
     with pytest.raises(openai.APIError, match='The model "failed"'):

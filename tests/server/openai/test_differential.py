@@ -37,9 +37,9 @@ SYSTEM = {"role": "system", "content": "Answer in one sentence."}
 def conversations() -> list[list[dict[str, str]]]:
     """Twelve single questions, four with a system message and four with an answer before."""
     single = [[{"role": "user", "content": question}] for question in QUESTIONS]
-    told = [[SYSTEM, *conversation] for conversation in single[:4]]
+    with_system = [[SYSTEM, *conversation] for conversation in single[:4]]
     earlier = [{"role": "user", "content": "My name is Ann."}, {"role": "assistant", "content": "Nice to meet you!"}]
-    return [*single, *told, *([*earlier, *conversation] for conversation in single[4:8])]
+    return [*single, *with_system, *([*earlier, *conversation] for conversation in single[4:8])]
 
 
 @pytest.fixture(scope="module")

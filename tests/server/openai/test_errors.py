@@ -39,9 +39,9 @@ def test_a_bad_request_is_refused(http: httpx.Client, fake: FakeBackend, bad: Ba
 def test_the_words_are_those_of_the_page(http: httpx.Client, bad: Bad) -> None:
     with pytest.raises(InvalidRequestError) as refused:
         SamplingParams(**bad.sampling)
-    told = post(http, bad.body, bad.route).json()["error"]["message"]
+    message = post(http, bad.body, bad.route).json()["error"]["message"]
     if bad.fields != {"max_tokens": 0}:
-        assert told == refused.value.user_text or (len(refused.value.user_text) > 600 and told.endswith("…"))
+        assert message == refused.value.user_text or (len(refused.value.user_text) > 600 and message.endswith("…"))
 
 
 def test_there_are_enough_of_them() -> None:
@@ -113,7 +113,7 @@ def test_an_error_before_the_first_token_has_its_status(
     assert ("retry-after" in response.headers) == (status == 503)
 
 
-def test_what_nobody_foresaw_tells_no_secret(http: httpx.Client, fake: FakeBackend) -> None:
+def test_an_unexpected_error_has_no_secret(http: httpx.Client, fake: FakeBackend) -> None:
     fake.error = RuntimeError("hf_SECRETTOKEN")
     whole = post(http, PLAIN[CHAT])
     streamed = post(http, {**PLAIN[CHAT], "stream": True})
@@ -168,7 +168,7 @@ def test_the_key_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
         assert "nothing" not in http.get("/metrics", headers=good).text
 
 
-def test_other_origins_are_told_nothing(http: httpx.Client) -> None:
+def test_other_origins_get_nothing(http: httpx.Client) -> None:
     for origin in ("https://evil.example", "null"):
         response = http.options(CHAT, headers={"origin": origin, "access-control-request-method": "POST"})
         assert "access-control-allow-origin" not in response.headers

@@ -110,7 +110,7 @@ class Closing(FakeBackend):
         raise closed_error()
 
 
-def test_a_server_that_stops_tells_those_who_listen() -> None:
+def test_a_server_that_stops_sends_an_error_to_its_clients() -> None:
     backend = Closing()
     heard: list[str] = []
 

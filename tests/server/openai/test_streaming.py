@@ -33,10 +33,10 @@ class Burst:
                 await asyncio.sleep(self.apart)
 
 
-async def told(
+async def events_of(
     count: int, *events: StreamEvent | Exception, pace: Pace | None = None, apart: float = 0.0
 ) -> list[tuple[int, StreamEvent]]:
-    """What is sent of ``count`` answers. ``apart``: seconds between the events of each."""
+    """Return the events of ``count`` answers. ``apart`` is the time in seconds between the events of each."""
     answers = Answers(cast(Backend, Burst(*events, apart=apart)), [ASKED] * count, pace or Pace())
     try:
         await answers.begin(1)
@@ -47,20 +47,20 @@ async def told(
 
 async def test_texts_that_have_piled_up_are_one() -> None:
     events = (ReasoningDelta("a", 1), ReasoningDelta("b", 2), TextDelta("c", 3), TextDelta("d", 4), END)
-    assert await told(1, *events) == [(0, ReasoningDelta("ab", 2)), (0, TextDelta("cd", 4)), (0, END)]
+    assert await events_of(1, *events) == [(0, ReasoningDelta("ab", 2)), (0, TextDelta("cd", 4)), (0, END)]
 
 
 async def test_answers_are_not_mixed() -> None:
-    got = await told(3, TextDelta("a", 1), TextDelta("b", 2), END)
+    got = await events_of(3, TextDelta("a", 1), TextDelta("b", 2), END)
     for number in range(3):
         own = [event for index, event in got if index == number]
         assert "".join(event.text for event in own if isinstance(event, TextDelta)) == "ab"
         assert own[-1] == END
 
 
-async def test_an_error_comes_after_what_was_said() -> None:
+async def test_an_error_comes_after_the_text() -> None:
     with pytest.raises(EngineError, match="broke"):
-        await told(1, TextDelta("a", 1), EngineError("It broke."))
+        await events_of(1, TextDelta("a", 1), EngineError("It broke."))
 
 
 async def test_an_answer_that_fails_has_no_end_but_the_error() -> None:
@@ -79,14 +79,14 @@ WORDS = [TextDelta("word ", count) for count in range(1, 41)]
 async def test_few_answers_are_sent_token_by_token() -> None:
     pace = Pace()
     pace.answers = FEW - 1
-    assert await told(1, *WORDS, END, pace=pace, apart=0.001) == [(0, event) for event in (*WORDS, END)]
+    assert await events_of(1, *WORDS, END, pace=pace, apart=0.001) == [(0, event) for event in (*WORDS, END)]
     assert pace.answers == FEW - 1
 
 
 async def test_of_many_answers_what_comes_in_a_while_is_sent_together() -> None:
     pace = Pace()
     pace.answers = MOST_PIECES // 10
-    pieces = [event for _, event in await told(1, *WORDS, END, pace=pace, apart=0.001)]
+    pieces = [event for _, event in await events_of(1, *WORDS, END, pace=pace, apart=0.001)]
     assert pieces[0] == WORDS[0]
     assert len(pieces) < 10
     assert "".join(piece.text for piece in pieces if isinstance(piece, TextDelta)) == "word " * 40
@@ -98,7 +98,7 @@ async def test_answers_of_one_request_do_not_wait_for_one_another() -> None:
     pace = Pace()
     pace.answers = MOST_PIECES // 10
     async with asyncio.timeout(20):  # of 1,600 pieces, each of which would rest for 0.1 s
-        got = await told(40, *WORDS, END, pace=pace, apart=1e-6)
+        got = await events_of(40, *WORDS, END, pace=pace, apart=1e-6)
     for number in range(40):
         texts = [event.text for index, event in got if index == number and isinstance(event, TextDelta)]
         assert "".join(texts) == "word " * 40

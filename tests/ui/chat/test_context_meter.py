@@ -55,7 +55,7 @@ def test_one_token_of_room_is_enough() -> None:
 
 
 @pytest.mark.parametrize(("dropped", "expected"), [(1, "the oldest message will"), (1234, "the oldest 1,234 messages")])
-def test_what_will_be_left_out_is_told(dropped: int, expected: str) -> None:
+def test_messages_that_will_be_dropped_are_shown(dropped: int, expected: str) -> None:
     html = meter_html(view(900, dropped, 1000), 100)
     assert 'class="meter over"' in html
     assert expected in words(html)

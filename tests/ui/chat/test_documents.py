@@ -109,7 +109,7 @@ def test_no_files_change_nothing(paths: list[str] | None) -> None:
     assert titles(value) == ["old"]
 
 
-def test_a_damaged_conversation_is_told_and_kept(files: Files) -> None:
+def test_a_damaged_conversation_has_an_error_and_is_kept(files: Files) -> None:
     paths = files(a_txt="one")
     for updates in (add_files({"head": 5}, paths), add_text({"head": 5}, "", "text"), remove({"head": 5}, ["0:a"])):
         assert is_kept(updates[0])
@@ -155,7 +155,7 @@ def test_a_list_that_is_out_of_date_removes_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("chosen", [None, [], "0:a"])
-def test_nothing_chosen_is_told(chosen: Any) -> None:
+def test_an_empty_choice_has_an_error(chosen: Any) -> None:
     value, *_, message, _ = remove(holding("a"), chosen)
     assert is_kept(value)
     assert "Tick the documents to remove first." in message

@@ -70,7 +70,7 @@ def test_a_token_without_text_can_be_seen() -> None:
     assert '<b class="o-user" title="5">·</b>' in xray_html(view(part("user", (5, ""))))
 
 
-def test_what_was_left_out_is_told() -> None:
+def test_dropped_messages_are_shown() -> None:
     assert "1,234 of the oldest messages" in xray_html(view(part("user", (1, "a")), dropped=1234))
 
 
@@ -90,7 +90,7 @@ def test_the_prompt_as_text() -> None:
     assert raw_text(SMALL) == "<|role|>a & b\n"
 
 
-def test_no_change_is_told() -> None:
+def test_an_unchanged_prompt_has_a_note() -> None:
     assert "nothing changed" in difference_html(SMALL, SMALL)
 
 

@@ -191,7 +191,7 @@ async def test_an_answer_that_was_cut_says_what_to_do(chat: Chat, tokens: int, a
     assert advice not in (await chat.answer(question())).note
 
 
-async def test_values_out_of_range_are_told_under_the_question(chat: Chat) -> None:
+async def test_values_out_of_range_are_shown_under_the_question(chat: Chat) -> None:
     last = (await chat.updates(question(), (9.0, *DEFAULTS[1:])))[-1]
     assert "Temperature must be between" in last[chat.tab.chatbot][-1]["content"][1]["text"]
     assert chat.backend.requests == []

@@ -101,7 +101,7 @@ def test_the_levels_of_thinking_are_the_models(backend: FakeBackend) -> None:
     assert [value for _, value in models.choices] == ["", "one", "two"]
 
 
-def test_without_levels_the_reason_is_told(backend: FakeBackend) -> None:
+def test_without_levels_the_reason_is_shown(backend: FakeBackend) -> None:
     thinking = shown_values(backend, READY)[0]
     assert not thinking.interactive
     assert thinking.info == "Fake model has no thinking to switch."
@@ -153,7 +153,7 @@ async def test_thinking_and_math_are_shown(backend: FakeBackend) -> None:
     assert "<td>8</td>" in costs
 
 
-async def test_a_value_out_of_range_is_told_on_its_side_only(backend: FakeBackend) -> None:
+async def test_a_value_out_of_range_is_shown_only_on_its_side(backend: FakeBackend) -> None:
     last = (await run(backend, side(temperature=9), side()))[-2]
     assert "Temperature must be between 0 and 2" in last["costs A"]
     assert last["answer B"] == "Hello world!"
@@ -221,7 +221,7 @@ def test_the_difference_in_words() -> None:
     )
 
 
-def test_about_the_same_is_told_as_it_is() -> None:
+def test_about_equal_costs_are_shown_as_such() -> None:
     assert difference_words(shot("x ", 100, 2.0), shot("x", 103, 2.05)) == (
         "A used 100 and B 103 tokens. A took 2.00 s and B 2.05 s. The answers are the same, letter by letter."
     )

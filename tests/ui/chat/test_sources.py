@@ -59,7 +59,7 @@ def test_marks_stand_behind_what_is_cited_and_open_its_passage() -> None:
     )
 
 
-def test_a_citation_stays_with_its_document_when_another_is_removed_and_tells_when_its_own_is() -> None:
+def test_a_citation_keeps_its_document_and_shows_if_it_was_removed() -> None:
     answer = turn("It all freezes.", ("2", 0, 15)).model_copy(update={"sent": sent(DOCUMENTS)})
     _, before = footnotes(answer, as_sent(answer, DOCUMENTS))
     assert "<mark>It freezes at 0 degrees.</mark>" in before
@@ -150,7 +150,7 @@ def test_footnotes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(sources, "cited", counted)
     first = footnotes(turn("Berlin", ("1", 0, 6)), DOCUMENTS)
-    # The page sends texts anew at each question.
+    # The page sends the texts again with each question.
     again = footnotes(turn("Berlin", ("1", 0, 6)), [Document(one.title, f"{one.text} "[:-1]) for one in DOCUMENTS])
     assert (again, asked) == (first, ["Berlin"])
     for name in ("Paris", "Water", "Berlin"):
@@ -193,7 +193,7 @@ def test_a_long_document_is_shown_around_the_passage() -> None:
     assert max(len(before), len(after)) <= CONTEXT + 4
 
 
-def test_the_view_tells_that_words_were_matched() -> None:
+def test_the_view_says_that_words_were_matched() -> None:
     view = grounding_html("<Well>. Berlin is the capital of Germany. Nobody <knows> more.", DOCUMENTS, [])
     assert WORDS in view
     assert (
@@ -207,14 +207,14 @@ def test_the_view_tells_that_words_were_matched() -> None:
     ) in view
 
 
-def test_the_view_tells_the_models_own_citations() -> None:
+def test_the_view_shows_the_citations_of_the_model() -> None:
     view = grounding_html("Berlin is a capital.", DOCUMENTS, [Citation("1", 0, 20), Citation("2", 0, 20)])
     assert OWN_MARKS.replace("'", "&#x27;") in view
     assert 'class="g0 native" title="[1] cities &lt;b&gt;, [2] water">Berlin is a capital.<sup>[1][2]</sup>' in view
     assert "no sentence of it shares a word" in view
 
 
-def test_the_view_tells_both_apart() -> None:
+def test_the_view_distinguishes_citations_and_matches() -> None:
     answer = "Berlin is a capital. Paris is the capital of France."
     view = grounding_html(answer, DOCUMENTS, [Citation("1", 0, 20)])
     assert BOTH.replace("'", "&#x27;") in view

@@ -54,7 +54,7 @@ def test_what_can_be_read_is_named() -> None:
     assert "calculator, current_time" in message
 
 
-def test_what_cannot_be_read_is_told() -> None:
+def test_malformed_definitions_have_an_error() -> None:
     accordion, message = verdict("[{]")
     assert accordion.label == "Tools"
     assert 'class="error"' in message
@@ -124,7 +124,7 @@ def test_results_follow_the_calls() -> None:
         (["x" * (MAX_RESULT + 1), "sunny"], "Result 1 has more than"),
     ],
 )
-def test_a_result_that_is_missing_is_told(results: list[str | None], words: str) -> None:
+def test_a_missing_result_has_an_error(results: list[str | None], words: str) -> None:
     with pytest.raises(InvalidRequestError, match=words):
         with_results(asked(SUM, WEATHER), results)
 

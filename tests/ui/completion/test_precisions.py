@@ -114,7 +114,7 @@ async def test_cancel_and_errors_end_it() -> None:
     assert "secret" not in last.note
 
 
-def test_progress_is_told() -> None:
+def test_progress_is_shown() -> None:
     assert 'value="0.250"' in progress_html(Comparing("<reading>", 0.25))
     assert "&lt;reading&gt;" in progress_html(Comparing("<reading>", 0.25))
     assert "value" not in progress_html(None)
@@ -125,10 +125,10 @@ def test_the_heat_map_shows_the_whole_text() -> None:
     found = spans(markup)
     assert [text for _, text in found] == ["a", " b", " c", "↵\n=1+1", " d", " e"]
     assert [classes[0] for classes, _ in found] == ["none", "s0", "s3", "s5", "s2", "s5"]
-    told = rows(markup)
-    assert told[0] is None
-    assert told[3] == [2, "3", False, -0.5, "cut", "x", "<y>", ["bfloat16", "<nf4>"]]
-    assert told[5][1] == "∞"
+    table = rows(markup)
+    assert table[0] is None
+    assert table[3] == [2, "3", False, -0.5, "cut", "x", "<y>", ["bfloat16", "<nf4>"]]
+    assert table[5][1] == "∞"
 
 
 def test_figures_of_both_sides() -> None:

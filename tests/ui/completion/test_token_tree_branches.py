@@ -49,8 +49,8 @@ async def test_a_branch_reads_only_its_new_token(sample: LoadedModel) -> None:
         finally:
             hook.remove()
     with closing(InterleavedEngine(DynamicRunner(sample, 0), sample.eos_ids)) as fresh:
-        anew = await answer(fresh, branch, 4)
-    assert [token.id for token in branched] == [token.id for token in anew]
+        expected = await answer(fresh, branch, 4)
+    assert [token.id for token in branched] == [token.id for token in expected]
     assert len(prompt) > 80
     # The token that was chosen instead, and each new one; nothing of what stood before.
     assert read == [1] * len(branched)
@@ -119,5 +119,5 @@ async def test_a_branch_is_read_from_where_it_parts_in_every_engine(
             branched = await answer(engine, branch, 8)
         assert sum(read) == len(branch) - kept + len(branched) - 1  # the last token is not read
         with closing(make(tiny_model(), tmp_path)[0]) as fresh:
-            anew = await answer(fresh, branch, 8)
-    assert [token.id for token in branched] == [token.id for token in anew]
+            expected = await answer(fresh, branch, 8)
+    assert [token.id for token in branched] == [token.id for token in expected]

@@ -39,7 +39,7 @@ class Elsewhere(FakeBackend):
         ("loading", None, "Tokens", "Known when the model is ready."),
     ],
 )
-async def test_what_another_server_tells_of_the_tokens(stage: str, view: PromptView, label: str, words: str) -> None:
+async def test_the_token_note_for_another_server(stage: str, view: PromptView, label: str, words: str) -> None:
     backend = Elsewhere()
     backend.state, backend.view = replace(READY, stage=stage), view  # type: ignore[arg-type]
     accordion, shown = await counted(backend, "Once", False)

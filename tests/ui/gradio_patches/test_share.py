@@ -37,7 +37,7 @@ def test_contract_the_tunnel_writes_its_certificate_to_a_path_of_the_module() ->
     assert len(inspect.signature(tunnel).parameters) == 5, differs(what, "networking.py", "share.py")
 
 
-def test_without_a_network_it_is_told_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_error_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def tunnel(*values: Any) -> str:
         raise RuntimeError("Could not get share link.")
 
