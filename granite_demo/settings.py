@@ -14,7 +14,7 @@ import platformdirs
 
 from granite_demo.errors import ConfigurationError
 from granite_demo.types.engine_kinds import ZEROGPU, EngineName
-from granite_demo.types.load_options import Attention, Device, Dtype, LoadOptions, Quantization
+from granite_demo.types.load_options import Attention, Device, Dtype, KvCache, LoadOptions, Quantization
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 
@@ -135,6 +135,11 @@ class Settings:
         (*LOAD, "models", "fits"),
         maximum=10_000_000,
     )
+    kv_cache: KvCache = _option(
+        "f16",
+        "Type of the values in the KV cache of a GGUF file: f16 or q8_0. q8_0 takes about half the memory and rounds.",
+        LOAD,
+    )
     revision: str = _option(
         "", "Branch, tag or commit of the model's repository. Without it: the main branch.", (*LOAD, "pull")
     )
@@ -235,6 +240,7 @@ class Settings:
             quantization=self.quantization,
             attention=self.attention,
             context=self.context or None,
+            kv_cache=self.kv_cache,
             keep_quantized=self.keep_quantized == "yes",
             engine=self.engine,
             compile=self.compile == "yes",

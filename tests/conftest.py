@@ -18,7 +18,7 @@ from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
     from granite_demo.engine.protocol import Engine
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 
 # Several processes with a thread for each processor would mostly wait for one another. torch is not imported yet.

@@ -293,7 +293,13 @@ def etag(name: str, data: bytes) -> str:
 
 
 GRANITE = "granite-4.0-350m"
-GGUF_REPO, GGUF = f"ibm-granite/{GRANITE}-GGUF", f"{GRANITE}-Q4_K_M.gguf"
+GGUF_REPO, GGUF = f"ibm-granite/{GRANITE}-GGUF", f"{GRANITE}-Q8_0.gguf"
+GGUF_FILES = {
+    f"{GRANITE}-f16.gguf": b"GGUF" * 1000,
+    GGUF: b"GGUF, but no model" * 3,
+    f"{GRANITE}-Q6_K.gguf": b"GGUF, but no model" * 2,
+    f"{GRANITE}-Q4_K_M.gguf": b"GGUF, but no model",
+}
 
 
 @contextmanager
@@ -303,6 +309,6 @@ def gguf_hub(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     with FakeHub() as server:
         monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", server.url)
-        server.add(GGUF_REPO, {GGUF: b"GGUF, but no model", f"{GRANITE}-f16.gguf": b"GGUF" * 1000})
+        server.add(GGUF_REPO, GGUF_FILES)
         server.add(f"ibm-granite/{GRANITE}", model_files())
         yield server

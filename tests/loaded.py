@@ -3,8 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from granite_demo.loading.load import LoadedModel, load_model
-from granite_demo.loading.placement import Placement, choose_device, place, place_source
+from granite_demo.loading.device import Placement, choose_device
+from granite_demo.loading.load import load_model
+from granite_demo.loading.loaded_model import LoadedModel
+from granite_demo.loading.placement import place, place_source
 from granite_demo.loading.source import Source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import registry

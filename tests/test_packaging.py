@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "granite_demo"
 RUN_LINE = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python app.py"
 TEST_LINE = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest -n 3"
-OPTIONAL = {"matplotlib", "triton", "llama-cpp-python", "llama-cpp"}
+OPTIONAL = {"matplotlib", "triton"}
 USED_BY_TRANSFORMERS = {"accelerate", "bitsandbytes"}
 SHIPPED = (".css", ".js", ".json", ".svg")
 

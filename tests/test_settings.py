@@ -127,6 +127,7 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         engine="static",
         compile="yes",
         context=131072,
+        kv_cache="q8_0",
         revision="v1",
         idle_minutes=5,
         threads=2,

@@ -38,7 +38,7 @@ from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.types.stop import StoppedError
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 
 LEAST_COMFORT = 8192
@@ -237,7 +237,7 @@ async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids
         return None
     dialect = PLAIN if request.raw else find_dialect(template_of(loaded.tokenizer))
     reasoning = dialect if opens_reasoning(loaded.tokenizer, prompt_ids, dialect) else None
-    vocabulary = loaded.model.config.vocab_size
+    vocabulary = loaded.vocabulary
     return await compile_in_time(
         loaded.tokenizer, constraint, vocabulary, loaded.eos_ids, begun=request.begun, reasoning=reasoning
     )

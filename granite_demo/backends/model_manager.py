@@ -20,7 +20,7 @@ from granite_demo.types.load_options import LoadOptions, LoadStage, Report
 from granite_demo.types.model_status import Fact, ModelSetup, ModelStatus
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 
 log = logging.getLogger(__name__)

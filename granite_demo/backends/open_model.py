@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING
 
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.errors import CorruptModelError, InvalidRequestError, LoadCancelledError
+from granite_demo.loading.device import choose_device, place_gguf
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source, find_safetensors, find_source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
-from granite_demo.types.model_status import REQUESTED, Chosen
+from granite_demo.types.model_status import REQUESTED
 
 if TYPE_CHECKING:
     from granite_demo.loading.cpu_benchmark import Threads
-    from granite_demo.loading.load import LoadedModel
 
 
 def open_model(
@@ -40,33 +41,29 @@ def open_model(
     transformers computes the layers. The processes of ``group`` share the model; only the first one downloads.
     """
     group.join()
-    from granite_demo.loading.placement import choose_device
-
     device = choose_device(options)
     source = group.from_first(
         lambda: find_source(cache_dir, options, device.value, report, cancelled, processes=group.size)
     )
     report("loading", None, "")
-    from granite_demo.engine.factory import create_engine
-
-    # torchrun has divided the cores between the processes.
-    chosen_threads = _set_threads(threads, device.value) if threads or group.size == 1 else None
-    with _compiling(source, device.value, group):
+    if source.gguf:
         try:
-            loaded = _load(source, options, device, report, cancelled, cache_dir, group)
+            return _open_gguf(source, options, device.value, threads, report, cancelled, ignore_ends)
         except CorruptModelError as error:
-            if not (source.gguf and source.spec.repo_id) or options.engine_kind:
+            if not source.spec.repo_id or options.engine_kind:
                 raise
             intact = find_safetensors(cache_dir, source.spec, options.revision, report, cancelled)
             source = replace(intact, chosen_because=source.chosen_because, gguf_because=str(error))
-            loaded = _load(source, options, device, report, cancelled, cache_dir, group)
-    loaded = replace(loaded, threads=chosen_threads)
-    if ignore_ends:
-        loaded = replace(loaded, eos_ids=frozenset())
-    else:
-        # This can block everything else for a second: better now than during an answer.
-        with suppress(InvalidRequestError):
-            prepare(loaded.tokenizer, loaded.eos_ids)
+    from granite_demo.engine.factory import create_engine
+    from granite_demo.loading.load import load_model
+    from granite_demo.loading.placement import place_source
+
+    # torchrun has divided the cores between the processes.
+    chosen_threads = _set_threads(threads, device.value) if threads or group.size == 1 else None
+    with _compiling(device.value, group):
+        placement = place_source(source, options, device, group)
+        loaded = load_model(source, placement, report, cancelled, cache_dir, options.keep_quantized)
+    loaded = _prepared(replace(loaded, threads=chosen_threads), ignore_ends)
     engine = create_engine(loaded, options.engine_kind, options.compile, report, group, fuse)
     if cancelled.is_set():
         engine.close()
@@ -74,34 +71,50 @@ def open_model(
     return ReadyModel(loaded, engine)
 
 
-def _load(
+def _open_gguf(
     source: Source,
     options: LoadOptions,
-    device: Chosen[str],
+    device: str,
+    threads: int,
     report: Report,
     cancelled: threading.Event,
-    cache_dir: Path,
-    group: Group,
-) -> "LoadedModel":
+    ignore_ends: bool,
+) -> ReadyModel:
+    """Open a GGUF file, which needs no torch."""
+    from granite_demo.engine.llama_cpp import create_llama_engine
     from granite_demo.loading.gguf import load_gguf
-    from granite_demo.loading.load import load_model
-    from granite_demo.loading.placement import place_source
 
-    placement = place_source(source, options, device, group)
-    if source.gguf:
-        return load_gguf(source, placement, report, cancelled)
-    return load_model(source, placement, report, cancelled, cache_dir, options.keep_quantized)
+    placement = place_gguf(options, device)
+    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache)
+    engine = create_llama_engine(loaded, ignore_ends)
+    try:
+        loaded = _prepared(loaded, ignore_ends)
+        if cancelled.is_set():
+            raise LoadCancelledError("The load was cancelled.")
+    except BaseException:
+        engine.close()
+        raise
+    return ReadyModel(loaded, engine)
+
+
+def _prepared(loaded: LoadedModel, ignore_ends: bool) -> LoadedModel:
+    if ignore_ends:
+        return replace(loaded, eos_ids=frozenset())
+    # This can block everything else for a second: better now than during an answer.
+    with suppress(InvalidRequestError):
+        prepare(loaded.tokenizer, loaded.eos_ids)
+    return loaded
 
 
 @contextmanager
-def _compiling(source: Source, device: str, group: Group) -> Iterator[None]:
+def _compiling(device: str, group: Group) -> Iterator[None]:
     """On a GPU, compile the sampling kernel during the block, which mostly waits for the disk."""
     import torch
 
     from granite_demo.engine.sampling.dispatch import compile_chooser
 
     thread = threading.Thread(target=compile_chooser, args=(torch.device("cuda", group.local_rank),), daemon=True)
-    if device == "cuda" and not source.gguf:
+    if device == "cuda":
         thread.start()
     yield
     if thread.ident:

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from granite_demo.backends.model_manager import ReadyModel
+from granite_demo.engine.protocol import Engine, TokenScorer
 from granite_demo.errors import ContextOverflowError, InvalidRequestError
 from granite_demo.prompts import render
 from granite_demo.prompts.tokenizer import token_text
 from granite_demo.types.events import Queued, ScoreSummary
-from granite_demo.types.logprobs import ScoredToken, TokenAlternative
+from granite_demo.types.logprobs import ScoredToken, Token, TokenAlternative
 from granite_demo.types.requests import GenerationRequest, ScoreRequest
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ async def score(ready: ReadyModel, request: ScoreRequest) -> AsyncGenerator[Queu
     if len(tokenized.ids) > loaded.context_length:
         raise ContextOverflowError(len(tokenized.ids), loaded.context_length)
     total, count = 0.0, 0
-    async with aclosing(ready.engine.score(tokenized.ids, measure_of(tokenized.ids, request.alternatives))) as items:
+    async with aclosing(_predictions(ready.engine, tokenized.ids, request.alternatives)) as items:
         async for item in items:
             if isinstance(item, Queued):
                 yield item
@@ -63,7 +64,23 @@ async def score(ready: ReadyModel, request: ScoreRequest) -> AsyncGenerator[Queu
                 yield _scored(loaded.tokenizer, tokenized, count, predicted)
                 total += predicted.logprob or 0.0
                 count += 1
+    if not count:  # a single token, which nothing predicts
+        yield _scored(loaded.tokenizer, tokenized, 0, Predicted())
+        count = 1
     yield ScoreSummary(count, total, time.perf_counter() - start)
+
+
+async def _predictions(
+    engine: Engine, ids: Sequence[int], alternatives: int
+) -> "AsyncGenerator[list[Predicted] | Queued]":
+    if not isinstance(engine, TokenScorer):
+        async with aclosing(engine.score(ids, measure_of(ids, alternatives))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+        return
+    async with aclosing(engine.score_tokens(ids, alternatives)) as items:
+        async for item in items:
+            yield item if isinstance(item, Queued) else [Predicted.of(token) for token in item]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +91,11 @@ class Predicted:
     entropy: float | None = None
     likeliest: tuple[tuple[int, float], ...] = ()
     """(token id, log probability) in descending order."""
+
+    @classmethod
+    def of(cls, token: Token) -> "Predicted":
+        """The same of a token that an engine has scored itself."""
+        return cls(token.logprob, token.entropy, tuple((index, value) for index, value, _ in token.alternatives))
 
 
 def measure_of(ids: Sequence[int], alternatives: int) -> "Callable[[int, torch.Tensor], list[Predicted]]":

@@ -5,21 +5,27 @@ weights in place, and because each round measures both. The copies are loaded af
 effect on its choices. If the memory is too small for a copy, its baselines are not measured.
 """
 
+import json
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import islice
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from granite_demo.bench import llama_loop
 from granite_demo.bench.measure import TimedAnswer, TimedRun
 from granite_demo.errors import OutOfMemoryError
+from granite_demo.hub import sample
 from granite_demo.loading.gc import release_memory
-from granite_demo.loading.load import LoadedModel, load_model
+from granite_demo.loading.load import load_model
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.placement import place_source
+from granite_demo.models import catalogue
 from granite_demo.types.load_options import Dtype, LoadOptions, Quantization
 from granite_demo.types.model_status import Chosen
 
@@ -44,6 +50,8 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
     copies, notes = [], list[str]()
     options = replace(options, quantization=cast(Quantization, placement.quantization))
     if loaded.source.gguf:
+        if loaded.spec == catalogue.SAMPLE:
+            source = replace(source, folder=source.folder.parent / sample.FOLDER)
         if not (source.folder / "config.json").is_file():
             return [], ["The documented ways are not measured: they need safetensors (run --engine dynamic once)."]
         dtypes, options = ["float32", "bfloat16"], replace(options, quantization="none", attention="auto")
@@ -86,7 +94,6 @@ def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: S
 
     The next turn uses the ``past_key_values`` of the first.
     """
-    import torch
     from transformers import DynamicCache
 
     cache = DynamicCache(config=loaded.model.config)
@@ -98,7 +105,6 @@ def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: S
 
 def load_seconds(folder: Path, dtype: Any, device: str) -> float:
     """Return the seconds that ``from_pretrained`` takes. The model is then released."""
-    import torch
     from transformers import AutoModelForCausalLM
 
     start = time.perf_counter()
@@ -116,7 +122,6 @@ def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **opti
 
     The time of a token is when ``generate`` puts it into the streamer, which can hold its text back for longer.
     """
-    import torch
     from transformers import TextIteratorStreamer
 
     start = time.perf_counter()
@@ -176,22 +181,19 @@ def generate_batch(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens
     return TimedRun(tuple(TimedAnswer(len(times), times[0], times[-1]) for times in stamps))
 
 
-LLAMA = "llama-cpp-python's own loop"
+LLAMA = "the bare loop of llama.cpp's wheel"
 
 
-def llama_loop(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
-    """Answer one user, greedily, with ``llama_cpp.Llama.generate`` on the file of the engine, with the same threads.
-
-    The time to open the file, which is mapped to the same memory, is not included.
-    """
-    from llama_cpp import Llama
-
-    [prompt] = prompts
-    threads = torch.get_num_threads()
-    size = len(prompt) + tokens
-    llama = Llama(str(loaded.model.path), n_ctx=size, n_threads=threads, n_threads_batch=threads, verbose=False)
-    start = time.perf_counter()
-    generated = islice(llama.generate(list(prompt), temp=0, top_k=1, repeat_penalty=1.0), tokens)
-    stamps = [time.perf_counter() - start for _ in generated]
-    llama.close()
-    return TimedRun((TimedAnswer(len(stamps), stamps[0], stamps[-1]),))
+def llama_answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: int) -> TimedRun:
+    """TimedAnswer ``prompts`` together, greedily, with the options of the engine. The load does not count."""
+    order = {
+        "options": asdict(loaded.model.process.options),
+        "prompts": [list(ids) for ids in prompts],
+        "tokens": tokens,
+    }
+    command = [sys.executable, "-P", "-c", llama_loop.START, str(Path(__file__).parents[2])]
+    child = subprocess.run(command, input=f"{json.dumps(order)}\n", capture_output=True, text=True)
+    if child.returncode:
+        raise RuntimeError(f"the bare loop ended with code {child.returncode}: {child.stderr[-300:]}")
+    stamps = json.loads(child.stdout)
+    return TimedRun(tuple(TimedAnswer(len(times), times[0], times[-1]) for times in stamps))

@@ -20,7 +20,7 @@ from granite_demo.bench.report import SCHEMA_VERSION, BenchReport, describe
 from granite_demo.bench.roofline import bandwidth, step_bytes
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading.gc import release_memory
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.config import linears
 from granite_demo.types.load_options import LoadStage
 
@@ -113,7 +113,7 @@ def product_speed() -> float:
 
 def _measure(ready: ReadyModel, options: BenchOptions, progress: Progress) -> dict[str, Spread]:
     rounds, many = options.rounds, options.users or USER_COUNTS
-    prompts = Prompts(ready.loaded.model.config.vocab_size, seed=3)
+    prompts = Prompts(ready.loaded.vocabulary, seed=3)
     found: dict[str, Spread] = {}
 
     def keep(what: str, values: Iterable[float]) -> None:
@@ -175,7 +175,7 @@ def _documented(loaded: LoadedModel, options: BenchOptions) -> Spread:
     from transformers import GenerationConfig
 
     loaded.model.generation_config = GenerationConfig()
-    prompts = Prompts(loaded.model.config.vocab_size, seed=4)
+    prompts = Prompts(loaded.vocabulary, seed=4)
     baselines.generate(loaded, prompts.one(SHORT_PROMPT), 8)
     runs = [
         baselines.generate(loaded, prompts.one(SHORT_PROMPT), DOCUMENTED_ANSWER) for _ in range(min(3, options.rounds))

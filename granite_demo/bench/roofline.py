@@ -9,10 +9,11 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from granite_demo.loading.llama_cpp import LlamaFile
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import free_memory, precision_of
+from granite_demo.loading.device import free_memory
+from granite_demo.loading.loaded_model import LoadedModel
+from granite_demo.loading.placement import precision_of
 from granite_demo.models.config import count_parameters
+from granite_demo.models.gguf_memory import cache_bytes_per_token
 from granite_demo.models.memory import element_bytes, kv_bytes_per_token, state_bytes
 from granite_demo.types.model_status import gigabytes
 
@@ -67,8 +68,9 @@ def step_bytes(loaded: LoadedModel, users: int, context: float) -> float | None:
     each user, and the experts that no token uses (the expected value, if all experts are equally likely). Returns None
     if the shape is not known.
     """
-    if isinstance(loaded.model, LlamaFile) and loaded.model.token_bytes is not None:
-        return float(loaded.weight_bytes + users * context * loaded.model.token_bytes)
+    if loaded.source.gguf:
+        token_bytes = cache_bytes_per_token(loaded.model.header, loaded.model.process.options.cache_type)
+        return float(loaded.weight_bytes + users * context * token_bytes)
     if (shape := loaded.shape) is None:
         return None
     precision = precision_of(loaded.placement.dtype, loaded.placement.quantization)
@@ -93,9 +95,13 @@ def fitting_users(wanted: Sequence[int], loaded: LoadedModel, tokens: int, free:
     """
     device = loaded.placement.device
     most, why = (CPU_USERS, f"at most {CPU_USERS} on a CPU") if device == "cpu" else (max(wanted), "")
-    if loaded.shape is not None:
+    each = 0.0
+    if loaded.source.gguf:
+        each = tokens * cache_bytes_per_token(loaded.model.header, loaded.model.process.options.cache_type)
+    elif loaded.shape is not None:
         precision = precision_of(loaded.placement.dtype, loaded.placement.quantization)
         each = tokens * kv_bytes_per_token(loaded.shape, precision) + state_bytes(loaded.shape, precision)
+    if each:
         room = int(USERS_SHARE * free / each)
         if room < most:
             most, why = room, f"at most {room} fit in {gigabytes(free)}"

@@ -15,7 +15,7 @@ from granite_demo.bench.report import BenchReport, describe
 from granite_demo.bench.suites import decode, load, ttft
 from granite_demo.bench.suites.load import StageClock
 from granite_demo.errors import ConfigurationError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 
 SMALL_BYTES = 4_000_000_000

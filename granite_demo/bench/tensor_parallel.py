@@ -17,7 +17,7 @@ from granite_demo.bench.suites import decode, ttft
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.loading.gc import release_memory
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.types.load_options import Report
 from granite_demo.types.model_status import gigabytes

@@ -35,7 +35,7 @@ CHANGED = (
     "was saved, so its request differs from the request of the answer."
 )
 UNREADABLE_TOOLS = "The tools of the conversation cannot be read, so they are not in the file."
-MAKING_PACKAGES = ("transformers", "torch", "tokenizers", "gradio", "llama-cpp-python", "bitsandbytes", "flash-attn")
+MAKING_PACKAGES = ("transformers", "torch", "tokenizers", "gradio", "xllamacpp", "bitsandbytes", "flash-attn")
 
 
 class _SavedPart(BaseModel):

@@ -20,6 +20,7 @@ from granite_demo.cli.composition import remote_backend
 from granite_demo.cli.terminal import print_json, print_table, progress_bar, standard_output
 from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub import download, sample
+from granite_demo.hub import gguf as hub_gguf
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape, count_parameters
@@ -138,7 +139,7 @@ def _choose(shape: Shape, best: Sequence[DeviceMemory], context: int | None) -> 
 
 def _is_here(spec: ModelSpec, cache_dir: Path, hub_cache: Path | None) -> bool:
     if spec.repo_id:
-        return download.cached(spec.repo_id, cache_dir=hub_cache) is not None
+        return hub_gguf.is_cached(spec, hub_cache) or download.cached(spec.repo_id, cache_dir=hub_cache) is not None
     return (cache_dir / sample.FOLDER / sample.MANIFEST).is_file()  # written last
 
 

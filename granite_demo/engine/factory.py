@@ -3,7 +3,6 @@
 - batching: a GPU with FlashAttention and a model of full-attention layers; many requests in each step.
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
-- gguf: a GGUF file, on a CPU; requests take turns. ``loading/source.py`` says when such a file is taken.
 - zerogpu: a Space that has a GPU only during an answer.
 """
 
@@ -12,24 +11,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-import torch
-
 from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.engine.batching.loop import PAGE
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.interleaved.engine import InterleavedEngine
-from granite_demo.engine.interleaved.gguf import GgufRunner
 from granite_demo.engine.interleaved.static import StaticRunner
 from granite_demo.engine.kernels import eligibility, layer
 from granite_demo.engine.protocol import Engine
 from granite_demo.engine.zerogpu import ZeroGpuEngine, load_spaces
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading import gc as garbage
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import free_memory, is_out_of_memory, precision_of
+from granite_demo.loading.device import free_memory, is_out_of_memory
+from granite_demo.loading.loaded_model import LoadedModel
+from granite_demo.loading.placement import precision_of
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models.memory import PREFILL_TOKENS, kv_bytes_per_token
-from granite_demo.types.engine_kinds import BATCHING, DYNAMIC, GGUF, STATIC, ZEROGPU, EngineKind
+from granite_demo.types.engine_kinds import BATCHING, DYNAMIC, STATIC, ZEROGPU, EngineKind
 from granite_demo.types.load_options import Report
 from granite_demo.types.model_status import REQUESTED, Chosen, EngineSetup, gigabytes
 
@@ -236,18 +233,6 @@ def _dynamic(order: _Order) -> Engine:
     return _interleaved(order, DynamicRunner(order.loaded, budget), DYNAMIC)
 
 
-def _gguf(order: _Order) -> Engine:
-    loaded = order.loaded
-    slots = _fitting_slots(loaded, int(KEPT_SHARE * loaded.memory.free) if loaded.memory else 0)
-    measures = not (loaded.threads and loaded.threads.requested)
-    try:
-        runner = GgufRunner(loaded.model, slots, loaded.context_length, torch.get_num_threads(), measures=measures)
-    except BaseException:
-        loaded.model.close()  # nothing else can free its memory
-        raise
-    return _interleaved(order, runner, GGUF)
-
-
 def _fitting_slots(loaded: LoadedModel, room: int) -> int:
     """Return how many conversations of the whole context fit into ``room`` bytes; ``MOST_SLOTS`` if unknown."""
     if loaded.memory is None or not loaded.memory.kv_cache:
@@ -255,7 +240,7 @@ def _fitting_slots(loaded: LoadedModel, room: int) -> int:
     return max(1, min(MOST_SLOTS, room // loaded.memory.kv_cache))
 
 
-def _interleaved(order: _Order, runner: StaticRunner | DynamicRunner | GgufRunner, kind: EngineKind) -> Engine:
+def _interleaved(order: _Order, runner: StaticRunner | DynamicRunner, kind: EngineKind) -> Engine:
     engine = InterleavedEngine(runner, order.loaded.eos_ids, order.setup(kind, kind.words(runner.slots)))
     with _closed_if_it_fails(engine):
         order.report("warming up", None, "")
@@ -292,7 +277,6 @@ _ROWS = (
         suits=lambda loaded: True,
         reason=lambda loaded: f"on {loaded.placement.device} requests take turns",
     ),
-    _Row(GGUF, _gguf, suits=lambda loaded: True, reason=lambda loaded: loaded.source.gguf_because),
     _Row(ZEROGPU, _zerogpu, suits=lambda loaded: False),
 )
 """The other half of the table in ``types/engine_kinds.py``. ``auto`` tries the engines in this order."""

@@ -19,7 +19,7 @@ def gpu_is_lost(error: BaseException) -> bool:
     """Whether no computation is possible after ``error``, for example a device-side assert."""
     import torch
 
-    from granite_demo.loading.placement import is_out_of_memory
+    from granite_demo.loading.device import is_out_of_memory
 
     # Out of memory is the only error of the GPU after which it can still compute.
     return isinstance(error, torch.AcceleratorError) and not is_out_of_memory(error)
@@ -32,7 +32,7 @@ def as_user_error(error: BaseException) -> GraniteDemoError | None:
     if isinstance(error, GraniteDemoError):
         return error
     log.error("Generation failed.", exc_info=error)
-    from granite_demo.loading.placement import is_out_of_memory  # this module is imported without torch
+    from granite_demo.loading.device import is_out_of_memory  # this module is imported without torch
 
     if is_out_of_memory(error):
         return EngineError("The model ran out of memory. Use a shorter prompt or fewer new tokens, then try again.")

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar, runtime_checkable
 
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
@@ -73,6 +73,18 @@ class Engine(Protocol):
 
     def close(self) -> None:
         """End all requests with EngineClosedError and wait for the model's thread to stop."""
+        ...
+
+
+@runtime_checkable
+class TokenScorer(Protocol):
+    """An engine that reports log probabilities itself, and gives no logits to measure."""
+
+    def score_tokens(self, token_ids: Sequence[int], alternatives: int) -> AsyncGenerator[list[Token] | Queued]:
+        """Yield Queued while it waits, then each token after the first with its log probability and ``alternatives``.
+
+        Closing the generator cancels it. Raises as ``Engine.generate`` does, and ContextOverflowError.
+        """
         ...
 
 

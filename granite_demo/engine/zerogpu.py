@@ -24,7 +24,7 @@ from granite_demo.engine.sampling.sampler import Sampler
 from granite_demo.engine.token_stream import TokenStream
 from granite_demo.engine.waiting_queue import MAX_WAITING
 from granite_demo.errors import ConfigurationError, EngineBusyError, EngineError, GraniteDemoError, InvalidRequestError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token

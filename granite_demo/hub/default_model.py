@@ -8,6 +8,7 @@ from pathlib import Path
 
 from granite_demo.errors import UnknownModelError
 from granite_demo.hub import download
+from granite_demo.hub import gguf as hub_gguf
 from granite_demo.models import catalogue, memory, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
@@ -19,18 +20,24 @@ CPU_PARAMETERS = 4_000_000_000
 """The largest model that is chosen for a CPU. Larger models generate less than one word per second there."""
 
 
-def choose_model(cache_dir: Path, free: int, on_gpu: bool, hub_cache: Path | None = None) -> tuple[str, str]:
-    """Return (name, reason). ``free`` is in bytes. ``hub_cache`` None is the default cache of huggingface_hub."""
+def choose_model(
+    cache_dir: Path, free: int, on_gpu: bool, gguf: bool, hub_cache: Path | None = None
+) -> tuple[str, str]:
+    """Return (name, reason). ``free`` is in bytes. ``hub_cache`` None is the default cache of huggingface_hub.
+
+    With ``gguf``, models run from GGUF files, so those in the cache count, too.
+    """
     last = last_model(cache_dir)
-    if last and _is_here(last, hub_cache):
+    if last and _is_here(last, gguf, hub_cache):
         return last, "the last model used here"
     granites = [spec for spec in catalogue.MODELS.values() if spec.repo_id and spec.instruct]
-    best = max((spec for spec in granites if _suits(spec, free, on_gpu, hub_cache)), key=_size, default=None)
+    best = max((spec for spec in granites if _suits(spec, free, on_gpu, gguf, hub_cache)), key=_size, default=None)
     if best is not None:
         return best.name, "the largest IBM Granite model in the cache that fits here"
     offered = catalogue.MODELS[OFFERED]
     assert offered.shape is not None
-    size = gigabytes(memory.weight_bytes(offered.shape, "bf16"))
+    bits = 8.5 if gguf else 16  # of Q8_0 or bfloat16
+    size = gigabytes(int(count_parameters(offered.shape).total * bits / 8))
     return catalogue.SAMPLE.name, (
         f"no IBM Granite model is in the cache. Load one under Settings, for example {OFFERED}, a download of {size}"
     )
@@ -53,17 +60,21 @@ def remember_model(cache_dir: Path, name: str) -> None:
         pass
 
 
-def _is_here(name: str, hub_cache: Path | None) -> bool:
+def _is_here(name: str, gguf: bool, hub_cache: Path | None) -> bool:
     try:
         spec = registry.resolve(name)
     except UnknownModelError:
         return False
-    return spec.repo_id is None or download.cached(spec.repo_id, cache_dir=hub_cache) is not None
+    if spec.repo_id is None or (gguf and hub_gguf.is_cached(spec, hub_cache)):
+        return True
+    return download.cached(spec.repo_id, cache_dir=hub_cache) is not None
 
 
-def _suits(spec: ModelSpec, free: int, on_gpu: bool, hub_cache: Path | None) -> bool:
+def _suits(spec: ModelSpec, free: int, on_gpu: bool, gguf: bool, hub_cache: Path | None) -> bool:
     if spec.shape is None or spec.repo_id is None or (not on_gpu and _size(spec) > CPU_PARAMETERS):
         return False
+    if gguf and hub_gguf.cached_file(spec, free, hub_cache):
+        return True
     fits = memory.best_precision(spec.shape, free, 4096).precision is not None
     return fits and download.cached(spec.repo_id, cache_dir=hub_cache) is not None
 

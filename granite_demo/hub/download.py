@@ -108,6 +108,28 @@ def fetch_some(repo_id: str, patterns: Sequence[str], report: Report, cancelled:
     return _download(replace(_order(repo_id, None, None, None), patterns=patterns), report, cancelled).folder
 
 
+def list_sizes(repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event) -> dict[str, int]:
+    """Return the bytes of each file of the main branch that matches ``patterns``, by name. Raises as ``fetch``."""
+    order = replace(_order(repo_id, None, None, None), patterns=patterns)
+    answers: queue.SimpleQueue[dict[str, int] | errors.GraniteDemoError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put({file.name: file.size for file in transfer.list_files(order)[1]})
+        except Exception as error:
+            answers.put(transfer.explained(error, order))
+
+    report("downloading", None, f"connecting to {order.endpoint}")
+    threading.Thread(target=ask, daemon=True).start()  # it cannot be interrupted, so a cancelled load leaves it
+    while not cancelled.is_set():
+        with suppress(queue.Empty):
+            answer = answers.get(timeout=CHILD_POLL_SECONDS)
+            if isinstance(answer, errors.GraniteDemoError):
+                raise answer
+            return answer
+    raise _cancelled(order)
+
+
 def cached(repo_id: str, revision: str | None = None, cache_dir: Path | None = None) -> Checkpoint | None:
     """Return the complete copy of the model in the cache, or None. Does not use the network."""
     from huggingface_hub import get_cached_repo_tree, try_to_load_from_cache

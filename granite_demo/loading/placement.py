@@ -4,10 +4,9 @@ Every choice has a reason. This is the only module that chooses the device. Impo
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
-import psutil
 import torch
 from transformers.utils.import_utils import (
     is_bitsandbytes_available,
@@ -19,12 +18,13 @@ from transformers.utils.import_utils import (
 from granite_demo.errors import ConfigurationError, GraniteDemoError, OutOfMemoryError
 from granite_demo.loading import tensor_parallel
 from granite_demo.loading.cpu_benchmark import MESSAGE_PROMPT, Seconds, measured
+from granite_demo.loading.device import Placement, free_memory
 from granite_demo.loading.source import Source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import memory
 from granite_demo.models.config import Shape, read_config
-from granite_demo.types.load_options import LoadOptions, Quantization, precision_label
-from granite_demo.types.model_status import REQUESTED, Chosen, Fact, gigabytes
+from granite_demo.types.load_options import LoadOptions, Quantization
+from granite_demo.types.model_status import REQUESTED, Chosen, gigabytes
 
 PLANNED: dict[torch.dtype, memory.Precision] = {
     torch.bfloat16: "bf16",
@@ -36,69 +36,12 @@ WORTH_ROUNDING = 0.8
 """A less exact method is used if a message then takes less than this part of its time."""
 
 
-@dataclass(frozen=True, slots=True)
-class Placement:
-    """Where and how a model runs. ``reasons`` has the reason for each chosen field, by its name."""
-
-    device: str
-    dtype: torch.dtype
-    quantization: str
-    """none, int8, nf4 or fp4; for a GGUF file its own name"""
-    attention: str
-    context: int | None
-    """The limit of the context in tokens, or None for the limit of the checkpoint."""
-    float32_prefill: bool = False
-    """Whether prompts are computed in float32 (``float32_prefill.py``), although the weights are in 16 bits."""
-    spread: bool = False
-    """Whether accelerate spreads the layers over several GPUs."""
-    processes: int = 1
-    """The number of processes that each have a part of every layer."""
-    reasons: dict[str, str] = field(default_factory=dict)
-
-    def with_reason(self, name: str, reason: str) -> "Placement":
-        """Return the same placement with another reason for the field ``name``."""
-        return replace(self, reasons={**self.reasons, name: reason})
-
-    @property
-    def dtype_name(self) -> str:
-        """The type of the weights that are not quantized, such as bfloat16."""
-        return str(self.dtype).removeprefix("torch.")
-
-    @property
-    def label(self) -> str:
-        """The precision of the weights, such as bfloat16 or nf4."""
-        return precision_label(self.dtype_name, self.quantization)
-
-    @property
-    def chosen(self) -> dict[str, Chosen[str]]:
-        """The choices for ``ModelSetup``, by the names of its fields."""
-        words = f"{self.device}, {torch.cuda.device_count()} GPUs" if self.spread else ""
-        if self.processes > 1:
-            words = f"{self.device}, {self.processes} processes"
-        return {
-            "device": Chosen(self.device, self.reasons.get("device", ""), words),
-            "precision": Chosen(self.dtype_name, self.reasons.get("dtype", "")),
-            "quantization": Chosen(self.quantization, self.reasons.get("quantization", "")),
-            "attention": Chosen(self.attention, self.reasons.get("attention", "")),
-        }
-
-    @property
-    def facts(self) -> tuple[Fact, ...]:
-        """The rows for the screen."""
-        facts = [chosen.fact(name.capitalize()) for name, chosen in self.chosen.items()]
-        if self.float32_prefill:
-            facts.insert(2, ("Prompts", "computed in float32", self.reasons["float32_prefill"]))
-        return tuple(facts)
-
-
 def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], group: Group = ALONE) -> Placement:
     """Return the placement of the files of ``source`` on the ``chosen`` device. The CPU runs a GGUF file.
 
     The first process of ``group`` decides for all, because each would measure something else. Raises as ``place``, and
     CorruptModelError if config.json cannot be read.
     """
-    if source.gguf:
-        return place_gguf(options)
     config = read_config(source.folder)
     own, shape = own_quantization(config), known_shape(config)
     options = replace(options, quantization=own) if own else options
@@ -108,18 +51,6 @@ def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], grou
         free = group.least(free_memory(chosen.value)) * (group.size if chosen.value == "cuda" else 1)
         placement = group.from_first(lambda: place(options, chosen, shape, free, group.size))
     return placement.with_reason("quantization", "the checkpoint's own") if own else placement
-
-
-def place_gguf(options: LoadOptions) -> Placement:
-    """Return the placement of a GGUF file. ``load_gguf`` adds what only the file says: precision and context."""
-    reasons = {
-        "device": "GGUF files run on the CPU here",
-        "dtype": "of the logits; llama.cpp selects the type that suits the weights",
-        "quantization": "the file's own",
-        "attention": "its own",
-        "context": REQUESTED if options.context else "the file's own limit",
-    }
-    return Placement("cpu", torch.float32, "GGUF", "llama.cpp", options.context, reasons=reasons)
 
 
 def place(
@@ -188,40 +119,6 @@ def precision_of(dtype: torch.dtype, quantization: str) -> memory.Precision:
     if quantization == "none":
         return PLANNED[dtype]
     return "int8" if quantization == "int8" else "int4"
-
-
-def free_memory(device: str) -> int:
-    """Return the free bytes of ``device`` now."""
-    if device.startswith("cuda"):
-        # Memory that torch keeps from earlier models is also free.
-        torch.cuda.empty_cache()
-        return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether ``error`` means that a GPU or the main memory is full."""
-    # On a CPU torch raises a plain RuntimeError: "DefaultCPUAllocator: can't allocate memory".
-    words = ("out of memory", "allocate memory", "not enough memory")
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(word in str(error).lower() for word in words)
-
-
-def choose_device(options: LoadOptions) -> Chosen[str]:
-    """Return the device for a model that is not a GGUF file. Raises ConfigurationError."""
-    wanted, kind = options.device, options.engine_kind
-    if kind and kind.borrows_gpu:
-        return Chosen("cpu", "the GPU is only for the process that writes an answer")
-    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if wanted != "auto":
-        if not available[wanted]:
-            found = ", ".join(device for device, present in available.items() if present)
-            raise ConfigurationError(f"Device {wanted} was requested, but torch finds only: {found}.")
-        return Chosen(wanted, REQUESTED)
-    if available["cuda"]:
-        return Chosen("cuda", f"a GPU was found: {torch.cuda.get_device_name()}")
-    if available["mps"]:
-        return Chosen("mps", "an Apple GPU was found")
-    return Chosen("cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found")
 
 
 def choose_dtype(wanted: str, device: str, borrows_gpu: bool = False) -> tuple[torch.dtype, str]:

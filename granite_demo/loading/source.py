@@ -3,20 +3,33 @@
 The files depend on the device, which ``placement.choose_device`` chooses before. Imports no engine.
 """
 
+import platform
+import sys
 import threading
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
-from granite_demo.errors import ConfigurationError, GraniteDemoError, LoadCancelledError
+from granite_demo.errors import (
+    ConfigurationError,
+    GraniteDemoError,
+    LoadCancelledError,
+    OutOfMemoryError,
+    UnknownModelError,
+)
 from granite_demo.hub import download, sample
 from granite_demo.hub import gguf as hub_gguf
-from granite_demo.loading import llama_cpp
+from granite_demo.loading.device import free_memory
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
-from granite_demo.types.engine_kinds import ENGINES
+from granite_demo.types.engine_kinds import ENGINES, GGUF
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.model_status import REQUESTED
+
+CUDA_WHEEL = (
+    "llama.cpp's wheel for the CPU runs it; wheels for CUDA are in xllamacpp's own index, and its project page has the "
+    "command"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +64,7 @@ def find_source(
     """
     because = ""
     if options.model == "auto":
-        name, because = _choose_model(cache_dir, device)
+        name, because = _choose_model(cache_dir, device, not why_not(options, device))
         options = replace(options, model=name)
     spec, kind = registry.resolve(options.model), options.engine_kind
     requested, refused = kind is not None and kind.reads_gguf, ""
@@ -61,10 +74,12 @@ def find_source(
             raise ConfigurationError(
                 f"{file.name} is a GGUF file, which only the engine {names} can run. Use that engine or auto."
             )
-        return Source(spec, file.parent, None, because, file, "the model is a GGUF file")
+        if missing := no_llama():
+            raise ConfigurationError(f"{file.name} cannot run here: {missing}.")
+        return Source(spec, file.parent, None, because, file, _because("the model is a GGUF file", device))
     if processes == 1 and (spec == catalogue.SAMPLE or spec.repo_id):
         refused = "" if requested else why_not(options, device)
-        found = refused or _find_gguf(cache_dir, spec, requested, report, cancelled)
+        found = refused or _find_gguf(cache_dir, spec, requested, device, report, cancelled)
         if isinstance(found, Source):
             return replace(found, chosen_because=because)
         refused = found
@@ -86,19 +101,37 @@ def find_safetensors(
     return Source(spec, sample.ensure_sample(cache_dir, report, cancelled))
 
 
-def why_not(options: LoadOptions, device: str, installed: Callable[[], bool] = llama_cpp.is_installed) -> str:
+def why_not(options: LoadOptions, device: str) -> str:
     """Return why ``auto`` does not use the GGUF file of a model, as a clause; empty if it does."""
     if options.engine_kind:
         return "another engine was requested"
     if options.revision is not None:
         return "a revision was requested, and only the safetensors files have revisions"
-    if device != "cpu":
-        return "there is a GPU"
+    if device == "cuda":
+        return "there is an NVIDIA GPU"
     if (options.dtype, options.quantization, options.attention) != ("auto", "auto", "auto"):
         return "a precision or attention of torch was requested"
-    if not installed():
-        return f"llama-cpp-python is not installed; it is several times faster on a CPU: {llama_cpp.INSTALL}"
+    return no_llama()
+
+
+def no_llama() -> str:
+    """Return why llama.cpp cannot run on this machine, as a clause; empty if it can."""
+    if find_spec("xllamacpp") is None:
+        return "llama.cpp is missing: xllamacpp is not installed, or has no wheel for this platform"
+    if not has_avx2():
+        return "this processor has no AVX2, which xllamacpp's wheels need"
     return ""
+
+
+def has_avx2(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Return whether the processor has AVX2, or needs none. True where the system does not say it in ``cpuinfo``."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return True
+    try:
+        flags = [line.split() for line in cpuinfo.read_text(encoding="utf-8").splitlines() if line.startswith("flags")]
+    except OSError:
+        return True
+    return not flags or "avx2" in flags[0]
 
 
 def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
@@ -107,44 +140,58 @@ def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
     The start then fails at once, instead of a page that never gets its model.
     """
     if options.model == "auto":
-        if not any(spec.repo_id and download.cached(spec.repo_id) for spec in catalogue.MODELS.values()):
+        hub_models = [spec for spec in catalogue.MODELS.values() if spec.repo_id]
+        if not any(hub_gguf.is_cached(spec) or download.cached(spec.repo_id or "") for spec in hub_models):
             sample.check_writable(cache_dir)
         return
     spec = registry.resolve(options.model)
     if spec == catalogue.SAMPLE:
         sample.check_writable(cache_dir)
-    elif spec.repo_id and not spec.path:
+    elif spec.repo_id and not spec.path and not hub_gguf.is_cached(spec):
         download.check_writable(spec.repo_id, options.revision)
 
 
 def _find_gguf(
-    cache_dir: Path, spec: ModelSpec, requested: bool, report: Report, cancelled: threading.Event
+    cache_dir: Path, spec: ModelSpec, requested: bool, device: str, report: Report, cancelled: threading.Event
 ) -> Source | str:
-    """Return the GGUF file of the sample or of a hub model, or why it is not used. Downloads it if it is missing.
+    """Return the GGUF file of the sample or of a hub model, or why it is not used.
 
-    Raises the errors of a download if the user requested the file (``requested``).
+    What is in the cache comes first: the GGUF file, unless it does not fit, then safetensors. If both are missing,
+    downloads the GGUF file. Raises OutOfMemoryError if none fits, and the errors of a download if the user requested
+    the file (``requested``).
     """
-    because = REQUESTED if requested else hub_gguf.FASTER
+    if requested and (missing := no_llama()):
+        raise ConfigurationError(f"{spec.title} cannot run as a GGUF file here: {missing}.")
     if spec == catalogue.SAMPLE:
         file = sample.ensure_gguf(cache_dir, report, cancelled)
-        return Source(spec, cache_dir / sample.FOLDER, gguf=file, gguf_because=because)
-    if (cached := hub_gguf.cached_file(spec)) is None:
+        because = _because(REQUESTED if requested else hub_gguf.FASTER, device)
+        return Source(spec, file.parent, gguf=file, gguf_because=because)
+    free = free_memory("cpu")
+    if (found := hub_gguf.cached_file(spec, free)) is None:
         if not requested and download.cached(spec.repo_id or ""):
-            fetch = hub_gguf.how_to_fetch(spec)
-            return f"the safetensors files are in the hub cache; GGUF is several times faster on a CPU: {fetch}"
+            return (
+                f"the safetensors files are in the hub cache; the engine {GGUF} is {hub_gguf.FASTER}, after a download"
+            )
         try:
-            cached = hub_gguf.fetch(spec, report, cancelled)
-        except LoadCancelledError:
+            found = hub_gguf.fetch(spec, free, report, cancelled)
+        except (LoadCancelledError, OutOfMemoryError):
             raise
         except GraniteDemoError as error:
             if requested:
                 raise
+            if isinstance(error, UnknownModelError):
+                return f"the hub has none in {spec.gguf_repo}, so it is the safetensors files"
             return f"the download failed: {error}"
-    return Source(spec, hub_gguf.tokenizer_folder(spec) or cached.parent, gguf=cached, gguf_because=because)
+    because = _because(f"{REQUESTED}; {found.reason}" if requested else found.reason, device)
+    return Source(spec, hub_gguf.tokenizer_folder(spec) or found.path.parent, gguf=found.path, gguf_because=because)
 
 
-def _choose_model(cache_dir: Path, device: str) -> tuple[str, str]:
+def _because(reason: str, device: str) -> str:
+    """Return the reason for a GGUF file, with the way to the GPU where there is one."""
+    return f"{reason}; {CUDA_WHEEL}" if device == "cuda" else reason
+
+
+def _choose_model(cache_dir: Path, device: str, gguf: bool) -> tuple[str, str]:
     from granite_demo.hub.default_model import choose_model
-    from granite_demo.loading.placement import free_memory
 
-    return choose_model(cache_dir, free_memory(device), device != "cpu")
+    return choose_model(cache_dir, free_memory(device), device != "cpu", gguf)

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from copy import copy
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -29,8 +30,8 @@ NOT_BEGUN: Begun = ("", ())
 COMPILE_SECONDS = 2.0
 # The budget of CPU time for the masks of one answer: at the start and at most, and what each token adds.
 START_SECONDS, TOKEN_SECONDS = 0.5, 0.01
-# Small models can write white space without end. These separators are what they usually write.
-_SPACING = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+# Small models can write white space without end. One space at most is what they usually write.
+_SPACING = {"whitespace_flexible": False, "whitespace_pattern": " ?"}
 # Converted tokenizers by end token. A conversion takes 0.2 s to 1 s. An entry goes when its tokenizer goes.
 _converted: "WeakKeyDictionary[Any, dict[int, LLTokenizer]]" = WeakKeyDictionary()
 _converting = threading.Lock()
@@ -41,10 +42,17 @@ _compiling = ThreadPoolExecutor(2, "constraints")
 class Matcher:
     """The state of one constrained answer. Not thread-safe. ``ended``: only an end token can follow."""
 
-    def __init__(self, matcher: "LLMatcher", kind: ConstraintKind, vocabulary: int, eos_ids: Collection[int]) -> None:
+    def __init__(
+        self, matcher: "LLMatcher", kind: ConstraintKind, vocabulary: int, eos_ids: Collection[int], lark: str
+    ) -> None:
+        self.lark: str | None = lark
+        """The constraint in llguidance's Lark syntax, for an engine that has its own matcher.
+
+        None where a part of the answer is already written: there is no such text of the rest.
+        """
         self.ended = False
         self._matcher, self._kind, self._vocabulary = matcher, kind, vocabulary
-        self._eos_ids = sorted(eos_ids)  # llguidance knows the first one
+        self.eos_ids = sorted(eos_ids)  # llguidance knows the first one
         self._seconds = START_SECONDS
         self._check()
         self._mask: np.ndarray | None = None
@@ -67,12 +75,12 @@ class Matcher:
             self._check(time.thread_time() - start)
             bits = np.unpackbits(packed, bitorder="little")[: self._vocabulary]
             allowed[: len(bits)] = bits
-            may_end = bool(allowed[self._eos_ids[0]])
-            allowed[self._eos_ids] = False
+            may_end = bool(allowed[self.eos_ids[0]])
+            allowed[self.eos_ids] = False
             self.ended = not allowed.any()
         if self.ended and not may_end:
             raise InvalidRequestError(f"The {self._kind} cannot be satisfied: no token of the model is allowed here.")
-        allowed[self._eos_ids] = may_end
+        allowed[self.eos_ids] = may_end
         self._mask = allowed
         return allowed
 
@@ -81,13 +89,35 @@ class Matcher:
         if not 0 <= token_id < self._vocabulary or not self.allowed()[token_id]:
             raise EngineError(f"Token {token_id} is not allowed by the {self._kind} of this answer.")
         self._mask = None
-        if token_id in self._eos_ids:
+        if token_id in self.eos_ids:
             self.ended = True
             return
         start = time.thread_time()
         self._matcher.consume_token(token_id)
         self._check(time.thread_time() - start - TOKEN_SECONDS)
         self.ended = self._matcher.is_stopped()
+
+    def follow(self, token_id: int) -> None:
+        """Append a token that another matcher of the same constraint chose. Raises EngineError if it does not fit."""
+        if token_id in self.eos_ids:
+            if not self._matcher.is_accepting():
+                raise EngineError(f"The answer ended before it matched the {self._kind}.")
+        elif not self._matcher.try_consume_tokens([token_id]):
+            raise EngineError(f"Token {token_id} is not allowed by the {self._kind} of this answer.")
+        self._mask = None
+
+    def next_lark(self) -> str:
+        """Return, in llguidance's Lark syntax, the tokens that can come next. Raises as ``allowed``."""
+        import numpy as np
+
+        allowed = self.allowed().copy()
+        may_end = allowed[self.eos_ids[0]]
+        allowed[self.eos_ids] = False
+        starts_and_ends = np.flatnonzero(np.diff(allowed.astype(np.int8), prepend=0, append=0)).reshape(-1, 2)
+        if not len(starts_and_ends):
+            return 'start: ""'
+        ranges = ",".join(f"{start}-{end - 1}" for start, end in starts_and_ends.tolist())
+        return f"start: <[{ranges}]>{'?' if may_end else ''}"
 
     def accept_prefix(self, token_ids: Sequence[int]) -> None:
         """Append text that is already written. Raises InvalidRequestError if it does not match or is complete."""
@@ -99,7 +129,7 @@ class Matcher:
                 f"The text does not start as the {self._kind} requires. Accept or discard it first, or remove the "
                 "constraint."
             )
-        self.ended, self._mask = self._matcher.is_stopped(), None
+        self.lark, self.ended, self._mask = None, self._matcher.is_stopped(), None
         self.allowed()
         if self.ended:
             raise InvalidRequestError(f"The text already matches the {self._kind}; nothing can be generated.")
@@ -118,15 +148,19 @@ def prepare(tokenizer: Any, eos_ids: Collection[int]) -> "LLTokenizer":
 
     The conversion takes up to 1 s and blocks all other threads. Raises InvalidRequestError if it is not possible.
     """
-    from llguidance.hf import from_tokenizer
+    from llguidance import LLTokenizer
 
     end = min(eos_ids)
     with _converting:
         of_ends = _converted.setdefault(tokenizer, {})
         if end not in of_ends:
             try:
-                of_ends[end] = from_tokenizer(tokenizer, eos_token=end)
-            except ValueError as error:
+                # The same as llguidance.hf does, which imports transformers.
+                backend = copy(tokenizer.backend_tokenizer)
+                backend.no_padding()
+                backend.no_truncation()
+                of_ends[end] = LLTokenizer(backend.to_str(), eos_token=end)
+            except (AttributeError, ValueError) as error:
                 raise InvalidRequestError(f"This model's tokenizer does not support constraints: {error}.") from error
         return of_ends[end]
 
@@ -150,11 +184,12 @@ def compile_constraint(
 
     limits = LLParserLimits(verbose_errors=False)
     converted = prepare(tokenizer, eos_ids)
-    grammar = _grammar(constraint)
-    if reasoning is not None:
-        grammar = _after_reasoning(grammar, reasoning, tokenizer.get_added_vocab())
-    inner = LLMatcher(converted, grammar, log_level=0, limits=limits)
-    matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids)
+    lark = lark_grammar(constraint, reasoning, tokenizer.get_added_vocab())
+    try:
+        inner = LLMatcher(converted, LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits)
+    except ValueError as error:
+        raise InvalidRequestError(f"The {constraint.kind} cannot be used: {_in_plain_words(str(error))}.") from error
+    matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids, lark)
     text, token_ids = begun
     if text or token_ids:
         matcher.accept_prefix([*converted.tokenize_bytes(text.encode()), *token_ids])
@@ -186,39 +221,51 @@ async def compile_in_time(
         ) from None
 
 
-def _grammar(constraint: Constraint) -> str:
-    from llguidance import LLMatcher
+def lark_grammar(
+    constraint: Constraint, reasoning: Dialect | None = None, added: Mapping[str, int] | None = None
+) -> str:
+    """Return the constraint in llguidance's Lark syntax, which llama.cpp reads as well. Raises InvalidRequestError.
 
-    pattern, schema = constraint.pattern, constraint.schema or '{"type":"object"}'
+    ``reasoning`` is as in ``compile_constraint``. ``added`` maps the added tokens of the tokenizer to their ids.
+    Source of the syntax: llguidance, docs/syntax.md.
+    """
+    start = "start" if reasoning is None else "answer"
     if constraint.kind == "choice":
-        pattern = _one_of(constraint.choices)
-    try:
-        if pattern:
-            return LLMatcher.grammar_from_regex(pattern)
-        return LLMatcher.grammar_from_json_schema(schema, overrides=_SPACING)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise InvalidRequestError(f"The {constraint.kind} cannot be used: {_in_plain_words(str(error))}.") from error
+        rule = f"{start}: /{_one_of(constraint.choices)}/"
+    elif constraint.pattern:
+        rule = f"{start}: /{_escaped_slashes(constraint.pattern)}/"
+    else:
+        schema = json.loads(constraint.schema or '{"type":"object"}')
+        if schema is False:
+            raise InvalidRequestError(f"The {constraint.kind} cannot be used: no text can satisfy it.")
+        schema = {} if schema is True else schema
+        rule = f"{start}: %json {json.dumps({**schema, 'x-guidance': _SPACING})}"
+    return rule if reasoning is None else f"{_reasoning_rules(reasoning, added or {})}\n{rule}"
+
+
+def _escaped_slashes(pattern: str) -> str:
+    """Escape what would end a regular expression of Lark: slashes and line breaks."""
+    pattern = re.sub(r"(\\.)|/", lambda found: found[1] or r"\/", pattern, flags=re.DOTALL)
+    return pattern.replace("\n", r"\n").replace("\r", r"\r")
 
 
 def _one_of(texts: Collection[str]) -> str:
     return "|".join("".join(f"\\x{{{ord(letter):x}}}" for letter in text) for text in texts)
 
 
-def _after_reasoning(grammar: str, dialect: Dialect, added: Mapping[str, int]) -> str:
-    """Return ``grammar`` preceded by reasoning. ``added`` maps the tokenizer's added tokens to their ids."""
+def _reasoning_rules(dialect: Dialect, added: Mapping[str, int]) -> str:
+    """Return the rules of an answer that starts with reasoning."""
     ends = [str(added[marker]) for marker in dialect.reasoning_close if marker in added]
     close = "" if ends else f"({_one_of(dialect.reasoning_close)})"
     # If a token closes the reasoning, the same text in other tokens is barred: the parser would take it for the end.
     barred = (*dialect.tool_open, *(dialect.reasoning_close if ends else ()))
     without = f" & ~/(?s:.*)({_one_of(barred)})(?s:.*)/" if barred else ""
-    lark = (
-        "start: reasoning SPACE @answer\n"
+    return (
+        "start: reasoning SPACE answer\n"
         + (f"reasoning: TEXT <[{','.join(ends)}]>\n" if ends else "reasoning[lazy]: TEXT\n")
         + f"TEXT: /(?s:.*){close}/{without}\n"
         + "SPACE: /[ \\n]{0,2}/"
     )
-    answer = {**json.loads(grammar)["grammars"][0], "name": "answer"}
-    return json.dumps({"grammars": [{"lark_grammar": lark}, answer]})
 
 
 def _in_plain_words(error: str) -> str:

@@ -3,10 +3,9 @@
 import json
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any
 
 from granite_demo.prompts.taint import Span
-from granite_demo.prompts.tokenizer import control_tokens
+from granite_demo.prompts.tokenizer import Tokenizer, control_tokens
 from granite_demo.types.prompt_view import Origin, PromptPart
 
 
@@ -60,7 +59,7 @@ def _whole_json(plain: str, low: int, start: int, end: int) -> tuple[int, int]:
     return start, end
 
 
-def parts_of(tokenizer: Any, pieces: Sequence[tuple[str, Sequence[Span]]]) -> tuple[PromptPart, ...]:
+def parts_of(tokenizer: Tokenizer, pieces: Sequence[tuple[str, Sequence[Span]]]) -> tuple[PromptPart, ...]:
     """Return the parts of a prompt. Each of ``pieces``, a text and its spans, is encoded separately.
 
     A token belongs to the span in which it starts. The joined texts of the tokens equal the prompt. If a character
@@ -81,7 +80,7 @@ def parts_of(tokenizer: Any, pieces: Sequence[tuple[str, Sequence[Span]]]) -> tu
     return tuple(PromptPart(origin, "".join(shown for _, shown in tokens), tuple(tokens)) for origin, tokens in parts)
 
 
-def _tokens(tokenizer: Any, text: str) -> list[tuple[int, int, str]]:
+def _tokens(tokenizer: Tokenizer, text: str) -> list[tuple[int, int, str]]:
     """Return (id, start, text) of each token of ``text``. ``start`` is a character index."""
     if not text:
         return []

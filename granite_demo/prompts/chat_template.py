@@ -2,12 +2,12 @@
 
 import json
 import logging
-import re
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
+from granite_demo.prompts.tokenizer import Tokenizer
 from granite_demo.types.messages import Controls, Message, ToolCall, scrub
 from granite_demo.types.prompt_view import Origin
 from granite_demo.types.requests import GenerationRequest
@@ -24,30 +24,26 @@ MAX_NESTING = 100
 """The maximum nesting of objects and lists in a tool or a call. Python's own limit differs between versions."""
 
 
-def template_of(tokenizer: Any, tools: bool = False) -> str:
+def template_of(tokenizer: Tokenizer, tools: bool = False) -> str:
     """Return the text of the chat template that ``tokenizer`` applies, or "" if it has none.
 
     A tokenizer can have a second template for requests with ``tools``.
     """
-    if not tokenizer.chat_template:
-        return ""
-    if isinstance(tokenizer.chat_template, str):
-        return str(tokenizer.chat_template)
-    return str(tokenizer.get_chat_template(None, [{}] if tools else None))
+    templates = tokenizer.chat_template
+    if isinstance(templates, dict):
+        return str(templates.get("tool_use" if tools and "tool_use" in templates else "default", ""))
+    return str(templates or "")
 
 
 @lru_cache(maxsize=16)
 def variables_of(template: str) -> frozenset[str]:
     """Return the names of the variables that ``template`` reads. The set is empty if the template cannot be parsed."""
     from jinja2 import TemplateError, meta
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-    environment = ImmutableSandboxedEnvironment(extensions=[loopcontrols])
-    # transformers adds this tag, which jinja2 does not know. Without it, the text inside stays.
-    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", template)
+    from granite_demo.prompts import jinja_chat
+
     try:
-        return frozenset(meta.find_undeclared_variables(environment.parse(plain)))
+        return frozenset(meta.find_undeclared_variables(jinja_chat.parse(template)))
     except (TemplateError, RecursionError) as error:
         log.warning("A chat template cannot be parsed: %s", error)
         return frozenset()

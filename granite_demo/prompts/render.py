@@ -9,7 +9,14 @@ from granite_demo.prompts.attribution import locate, parts_of
 from granite_demo.prompts.chat_template import Write, template_inputs, template_of
 from granite_demo.prompts.fim import fim_spans, in_a_turn
 from granite_demo.prompts.taint import Span, TaintMarker
-from granite_demo.prompts.tokenizer import control_tokens, encode, encode_each, split_control_tokens, token_text
+from granite_demo.prompts.tokenizer import (
+    Tokenizer,
+    control_tokens,
+    encode,
+    encode_each,
+    split_control_tokens,
+    token_text,
+)
 from granite_demo.types.messages import Message
 from granite_demo.types.prompt_view import PromptPart
 from granite_demo.types.requests import GenerationRequest
@@ -27,7 +34,7 @@ class _Piece:
     spans: tuple[Span, ...]
 
 
-def render(tokenizer: Any, request: GenerationRequest) -> list[int]:
+def render(tokenizer: Tokenizer, request: GenerationRequest) -> list[int]:
     """Return the prompt of any request, and the tokens of its answer that are already written.
 
     Raises InvalidRequestError.
@@ -39,7 +46,7 @@ def render(tokenizer: Any, request: GenerationRequest) -> list[int]:
     return [*render_chat(tokenizer, request), *_checked_ids(tokenizer, request.written)]
 
 
-def render_chat(tokenizer: Any, request: GenerationRequest) -> list[int]:
+def render_chat(tokenizer: Tokenizer, request: GenerationRequest) -> list[int]:
     """Return the prompt of a conversation with the start of the answer. Raises InvalidRequestError.
 
     Text from the request, tools and documents included, never becomes a control token. If it spells one, or if the
@@ -49,7 +56,7 @@ def render_chat(tokenizer: Any, request: GenerationRequest) -> list[int]:
     return [token for piece in _pieces(tokenizer, request) for token in piece.ids]
 
 
-def render_parts(tokenizer: Any, request: GenerationRequest) -> tuple[PromptPart, ...]:
+def render_parts(tokenizer: Tokenizer, request: GenerationRequest) -> tuple[PromptPart, ...]:
     """Return the prompt of any request in parts by origin. The ids are those that ``render`` returns.
 
     Raises InvalidRequestError.
@@ -65,12 +72,12 @@ def render_parts(tokenizer: Any, request: GenerationRequest) -> tuple[PromptPart
     return parts_of(tokenizer, [(piece.text, piece.spans) for piece in pieces])
 
 
-def _written(tokenizer: Any, text: str, special_tokens: bool) -> list[Span]:
+def _written(tokenizer: Tokenizer, text: str, special_tokens: bool) -> list[Span]:
     pieces = [text] if special_tokens else split_control_tokens(tokenizer, text)
     return [Span("user", piece) for piece in pieces]
 
 
-def _raw_spans(tokenizer: Any, request: GenerationRequest) -> list[Span]:
+def _raw_spans(tokenizer: Tokenizer, request: GenerationRequest) -> list[Span]:
     """Return the spans of a prompt without messages, which must be encoded separately."""
     prompt = request.prompt or ""
     if request.suffix is None:
@@ -83,12 +90,12 @@ def _raw_spans(tokenizer: Any, request: GenerationRequest) -> list[Span]:
     return [Span("template", before), *gap, Span("template", after)] if found else gap
 
 
-def _encoded(tokenizer: Any, spans: Sequence[Span]) -> list[int]:
+def _encoded(tokenizer: Tokenizer, spans: Sequence[Span]) -> list[int]:
     texts = [span.text for span in spans if span.text]
     return [token for ids in encode_each(tokenizer, texts) for token in ids]
 
 
-def _checked_ids(tokenizer: Any, prompt_ids: Sequence[int]) -> list[int]:
+def _checked_ids(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int]:
     """Return ``prompt_ids`` unchanged. Raises InvalidRequestError if the tokenizer does not have one of them."""
     size = len(tokenizer)
     for index in prompt_ids:
@@ -97,7 +104,7 @@ def _checked_ids(tokenizer: Any, prompt_ids: Sequence[int]) -> list[int]:
     return list(prompt_ids)
 
 
-def _pieces(tokenizer: Any, request: GenerationRequest, located: bool = False) -> list[_Piece]:
+def _pieces(tokenizer: Tokenizer, request: GenerationRequest, located: bool = False) -> list[_Piece]:
     """Return the pieces of the prompt of a conversation.
 
     With ``located``, a prompt that is encoded as one piece also has its spans.
@@ -126,14 +133,16 @@ def _pieces(tokenizer: Any, request: GenerationRequest, located: bool = False) -
     return [_Piece(span.text, ids, (span,)) for span, ids in zip(texts, encoded, strict=True)]
 
 
-def _marked(tokenizer: Any, request: GenerationRequest, marker: TaintMarker, inside: bool = False) -> Sequence[Span]:
+def _marked(
+    tokenizer: Tokenizer, request: GenerationRequest, marker: TaintMarker, inside: bool = False
+) -> Sequence[Span]:
     def write(origin: Any, text: str, key: bool) -> str:
         return marker.mark_key(origin, text) if key else marker.mark(origin, text, inside)
 
     return tuple(marker.read(render_text(tokenizer, request, write)))
 
 
-def render_text(tokenizer: Any, request: GenerationRequest, write: Write = lambda origin, text, key: text) -> str:
+def render_text(tokenizer: Tokenizer, request: GenerationRequest, write: Write = lambda origin, text, key: text) -> str:
     """Return the prompt of a conversation as text. Each text in the request passes through ``write``.
 
     Raises InvalidRequestError.
@@ -158,6 +167,6 @@ def render_text(tokenizer: Any, request: GenerationRequest, write: Write = lambd
         raise InvalidRequestError(f"The model's chat template rejects this conversation: {error}") from error
 
 
-def _apply(tokenizer: Any, inputs: dict[str, Any]) -> str:
+def _apply(tokenizer: Tokenizer, inputs: dict[str, Any]) -> str:
     rendered: str = tokenizer.apply_chat_template(**inputs, add_generation_prompt=True, tokenize=False)
     return rendered

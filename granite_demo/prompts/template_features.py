@@ -7,6 +7,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.outputs.dialects import find_dialect
 from granite_demo.prompts.chat_template import switch_values, template_of, variables_of
 from granite_demo.prompts.render import render_text
+from granite_demo.prompts.tokenizer import Tokenizer
 from granite_demo.types.messages import Controls, Document, Message, Switches, Thinking, ToolSpec
 from granite_demo.types.requests import GenerationRequest
 
@@ -39,7 +40,7 @@ CONFLICT_WORDS = {
 SWITCH_NAMES = {"hallucinations": "the check for hallucinations"}
 
 
-def find_switches(tokenizer: Any) -> Switches:
+def find_switches(tokenizer: Tokenizer) -> Switches:
     """Return the switches of the tokenizer's chat template. Without a usable template, all are off."""
     if not tokenizer.chat_template:
         return Switches()
@@ -51,7 +52,7 @@ def find_switches(tokenizer: Any) -> Switches:
 
 
 class _Prober:
-    def __init__(self, tokenizer: Any) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
 
     def switches(self) -> Switches:

@@ -1,16 +1,51 @@
 """Converts text to token ids, with or without the control tokens that it spells, and token ids to text."""
 
-from collections.abc import Collection, Sequence
-from typing import Any
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Protocol
 
-from tokenizers import Tokenizer
+import tokenizers
 from tokenizers.decoders import DecodeStream
 
 from granite_demo.prompts.taint import TaintMarker
 from granite_demo.types.logprobs import ScoredToken, Token, TokenAlternative
 
 
-def encode(tokenizer: Any, text: str) -> list[int]:
+class Tokenizer(Protocol):
+    """What this project uses of a fast tokenizer of transformers. ``GgufTokenizer`` has the same."""
+
+    chat_template: Any
+    """A template, a dictionary of templates by name, or None."""
+
+    @property
+    def backend_tokenizer(self) -> tokenizers.Tokenizer:
+        """The tokenizer of the package ``tokenizers`` that does the work."""
+
+    @property
+    def added_tokens_encoder(self) -> Mapping[str, int]:
+        """The ids of the added tokens, by their texts."""
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The token that ends an answer."""
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """The texts of the special tokens."""
+
+    def __call__(self, text: Any, add_special_tokens: bool = ..., return_offsets_mapping: bool = ...) -> Any:
+        """Encode one text or a list of texts: ``input_ids``, and ``offset_mapping`` on request."""
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """Return ``added_tokens_encoder``."""
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool = ..., **given: Any) -> Any:
+        """Return the prompt of a conversation, as text with ``tokenize=False``."""
+
+
+def encode(tokenizer: Tokenizer, text: str) -> list[int]:
     """Return the token ids of ``text`` without added tokens at the ends. The text of a control token becomes one."""
     if not text:
         return []
@@ -18,18 +53,18 @@ def encode(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
-def encode_each(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+def encode_each(tokenizer: Tokenizer, texts: Sequence[str]) -> list[list[int]]:
     """Encode each text in one call, because a request can have thousands of pieces."""
     ids: list[list[int]] = tokenizer(list(texts), add_special_tokens=False).input_ids if texts else []
     return ids
 
 
-def control_tokens(tokenizer: Any) -> list[str]:
+def control_tokens(tokenizer: Tokenizer) -> list[str]:
     """Return the texts of the control tokens, which include the markers of tool calls and reasoning."""
     return [text for text in tokenizer.added_tokens_encoder if len(text) > 1 and text.strip()]
 
 
-def split_control_tokens(tokenizer: Any, text: str) -> list[str]:
+def split_control_tokens(tokenizer: Tokenizer, text: str) -> list[str]:
     """Split ``text`` into pieces that spell no control token if they are encoded separately."""
     return [piece for piece in TaintMarker(control_tokens(tokenizer)).cut(text) if piece]
 
@@ -44,9 +79,9 @@ class Detokenizer:
     complete. Bytes that never become a character are dropped.
     """
 
-    def __init__(self, tokenizer: Any, *, keep: Collection[str] = ()) -> None:
-        """``tokenizer`` is a fast tokenizer of transformers. Special tokens are skipped, except those in ``keep``."""
-        self._backend: Tokenizer = tokenizer.backend_tokenizer
+    def __init__(self, tokenizer: Tokenizer, *, keep: Collection[str] = ()) -> None:
+        """Special tokens are skipped, except those in ``keep``."""
+        self._backend: tokenizers.Tokenizer = tokenizer.backend_tokenizer
         # The backend could skip only all special tokens or none.
         added = self._backend.get_added_tokens_decoder().items()
         self._skipped = frozenset(index for index, token in added if token.special and token.content not in keep)
@@ -71,14 +106,17 @@ class Detokenizer:
         return text.replace(REPLACEMENT, "")
 
 
-def token_text(tokenizer: Any, token_id: int) -> str:
+def token_text(tokenizer: Tokenizer, token_id: int) -> str:
     """Return the text of one token. U+FFFD replaces a part of a character."""
     text: str = tokenizer.backend_tokenizer.decode([token_id], skip_special_tokens=False)
     return text
 
 
-def scored_token(tokenizer: Any, token: Token) -> ScoredToken:
+def scored_token(tokenizer: Tokenizer, token: Token) -> ScoredToken:
     """Return ``token`` with its text and the texts of its alternatives."""
-    others = [TokenAlternative(index, token_text(tokenizer, index), *values) for index, *values in token.alternatives]
+    others = [
+        TokenAlternative(index, token_text(tokenizer, index), logprob, sampled)
+        for index, logprob, sampled in token.alternatives
+    ]
     text = token_text(tokenizer, token.id)
     return ScoredToken(token.id, text, token.logprob, token.sampled, token.entropy, tuple(others))

@@ -36,7 +36,7 @@ class EngineKind:
 BATCHING = EngineKind("batching", serial=False, spans_processes=True)
 STATIC = EngineKind("static", serial=True)
 DYNAMIC = EngineKind("dynamic", serial=True)
-GGUF = EngineKind("gguf", serial=True, reads_gguf=True)
+GGUF = EngineKind("gguf", serial=False, reads_gguf=True)
 ZEROGPU = EngineKind("zerogpu", serial=False, borrows_gpu=True)
 
 ENGINES: dict[str, EngineKind] = {kind.name: kind for kind in (BATCHING, STATIC, DYNAMIC, GGUF, ZEROGPU)}

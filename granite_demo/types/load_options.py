@@ -14,6 +14,7 @@ Device = Literal["auto", "cuda", "mps", "cpu"]
 Dtype = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["auto", "none", "int8", "nf4", "fp4"]
 Attention = Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
+KvCache = Literal["f16", "q8_0"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +29,8 @@ class LoadOptions:
     attention: Attention = "auto"
     context: int | None = None
     """The limit of the context in tokens. None: as many as the model allows and as fit in memory."""
+    kv_cache: KvCache = "f16"
+    """The type of the values in the KV cache of a GGUF file."""
     keep_quantized: bool = False
     """Save the quantized model in the cache folder, so that it loads faster the next time."""
     engine: EngineName = "auto"

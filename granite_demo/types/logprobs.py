@@ -32,7 +32,7 @@ class ScoredToken:
     """The most likely tokens at this position, in descending order."""
 
 
-Alternative = tuple[int, float, float]
+Alternative = tuple[int, float, float | None]
 """(token id, ``logprob``, ``sampled``)."""
 
 

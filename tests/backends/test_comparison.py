@@ -21,7 +21,7 @@ from granite_demo.backends.open_model import open_model
 from granite_demo.engine.factory import create_engine
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import ContextOverflowError, InvalidRequestError, OutOfMemoryError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.catalogue import SAMPLE
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.comparison import Comparing, Comparison

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, pipeline
 from granite_demo.backends.open_model import open_model
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.interleaved.engine import InterleavedEngine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.placement import precision_of
 from granite_demo.models import memory
 from granite_demo.models.config import linears

@@ -25,7 +25,7 @@ from granite_demo.errors import (
     ModelError,
     UnknownModelError,
 )
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.comparison import Comparing
 from granite_demo.types.constraints import Constraint

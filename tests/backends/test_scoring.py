@@ -12,7 +12,7 @@ from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.backends.scoring import score
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import ContextOverflowError, EngineError, InvalidRequestError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.events import Queued, ScoreSummary
 from granite_demo.types.logprobs import ScoredToken, Token

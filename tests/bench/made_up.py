@@ -13,8 +13,8 @@ from granite_demo.bench.suites.decode import Decode, DecodeRow
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
 from granite_demo.engine.protocol import Measure, T
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import Placement
+from granite_demo.loading.device import Placement
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.config import Shape
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.engine_kinds import EngineKind

@@ -1,14 +1,19 @@
 """Tests for the bytes of a step, the limit, and the number of users that fit."""
 
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from granite_demo.bench.roofline import bandwidth, fitting_users, step_bytes, token_limit
-from granite_demo.loading.llama_cpp import LlamaFile
 from granite_demo.models.config import Mamba, Shape, count_parameters
+from granite_demo.models.gguf_header import read_header
+from granite_demo.types.load_options import KvCache
 from tests.bench.made_up import KV_BYTES, SHAPE, loaded
+from tests.fakes import SOURCE
+from tests.gguf_files import TINY, granite, write
 
 
 def test_a_step_reads_all_weights_once_and_the_cache_of_each_user() -> None:
@@ -16,15 +21,15 @@ def test_a_step_reads_all_weights_once_and_the_cache_of_each_user() -> None:
     assert step_bytes(loaded(), users=3, context=50) == 10_000 + 3 * 50 * KV_BYTES
 
 
-def test_the_cache_of_a_gguf_file_has_the_size_that_its_header_gives() -> None:
-    file = LlamaFile.__new__(LlamaFile)
-    facts = {"general.architecture": "x", "x.block_count": "2", "x.attention.head_count": "4",
-             "x.attention.head_count_kv": "2", "x.embedding_length": "32"}  # fmt: skip
-    file.value = facts.get  # type: ignore[method-assign, assignment]
-    model = replace(loaded(shape=None), model=file)
-    assert step_bytes(model, users=3, context=50) == 10_000 + 3 * 50 * (2 * 2 * 2 * 2 * 8)
-    facts["x.attention.head_count_kv"] = "[2, 0]"
-    assert step_bytes(model, users=3, context=50) is None
+@pytest.mark.parametrize("kind", ["f16", "q8_0"])
+def test_the_cache_of_a_gguf_file_has_the_size_that_its_header_gives(tmp_path: Path, kind: KvCache) -> None:
+    header = read_header(write(tmp_path / "tiny.gguf", *granite(TINY)))
+    model = SimpleNamespace(header=header, process=SimpleNamespace(options=SimpleNamespace(cache_type=kind)))
+    model_of_file = replace(loaded(None), model=model, source=replace(SOURCE, gguf=tmp_path / "tiny.gguf"))
+    each = 2 * 2 * 2 * 16 * {"f16": 2, "q8_0": 34 / 32}[kind]
+    assert step_bytes(model_of_file, users=3, context=50) == 10_000 + 3 * 50 * each
+    assert fitting_users((1, 8), model_of_file, 100, int(2 * 8 * 100 * each))[0] == (1, 8)
+    assert fitting_users((1, 8), model_of_file, 100, int(2 * 7 * 100 * each))[0] == (1,)
 
 
 def test_the_cache_has_the_precision_of_the_weights() -> None:

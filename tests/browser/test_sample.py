@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.engine.factory import create_engine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.types.load_options import LoadOptions, Report

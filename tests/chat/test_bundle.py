@@ -73,7 +73,7 @@ def test_the_record_is_json_and_small() -> None:
     assert kept["timings"] == {"ttft": 0.1235, "total": 0.5, "reasoning": 0.0, "written": 0}
     assert kept["usage"] == {"prompt_tokens": 12, "completion_tokens": 3, "reasoning_tokens": 0}
     always = {"granite-demo", "transformers", "torch", "tokenizers", "gradio", "python"}
-    assert always <= set(kept["versions"]) <= always | {"llama-cpp-python", "bitsandbytes", "flash-attn"}
+    assert always <= set(kept["versions"]) <= always | {"xllamacpp", "bitsandbytes", "flash-attn"}
     assert kept["time"].endswith("+00:00")
 
 

@@ -40,7 +40,7 @@ from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 Run = Callable[..., tuple[int, str, str]]
 

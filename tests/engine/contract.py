@@ -13,7 +13,7 @@ from transformers import RepetitionPenaltyLogitsProcessor
 
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import EngineBusyError, EngineClosedError, EngineError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.prompts.render import render_chat
 from granite_demo.prompts.tokenizer import encode
 from granite_demo.types.events import Queued

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from granite_demo.loading.placement import Placement
+from granite_demo.loading.device import Placement
 from granite_demo.types.load_options import LoadOptions
 from tests.loaded import placed
 

@@ -16,7 +16,7 @@ from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.interleaved.static import StaticRunner
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.protocol import Engine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams

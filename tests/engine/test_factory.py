@@ -13,9 +13,8 @@ from granite_demo.engine.factory import batching_problem, cache_tokens, create_e
 from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.kernels import eligibility
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
-from granite_demo.loading.cpu_benchmark import Threads
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import Placement
+from granite_demo.loading.device import Placement
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import catalogue
 from granite_demo.models.config import Shape
@@ -277,50 +276,15 @@ def test_batching_is_refused_where_it_cannot_run(engines: Engines, placement: Pl
         create_engine(loaded_on(placement), BATCHING)
 
 
-class File:
-    """Stands in for a GGUF file in memory."""
-
-    closed = False
-
-    def close(self) -> None:
-        self.closed = True
-
-
-def gguf(**changes: Any) -> LoadedModel:
-    """A model of a GGUF file."""
-    return tiny_model(model=File(), source=replace(SOURCE, gguf=Path("a.gguf"), gguf_because="a test"), **changes)
-
-
-def test_a_gguf_model_whose_cache_does_not_fit_is_given_back() -> None:
-    loaded = gguf()
-    with pytest.raises(AttributeError):  # this one can make no cache at all
-        create_engine(loaded)
-    assert loaded.model.closed
-
-
-@pytest.mark.parametrize(("cache", "slots"), [(100, 4), (200, 2), (400, 1), (800, 1), (0, 4)])
-def test_a_gguf_model_has_as_many_slots_as_fit(cache: int, slots: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    made: list[tuple[int, bool]] = []
-
-    def note(file: object, slots: int, *_: object, measures: bool) -> None:
-        made.append((slots, measures))
-        raise RuntimeError("enough")
-
-    monkeypatch.setattr(factory, "GgufRunner", note)
-    for asked in (False, True):
-        loaded = gguf(memory=MemoryUse("cpu", 0, cache, free=1600), threads=Threads(2, "a test", asked))
-        with pytest.raises(RuntimeError, match="enough"):
-            create_engine(loaded)
-    assert made == [(slots, True), (slots, False)]
-
-
 @pytest.mark.parametrize("kind", [kind for kind in ENGINES.values() if not kind.borrows_gpu], ids=str)
 def test_files_that_an_engine_does_not_run_are_refused(engines: Engines, kind: EngineKind) -> None:
+    of_gguf = tiny_model(source=replace(SOURCE, gguf=Path("a.gguf")))
     with pytest.raises(ConfigurationError, match=f"The {kind} engine was requested, but it cannot run these files"):
-        create_engine(tiny_model() if kind.reads_gguf else gguf(), kind)
+        create_engine(tiny_model() if kind.reads_gguf else of_gguf, kind)
     assert engines.made == []
 
 
 def test_both_halves_of_the_table_have_the_same_engines() -> None:
-    assert {row.kind.name: row.kind for row in factory._ROWS} == ENGINES
+    of_torch = {name: kind for name, kind in ENGINES.items() if not kind.reads_gguf}
+    assert {row.kind.name: row.kind for row in factory._ROWS} == of_torch
     assert get_args(EngineName) == ("auto", *ENGINES)

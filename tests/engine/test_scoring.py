@@ -21,7 +21,7 @@ from granite_demo.errors import (
     EngineError,
     InvalidRequestError,
 )
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.models import catalogue
 from granite_demo.prompts.tokenizer import encode

@@ -19,7 +19,7 @@ from granite_demo.backend import ManagedBackend
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import Loader, ModelManager, ReadyModel
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.types.events import StreamEvent

@@ -12,7 +12,7 @@ from contextlib import aclosing
 from typing import Any
 
 from granite_demo.engine.batching.engine import BatchingEngine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import Token

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 from tests.fakes import SOURCE
 from tests.loaded import placed

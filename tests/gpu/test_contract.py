@@ -14,7 +14,7 @@ from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.interleaved.static import StaticRunner
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.kernels.layer import fuse
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from tests.bytetokens import byte_tokenizer
 from tests.engine.contract import BEHAVIOURS, POISON, Behaviour, Effect, Ground, Row
 from tests.engine.running import batching_engine, dynamic_engine

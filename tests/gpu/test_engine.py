@@ -7,7 +7,7 @@ import torch
 from transformers import GraniteConfig, GraniteForCausalLM
 
 from granite_demo.engine.factory import create_engine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer
 from tests.fakes import SOURCE

@@ -11,7 +11,7 @@ from transformers import GraniteForCausalLM
 from granite_demo.engine.factory import create_engine
 from granite_demo.engine.kernels.layer import fuse, rotate
 from granite_demo.engine.kernels.weights import join_nf4_weights, join_weights
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, reference
 from tests.fakes import SOURCE

@@ -15,7 +15,7 @@ from granite_demo.engine.factory import create_engine
 from granite_demo.engine.interleaved.prefix_cache import common
 from granite_demo.engine.protocol import Engine
 from granite_demo.errors import GraniteDemoError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.config import Shape
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.engine_kinds import ENGINES

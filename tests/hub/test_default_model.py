@@ -25,8 +25,19 @@ def put(hub_cache: Path, name: str) -> None:
         (folder / file).write_text("{}")
 
 
-def choose(tmp_path: Path, free: int = 80 * GB, on_gpu: bool = True) -> tuple[str, str]:
-    return choose_model(tmp_path / "cache", free, on_gpu, tmp_path / "hub")
+def put_gguf(hub_cache: Path, name: str) -> None:
+    """Write a GGUF file of a model, in the format of huggingface_hub."""
+    repo = hub_cache / f"models--ibm-granite--{name}-GGUF"
+    folder = repo / "snapshots" / ("0" * 40)
+    folder.mkdir(parents=True)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(folder.name)
+    with (folder / f"{name}-Q6_K.gguf").open("wb") as file:
+        file.truncate(2 * GB)  # a sparse file
+
+
+def choose(tmp_path: Path, free: int = 80 * GB, on_gpu: bool = True, gguf: bool = False) -> tuple[str, str]:
+    return choose_model(tmp_path / "cache", free, on_gpu, gguf, tmp_path / "hub")
 
 
 def test_without_a_granite_model_it_is_the_sample_and_one_is_suggested(tmp_path: Path) -> None:
@@ -43,6 +54,21 @@ def test_the_largest_in_the_cache_that_fits(tmp_path: Path) -> None:
     assert choose(tmp_path, free=2 * GB)[0] == "granite-4.0-350m"
     assert choose(tmp_path, on_gpu=False)[0] == "granite-3.3-2b-instruct"
     assert choose(tmp_path, free=GB // 2)[0] == "sample"
+
+
+def test_a_gguf_file_counts_where_llama_runs_models(tmp_path: Path) -> None:
+    put(tmp_path / "hub", "granite-4.0-350m")
+    put_gguf(tmp_path / "hub", "granite-3.3-2b-instruct")
+    assert choose(tmp_path)[0] == choose(tmp_path, on_gpu=False)[0] == "granite-4.0-350m"
+    assert choose(tmp_path, on_gpu=False, gguf=True)[0] == "granite-3.3-2b-instruct"
+    assert choose(tmp_path, free=2 * GB, on_gpu=False, gguf=True)[0] == "granite-4.0-350m"
+    remember_model(tmp_path / "cache", "granite-3.3-2b-instruct")
+    assert choose(tmp_path, on_gpu=False, gguf=True)[1] == "the last model used here"
+    assert choose(tmp_path, on_gpu=False)[0] == "granite-4.0-350m"
+
+
+def test_the_size_of_the_suggestion_is_that_of_its_file(tmp_path: Path) -> None:
+    assert "granite-4.0-350m, a download of 0.4 GB" in choose(tmp_path, on_gpu=False, gguf=True)[1]
 
 
 def test_the_last_one_used_comes_first_if_it_is_still_there(tmp_path: Path) -> None:

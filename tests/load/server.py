@@ -29,7 +29,7 @@ from tests.fakes import SOURCE
 from tests.load.engine import FixedSpeedEngine, RecordingEngine
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 TEMPLATE = (
     "{% for message in messages %}<|start_of_role|>{{ message.role }}<|end_of_role|>{{ message.content }}"
@@ -42,8 +42,8 @@ def byte_model() -> "LoadedModel":
     """Return a model with a byte tokenizer and without weights."""
     import torch
 
-    from granite_demo.loading.load import LoadedModel
-    from granite_demo.loading.placement import Placement
+    from granite_demo.loading.device import Placement
+    from granite_demo.loading.loaded_model import LoadedModel
     from tests.bytetokens import byte_tokenizer
 
     return LoadedModel(

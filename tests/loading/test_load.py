@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers.utils.logging import set_tqdm_hook
 
 from granite_demo.errors import ConfigurationError, CorruptModelError, LoadCancelledError, OutOfMemoryError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
 from granite_demo.models import catalogue, registry
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report

@@ -11,16 +11,13 @@ from granite_demo.engine.failures import gpu_is_lost
 from granite_demo.errors import ConfigurationError, OutOfMemoryError
 from granite_demo.loading import placement as placement_module
 from granite_demo.loading.cpu_benchmark import Seconds
+from granite_demo.loading.device import Placement, choose_device, free_memory, is_out_of_memory
 from granite_demo.loading.placement import (
-    Placement,
     choose_attention,
     choose_context,
-    choose_device,
     choose_dtype,
     choose_float32_prefill,
     choose_quantization,
-    free_memory,
-    is_out_of_memory,
     place,
     precision_of,
 )

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.quantized_copies import copy_of, save_copy
 from granite_demo.models import catalogue, registry
 from granite_demo.types.load_options import LoadOptions

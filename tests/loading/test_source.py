@@ -1,4 +1,4 @@
-"""The files that a model is loaded from, and why. These tests do not need llama-cpp-python."""
+"""The files that a model is loaded from, and why. These tests do not need llama.cpp."""
 
 import threading
 from collections.abc import Iterator
@@ -8,42 +8,83 @@ from typing import Any
 
 import pytest
 
-from granite_demo.errors import ConfigurationError, UnknownModelError
+from granite_demo.errors import ConfigurationError, OutOfMemoryError, UnknownModelError
 from granite_demo.hub import download, sample
 from granite_demo.hub.gguf import FASTER
-from granite_demo.loading.source import Source, find_safetensors, find_source, why_not
+from granite_demo.loading import source as source_module
+from granite_demo.loading.source import CUDA_WHEEL, Source, find_safetensors, find_source, has_avx2, why_not
 from granite_demo.models import catalogue, registry
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import REQUESTED
-from tests.fakehub import GGUF, GGUF_REPO, GRANITE, FakeHub, gguf_hub
+from tests.fakehub import GGUF, GGUF_FILES, GGUF_REPO, GRANITE, FakeHub, gguf_hub
 from tests.tinymodels import write_checkpoint
 
 AUTO = LoadOptions(GRANITE, device="cpu")
-FETCH = f"hf download {GGUF_REPO} {GGUF}"
+NO_LLAMA = source_module.no_llama
+FREE = "granite_demo.loading.source.free_memory"
+IN_CACHE = "the safetensors files are in the hub cache; the engine gguf is"
 
 
-def test_a_cpu_with_the_package_uses_it() -> None:
-    assert why_not(AUTO, "cpu", installed=lambda: True) == ""
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp seems to be installed, and 8 GB of memory free."""
+    monkeypatch.setattr("granite_demo.loading.source.no_llama", lambda: "")
+    monkeypatch.setattr(FREE, lambda device: 8 * 10**9)
 
 
 @pytest.mark.parametrize(
-    ("options", "device", "installed", "reason"),
+    ("options", "device", "reason"),
     [
-        (AUTO, "cpu", False, "pip install llama-cpp-python"),
-        (AUTO, "cuda", True, "there is a GPU"),
-        (LoadOptions(dtype="float32"), "cpu", True, "a precision"),
-        (LoadOptions(revision="v1"), "cpu", True, "a revision"),
-        (LoadOptions(engine="dynamic"), "cpu", True, "another engine"),
+        (AUTO, "cpu", ""),
+        (AUTO, "mps", ""),
+        (AUTO, "cuda", "there is an NVIDIA GPU"),
+        (LoadOptions(dtype="float32"), "cpu", "a precision"),
+        (LoadOptions(revision="v1"), "cpu", "a revision"),
+        (LoadOptions(engine="dynamic"), "cpu", "another engine"),
     ],
 )
-def test_why_it_is_not_used(options: LoadOptions, device: str, installed: bool, reason: str) -> None:
-    assert reason in why_not(options, device, installed=lambda: installed)
+def test_why_it_is_not_used(options: LoadOptions, device: str, reason: str) -> None:
+    because = why_not(options, device)
+    assert reason in because
+    assert bool(because) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("wheel", "avx2", "reason"), [(None, True, "has no wheel"), (1, False, "no AVX2"), (1, True, "")]
+)
+def test_a_platform_without_llama(wheel: object, avx2: bool, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "no_llama", NO_LLAMA)
+    monkeypatch.setattr(source_module, "find_spec", lambda name: wheel)
+    monkeypatch.setattr(source_module, "has_avx2", lambda: avx2)
+    because = why_not(AUTO, "cpu")
+    assert reason in because
+    assert bool(because) == bool(reason)
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "text", "expected"),
+    [
+        ("linux", "x86_64", "processor : 0\nflags\t\t: sse4_2 avx avx2 bmi2\n", True),
+        ("linux", "x86_64", "processor : 0\nflags\t\t: sse4_2 avx\n", False),
+        ("linux", "x86_64", "", True),
+        ("linux", "aarch64", "flags : sse", True),
+        ("win32", "x86_64", "flags : sse", True),
+    ],
+)
+def test_avx2(
+    system: str, machine: str, text: str, expected: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.platform", system)
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    (cpuinfo := tmp_path / "cpuinfo").write_text(text)
+    assert has_avx2(cpuinfo) is expected
+    cpuinfo.unlink()
+    assert has_avx2(cpuinfo)
 
 
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
-    """A hub with a model's safetensors and GGUF files, and an empty hub cache. llama-cpp-python seems installed."""
-    monkeypatch.setattr("granite_demo.loading.source.why_not", lambda options, device: "")
+    """A hub with a model's safetensors and GGUF files, and an empty hub cache."""
     with gguf_hub(tmp_path / "hub", monkeypatch) as server:
         yield server
 
@@ -54,34 +95,62 @@ def find(tmp_path: Path, options: LoadOptions = AUTO, device: str = "cpu", **mor
 
 def test_a_cpu_downloads_the_gguf_file_of_a_model(server: FakeHub, tmp_path: Path) -> None:
     source = find(tmp_path)
-    assert (source.spec.name, source.gguf_because) == (GRANITE, FASTER)
+    assert source.spec.name == GRANITE
+    assert source.gguf_because.startswith("Q8_0 is the most exact of Q8_0 (0 MB), Q6_K (0 MB) and Q4_K_M (0 MB)")
+    assert source.gguf_because.endswith(FASTER)
     assert source.gguf
     assert source.gguf.name == GGUF
     assert (source.folder / "tokenizer.json").is_file()
     assert not server.transfers("model.safetensors")
-    assert find(tmp_path) == source
+    again = find(tmp_path)
+    assert again == replace(source, gguf_because=again.gguf_because)
+    assert again.gguf_because.startswith("it is in the hub cache: Q8_0 (0 MB) fits into 8.0 GB of free memory; ")
     assert len(server.transfers(GGUF)) == 1
+
+
+def test_what_is_in_the_cache_needs_no_hub(server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add(GGUF_REPO, {name: data for name, data in GGUF_FILES.items() if "Q4_K_M" in name})
+    source = find(tmp_path)
+    server.add(GGUF_REPO, GGUF_FILES)
+    server.requests.clear()
+    monkeypatch.setattr("granite_demo.hub.download.cached", lambda *_: pytest.fail("the GGUF file comes first"))
+    assert find(tmp_path).gguf == source.gguf
+    assert source.gguf
+    assert source.gguf.name == f"{GRANITE}-Q4_K_M.gguf"
+    assert not server.requests
+
+
+def test_nothing_is_downloaded_if_nothing_fits(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FREE, lambda device: 10**6)
+    with pytest.raises(OutOfMemoryError, match="Choose a smaller model"):
+        find(tmp_path)
+    assert not any(server.transfers(name) for name in GGUF_FILES)
 
 
 def test_a_request_for_the_engine_downloads_the_file(server: FakeHub, tmp_path: Path) -> None:
     asked = replace(AUTO, engine="gguf")
     source = find(tmp_path, asked, "cuda")
     assert source.gguf
-    assert source.gguf_because == REQUESTED
+    assert source.gguf_because.startswith(f"{REQUESTED}; Q8_0 is the most exact")
+    assert source.gguf_because.endswith(CUDA_WHEEL)
     with pytest.raises(UnknownModelError, match="granite-4.0-micro-GGUF"):
         find(tmp_path, replace(asked, model="granite-4.0-micro"))
 
 
-@pytest.mark.parametrize("reason", [FETCH, "the download failed: There is no model"])
+@pytest.mark.parametrize("reason", [IN_CACHE, f"the hub has none in {GGUF_REPO}", "the download failed: "])
 def test_without_a_gguf_file_it_is_the_safetensors_with_a_reason(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     checkpoint = download.Checkpoint(tmp_path, "a" * 40)
     monkeypatch.setattr(download, "fetch", lambda *_: checkpoint)
-    if reason == FETCH:
+    if reason == IN_CACHE:
         monkeypatch.setattr(download, "cached", lambda *_: checkpoint)
-    else:
+    elif "none" in reason:
         del server.repos[GGUF_REPO]
+    else:
+        server.refused = (503, None)
     source = find(tmp_path)
     assert (source.folder, source.commit, source.gguf) == (tmp_path, "a" * 40, None)
     assert reason in source.gguf_because
@@ -91,8 +160,17 @@ def test_without_a_gguf_file_it_is_the_safetensors_with_a_reason(
 def test_a_gpu_gets_the_safetensors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(download, "fetch", lambda *_: download.Checkpoint(tmp_path, "a" * 40))
     assert find(tmp_path, device="cuda") == Source(
-        registry.resolve(GRANITE), tmp_path, "a" * 40, gguf_because="there is a GPU"
+        registry.resolve(GRANITE), tmp_path, "a" * 40, gguf_because="there is an NVIDIA GPU"
     )
+
+
+def test_a_gguf_file_is_refused_without_llama(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "no_llama", lambda: "a test")
+    (file := tmp_path / "model.gguf").touch()
+    with pytest.raises(ConfigurationError, match=r"model\.gguf cannot run here: a test\."):
+        find(tmp_path, LoadOptions(str(file), device="cpu"))
+    with pytest.raises(ConfigurationError, match="cannot run as a GGUF file here: a test"):
+        find(tmp_path, replace(AUTO, engine="gguf"))
 
 
 def test_processes_do_not_share_a_gguf_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,8 +194,9 @@ def test_only_the_gguf_engine_runs_a_gguf_file(tmp_path: Path) -> None:
     (file := tmp_path / "model.gguf").touch()
     options = LoadOptions(str(file), device="cpu")
     for engine in ("auto", "gguf"):
-        source = find(tmp_path, replace(options, engine=engine), "cuda")
+        source = find(tmp_path, replace(options, engine=engine))
         assert (source.gguf, source.gguf_because) == (file, "the model is a GGUF file")
+    assert find(tmp_path, options, "cuda").gguf_because == f"the model is a GGUF file; {CUDA_WHEEL}"
     with pytest.raises(ConfigurationError, match="only the engine gguf can run"):
         find(tmp_path, replace(options, engine="dynamic"))
 
@@ -125,10 +204,10 @@ def test_only_the_gguf_engine_runs_a_gguf_file(tmp_path: Path) -> None:
 def test_the_default_model_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, asked = write_checkpoint(tmp_path / "tiny", "granite"), list[bool]()
 
-    def choose(cache_dir: Path, free: int, on_gpu: bool) -> tuple[str, str]:
-        asked.append(on_gpu)
+    def choose(cache_dir: Path, free: int, on_gpu: bool, gguf: bool) -> tuple[str, str]:
+        asked.extend((on_gpu, gguf))
         return str(folder), "a test"
 
     monkeypatch.setattr("granite_demo.hub.default_model.choose_model", choose)
     source = find(tmp_path, LoadOptions(device="cpu", model="auto"))
-    assert (source.folder, source.chosen_because, asked) == (folder, "a test", [False])
+    assert (source.folder, source.chosen_because, asked) == (folder, "a test", [False, True])

@@ -98,8 +98,9 @@ class Words:
 
 
 def test_a_token_belongs_to_the_span_in_which_it_starts_and_no_text_is_lost() -> None:
+    words: Any = Words()
     text = "ab cd ef "
-    parts = parts_of(Words(), [(text, spans(("template", "ab "), ("user", "cd"), ("tool", " ef ")))])
+    parts = parts_of(words, [(text, spans(("template", "ab "), ("user", "cd"), ("tool", " ef ")))])
     assert [(part.origin, part.tokens) for part in parts] == [
         ("template", ((7, "ab"), (8, " cd"))),
         ("tool", ((9, " ef "),)),

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from transformers.utils import chat_template_utils
 
+from granite_demo.prompts import jinja_chat
 from granite_demo.prompts.render import render_chat, render_parts, render_text
 from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec
 from granite_demo.types.requests import GenerationRequest
@@ -161,6 +162,7 @@ ROWS = {
 def tokenizer(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
     """A tokenizer with an original template, on 9 April 2025."""
     monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
+    monkeypatch.setattr(jinja_chat, "datetime", Frozen)
     return byte_tokenizer(real_template(request.param))
 
 
@@ -172,6 +174,7 @@ def test_the_prompt_equals_that_of_the_template(tokenizer: Any, row: Row) -> Non
     text = tokenizer.apply_chat_template(**given, add_generation_prompt=True, tokenize=False)
     ids = tokenizer.apply_chat_template(**given, add_generation_prompt=True, return_dict=False)
     assert render_text(tokenizer, row.request) == text
+    assert jinja_chat.apply_chat_template(tokenizer.chat_template, **given, add_generation_prompt=True) == text
     assert render_chat(tokenizer, row.request) == ids
     parts = render_parts(tokenizer, row.request)
     assert [token for part in parts for token, _ in part.tokens] == ids

@@ -18,7 +18,7 @@ from granite_demo.types.requests import GenerationRequest
 from tests.bytetokens import THINKS, byte_tokenizer, real_template
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 GRANITE_TOKENS = ["<|start_of_role|>", "<|end_of_role|>", "<|end_of_text|>"]
 

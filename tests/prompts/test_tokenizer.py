@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from granite_demo.prompts.tokenizer import Detokenizer
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 PIECES = (

@@ -10,9 +10,8 @@ from granite_demo.bench import baselines, roofline
 from granite_demo.bench.measure import GREEDY, SAMPLED, Progress, Prompts, Spread, TimedRun, Way, ask, in_turns
 from granite_demo.bench.options import BenchSizes
 from granite_demo.engine.protocol import Engine
-from granite_demo.loading.llama_cpp import LlamaFile
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import free_memory
+from granite_demo.loading.device import free_memory
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.sampling_params import SamplingParams
 
 ENGINE = "granite-demo"
@@ -76,7 +75,7 @@ def measure(
     length = sizes.prompt + sizes.tokens
     kept, note = roofline.fitting_users(sizes.users, ready.loaded, length, free_memory(device))
     cases = [case for users in kept for case in cases_of(ready, copies, users)]
-    prompts = Prompts(ready.loaded.model.config.vocab_size)
+    prompts = Prompts(ready.loaded.vocabulary)
     speeds: list[float] = []
     turns = in_turns(
         [_way(case, prompts, sizes) for case in cases],
@@ -93,7 +92,7 @@ def measure(
 
 
 def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> list[Case]:
-    """Return the documented ways on each copy, the loop of llama-cpp-python on a GGUF file, then the engine."""
+    """Return the documented ways on each copy, the bare loop of llama.cpp on a GGUF file, then the engine."""
     cases = [
         Case(baselines.way_for(users), users, "greedy", copy, True, partial(baselines.answer, copy)) for copy in copies
     ]
@@ -103,9 +102,9 @@ def cases_of(ready: ReadyModel, copies: Sequence[LoadedModel], users: int) -> li
             for copy in copies
             if copy.placement.device == "cuda"
         ]
-        if isinstance(ready.loaded.model, LlamaFile):
-            loop = partial(baselines.llama_loop, ready.loaded)
-            cases.append(Case(baselines.LLAMA, 1, "greedy", ready.loaded, False, loop))
+    if ready.loaded.source.gguf:
+        loop = partial(baselines.llama_answer, ready.loaded)
+        cases.append(Case(baselines.LLAMA, users, "greedy", ready.loaded, False, loop))
     for choice, sampling in (("greedy", GREEDY), ("sampled", SAMPLED)):
         cases.append(Case(ENGINE, users, choice, ready.loaded, False, partial(_ask, ready.engine, sampling)))
     return cases

@@ -13,7 +13,7 @@ import torch
 from granite_demo.backends.model_manager import Listener, ModelManager, ReadyModel
 from granite_demo.bench import baselines
 from granite_demo.bench.measure import GREEDY, Progress, Prompts, Spread, ask
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.load_options import LoadOptions, LoadStage
 from granite_demo.types.model_status import ModelStatus
 
@@ -84,7 +84,7 @@ def measure(
             clock.restart()
             others += [documented()] if documented else []
     loaded = ready.loaded
-    prompts = Prompts(loaded.model.config.vocab_size, seed=2)
+    prompts = Prompts(loaded.vocabulary, seed=2)
     ask(
         ready.engine,
         [prompts.one(min(FIRST_PROMPT, loaded.context_length - FIRST_ANSWER))],

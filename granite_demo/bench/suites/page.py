@@ -25,7 +25,7 @@ from granite_demo.bench.measure import GREEDY, Progress, Spread, TimedAnswer, Ti
 from granite_demo.bench.options import BenchSizes
 from granite_demo.bench.suites import visitors
 from granite_demo.errors import EngineError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.prompts.render import render_chat
 from granite_demo.types.events import Finish, TextDelta
 from granite_demo.types.messages import Message

@@ -9,7 +9,7 @@ from granite_demo.bench import baselines
 from granite_demo.bench.measure import GREEDY, Progress, Prompts, Spread, TimedRun, Way, ask, in_turns
 from granite_demo.bench.options import BenchSizes
 from granite_demo.engine.protocol import Engine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 
 ANSWER_TOKENS = 8
 NEXT_TURN = 20
@@ -39,7 +39,7 @@ def measure(
 ) -> tuple[tuple[TtftRow, ...], list[str]]:
     """Measure each length that fits in the context. Also returns notes on what was not measured."""
     kept, notes = fitting_lengths(sizes.lengths, ready.loaded.context_length)
-    prompts = Prompts(ready.loaded.model.config.vocab_size, seed=1)
+    prompts = Prompts(ready.loaded.vocabulary, seed=1)
     ways: list[Way[TimedRun]] = []
     for length in kept:
         ways.append(Way(f"{length} tokens, cold", partial(_cold, ready.engine, prompts, length)))

@@ -26,7 +26,7 @@ from granite_demo.engine.sampling.reference import not_a_number
 from granite_demo.engine.token_stream import TokenStream, deliver
 from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingQueue
 from granite_demo.errors import EngineError, GraniteDemoError, UnsuitableEngineError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.engine_kinds import BATCHING

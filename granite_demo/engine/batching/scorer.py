@@ -20,8 +20,8 @@ from granite_demo.engine.protocol import Measure, score_chunk
 from granite_demo.engine.token_stream import TokenStream
 from granite_demo.engine.waiting_queue import WaitingQueue
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import free_memory
+from granite_demo.loading.device import free_memory
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.types.events import Queued
 from granite_demo.types.model_status import Feature

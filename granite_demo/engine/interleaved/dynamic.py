@@ -13,9 +13,9 @@ from granite_demo.engine.decoder_layers import LayerChecks, no_check
 from granite_demo.engine.interleaved.prefix_cache import PrefixStore
 from granite_demo.engine.protocol import score_chunk
 from granite_demo.engine.token_stream import Cancelled
+from granite_demo.loading.device import is_out_of_memory
 from granite_demo.loading.float32_prefill import ATTENTION, Float32Products, register_attention
-from granite_demo.loading.load import LoadedModel
-from granite_demo.loading.placement import is_out_of_memory
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.memory import PREFILL_TOKENS
 from granite_demo.types.model_status import Fact, gigabytes
 

@@ -22,7 +22,7 @@ from granite_demo.engine.sampling.sampler import Sampler
 from granite_demo.engine.token_stream import Cancelled, TokenStream
 from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingQueue
 from granite_demo.errors import ContextOverflowError, GraniteDemoError
-from granite_demo.loading.placement import is_out_of_memory
+from granite_demo.loading.device import is_out_of_memory
 from granite_demo.outputs.structured_output import Matcher
 from granite_demo.types.engine_kinds import DYNAMIC
 from granite_demo.types.events import Queued

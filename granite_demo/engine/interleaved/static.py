@@ -20,7 +20,7 @@ from granite_demo.engine.interleaved.static_cache import forget_states
 from granite_demo.engine.interleaved.static_steps import Place, Sizes, Steps
 from granite_demo.engine.protocol import score_chunk
 from granite_demo.engine.token_stream import Cancelled
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.memory import PREFILL_TOKENS
 from granite_demo.types.model_status import Fact, gigabytes
 

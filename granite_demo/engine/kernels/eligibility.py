@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.types.model_status import Chosen, Fact
 

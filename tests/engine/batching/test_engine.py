@@ -17,7 +17,7 @@ from granite_demo.engine.batching import request
 from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.engine.batching.loop import Loop
 from granite_demo.errors import ContextOverflowError, EngineClosedError, EngineError, UnsuitableEngineError
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.types.sampling_params import SamplingParams
 from tests.engine.contract import COMPANY, POISON, PROMPT, poisoned

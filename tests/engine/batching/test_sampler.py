@@ -258,4 +258,5 @@ def test_only_tokens_of_the_mask_are_chosen() -> None:
         chosen = step(sampler, [request(row, position)], logits_of(1, position))[0]
         assert mask[chosen]
         for token, _, after in token_of(chosen, row, position, sampler.read()).alternatives:
+            assert after is not None
             assert (after > -math.inf) == mask[token]

@@ -16,7 +16,7 @@ from granite_demo.engine.interleaved.dynamic import SLOTS, DynamicRunner, Dynami
 from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.token_stream import Cancelled
 from granite_demo.loading.float32_prefill import ATTENTION
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models import catalogue
 from tests.engine.running import answer, one_thread, reference, tiny_model
 from tests.loaded import load_checkpoint

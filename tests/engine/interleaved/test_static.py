@@ -17,7 +17,7 @@ from granite_demo.engine.interleaved.static import StaticRunner, StaticSlot
 from granite_demo.engine.interleaved.static_cache import rows_layers
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.token_stream import Cancelled
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, record, tiny_model

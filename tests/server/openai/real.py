@@ -13,7 +13,7 @@ from granite_demo.types.load_options import LoadOptions, Report
 
 if TYPE_CHECKING:
     from granite_demo.engine.protocol import Engine
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 
 class Kept:

@@ -14,7 +14,7 @@ import openai
 import pytest
 
 from granite_demo.engine.protocol import Engine
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from tests.server.openai.real import serving
 
 QUESTIONS = [

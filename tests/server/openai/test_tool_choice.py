@@ -11,7 +11,7 @@ from granite_demo.server.openai.tool_choice import call_constraint
 from granite_demo.types.messages import ToolSpec
 
 if TYPE_CHECKING:
-    from granite_demo.loading.load import LoadedModel
+    from granite_demo.loading.loaded_model import LoadedModel
 
 
 class Place(BaseModel):

@@ -1,7 +1,7 @@
 """A branch from another token: what was read before is not read again, and its text is that of a fresh prompt."""
 
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing, closing
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +10,14 @@ import pytest
 from granite_demo.engine.batching.loop import PAGE
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.interleaved.engine import InterleavedEngine
-from granite_demo.engine.interleaved.gguf import GgufRunner
 from granite_demo.engine.interleaved.static import StaticRunner
 from granite_demo.engine.interleaved.static_steps import Sizes
 from granite_demo.engine.protocol import Engine
-from granite_demo.loading.llama_cpp import LlamaFile
-from granite_demo.loading.load import LoadedModel
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.events import Queued
 from granite_demo.types.logprobs import Token
 from granite_demo.types.sampling_params import SamplingParams
-from tests.engine.gguf_writing import MISSING, write_gguf
+from tests.engine.llama_engines import MISSING, gguf_engine
 from tests.engine.running import batching_engine, one_thread, record, tiny_model
 
 PROMPT = "Once upon a time, on a small island in the north, there lived an old fisherman who had three daughters. "
@@ -81,8 +79,18 @@ def on_static_caches(loaded: LoadedModel, folder: Path) -> tuple[Engine, list[in
 
 
 def on_llama(loaded: LoadedModel, folder: Path) -> tuple[Engine, list[int]]:
-    file = LlamaFile(write_gguf(loaded.model, folder / "tiny.gguf"))
-    return counted(GgufRunner(file, 4, loaded.context_length, 1, exact=True), loaded)
+    engine, read = gguf_engine(loaded, folder / "tiny.gguf"), list[int]()
+    pieces = engine._pieces
+
+    async def counting(body: Any) -> AsyncGenerator[dict[str, Any]]:
+        async with aclosing(pieces(body)) as counted:
+            async for piece in counted:
+                if piece["stop"]:
+                    read.append(piece["timings"]["prompt_n"] + piece["timings"]["predicted_n"] - 1)
+                yield piece
+
+    engine._pieces = counting  # type: ignore[method-assign]
+    return engine, read
 
 
 def batching(loaded: LoadedModel, folder: Path) -> tuple[Engine, list[int]]:

@@ -1,0 +1,78 @@
+"""The value of the third stage of opening a model: a model in memory. Imports no torch."""
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from granite_demo.loading.device import Placement
+from granite_demo.loading.source import Source
+from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.config import Shape
+from granite_demo.models.config_facts import card_of
+from granite_demo.types.messages import Switches
+from granite_demo.types.model_status import Fact, MemoryUse, gigabytes
+
+if TYPE_CHECKING:
+    from granite_demo.loading.cpu_benchmark import Threads
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """A model in memory, with everything that an engine and a prompt need."""
+
+    model: Any
+    tokenizer: Any
+    source: Source
+    placement: Placement
+    context_length: int
+    """The maximum number of tokens of a prompt and its answer together."""
+    eos_ids: frozenset[int]
+    """The token IDs that end an answer: those of the tokenizer and of generation_config.json."""
+    weight_bytes: int = 0
+    differences: tuple[str, ...] = ()
+    """The differences between the catalogue and config.json."""
+    shape: Shape | None = None
+    """The shape in config.json; None for an unknown architecture."""
+    memory: MemoryUse | None = None
+    threads: "Threads | None" = None
+    """The threads of a model on the CPU; None on other devices."""
+    switches: Switches = field(default_factory=Switches)
+    """The switches of the chat template."""
+
+    @property
+    def vocabulary(self) -> int:
+        """The number of logits."""
+        return int(self.model.vocabulary if self.source.gguf else self.model.config.vocab_size)
+
+    @property
+    def spec(self) -> ModelSpec:
+        """The catalogue entry of the model."""
+        return self.source.spec
+
+    @property
+    def card(self) -> tuple[Fact, ...]:
+        """The configuration of the model as rows for the screen, with a sentence about each multiplier of Granite."""
+        return card_of(self.shape)
+
+    @property
+    def facts(self) -> tuple[Fact, ...]:
+        """How the model was loaded, as rows for the screen."""
+        rows = [("Model", self.spec.title, self.spec.about), *self.placement.facts]
+        if self.threads:
+            rows.append(("Threads", str(self.threads.count), self.threads.reason))
+        if self.source.gguf_because and not self.source.gguf:
+            rows.append(("GGUF file", "not used", self.source.gguf_because))
+        if self.source.chosen_because:
+            rows.insert(1, ("Chosen", "automatically", self.source.chosen_because))
+        if self.source.commit:
+            rows.insert(1, ("Commit", self.source.commit, self.spec.repo_id or ""))
+        rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
+        rows.append(("Weights", gigabytes(self.weight_bytes, 2), "bytes of all parameters, scales and buffers"))
+        rows.append(("Sampling", _sampling_words(self.spec), "as in the examples of the model card; change it above"))
+        rows += [("Note", "differs", text) for text in self.differences]
+        return tuple(rows)
+
+
+def _sampling_words(spec: ModelSpec) -> str:
+    if spec.sampling.temperature == 0:
+        return "greedy"
+    return f"temperature {spec.sampling.temperature:g}, top-p {spec.sampling.top_p:g}"
