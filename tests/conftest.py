@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 # Several processes with a thread for each processor would mostly wait for one another. torch is not imported yet.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("GRANITE_DEMO_THREADS", "1")
 
 # How long an example takes depends on what else the machine does. The folder may be read-only: nothing is kept in it.
 settings.register_profile("untimed", deadline=None, database=None)
