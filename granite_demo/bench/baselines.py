@@ -191,7 +191,7 @@ def llama_answer(loaded: LoadedModel, prompts: Sequence[Sequence[int]], tokens: 
         "prompts": [list(ids) for ids in prompts],
         "tokens": tokens,
     }
-    command = [sys.executable, "-P", "-c", llama_loop.START, str(Path(__file__).parents[2])]
+    command = [sys.executable, "-P", "-c", llama_loop.LOOP_START, str(Path(__file__).parents[2])]
     child = subprocess.run(command, input=f"{json.dumps(order)}\n", capture_output=True, text=True)
     if child.returncode:
         raise RuntimeError(f"the bare loop ended with code {child.returncode}: {child.stderr[-300:]}")

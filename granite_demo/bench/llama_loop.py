@@ -15,7 +15,7 @@ from typing import Any
 
 from granite_demo.loading.llama_server import ServerOptions, load
 
-START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.bench.llama_loop import main; main()"
+LOOP_START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.bench.llama_loop import main; main()"
 
 
 def main() -> None:

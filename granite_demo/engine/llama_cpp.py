@@ -49,7 +49,7 @@ UNABLE: tuple[tuple[Feature, str], ...] = (
 )
 
 
-class Vocabulary:
+class TokenPieces:
     """The bytes of each token, to find tokens that llama.cpp does not report.
 
     In a stream it reports only the last token of a character that several tokens make up.
@@ -97,7 +97,7 @@ class LlamaEngine:
         self,
         process: LlamaProcess,
         start: Callable[[], LlamaProcess],
-        vocabulary: Vocabulary,
+        vocabulary: TokenPieces,
         context_length: int,
         setup: EngineSetup | None = None,
         max_waiting: int = MAX_WAITING,
@@ -446,7 +446,7 @@ def create_llama_engine(loaded: LoadedModel, ignore_ends: bool = False) -> Llama
     """The engine over a GGUF file that llama.cpp has loaded. ``loaded.model`` is a ``GgufModel``."""
     model = loaded.model
     setup = EngineSetup(Chosen(GGUF, loaded.source.gguf_because, GGUF.words(model.plan.slots)))
-    vocabulary = Vocabulary(model.header.vocabulary.pieces)
+    vocabulary = TokenPieces(model.header.vocabulary.pieces)
     engine = LlamaEngine(model.process, model.start, vocabulary, loaded.context_length, setup, ignore_ends=ignore_ends)
     kind = model.process.options.cache_type
     size = gigabytes(model.plan.tokens * cache_bytes_per_token(model.header, kind))

@@ -16,7 +16,7 @@ from granite_demo.types.load_options import Report
 QUANTIZATIONS = ("Q8_0", "Q6_K", "Q4_K_M")
 """The files that are used, the most exact first."""
 FASTER = "on a CPU, several times as fast as torch"
-CONTEXT = 4096
+ESTIMATED_CONTEXT = 4096
 """Tokens of the KV cache that must fit beside the weights."""
 LEAST_CONTEXT = 256
 """Tokens of the KV cache without which the smallest file is not used."""
@@ -76,7 +76,7 @@ def choose(spec: ModelSpec, files: list[QuantizedFile], free: int) -> tuple[Quan
     """
     among, memory = _listed(files), f"{transfer.amount(free)} of free memory"
     for file in files:
-        if file.size + running_bytes(spec.shape, CONTEXT) <= (1 - FREE_SHARE) * free:
+        if file.size + running_bytes(spec.shape, ESTIMATED_CONTEXT) <= (1 - FREE_SHARE) * free:
             best = f"{file.quantization} is the most exact of {among} that" if len(files) > 1 else str(file)
             return file, f"{best} fits into {memory}; {FASTER}"
     smallest = min(files, key=lambda file: file.size)

@@ -11,27 +11,25 @@ from dataclasses import dataclass, field, replace
 import psutil
 
 from granite_demo.errors import OutOfMemoryError
+from granite_demo.hub.gguf import LEAST_CONTEXT
 from granite_demo.loading.device import Placement, free_memory
 from granite_demo.loading.llama_process import LlamaProcess
 from granite_demo.loading.llama_server import ServerOptions
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
 from granite_demo.models.gguf_header import GgufHeader, read_header
-from granite_demo.models.gguf_memory import CACHE_MULTIPLE, cache_bytes_per_token, memory_of
+from granite_demo.models.gguf_memory import BATCH, CACHE_MULTIPLE, cache_bytes_per_token, memory_of
 from granite_demo.prompts.gguf_tokenizer import check_with_llama, make_tokenizer
 from granite_demo.prompts.template_features import find_switches
 from granite_demo.types.load_options import KvCache, Report
 from granite_demo.types.model_status import REQUESTED, MemoryUse
 
-CACHE_SHARE = 0.25
+LLAMA_CACHE_SHARE = 0.25
 """The part of the free memory that the KV cache of all conversations may take."""
-LEAST_CONTEXT = 256
-SLOTS = (4, 16)
+SLOT_RANGE = (4, 16)
 """Requests in one step, at least and at most."""
 SLOT_TOKENS = 1024
 """Tokens of the shared cache for each of them, on average."""
-BATCH = 128
-"""Tokens of a prompt between two looks at cancelled requests: with 512 the next request waits 3.8 s instead of 0.1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +130,26 @@ def plan_cache(header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCa
     """
     limit = min(wanted or header.context_length, header.context_length)
 
-    def needed(tokens: int, slots: int = SLOTS[0]) -> int:
+    def needed(tokens: int, slots: int = SLOT_RANGE[0]) -> int:
         memory = memory_of(header, tokens, slots, kv_cache)
         return memory.total - memory.repacked  # the weights that were copied leave memory
 
     least = needed(LEAST_CONTEXT)
     fits = LEAST_CONTEXT + (free - least) * LEAST_CONTEXT / (needed(2 * LEAST_CONTEXT) - least)
     if each := cache_bytes_per_token(header, kv_cache):
-        fits = min(fits, CACHE_SHARE * free / each)
+        fits = min(fits, LLAMA_CACHE_SHARE * free / each)
     together = int(fits) // CACHE_MULTIPLE * CACHE_MULTIPLE
     if together < LEAST_CONTEXT:
         raise OutOfMemoryError("The model and a conversation do not fit in memory. Choose a smaller model.")
     context = min(limit, together)
     reason = REQUESTED if wanted else "the limit of the file"
     if context < limit:
-        reason = f"what fits into {CACHE_SHARE:.0%} of the free memory"
-    slots = max(SLOTS[0], min(SLOTS[1], max(context, min(together, SLOTS[1] * SLOT_TOKENS)) // SLOT_TOKENS))
+        reason = f"what fits into {LLAMA_CACHE_SHARE:.0%} of the free memory"
+    slots = max(
+        SLOT_RANGE[0], min(SLOT_RANGE[1], max(context, min(together, SLOT_RANGE[1] * SLOT_TOKENS)) // SLOT_TOKENS)
+    )
     tokens = max(context, min(together, slots * SLOT_TOKENS))
-    while slots > SLOTS[0] and needed(tokens, slots) > free:
+    while slots > SLOT_RANGE[0] and needed(tokens, slots) > free:
         slots -= 1  # each has a state for every Mamba layer
     return CachePlan(context, tokens, slots, reason)
 

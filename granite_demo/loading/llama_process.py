@@ -20,14 +20,14 @@ from typing import Any, TypeVar
 import httpx
 
 from granite_demo.errors import CorruptModelError, LoadCancelledError
-from granite_demo.loading.llama_server import READY, START, ServerOptions
+from granite_demo.loading.llama_server import READY, SERVER_START, ServerOptions
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-POLL_SECONDS = 0.05
-CONNECT_SECONDS = 5.0
+LLAMA_POLL_SECONDS = 0.05
+CHILD_CONNECT_SECONDS = 5.0
 LOG_LINES = 20
 """The last lines of llama.cpp's log that are kept, to say why it ended."""
 UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
@@ -44,7 +44,7 @@ class LlamaProcess:
         self._address = ""
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         pipe = subprocess.PIPE
-        command = [sys.executable, "-P", "-c", START, str(Path(__file__).parents[2])]
+        command = [sys.executable, "-P", "-c", SERVER_START, str(Path(__file__).parents[2])]
         self._child = subprocess.Popen(
             command, stdin=pipe, stdout=pipe, stderr=pipe, text=True, errors="replace", start_new_session=True
         )
@@ -64,7 +64,7 @@ class LlamaProcess:
 
     def wait(self, cancelled: Callable[[], bool]) -> None:
         """Return when the model is loaded. Raises CorruptModelError with llama.cpp's reason, and LoadCancelledError."""
-        while not self._ready.wait(POLL_SECONDS):
+        while not self._ready.wait(LLAMA_POLL_SECONDS):
             if cancelled():
                 self.close()
                 raise LoadCancelledError("The load was cancelled.")
@@ -101,7 +101,7 @@ class LlamaProcess:
     def connection(self) -> dict[str, Any]:
         """The arguments of an httpx client. A kept connection would be closed after a stream without notice."""
         headers = {"Authorization": f"Bearer {self.options.key}", "Connection": "close"}
-        timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
+        timeout = httpx.Timeout(None, connect=CHILD_CONNECT_SECONDS)
         address = "http://llama.cpp" if UNIX_SOCKETS else self._address
         return {"base_url": address, "headers": headers, "timeout": timeout}
 

@@ -15,8 +15,8 @@ from typing import Any
 from granite_demo.types.load_options import KvCache
 
 READY = "ready"
-START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.loading.llama_server import main; main()"
-ERRORS = 1
+SERVER_START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.loading.llama_server import main; main()"
+ERROR_LEVEL = 1
 """The level of llama.cpp's log: errors only."""
 
 
@@ -72,5 +72,5 @@ def load(options: ServerOptions) -> Any:
     params.fit_params = False  # the planner has decided
     params.ui = False
     params.cache_ram_mib = 0  # no copies of caches beyond the slots
-    params.verbosity = ERRORS
+    params.verbosity = ERROR_LEVEL
     return xllamacpp.Server(params)

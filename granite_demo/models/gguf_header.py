@@ -163,12 +163,12 @@ MAX_LAYERS = MAX_EXPERTS = 512
 MAX_KEYS = MAX_TENSORS = 65_536
 MAX_ITEMS = 4_194_304
 """The maximum length of a list. The largest vocabularies have about 250,000 tokens and 500,000 merges."""
-MAX_HEADER = 512 * 2**20
+MAX_GGUF_HEADER = 512 * 2**20
 MAX_SIZE = 2**31 - 1
 """llama.cpp stores sizes in int32 or uint32."""
 ALIGNMENTS = frozenset(2**power for power in range(3, 13))
 AGAIN = "Download the file again."
-OTHER = "Choose another file."
+OTHER_KINDS = "Choose another file."
 
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRUCTS = {kind: struct.Struct(f"<{letter}") for kind, letter in _SCALARS.items()}
@@ -360,7 +360,7 @@ class _Reader:
     def __init__(self, data: mmap.mmap) -> None:
         self.at = 0
         self._data = data
-        self._end = min(len(data), MAX_HEADER)
+        self._end = min(len(data), MAX_GGUF_HEADER)
 
     def unpack(self, form: struct.Struct) -> tuple[int, ...]:
         start = self._skip(form.size)
@@ -370,7 +370,7 @@ class _Reader:
         start = self.at
         if size > self._end - start:
             if self._end < len(self._data):
-                raise _AbsurdError(f"has a header of more than {MAX_HEADER >> 20} MiB")
+                raise _AbsurdError(f"has a header of more than {MAX_GGUF_HEADER >> 20} MiB")
             raise _CutError
         self.at = start + size
         return start
@@ -433,7 +433,7 @@ def _mapped(path: Path) -> Iterator[mmap.mmap]:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 yield data
     except OSError as error:
-        raise CorruptModelError(f"{path.name} cannot be read: {error.strerror or error}. {OTHER}") from error
+        raise CorruptModelError(f"{path.name} cannot be read: {error.strerror or error}. {OTHER_KINDS}") from error
 
 
 def _read_file(path: Path, number: int) -> _File:
@@ -460,7 +460,7 @@ def _read_file(path: Path, number: int) -> _File:
 
 def _check_kind(path: Path, data: mmap.mmap) -> None:
     if data[:4] != b"GGUF":
-        _refuse(path, f"is not a GGUF file: it begins with {data[:4]!r}", OTHER)
+        _refuse(path, f"is not a GGUF file: it begins with {data[:4]!r}", OTHER_KINDS)
     [version] = _U32.unpack_from(data, 4)
     if version and not version & 0xFFFF:
         _refuse(path, "is a GGUF file for big-endian processors", "Choose the little-endian file.")
@@ -768,7 +768,7 @@ def _check_embedding(path: Path, tensors: tuple[GgufTensor, ...], width: int, to
         _refuse(path, f"states an embedding of width {width:,}, but has one of width {columns:,}")
     if math.prod(rows) != tokens:
         what = f"has a vocabulary of {tokens:,} tokens, but an embedding of {math.prod(rows):,}"
-        _refuse(path, f"{what}: the two are of different models", OTHER)
+        _refuse(path, f"{what}: the two are of different models", OTHER_KINDS)
 
 
 def _check_shapes(path: Path, header: GgufHeader) -> None:

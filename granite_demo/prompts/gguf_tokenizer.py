@@ -47,9 +47,9 @@ SPLITS: dict[str, str] = {
 """The split before BPE by llama.cpp's name: a pattern, or one of the two built-in splits."""
 WHOLE_WORDS = frozenset({"llama3", "llama-v3", "llama-bpe", "falcon3"})
 """Splits whose words become one token if they are in the vocabulary, without merges."""
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
+UNKNOWN, CONTROL_TOKEN, USER_DEFINED, UNUSED = 2, 3, 4, 5
 """Types of tokens in GGUF (``TokenType``)."""
-PROBES = (
+PROBE_TEXTS = (
     "Hello, it's 12345  blanks\n\n\tdef f(x_1): return x**2 != 3.14 # Ça va? 你好 🙂",
     "I'M HERE, we'LL see; don't 'quote' 007 1.000.000,5 ½ ② ٣٤٥ x²",
     "naïve café Zürich Ünïcödé A\u030angstro\u0308m שלום مرحبا नमस्ते ไทย 한국어 日本語テスト。「はい」",
@@ -185,7 +185,7 @@ def check_with_llama(name: str, tokenizer: GgufTokenizer, encode_by_llama: Calla
 
 def _compare(name: str, tokenizer: GgufTokenizer, encode: Callable[[str], Sequence[int]], who: str) -> None:
     controls = [text for text in tokenizer.added_tokens_encoder if text.strip()]
-    for text in (*PROBES, "a".join(controls), " ".join(controls[:64])):
+    for text in (*PROBE_TEXTS, "a".join(controls), " ".join(controls[:64])):
         ours, theirs = tokenizer(text).input_ids, list(encode(text))
         if ours == theirs:
             continue
@@ -264,6 +264,6 @@ def _add(tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
     added = [
         AddedToken(text, special=kind != USER_DEFINED, normalized=False)
         for index, (text, kind) in enumerate(zip(vocabulary.tokens, vocabulary.types, strict=True))
-        if kind in (UNKNOWN, CONTROL, USER_DEFINED) or index in ends
+        if kind in (UNKNOWN, CONTROL_TOKEN, USER_DEFINED) or index in ends
     ]
     tokenizer.add_tokens(added)

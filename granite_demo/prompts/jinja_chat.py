@@ -25,12 +25,12 @@ from jinja2.visitor import NodeTransformer
 
 MAX_SOURCE = 200_000
 """The maximum length of a template in characters. The templates of Granite have up to 10,000."""
-MAX_SIZE = 16_000_000
+MAX_VALUE_SIZE = 16_000_000
 """The maximum size of one value and of the output, in characters. An item of a list counts as 16 characters."""
 MAX_NUMBER = 1_000_000
 """The maximum of a number in a call, such as a width or a count."""
-MAX_BITS = 4096
-SECONDS = 5.0
+MAX_INTEGER_BITS = 4096
+RENDER_SECONDS = 5.0
 """The maximum CPU time for one prompt."""
 ITEM = 16
 _SLOW = frozenset({"wordwrap", "urlize", "striptags", "pprint"})
@@ -99,7 +99,7 @@ class _Budget(threading.local):
         self.until, self.size = float("inf"), 0
 
     def __enter__(self) -> None:
-        self.until, self.size = time.thread_time() + SECONDS, 0
+        self.until, self.size = time.thread_time() + RENDER_SECONDS, 0
 
     def __exit__(self, *error: object) -> None:
         self.until = float("inf")
@@ -107,13 +107,13 @@ class _Budget(threading.local):
     def tick(self, size: int) -> None:
         """Count one iteration of a loop or one macro call, which writes ``size`` characters of the template itself."""
         if time.thread_time() > self.until:
-            raise SecurityError(f"it needs more than {SECONDS:g} seconds")
+            raise SecurityError(f"it needs more than {RENDER_SECONDS:g} seconds")
         self.write(size)
 
     def write(self, size: int) -> None:
         self.size += size
-        if self.size > MAX_SIZE:
-            raise SecurityError(f"it writes more than {MAX_SIZE:,} characters")
+        if self.size > MAX_VALUE_SIZE:
+            raise SecurityError(f"it writes more than {MAX_VALUE_SIZE:,} characters")
 
 
 class _Environment(ImmutableSandboxedEnvironment):
@@ -183,7 +183,7 @@ class _Environment(ImmutableSandboxedEnvironment):
         if isinstance(left, int) and isinstance(right, int):
             # Only these operators can make very large numbers.
             bits = {"**": left.bit_length() * max(right, 0), "*": left.bit_length() + right.bit_length()}
-            _limit(bits.get(operator, 0), MAX_BITS)
+            _limit(bits.get(operator, 0), MAX_INTEGER_BITS)
         elif operator == "*":
             times, sized = (left, right) if isinstance(left, int) else (right, left)
             _limit(_size(sized) * times if isinstance(times, int) and not isinstance(sized, float) else 0)
@@ -244,7 +244,7 @@ class _Generation(Extension):
 
 
 def _size(value: Any) -> int:
-    """Return the approximate number of characters of ``value`` as text. Raises SecurityError above ``MAX_SIZE``."""
+    """Return the approximate size of ``value`` as text. Raises SecurityError above ``MAX_VALUE_SIZE``."""
     if isinstance(value, str):
         return _limit(len(value))
     total, stack = 0, [value]
@@ -255,17 +255,17 @@ def _size(value: Any) -> int:
             total += len(item)
         elif isinstance(item, dict):  # not Mapping: Jinja's context is one
             total += ITEM * len(item)
-            stack += [*item.keys(), *item.values()] if total <= MAX_SIZE else []
+            stack += [*item.keys(), *item.values()] if total <= MAX_VALUE_SIZE else []
         elif isinstance(item, list | tuple | set | frozenset):
             total += ITEM * len(item)
-            stack += item if total <= MAX_SIZE else ()
+            stack += item if total <= MAX_VALUE_SIZE else ()
         _limit(total)
     return total
 
 
-def _limit(size: int, most: int = MAX_SIZE) -> int:
+def _limit(size: int, most: int = MAX_VALUE_SIZE) -> int:
     if size > most:
-        raise SecurityError(f"it requests a value of more than {MAX_SIZE:,} characters")
+        raise SecurityError(f"it requests a value of more than {MAX_VALUE_SIZE:,} characters")
     return size
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from granite_demo.engine.llama_cpp import LlamaEngine, Vocabulary
+from granite_demo.engine.llama_cpp import LlamaEngine, TokenPieces
 from granite_demo.loading import llama_process
 from granite_demo.loading.llama_process import LlamaProcess
 from granite_demo.loading.llama_server import ServerOptions
@@ -149,7 +149,7 @@ def file_engine(path: Path, ignore_ends: bool = False, max_waiting: int = 64, **
         process.warm_up()
         return process
 
-    vocabulary = Vocabulary(header.vocabulary.pieces)
+    vocabulary = TokenPieces(header.vocabulary.pieces)
     context = min(header.context_length, options.context)
     return LlamaEngine(start(), start, vocabulary, context, max_waiting=max_waiting, ignore_ends=ignore_ends)
 

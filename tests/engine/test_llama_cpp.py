@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from granite_demo.engine import llama_cpp
-from granite_demo.engine.llama_cpp import LlamaEngine, Vocabulary, completion_body, folded_seed
+from granite_demo.engine.llama_cpp import LlamaEngine, TokenPieces, completion_body, folded_seed
 from granite_demo.engine.protocol import TokenScorer
 from granite_demo.errors import ContextOverflowError, EngineError, InvalidRequestError
 from granite_demo.hub.sample import ensure_gguf
@@ -53,7 +53,7 @@ PIECES = [b"a", b"\xf0\x9f", b"\x99\x82", b"\xf0", b"\x9f", b"\x99", b"\x82", b"
     ],
 )
 def test_tokens_of_a_character_are_found_by_its_bytes(last: int, text: str, count: int, expected: list[int]) -> None:
-    assert Vocabulary(PIECES).before(last, text.encode(), count) == expected
+    assert TokenPieces(PIECES).before(last, text.encode(), count) == expected
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1])

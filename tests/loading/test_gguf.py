@@ -11,7 +11,7 @@ import pytest
 from granite_demo.errors import CorruptModelError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading import gguf
 from granite_demo.loading.device import place_gguf
-from granite_demo.loading.gguf import SLOTS, GgufModel, cores, load_gguf, plan_cache
+from granite_demo.loading.gguf import SLOT_RANGE, GgufModel, cores, load_gguf, plan_cache
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
 from granite_demo.models import registry
@@ -77,13 +77,13 @@ def test_a_hybrid_has_as_many_slots_as_its_states_leave_room_for(tmp_path: Path)
     plenty = plan_cache(header, 1000, 1024 * MEBIBYTE)
     free = memory_of(header, plenty.tokens, plenty.slots - 3).total
     tight = plan_cache(header, 1000, free)
-    assert (plenty.slots, SLOTS[0] <= tight.slots < plenty.slots) == (16, True)
+    assert (plenty.slots, SLOT_RANGE[0] <= tight.slots < plenty.slots) == (16, True)
     assert memory_of(header, tight.tokens, tight.slots).total <= free
 
 
 def test_without_memory_for_a_conversation_it_is_refused(header: GgufHeader) -> None:
     with pytest.raises(OutOfMemoryError, match="Choose a smaller model"):
-        plan_cache(header, None, memory_of(header, 256, SLOTS[0]).total - 1)
+        plan_cache(header, None, memory_of(header, 256, SLOT_RANGE[0]).total - 1)
 
 
 def test_it_computes_on_the_cores_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -131,7 +131,7 @@ def test_closed_it_is_gone_with_its_threads(process: LlamaProcess) -> None:
 
 
 def test_a_load_is_cancelled_within_a_second(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(llama_process, "START", HANGS)
+    monkeypatch.setattr(llama_process, "SERVER_START", HANGS)
     process, cancelled = LlamaProcess(server_options(file)), threading.Event()
     timer = threading.Timer(0.2, cancelled.set)
     timer.start()
@@ -160,7 +160,7 @@ def test_a_broken_file_has_a_reason(tmp_path: Path) -> None:
     ],
 )
 def test_a_child_that_dies_has_a_reason(file: Path, monkeypatch: pytest.MonkeyPatch, program: str, reason: str) -> None:
-    monkeypatch.setattr(llama_process, "START", program)
+    monkeypatch.setattr(llama_process, "SERVER_START", program)
     process = LlamaProcess(server_options(file))
     with pytest.raises(CorruptModelError, match=f"cannot load tiny.gguf: {reason}\\.$"):
         process.wait(lambda: False)

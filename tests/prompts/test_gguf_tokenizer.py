@@ -13,7 +13,7 @@ from granite_demo.errors import CorruptModelError, InvalidRequestError
 from granite_demo.models.gguf_header import read_header
 from granite_demo.outputs.structured_output import compile_constraint
 from granite_demo.prompts.fim import fim_problem
-from granite_demo.prompts.gguf_tokenizer import PROBES, SPLITS, GgufTokenizer, check_with_llama, make_tokenizer
+from granite_demo.prompts.gguf_tokenizer import PROBE_TEXTS, SPLITS, GgufTokenizer, check_with_llama, make_tokenizer
 from granite_demo.prompts.render import render, render_parts
 from granite_demo.prompts.template_features import find_switches
 from granite_demo.prompts.tokenizer import Detokenizer, Tokenizer, control_tokens
@@ -53,7 +53,7 @@ def texts() -> list[str]:
         "".join(chr(chance.randrange(*chance.choice(ranges))) for _ in range(chance.randrange(1, 60)))
         for _ in range(100)
     ]
-    return [*PROBES, *letters, *(" ".join(chance.choices(words, k=20)) for _ in range(100))]
+    return [*PROBE_TEXTS, *letters, *(" ".join(chance.choices(words, k=20)) for _ in range(100))]
 
 
 @pytest.mark.skipif(bool(MISSING), reason=MISSING)

@@ -150,7 +150,7 @@ LARGE = {
 
 @pytest.mark.parametrize("template", SLOW.values(), ids=SLOW)
 def test_what_takes_too_long_is_stopped(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_chat, "SECONDS", 0.3)
+    monkeypatch.setattr(jinja_chat, "RENDER_SECONDS", 0.3)
     start = time.thread_time()
     with pytest.raises(SecurityError, match="it needs more than 0.3 seconds"):
         apply_chat_template(template, HI)
@@ -166,7 +166,7 @@ def test_what_grows_too_large_is_stopped_before(template: str) -> None:
 
 
 def test_the_processor_time_of_one_prompt_is_not_that_of_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jinja_chat, "SECONDS", 0.2)
+    monkeypatch.setattr(jinja_chat, "RENDER_SECONDS", 0.2)
     with pytest.raises(SecurityError):
         apply_chat_template(SLOW["nested loops"], HI)
     assert apply_chat_template("{% for m in messages %}{{ m.role }}{% endfor %}", HI) == "user"
