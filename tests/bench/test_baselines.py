@@ -42,7 +42,7 @@ def test_like_returns_the_copy_in_the_precision_of_the_engine() -> None:
 
 
 def test_copies_that_do_not_fit_are_left_out(tiny: LoadedModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("granite_demo.loading.device.free_memory", lambda device: 1)
+    monkeypatch.setattr("granite_demo.loading.placement.free_memory", lambda device: 1)
     copies, notes = baselines.load_copies(tiny, CPU)
     assert copies == []
     assert [note[:46] for note in notes] == [

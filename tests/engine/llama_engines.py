@@ -159,7 +159,7 @@ def gguf_engine(loaded: LoadedModel, path: Path, words: Metadata | None = None, 
     [end] = loaded.eos_ids or [None]
     write_gguf(loaded.model, path, words or letters(loaded.vocabulary, end))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(llama_process, "START", EXACT)
+        patch.setattr(llama_process, "SERVER_START", EXACT)
         engine = file_engine(path, not loaded.eos_ids, max_waiting, cache_type="f32")
     path.unlink()  # mapped; disks are small
     return engine
