@@ -74,6 +74,7 @@ ROWS = (
 )
 SKIP = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 LONG = {
+    ("llama.cpp", "queue_positions_fall_to_the_front"),  # timed out beside other work; needs an idle machine
     ("interleaved on static caches", "greedy_equals_generate"),
     ("interleaved on static caches", "log_probabilities_equal_a_forward_pass"),
 }
