@@ -83,7 +83,7 @@ LONG = {
 
 def _marks(row: Row, behaviour: Behaviour) -> list[pytest.MarkDecorator]:
     slow = [pytest.mark.release] if (row.name, behaviour.__name__) in LONG else []
-    return [SKIP] if row is GGUF else slow
+    return [SKIP, *slow] if row is GGUF else slow
 
 
 CASES = [
