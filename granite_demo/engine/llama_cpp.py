@@ -12,7 +12,8 @@ import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import httpx
@@ -110,7 +111,8 @@ class LlamaEngine:
         self.setup = setup or EngineSetup(Chosen(GGUF, ""))
         self.details: tuple[Fact, ...] = ()
         self.unable: tuple[tuple[Feature, str], ...] = UNABLE
-        self._process, self._start, self._ignore_ends = process, start, ignore_ends
+        self._process, self._start = process, start
+        self._always = {"ignore_eos": True} if ignore_ends else {}
         self._vocabulary, self._context_length = vocabulary, context_length
         self._capacity, self._slots = self._process.options.context, self._process.options.slots
         self._line: WaitingQueue[_Request] = WaitingQueue(max_waiting)
@@ -134,59 +136,54 @@ class LlamaEngine:
         """See ``Engine.generate``."""
         limit = answer_limit(sampling)
         self._check_ids(prompt_ids)
-        # Of the rest of a constraint there is no text.
-        steps = matcher is not None and matcher.lark is None
+        if len(prompt_ids) >= self._context_length:
+            raise ContextOverflowError(len(prompt_ids), self._context_length)
 
         def work(request: _Request) -> AsyncGenerator[Token]:
-            if matcher is not None and steps:
-                return self._answer_by_token(request, prompt_ids, sampling, matcher)
-            return self._answer(request, prompt_ids, sampling, matcher)
+            return self._answer(request, prompt_ids, sampling, limit, matcher)
 
         async with aclosing(self._served(len(prompt_ids) + min(limit, RESERVE), work)) as items:
             async for item in items:
                 yield item
 
     async def _answer(
-        self, request: _Request, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher | None
+        self,
+        request: _Request,
+        prompt_ids: Sequence[int],
+        sampling: SamplingParams,
+        limit: int,
+        matcher: Matcher | None,
     ) -> AsyncGenerator[Token]:
-        count, alternatives = 0, sampling.logprobs or 0
-        body = completion_body(prompt_ids, sampling, (matcher and matcher.lark) or "")
-        if self._ignore_ends:
-            body["ignore_eos"] = True
-        async with aclosing(self._pieces(body)) as pieces:
-            async for piece in pieces:
-                if piece["stop"]:
-                    return
-                probabilities = piece.get("completion_probabilities") or [None]
-                for index, told in zip(piece["tokens"], probabilities, strict=False):
-                    missing = piece["tokens_predicted"] - count - 1
-                    lost = self._vocabulary.before(index, piece["content"].encode(), missing) if missing else []
-                    count = piece["tokens_predicted"]
-                    for token in (*map(Token, lost), token_of(index, told, alternatives)):
+        """Answer in parts, each no longer than what is reserved, so that llama.cpp cannot pass it.
+
+        Of the rest of a constraint there is no text: after the first part, each token is a part.
+        """
+        said: list[int] = []
+        while len(said) < limit and (room := self._room(request, len(prompt_ids) + len(said))):
+            by_token = matcher is not None and (bool(said) or matcher.lark is None)
+            grammar = "" if matcher is None else matcher.next_lark() if by_token else matcher.lark or ""
+            length = 1 if by_token else min(limit - len(said), room)
+            body = completion_body(prompt_ids, sampling, length, grammar, said)
+            before, ended = len(said), False
+            async with aclosing(self._pieces({**body, "stream": not by_token, **self._always})) as pieces:
+                async for piece in pieces:
+                    for token in self._tokens(piece, len(said) - before, sampling.logprobs or 0):
                         if matcher is not None:
                             # llama.cpp answers without a grammar that it cannot read.
                             matcher.follow(token.id)
+                        said.append(token.id)
                         yield token
-                if not self._has_room(request, len(prompt_ids) + count):
-                    return
-
-    async def _answer_by_token(
-        self, request: _Request, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Matcher
-    ) -> AsyncGenerator[Token]:
-        """Answer with a request for each token, as the present ``matcher`` allows it."""
-        said: list[int] = []
-        while len(said) < answer_limit(sampling) and self._has_room(request, len(prompt_ids) + len(said)):
-            seed = None if sampling.seed is None else sampling.seed + len(said)
-            one = replace(sampling, max_tokens=1, seed=seed)
-            body = completion_body([*prompt_ids, *said], one, matcher.next_lark())
-            reply = await self._reply({**body, "stream": False})
-            [index] = reply["tokens"]
-            [told] = reply.get("completion_probabilities") or [None]
-            matcher.accept(index)
-            said.append(index)
-            yield token_of(index, told, sampling.logprobs or 0)
-            if index in matcher.eos_ids:
+                    ended = piece["stop"] and piece["stop_type"] != "limit"
+            if ended or len(said) == before:
                 return
+
+    def _tokens(self, piece: Mapping[str, Any], count: int, alternatives: int) -> list[Token]:
+        """The tokens of a piece that follows ``count`` others."""
+        ids, probabilities = piece["tokens"], piece.get("completion_probabilities") or ()
+        missing = piece["tokens_predicted"] - count - len(ids) if ids else 0
+        lost = self._vocabulary.before(ids[0], piece["content"].encode(), missing) if missing else []
+        found = [token_of(index, entry, alternatives) for index, entry in zip_longest(ids, probabilities)]
+        return [*map(Token, lost), *found]
 
     async def score(self, token_ids: Sequence[int], measure: Measure[T]) -> AsyncGenerator[T | Queued]:
         """See ``Engine.score``. llama.cpp's server gives no logits, so this raises InvalidRequestError."""
@@ -264,14 +261,13 @@ class LlamaEngine:
         taken = sum(other.cost for other in self._running)
         return len(self._running) < self._slots and taken + request.cost <= self._capacity
 
-    def _has_room(self, request: _Request, length: int) -> bool:
-        """Whether another token fits: reserves more of the cache for a long answer, where it is free."""
-        if length < request.cost:
-            return True
-        with self._lock:
-            free = self._capacity - sum(other.cost for other in self._running)
-            request.cost += min(RESERVE, free)
-        return length < request.cost
+    def _room(self, request: _Request, length: int) -> int:
+        """How many tokens fit after ``length``: reserves more of the cache for a long answer, where it is free."""
+        if length >= request.cost:
+            with self._lock:
+                free = self._capacity - sum(other.cost for other in self._running)
+                request.cost += min(RESERVE, free)
+        return min(request.cost, self._context_length) - length
 
     @asynccontextmanager
     async def _client(self) -> Any:
@@ -298,6 +294,9 @@ class LlamaEngine:
 
     async def _pieces(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
         """The pieces of one answer. Closing it cancels the request. Raises InvalidRequestError and EngineError."""
+        if not body["stream"]:
+            yield await self._reply(body)
+            return
         async with self._client() as client, client.stream("POST", "/completion", json=body) as response:
             if response.is_error:
                 raise _refused(json.loads(await response.aread()))
@@ -369,11 +368,16 @@ def _refused(reply: Mapping[str, Any]) -> GraniteDemoError:
     return (InvalidRequestError if error.get("code") == 400 else EngineError)(f"llama.cpp refused the request: {text}.")
 
 
-def completion_body(prompt_ids: Sequence[int], sampling: SamplingParams, grammar: str = "") -> dict[str, Any]:
-    """The request for one answer. ``sampling`` has max_tokens; ``grammar`` is the constraint in llguidance's Lark."""
+def completion_body(
+    prompt_ids: Sequence[int], sampling: SamplingParams, length: int, grammar: str = "", said: Sequence[int] = ()
+) -> dict[str, Any]:
+    """The request for the ``length`` tokens that follow the prompt and what is ``said``, the answer so far.
+
+    ``grammar`` is the constraint in llguidance's Lark.
+    """
     body: dict[str, Any] = {
-        "prompt": list(prompt_ids),
-        "n_predict": sampling.max_tokens,
+        "prompt": [*prompt_ids, *said],
+        "n_predict": length,
         "stream": True,
         "return_tokens": True,
         # Without it a cancelled prompt is computed to its end.
@@ -385,13 +389,13 @@ def completion_body(prompt_ids: Sequence[int], sampling: SamplingParams, grammar
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,
-        "repeat_last_n": len(prompt_ids) + (sampling.max_tokens or 0),
+        "repeat_last_n": len(prompt_ids) + len(said) + length,
         "frequency_penalty": sampling.frequency_penalty,
         "presence_penalty": sampling.presence_penalty,
         "logit_bias": [list(pair) for pair in biases(prompt_ids, sampling).items()],
     }
     if sampling.seed is not None:
-        body["seed"] = folded_seed(sampling.seed)
+        body["seed"] = folded_seed(sampling.seed + len(said))
     if sampling.logprobs is not None:
         body["n_probs"] = max(1, min(sampling.logprobs, MAX_ALTERNATIVES))
     if grammar:

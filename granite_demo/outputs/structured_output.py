@@ -104,7 +104,7 @@ class Matcher:
                 raise EngineError(f"The answer ended before it matched the {self._kind}.")
         elif not self._matcher.try_consume_tokens([token_id]):
             raise EngineError(f"Token {token_id} is not allowed by the {self._kind} of this answer.")
-        self._mask = None
+        self.ended, self._mask = token_id in self.eos_ids or self._matcher.is_stopped(), None
 
     def next_lark(self) -> str:
         """Return, in llguidance's Lark syntax, the tokens that can come next. Raises as ``allowed``."""

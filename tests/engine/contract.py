@@ -56,6 +56,8 @@ class Row:
     """Makes the engine from a model and the maximum number of waiting requests."""
     slots: int = 4
     """The number of simultaneous requests, at least 4."""
+    long: int = 150
+    """Tokens of an answer that takes longer than others take to join the line."""
     skips: frozenset[str] = frozenset()
     """The names of the behaviours that this engine cannot have."""
     model: Callable[..., LoadedModel] = tiny_model
@@ -337,7 +339,7 @@ async def queue_positions_fall_to_the_front(ground: Ground) -> None:
 
     with ground.tiny() as engine:
         running = [
-            asyncio.create_task(answer(engine, PROMPT, max_tokens=150 + 20 * index))
+            asyncio.create_task(answer(engine, PROMPT, max_tokens=ground.row.long + 20 * index))
             for index in range(ground.row.slots)
         ]
         await until(engine, ground.row.slots)
@@ -353,13 +355,13 @@ async def queue_positions_fall_to_the_front(ground: Ground) -> None:
 @behaviour
 async def a_full_queue_refuses(ground: Ground) -> None:
     with ground.tiny(max_waiting=2) as engine:
-        taken = ground.fill(engine, 150)
+        taken = ground.fill(engine, ground.row.long)
         await until(engine, ground.row.slots)
-        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=150)) for _ in range(2)]
+        taken += [asyncio.create_task(answer(engine, PROMPT, max_tokens=ground.row.long)) for _ in range(2)]
         await until(engine, ground.row.slots, 2)
         with pytest.raises(EngineBusyError, match="2 requests are waiting"):
             await answer(engine, PROMPT, max_tokens=5)
-        assert [len(ids) for ids in await asyncio.gather(*taken)] == [150] * (ground.row.slots + 2)
+        assert [len(ids) for ids in await asyncio.gather(*taken)] == [ground.row.long] * (ground.row.slots + 2)
 
 
 @behaviour

@@ -46,6 +46,7 @@ def _gguf(loaded: LoadedModel, max_waiting: int) -> LlamaEngine:
 GGUF = Row(
     "llama.cpp",
     _gguf,
+    long=400,
     skips=frozenset(
         {
             # Nothing can be put into the model of another process. test_llama_cpp has what fails there.
@@ -74,7 +75,6 @@ ROWS = (
 )
 SKIP = pytest.mark.skipif(bool(MISSING), reason=MISSING)
 LONG = {
-    ("llama.cpp", "queue_positions_fall_to_the_front"),  # timed out beside other work; needs an idle machine
     ("interleaved on static caches", "greedy_equals_generate"),
     ("interleaved on static caches", "log_probabilities_equal_a_forward_pass"),
 }
@@ -82,8 +82,9 @@ LONG = {
 
 
 def _marks(row: Row, behaviour: Behaviour) -> list[pytest.MarkDecorator]:
-    slow = [pytest.mark.release] if (row.name, behaviour.__name__) in LONG else []
-    return [SKIP, *slow] if row is GGUF else slow
+    if row is GGUF:
+        return [SKIP]
+    return [pytest.mark.release] if (row.name, behaviour.__name__) in LONG else []
 
 
 CASES = [
