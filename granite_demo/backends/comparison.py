@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.backends.scoring import TokenizedText, check_numbers, tokenize
 from granite_demo.errors import ContextOverflowError, InvalidRequestError
+from granite_demo.models.installation import require_torch
 from granite_demo.prompts.tokenizer import token_text
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
 from granite_demo.types.events import Queued
@@ -33,6 +34,8 @@ COMPARING_SHARE = 0.4
 """The share of the free memory for the distributions. The second model also needs memory while it is loaded."""
 DECODE_TOKENS = 24
 """The tokens that each model generates to measure its speed."""
+
+NEEDS_TORCH = "A comparison of precisions"
 
 Lease = Callable[[LoadOptions], AbstractAsyncContextManager[ReadyModel]]
 
@@ -52,6 +55,7 @@ async def compare(lease: Lease, request: CompareRequest) -> AsyncGenerator[Compa
     Raises InvalidRequestError if the text is too short or too long, or if the models tokenize it differently;
     ContextOverflowError; and the errors of ``lease`` and of the engine.
     """
+    require_torch(NEEDS_TORCH)
     first, second = _Rows(), _Rows()
     tokenized, kept, sides, texts = None, None, [], []
     for number, (options, rows) in enumerate(((request.reference, first), (request.other, second))):

@@ -21,6 +21,7 @@ from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidR
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
+from granite_demo.models.installation import torch_problem
 from granite_demo.models.memory import best_precision
 from granite_demo.outputs.dialects import PLAIN, find_dialect
 from granite_demo.outputs.structured_output import Matcher, compile_in_time
@@ -76,7 +77,8 @@ class LocalBackend:
         with self._lock:
             options, notice = self._pending or self._options, self._notice
         status = self._manager.status(options)
-        unable = (*status.unable, ("comparing precisions", self._fixed)) if self._fixed else status.unable
+        problem = self._fixed or torch_problem(comparison.NEEDS_TORCH)
+        unable = (*status.unable, ("comparing precisions", problem)) if problem else status.unable
         return replace(status, notice=notice, unable=unable)
 
     def choices(self) -> tuple[ModelChoice, ...]:

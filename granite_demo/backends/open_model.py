@@ -16,6 +16,7 @@ from granite_demo.loading.device import choose_device, place_gguf
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source, find_safetensors, find_source
 from granite_demo.loading.tensor_parallel import ALONE, Group
+from granite_demo.models.installation import has_torch
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
 from granite_demo.types.model_status import REQUESTED
@@ -50,7 +51,7 @@ def open_model(
         try:
             return _open_gguf(source, options, device.value, threads, report, cancelled, ignore_ends)
         except CorruptModelError as error:
-            if not source.spec.repo_id or options.engine_kind:
+            if not source.spec.repo_id or options.engine_kind or not has_torch():
                 raise
             intact = find_safetensors(cache_dir, source.spec, options.revision, report, cancelled)
             source = replace(intact, chosen_because=source.chosen_because, gguf_because=str(error))

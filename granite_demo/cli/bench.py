@@ -11,6 +11,7 @@ from granite_demo.cli import flags
 from granite_demo.cli.composition import model_manager, ready_backend
 from granite_demo.cli.terminal import LoadReporter, say, set_up_logging
 from granite_demo.loading.tensor_parallel import Group
+from granite_demo.models.installation import require_torch
 from granite_demo.settings import Settings
 
 
@@ -48,6 +49,7 @@ def run_bench(settings: Settings, options: BenchOptions, console: Console) -> No
         from granite_demo.bench import remote
 
         return remote.run(ready_backend(settings, console), options, progress)
+    require_torch("The benchmark of this machine")
     from granite_demo.bench import fused_layers, output, run, tensor_parallel
     from granite_demo.bench.suites.load import StageClock
 

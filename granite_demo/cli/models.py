@@ -25,6 +25,7 @@ from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape, count_parameters
 from granite_demo.models.devices import DeviceMemory, find_devices
+from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.models.memory import (
     Choice,
     Plan,
@@ -140,7 +141,8 @@ def _choose(shape: Shape, best: Sequence[DeviceMemory], context: int | None) -> 
 def _is_here(spec: ModelSpec, cache_dir: Path, hub_cache: Path | None) -> bool:
     if spec.repo_id:
         return hub_gguf.is_cached(spec, hub_cache) or download.cached(spec.repo_id, cache_dir=hub_cache) is not None
-    return (cache_dir / sample.FOLDER / sample.MANIFEST).is_file()  # written last
+    folders = (sample.FOLDER, sample.GGUF_FOLDER)
+    return any((cache_dir / folder / sample.MANIFEST).is_file() for folder in folders)  # written last
 
 
 def show_remote_models(settings: Settings, as_json: bool) -> None:
@@ -289,7 +291,9 @@ def pull_model(
     with _interruptible() as cancelled:
         try:
             with _progress(spec.name, console) as report:
-                if spec.repo_id:
+                if not has_torch():
+                    folder = _pull_gguf(spec, settings, report, cancelled)
+                elif spec.repo_id:
                     found = download.fetch(
                         spec.repo_id,
                         settings.revision or None,
@@ -314,6 +318,15 @@ def pull_model(
     output.print(f"{spec.name} is in {folder}", soft_wrap=True)
     if commit:
         output.print(f"commit {commit}")
+
+
+def _pull_gguf(spec: ModelSpec, settings: Settings, report: Report, cancelled: threading.Event) -> Path:
+    """Download the GGUF file of the model, which needs no torch, and return its path."""
+    if settings.revision:
+        require_torch(f"The revision {settings.revision}")
+    if spec.repo_id:
+        return hub_gguf.fetch(spec, find_devices()[-1].free, report, cancelled).path
+    return sample.ensure_gguf(settings.cache_dir, report, cancelled)
 
 
 @contextmanager

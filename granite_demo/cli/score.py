@@ -12,12 +12,14 @@ import typer
 from rich.console import Console
 
 from granite_demo.backend import Backend
+from granite_demo.backends.comparison import NEEDS_TORCH
 from granite_demo.cli import flags
 from granite_demo.cli.complete import read_text
 from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.models import refuse_url
 from granite_demo.cli.terminal import print_json, print_table, say, standard_output
 from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
+from granite_demo.models.installation import require_torch
 from granite_demo.settings import Settings
 from granite_demo.types.comparison import ComparedSide, Comparing, Comparison, to_csv
 from granite_demo.types.events import ScoreSummary
@@ -131,6 +133,7 @@ def add_compare_command(cli: typer.Typer, console: Console, opened: OpenBackend)
         in_precision(settings, other, "--other")
         if reference == other:
             raise ConfigurationError("Both precisions are the same. Choose another one with --other.")
+        require_torch(NEEDS_TORCH)
         given = read_text(text, sys.stdin)
         if not given:
             raise ConfigurationError("There is no text.")

@@ -9,7 +9,7 @@ from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.cli.composition import backend_beside, opened_backend
 from granite_demo.cli.terminal import set_up_logging
 from granite_demo.hub import download
-from granite_demo.loading.source import check_cache_folders
+from granite_demo.loading.source import check_cache_folders, check_torch
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.settings import Settings, take_secrets
 
@@ -32,6 +32,7 @@ def _serve(settings: Settings, console: Console, group: Group) -> None:
     # Before the imports, which take seconds: an error about the port appears at once.
     listener = bind(settings.host, settings.port)
     if not settings.backend:
+        check_torch(settings.load_options())
         check_cache_folders(settings.cache_dir, settings.load_options())
     link = _share(settings, listener.getsockname()[1])
     kind = settings.load_options().engine_kind

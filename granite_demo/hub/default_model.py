@@ -12,6 +12,7 @@ from granite_demo.hub import gguf as hub_gguf
 from granite_demo.models import catalogue, memory, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
+from granite_demo.models.installation import has_torch
 from granite_demo.types.model_status import gigabytes
 
 LAST_MODEL = "last-model"
@@ -67,7 +68,7 @@ def _is_here(name: str, gguf: bool, hub_cache: Path | None) -> bool:
         return False
     if spec.repo_id is None or (gguf and hub_gguf.is_cached(spec, hub_cache)):
         return True
-    return download.cached(spec.repo_id, cache_dir=hub_cache) is not None
+    return has_torch() and download.cached(spec.repo_id, cache_dir=hub_cache) is not None
 
 
 def _suits(spec: ModelSpec, free: int, on_gpu: bool, gguf: bool, hub_cache: Path | None) -> bool:
@@ -76,7 +77,7 @@ def _suits(spec: ModelSpec, free: int, on_gpu: bool, gguf: bool, hub_cache: Path
     if gguf and hub_gguf.cached_file(spec, free, hub_cache):
         return True
     fits = memory.best_precision(spec.shape, free, 4096).precision is not None
-    return fits and download.cached(spec.repo_id, cache_dir=hub_cache) is not None
+    return has_torch() and fits and download.cached(spec.repo_id, cache_dir=hub_cache) is not None
 
 
 def _size(spec: ModelSpec) -> int:

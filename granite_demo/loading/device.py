@@ -13,6 +13,7 @@ import psutil
 
 from granite_demo.errors import ConfigurationError
 from granite_demo.models.devices import find_devices
+from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.types.load_options import LoadOptions, precision_label
 from granite_demo.types.model_status import REQUESTED, Chosen, Fact
 
@@ -80,6 +81,11 @@ def choose_device(options: LoadOptions) -> Chosen[str]:
         return Chosen("cpu", "the GPU is only for the process that writes an answer")
     if wanted in ("auto", "cpu") and not _may_have_gpu():
         return Chosen("cpu", REQUESTED if wanted == "cpu" else "no GPU was found")
+    if wanted == "cpu":
+        return Chosen("cpu", REQUESTED)
+    if _is_apple() and not has_torch() and wanted != "cuda":
+        return Chosen("mps", REQUESTED if wanted == "mps" else "an Apple GPU was found")
+    require_torch(f"The device {wanted}")
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -98,8 +104,12 @@ def choose_device(options: LoadOptions) -> Chosen[str]:
 def _may_have_gpu() -> bool:
     """Return whether torch has to be asked for a GPU, which takes seconds to import."""
     if sys.platform == "darwin":
-        return platform.machine() == "arm64"
+        return _is_apple()
     return any(device.device.startswith("cuda") for device in find_devices())
+
+
+def _is_apple() -> bool:
+    return sys.platform == "darwin" and platform.machine() == "arm64"
 
 
 def free_memory(device: str) -> int:

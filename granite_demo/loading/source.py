@@ -22,6 +22,7 @@ from granite_demo.hub import gguf as hub_gguf
 from granite_demo.loading.device import free_memory
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.types.engine_kinds import ENGINES, GGUF
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.model_status import REQUESTED
@@ -85,6 +86,7 @@ def find_source(
         refused = found
     elif requested:
         raise ConfigurationError(f"{spec.title} has no GGUF file here. Use the path of a GGUF file as the model.")
+    require_torch(_needs_torch(options, spec, processes))
     source = find_safetensors(cache_dir, spec, options.revision, report, cancelled)
     return replace(source, chosen_because=because, gguf_because=refused)
 
@@ -99,6 +101,25 @@ def find_safetensors(
         checkpoint = download.fetch(spec.repo_id, revision, report, cancelled)
         return Source(spec, checkpoint.folder, checkpoint.commit)
     return Source(spec, sample.ensure_sample(cache_dir, report, cancelled))
+
+
+def check_torch(options: LoadOptions) -> None:
+    """Raise ConfigurationError if the options name an engine that needs torch, and torch is not installed."""
+    if options.engine_kind and not options.engine_kind.reads_gguf:
+        require_torch(f"The engine {options.engine_kind}")
+
+
+def _needs_torch(options: LoadOptions, spec: ModelSpec, processes: int) -> str:
+    """Return what needs torch, as the subject of a sentence."""
+    for name in ("engine", "dtype", "quantization", "attention"):
+        if getattr(options, name) != "auto":
+            return f"The {name} {getattr(options, name)}"
+    if processes > 1:
+        return "A model in several processes"
+    if options.revision:
+        return f"The revision {options.revision}"
+    missing = "" if spec.path else no_llama()
+    return f"{missing[0].upper()}{missing[1:]}. {spec.title}" if missing else f"{spec.title} in safetensors files"
 
 
 def why_not(options: LoadOptions, device: str) -> str:
@@ -158,7 +179,7 @@ def _find_gguf(
 
     What is in the cache comes first: the GGUF file, unless it does not fit, then safetensors. If both are missing,
     downloads the GGUF file. Raises OutOfMemoryError if none fits, and the errors of a download if the user requested
-    the file (``requested``).
+    the file (``requested``) or torch is not installed.
     """
     if requested and (missing := no_llama()):
         raise ConfigurationError(f"{spec.title} cannot run as a GGUF file here: {missing}.")
@@ -166,9 +187,9 @@ def _find_gguf(
         file = sample.ensure_gguf(cache_dir, report, cancelled)
         because = _because(REQUESTED if requested else hub_gguf.FASTER, device)
         return Source(spec, file.parent, gguf=file, gguf_because=because)
-    free = free_memory("cpu")
+    free, required = free_memory("cpu"), requested or not has_torch()
     if (found := hub_gguf.cached_file(spec, free)) is None:
-        if not requested and download.cached(spec.repo_id or ""):
+        if not required and download.cached(spec.repo_id or ""):
             return (
                 f"the safetensors files are in the hub cache; the engine {GGUF} is {hub_gguf.FASTER}, after a download"
             )
@@ -177,7 +198,7 @@ def _find_gguf(
         except (LoadCancelledError, OutOfMemoryError):
             raise
         except GraniteDemoError as error:
-            if requested:
+            if required:
                 raise
             if isinstance(error, UnknownModelError):
                 return f"the hub has none in {spec.gguf_repo}, so it is the safetensors files"
