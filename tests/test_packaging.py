@@ -15,13 +15,16 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "granite_demo"
 RUN_LINE = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python app.py"
+SMALL_LINE = RUN_LINE.replace("requirements", "requirements-cpu")
 TEST_LINE = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest -n 3"
 OPTIONAL = {"matplotlib", "triton"}
 USED_BY_TRANSFORMERS = {"accelerate", "bitsandbytes"}
+USED_WITH_TORCH = {*USED_BY_TRANSFORMERS, "gguf", "plotly", "safetensors", "torch", "transformers"}
+"""The packages that the small installation leaves out: plotly draws comparisons of precisions."""
 SHIPPED = (".css", ".js", ".json", ".svg")
 
 
-@pytest.mark.parametrize("line", [RUN_LINE, TEST_LINE])
+@pytest.mark.parametrize("line", [SMALL_LINE, RUN_LINE, TEST_LINE])
 def test_readme_has_the_command(line: str) -> None:
     assert line in (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
 
@@ -46,9 +49,19 @@ def imported_names(path: Path) -> set[str]:
     return {name.split(".")[0] for name in names} - sys.stdlib_module_names
 
 
+def requirements(file: str) -> dict[str, str]:
+    """The lines of a requirement file by the names of their packages."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    return {normalized(re.split(r"[<>=!~; \[]", line)[0]): line for line in lines if line and line[0] != "#"}
+
+
+def test_the_small_installation_is_the_whole_one_without_torch() -> None:
+    whole = requirements("requirements.txt")
+    assert requirements("requirements-cpu.txt") == {name: whole[name] for name in whole if name not in USED_WITH_TORCH}
+
+
 def test_dependencies_are_those_imported() -> None:
-    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    declared = {normalized(re.split(r"[<>=!~; \[]", line)[0]) for line in lines if line and line[0] != "#"}
+    declared = set(requirements("requirements.txt"))
     provided_by = packages_distributions()
     names = set[str]().union(*map(imported_names, PACKAGE.rglob("*.py"))) - {"granite_demo"}
     used = {normalized(distribution) for name in names for distribution in provided_by.get(name, [name])}
