@@ -87,15 +87,9 @@ def _open_gguf(
 
     placement = place_gguf(options, device)
     loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache)
-    engine = create_llama_engine(loaded, ignore_ends)
-    try:
-        loaded = _prepared(loaded, ignore_ends)
-        if cancelled.is_set():
-            raise LoadCancelledError("The load was cancelled.")
-    except BaseException:
-        engine.close()
-        raise
-    return ReadyModel(loaded, engine)
+    if ignore_ends:
+        loaded = replace(loaded, eos_ids=frozenset())
+    return ReadyModel(loaded, create_llama_engine(loaded, ignore_ends))
 
 
 def _prepared(loaded: LoadedModel, ignore_ends: bool) -> LoadedModel:

@@ -6,11 +6,13 @@ llama.cpp runs the file in a process of its own. Imports no torch by itself.
 import os
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import psutil
 
-from granite_demo.errors import OutOfMemoryError
+from granite_demo.errors import InvalidRequestError, LoadCancelledError, OutOfMemoryError
 from granite_demo.hub.gguf import LEAST_CONTEXT
 from granite_demo.loading.device import Placement, free_memory
 from granite_demo.loading.llama_process import LlamaProcess
@@ -19,6 +21,7 @@ from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
 from granite_demo.models.gguf_header import GgufHeader, read_header
 from granite_demo.models.gguf_memory import BATCH, CACHE_MULTIPLE, cache_bytes_per_token, memory_of
+from granite_demo.outputs.structured_output import prepare
 from granite_demo.prompts.gguf_tokenizer import check_with_llama, make_tokenizer
 from granite_demo.prompts.template_features import find_switches
 from granite_demo.types.load_options import KvCache, Report
@@ -89,25 +92,21 @@ def load_gguf(
         cache_type=kv_cache,
         batch=BATCH,
     )
-    tokenizer = make_tokenizer(header, source.folder)
-
-    def start(stop: Callable[[], bool] = lambda: False) -> LlamaProcess:
-        process = LlamaProcess(options)
-        try:
-            process.wait(stop)
-            process.warm_up()
-        except BaseException:
-            process.close()
-            raise
-        return process
-
     report("loading", None, source.gguf.name)
-    process = start(cancelled.is_set)
+    process = LlamaProcess(options)
     try:
+        # The child process loads the weights meanwhile.
+        tokenizer = make_tokenizer(header, source.folder)
+        switches = find_switches(tokenizer)
+        with suppress(InvalidRequestError):
+            prepare(tokenizer, header.vocabulary.end_ids)
+        _wait_for(process, cancelled.is_set)
         check_with_llama(source.gguf.name, tokenizer, process.tokenize)
+        if cancelled.is_set():
+            raise LoadCancelledError("The load was cancelled.")
         reasons = {**placement.reasons, "quantization": "as the file has it", "context": plan.reason}
         return LoadedModel(
-            model=GgufModel(header, plan, process, start),
+            model=GgufModel(header, plan, process, partial(_start, options)),
             tokenizer=tokenizer,
             source=source,
             placement=replace(placement, quantization=header.quantization, context=plan.context, reasons=reasons),
@@ -116,11 +115,27 @@ def load_gguf(
             weight_bytes=header.tensor_bytes,
             shape=source.spec.shape,
             memory=MemoryUse("cpu", header.tensor_bytes, plan.context * cache_bytes_per_token(header, kv_cache), free),
-            switches=find_switches(tokenizer),
+            switches=switches,
         )
     except BaseException:
         process.close()
         raise
+
+
+def _start(options: ServerOptions) -> LlamaProcess:
+    process = LlamaProcess(options)
+    try:
+        _wait_for(process)
+    except BaseException:
+        process.close()
+        raise
+    return process
+
+
+def _wait_for(process: LlamaProcess, stop: Callable[[], bool] = lambda: False) -> None:
+    """Wait until the model answers. Raises as ``LlamaProcess.wait``."""
+    process.wait(stop)
+    process.warm_up()
 
 
 def plan_cache(header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCache = "f16") -> CachePlan:
