@@ -119,7 +119,7 @@ def test_gradios_private_parts_are_used_in_one_folder(path: Path) -> None:
     ("modules", "absent"),
     [
         ("granite_demo", ("gradio", "torch", "transformers")),
-        ("granite_demo.cli.main", ("gradio", "torch", "transformers", "openai")),
+        ("granite_demo.cli.main", ("gradio", "torch", "transformers", "openai", "jsonschema", "pydantic")),
         ("granite_demo.ui.app, granite_demo.server.app", ("torch",)),
     ],
 )

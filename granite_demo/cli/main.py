@@ -1,6 +1,7 @@
 """The command line. The commands import heavy packages themselves, so that help and errors in flags appear at once."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import typer
 from rich.console import Console
@@ -12,7 +13,6 @@ from granite_demo.cli.complete import add_complete_command
 from granite_demo.cli.composition import ready_backend
 from granite_demo.cli.doctor import add_doctor_command
 from granite_demo.cli.models import add_model_commands
-from granite_demo.cli.replay import add_replay_command
 from granite_demo.cli.score import add_compare_command, add_score_command
 from granite_demo.cli.serve import run_server
 from granite_demo.errors import ConfigurationError, GraniteDemoError
@@ -43,12 +43,22 @@ def create_cli(console: Console) -> typer.Typer:
         """Serve the page and the HTTP API."""
         run_server(settings, console)
 
+    @cli.command()
+    @flags.with_tables
+    def replay(
+        settings: Settings, file: flags.AnswerFile, as_json: flags.AsJson = False, model: flags.ModelToReplay = None
+    ) -> None:
+        """Generate a saved answer again and show the first difference. The exit code is 0 if there is none, else 1."""
+        from granite_demo.cli.replay import run_replay
+
+        settings = replace(settings, model=model or settings.model)
+        raise typer.Exit(0 if run_replay(file, settings, model is not None, console, ready_backend, as_json) else 1)
+
     add_complete_command(cli, console, ready_backend)
     add_chat_command(cli, console, ready_backend)
     add_score_command(cli, console, ready_backend)
     add_compare_command(cli, console, ready_backend)
     add_doctor_command(cli, console, ready_backend)
     add_bench_command(cli, console)
-    add_replay_command(cli, console, ready_backend)
     add_model_commands(cli, console)
     return cli

@@ -8,7 +8,6 @@ from contextlib import aclosing, closing
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-import typer
 from rich.console import Console
 
 from granite_demo.backend import Backend
@@ -191,19 +190,6 @@ def show(outcome: Outcome) -> None:
 def _one_line(text: str) -> str:
     # Answers and files can contain escape sequences, which a terminal would obey.
     return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
-
-
-def add_replay_command(cli: typer.Typer, console: Console, opened: OpenBackend) -> None:
-    """``opened`` gives the backend of settings, its model ready."""
-
-    @cli.command()
-    @flags.with_tables
-    def replay(
-        settings: Settings, file: flags.AnswerFile, as_json: flags.AsJson = False, model: flags.ModelToReplay = None
-    ) -> None:
-        """Generate a saved answer again and show the first difference. The exit code is 0 if there is none, else 1."""
-        settings = dataclasses.replace(settings, model=model or settings.model)
-        raise typer.Exit(0 if run_replay(file, settings, model is not None, console, opened, as_json) else 1)
 
 
 def read_file(name: str) -> Bundle:
