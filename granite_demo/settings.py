@@ -121,7 +121,7 @@ class Settings:
         "no", "yes: save a copy of the quantized model, which loads faster the next time."
     )
     engine: EngineName = _option(
-        "auto", "Engine that runs the model: auto, batching, static, dynamic, gguf or zerogpu.", LOAD
+        "auto", "Engine that runs the model: auto, batching, static, dynamic, gguf or zerogpu.", (*LOAD, "pull")
     )
     compile: Literal["no", "yes"] = _option(
         "no",

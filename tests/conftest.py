@@ -110,3 +110,9 @@ def engine(sample: "LoadedModel") -> Iterator["Engine"]:
 def backend() -> FakeBackend:
     """A backend that answers at once."""
     return FakeBackend()
+
+
+@pytest.fixture
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """This seems to be the small installation."""
+    monkeypatch.setattr("granite_demo.models.installation.find_spec", lambda name: None)

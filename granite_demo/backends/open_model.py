@@ -84,9 +84,11 @@ def _open_gguf(
     """Open a GGUF file, which needs no torch."""
     from granite_demo.engine.llama_cpp import create_llama_engine
     from granite_demo.loading.gguf import load_gguf
+    from granite_demo.loading.llama_gpu import find_llama_gpu
 
-    placement = place_gguf(options, device)
-    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache)
+    gpu = find_llama_gpu()
+    placement = place_gguf(options, device, gpu)
+    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache, gpu)
     if ignore_ends:
         loaded = replace(loaded, eos_ids=frozenset())
     return ReadyModel(loaded, create_llama_engine(loaded, ignore_ends))

@@ -1,4 +1,4 @@
-"""The commands ``models``, ``fits`` and ``pull``. They print tables or JSON and import no torch."""
+"""The commands ``models``, ``fits`` and ``pull``. They print tables or JSON. Only ``pull`` may import torch."""
 
 import json
 import signal
@@ -21,11 +21,12 @@ from granite_demo.cli.terminal import print_json, print_table, progress_bar, sta
 from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub import download, sample
 from granite_demo.hub import gguf as hub_gguf
+from granite_demo.loading.device import choose_device
+from granite_demo.loading.source import find_source
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape, count_parameters
 from granite_demo.models.devices import DeviceMemory, find_devices
-from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.models.memory import (
     Choice,
     Plan,
@@ -76,7 +77,10 @@ def add_model_commands(cli: typer.Typer, console: Console) -> None:
     def pull(
         settings: Settings, model: flags.ModelToPull, as_json: flags.AsJson = False, url: flags.NoUrl = None
     ) -> None:
-        """Download a model to the cache of huggingface_hub, or prepare the sample. Ctrl-C keeps the downloaded part."""
+        """Download the files of a model that serve would load: of a hub model into the cache of huggingface_hub.
+
+        Ctrl-C keeps the downloaded part.
+        """
         refuse_url(url, "A server downloads its models itself: start it with the name of the model.")
         pull_model(replace(settings, model=model), as_json, console)
 
@@ -278,33 +282,20 @@ def _coloured(mark: str, more: str = "") -> Text:
     return Text.assemble((mark, COLOURS[mark]), more)
 
 
-def pull_model(
-    settings: Settings, as_json: bool, console: Console, *, endpoint: str | None = None, hub_cache: Path | None = None
-) -> None:
-    """Download ``settings.model``, or prepare the sample, and print where it is. Exits with 130 after Ctrl-C."""
-    spec = registry.resolve(settings.model)
+def pull_model(settings: Settings, as_json: bool, console: Console) -> None:
+    """Download the files of ``settings.model`` that ``serve`` would load, and print where they are.
+
+    Exits with 130 after Ctrl-C.
+    """
+    spec, options = registry.resolve(settings.model), settings.load_options()
     if spec.path:
-        raise ConfigurationError(f"{spec.path} is a folder on this machine: there is nothing to download.")
+        raise ConfigurationError(f"{spec.path} is on this machine: there is nothing to download.")
     if not spec.repo_id and settings.revision:
         raise ConfigurationError(f"{spec.name} has no revisions. Remove --revision.")
-    commit = None
     with _interruptible() as cancelled:
         try:
             with _progress(spec.name, console) as report:
-                if not has_torch():
-                    folder = _pull_gguf(spec, settings, report, cancelled)
-                elif spec.repo_id:
-                    found = download.fetch(
-                        spec.repo_id,
-                        settings.revision or None,
-                        report,
-                        cancelled,
-                        cache_dir=hub_cache,
-                        endpoint=endpoint,
-                    )
-                    folder, commit = found.folder, found.commit
-                else:
-                    folder = sample.ensure_sample(settings.cache_dir, report, cancelled)
+                source = find_source(settings.cache_dir, options, choose_device(options).value, report, cancelled)
         except GraniteDemoError:  # pip gets Ctrl-C, too, and then fails for its own reason
             if not cancelled.is_set():
                 raise
@@ -312,21 +303,15 @@ def pull_model(
             console.print(f"{spec.name} was cancelled. {kept}".strip(), markup=False, highlight=False)
             raise SystemExit(INTERRUPTED_STATUS) from None
     if as_json:
-        print_json({"name": spec.name, "repo_id": spec.repo_id, "folder": str(folder), "commit": commit})
+        where = {"folder": str(source.folder), "gguf": str(source.gguf) if source.gguf else None}
+        print_json({"name": spec.name, "repo_id": spec.repo_id, **where, "commit": source.commit})
         return
     output = standard_output()
-    output.print(f"{spec.name} is in {folder}", soft_wrap=True)
-    if commit:
-        output.print(f"commit {commit}")
-
-
-def _pull_gguf(spec: ModelSpec, settings: Settings, report: Report, cancelled: threading.Event) -> Path:
-    """Download the GGUF file of the model, which needs no torch, and return its path."""
-    if settings.revision:
-        require_torch(f"The revision {settings.revision}")
-    if spec.repo_id:
-        return hub_gguf.fetch(spec, find_devices()[-1].free, report, cancelled).path
-    return sample.ensure_gguf(settings.cache_dir, report, cancelled)
+    output.print(f"{spec.name} is in {source.gguf or source.folder}", soft_wrap=True)
+    if source.commit:
+        output.print(f"commit {source.commit}")
+    if source.gguf_because:
+        output.print(f"GGUF file: {'' if source.gguf else 'not used: '}{source.gguf_because}", soft_wrap=True)
 
 
 @contextmanager

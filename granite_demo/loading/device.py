@@ -12,10 +12,12 @@ from typing import Any
 import psutil
 
 from granite_demo.errors import ConfigurationError
-from granite_demo.models.devices import find_devices
+from granite_demo.models.devices import DeviceMemory, count_nvidia_gpus, find_devices
 from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.types.load_options import LoadOptions, precision_label
 from granite_demo.types.model_status import REQUESTED, Chosen, Fact
+
+CPU_WHEEL = "this is llama.cpp's wheel for the CPU; docs/gpus.md says how to install its wheel for CUDA"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +83,8 @@ def choose_device(options: LoadOptions) -> Chosen[str]:
         return Chosen("cpu", "the GPU is only for the process that writes an answer")
     if wanted in ("auto", "cpu") and not _may_have_gpu():
         return Chosen("cpu", REQUESTED if wanted == "cpu" else "no GPU was found")
-    if wanted == "cpu":
-        return Chosen("cpu", REQUESTED)
-    if _is_apple() and not has_torch() and wanted != "cuda":
-        return Chosen("mps", REQUESTED if wanted == "mps" else "an Apple GPU was found")
-    require_torch(f"The device {wanted}")
+    if not has_torch():
+        return _choose_without_torch(wanted)
     import torch
 
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
@@ -101,11 +100,17 @@ def choose_device(options: LoadOptions) -> Chosen[str]:
     return Chosen("cpu", "this torch is built without CUDA" if torch.version.cuda is None else "no GPU was found")
 
 
+def _choose_without_torch(wanted: str) -> Chosen[str]:
+    if wanted in ("auto", "mps") and _is_apple():
+        return Chosen("mps", REQUESTED if wanted == "mps" else "an Apple GPU was found")
+    if wanted != "cpu":
+        require_torch(f"The device {wanted}")
+    return Chosen("cpu", REQUESTED)
+
+
 def _may_have_gpu() -> bool:
     """Return whether torch has to be asked for a GPU, which takes seconds to import."""
-    if sys.platform == "darwin":
-        return _is_apple()
-    return any(device.device.startswith("cuda") for device in find_devices())
+    return _is_apple() or any(device.device.startswith("cuda") for device in find_devices())
 
 
 def _is_apple() -> bool:
@@ -134,11 +139,23 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def place_gguf(options: LoadOptions, device: str) -> Placement:
-    """Return the placement of a GGUF file. ``load_gguf`` adds what only the file says: precision and context."""
-    device = device if device == "mps" else "cpu"
+def place_gguf(options: LoadOptions, device: str, gpu: DeviceMemory | None = None) -> Placement:
+    """Return the placement of a GGUF file. ``load_gguf`` adds what only the file says: precision and context.
+
+    ``device`` is that of ``choose_device``; ``gpu`` is the NVIDIA GPU that llama.cpp can use.
+    """
+    if device == "mps":
+        reason = "all layers on Apple's GPU"
+    elif options.device == "cpu":
+        device, reason = "cpu", REQUESTED
+    elif gpu:
+        device, reason = "cuda", f"all layers on {gpu.title}"
+    elif count_nvidia_gpus():
+        device, reason = "cpu", f"there is an NVIDIA GPU, but {CPU_WHEEL}"
+    else:
+        device, reason = "cpu", "no GPU was found"
     reasons = {
-        "device": "all layers on Apple's GPU" if device == "mps" else "GGUF files run on the CPU here",
+        "device": reason,
         "dtype": "of the logits; llama.cpp selects the type that suits the weights",
         "quantization": "the file's own",
         "attention": "its own",

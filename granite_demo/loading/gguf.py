@@ -19,6 +19,7 @@ from granite_demo.loading.llama_process import LlamaProcess
 from granite_demo.loading.llama_server import ServerOptions
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
+from granite_demo.models.devices import DeviceMemory
 from granite_demo.models.gguf_header import GgufHeader, read_header
 from granite_demo.models.gguf_memory import BATCH, CACHE_MULTIPLE, cache_bytes_per_token, memory_of
 from granite_demo.outputs.structured_output import prepare
@@ -72,14 +73,17 @@ def load_gguf(
     cancelled: threading.Event,
     threads: int = 0,
     kv_cache: KvCache = "f16",
+    gpu: DeviceMemory | None = None,
 ) -> LoadedModel:
     """Load the GGUF file of ``source``; the file completes ``placement``. ``threads`` 0: one for each core.
+
+    ``gpu`` is the device of a ``placement`` on CUDA.
 
     Raises CorruptModelError, ModelError, OutOfMemoryError and LoadCancelledError.
     """
     assert source.gguf
     header = read_header(source.gguf)
-    free = free_memory("cpu")
+    free = gpu.free if gpu and placement.device == "cuda" else free_memory("cpu")
     plan = plan_cache(header, placement.context, free, kv_cache)
     options = ServerOptions(
         path=str(header.files[0]),
@@ -88,7 +92,7 @@ def load_gguf(
         context=plan.tokens,
         slots=plan.slots,
         threads=threads or cores(),
-        gpu_layers=-1,
+        gpu_layers=0 if placement.device == "cpu" else -1,
         cache_type=kv_cache,
         batch=BATCH,
     )
@@ -104,6 +108,7 @@ def load_gguf(
         check_with_llama(source.gguf.name, tokenizer, process.tokenize)
         if cancelled.is_set():
             raise LoadCancelledError("The load was cancelled.")
+        conversation = plan.context * cache_bytes_per_token(header, kv_cache)
         reasons = {**placement.reasons, "quantization": "as the file has it", "context": plan.reason}
         return LoadedModel(
             model=GgufModel(header, plan, process, partial(_start, options)),
@@ -114,7 +119,7 @@ def load_gguf(
             eos_ids=header.vocabulary.end_ids,
             weight_bytes=header.tensor_bytes,
             shape=source.spec.shape,
-            memory=MemoryUse("cpu", header.tensor_bytes, plan.context * cache_bytes_per_token(header, kv_cache), free),
+            memory=MemoryUse(placement.device, header.tensor_bytes, conversation, free),
             switches=switches,
         )
     except BaseException:

@@ -27,11 +27,6 @@ from granite_demo.types.engine_kinds import ENGINES, GGUF
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.model_status import REQUESTED
 
-CUDA_WHEEL = (
-    "llama.cpp's wheel for the CPU runs it; wheels for CUDA are in xllamacpp's own index, and its project page has the "
-    "command"
-)
-
 
 @dataclass(frozen=True, slots=True)
 class Source:
@@ -77,10 +72,10 @@ def find_source(
             )
         if missing := no_llama():
             raise ConfigurationError(f"{file.name} cannot run here: {missing}.")
-        return Source(spec, file.parent, None, because, file, _because("the model is a GGUF file", device))
+        return Source(spec, file.parent, None, because, file, "the model is a GGUF file")
     if processes == 1 and (spec == catalogue.SAMPLE or spec.repo_id):
         refused = "" if requested else why_not(options, device)
-        found = refused or _find_gguf(cache_dir, spec, requested, device, report, cancelled)
+        found = refused or _find_gguf(cache_dir, spec, requested, report, cancelled)
         if isinstance(found, Source):
             return replace(found, chosen_because=because)
         refused = found
@@ -173,7 +168,7 @@ def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
 
 
 def _find_gguf(
-    cache_dir: Path, spec: ModelSpec, requested: bool, device: str, report: Report, cancelled: threading.Event
+    cache_dir: Path, spec: ModelSpec, requested: bool, report: Report, cancelled: threading.Event
 ) -> Source | str:
     """Return the GGUF file of the sample or of a hub model, or why it is not used.
 
@@ -185,11 +180,10 @@ def _find_gguf(
         raise ConfigurationError(f"{spec.title} cannot run as a GGUF file here: {missing}.")
     if spec == catalogue.SAMPLE:
         file = sample.ensure_gguf(cache_dir, report, cancelled)
-        because = _because(REQUESTED if requested else hub_gguf.FASTER, device)
-        return Source(spec, file.parent, gguf=file, gguf_because=because)
-    free, required = free_memory("cpu"), requested or not has_torch()
+        return Source(spec, file.parent, gguf=file, gguf_because=REQUESTED if requested else hub_gguf.FASTER)
+    free = free_memory("cpu")
     if (found := hub_gguf.cached_file(spec, free)) is None:
-        if not required and download.cached(spec.repo_id or ""):
+        if not requested and has_torch() and download.cached(spec.repo_id or ""):
             return (
                 f"the safetensors files are in the hub cache; the engine {GGUF} is {hub_gguf.FASTER}, after a download"
             )
@@ -198,18 +192,15 @@ def _find_gguf(
         except (LoadCancelledError, OutOfMemoryError):
             raise
         except GraniteDemoError as error:
-            if required:
+            if requested:
                 raise
             if isinstance(error, UnknownModelError):
                 return f"the hub has none in {spec.gguf_repo}, so it is the safetensors files"
+            if not has_torch():
+                raise
             return f"the download failed: {error}"
-    because = _because(f"{REQUESTED}; {found.reason}" if requested else found.reason, device)
+    because = f"{REQUESTED}; {found.reason}" if requested else found.reason
     return Source(spec, hub_gguf.tokenizer_folder(spec) or found.path.parent, gguf=found.path, gguf_because=because)
-
-
-def _because(reason: str, device: str) -> str:
-    """Return the reason for a GGUF file, with the way to the GPU where there is one."""
-    return f"{reason}; {CUDA_WHEEL}" if device == "cuda" else reason
 
 
 def _choose_model(cache_dir: Path, device: str, gguf: bool) -> tuple[str, str]:

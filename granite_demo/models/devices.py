@@ -9,6 +9,7 @@ import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -44,17 +45,27 @@ def _torch_has_cuda() -> bool:
     return runpy.run_path(str(Path(package.origin).with_name("version.py"))).get("cuda") is not None
 
 
-def _gpus() -> list[DeviceMemory]:
-    """Return the GPUs with the numbers of ``torch.cuda.mem_get_info``, which exclude the context of this process."""
+def count_nvidia_gpus() -> int:
+    """Return the number of NVIDIA GPUs that the driver lists, also if torch is missing or is built without CUDA."""
+    return _open_driver()[1]
+
+
+def _open_driver() -> tuple[Any, int]:
+    """Return the CUDA driver and the number of its GPUs."""
     try:
         cuda = ctypes.CDLL(DRIVER)
     except OSError:
-        return []
+        return None, 0
     count = ctypes.c_int()
-    if cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count)):  # 0 is success
-        return []
+    failed = cuda.cuInit(0) or cuda.cuDeviceGetCount(ctypes.byref(count))  # 0 is success
+    return cuda, 0 if failed else count.value
+
+
+def _gpus() -> list[DeviceMemory]:
+    """Return the GPUs with the numbers of ``torch.cuda.mem_get_info``, which exclude the context of this process."""
+    cuda, count = _open_driver()
     gpus = []
-    for index in range(count.value):
+    for index in range(count):
         device, name, context = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_void_p()
         free, total = ctypes.c_size_t(), ctypes.c_size_t()
         cuda.cuDeviceGet(ctypes.byref(device), index)

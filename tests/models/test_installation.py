@@ -11,7 +11,9 @@ def test_without_torch_the_error_names_what_needs_it_and_the_command(
     missing: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(installation, "find_spec", lambda name: None if name in missing else name)
-    with pytest.raises(ConfigurationError, match=r"^The engine static needs torch .*: pip install -r requirements.txt$"):
+    with pytest.raises(
+        ConfigurationError, match=r"^The engine static needs torch .*: pip install -r requirements.txt$"
+    ):
         installation.require_torch("The engine static")
 
 
