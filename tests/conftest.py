@@ -1,4 +1,4 @@
-"""Fixtures of all tests: the real sample model, loaded once, and fakes at the seams."""
+"""Fixtures of all tests: the sample model, loaded once in each of its two forms, and fakes at the seams."""
 
 import gc
 import os
@@ -6,17 +6,19 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
 
-from granite_demo.hub.sample import ensure_sample
+from granite_demo.hub.sample import ensure_gguf, ensure_sample
 from granite_demo.loading import gc as garbage
 from granite_demo.settings import Settings
+from granite_demo.types.load_options import LoadOptions
 from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
+    from granite_demo.backends.model_manager import ReadyModel
     from granite_demo.engine.protocol import Engine
     from granite_demo.loading.loaded_model import LoadedModel
 
@@ -82,14 +84,41 @@ def not_settled() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def gguf_path() -> Path:
+    """The sample's GGUF file in the user's cache, downloaded on first use."""
+    return ensure_gguf(Settings.resolve({}, {}).cache_dir, lambda *_: None, threading.Event())
+
+
+@pytest.fixture(scope="session")
+def ready_sample(gguf_path: Path) -> Iterator["ReadyModel"]:
+    """The sample as a newcomer gets it: its GGUF file and the default engine."""
+    from granite_demo.backends.open_model import open_model
+
+    options = LoadOptions("sample", device="cpu")
+    ready = open_model(gguf_path.parents[1], 0, options, lambda *_: None, threading.Event())
+    assert ready.loaded.source.gguf == gguf_path
+    yield ready
+    ready.engine.close()
+
+
+@pytest.fixture(scope="session")
+def sample_tokenizer(gguf_path: Path) -> Any:
+    """The tokenizer of its GGUF file."""
+    from granite_demo.models.gguf_header import read_header
+    from granite_demo.prompts.gguf_tokenizer import make_tokenizer
+
+    return make_tokenizer(read_header(gguf_path))
+
+
+@pytest.fixture(scope="session")
 def sample_path() -> Path:
-    """The folder of the sample checkpoint in the user's cache, made on first use."""
-    return ensure_sample(Settings.resolve({}, {}).cache_dir, lambda stage, fraction, detail: None, threading.Event())
+    """The folder of the sample checkpoint for transformers in the user's cache, made on first use."""
+    return ensure_sample(Settings.resolve({}, {}).cache_dir, lambda *_: None, threading.Event())
 
 
 @pytest.fixture(scope="session")
 def sample(sample_path: Path) -> "LoadedModel":
-    """The sample model in float32 on the CPU."""
+    """The sample checkpoint in float32 on the CPU, by transformers."""
     from granite_demo.models import catalogue
     from tests.loaded import load_checkpoint
 
@@ -98,7 +127,7 @@ def sample(sample_path: Path) -> "LoadedModel":
 
 @pytest.fixture(scope="session")
 def engine(sample: "LoadedModel") -> Iterator["Engine"]:
-    """The engine of this machine over the sample model."""
+    """The engine of torch over the sample checkpoint."""
     from granite_demo.engine.factory import create_engine
 
     engine = create_engine(sample)

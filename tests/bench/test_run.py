@@ -1,4 +1,4 @@
-"""Tests for the choice of the suites, and one run of all suites with the sample model."""
+"""Tests for the choice of the suites, and one run of all suites with the sample model on its default engine."""
 
 import sys
 from functools import partial
@@ -8,12 +8,13 @@ import pytest
 
 from granite_demo.backends.model_manager import ModelManager
 from granite_demo.backends.open_model import open_model
+from granite_demo.bench import baselines
 from granite_demo.bench import run as suites
 from granite_demo.bench.options import SUITES, BenchOptions
 from granite_demo.bench.report import BenchReport
 from granite_demo.bench.suites.load import StageClock
 from granite_demo.errors import ConfigurationError
-from granite_demo.types.load_options import LoadOptions
+from granite_demo.types.load_options import Dtype, LoadOptions
 
 SMALL, LARGE = 10**9, 10**10
 
@@ -40,12 +41,12 @@ def test_the_page_is_left_out_if_its_packages_are_missing(monkeypatch: pytest.Mo
         suites.check_packages(("page",))
 
 
-def run(sample_path: Path, suite: str) -> BenchReport:
+def run(cache: Path, suite: str, dtype: Dtype = "auto") -> BenchReport:
     clock = StageClock()
-    load_options = LoadOptions(model="sample", device="cpu", dtype="float32")
+    load_options = LoadOptions(model="sample", device="cpu", dtype=dtype)
     options = BenchOptions.parse(suite, "1,2", "32", 3, 1, None, None)
-    loader = partial(open_model, sample_path.parent, 0, ignore_ends=True)
-    serve = ["--model", "sample", "--device", "cpu", "--dtype", "float32", "--cache-dir", str(sample_path.parent)]
+    loader = partial(open_model, cache, 0, ignore_ends=True)
+    serve = ["--model", "sample", "--device", "cpu", "--dtype", dtype, "--cache-dir", str(cache)]
     manager = ModelManager(loader, clock)
     try:
         return suites.run(manager, load_options, clock, options, serve)
@@ -54,39 +55,41 @@ def run(sample_path: Path, suite: str) -> BenchReport:
 
 
 @pytest.mark.release
-def test_the_engine_on_the_sample(sample_path: Path) -> None:
-    report = run(sample_path, "load,decode,ttft")
+@pytest.mark.parametrize(
+    ("dtype", "label", "weights", "bare"),
+    [("auto", "Q4_1", 98_362_432, [baselines.LLAMA]), ("float32", "float32", 4 * 134_515_008, [])],
+)
+def test_the_engine_on_the_sample(
+    gguf_path: Path, sample_path: Path, dtype: Dtype, label: str, weights: int, bare: list[str]
+) -> None:
+    report = run(sample_path.parent, "load,decode,ttft", dtype)
     assert [note for note in report.notes if "waited in the queue" not in note] == []
     assert set(report.seconds) == {"load", "decode", "ttft"}
     assert report.load is not None
     assert report.load.load.median > 0
-    assert report.load.warm_up.median > 0
-    assert report.load.weights == pytest.approx(4 * 134_515_008, rel=1e-3)
+    assert (report.load.warm_up.median > 0) is (not bare), "llama.cpp warms up while it loads"
+    assert report.load.weights == pytest.approx(weights, rel=0.03)
     assert report.decode is not None
-    assert [(row.users, row.way, row.precision, row.choice) for row in report.decode.rows] == [
-        (1, "generate + TextIteratorStreamer", "float32", "greedy"),
-        (1, "generate + TextIteratorStreamer", "bfloat16", "greedy"),
-        (1, "granite-demo", "float32", "greedy"),
-        (1, "granite-demo", "float32", "sampled"),
-        (2, "generate_batch", "float32", "greedy"),
-        (2, "generate_batch", "bfloat16", "greedy"),
-        (2, "granite-demo", "float32", "greedy"),
-        (2, "granite-demo", "float32", "sampled"),
-    ]
+    rows = [(row.users, row.way, row.precision, row.choice) for row in report.decode.rows]
+    expected: list[tuple[int, str, str, str]] = []
+    for users, way in ((1, "generate + TextIteratorStreamer"), (2, "generate_batch")):
+        expected += [(users, way, precision, "greedy") for precision in ("float32", "bfloat16")]
+        expected += [(users, loop, label, "greedy") for loop in bare]
+        expected += [(users, "granite-demo", label, choice) for choice in ("greedy", "sampled")]
+    assert rows == expected
     assert all(row.rate.median > 0 and row.ttft.median > 0 and row.share for row in report.decode.rows)
     [row] = report.ttft
     assert row.prompt_tokens == 32
-    assert row.documented is not None
-    assert row.documented_follow_up is not None
-    assert min(row.cold.median, row.follow_up.median, row.documented.median, row.documented_follow_up.median) > 0
+    documented = [row.documented, row.documented_follow_up]
+    assert [one is not None for one in documented] == [not bare] * 2
+    assert min(one.median for one in (row.cold, row.follow_up, *documented) if one) > 0
 
 
 @pytest.mark.release
-def test_the_page_on_the_sample(sample_path: Path) -> None:
-    report = run(sample_path, "page")
+def test_the_page_on_the_sample(gguf_path: Path, sample_path: Path) -> None:
+    report = run(sample_path.parent, "page")
     assert report.load is None
     assert [(row.visitors, row.way) for row in report.page] == [
-        (1, "generate + TextIteratorStreamer"),
         (1, "granite-demo, engine and backend"),
         (1, "granite-demo, engine"),
         (1, "granite-demo, page"),
@@ -96,6 +99,6 @@ def test_the_page_on_the_sample(sample_path: Path) -> None:
         (2, "granite-demo, API"),
     ]
     assert all(row.rate.median > 0 and row.ttft.median > 0 for row in report.page)
-    assert [row.cost is not None for row in report.page] == [False, False, False, True, True, False, True, True]
+    assert [row.cost is not None for row in report.page] == [False, False, True, True, False, True, True]
     assert 0 < report.startup.page < report.startup.ready
     assert report.startup.first_token > report.startup.page

@@ -1,34 +1,23 @@
 """Tests for the complete program: the sample model answers in a browser."""
 
 import json
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from granite_demo.backends.local import LocalBackend
-from granite_demo.backends.model_manager import ModelManager, ReadyModel
-from granite_demo.engine.factory import create_engine
-from granite_demo.loading.loaded_model import LoadedModel
-from granite_demo.server.app import create_app
-from granite_demo.server.run import running
-from granite_demo.types.load_options import LoadOptions, Report
+from granite_demo.backends.model_manager import ReadyModel
 from tests.browser.test_chat import act, answers, reload, send
+from tests.sample_server import serving
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def url(sample: LoadedModel) -> Iterator[str]:
-    """Run the page with the sample model."""
-
-    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
-        return ReadyModel(sample, create_engine(sample))
-
-    backend = LocalBackend(ModelManager(load), LoadOptions())
-    with running(create_app(backend), backend) as url:
+def url(ready_sample: ReadyModel) -> Iterator[str]:
+    """Run the page with the sample model and its default engine."""
+    with serving(ready_sample) as url:
         yield url
 
 
@@ -46,33 +35,33 @@ def settled(page: Page, count: int = 1) -> None:
 
 
 def test_the_sample_answers_in_the_browser(page: Page) -> None:
-    send(page, "What is the capital of France?")
-    expect(answers(page)).to_contain_text("Paris")
+    send(page, "What is the capital of Germany?")
+    expect(answers(page)).to_contain_text("Berlin")
     expect(answers(page)).to_contain_text("finished (stop)")
     page.get_by_role("tab", name="Settings").click()
     expect(page.locator("#facts")).to_contain_text("SmolLM2-135M-Instruct in the Granite architecture")
-    expect(page.locator("#facts")).to_contain_text("float32")
+    expect(page.locator("#facts")).to_contain_text("Q4_1")
 
 
 @pytest.mark.release
 def test_a_complete_conversation_with_the_sample(page: Page) -> None:
-    send(page, "What is the capital of France?")
+    send(page, "What is the capital of Germany?")
     settled(page)
     expect(page.locator(".meter")).to_contain_text("used")
     act(page, "retry")
     expect(page.locator("#chatbot .versions")).to_have_text("2/2")
     settled(page)
     act(page, "edit", 0)
-    page.locator("#editor-box textarea").fill("What is the capital of Italy?")
+    page.locator("#editor-box textarea").fill("What is the capital of Japan?")
     page.locator("#editor-save").click()
-    expect(answers(page)).to_contain_text("Italy")
+    expect(answers(page)).to_contain_text("Japan")
     settled(page)
     page.get_by_role("button", name="Prompt X-ray").click()
     page.get_by_role("button", name="Show the prompt").click()
     expect(page.locator("#xray-view")).to_contain_text("<|im_start|>")
-    expect(page.locator("#xray-view")).to_contain_text("Italy")
+    expect(page.locator("#xray-view")).to_contain_text("Japan")
     reload(page)
-    expect(answers(page)).to_contain_text("Italy")
+    expect(answers(page)).to_contain_text("Japan")
     with page.expect_download() as waiting:
         act(page, "bundle")
     saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))

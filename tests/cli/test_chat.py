@@ -114,7 +114,7 @@ def test_a_prompt_stays_out_of_redirected_answers(
 
 @pytest.mark.release
 @pytest.mark.skipif(sys.platform == "win32", reason="a pseudo-terminal")
-def test_the_sample_chats_at_a_terminal(sample_path: Path, tmp_path: Path) -> None:
+def test_the_sample_chats_at_a_terminal(gguf_path: Path, tmp_path: Path) -> None:
     import pty
 
     ours, theirs = pty.openpty()
@@ -149,8 +149,8 @@ def test_the_sample_chats_at_a_terminal(sample_path: Path, tmp_path: Path) -> No
         hung = threading.Timer(150, process.kill)
         hung.start()
         wait_for("/help lists the commands")
-        enter("What is the capital of France?")
-        wait_for("Paris")
+        enter("What is the capital of Germany?")
+        wait_for("Berlin")
         wait_for("finished (stop)")
         enter("Write a very long story about a sailor and the sea.")
         wait_for("sea.")

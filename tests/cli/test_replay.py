@@ -4,18 +4,16 @@ import asyncio
 import io
 import json
 import sys
-import threading
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from granite_demo.backends.local import LocalBackend
-from granite_demo.backends.model_manager import ModelManager, ReadyModel
+from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.chat import bundle
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.bundle import Bundle, versions
@@ -33,14 +31,11 @@ from granite_demo.types.events import (
     ToolCalled,
     Usage,
 )
-from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.messages import Message, ToolCall
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
-
-if TYPE_CHECKING:
-    from granite_demo.loading.loaded_model import LoadedModel
+from tests.sample_server import backend_over
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -289,13 +284,8 @@ def test_mistakes(
 @pytest.mark.slow
 @pytest.mark.release
 def test_the_sample_says_the_same_again(
-    sample: "LoadedModel", tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ready_sample: ReadyModel, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from granite_demo.engine.factory import create_engine
-
-    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
-        return ReadyModel(sample, create_engine(sample))
-
     async def first(request: GenerationRequest) -> tuple[str, dict[str, Any]]:
         events = [event async for event in backend.stream(request)]
         text = "".join(event.text for event in events if isinstance(event, TextDelta))
@@ -303,7 +293,7 @@ def test_the_sample_says_the_same_again(
 
     conversation = conversations.add(conversations.start(), "user", content="What is the capital of France?")
     sampling = SamplingParams(temperature=1.0, max_tokens=6)
-    with closing(LocalBackend(ModelManager(load), LoadOptions())) as backend:
+    with closing(backend_over(ready_sample)) as backend:
         text, made = asyncio.run(first(GenerationRequest(conversations.to_messages(conversation), sampling=sampling)))
     conversation = conversations.add(conversation, "assistant", content=text, made=made)
     value = bundle.bundle(conversation, str(conversation.head))
@@ -311,19 +301,14 @@ def test_the_sample_says_the_same_again(
     for code, words in ((0, "is the same: 6 tokens"), (1, "differs from token 2 on")):
         path.write_text(json.dumps(value), encoding="utf-8")
         with pytest.raises(SystemExit) as end:
-            main(["replay", str(path), "--device", "cpu", "--dtype", "float32"])
+            main(["replay", str(path), "--device", "cpu"])
         assert (end.value.code, words in capsys.readouterr().out) == (code, True)
         value["made"]["token_ids"][1] += 1
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("cut", [1, 7])
-def test_the_sample_goes_on_as_if_it_had_never_been_cut(sample: "LoadedModel", cut: int) -> None:
-    from granite_demo.engine.factory import create_engine
-
-    def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
-        return ReadyModel(sample, create_engine(sample))
-
+def test_the_sample_goes_on_as_if_it_had_never_been_cut(ready_sample: ReadyModel, cut: int) -> None:
     async def finish(tokens: int, written: tuple[int, ...] = ()) -> Finish:
         sampling = SamplingParams(max_tokens=tokens)
         request = GenerationRequest((Message("user", "Name three colours."),), sampling=sampling, written=written)
@@ -334,7 +319,7 @@ def test_the_sample_goes_on_as_if_it_had_never_been_cut(sample: "LoadedModel", c
         first = await finish(cut)
         return await finish(12), await finish(12 - cut, first.token_ids)
 
-    with closing(LocalBackend(ModelManager(load), LoadOptions())) as backend:
+    with closing(backend_over(ready_sample)) as backend:
         whole, gone_on = asyncio.run(compared())
     assert gone_on.token_ids == whole.token_ids
     assert (gone_on.reason, gone_on.usage, gone_on.provenance) == (whole.reason, whole.usage, whole.provenance)

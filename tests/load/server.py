@@ -66,7 +66,7 @@ def real_sample() -> ReadyModel:
     from granite_demo.backends.open_model import open_model
 
     cache = Settings.resolve({}, {}).cache_dir
-    options = LoadOptions("sample", device="cpu", dtype="float32")
+    options = LoadOptions("sample", device="cpu")
     return open_model(cache, 1, options, lambda *_: None, threading.Event(), ignore_ends=True)
 
 

@@ -2,16 +2,13 @@
 
 from collections.abc import Collection
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from granite_demo.prompts.tokenizer import Detokenizer
-
-if TYPE_CHECKING:
-    from granite_demo.loading.loaded_model import LoadedModel
 
 FAMILY = "\U0001f468\u200d\U0001f469\u200d\U0001f467"
 PIECES = (
@@ -35,7 +32,7 @@ def pools(tokenizer: Any) -> tuple[range, list[int], list[int]]:
     """Return all ids, the ids of single bytes, and the ids of text that ends inside a character."""
     decode = tokenizer.backend_tokenizer.decode
     every = range(len(tokenizer))
-    single = [index for token, index in tokenizer.get_vocab().items() if len(token) == 1]
+    single = [index for token, index in tokenizer.backend_tokenizer.get_vocab().items() if len(token) == 1]
     cut = [index for index in every if decode([index]).endswith("\ufffd") and decode([index]).strip("\ufffd")]
     return every, single, cut
 
@@ -52,57 +49,58 @@ def decode_in_steps(tokenizer: Any, ids: list[int], keep: Collection[str] = ()) 
 
 @settings(deadline=None)
 @given(picks=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2**16)), max_size=24))
-def test_any_ids_decode_as_at_once(sample: "LoadedModel", picks: list[tuple[int, int]]) -> None:
-    sources = pools(sample.tokenizer)
+def test_any_ids_decode_as_at_once(sample_tokenizer: Any, picks: list[tuple[int, int]]) -> None:
+    sources = pools(sample_tokenizer)
     ids = [sources[pool][index % len(sources[pool])] for pool, index in picks]
-    assert decode_in_steps(sample.tokenizer, ids) == decode(sample.tokenizer, ids)
+    assert decode_in_steps(sample_tokenizer, ids) == decode(sample_tokenizer, ids)
 
 
 @settings(deadline=None)
 @given(text=TEXTS)
-def test_any_text_decodes_as_at_once(sample: "LoadedModel", text: str) -> None:
+def test_any_text_decodes_as_at_once(sample_tokenizer: Any, text: str) -> None:
     # The result can differ from ``text``: the sample's vocabulary lacks a few rare bytes.
-    ids = sample.tokenizer(text, add_special_tokens=False).input_ids
-    assert decode_in_steps(sample.tokenizer, ids) == decode(sample.tokenizer, ids)
+    ids = sample_tokenizer(text, add_special_tokens=False).input_ids
+    assert decode_in_steps(sample_tokenizer, ids) == decode(sample_tokenizer, ids)
 
 
 @pytest.mark.parametrize(
     "text", [FAMILY, "\U0001f642", "日本語です", "한국어", "e\u0301", "\U0001f1e9\U0001f1ea", "naïve"]
 )
-def test_a_character_shows_with_its_last_token(sample: "LoadedModel", text: str) -> None:
-    ids = sample.tokenizer(text, add_special_tokens=False).input_ids
-    decoder = Detokenizer(sample.tokenizer)
+def test_a_character_shows_with_its_last_token(sample_tokenizer: Any, text: str) -> None:
+    ids = sample_tokenizer(text, add_special_tokens=False).input_ids
+    decoder = Detokenizer(sample_tokenizer)
     shown = ""
     for count, index in enumerate(ids, 1):
         shown += decoder.feed(index)
-        assert shown == decode(sample.tokenizer, ids[:count])
+        assert shown == decode(sample_tokenizer, ids[:count])
     assert shown == text
 
 
-def test_text_before_an_incomplete_character_is_not_lost_at_the_end(sample: "LoadedModel") -> None:
-    half = pools(sample.tokenizer)[2][0]
-    decoder = Detokenizer(sample.tokenizer)
+def test_text_before_an_incomplete_character_is_not_lost_at_the_end(sample_tokenizer: Any) -> None:
+    half = pools(sample_tokenizer)[2][0]
+    decoder = Detokenizer(sample_tokenizer)
     assert decoder.feed(half) == ""
-    assert decoder.flush() == decode(sample.tokenizer, [half]) != ""
+    assert decoder.flush() == decode(sample_tokenizer, [half]) != ""
     assert decoder.flush() == ""
 
 
 @pytest.mark.parametrize(
     ("keep", "shown"), [((), "h\U0001f642i!"), (("<|im_end|>", "no token"), "h\U0001f642i<|im_end|>!")]
 )
-def test_only_special_tokens_in_keep_are_shown(sample: "LoadedModel", keep: tuple[str, ...], shown: str) -> None:
-    ids = sample.tokenizer("<|im_start|>h\U0001f642i<|im_end|>!<|endoftext|>", add_special_tokens=False).input_ids
-    assert decode_in_steps(sample.tokenizer, ids, keep) == shown
+def test_only_special_tokens_in_keep_are_shown(sample_tokenizer: Any, keep: tuple[str, ...], shown: str) -> None:
+    ids = sample_tokenizer("<|im_start|>h\U0001f642i<|im_end|>!<|endoftext|>", add_special_tokens=False).input_ids
+    assert decode_in_steps(sample_tokenizer, ids, keep) == shown
 
 
 @settings(deadline=None)
 @given(picks=st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2**16)), max_size=24))
 def test_any_ids_decode_as_at_once_without_the_skipped_tokens(
-    sample: "LoadedModel", picks: list[tuple[int, int]]
+    sample_tokenizer: Any, picks: list[tuple[int, int]]
 ) -> None:
-    specials = [index for index, token in sample.tokenizer.added_tokens_decoder.items() if token.special]
-    sources = [*pools(sample.tokenizer), specials]
+    added = sample_tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    specials = [index for index, token in added.items() if token.special]
+    sources = [*pools(sample_tokenizer), specials]
     ids = [sources[pool][index % len(sources[pool])] for pool, index in picks]
-    keep = sample.tokenizer.convert_ids_to_tokens(specials[:2])
+    keep = [added[index].content for index in specials[:2]]
     kept = [index for index in ids if index not in specials[2:]]
-    assert decode_in_steps(sample.tokenizer, ids, keep) == decode(sample.tokenizer, kept, skip=False)
+    assert decode_in_steps(sample_tokenizer, ids, keep) == decode(sample_tokenizer, kept, skip=False)

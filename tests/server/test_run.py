@@ -91,7 +91,7 @@ def address(lines: list[str], seconds: float = 60) -> str:
 @pytest.mark.slow
 @pytest.mark.release
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
-def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(sample_path: Path, stop: signal.Signals) -> None:
+def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(gguf_path: Path, stop: signal.Signals) -> None:
     with app("--model", "sample") as (process, lines):
         url = address(lines)
         assert url.startswith("http://127.0.0.1:")

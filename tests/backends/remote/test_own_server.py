@@ -27,7 +27,7 @@ from granite_demo.types.sampling_params import SamplingParams
 pytestmark = pytest.mark.release
 
 ROOT = Path(__file__).parents[3]
-ASKED = GenerationRequest((Message("user", "What is the capital of France?"),), sampling=SamplingParams(max_tokens=24))
+ASKED = GenerationRequest((Message("user", "What is the capital of Germany?"),), sampling=SamplingParams(max_tokens=24))
 LONG = GenerationRequest((Message("user", "Tell me a long story."),), sampling=SamplingParams(max_tokens=400))
 PATIENCE = 90.0
 
@@ -89,7 +89,7 @@ async def ask_and_kill(backend: RemoteBackend, server: "subprocess.Popen[bytes]"
                 server.send_signal(signal.SIGKILL)
 
 
-def test_with_granite_demo_as_the_server(sample_path: Path, backend: tuple[RemoteBackend, int]) -> None:
+def test_with_granite_demo_as_the_server(gguf_path: Path, backend: tuple[RemoteBackend, int]) -> None:
     remote, port = backend
     with process(*own(port)) as server:
         wait_for(remote, "ready")
@@ -97,13 +97,13 @@ def test_with_granite_demo_as_the_server(sample_path: Path, backend: tuple[Remot
         events = asyncio.run(events_of(remote, ASKED))
         finish = events[-1]
         assert isinstance(finish, Finish)
-        assert "Paris" in text_of(events)
+        assert "Berlin" in text_of(events)
         assert finish.usage.prompt_tokens > 5
         scored = GenerationRequest(prompt="Once upon a", sampling=SamplingParams(max_tokens=3, logprobs=2))
         assert sum(isinstance(event, TokenScored) for event in asyncio.run(events_of(remote, scored))) == 3
         chosen = replace(ASKED, sampling=SamplingParams(constraint=Constraint("choice", choices=("Rome", "Oslo"))))
         assert text_of(asyncio.run(events_of(remote, chosen))) in ("Rome", "Oslo")
-        command = [sys.executable, "-m", "granite_demo", "complete", "What is the capital of France?"]
+        command = [sys.executable, "-m", "granite_demo", "complete", "What is the capital of Germany?"]
         command += ["--max-tokens", "24", "--url", f"http://127.0.0.1:{port}"]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
         assert (run.returncode, run.stdout) == (0, text_of(events)), run.stderr
@@ -112,7 +112,7 @@ def test_with_granite_demo_as_the_server(sample_path: Path, backend: tuple[Remot
     wait_for(remote, "failed")
     with process(*own(port)):
         wait_for(remote, "ready")
-        assert "Paris" in text_of(asyncio.run(events_of(remote, ASKED)))
+        assert "Berlin" in text_of(asyncio.run(events_of(remote, ASKED)))
 
 
 def test_with_transformers_serve_as_the_server(sample_path: Path, backend: tuple[RemoteBackend, int]) -> None:
@@ -123,8 +123,8 @@ def test_with_transformers_serve_as_the_server(sample_path: Path, backend: tuple
         remote.select(LoadOptions(str(sample_path)))
         wait_for(remote, "ready")
         events = asyncio.run(events_of(remote, ASKED))
-        command = [sys.executable, "-m", "granite_demo", "complete", "What is the capital of France?"]
+        command = [sys.executable, "-m", "granite_demo", "complete", "What is the capital of Germany?"]
         command += ["--max-tokens", "24", "--url", f"http://127.0.0.1:{port}", "--model", str(sample_path)]
         run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
     assert (run.returncode, run.stdout) == (0, text_of(events)), run.stderr
-    assert "Paris" in text_of(events)
+    assert "Berlin" in text_of(events)

@@ -1,4 +1,4 @@
-"""Our API and ``transformers serve`` over the same model: the same text, usage and reason to end."""
+"""Our API and ``transformers serve`` over the same checkpoint: the same text, usage and reason to end."""
 
 import os
 import socket
@@ -13,9 +13,10 @@ import httpx
 import openai
 import pytest
 
+from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.engine.protocol import Engine
 from granite_demo.loading.loaded_model import LoadedModel
-from tests.server.openai.real import serving
+from tests.sample_server import serving
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -76,7 +77,7 @@ def theirs(sample_path: Path) -> Iterator[openai.OpenAI]:
 @pytest.fixture(scope="module")
 def ours(sample: LoadedModel, engine: Engine) -> Iterator[openai.OpenAI]:
     with (
-        serving(sample, engine) as url,
+        serving(ReadyModel(sample, engine)) as url,
         openai.OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0, timeout=120) as client,
     ):
         yield client

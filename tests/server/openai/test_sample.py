@@ -12,16 +12,15 @@ import httpx
 import openai
 import pytest
 
-from granite_demo.engine.protocol import Engine
-from granite_demo.loading.loaded_model import LoadedModel
-from tests.server.openai.real import serving
+from granite_demo.backends.model_manager import ReadyModel
+from tests.sample_server import serving
 
-CAPITAL: Any = [{"role": "user", "content": "What is the capital of France?"}]
+CAPITAL: Any = [{"role": "user", "content": "What is the capital of Germany?"}]
 
 
 @pytest.fixture(scope="module")
-def url(sample: LoadedModel, engine: Engine) -> Iterator[str]:
-    with serving(sample, engine) as url:
+def url(ready_sample: ReadyModel) -> Iterator[str]:
+    with serving(ready_sample) as url:
         deadline = time.monotonic() + 60
         while httpx.get(f"{url}/ready").status_code != 200:
             assert time.monotonic() < deadline
@@ -38,7 +37,7 @@ def client(url: str) -> Iterator[openai.OpenAI]:
 def test_the_sample_answers(client: openai.OpenAI) -> None:
     given: Any = {"model": "sample", "messages": CAPITAL, "temperature": 0, "max_tokens": 30}
     whole = client.chat.completions.create(**given)
-    assert "Paris" in (whole.choices[0].message.content or "")
+    assert "Berlin" in (whole.choices[0].message.content or "")
     assert whole.choices[0].finish_reason == "stop"
     options: Any = {"include_usage": True}
     *chunks, last = client.chat.completions.create(**given, stream=True, stream_options=options)
@@ -77,12 +76,12 @@ def test_a_token_that_is_none_is_refused(client: openai.OpenAI) -> None:
         client.completions.create(model="sample", prompt=[999_999])
 
 
-def test_who_goes_frees_the_engine(url: str, engine: Engine) -> None:
+def test_who_goes_frees_the_engine(url: str, ready_sample: ReadyModel) -> None:
     body = {"prompt": "Once", "max_tokens": 2000, "stream": True, "logit_bias": {}}
     with httpx.stream("POST", f"{url}/v1/completions", json=body) as answer:
         next(answer.iter_lines())
     deadline = time.monotonic() + 1
-    while engine.stats().running:
+    while ready_sample.engine.stats().running:
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -92,8 +91,8 @@ def test_who_goes_frees_the_engine(url: str, engine: Engine) -> None:
 def test_transformers_chat_holds_a_conversation(url: str, tmp_path: Path) -> None:
     script = str(Path(sys.executable).with_name("transformers"))
     command = [script, "chat", "sample", url, "do_sample=False", "max_new_tokens=40", "--save-folder", str(tmp_path)]
-    asked = "What is the capital of France?\nAnd of Italy?\n!exit\n"
+    asked = "What is the capital of Germany?\nWhat is the capital of Japan?\n!exit\n"
     done = subprocess.run(command, input=asked, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "Paris" in done.stdout
-    assert "Rome" in re.sub(r"\s+", " ", done.stdout.split("Italy")[-1])
+    assert "Berlin" in done.stdout
+    assert "Tokyo" in re.sub(r"\s+", " ", done.stdout.split("Japan")[-1])

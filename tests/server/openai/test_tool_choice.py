@@ -1,6 +1,6 @@
 """What a call that must come is held to, by the matcher of a real model's tokenizer."""
 
-from typing import TYPE_CHECKING
+from typing import Any
 
 import pytest
 from pydantic import BaseModel
@@ -9,9 +9,6 @@ from granite_demo.outputs.structured_output import compile_constraint
 from granite_demo.outputs.tool_calls import read_calls
 from granite_demo.server.openai.tool_choice import call_constraint
 from granite_demo.types.messages import ToolSpec
-
-if TYPE_CHECKING:
-    from granite_demo.loading.loaded_model import LoadedModel
 
 
 class Place(BaseModel):
@@ -54,10 +51,10 @@ PRAGUE, JICIN = '{"name": "Prague", "within": [{"name": "Castle"}]}', '{"name": 
         ("I would add.", False),
     ],
 )
-def test_only_calls_of_the_tools_fit(sample: "LoadedModel", text: str, fits: bool) -> None:
-    vocabulary = sample.model.config.vocab_size
-    matcher = compile_constraint(sample.tokenizer, call_constraint(TOOLS), vocabulary, sample.eos_ids)
-    for token in sample.tokenizer.encode(text, add_special_tokens=False):
+def test_only_calls_of_the_tools_fit(sample_tokenizer: Any, text: str, fits: bool) -> None:
+    ends = {sample_tokenizer.eos_token_id}
+    matcher = compile_constraint(sample_tokenizer, call_constraint(TOOLS), len(sample_tokenizer), ends)
+    for token in sample_tokenizer(text, add_special_tokens=False).input_ids:
         if not matcher.allowed()[token]:
             break
         matcher.accept(token)
