@@ -11,12 +11,12 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import Any
 
-import httpx
+import h11
 
 from granite_demo.engine.failures import as_user_error, closed_error
 from granite_demo.engine.protocol import Measure, T, answer_limit
@@ -198,8 +198,9 @@ class LlamaEngine:
 
         async def work(request: _Request) -> AsyncGenerator[list[Token]]:
             for at in range(1, len(token_ids)):
-                reply = await self._reply(scoring_body(token_ids[:at], token_ids[at], alternatives))
-                yield [token_of(token_ids[at], reply["completion_probabilities"][0], alternatives)]
+                async with aclosing(self._pieces(scoring_body(token_ids[:at], token_ids[at], alternatives))) as pieces:
+                    async for piece in pieces:
+                        yield [token_of(token_ids[at], piece["completion_probabilities"][0], alternatives)]
 
         async with aclosing(self._served(len(token_ids) + 1, work)) as items:
             async for item in items:
@@ -269,11 +270,10 @@ class LlamaEngine:
                 request.cost += min(RESERVE, free)
         return min(request.cost, self._context_length) - length
 
-    @asynccontextmanager
-    async def _client(self) -> Any:
-        """An HTTP client of the child. A child that has ended is started again.
+    async def _pieces(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
+        """The pieces of an answer, or its only one where ``body`` asks for no stream. Closing it cancels the request.
 
-        Raises EngineError where it ends meanwhile, and what the start raises.
+        Starts a child that has ended again. Raises InvalidRequestError, ContextOverflowError and EngineError.
         """
         self._check_open()
         process = self._process
@@ -281,45 +281,25 @@ class LlamaEngine:
             await asyncio.to_thread(self._restart, process)
             process = self._process
         try:
-            transport = process.transport(httpx.AsyncHTTPTransport)
-            async with httpx.AsyncClient(transport=transport, **process.connection()) as client:
-                yield client
-        except httpx.TransportError as error:
-            self._check_open()
-            self._failed = process
-            log.error("llama.cpp's process failed: %s", error)
-            raise EngineError(
-                "llama.cpp stopped during this answer. The text so far is kept. Send the request again."
-            ) from error
-
-    async def _pieces(self, body: Mapping[str, Any]) -> AsyncGenerator[dict[str, Any]]:
-        """The pieces of one answer. Closing it cancels the request. Raises InvalidRequestError and EngineError."""
-        if not body["stream"]:
-            yield await self._reply(body)
-            return
-        async with self._client() as client, client.stream("POST", "/completion", json=body) as response:
-            if response.is_error:
-                raise _refused(json.loads(await response.aread()))
-            rest = b""
-            async for chunk in response.aiter_bytes():
-                # httpx's own lines end at U+2028, too, which JSON may hold.
-                *lines, rest = (rest + chunk).split(b"\n")
-                for name, _, value in (line.partition(b": ") for line in lines):
+            async with aclosing(process.lines("/completion", body)) as lines:
+                async for line in lines:
+                    name, _, value = line.partition(b": ")
                     if name not in (b"data", b"error"):
+                        value = line
+                    if not value.startswith(b"{"):
                         continue
                     piece = json.loads(value)
                     if name == b"error" or "error" in piece:
                         raise _refused(piece)
                     if "prompt_progress" not in piece:
                         yield piece
-
-    async def _reply(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        async with self._client() as client:
-            response = await client.post("/completion", json=body)
-            reply: dict[str, Any] = response.json()
-        if response.is_error:
-            raise _refused(reply)
-        return reply
+        except (OSError, h11.RemoteProtocolError) as error:
+            self._check_open()
+            self._failed = process
+            log.error("llama.cpp's process failed: %s", error)
+            raise EngineError(
+                "llama.cpp stopped during this answer. The text so far is kept. Send the request again."
+            ) from error
 
     def _check_open(self) -> None:
         if self._closed:

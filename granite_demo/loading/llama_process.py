@@ -1,5 +1,6 @@
 """Starts llama.cpp's child process, waits for its model, and ends it."""
 
+import asyncio
 import json
 import logging
 import os
@@ -11,12 +12,14 @@ import sys
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
+from urllib.parse import urlsplit
 
+import h11
 import httpx
 
 from granite_demo.errors import CorruptModelError, LoadCancelledError
@@ -24,10 +27,9 @@ from granite_demo.loading.llama_server import READY, SERVER_START, ServerOptions
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
-
 LLAMA_POLL_SECONDS = 0.05
 CHILD_CONNECT_SECONDS = 5.0
+CHUNK_BYTES = 64 * 1024
 LOG_LINES = 20
 """The last lines of llama.cpp's log that are kept, to say why it ended."""
 UNIX_SOCKETS = hasattr(socket, "AF_UNIX") and os.name == "posix"
@@ -91,19 +93,49 @@ class LlamaProcess:
         self._post("/completion", {"prompt": [0], "n_predict": 1, "cache_prompt": False})
 
     def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        with httpx.Client(transport=self.transport(httpx.HTTPTransport), **self.connection()) as client:
+        transport = httpx.HTTPTransport(uds=self.options.socket if UNIX_SOCKETS else None, verify=False)
+        timeout = httpx.Timeout(None, connect=CHILD_CONNECT_SECONDS)
+        with httpx.Client(transport=transport, base_url=self.url, headers=self.headers, timeout=timeout) as client:
             return client.post(path, json=body).raise_for_status().json()
 
-    def transport(self, kind: Callable[..., T]) -> T:
-        """A transport of httpx to the child."""
-        return kind(uds=self.options.socket if UNIX_SOCKETS else None, verify=False)
+    @property
+    def url(self) -> str:
+        """The address of the child; with a unix socket, its name only."""
+        return "http://llama.cpp" if UNIX_SOCKETS else self._address
 
-    def connection(self) -> dict[str, Any]:
-        """The arguments of an httpx client. A kept connection would be closed after a stream without notice."""
-        headers = {"Authorization": f"Bearer {self.options.key}", "Connection": "close"}
-        timeout = httpx.Timeout(None, connect=CHILD_CONNECT_SECONDS)
-        address = "http://llama.cpp" if UNIX_SOCKETS else self._address
-        return {"base_url": address, "headers": headers, "timeout": timeout}
+    @property
+    def headers(self) -> dict[str, str]:
+        """What each request carries. A kept connection would be closed after a stream without notice."""
+        return {"Authorization": f"Bearer {self.options.key}", "Connection": "close"}
+
+    async def lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[bytes]:
+        """Post ``body`` and yield the lines of the reply as they arrive. Closing it cancels the request.
+
+        Raises OSError or h11.RemoteProtocolError where the child ends. httpx would take 0.7 ms of processor time for
+        each token instead of 0.4 ms, and here the processor also computes the answer.
+        """
+        url, data = urlsplit(self.url), json.dumps(body).encode()
+        headers = {**self.headers, "Host": url.netloc, "Content-Type": "application/json", "Content-Length": len(data)}
+        async with asyncio.timeout(CHILD_CONNECT_SECONDS):
+            if UNIX_SOCKETS:
+                reader, writer = await asyncio.open_unix_connection(self.options.socket)
+            else:
+                reader, writer = await asyncio.open_connection(url.hostname, url.port)
+        try:
+            http = h11.Connection(h11.CLIENT)
+            head = h11.Request(method="POST", target=path, headers=[(name, f"{headers[name]}") for name in headers])
+            writer.writelines(filter(None, map(http.send, (head, h11.Data(data=data), h11.EndOfMessage()))))
+            rest = b""
+            while type(event := http.next_event()) is not h11.EndOfMessage:
+                if event is h11.NEED_DATA:
+                    http.receive_data(await reader.read(CHUNK_BYTES))
+                elif isinstance(event, h11.Data):
+                    *lines, rest = (rest + event.data).split(b"\n")
+                    for line in lines:
+                        yield line
+            yield rest
+        finally:
+            writer.close()
 
     def close(self) -> None:
         """End the child and wait for its end."""

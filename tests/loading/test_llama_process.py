@@ -81,9 +81,8 @@ def test_nobody_else_reaches_it(process: LlamaProcess) -> None:
 
 
 def test_each_request_needs_the_key(process: LlamaProcess) -> None:
-    named = process.connection()
-    named["headers"] = {"Connection": "close"}
-    with httpx.Client(transport=process.transport(httpx.HTTPTransport), **named) as client:
+    transport = httpx.HTTPTransport(uds=process.options.socket if UNIX_SOCKETS else None)
+    with httpx.Client(transport=transport, base_url=process.url, headers={"Connection": "close"}) as client:
         for path in ("/completion", "/tokenize", "/slots", "/props"):
             assert client.post(path, json={"prompt": [1], "content": "a"}).status_code in (401, 404), path
         assert client.post("/completion", json={"prompt": [1]}).status_code == 401
@@ -91,13 +90,15 @@ def test_each_request_needs_the_key(process: LlamaProcess) -> None:
     assert process.tokenize("he")
 
 
-def test_without_unix_sockets_it_is_a_port_of_this_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_unix_sockets_it_is_a_port_of_this_machine(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(llama_process, "UNIX_SOCKETS", False)
     process = LlamaProcess(server_options(file))
     try:
         process.wait(lambda: False)
         process.warm_up()
         assert process.tokenize("he")
+        body = {"prompt": [1], "n_predict": 2, "stream": True}
+        assert [line async for line in process.lines("/completion", body) if line.startswith(b"data: ")]
         ports = psutil.Process(process._child.pid).net_connections("inet")
         assert {port.laddr.ip for port in ports} == {"127.0.0.1"}
     finally:
