@@ -1,28 +1,23 @@
 # docker build .                                     for an NVIDIA GPU
 # docker build --build-arg FLASH_ATTENTION=yes .     the same with flash-attn, which is compiled for about an hour
-# docker build --target cpu .                        for the processor, much smaller
+# docker build --target cpu .                        for the processor: llama.cpp, without torch, much smaller
 #
-# The bases are named by their full tags. What Python installs is in requirements.lock with hashes; in the cpu image
-# torch alone is not: it comes, in the same version, from TORCH_INDEX, by default PyTorch's own index of CPU builds.
+# The bases are named by their full tags. What Python installs is in requirements.lock, and for the cpu image in
+# requirements-cpu.lock, with hashes.
 
 ARG FLASH_ATTENTION=no
 
 FROM python:3.12-slim-bookworm AS cpu-packages
-ARG TORCH_INDEX
 WORKDIR /build
-COPY requirements.lock ./
-# CUDA's packages are left out, and so is the torch that needs them.
+COPY requirements-cpu.lock ./
 RUN python -m venv /opt/venv \
-    && version=$(sed -n 's/^torch==\([0-9.]*\).*/\1/p' requirements.lock) \
-    && awk '/^[a-z]/ { keep = !/^(torch|triton|cuda-[a-z]+|nvidia-[a-z0-9-]+)==/ } keep' requirements.lock > cpu.lock \
-    && /opt/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r cpu.lock \
-    && /opt/venv/bin/pip install --no-cache-dir --no-deps \
-        --index-url "${TORCH_INDEX:-https://download.pytorch.org/whl/cpu}" "torch==$version+cpu" \
+    && /opt/venv/bin/pip install --no-cache-dir --no-deps --require-hashes -r requirements-cpu.lock \
     && /opt/venv/bin/pip check
 
 FROM python:3.12-slim-bookworm AS cpu
+# libgomp1 is for llama.cpp.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends tini \
+    && apt-get install -y --no-install-recommends libgomp1 tini \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 1000 user \
     && install -d -o user -g user /data
@@ -88,9 +83,10 @@ RUN /opt/venv/bin/pip install --no-cache-dir --no-deps wheels/*.whl && rm -r whe
 FROM packages-flash-${FLASH_ATTENTION} AS chosen-packages
 
 FROM nvidia/cuda:13.0.1-runtime-ubuntu24.04 AS cuda
-# torch.compile needs a C compiler and Python's headers when the model is loaded. Uid 1000 is Ubuntu's own user.
+# torch.compile needs a C compiler and Python's headers when the model is loaded, and llama.cpp needs libgomp1. Uid 1000
+# is Ubuntu's own user.
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends gcc libc6-dev python3 python3-dev tini \
+    && apt-get install -y --no-install-recommends gcc libc6-dev libgomp1 python3 python3-dev tini \
     && rm -rf /var/lib/apt/lists/* \
     && userdel --remove ubuntu \
     && useradd --create-home --uid 1000 user \

@@ -167,31 +167,30 @@ def test_packages_are_installed_with_hashes() -> None:
         for command in run.split("&& ")
         if re.search(r"/pip (install|wheel) ", command)
     ]
-    unhashed = [command for command in installs if "--require-hashes" not in command]
-    own_wheel, torch = sorted(unhashed, key=len)
+    [own_wheel] = [command for command in installs if "--require-hashes" not in command]
     assert "--no-deps wheels/*.whl" in own_wheel
-    assert '"torch==$version+cpu"' in torch
-    assert len(installs) == 6
+    assert len(installs) == 5
 
 
-def locked() -> dict[str, list[str]]:
+def locked(lock: str) -> dict[str, list[str]]:
     """The lock's requirements with their hashes."""
-    text = re.sub(r"^#.*\n", "", (ROOT / "requirements.lock").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"^#.*\n", "", (ROOT / lock).read_text(encoding="utf-8"), flags=re.MULTILINE)
     lines = re.sub(r" \\\n\s*", " ", text).splitlines()
     return {line.split(" --hash=")[0]: re.findall(r"--hash=sha256:([0-9a-f]{64})\b", line) for line in lines}
 
 
-def test_the_lock_holds_what_is_required_with_hashes_and_no_address() -> None:
+@pytest.mark.parametrize("name", ["requirements", "requirements-cpu"])
+def test_the_lock_holds_what_is_required_with_hashes_and_no_address(name: str) -> None:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    text = (ROOT / "requirements.lock").read_text(encoding="utf-8")
+    text, pins = (ROOT / f"{name}.lock").read_text(encoding="utf-8"), locked(f"{name}.lock")
     assert not re.search(r"://|^-|--(?!hash)", text, re.MULTILINE)
-    assert all(locked().values())
+    assert all(pins.values())
     pinned: dict[str, list[Requirement]] = {}
-    for line in locked():
+    for line in pins:
         pinned.setdefault(canonicalize_name(Requirement(line).name), []).append(Requirement(line))
-    for line in (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines():
+    for line in (ROOT / f"{name}.txt").read_text(encoding="utf-8").splitlines():
         if not line or line.startswith("#"):
             continue
         wanted = Requirement(line)
@@ -199,16 +198,14 @@ def test_the_lock_holds_what_is_required_with_hashes_and_no_address() -> None:
         assert all(wanted.specifier.contains(version) for version in versions), line
 
 
-def test_the_cpu_image_leaves_out_cuda_alone() -> None:
-    [run] = stages()["cpu-packages"].all("RUN")
-    pattern = re.search(r"keep = !/(.*?)/ }", run)
-    assert pattern
-    names = {line.split("==")[0] for line in locked()}
-    left_out = {name for name in names if re.match(pattern[1], f"{name}==")}
-    assert left_out == {name for name in names if fnmatch(name, "nvidia-*") or fnmatch(name, "cuda-*")} | {
-        "torch",
-        "triton",
-    }
+def test_the_cpu_image_has_the_same_packages_without_torch() -> None:
+    whole, small = locked("requirements.lock"), locked("requirements-cpu.lock")
+    assert small.items() < whole.items()
+    left_out = {line.split("==")[0] for line in whole.keys() - small.keys()}
+    assert {"accelerate", "bitsandbytes", "torch", "transformers", "triton"} < left_out
+    assert {name for name in left_out if fnmatch(name, "nvidia-*") or fnmatch(name, "cuda-*")}
+    assert "-r requirements-cpu.lock" in stages()["cpu-packages"].last("RUN")
+    assert "-r requirements.lock" in stages()["cuda-packages"].last("RUN")
 
 
 def test_the_spaces_block_names_the_image() -> None:

@@ -15,17 +15,14 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
-
 from granite_demo.bench import llama_loop
 from granite_demo.bench.measure import TimedAnswer, TimedRun
 from granite_demo.errors import OutOfMemoryError
 from granite_demo.hub import sample
 from granite_demo.loading.gc import release_memory
-from granite_demo.loading.load import load_model
 from granite_demo.loading.loaded_model import LoadedModel
-from granite_demo.loading.placement import place_source
 from granite_demo.models import catalogue
+from granite_demo.models.installation import torch_problem
 from granite_demo.types.load_options import Dtype, LoadOptions, Quantization
 from granite_demo.types.model_status import Chosen
 
@@ -42,6 +39,13 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
     On a CPU there is one copy in float32 and one in bfloat16, because either can be faster. The generation settings are
     the defaults of transformers: no end token, and greedy decoding.
     """
+    if problem := torch_problem("The documented use of transformers"):
+        return [], [problem]
+    from transformers import GenerationConfig
+
+    from granite_demo.loading.load import load_model
+    from granite_demo.loading.placement import place_source
+
     placement, source = loaded.placement, replace(loaded.source, gguf=None)
     own: Any = placement.dtype_name
     dtypes: list[Dtype] = [own]
@@ -62,8 +66,6 @@ def load_copies(loaded: LoadedModel, options: LoadOptions) -> tuple[list[LoadedM
         except OutOfMemoryError as error:
             notes.append(f"The documented ways in {dtype} are not measured: {error}")
             continue
-        from transformers import GenerationConfig
-
         copy.model.generation_config = GenerationConfig()
         copies.append(copy)
     return copies, notes
@@ -94,6 +96,7 @@ def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: S
 
     The next turn uses the ``past_key_values`` of the first.
     """
+    import torch
     from transformers import DynamicCache
 
     cache = DynamicCache(config=loaded.model.config)
@@ -105,6 +108,7 @@ def follow_up(loaded: LoadedModel, first: Sequence[int], answered: int, added: S
 
 def load_seconds(folder: Path, dtype: Any, device: str) -> float:
     """Return the seconds that ``from_pretrained`` takes. The model is then released."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     start = time.perf_counter()
@@ -122,6 +126,7 @@ def generate(loaded: LoadedModel, prompt_ids: Sequence[int], tokens: int, **opti
 
     The time of a token is when ``generate`` puts it into the streamer, which can hold its text back for longer.
     """
+    import torch
     from transformers import TextIteratorStreamer
 
     start = time.perf_counter()

@@ -14,11 +14,12 @@ from granite_demo.bench.options import BenchSizes
 from granite_demo.bench.suites.decode import Decode
 from granite_demo.bench.suites.load import Load
 from granite_demo.bench.suites.ttft import TtftRow
+from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.types.model_status import Fact, ModelSetup
 
 SCHEMA_VERSION = 1
 """Increase it when the meaning of a field changes or a field is removed."""
-REPORTED_PACKAGES = ("granite-demo", "torch", "transformers", "flash-attn", "bitsandbytes", "gradio")
+REPORTED_PACKAGES = ("granite-demo", "torch", "transformers", "flash-attn", "bitsandbytes", "xllamacpp", "gradio")
 
 
 @dataclass(slots=True)
@@ -61,7 +62,7 @@ def describe(ready: ReadyModel, sizes: BenchSizes, suites: Sequence[str], starte
             "context": loaded.context_length,
             "shape": asdict(loaded.shape) if loaded.shape else None,
         },
-        device=_device(loaded.placement.device),
+        device=_device(loaded),
         versions=_versions(),
         settings={"suites": list(suites), **asdict(sizes)},
         setup=ready.setup,
@@ -70,22 +71,29 @@ def describe(ready: ReadyModel, sizes: BenchSizes, suites: Sequence[str], starte
     )
 
 
-def _device(device: str) -> dict[str, Any]:
+def _device(loaded: LoadedModel) -> dict[str, Any]:
     import psutil
-    import torch
 
+    device = loaded.placement.device
+    name, memory = _processor(), psutil.virtual_memory().total
+    if loaded.source.gguf:
+        threads, capability = loaded.model.process.options.threads, None
+    else:
+        import torch
+
+        threads, capability = torch.get_num_threads(), torch.backends.cpu.get_cpu_capability()
     if device.startswith("cuda"):
+        import torch
+
         properties = torch.cuda.get_device_properties(device)
         name, memory = properties.name, properties.total_memory
-    else:
-        name, memory = _processor(), psutil.virtual_memory().total
     return {
         "device": device,
         "name": name,
         "memory": memory,
         "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": threads,
+        "capability": capability,
     }
 
 

@@ -6,12 +6,13 @@ of Williams, Waterman and Patterson (2009).
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-import torch
+import numpy as np
 
 from granite_demo.loading.device import free_memory
+from granite_demo.loading.gguf import cores
 from granite_demo.loading.loaded_model import LoadedModel
-from granite_demo.loading.placement import precision_of
 from granite_demo.models.config import count_parameters
 from granite_demo.models.gguf_memory import cache_bytes_per_token
 from granite_demo.models.memory import element_bytes, kv_bytes_per_token, state_bytes
@@ -33,32 +34,47 @@ def bandwidth(device: str) -> float:
     a copy.
     """
     size = min(BUFFER_BYTES, free_memory(device) // 4)
+    return _cpu_bandwidth(size) if device == "cpu" else _gpu_bandwidth(size, device)
+
+
+def _cpu_bandwidth(size: int) -> float:
+    source = np.ones(max(size, 4) // 4, dtype=np.float32)
+    target = np.empty_like(source)
+    parts, targets = np.array_split(source, cores()), np.array_split(target, cores())
+    with ThreadPoolExecutor(cores()) as pool:
+
+        def copy() -> None:
+            list(pool.map(np.copyto, targets, parts))
+
+        def read() -> None:
+            list(pool.map(np.sum, parts))
+
+        return max(_best(copy, 2 * source.nbytes), _best(read, source.nbytes))
+
+
+def _gpu_bandwidth(size: int, device: str) -> float:
+    import torch
+
     source = torch.ones(max(size, 4) // 4, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
-    actions: list[tuple[Callable[[], object], int]] = [(lambda: target.copy_(source), 2 * source.nbytes)]
-    if device == "cpu":
-        actions.append((source.sum, source.nbytes))
-    best = 0.0
-    for action, moved in actions:
-        action()
-        for _ in range(PASSES):
-            best = max(best, moved / _seconds(action, device))
-    return best
+    wait = torch.cuda.synchronize if device.startswith("cuda") else torch.mps.synchronize
+
+    def copy() -> None:
+        target.copy_(source)
+        wait()
+
+    return _best(copy, 2 * source.nbytes)
 
 
-def _seconds(action: Callable[[], object], device: str) -> float:
-    _wait_for(device)
-    start = time.perf_counter()
+def _best(action: Callable[[], object], moved: int) -> float:
+    """Return the highest rate of several passes of ``action``, which moves ``moved`` bytes."""
     action()
-    _wait_for(device)
-    return time.perf_counter() - start
-
-
-def _wait_for(device: str) -> None:
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-    elif device == "mps":
-        torch.mps.synchronize()
+    best = 0.0
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        action()
+        best = max(best, moved / (time.perf_counter() - start))
+    return best
 
 
 def step_bytes(loaded: LoadedModel, users: int, context: float) -> float | None:
@@ -73,6 +89,8 @@ def step_bytes(loaded: LoadedModel, users: int, context: float) -> float | None:
         return float(loaded.weight_bytes + users * context * token_bytes)
     if (shape := loaded.shape) is None:
         return None
+    from granite_demo.loading.placement import precision_of
+
     precision = precision_of(loaded.placement.dtype, loaded.placement.quantization)
     parameters, size = count_parameters(shape), element_bytes(precision)
     unread = 0.0 if shape.tie_word_embeddings else float(parameters.embedding * size)
@@ -99,6 +117,8 @@ def fitting_users(wanted: Sequence[int], loaded: LoadedModel, tokens: int, free:
     if loaded.source.gguf:
         each = tokens * cache_bytes_per_token(loaded.model.header, loaded.model.process.options.cache_type)
     elif loaded.shape is not None:
+        from granite_demo.loading.placement import precision_of
+
         precision = precision_of(loaded.placement.dtype, loaded.placement.quantization)
         each = tokens * kv_bytes_per_token(loaded.shape, precision) + state_bytes(loaded.shape, precision)
     if each:

@@ -16,6 +16,7 @@ from granite_demo.bench.suites import decode, load, ttft
 from granite_demo.bench.suites.load import StageClock
 from granite_demo.errors import ConfigurationError
 from granite_demo.loading.loaded_model import LoadedModel
+from granite_demo.models.installation import require_torch
 from granite_demo.types.load_options import LoadOptions
 
 SMALL_BYTES = 4_000_000_000
@@ -63,6 +64,8 @@ def run(
     begun = time.perf_counter()
     rounds = options.rounds if not options.suites or "load" in options.suites else 1
     found, ready = load.measure(manager, load_options, clock, rounds, lambda text: progress(f"load, {text}"))
+    if ready.loaded.placement.device != "cpu":
+        require_torch("The benchmark of a GPU")
     suites, note = choose_suites(options.suites, ready.loaded.weight_bytes)
     sizes = options.sizes(ready.loaded.placement.device)
     report = describe(ready, sizes, suites, started)

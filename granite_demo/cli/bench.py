@@ -49,7 +49,8 @@ def run_bench(settings: Settings, options: BenchOptions, console: Console) -> No
         from granite_demo.bench import remote
 
         return remote.run(ready_backend(settings, console), options, progress)
-    require_torch("The benchmark of this machine")
+    if settings.processes > 1 or options.suites == (LIMIT,):
+        require_torch("The benchmark of fused layers and tensor parallelism")
     from granite_demo.bench import fused_layers, output, run, tensor_parallel
     from granite_demo.bench.suites.load import StageClock
 

@@ -3,6 +3,7 @@
 The files depend on the device, which ``placement.choose_device`` chooses before. Imports no engine.
 """
 
+import ctypes
 import platform
 import sys
 import threading
@@ -26,6 +27,8 @@ from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.types.engine_kinds import ENGINES, GGUF
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.model_status import REQUESTED
+
+OPENMP = "libgomp.so.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +139,17 @@ def no_llama() -> str:
         return "llama.cpp is missing: xllamacpp is not installed, or has no wheel for this platform"
     if not has_avx2():
         return "this processor has no AVX2, which xllamacpp's wheels need"
+    if not has_openmp():
+        return f"llama.cpp needs the library {OPENMP} (Debian and Ubuntu: apt install libgomp1)"
     return ""
+
+
+def has_openmp() -> bool:
+    """Return whether the system has the library of OpenMP that xllamacpp's wheels for Linux need."""
+    try:
+        return sys.platform != "linux" or bool(ctypes.CDLL(OPENMP))
+    except OSError:
+        return False
 
 
 def has_avx2(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:

@@ -1,5 +1,6 @@
 """The files that a model is loaded from, and why. These tests do not need llama.cpp."""
 
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,6 +22,7 @@ from tests.tinymodels import write_checkpoint
 
 AUTO = LoadOptions(GRANITE, device="cpu")
 MICRO = catalogue.MODELS["granite-4.0-micro"]
+only_linux = pytest.mark.skipif(sys.platform != "linux", reason="the wheels for Linux need the system's OpenMP")
 NO_LLAMA = source_module.no_llama
 FREE = "granite_demo.loading.source.free_memory"
 IN_CACHE = "the safetensors files are in the hub cache; the engine gguf is"
@@ -51,12 +53,21 @@ def test_why_it_is_not_used(options: LoadOptions, device: str, reason: str) -> N
 
 
 @pytest.mark.parametrize(
-    ("wheel", "avx2", "reason"), [(None, True, "has no wheel"), (1, False, "no AVX2"), (1, True, "")]
+    ("wheel", "avx2", "openmp", "reason"),
+    [
+        (None, True, "libgomp.so.1", "has no wheel"),
+        (1, False, "libgomp.so.1", "no AVX2"),
+        pytest.param(1, True, "no-such-library.so", "apt install libgomp1", marks=only_linux),
+        (1, True, "libc.so.6", ""),
+    ],
 )
-def test_a_platform_without_llama(wheel: object, avx2: bool, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_platform_without_llama(
+    wheel: object, avx2: bool, openmp: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(source_module, "no_llama", NO_LLAMA)
     monkeypatch.setattr(source_module, "find_spec", lambda name: wheel)
     monkeypatch.setattr(source_module, "has_avx2", lambda: avx2)
+    monkeypatch.setattr(source_module, "OPENMP", openmp)
     because = why_not(AUTO, "cpu")
     assert reason in because
     assert bool(because) == bool(reason)

@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 import psutil
-import torch
 
 from granite_demo.backends.model_manager import Listener, ModelManager, ReadyModel
 from granite_demo.bench import baselines
@@ -116,6 +115,8 @@ def _documented_load(loaded: LoadedModel) -> Callable[[], float] | None:
 def memory(device: str) -> tuple[int, int, str]:
     """Return the bytes in use, the peak, and what they count."""
     if device.startswith("cuda"):
+        import torch
+
         devices = range(torch.cuda.device_count())
         in_use = sum(torch.cuda.memory_allocated(index) for index in devices)
         return in_use, sum(torch.cuda.max_memory_allocated(index) for index in devices), "allocated by torch"
