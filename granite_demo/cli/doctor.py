@@ -1,4 +1,7 @@
-"""The command ``doctor``: one chat here and on another server, the differences, and their likely cause."""
+"""The command ``doctor``: one chat here and on another server, the differences, and their likely cause.
+
+Without a server, it shows this machine.
+"""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -13,7 +16,7 @@ from granite_demo.backends.remote.backend import RemoteBackend
 from granite_demo.cli import flags
 from granite_demo.cli.composition import OpenBackend
 from granite_demo.cli.terminal import print_json, print_table, standard_output
-from granite_demo.errors import ConfigurationError, EngineError, InvalidRequestError
+from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.settings import Settings
 from granite_demo.types.events import Finish, ReasoningDelta, StreamEvent, TextDelta, TokenScored
 from granite_demo.types.logprobs import TokenAlternative
@@ -172,12 +175,13 @@ def add_doctor_command(cli: typer.Typer, console: Console, opened: OpenBackend) 
     @cli.command()
     @flags.with_tables
     def doctor(settings: Settings, text: flags.Question = USUAL_QUESTION, as_json: flags.AsJson = False) -> None:
-        """Ask a model here and the server at --url the same question, and show the differences and their likely cause.
+        """Show the installation, its versions, and where models run on this machine.
 
-        Both answers are greedy. The exit code is 0 if nothing differs, otherwise 1.
+        With --url, ask a model here and the server at --url the same question, and show the differences and their
+        likely cause. Both answers are greedy. The exit code is 0 if nothing differs, otherwise 1.
         """
         if not settings.backend:
-            raise ConfigurationError("doctor compares with another server. Name it with --url.")
+            return show_environment(as_json)
         request = GenerationRequest((Message("user", text),), sampling=SamplingParams(max_tokens=COMPARED_TOKENS))
         # --model is the model here; --backend-model is the one of the server.
         with closing(opened(replace(settings, model="auto"), console)) as remote:
@@ -191,6 +195,17 @@ def add_doctor_command(cli: typer.Typer, console: Console, opened: OpenBackend) 
         else:
             show(findings, cause)
         raise typer.Exit(1 if cause else 0)
+
+
+def show_environment(as_json: bool) -> None:
+    """Print what this machine has."""
+    from granite_demo.cli.environment import describe_environment
+
+    facts = describe_environment()
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(("", " "), list(facts.items()), left=("", " "))
 
 
 async def _look_here(backend: Backend, request: GenerationRequest) -> Side:

@@ -13,6 +13,13 @@ def has_torch() -> bool:
     return all(find_spec(name) for name in ("torch", "transformers"))
 
 
+def installation() -> str:
+    """Return which of the two installations this is."""
+    if has_torch():
+        return "the full one (requirements.txt)"
+    return "the small one without torch (requirements-cpu.txt): it runs GGUF files"
+
+
 def torch_problem(what: str) -> str:
     """Return that ``what`` needs torch, and how to install it, if it is missing; otherwise "". ``what``: a subject."""
     return "" if has_torch() else f"{what} needs torch and transformers, which are not installed. Run: {INSTALL}"

@@ -1,8 +1,10 @@
 """Two answers to one chat, and the likely cause of their differences."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -127,3 +129,19 @@ def test_a_server_with_another_answer_is_named(
     report = json.loads(out)
     assert "text" in [finding["what"] for finding in report["findings"] if finding["cause"]]
     assert report["cause"]
+
+
+def test_without_a_server_it_shows_the_installation(run: Callable[..., tuple[int, str, str]]) -> None:
+    code, out, _ = run("doctor", "--json")
+    facts = json.loads(out)
+    assert (code, facts["installation"]) == (0, "the full one (requirements.txt)")
+    assert facts["torch"] == version("torch")
+    assert re.match("run on (cpu|cuda|mps) [(].+[)]$", facts["safetensors files"])
+    assert "the full one (requirements.txt)" in run("doctor")[1]
+
+
+@pytest.mark.usefixtures("without_torch")
+def test_it_says_that_the_installation_is_the_small_one(run: Callable[..., tuple[int, str, str]]) -> None:
+    facts = json.loads(run("doctor", "--json")[1])
+    assert facts["installation"].startswith("the small one without torch (requirements-cpu.txt)")
+    assert facts["safetensors files"].endswith("Run: pip install -r requirements.txt")

@@ -118,7 +118,6 @@ def test_an_unknown_flag_is_exit_code_two() -> None:
         ("compare a --reference nf4", 2, "the same"),
         ("compare ''", 2, "There is no text."),
         ("compare a --url http://127.0.0.1:1", 2, "--url cannot be used here"),
-        ("doctor", 2, "Name it with --url."),
         ("bench --suite speed", 2, "--suite must be limit, all, or a list of load, decode, ttft, page"),
         ("bench --users 0", 2, "--users must be 1 or more"),
         ("bench --plot out.png", 2, "pip install matplotlib"),
