@@ -10,8 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from granite_demo.loading.device import free_memory
-from granite_demo.loading.gguf import cores
+from granite_demo.loading.device import cores, free_memory
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.models.config import count_parameters
 from granite_demo.models.gguf_memory import cache_bytes_per_token

@@ -15,6 +15,7 @@ import psutil
 import torch
 from torch.nn.functional import linear
 
+from granite_demo.loading.device import CONTROL_GROUP, within_quota
 from granite_demo.loading.float32_prefill import float32_linear
 
 MESSAGE_PROMPT, MESSAGE_ANSWER = 256, 128
@@ -117,12 +118,7 @@ def choose_threads(most: int | None = None, measure: Callable[[int], Seconds] = 
     return Threads(best, f"measured here: a typical message takes {tried}" if len(counts) > 1 else "the only core")
 
 
-def usable_cores(control: Path = Path("/sys/fs/cgroup")) -> int:
+def usable_cores(control: Path = CONTROL_GROUP) -> int:
     """Return how many physical cores this process can use. In a container, that can be fewer than there are."""
     # The initial number of torch threads respects OMP_NUM_THREADS and the CPU affinity of the process.
-    cores = min(torch.get_num_threads(), psutil.cpu_count(logical=False) or 1)
-    try:
-        quota, period = (control / "cpu.max").read_text(encoding="ascii").split()
-        return max(1, min(cores, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control groups, or "max"
-        return cores
+    return within_quota(min(torch.get_num_threads(), psutil.cpu_count(logical=False) or 1), control)

@@ -4,9 +4,11 @@ This module does not import torch, which takes seconds and which GGUF files do n
 safetensors.
 """
 
+import os
 import platform
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -17,6 +19,7 @@ from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.types.load_options import LoadOptions, precision_label
 from granite_demo.types.model_status import REQUESTED, Chosen, Fact
 
+CONTROL_GROUP = Path("/sys/fs/cgroup")
 CPU_WHEEL = "this is llama.cpp's wheel for the CPU; docs/gpus.md says how to install its wheel for CUDA"
 
 
@@ -126,6 +129,21 @@ def free_memory(device: str) -> int:
         torch.cuda.empty_cache()
         return int(torch.cuda.mem_get_info(device)[0])
     return int(psutil.virtual_memory().available)
+
+
+def cores(control: Path = CONTROL_GROUP) -> int:
+    """Return the processor cores that this process may use: more threads than that wait for each other."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return within_quota(min(allowed, psutil.cpu_count(logical=False) or allowed), control)
+
+
+def within_quota(count: int, control: Path = CONTROL_GROUP) -> int:
+    """Return ``count`` cores, or what the processor time of this container is worth if that is less; at least 1."""
+    try:
+        quota, period = (control / "cpu.max").read_text(encoding="ascii").split()
+        return max(1, min(count, int(quota) // int(period)))
+    except (OSError, ValueError):  # no control groups, or "max"
+        return max(1, count)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -3,18 +3,15 @@
 llama.cpp runs the file in a process of its own. Imports no torch by itself.
 """
 
-import os
 import threading
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-import psutil
-
 from granite_demo.errors import InvalidRequestError, LoadCancelledError, OutOfMemoryError
 from granite_demo.hub.gguf import LEAST_CONTEXT
-from granite_demo.loading.device import Placement, free_memory
+from granite_demo.loading.device import Placement, cores, free_memory
 from granite_demo.loading.llama_process import LlamaProcess
 from granite_demo.loading.llama_server import ServerOptions
 from granite_demo.loading.loaded_model import LoadedModel
@@ -172,9 +169,3 @@ def plan_cache(header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCa
     while slots > SLOT_RANGE[0] and needed(tokens, slots) > free:
         slots -= 1  # each has a state for every Mamba layer
     return CachePlan(context, tokens, slots, reason)
-
-
-def cores() -> int:
-    """The processor cores that this process may use: more threads than that wait for each other."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(allowed, psutil.cpu_count(logical=False) or allowed))

@@ -32,6 +32,8 @@ COMPILE_SECONDS = 2.0
 START_SECONDS, TOKEN_SECONDS = 0.5, 0.01
 # Small models can write white space without end. One space at most is what they usually write.
 _SPACING = {"whitespace_flexible": False, "whitespace_pattern": " ?"}
+# llama.cpp's version of llguidance matches that pattern several times in a row. This is one of the ways that it allows.
+_SPACING_OF_LLAMA = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 # Converted tokenizers by end token. A conversion takes 0.2 s to 1 s. An entry goes when its tokenizer goes.
 _converted: "WeakKeyDictionary[Any, dict[int, LLTokenizer]]" = WeakKeyDictionary()
 _converting = threading.Lock()
@@ -184,12 +186,15 @@ def compile_constraint(
 
     limits = LLParserLimits(verbose_errors=False)
     converted = prepare(tokenizer, eos_ids)
-    lark = lark_grammar(constraint, reasoning, tokenizer.get_added_vocab())
+    own, for_llama = (
+        lark_grammar(constraint, spacing, reasoning, tokenizer.get_added_vocab())
+        for spacing in (_SPACING, _SPACING_OF_LLAMA)
+    )
     try:
-        inner = LLMatcher(converted, LLMatcher.grammar_from_lark(lark), log_level=0, limits=limits)
+        inner = LLMatcher(converted, LLMatcher.grammar_from_lark(own), log_level=0, limits=limits)
     except ValueError as error:
         raise InvalidRequestError(f"The {constraint.kind} cannot be used: {_in_plain_words(str(error))}.") from error
-    matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids, lark)
+    matcher = Matcher(inner, constraint.kind, vocabulary, eos_ids, for_llama)
     text, token_ids = begun
     if text or token_ids:
         matcher.accept_prefix([*converted.tokenize_bytes(text.encode()), *token_ids])
@@ -222,11 +227,15 @@ async def compile_in_time(
 
 
 def lark_grammar(
-    constraint: Constraint, reasoning: Dialect | None = None, added: Mapping[str, int] | None = None
+    constraint: Constraint,
+    spacing: Mapping[str, Any],
+    reasoning: Dialect | None = None,
+    added: Mapping[str, int] | None = None,
 ) -> str:
     """Return the constraint in llguidance's Lark syntax, which llama.cpp reads as well. Raises InvalidRequestError.
 
-    ``reasoning`` is as in ``compile_constraint``. ``added`` maps the added tokens of the tokenizer to their ids.
+    ``spacing`` has llguidance's options for white space in JSON. ``reasoning`` is as in ``compile_constraint``.
+    ``added`` maps the added tokens of the tokenizer to their ids.
     Source of the syntax: llguidance, docs/syntax.md.
     """
     start = "start" if reasoning is None else "answer"
@@ -239,7 +248,7 @@ def lark_grammar(
         if schema is False:
             raise InvalidRequestError(f"The {constraint.kind} cannot be used: no text can satisfy it.")
         schema = {} if schema is True else schema
-        rule = f"{start}: %json {json.dumps({**schema, 'x-guidance': _SPACING})}"
+        rule = f"{start}: %json {json.dumps({**schema, 'x-guidance': spacing})}"
     return rule if reasoning is None else f"{_reasoning_rules(reasoning, added or {})}\n{rule}"
 
 

@@ -11,7 +11,7 @@ import pytest
 from granite_demo.errors import CorruptModelError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading import gguf
 from granite_demo.loading.device import place_gguf
-from granite_demo.loading.gguf import SLOT_RANGE, GgufModel, cores, load_gguf, plan_cache
+from granite_demo.loading.gguf import SLOT_RANGE, GgufModel, load_gguf, plan_cache
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source
 from granite_demo.models import registry
@@ -84,14 +84,6 @@ def test_a_hybrid_has_as_many_slots_as_its_states_leave_room_for(tmp_path: Path)
 def test_without_memory_for_a_conversation_it_is_refused(header: GgufHeader) -> None:
     with pytest.raises(OutOfMemoryError, match="Choose a smaller model"):
         plan_cache(header, None, memory_of(header, 256, SLOT_RANGE[0]).total - 1)
-
-
-def test_it_computes_on_the_cores_that_it_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: 8 if logical else 2)
-    assert cores() == 2
-    monkeypatch.setattr(psutil, "cpu_count", lambda logical: None)
-    assert cores() == 3
 
 
 def load(path: Path, folder: Path | None = None, cancelled: threading.Event | None = None) -> LoadedModel:
