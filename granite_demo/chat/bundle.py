@@ -106,6 +106,7 @@ def made(request: GenerationRequest, finish: Finish | None) -> dict[str, Any]:
     Without ``finish``, the answer was stopped, or it failed, before the engine had it, so it has no random seed.
     """
     sampling = _changed(asdict(request.sampling), asdict(SamplingParams()))
+    sampling.pop("salt", None)
     if finish and finish.seed is not None:
         sampling["seed"] = finish.seed
     if request.written:  # it is reproduced as one answer; with sampling, the text can differ

@@ -8,6 +8,7 @@ fit beside those that run.
 import asyncio
 import json
 import logging
+import secrets
 import threading
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -19,6 +20,7 @@ from typing import Any
 import h11
 
 from granite_demo.engine.failures import as_user_error, closed_error
+from granite_demo.engine.interleaved.prefix_cache import common
 from granite_demo.engine.protocol import Measure, T, answer_limit
 from granite_demo.engine.token_stream import TokenStream
 from granite_demo.engine.waiting_queue import MAX_WAITING, WaitingQueue
@@ -41,6 +43,8 @@ RANDOM_SEED = 2**32 - 1
 """What llama.cpp reads as: take any seed."""
 RESERVE = 1024
 """Tokens of an answer that are reserved when it starts, at most; more are reserved while it is written."""
+HALF = 0.5
+"""Of the prompt before in a slot: where a new prompt shares more, it continues its conversation."""
 RESTARTS = 5
 """Times that a child that ended is started again before the engine gives up."""
 
@@ -88,6 +92,14 @@ class _Request:
     """What its reader gets: its places, then its answer."""
     cost: int
     """Tokens of the cache that are reserved for it."""
+    ids: Sequence[int] = ()
+    """Of its prompt."""
+    salt: str = ""
+    """See ``SamplingParams.salt``. Empty: llama.cpp chooses the slot, by its tokens."""
+    slot: int = 0
+    """Its slot of llama.cpp."""
+    fresh: bool = False
+    """Whether the slot has tokens of a request with another salt, which it must not use."""
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -117,6 +129,10 @@ class LlamaEngine:
         self._capacity, self._slots = self._process.options.context, self._process.options.slots
         self._line: WaitingQueue[_Request] = WaitingQueue(max_waiting)
         self._running: list[_Request] = []
+        self._last: dict[int, _Request | None] = dict.fromkeys(range(self._slots))
+        """The last request in each slot of llama.cpp."""
+        self._salted = False
+        """Whether requests have had a salt."""
         self._lock = threading.Lock()
         self._restarting = threading.Lock()
         self._failed: LlamaProcess | None = None
@@ -142,7 +158,8 @@ class LlamaEngine:
         def work(request: _Request) -> AsyncGenerator[Token]:
             return self._answer(request, prompt_ids, sampling, limit, matcher)
 
-        async with aclosing(self._served(len(prompt_ids) + min(limit, RESERVE), work)) as items:
+        cost = len(prompt_ids) + min(limit, RESERVE)
+        async with aclosing(self._served(cost, work, prompt_ids, sampling.salt)) as items:
             async for item in items:
                 yield item
 
@@ -165,7 +182,8 @@ class LlamaEngine:
             length = 1 if by_token else min(limit - len(said), room)
             body = completion_body(prompt_ids, sampling, length, grammar, said)
             before, ended = len(said), False
-            async with aclosing(self._pieces({**body, "stream": not by_token, **self._always})) as pieces:
+            body |= {"stream": not by_token, **self._always, **_place(request)}
+            async with aclosing(self._pieces(body)) as pieces:
                 async for piece in pieces:
                     for token in self._tokens(piece, len(said) - before, sampling.logprobs or 0):
                         if matcher is not None:
@@ -198,7 +216,8 @@ class LlamaEngine:
 
         async def work(request: _Request) -> AsyncGenerator[list[Token]]:
             for at in range(1, len(token_ids)):
-                async with aclosing(self._pieces(scoring_body(token_ids[:at], token_ids[at], alternatives))) as pieces:
+                body = {**scoring_body(token_ids[:at], token_ids[at], alternatives), **_place(request)}
+                async with aclosing(self._pieces(body)) as pieces:
                     async for piece in pieces:
                         yield [token_of(token_ids[at], piece["completion_probabilities"][0], alternatives)]
 
@@ -213,12 +232,17 @@ class LlamaEngine:
             if not 0 <= index < size:
                 raise InvalidRequestError(f"{index} is not a token id. This model has the ids 0 to {size - 1}.")
 
-    async def _served(self, cost: int, work: Callable[[_Request], AsyncGenerator[T]]) -> AsyncGenerator[T | Queued]:
+    async def _served(
+        self, cost: int, work: Callable[[_Request], AsyncGenerator[T]], ids: Sequence[int] = (), salt: str = ""
+    ) -> AsyncGenerator[T | Queued]:
         """Yield the places in the line, then what ``work`` yields in a slot.
 
         The work goes on while nobody reads, so a slow reader holds no slot.
         """
-        request = _Request(TokenStream(asyncio.get_running_loop()), min(cost, self._capacity))
+        self._salted = self._salted or bool(salt)
+        if self._salted and not salt:
+            salt = secrets.token_hex(16)  # a scored text shares with nobody
+        request = _Request(TokenStream(asyncio.get_running_loop()), min(cost, self._capacity), list(ids), salt)
         with self._lock:
             self._check_open()
             self._line.join(request)
@@ -254,9 +278,26 @@ class LlamaEngine:
             while request := self._line.take(self._fits):
                 # Where the loop is closed, there is no reader left.
                 with suppress(RuntimeError):
+                    self._give_slot(request)
                     request.stream.loop.call_soon_threadsafe(request.turn.set)
                     self._running.append(request)
         self._line.announce()
+
+    def _give_slot(self, request: _Request) -> None:
+        """Choose a slot of llama.cpp: one with the same conversation of the same salt, or the one used longest ago."""
+        taken = {other.slot for other in self._running}
+        free = [slot for slot in self._last if slot not in taken]  # in the order of their last use
+
+        def shared(slot: int) -> float:
+            last = self._last[slot]
+            same = last is not None and last.salt == request.salt
+            return common(last.ids, request.ids) / max(1, len(last.ids)) if last and same else 0.0
+
+        best = max(free, key=shared)
+        request.slot = best if shared(best) > HALF else next((one for one in free if not self._last[one]), free[0])
+        last = self._last.pop(request.slot)
+        request.fresh = last is None or last.salt != request.salt
+        self._last[request.slot] = request
 
     def _fits(self, request: _Request) -> bool:
         taken = sum(other.cost for other in self._running)
@@ -346,6 +387,14 @@ def _refused(reply: Mapping[str, Any]) -> GraniteDemoError:
         return ContextOverflowError(error["n_prompt_tokens"], error["n_ctx"])
     text = str(error.get("message", error)).strip().rstrip(".")
     return (InvalidRequestError if error.get("code") == 400 else EngineError)(f"llama.cpp refused the request: {text}.")
+
+
+def _place(request: _Request) -> dict[str, Any]:
+    """The slot of the next call for ``request``, and whether the tokens in it can be used."""
+    if not request.salt:
+        return {}
+    fresh, request.fresh = request.fresh, False
+    return {"id_slot": request.slot, "cache_prompt": not fresh}
 
 
 def completion_body(

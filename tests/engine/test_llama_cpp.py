@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -377,3 +377,37 @@ async def test_a_score_is_the_log_probability_of_the_same_answer(sampled: LlamaE
     for ours, [theirs] in zip(said, scored[len(prompt) - 1 :], strict=True):
         assert theirs.logprob == pytest.approx(ours.logprob, abs=0.3), "a batch and single tokens round differently"
         assert [other[0] for other in theirs.alternatives][0] == ours.id, "greedy: the likeliest"
+
+
+async def test_a_prompt_uses_only_the_tokens_of_prompts_with_its_salt(
+    engine: LlamaEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+    reused: list[int] = []
+    pieces = engine._pieces
+
+    async def watched(body: Any) -> AsyncGenerator[dict[str, Any]]:
+        asked.append(body)
+        async with aclosing(pieces(body)) as found:
+            async for piece in found:
+                if piece["stop"]:
+                    reused.append(piece["timings"]["cache_n"])
+                yield piece
+
+    monkeypatch.setattr(engine, "_pieces", watched)
+    prompt = PROMPT * 4
+    await answer(engine, prompt, max_tokens=2)
+    await answer(engine, prompt, max_tokens=2)
+    assert "id_slot" not in asked[-1]
+    assert reused[-1] > 0, "llama.cpp chooses the slot, and uses what is in it"
+    slots = len(engine._last)
+    for number in range(slots):
+        await answer(engine, prompt, max_tokens=2, salt=f"visitor {number}")
+    assert reused[-slots:] == [0] * slots
+    assert len({body["id_slot"] for body in asked[-slots:]}) == slots
+    first = await answer(engine, prompt, max_tokens=2, salt="visitor 0")
+    assert reused[-1] > 0, "its own"
+    assert first == await answer(engine, prompt, max_tokens=2, salt="another visitor")
+    assert reused[-1] == 0
+    async with aclosing(engine.score_tokens(prompt, 1)) as items:
+        assert await anext(items)

@@ -10,6 +10,7 @@ The changes (measured with ``granite_demo bench``; the line numbers are those of
 - Outputs go to one function instead of a queue, from which requests can take each other's outputs
   (continuous_api.py:1010).
 - Sampling is that of ``sampler``, with separate graphs for steps with log probabilities.
+- Prefixes are shared only between requests with the same salt (``prefix_salt``).
 - The inputs of a step are prepared in less time (``step_inputs``).
 - The warm-up captures the prefill graphs of the usual sizes, so that the first request does not have to.
 """
@@ -27,6 +28,7 @@ from transformers.generation.continuous_batching.requests import RequestState, R
 from transformers.generation.continuous_batching.scheduler import SCHEDULER_MAPPING, FIFOScheduler
 
 from granite_demo.engine.batching.cuda_graphs import KEY_GRAIN, QUERY_GRAIN, Graphs, capture, device_ios, usual_steps
+from granite_demo.engine.batching.prefix_salt import separate_prefixes
 from granite_demo.engine.batching.sampler import BatchSampler, Row
 from granite_demo.engine.batching.step_inputs import use_host_inputs
 from granite_demo.loading import gc as garbage
@@ -160,6 +162,7 @@ class Loop:
         processor = self._manager._create_batch_processor()
         self._manager.batch_processor = processor
         use_host_inputs(processor)
+        separate_prefixes(processor.cache)
         self._sampler.stream = processor.inputs_and_outputs.compute_stream
         processor.scheduler.asynchronous = processor.use_async_batching
         processor.scheduler.before_step = self._run_before_step

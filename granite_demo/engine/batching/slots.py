@@ -3,6 +3,7 @@
 import itertools
 
 from granite_demo.engine.batching.loop import PAGE
+from granite_demo.engine.batching.prefix_salt import SALT
 from granite_demo.engine.batching.request import Request
 
 
@@ -37,7 +38,7 @@ class Slots:
 
     def enter(self, request: Request) -> int:
         """Give ``request`` a new name and return its slot, which is the one that was freed last."""
-        request.id = f"request-{next(self._names)}"
+        request.id = f"request-{next(self._names)}{SALT}{request.sampling.salt}"
         request.received = 0
         self.running[request.id] = request
         return self.free.pop()

@@ -29,6 +29,7 @@ class DynamicSlot:
 
     cache: DynamicCache
     ids: list[int] = field(default_factory=list)
+    salt: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -83,14 +84,14 @@ class DynamicRunner:
             ("Kept", f"up to {gigabytes(budget_bytes)}", "earlier conversations, so that later turns start faster"),
         )
 
-    def open(self, prompt_ids: Sequence[int]) -> DynamicSlot:
+    def open(self, prompt_ids: Sequence[int], salt: str = "") -> DynamicSlot:
         """See ``Runner.open``.
 
         If the prompt shares more than half of a stored cache, that cache is used. Otherwise its conversation can still
         continue, so the shared part is copied.
         """
-        slot = DynamicSlot(DynamicCache(config=self._model.config))
-        kept, shared = self._kept.find(prompt_ids, complete=not slot.croppable)
+        slot = DynamicSlot(DynamicCache(config=self._model.config), salt=salt)
+        kept, shared = self._kept.find(prompt_ids, salt, complete=not slot.croppable)
         if kept is None:
             return slot
         if 2 * shared > len(kept.ids):

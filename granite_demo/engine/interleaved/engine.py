@@ -205,7 +205,7 @@ class InterleavedEngine:
         """Compute a chunk of the prompt or one token. Return whether the answer ended."""
         request.stream.check()
         if request.slot is None:
-            request.slot = self._runner.open(request.prompt_ids)
+            request.slot = self._runner.open(request.prompt_ids, request.sampling.salt)
         logits = self._forward(request)
         if len(request.slot.ids) < len(request.prompt_ids):
             return False

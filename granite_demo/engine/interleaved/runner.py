@@ -32,8 +32,11 @@ class Runner(Protocol[S]):
     score_chunk: int
     """The maximum number of tokens in a call of ``forward_all``."""
 
-    def open(self, prompt_ids: Sequence[int]) -> S:
-        """Return a slot whose ids are a proper prefix of the prompt, from an earlier conversation, or empty."""
+    def open(self, prompt_ids: Sequence[int], salt: str = "") -> S:
+        """Return a slot whose ids are a proper prefix of the prompt, or empty.
+
+        They are from an earlier conversation with the same ``SamplingParams.salt``.
+        """
         ...
 
     def forward(self, slot: S, ids: Sequence[int], check: Callable[[], None]) -> torch.Tensor:

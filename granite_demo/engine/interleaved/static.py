@@ -33,6 +33,7 @@ class StaticSlot:
 
     place: Place
     ids: list[int] = field(default_factory=list)
+    salt: str = ""
     open: bool = False
     dirty: bool = False
     """Whether a step has failed in it."""
@@ -89,13 +90,13 @@ class StaticRunner:
         return ("KV cache", f"{self.slots} conversations at a time", size), ("Decoding", *decoding)
 
     @torch.inference_mode()
-    def open(self, prompt_ids: Sequence[int]) -> StaticSlot:
+    def open(self, prompt_ids: Sequence[int], salt: str = "") -> StaticSlot:
         """See ``Runner.open``.
 
         If the prompt shares more than half of a slot, that slot is used. Otherwise its conversation can still continue,
         so the shared part is copied to the least recently used slot.
         """
-        shared = {slot: self._shared(slot, prompt_ids) for slot in self._slots}
+        shared = {slot: self._shared(slot, prompt_ids) if slot.salt == salt else 0 for slot in self._slots}
         free = sorted((slot for slot in self._slots if not slot.open), key=lambda slot: slot.used)
         slot = source = max(free, key=lambda slot: shared[slot])
         if 2 * shared[slot] <= len(slot.ids):
@@ -105,7 +106,7 @@ class StaticRunner:
             self._steps.copy(source.place, slot.place, shared[source])
             slot.ids = source.ids[: shared[source]]
         self._touch(slot)
-        slot.open = True
+        slot.open, slot.salt = True, salt
         return slot
 
     def _shared(self, slot: StaticSlot, prompt_ids: Sequence[int]) -> int:

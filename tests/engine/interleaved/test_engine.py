@@ -47,7 +47,7 @@ class ScriptedRunner:
         self.events: list[tuple[str, int]] = []
         self.threads: set[str] = set()
 
-    def open(self, prompt_ids: Sequence[int]) -> ScriptedSlot:
+    def open(self, prompt_ids: Sequence[int], salt: str = "") -> ScriptedSlot:
         self.opened.append(ScriptedSlot(len(self.opened)))
         return self.opened[-1]
 
@@ -173,7 +173,7 @@ async def test_the_last_token_is_not_computed() -> None:
 
 async def test_tokens_in_the_slot_are_not_computed_again() -> None:
     runner = ScriptedRunner()
-    runner.open = lambda prompt_ids: ScriptedSlot(7, list(prompt_ids[:3]))  # type: ignore[method-assign]
+    runner.open = lambda prompt_ids, salt="": ScriptedSlot(7, list(prompt_ids[:3]))  # type: ignore[method-assign]
     with running(runner) as engine:
         assert await answer(engine, [1, 2, 3, 4, 5], max_tokens=2) == [6, 7]
     assert runner.log == [(7, 2), (7, 1)]
@@ -205,7 +205,7 @@ async def test_stop_cancels_a_running_chunk() -> None:
         assert runner.opened[0].ids == []
 
 
-def fail(ids: Sequence[int]) -> None:
+def fail(ids: Sequence[int], salt: str = "") -> None:
     raise ZeroDivisionError("secret")
 
 

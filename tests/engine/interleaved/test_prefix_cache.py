@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from granite_demo.engine.interleaved.prefix_cache import PrefixStore, common
 
@@ -10,9 +12,12 @@ from granite_demo.engine.interleaved.prefix_cache import PrefixStore, common
 @dataclass(eq=False)
 class Thing:
     ids: list[int]
+    salt: str = ""
+    measured: int = 0
 
     @property
     def nbytes(self) -> int:
+        self.measured += 1
         return 10 * len(self.ids)
 
 
@@ -29,6 +34,33 @@ def store_of(*things: Thing, budget: int = 1000) -> PrefixStore[Thing]:
 )
 def test_the_common_prefix(one: list[int], other: list[int], expected: int) -> None:
     assert common(one, other) == common(other, one) == expected
+
+
+@given(st.lists(st.integers(0, 1), max_size=12), st.lists(st.integers(0, 1), max_size=12))
+def test_the_common_prefix_of_any_ids(one: list[int], other: list[int]) -> None:
+    length = common(one, other)
+    assert one[:length] == other[:length]
+    assert one[length : length + 1] != other[length : length + 1] or length == min(len(one), len(other))
+
+
+def test_only_caches_with_the_same_salt_are_found_and_replaced() -> None:
+    ann, bob = Thing([1, 2, 3], "ann"), Thing([1, 2], "bob")
+    store = store_of(bob, ann)
+    assert len(store) == 2
+    assert store.find([1, 2, 3, 4], "ann") == (ann, 3)
+    assert store.find([1, 2, 3, 4], "bob") == (bob, 2)
+    assert store.find([1, 2, 3, 4]) == (None, 0)
+
+
+def test_a_cache_is_measured_once_and_their_number_has_a_limit() -> None:
+    things = [Thing([number, 0]) for number in range(2000)]
+    store: PrefixStore[Thing] = PrefixStore(10**9, most=100)
+    for thing in things:
+        store.put(thing)
+    assert {thing.measured for thing in things} == {1}
+    assert (len(store), store.nbytes) == (100, 2000)
+    assert store.find([1899, 0, 1]) == (None, 0)
+    assert store.find([1900, 0, 1])[0] is things[1900]
 
 
 def test_the_longest_prefix_is_found() -> None:
