@@ -30,6 +30,10 @@ from granite_demo.types.model_status import MemoryUse
 
 log = logging.getLogger(__name__)
 
+PANIC = "PanicException"
+"""The class of an error of tokenizers' Rust code, a BaseException that cannot be imported."""
+PANIC_PROBE = "Hello, world! 123\n\tdéjà vu 你好"
+
 
 def load_model(
     source: Source,
@@ -61,7 +65,9 @@ def load_model(
         return loaded
     except GraniteDemoError:
         raise
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != PANIC:
+            raise
         if is_out_of_memory(error):
             raise OutOfMemoryError(
                 f"{spec.title} does not fit into the memory of {placement.device}. "
@@ -84,6 +90,7 @@ def _load(source: Source, folder: Path, placement: Placement) -> LoadedModel:
     spec, config = source.spec, read_config(folder)
     shape = known_shape(config)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    tokenizer(PANIC_PROBE)  # some damaged ones only fail now
     # Left out, not None, where there is nothing to quantize: None switches a checkpoint's own quantization off.
     wanted = None if "quantization_config" in config else quantization_config(placement)
     quantization = {"quantization_config": wanted} if wanted else {}

@@ -4,7 +4,7 @@
 of the models that use it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 
 from granite_demo.errors import CorruptModelError
 from granite_demo.models.gguf_header import GgufHeader, Vocabulary
-from granite_demo.prompts import jinja_chat
-from granite_demo.prompts.chat_template import template_of
 
 _WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -115,26 +113,6 @@ class GgufTokenizer:
     def get_added_vocab(self) -> dict[str, int]:
         """Return the ids of the added tokens, by their texts."""
         return dict(self.added_tokens_encoder)
-
-    def apply_chat_template(
-        self,
-        conversation: Sequence[Mapping[str, Any]],
-        tools: Sequence[Mapping[str, Any]] | None = None,
-        documents: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = False,
-        tokenize: bool = False,
-        **variables: Any,
-    ) -> str:
-        """Return the prompt as text. ``tokenize`` must be false. Raises the errors of ``jinja_chat``."""
-        assert not tokenize
-        return jinja_chat.apply_chat_template(
-            template_of(self, tools is not None),
-            conversation,
-            tools=tools,
-            documents=documents,
-            add_generation_prompt=add_generation_prompt,
-            **{**self.special_tokens_map, **variables},
-        )
 
 
 def _templates(header: GgufHeader) -> str | dict[str, str] | None:

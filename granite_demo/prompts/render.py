@@ -8,6 +8,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.prompts.attribution import locate, parts_of
 from granite_demo.prompts.chat_template import Write, template_inputs, template_of
 from granite_demo.prompts.fim import fim_spans, in_a_turn
+from granite_demo.prompts.jinja_chat import apply_chat_template
 from granite_demo.prompts.taint import Span, TaintMarker
 from granite_demo.prompts.tokenizer import (
     Tokenizer,
@@ -154,12 +155,12 @@ def render_text(tokenizer: Tokenizer, request: GenerationRequest, write: Write =
         )
     try:
         try:
-            return _apply(tokenizer, template_inputs(request, template, write))
+            return apply_template(tokenizer, **template_inputs(request, template, write))
         except Exception:
             if not any(call.error for message in request.messages for call in message.tool_calls):
                 raise
             # Some templates iterate over the arguments of each call, but the arguments of a malformed call are text.
-            return _apply(tokenizer, template_inputs(request, template, write, objects=True))
+            return apply_template(tokenizer, **template_inputs(request, template, write, objects=True))
     except InvalidRequestError:
         raise
     except Exception as error:
@@ -167,6 +168,11 @@ def render_text(tokenizer: Tokenizer, request: GenerationRequest, write: Write =
         raise InvalidRequestError(f"The model's chat template rejects this conversation: {error}") from error
 
 
-def _apply(tokenizer: Tokenizer, inputs: dict[str, Any]) -> str:
-    rendered: str = tokenizer.apply_chat_template(**inputs, add_generation_prompt=True, tokenize=False)
-    return rendered
+def apply_template(tokenizer: Tokenizer, **inputs: Any) -> str:
+    """Return the text of the chat template of ``tokenizer`` for ``inputs``, such as ``conversation`` and ``tools``.
+
+    It is that of transformers' ``apply_chat_template``, where a template can run without end or take all memory. Raises
+    the errors of ``jinja_chat``.
+    """
+    template = template_of(tokenizer, inputs.get("tools") is not None)
+    return apply_chat_template(template, **{**tokenizer.special_tokens_map, **inputs}, add_generation_prompt=True)

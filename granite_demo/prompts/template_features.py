@@ -1,6 +1,7 @@
 """Finds the features of a chat template by rendering probes with and without each feature."""
 
 import logging
+import time
 from typing import Any
 
 from granite_demo.errors import InvalidRequestError
@@ -37,6 +38,8 @@ CONFLICT_WORDS = {
     "documents": "when documents are given",
     "no documents": "without documents",
 }
+SWITCHES_SECONDS = 10.0
+"""For all probes together, of processor time. Those of Granite take 0.1 s. A load cannot be cancelled meanwhile."""
 SWITCH_NAMES = {"hallucinations": "the check for hallucinations"}
 
 
@@ -54,6 +57,7 @@ def find_switches(tokenizer: Tokenizer) -> Switches:
 class _Prober:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
+        self._until = time.thread_time() + SWITCHES_SECONDS
 
     def switches(self) -> Switches:
         dialect = find_dialect(template_of(self._tokenizer)).name
@@ -75,6 +79,8 @@ class _Prober:
         )
 
     def _text(self, **given: Any) -> str | None:
+        if time.thread_time() > self._until:
+            raise TimeoutError(f"they take more than {SWITCHES_SECONDS:g} seconds")
         try:
             return render_text(self._tokenizer, GenerationRequest(**{"messages": PROBE_QUESTION, **given}))
         except InvalidRequestError:

@@ -32,6 +32,10 @@ class Tokenizer(Protocol):
     def all_special_tokens(self) -> list[str]:
         """The texts of the special tokens."""
 
+    @property
+    def special_tokens_map(self) -> Mapping[str, Any]:
+        """The texts of the special tokens by their names, such as ``bos_token``. Chat templates read them."""
+
     def __call__(self, text: Any, add_special_tokens: bool = ..., return_offsets_mapping: bool = ...) -> Any:
         """Encode one text or a list of texts: ``input_ids``, and ``offset_mapping`` on request."""
 
@@ -40,9 +44,6 @@ class Tokenizer(Protocol):
 
     def get_added_vocab(self) -> dict[str, int]:
         """Return ``added_tokens_encoder``."""
-
-    def apply_chat_template(self, conversation: Any, *, tokenize: bool = ..., **given: Any) -> Any:
-        """Return the prompt of a conversation, as text with ``tokenize=False``."""
 
 
 def encode(tokenizer: Tokenizer, text: str) -> list[int]:

@@ -281,3 +281,16 @@ def test_a_context_beyond_the_checkpoint_says_so(tiny_path: Path) -> None:
 def test_the_end_tokens_are_those_of_both_files(copy: Path, ends: Any, expected: set[int]) -> None:
     (copy / "generation_config.json").write_text(json.dumps({"eos_token_id": ends}))
     assert load(copy).eos_ids == expected
+
+
+def test_a_panic_of_the_tokenizer_is_an_error_with_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class PanicException(BaseException):
+        """As pyo3 makes it."""
+
+    def panic(*given: Any, **named: Any) -> Any:
+        raise PanicException("Onig: Regex search error: retry-limit-in-match over")
+
+    folder = write_checkpoint(tmp_path / "granite", "granite")
+    monkeypatch.setattr("granite_demo.loading.load.AutoTokenizer.from_pretrained", panic)
+    with pytest.raises(CorruptModelError, match=r"cannot be loaded: Onig.*Remove the folder"):
+        load_checkpoint(folder)

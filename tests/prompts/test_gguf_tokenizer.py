@@ -14,7 +14,7 @@ from granite_demo.models.gguf_header import read_header
 from granite_demo.outputs.structured_output import compile_constraint
 from granite_demo.prompts.fim import fim_problem
 from granite_demo.prompts.gguf_tokenizer import PROBE_TEXTS, SPLITS, GgufTokenizer, check_with_llama, make_tokenizer
-from granite_demo.prompts.render import render, render_parts
+from granite_demo.prompts.render import apply_template, render, render_parts
 from granite_demo.prompts.template_features import find_switches
 from granite_demo.prompts.tokenizer import Detokenizer, Tokenizer, control_tokens
 from granite_demo.types.constraints import Constraint
@@ -121,7 +121,7 @@ def test_it_is_what_transformers_makes_of_the_same_parts(tokenizer: GgufTokenize
     assert tokenizer.eos_token_id == other.eos_token_id
     assert set(other.all_special_tokens) <= set(tokenizer.all_special_tokens)
     messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.apply_chat_template(messages, add_generation_prompt=True) == other.apply_chat_template(
+    assert apply_template(tokenizer, conversation=messages) == other.apply_chat_template(
         messages, add_generation_prompt=True, tokenize=False
     )
 
@@ -173,8 +173,8 @@ def test_the_template_for_tools(tmp_path: Path) -> None:
     named = {"tokenizer.chat_templates": ["tool_use"], "tokenizer.chat_template.tool_use": "with tools"}
     tokenizer = make_tokenizer(read_header(write(tmp_path / "model.gguf", {**metadata, **named}, tensors)))
     messages = [{"role": "user", "content": "Hi"}]
-    assert tokenizer.apply_chat_template(messages) == "plain"
-    assert tokenizer.apply_chat_template(messages, tools=[{}]) == "with tools"
+    assert apply_template(tokenizer, conversation=messages) == "plain"
+    assert apply_template(tokenizer, conversation=messages, tools=[{}]) == "with tools"
 
 
 def test_a_constraint_is_kept_to_with_it(tokenizer: GgufTokenizer) -> None:

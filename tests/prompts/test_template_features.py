@@ -1,10 +1,12 @@
 """The switches of a template and their conflicts, found by rendering."""
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from granite_demo.prompts import jinja_chat, template_features
 from granite_demo.prompts.template_features import find_switches, reasons
 from granite_demo.types.messages import Switches
 from tests.bytetokens import THINKS, byte_tokenizer, real_template
@@ -106,3 +108,21 @@ def test_switches_without_effect_have_a_reason() -> None:
     assert found["thinking"].endswith("when tools are offered.")
     assert found["hallucinations"].endswith("ignores the check for hallucinations without documents.")
     assert reasons(switches, system=False, tools=False, documents=True) == {}
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}",
+        "{{ 'x' * 10**10 }}",
+        "{% if thinking %}{% for a in range(10**5) %}{% for b in range(10**5) %}{% endfor %}{% endfor %}{% endif %}a",
+    ],
+)
+def test_a_hostile_template_does_not_keep_the_load_busy(
+    tokenizer: Any, template: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jinja_chat, "RENDER_SECONDS", 0.1)
+    monkeypatch.setattr(template_features, "SWITCHES_SECONDS", 0.3)
+    start = time.thread_time()
+    assert found(tokenizer, template) == Switches()
+    assert time.thread_time() - start < 2
