@@ -89,6 +89,8 @@ class Limits:
     """For one answer, its prompt included. The waits for the engine and for a model do not count."""
     characters: int = 0
     """Of all texts of one request, checked before anything else reads them."""
+    own_prefixes: bool = False
+    """Whether a prompt uses only the caches of prompts of the same visitor; see ``SamplingParams.salt``."""
     reload: int = 0
     """Seconds between two attempts to load a failed model. The choice of another model is not limited."""
 

@@ -32,6 +32,13 @@ class Backend(Protocol):
         """This backend within the limits of ``visitor``, an address from ``access.visitor_of``."""
         ...
 
+    def check_visitor(self) -> None:
+        """Raise VisitorLimitError where the next request of this visitor would be rejected.
+
+        Called before the work that a request needs. Returns at once.
+        """
+        ...
+
     def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """Yield the events of the answer, a Finish last. Raises ContextOverflowError for a prompt that is too long.
 
@@ -121,6 +128,10 @@ class ForwardingBackend:
         own = copy(self)
         own._backend = self._backend.for_visitor(visitor)
         return own
+
+    def check_visitor(self) -> None:
+        """See ``Backend.check_visitor``."""
+        self._backend.check_visitor()
 
     def stream(self, request: GenerationRequest) -> AsyncGenerator[StreamEvent]:
         """See ``Backend.stream``."""

@@ -219,6 +219,9 @@ class FakeBackend:
         self.visitors.append(visitor)
         return self
 
+    def check_visitor(self) -> None:
+        pass
+
     def status(self) -> ModelStatus:
         return self.state
 

@@ -6,11 +6,13 @@ A visitor is one address. Beyond ``Limits.running``, a visitor's requests wait f
 """
 
 import asyncio
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing, closing, suppress
 from dataclasses import replace
+from hashlib import sha256
 from typing import Any, Self, cast
 
 from granite_demo.access import Limits
@@ -44,6 +46,7 @@ class LimitedBackend(ForwardingBackend):
         self._limits = limits
         self._visitors: dict[str, _Visitor] = {}
         self._visitor = _Visitor()
+        self._secret, self._salt = secrets.token_hex(16), ""
         self._reloaded: list[float] = []  # the time of the last try to load a failed model, for all visitors together
 
     def for_visitor(self, visitor: str) -> Self:
@@ -52,7 +55,13 @@ class LimitedBackend(ForwardingBackend):
             self._visitors = {name: one for name, one in self._visitors.items() if not one.idle}
         own = super().for_visitor(visitor)
         own._visitor = self._visitors.setdefault(visitor, _Visitor())
+        own._salt = sha256(f"{self._secret} {visitor}".encode()).hexdigest() if self._limits.own_prefixes else ""
         return own
+
+    def check_visitor(self) -> None:
+        """See ``Backend.check_visitor``."""
+        self._visitor.check(self._limits)
+        super().check_visitor()
 
     async def answer(self, ask: Callable[[R], AsyncGenerator[T]], request: R) -> AsyncGenerator[T]:
         """The events of ``ask(request)`` when its turn comes; before that, how many requests of the visitor are ahead.
@@ -61,7 +70,10 @@ class LimitedBackend(ForwardingBackend):
         was tried a moment ago, and TimeLimitError in the middle of an answer.
         """
         visitor, limits, spent, arrived = self._visitor, self._limits, 0, time.monotonic()
-        stop = request.stop if isinstance(request, GenerationRequest) else Stop()
+        stop = Stop()
+        if isinstance(request, GenerationRequest):
+            stop = request.stop
+            request = replace(request, sampling=replace(request.sampling, salt=self._salt))
         cut, event = Stop(), None
         read = self._checked_size(request) // (TOKEN_CHARACTERS * READ_SHARE)
         visitor.check(limits)

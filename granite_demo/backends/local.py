@@ -72,6 +72,9 @@ class LocalBackend:
         """See ``Backend.for_visitor``. There is no limit here."""
         return self
 
+    def check_visitor(self) -> None:
+        """See ``Backend.check_visitor``."""
+
     def status(self) -> ModelStatus:
         """See ``Backend.status``. While another model is loaded, the status is that one's."""
         with self._lock:

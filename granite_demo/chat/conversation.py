@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from granite_demo.chat.documents import check
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Controls, Document, Message, ToolCall
@@ -128,6 +129,7 @@ def load(value: Any) -> Conversation:
         raise InvalidRequestError(
             f"This is not a conversation that granite-demo can read ({_reason(error)})."
         ) from None
+    check(conversation.documents)
     return conversation if conversation.created else conversation.model_copy(update={"created": time.time()})
 
 
@@ -213,6 +215,18 @@ def versions(conversation: Conversation, turn_id: str) -> list[str]:
     """Return the ids of all versions of this turn, including itself, the oldest first."""
     turn = find(conversation, turn_id)
     return [other.id for other in conversation.turns.values() if (other.parent, other.role) == (turn.parent, turn.role)]
+
+
+Siblings = dict[tuple[str | None, str], list[str]]
+"""The ids of the turns with the same parent and role, by both, the oldest first."""
+
+
+def siblings(conversation: Conversation) -> Siblings:
+    """Return the versions of all turns at once: ``versions`` looks at all turns for one."""
+    found: Siblings = {}
+    for turn in conversation.turns.values():
+        found.setdefault((turn.parent, turn.role), []).append(turn.id)
+    return found
 
 
 def show(conversation: Conversation, turn_id: str) -> Conversation:

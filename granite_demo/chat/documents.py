@@ -1,4 +1,4 @@
-"""Converts files and pasted text to documents for a model.
+"""Converts files and pasted text to documents for a model, in this process; see ``document_process``.
 
 All files are untrusted. Their size, unpacked size, number of parts and read time are limited, and the limits are
 checked before memory is allocated. Each failure becomes an InvalidRequestError that says what to do.
@@ -10,7 +10,6 @@ import csv
 import io
 import logging
 import re
-import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -39,8 +38,10 @@ MAX_UNPACKED_BYTES = 30_000_000
 """The limit for a Word file. It is a ZIP archive, and a small one can unpack to gigabytes."""
 MAX_TAGS = 500_000
 """Tags and attributes in a Word file. Each uses about 140 bytes of memory."""
-FILE_SECONDS, QUEUE_SECONDS = 20.0, 5.0
-"""Time limits to read one file, and to wait for other files before that."""
+MAX_MEMBERS = 2_000
+"""Files in a Word file. One with a picture on each page has a few hundred; python-docx takes quadratic time."""
+FILE_SECONDS = 15.0
+"""The time to read one file."""
 
 _WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _ENCODED = re.compile(rb"""[^<]{0,4}<\?xml[^>]*encoding\s*=\s*["'](?!utf-?8|utf-?16|us-ascii)""", re.IGNORECASE)
@@ -48,20 +49,16 @@ _ENCODED = re.compile(rb"""[^<]{0,4}<\?xml[^>]*encoding\s*=\s*["'](?!utf-?8|utf-
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1a\x1c-\x1f\x7f]")
 _MAX_CONTROL = 0.01
 """The largest share of control characters in a text. Binary files have more."""
-_turns = threading.BoundedSemaphore(2)
-"""Two files are read at a time, because each can use 150 MB of memory."""
 
 
 def read_document(path: Path, name: str) -> Document:
     """Read the file at ``path``. ``name`` is the name of the uploaded file. Raises InvalidRequestError."""
-    title = _title(re.split(r"[/\\]", name)[-1]) or "Document"
+    title = title_of(name)
     suffix = Path(title).suffix.lower()
     if suffix not in READERS:
         *most, last = READERS
         kinds = f"{', '.join(most)} or {last}"
         raise InvalidRequestError(f"{title} cannot be read. Use a file that ends in {kinds}, or paste its text.")
-    if not _turns.acquire(timeout=QUEUE_SECONDS):
-        raise InvalidRequestError(f"{title} was not read: the server is busy with other files. Try again in a moment.")
     try:
         return Document(title, _gather(title, READERS[suffix](title, _bytes(title, path))))
     except InvalidRequestError:
@@ -71,8 +68,11 @@ def read_document(path: Path, name: str) -> Document:
         raise InvalidRequestError(
             f"{title} is damaged, or it is not a {suffix} file. Save it again, then add it again."
         ) from None
-    finally:
-        _turns.release()
+
+
+def title_of(name: str) -> str:
+    """The title of a document from the file ``name``."""
+    return _title(re.split(r"[/\\]", name)[-1]) or "Document"
 
 
 def _bytes(title: str, path: Path) -> bytes:
@@ -256,6 +256,8 @@ def _read_docx(title: str, data: bytes) -> Iterator[str]:
     tags = 0
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = archive.infolist()
+        if len(entries) > MAX_MEMBERS:
+            raise InvalidRequestError(f"{title} has more than {MAX_MEMBERS:,} parts. Split it, or paste its text.")
         if sum(entry.file_size for entry in entries) > MAX_UNPACKED_BYTES:
             raise InvalidRequestError(
                 f"{title} unpacks to more than {MAX_UNPACKED_BYTES // 1_000_000} MB. "

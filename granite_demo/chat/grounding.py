@@ -19,7 +19,6 @@ method does not understand the text: "is" and "is not" differ by one common word
 """
 
 import re
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -145,9 +144,9 @@ def support(
 
     Fenced code is skipped. ``listed`` is the list of citations that some models add after the answer.
     """
-    sources = _Sources(documents, f"{answer} {listed}")
+    sources = Sources([DocumentIndex(document) for document in documents])
     spans = _prose(answer)
-    cites = _resolved(answer, len(documents), citations, listed)
+    cites = _resolved(answer, sources.count, citations, listed)
     found: dict[tuple[int, int, int, int], Support] = {}
     for start, end in spans:
         own = dict.fromkeys(replace(cite, span=(start, end)) for cite in cites if _overlap((start, end), cite.span))
@@ -159,12 +158,9 @@ def support(
     return tuple(found.values())
 
 
-def cited(
-    answer: str, documents: Sequence[Document], citations: Sequence[Citation], listed: str = ""
-) -> tuple[Support, ...]:
+def cited(answer: str, sources: "Sources", citations: Sequence[Citation], listed: str = "") -> tuple[Support, ...]:
     """Return the support for each citation of the model that names a document, in the order of their ends."""
-    sources = _Sources(documents, f"{answer} {listed}")
-    cites = _resolved(answer, len(documents), citations, listed)
+    cites = _resolved(answer, sources.count, citations, listed)
     found = filter(None, (sources.cited(answer, cite) for cite in cites))
     return tuple(sorted(found, key=lambda one: one.end))
 
@@ -217,84 +213,106 @@ def _overlap(one: Passage, other: Passage) -> bool:
     return one[0] < other[1] and other[0] < one[1]
 
 
-class _Sources:
-    """An index of the sentences of the documents by the words that they share with ``text``."""
+class DocumentIndex:
+    """The sentences of a document, and in which of them each word is."""
 
-    def __init__(self, documents: Sequence[Document], text: str) -> None:
-        wanted = {_fold(word) for word in _WORD.findall(text)}
+    def __init__(self, document: Document) -> None:
         folds: dict[str, str] = {}
-        self._spans: list[tuple[int, int, int]] = []
-        self._places: defaultdict[str, list[int]] = defaultdict(list)
-        self._bounds: dict[int, Passage] = {}
-        self._left = MAX_WORK
-        self._capital: set[str] = set()
-        self._lower: set[str] = set()
-        for number, document in enumerate(documents, start=1):
-            first = len(self._spans)
-            for start, end in sentences(document.text):
-                at = len(self._spans)
-                self._spans.append((number, start, end))
-                for place, word in enumerate(_WORD.findall(document.text, start, end)):
-                    folded = folds.get(word) or folds.setdefault(word, _fold(word))
-                    if folded in wanted:
-                        if (places := self._places[folded])[-1:] != [at]:
-                            places.append(at)
-                        if word[0].islower():
-                            self._lower.add(folded)
-                        elif place:
-                            self._capital.add(folded)
-            self._bounds[number] = first, len(self._spans)
+        self.spans = sentences(document.text)
+        self.places: defaultdict[str, list[int]] = defaultdict(list)
+        self.capital: set[str] = set()
+        """Words that are written with a capital letter inside a sentence."""
+        self.lower: set[str] = set()
+        for at, (start, end) in enumerate(self.spans):
+            for place, word in enumerate(_WORD.findall(document.text, start, end)):
+                folded = folds.get(word) or folds.setdefault(word, _fold(word))
+                if (places := self.places[folded])[-1:] != [at]:
+                    places.append(at)
+                if word[0].islower():
+                    self.lower.add(folded)
+                elif place:
+                    self.capital.add(folded)
+
+
+@dataclass(slots=True)
+class Work:
+    """The word positions that may still be compared. The sentences that come after have no support."""
+
+    left: int
+
+
+class Sources:
+    """The documents of one answer, numbered from 1, by their indexes. ``work`` can be shared by several answers."""
+
+    def __init__(self, indexes: Sequence[DocumentIndex], work: Work | None = None) -> None:
+        self._numbered = list(enumerate(indexes, start=1))
+        self._count = sum(len(index.spans) for index in indexes)
+        self._work = work or Work(MAX_WORK)
+
+    @property
+    def count(self) -> int:
+        """The number of documents."""
+        return len(self._numbered)
 
     def matching(self, answer: str, span: Passage) -> Support | None:
         """Find the sentence that supports the sentence ``span`` of the answer, by matching words."""
         raw = _WORD.findall(answer, *span)
         words = {_fold(word) for word in raw}
-        names = {
-            _fold(word)
-            for place, word in enumerate(raw)
-            if word[0].isupper() and (place or _fold(word) in self._capital)
-        }
-        required = {word for word in words if word[0].isdigit()} | (names - self._lower)
+        inside = {_fold(word) for place, word in enumerate(raw) if word[0].isupper() and place}
+        indexes = [index for _, index in self._numbered]
+        names = {word for word in words if word in inside or any(word in index.capital for index in indexes)}
+        names &= {_fold(word) for word in raw if word[0].isupper()}
+        names = {word for word in names if not any(word in index.lower for index in indexes)}
+        required = {word for word in words if word[0].isdigit()} | names
         if len(words) < 3 and not required:
             return None
         best = self._best(words, required, None)
-        if best is None or best[1] < (THRESHOLD if len(words) >= 3 else 1.0):
+        if best is None or best[-1] < (THRESHOLD if len(words) >= 3 else 1.0):
             return None
-        number, start, end = self._spans[best[0]]
-        return Support(*span, number, start, end, native=False, score=best[1])
+        number, start, end, score = best
+        return Support(*span, number, start, end, native=False, score=score)
 
     def cited(self, answer: str, cite: _Cite) -> Support | None:
         """Find the sentence of the cited document with the highest score."""
         text = cite.quote or answer[slice(*cite.span)]
         best = self._best({_fold(word) for word in _WORD.findall(text)}, set(), cite.document)
         if best is not None:
-            return Support(*cite.span, *self._spans[best[0]], native=True, score=best[1])
+            return Support(*cite.span, *best[:3], native=True, score=best[3])
         return Support(*cite.span, cite.document, 0, 0, native=True, score=0.0) if cite.document else None
 
-    def _best(self, words: set[str], required: set[str], document: int | None) -> tuple[int, float] | None:
-        """Return (index of the sentence, score) of the best sentence with all ``required`` words.
+    def _best(self, words: set[str], required: set[str], only: int | None) -> tuple[int, int, int, float] | None:
+        """Return (document, start, end, score) of the best sentence with all ``required`` words.
 
-        ``document`` is the number of the only document to search; None: all.
+        ``only`` is the number of the only document to search; None: all.
         """
-        found = {word: self._places.get(word, []) for word in words}
-        weights = {word: log((len(self._spans) + 1) / (len(places) + 0.5)) for word, places in found.items()}
-        if document is not None:
-            ends = self._bounds[document]
-            found = {word: places[slice(*(bisect_left(places, end) for end in ends))] for word, places in found.items()}
-        self._left -= sum(map(len, found.values()))
-        if required:
-            allowed = set.intersection(*(set(found[word]) for word in required))
-            found = {word: list(allowed.intersection(places)) for word, places in found.items()}
-        scores: defaultdict[int, float] = defaultdict(float)
-        for word, places in found.items() if self._left >= 0 else ():
-            for at in places:
-                scores[at] += weights[word]
+        found = {
+            word: [(number, index.places[word]) for number, index in self._numbered if word in index.places]
+            for word in words
+        }
+        totals = {word: sum(len(places) for _, places in lists) for word, lists in found.items()}
+        weights = {word: log((self._count + 1) / (total + 0.5)) for word, total in totals.items()}
+        self._work.left -= len(words) * len(self._numbered) + sum(totals.values())
+        if self._work.left < 0:
+            return None
+        at = {
+            word: {(number, place) for number, places in lists if only in (None, number) for place in places}
+            for word, lists in found.items()
+        }
+        allowed = set.intersection(*(at[word] for word in required)) if required else None
+        scores: defaultdict[tuple[int, int], float] = defaultdict(float)
+        for word, positions in at.items():
+            for position in positions if allowed is None else allowed & positions:
+                scores[position] += weights[word]
         if not scores:
             return None
         top = max(scores.values()) - 1e-9  # sums in another order differ in their last digits
-        equals = [at for at, score in scores.items() if score >= top]
-        best = min(equals, key=lambda at: (self._spans[at][2] - self._spans[at][1], at))
-        return best, min(1.0, round(scores[best] / sum(weights.values()), 6))
+        spans = {
+            (number, place): self._numbered[number - 1][1].spans[place]
+            for (number, place), score in scores.items()
+            if score >= top
+        }
+        best = min(spans, key=lambda position: (spans[position][1] - spans[position][0], position))
+        return best[0], *spans[best], min(1.0, round(scores[best] / sum(weights.values()), 6))
 
 
 def _fold(word: str) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
 from starlette.staticfiles import StaticFiles
@@ -25,7 +25,8 @@ from granite_demo.server.uploads import Sweeper
 from granite_demo.ui.app import build_ui
 from granite_demo.ui.gradio_patches.errors import log_errors
 from granite_demo.ui.gradio_patches.files import guard_files, refuse_unknown_events, uploads_of
-from granite_demo.ui.gradio_patches.sessions import keep_values_only
+from granite_demo.ui.gradio_patches.queue import limit_queue
+from granite_demo.ui.gradio_patches.sessions import LOGOUT, keep_values_only, log_out_by_post
 from granite_demo.ui.languages import translations, words_dir
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
@@ -33,6 +34,10 @@ API_PREFIX = "/v1"
 KEYED = (API_PREFIX, "/metrics", "/load_model")
 """The paths that need the API key. Health checks have no key, and learn only that the server is alive."""
 COUNTED = frozenset({f"{API_PREFIX}/models", f"{API_PREFIX}/chat/completions", f"{API_PREFIX}/completions"})
+
+LOGOUT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>granite-demo</title>
+<form method="post"><button autofocus>Log out</button></form></html>"""
+"""What ``/logout`` shows. To end a session takes a POST."""
 
 
 def create_app(backend: ManagedBackend, access: Access | None = None, policy: Policy | None = None) -> FastAPI:
@@ -58,6 +63,8 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     # Without a key no attempt can fail: requests to a closed API_PREFIX are not attempts to guess a key.
     app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API_PREFIX}/", routes=COUNTED)
+    if policy.logins:
+        app.get(LOGOUT, include_in_schema=False)(lambda: HTMLResponse(LOGOUT_PAGE))
     page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
     app.mount("/words", StaticFiles(directory=words_dir()))
     folder, uploaded = uploads_of(page)
@@ -90,9 +97,15 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     # The application of the page, mounted last. Its stop_event ends its open connections.
     mount: Any = app.routes[-1]
     app.state.page = mount.app
-    refuse_unknown_events(mount.app)
-    keep_values_only(mount.app, page)
+    _change_page(mount.app, page, policy)
     return mounted
+
+
+def _change_page(app: FastAPI, page: gr.Blocks, policy: Policy) -> None:
+    refuse_unknown_events(app)
+    log_out_by_post(app)
+    keep_values_only(app, page)
+    limit_queue(page, policy.queued, policy.unread)
 
 
 class WantedModel(BaseModel):

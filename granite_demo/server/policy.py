@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from granite_demo.access import Limits
 from granite_demo.errors import ConfigurationError
 from granite_demo.settings import LOOPBACK, Settings
+from granite_demo.ui.gradio_patches.queue import PUBLIC_UNREAD_SECONDS, UNREAD_SECONDS
 
 MAX_BODY = 8 * 2**20
 """Bytes of one request. Uploads have a limit of their own, which Gradio enforces."""
@@ -13,7 +14,9 @@ PUBLIC_MAX_BODY = 2 * 2**20
 PUBLIC_DIRECT = 24
 """Direct events of one visitor on a public server. A page has a few at a time, several people can share an address,
 and 40 threads run them."""
-PUBLIC_LIMITS = Limits(running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, reload=60)
+PUBLIC_LIMITS = Limits(
+    running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, own_prefixes=True, reload=60
+)
 """Enough for two answers side by side, four samples, and about 300 tokens/s for a minute."""
 
 
@@ -30,6 +33,10 @@ class Policy:
     max_body: int = MAX_BODY
     direct: int = 0
     """Direct events of the page that one visitor may run at the same time. 0: no limit."""
+    queued: int = 0
+    """Events of one visitor in the queue of the page, waiting or running. 0: no limit."""
+    unread: float = UNREAD_SECONDS
+    """Seconds after which the answers end of a page that does not read them."""
 
 
 def policy_of(settings: Settings) -> Policy:
@@ -40,7 +47,10 @@ def policy_of(settings: Settings) -> Policy:
         hosts = (settings.host.lower(),)
     max_body = PUBLIC_MAX_BODY if settings.public else MAX_BODY
     direct = PUBLIC_DIRECT if settings.public else 0
-    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body, direct)
+    limits = limits_of(settings)
+    queued = limits.running + limits.waiting if limits.running else 0
+    unread = PUBLIC_UNREAD_SECONDS if settings.public else UNREAD_SECONDS
+    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body, direct, queued, unread)
 
 
 def _reachable(hosts: tuple[str, ...]) -> tuple[str, ...]:
@@ -57,6 +67,7 @@ def limits_of(settings: Settings) -> Limits:
         settings.visitor_tokens or default.tokens,
         settings.answer_seconds or default.seconds,
         default.characters,
+        default.own_prefixes,
         default.reload,
     )
 

@@ -1,7 +1,10 @@
-"""What people and models write, so that the page shows every character of it. Pure; knows no page.
+"""What people and models write, so that the page shows every character of it, and nothing of it is markup. Pure.
 
-Markdown takes ``<div>`` or ``vector<int>`` for markup, which the page's sanitizer then removes or, worse, keeps: a
-picture from another host, a box over the whole page. Here no ``<`` begins markup; code and formulas stay as they are.
+Markdown takes ``<div>`` for markup, which the page's sanitizer then removes or, worse, keeps: a form, a box over the
+whole page. To find the places where it does not, such as code, takes the parser that shows the text, with all of its
+exceptions. Here no parser decides: in HTML and in Markdown, ``<`` begins markup only before a letter, ``/``, ``!`` or
+``?``, and ``![`` begins a picture. An invisible character comes between the two, everywhere. A script of the page
+(``ui/assets/chat.js``) deletes it from what is shown, so that text can be copied.
 """
 
 import re
@@ -9,38 +12,28 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator
 
-_MARK = re.compile(r"`+|\\\(|\\\[|\$\$|<")
-_CLOSERS = {"\\(": "\\)", "\\[": "\\]"}
-_KEPT = re.compile(r'<sup><a href="#note-[\w-]+">\[\d+\]</a></sup>|<https?://[^\s<>]+>')
-"""Our own footnotes, and Markdown's links."""
+MARK = "\u2060"
+"""WORD JOINER: it has no width, and no parser gives it a meaning."""
+_BEGINS = re.compile(r"<(?=[A-Za-z/!?])|!(?=\[)")
+_OURS = re.compile(r'<\u2060(sup><)\u2060(a href="#note-[\w-]+">\[\d+\]<)\u2060(/a><)\u2060(/sup>)')
+"""Our own footnotes. Another text that looks like one links to the same notes."""
+_LINK = re.compile(r"<\u2060(https?://[^\s<>\"'=`]+>)")
+"""Markdown's links. As markup, each would be an element without a meaning and without attributes."""
+MAX_MATH = 200_000
+"""Characters of a text in which formulas are looked for."""
+
+
+def shown_text(text: str) -> str:
+    """``text`` as Markdown for the page: without markup, and with its formulas marked for KaTeX."""
+    return plain(prepare(text))
 
 
 def plain(text: str) -> str:
-    """``text`` as Markdown without markup."""
-    if "<" not in text:
+    """``text`` as Markdown without markup and pictures."""
+    if "<" not in text and "![" not in text:
         return text
-    return "".join(_escaped(block) if prose else block for block, prose in blocks(text))
-
-
-def _escaped(text: str) -> str:
-    parts: list[str] = []
-    missing: set[str] = set()
-    at = 0
-    while found := _MARK.search(text, at):
-        mark, start = found[0], found.start()
-        if mark == "<":
-            kept = _KEPT.match(text, start)
-            parts += [text[at:start], kept[0] if kept else "&lt;"]
-            at = kept.end() if kept else start + 1
-            continue
-        closer = _CLOSERS.get(mark, mark)
-        end = -1 if closer in missing else text.find(closer, found.end())
-        if end < 0:
-            missing.add(closer)  # looked for once: this stays linear
-        after = found.end() if end < 0 else end + len(closer)
-        parts.append(text[at:after])
-        at = after
-    return "".join([*parts, text[at:]])
+    text = _BEGINS.sub(rf"\g<0>{MARK}", text)
+    return _LINK.sub(r"<\1", _OURS.sub(r"<\1\2\3\4", text))
 
 
 DELIMITERS: list[dict[str, str | bool]] = [
@@ -64,7 +57,7 @@ def prepare(text: str) -> str:
     Pandoc's rule: no space after the first dollar sign, none before the second one and no digit after it, no blank
     line and no dollar sign between them. What is not closed stays as it is, so that a growing answer does not flicker.
     """
-    if "$" not in text:
+    if "$" not in text or len(text) > MAX_MATH:
         return text
     cut = list(blocks(text))
     last = len(cut) - 1

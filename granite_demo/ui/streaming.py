@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+import inspect
 import random
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, cast
 
 import gradio as gr
 
@@ -18,6 +19,7 @@ from granite_demo.errors import GraniteDemoError, log_unexpected
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.stop import Stop
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, INVALID, STREAMING, refusal
 from granite_demo.ui.html import note_html
 
@@ -147,7 +149,11 @@ class Visitors:
         return bool(stops)
 
 
-async def snapshots(backend: Backend, build: Callable[[], GenerationRequest], stop: Stop) -> AsyncGenerator[Snapshot]:
+Build = Callable[[], GenerationRequest] | Callable[[], Awaitable[GenerationRequest]]
+"""Makes a request: a function, which is called in a thread, or a coroutine function."""
+
+
+async def snapshots(backend: Backend, build: Build, stop: Stop) -> AsyncGenerator[Snapshot]:
     """Yield the states of the answer, until it ends or ``stop`` is set.
 
     An error becomes the note of the last state, and the text stays; nothing is raised. ``build`` makes the request, so
@@ -158,7 +164,8 @@ async def snapshots(backend: Backend, build: Callable[[], GenerationRequest], st
     elapsed = 0.0
     answered = 1
     try:
-        request = replace(await asyncio.to_thread(build), stop=stop)
+        built = await (build() if inspect.iscoroutinefunction(build) else off_loop(build))
+        request = replace(cast("GenerationRequest", built), stop=stop)
         answer.written = len(request.written)
         async with aclosing(paced(backend.stream(request), answers=lambda: answered)) as batches:
             async for batch in batches:
@@ -245,8 +252,10 @@ class StreamingPanel:
                 return
             shown: Update = {}
             with self.visitors.answering(visitor) as stop:
-                visit = Visit(own(self.backend, request), address(request), stop, self._buttons(True), event)
+                backend = own(self.backend, request)
+                visit = Visit(backend, address(request), stop, self._buttons(True), event)
                 try:
+                    backend.check_visitor()
                     async with aclosing(stream(visit, *values)) as updates:
                         async for update in updates:
                             shown |= update

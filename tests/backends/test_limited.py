@@ -383,3 +383,29 @@ async def test_a_failed_model_is_tried_once_a_minute_for_all_visitors(later: Clo
     assert backend.started.is_set()
     backend.state = READY
     await drain(limited.stream(ASKED))
+
+
+async def test_each_visitor_has_a_salt_of_their_own(backend: FakeBackend) -> None:
+    limited = LimitedBackend(backend, Limits(own_prefixes=True))
+    for visitor in ("ann", "bob", "ann"):
+        await drain(limited.for_visitor(visitor).stream(ASKED))
+    ann, bob, again = (request.sampling.salt for request in backend.requests)
+    assert ann == again != bob
+    assert "ann" not in ann
+    assert backend.requests[0] == ASKED  # it changes no answer
+    await drain(LimitedBackend(backend, Limits(own_prefixes=True)).for_visitor("ann").stream(ASKED))
+    assert backend.requests[-1].sampling.salt != ann  # nobody outside this process can calculate it
+    await drain(LimitedBackend(backend, Limits()).for_visitor("ann").stream(ASKED))
+    assert not backend.requests[-1].sampling.salt
+
+
+async def test_a_visitor_is_checked_before_the_work_for_a_request() -> None:
+    backend = Held()
+    limited = LimitedBackend(backend, Limits(running=1))
+    ann = limited.for_visitor("ann")
+    ann.check_visitor()
+    async with aclosing(ann.stream(ASKED)) as events:
+        await anext(events)
+        with pytest.raises(VisitorLimitError, match="1 requests running"):
+            limited.for_visitor("ann").check_visitor()
+        limited.for_visitor("bob").check_visitor()

@@ -408,7 +408,7 @@ def test_a_file_that_is_read_slowly_does_not_undo_a_message(
         time.sleep(1.5)
         return read_document(path, name)
 
-    monkeypatch.setattr("granite_demo.chat.documents.read_document", slowly)
+    monkeypatch.setattr("granite_demo.ui.chat.documents.read_document", slowly)
     send(page, "First")
     settled(page)
     open_documents(page)

@@ -4,7 +4,6 @@ import io
 import time
 import tracemalloc
 import zipfile
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -91,12 +90,12 @@ def test_the_length_is_checked_at_each_row(read: Read) -> None:
     assert time.thread_time() - start < 2
 
 
-def test_two_files_are_read_at_a_time(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "QUEUE_SECONDS", 0.01)
-    with documents._turns, documents._turns, pytest.raises(InvalidRequestError, match="busy"):
-        read("a.txt", b"text")
-    for _ in range(3):
-        with suppress(InvalidRequestError):
-            read("a.pdf", b"%PDF-")
-    # Each file released the semaphore, also after an error.
-    assert read("a.txt", b"text").text == "text"
+def test_a_word_file_with_many_parts_is_not_read(read: Read) -> None:
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as file:
+        for number in range(documents.MAX_MEMBERS + 1):
+            file.writestr(f"word/{number}.xml", "<x/>")
+    start = time.thread_time()
+    with pytest.raises(InvalidRequestError, match="more than 2,000 parts"):
+        read("a.docx", data.getvalue())
+    assert time.thread_time() - start < 1

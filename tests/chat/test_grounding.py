@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granite_demo.chat import grounding
-from granite_demo.chat.grounding import MAX_SENTENCE, Support, cited, fences, sentences, support
+from granite_demo.chat.grounding import MAX_SENTENCE, DocumentIndex, Sources, Support, cited, fences, sentences, support
 from granite_demo.types.events import Citation
 from granite_demo.types.messages import Document
 
@@ -18,6 +18,7 @@ CITIES = Document(
 )
 WATER = Document("water", "Water boils at 100 degrees. It freezes at 0 degrees. The water of the Seine is cold.")
 DOCUMENTS = (CITIES, WATER)
+SOURCES = Sources([DocumentIndex(one) for one in DOCUMENTS])
 
 
 def pieces(text: str) -> list[str]:
@@ -196,7 +197,7 @@ def test_a_cited_document_without_a_common_word_has_no_place() -> None:
 def test_a_citation_of_an_unknown_document_is_ignored(document: str) -> None:
     answer = "Paris is the capital of France."
     assert support(answer, DOCUMENTS, [Citation(document, 0, 5)]) == support(answer, DOCUMENTS, [])
-    assert cited(answer, DOCUMENTS, [Citation(document, 0, 5)]) == ()
+    assert cited(answer, SOURCES, [Citation(document, 0, 5)]) == ()
 
 
 @pytest.mark.parametrize("place", [16, 17, 27, 28])
@@ -230,7 +231,11 @@ def test_a_citation_of_a_position_uses_the_list_of_the_model() -> None:
 
 def test_cited_has_one_support_for_each_citation_in_the_order_of_their_ends() -> None:
     answer = "Water boils at 100 degrees. Berlin is a capital."
-    found = cited(answer, DOCUMENTS, [Citation("1", 28, 999), Citation("2", 0, 27), Citation("7", 0, 27)])
+    found = cited(
+        answer,
+        SOURCES,
+        [Citation("1", 28, 999), Citation("2", 0, 27), Citation("7", 0, 27)],
+    )
     assert shown(answer, found) == [
         ("Water boils at 100 degrees.", "Water boils at 100 degrees.", True),
         ("Berlin is a capital.", "Berlin is the capital of Germany.", True),
@@ -241,7 +246,7 @@ def test_the_number_of_citations_is_limited(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(grounding, "MAX_ANSWER", 2)
     monkeypatch.setattr(grounding, "MAX_READ_CITATIONS", 2)
     answer = "Berlin is a capital. " * 3
-    assert len(cited(answer, DOCUMENTS, [Citation("1", 0, 6)] * 3)) == 2
+    assert len(cited(answer, SOURCES, [Citation("1", 0, 6)] * 3)) == 2
     assert len(support(answer, DOCUMENTS, [])) == 2
     monkeypatch.setattr(grounding, "MAX_CITED", 1)
     assert len(support("Paris", DOCUMENTS, [Citation("1", 0, 5), Citation("2", 0, 5)])) == 1
@@ -253,7 +258,7 @@ def test_repeated_citations_of_a_document_count_once() -> None:
 
 
 def test_the_words_compared_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(grounding, "MAX_WORK", 20)
+    monkeypatch.setattr(grounding, "MAX_WORK", 40)
     answer = "Berlin is the capital of Germany. " * 3
     assert [one.start for one in support(answer, DOCUMENTS, [])] == [0]
 
@@ -274,7 +279,7 @@ def test_citations_of_the_full_answer_are_fast() -> None:
     st.sampled_from(["", '<co>0</co> Document 1: "Seine"']),
 )
 def test_all_positions_exist(answer: str, citations: list[Citation], listed: str) -> None:
-    for one in (*support(answer, DOCUMENTS, citations, listed), *cited(answer, DOCUMENTS, citations, listed)):
+    for one in (*support(answer, DOCUMENTS, citations, listed), *cited(answer, SOURCES, citations, listed)):
         assert 0 <= one.start <= one.end <= len(answer)
         assert 0 <= one.source_start <= one.source_end <= len(DOCUMENTS[one.document - 1].text)
         assert 0 <= one.score <= 1

@@ -17,11 +17,12 @@ from fastapi.responses import JSONResponse
 from starlette.requests import Request
 from starlette.routing import Route
 
-from granite_demo.access import Limits
+from granite_demo.access import Access, Limits
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.engine.protocol import Engine
+from granite_demo.server.policy import limits_of, policy_of
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions, Report
 from granite_demo.types.sampling_params import SamplingParams
@@ -93,8 +94,10 @@ def main() -> None:
     def load(options: LoadOptions, report: Report, cancelled: threading.Event) -> ReadyModel:
         return ReadyModel(ready.loaded, engine)
 
-    backend = LimitedBackend(LocalBackend(ModelManager(load), LoadOptions("sample")), Limits())
-    app = create_app(backend)
+    settings = Settings.resolve({"host": "0.0.0.0"} if asked.public else {}, {})
+    limits = limits_of(settings) if asked.public else Limits()
+    backend = LimitedBackend(LocalBackend(ModelManager(load), LoadOptions("sample")), limits)
+    app = create_app(backend, Access(bool(asked.public)), policy_of(settings) if asked.public else None)
     # Before the page, which handles all other paths.
     app.router.routes.insert(0, Route("/load/state", partial(_state, engine)))
     listener = bind("127.0.0.1", 0)
@@ -121,6 +124,7 @@ def _arguments() -> Any:
     parser.add_argument("--engine", choices=("fake", "sample"), default="fake")
     parser.add_argument("--rate", type=float, default=100.0)
     parser.add_argument("--ttft", type=float, default=0.05)
+    parser.add_argument("--public", type=float, default=0.0)
     parser.add_argument("--places", type=int, default=64)
     return parser.parse_args()
 

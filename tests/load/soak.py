@@ -5,6 +5,8 @@ import itertools
 import random
 import time
 from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass, field
 from statistics import linear_regression, quantiles
 from typing import Any
@@ -26,6 +28,10 @@ LIGHT_ASKERS, LIGHT_EVERY = 6, 0.1
 SPARE_TASKS = 4
 MIN_FOR_GROWTH, MIN_FOR_SLOPE = 500, 2000
 """With fewer requests, caches grow more than leaks: allocators, and the 2,000 pages that the server remembers."""
+
+
+address: ContextVar[str] = ContextVar("address", default="")
+"""The address from which the requests of a task come, through a trusted proxy. Empty: that of this machine."""
 
 
 @dataclass
@@ -66,7 +72,12 @@ def spread(samples: list[float]) -> list[float]:
 def client(url: str) -> httpx.AsyncClient:
     """Return a client without a limit of connections."""
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    return httpx.AsyncClient(base_url=url, timeout=60, limits=limits)
+    return httpx.AsyncClient(base_url=url, timeout=60, limits=limits, event_hooks={"request": [_add_address]})
+
+
+async def _add_address(request: httpx.Request) -> None:
+    if sender := address.get():
+        request.headers.setdefault("x-forwarded-for", sender)
 
 
 def over_engine(records: list[VisitRecord], served: list[RequestRecord]) -> list[float]:
@@ -105,8 +116,19 @@ async def light_requests(http: httpx.AsyncClient, every: float, into: list[float
         await asyncio.sleep(max(0.0, every - (time.monotonic() - start)))
 
 
-async def soak(server: LoadServer, visitors: int, seconds: float, tokens: int = 32, seed: int = 0) -> Soak:
-    """Let ``visitors`` send requests repeatedly for ``seconds``."""
+Dishonest = Callable[[httpx.AsyncClient, random.Random], Awaitable[None]]
+"""Sends one request that attacks the server. Raises nothing."""
+
+
+async def soak(
+    server: LoadServer,
+    visitors: int,
+    seconds: float,
+    tokens: int = 32,
+    seed: int = 0,
+    dishonest: Dishonest | None = None,
+) -> Soak:
+    """Let ``visitors`` send requests repeatedly for ``seconds``. Every fifth is ``dishonest``, if that is given."""
     async with client(server.url) as http, client(server.url) as aside:
         site = await opened(http)
         await visit(site, 0, tokens, random.Random(0), 0, 0)  # the first visit starts threads that remain
@@ -118,8 +140,14 @@ async def soak(server: LoadServer, visitors: int, seconds: float, tokens: int = 
         light: list[float] = []
         numbers, chance = itertools.count(1), random.Random(seed)
 
-        async def come_again() -> None:
+        async def come_again(number: int) -> None:
+            if dishonest:
+                address.set(f"192.0.2.{number}")
             while time.monotonic() < start + seconds:
+                if dishonest and number % 5 == 0:
+                    await dishonest(aside, chance)
+                    records.append(VisitRecord(0, "attacker", "dishonest"))
+                    continue
                 records.append(await visit(site, next(numbers), tokens, chance))
                 await asyncio.sleep(0.05 + chance.random() * 0.2)
 
@@ -131,7 +159,7 @@ async def soak(server: LoadServer, visitors: int, seconds: float, tokens: int = 
 
         asking = (light_requests(aside, LIGHT_EVERY, light) for _ in range(LIGHT_ASKERS))
         watchers = [asyncio.create_task(one) for one in (watch(), *asking)]
-        await asyncio.gather(*(come_again() for _ in range(visitors)))
+        await asyncio.gather(*map(come_again, range(1, visitors + 1)))
         took = time.monotonic() - start
         for task in watchers:
             task.cancel()

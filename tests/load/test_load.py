@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from granite_demo.engine.waiting_queue import MAX_WAITING
+from tests.load.__main__ import as_text
+from tests.load.attacks import dishonest
 from tests.load.process import LoadServer, server
 from tests.load.soak import client, light_requests, settled, soak, spread
 from tests.load.visitors import NONSENSE, VisitRecord, crowd, opened
@@ -90,6 +92,17 @@ async def test_after_disconnects_and_nonsense_the_server_is_idle(running: LoadSe
     assert found.outcomes["answered"] > 0
     assert set(found.outcomes) <= {"answered", "refused", "left", "nonsense"}
     assert not [line for line in running.log if "Traceback" in line], "".join(running.log[-20:])
+
+
+@pytest.mark.release
+def test_attackers_among_the_visitors_of_llama_cpp() -> None:
+    """A fifth of the visitors attacks. 10 minutes, or the seconds in GRANITE_DEMO_SOAK."""
+    seconds = float(os.environ.get("GRANITE_DEMO_SOAK", "600"))
+    with server("sample", public=1) as found:
+        result = asyncio.run(soak(found, 20, seconds, tokens=16, dishonest=dishonest))
+    print(as_text(result))
+    assert result.broken == [], result.failures
+    assert not [line for line in found.log if "Traceback" in line], "".join(found.log[-20:])
 
 
 @pytest.mark.release

@@ -6,6 +6,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from granite_demo.server.app import create_app
+from granite_demo.server.policy import Policy
 from tests.fakes import FakeBackend
 
 
@@ -58,3 +59,14 @@ def test_errors_tell_no_secret(backend: FakeBackend) -> None:
         joined = client.post("/gradio_api/queue/join", json={**body, "fn_index": respond})
         assert joined.status_code in (200, 422)
         assert not re.search("SECRET|Traceback", joined.text)
+
+
+def test_only_a_post_ends_a_session(backend: FakeBackend) -> None:
+    with TestClient(create_app(backend, policy=Policy(logins=(("ann", "secret"),)))) as client:
+        assert client.post("/login", data={"username": "ann", "password": "secret"}).status_code == 200
+        assert "<form" in client.get("/logout").text
+        assert client.get("/config").status_code == 200
+        client.post("/logout")
+        assert client.get("/config").status_code == 401
+    with TestClient(create_app(backend)) as client:
+        assert client.get("/logout").status_code == 405

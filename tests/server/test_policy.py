@@ -54,5 +54,5 @@ def test_each_limit_has_a_flag() -> None:
     flags = {"visitor_answers": "1", "visitor_waiting": "3", "visitor_tokens": "100000", "answer_seconds": "600"}
     assert limits_of(resolved(**flags)) == Limits(1, 3, 100_000, 600, 0)
     assert limits_of(resolved(**flags, **PUBLIC)) == Limits(
-        1, 3, 100_000, 600, PUBLIC_LIMITS.characters, PUBLIC_LIMITS.reload
+        1, 3, 100_000, 600, PUBLIC_LIMITS.characters, True, PUBLIC_LIMITS.reload
     )

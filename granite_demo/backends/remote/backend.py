@@ -60,6 +60,9 @@ class RemoteBackend:
     def for_visitor(self, visitor: str) -> Self:
         return self
 
+    def check_visitor(self) -> None:
+        """See ``Backend.check_visitor``."""
+
     def status(self) -> ModelStatus:
         return state_of(self.endpoints.all, self._model)
 

@@ -108,10 +108,11 @@ def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
     )
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
-        status = backend.status()
+        status, visitor = backend.status(), own(request)
+        visitor.check_visitor()
         requests = await asyncio.to_thread(chat.requests_of, body, status)
         wire = chat.wire_of(body, status)
-        return await respond(request, body, Answers(own(request), requests, pace), wire, ping)
+        return await respond(request, body, Answers(visitor, requests, pace), wire, ping)
 
     @api.post(
         "/completions",
@@ -121,15 +122,14 @@ def create_api(backend: Backend, ping: float = PING_SECONDS) -> FastAPI:
     )
     async def text_completions(body: CompletionRequest, request: Request) -> Response:
         """Continue a text."""
-        status = backend.status()
+        status, visitor = backend.status(), own(request)
+        visitor.check_visitor()
         requests: list[GenerationRequest] = await asyncio.to_thread(completions.requests_of, body, status)
-        echo = (
-            await while_connected(request, completions.echo_of(body, requests[0], own(request))) if body.echo else None
-        )
+        echo = await while_connected(request, completions.echo_of(body, requests[0], visitor)) if body.echo else None
         wire = completions.wire_of(body, status, echo)
         if body.max_tokens == 0:
             requests = []
-        return await respond(request, body, Answers(own(request), requests, pace), wire, ping)
+        return await respond(request, body, Answers(visitor, requests, pace), wire, ping)
 
     return api
 

@@ -2,6 +2,27 @@
 // The classes of a button name its action and its turn: "act retry t-ID".
 const EVENTS = { edit: "edit", bundle: "download", ground: "expand" };
 
+
+// An invisible character keeps text from becoming markup; see ui/markdown.py. It is not part of the text.
+const strip = (root) => {
+  if (root.nodeType === Node.TEXT_NODE) {
+    const place = root.data.includes("\u2060") && root.parentElement;
+    // A diagram is drawn from its text later, with markup in it.
+    if (place && place.closest(".prose, .md") && !place.closest(".mermaid, svg")) {
+      root.data = root.data.replaceAll("\u2060", "");
+    }
+    return;
+  }
+  const texts = document.createTreeWalker(root, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) strip(texts.currentNode);
+};
+new MutationObserver((changes) => {
+  for (const { type, target, addedNodes } of changes) {
+    if (type === "characterData") strip(target);
+    else addedNodes.forEach(strip);
+  }
+}).observe(document.body, { childList: true, characterData: true, subtree: true });
+
 document.addEventListener("click", async (event) => {
   const button = event.target.closest?.("#chatbot .acts button.act");
   if (!button) return;

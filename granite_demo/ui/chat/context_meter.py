@@ -12,9 +12,10 @@ from granite_demo.backend import Backend
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation
 from granite_demo.chat.request import build_request
-from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
+from granite_demo.errors import ContextOverflowError, GraniteDemoError
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.ui.conversation_list import SHOWN_JS
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import own
@@ -92,7 +93,7 @@ async def measure(backend: Backend, conversation: Conversation, text: str, setti
     """
     try:
         sampling = to_sampling(*settings)
-        request = await asyncio.to_thread(build_request, conversation, sampling, text if text.strip() else NOTHING)
+        request = await off_loop(build_request, conversation, sampling, text if text.strip() else NOTHING)
         view = await backend.inspect(request)
     except ContextOverflowError as error:
         view = PromptView((), error.prompt_tokens, 0, error.context_length)
@@ -143,8 +144,8 @@ def wire(
             return gr.skip()
         await asyncio.sleep(METER_SECONDS)
         try:
-            conversation = conversations.load(value)
-        except InvalidRequestError:
+            conversation = await off_loop(conversations.load, value)
+        except GraniteDemoError:
             return ""
         return await measure(own(backend, visit), conversation, text or "", settings)
 

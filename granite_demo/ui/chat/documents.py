@@ -10,6 +10,7 @@ from typing import Any
 import gradio as gr
 
 from granite_demo.chat.conversation import Conversation, dump, load
+from granite_demo.chat.document_process import CHILD_SUFFIXES, read_in_child
 from granite_demo.chat.documents import (
     MAX_DOCUMENT,
     MAX_DOCUMENTS,
@@ -21,8 +22,9 @@ from granite_demo.chat.documents import (
     paste,
     read_document,
 )
-from granite_demo.errors import InvalidRequestError
+from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.messages import Document
+from granite_demo.ui.executor import off_loop, visitor
 from granite_demo.ui.gradio_patches.events import DIRECT
 from granite_demo.ui.html import note_html
 
@@ -125,13 +127,13 @@ def wire(panel: DocumentsPanel, holder: gr.JSON) -> None:
         event.then(None, [holder, panel.patch], [holder], js=MERGE_JS, **DIRECT)
 
 
-def add_files(value: Any, paths: Sequence[str] | None) -> tuple[Any, ...]:
+async def add_files(value: Any, paths: Sequence[str] | None) -> tuple[Any, ...]:
     """Add uploaded files to the conversation, all that can be read, and delete them from the server."""
     files = [Path(path) for path in paths or ()]
     try:
-        conversation = load(value)
-        documents, reasons = _read(conversation.documents, files)
-    except InvalidRequestError as error:
+        conversation = await off_loop(load, value)
+        documents, reasons = await _read(conversation.documents, files)
+    except GraniteDemoError as error:
         return *_unchanged(error), None
     finally:
         for file in files:
@@ -145,14 +147,18 @@ def add_files(value: Any, paths: Sequence[str] | None) -> tuple[Any, ...]:
     return *_changed(conversation, documents, "".join(notes)), None
 
 
-def _read(documents: tuple[Document, ...], files: list[Path]) -> tuple[tuple[Document, ...], list[str]]:
+async def _read(documents: tuple[Document, ...], files: list[Path]) -> tuple[tuple[Document, ...], list[str]]:
     """``documents`` with what could be read of ``files``, and why the others could not be."""
     reasons = []
     for place, file in enumerate(files):
         try:
             check_count(max(len(documents), place) + 1)
-            documents = add(documents, read_document(file, file.name))
-        except InvalidRequestError as error:
+            if file.suffix.lower() in CHILD_SUFFIXES:
+                document = await read_in_child(file, file.name, visitor.get())
+            else:
+                document = await off_loop(read_document, file, file.name)
+            documents = add(documents, document)
+        except GraniteDemoError as error:
             reasons.append(error.user_text if file.name in error.user_text else f"{file.name}: {error.user_text}")
     return documents, reasons
 
@@ -185,7 +191,7 @@ def _changed(conversation: Conversation, documents: Sequence[Document], message:
     return dump(changed), *shown_values(changed, None, message)
 
 
-def _unchanged(error: InvalidRequestError) -> tuple[Any, ...]:
+def _unchanged(error: GraniteDemoError) -> tuple[Any, ...]:
     keep = gr.skip()
     return keep, keep, keep, keep, note_html(error.user_text, "error"), keep
 

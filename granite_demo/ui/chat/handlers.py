@@ -1,6 +1,7 @@
 """The events of the Chat tab: each calls a function that knows nothing of the page, and shows the result."""
 
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from typing import Any
 
 import gradio as gr
@@ -13,13 +14,15 @@ from granite_demo.chat.actions import Change
 from granite_demo.chat.bundle import bundle
 from granite_demo.chat.conversation import Conversation
 from granite_demo.chat.tools import parse_tools
-from granite_demo.errors import InvalidRequestError
+from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.events import Citation
+from granite_demo.types.model_status import ModelStatus
 from granite_demo.ui.chat import context_meter, documents, prompt_xray, side_by_side, template_switches, tools
 from granite_demo.ui.chat.respond import respond
 from granite_demo.ui.chat.sources import as_sent, grounding_html, listed_of
 from granite_demo.ui.chat.tab import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.conversation_list import SHOWN_JS
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import Preferences
@@ -109,11 +112,16 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> Str
     panel = StreamingPanel(backend, [tab.textbox], lambda busy: [message_box(busy=busy)], tab.message, screen)
 
     def way(name: str, event: Any, change: Callable[..., Change], more: Sequence[Any] = (), **box: Any) -> None:
-        def ask(visit: Visit, held: Any, system: Any, definitions: Any, *values: Any) -> AsyncGenerator[Update]:
-            before = _with_panels(held, system, definitions)
-            done = change(before, visit.event, *values[: len(more)])
-            check_room(done)
-            return respond(tab, visit, before, done, values[len(more) :], **box)
+        async def ask(visit: Visit, held: Any, system: Any, definitions: Any, *values: Any) -> AsyncGenerator[Update]:
+            def changed() -> tuple[Conversation, Change]:
+                before = _with_panels(held, system, definitions)
+                done = change(before, visit.event, *values[: len(more)])
+                check_room(done)
+                return before, done
+
+            async with aclosing(respond(tab, visit, *await off_loop(changed), values[len(more) :], **box)) as updates:
+                async for update in updates:
+                    yield update
 
         inputs = [tab.holder, tab.system_prompt, tab.tools.definitions, *more, *preferences.components]
         # "multiple": a question during an answer gets a reason. Gradio would ignore it without one.
@@ -175,13 +183,12 @@ def wire_opening(
         # No update of the running answer may come after the other conversation.
         await visitors.stopped(session(visit), STOP_SECONDS)
         try:
-            conversation = conversations.load(value)
-        except InvalidRequestError as error:
+            conversation, *shown = await off_loop(_opened_values, value, backend.status())
+        except GraniteDemoError as error:
             kept = [gr.skip()] * (len(outputs) - 3)
             return *kept, note_html(error.user_text, "error"), gr.skip(), gr.skip()
         bar = await context_meter.measure_now(own(backend, visit), conversation, settings)
-        values = *screen_values(conversation), *panel_values(conversation, backend.status()), bar
-        return conversations.dump(conversation), None, *values, "", gr.Group(visible=False), message_box(busy=False)
+        return *shown, bar, "", gr.Group(visible=False), message_box(busy=False)
 
     async def chosen(visit: gr.Request, event: gr.EventData, *settings: Any) -> tuple[Any, ...]:
         return await opened(visit, getattr(event, "conversation", "damaged"), settings)
@@ -195,6 +202,13 @@ def wire_opening(
     library.select(chosen, preferences.components, outputs, **DIRECT)
     library.clear(cleared, preferences.components, outputs, **DIRECT)
     library.edit(forgiving(renamed, 1), [tab.holder], [tab.holder, tab.message], **DIRECT)
+
+
+def _opened_values(value: Any, status: ModelStatus) -> tuple[Any, ...]:
+    """The conversation in ``value``, then what the page keeps and shows of it. Raises InvalidRequestError."""
+    conversation = conversations.load(value)
+    shown = *screen_values(conversation), *panel_values(conversation, status)
+    return conversation, conversations.dump(conversation), None, *shown
 
 
 def wire_editor(tab: ChatTab) -> None:

@@ -5,15 +5,16 @@ turn in its classes (``act retry t-ID``), for which ``ui/assets/chat.js`` listen
 """
 
 import html
-from typing import Any
+from itertools import accumulate, takewhile
+from typing import Any, NamedTuple
 
 from granite_demo.chat import actions
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
-from granite_demo.ui.chat.sources import as_sent, footnotes
+from granite_demo.ui.chat.sources import Footnotes
 from granite_demo.ui.chat.tools import call_card, result_card, waits_for_answer
 from granite_demo.ui.html import note_html
-from granite_demo.ui.markdown import plain, prepare
+from granite_demo.ui.markdown import shown_text
 from granite_demo.ui.streaming import Snapshot
 
 ChatHistory = list[dict[str, Any]]
@@ -21,6 +22,9 @@ ChatHistory = list[dict[str, Any]]
 
 WINDOW = 24
 """Turns that are shown at first: the cost of an update must not grow with the conversation."""
+
+MAX_SHOWN, MAX_SCREEN = 200_000, 1_000_000
+"""Characters of one text and of all texts together that are shown; earlier turns are then left out."""
 
 _USER_ACTS = (("edit", "Edit"), ("clip", "Copy"))
 _ANSWER_ACTS = (
@@ -44,6 +48,19 @@ _TITLES = {
 _LISTS = {"citations": "The model's list of its citations", "hallucinations": "What the model may have made up"}
 
 
+def _size(turn: Turn) -> int:
+    texts = [turn.content[:MAX_SHOWN], turn.thinking[:MAX_SHOWN], *(call.arguments for call in turn.calls)]
+    return sum(map(len, [*texts, *(listed.text for listed in turn.appendices)]))
+
+
+class View(NamedTuple):
+    """A conversation, and what is found once for all messages of it that are shown."""
+
+    conversation: Conversation
+    siblings: conversations.Siblings
+    footnotes: Footnotes
+
+
 def chat_messages(
     conversation: Conversation, *, everything: bool = False, busy: bool = False
 ) -> tuple[ChatHistory, int]:
@@ -52,32 +69,46 @@ def chat_messages(
     ``busy``: an answer to the last one is being written.
     """
     turns = conversations.path(conversation)
-    hidden = 0 if everything else max(len(turns) - WINDOW, 0)
-    messages = [message for turn in turns[hidden:] for message in turn_messages(conversation, turn)]
+    sizes = accumulate(map(_size, reversed(turns)))
+    fitting = sum(1 for _ in takewhile(lambda size: size <= MAX_SCREEN, sizes))
+    hidden = len(turns) - min(len(turns), max(fitting, 1), len(turns) if everything else WINDOW)
+    view = View(conversation, conversations.siblings(conversation), Footnotes(conversation.documents))
+    messages = [message for turn in turns[hidden:] for message in turn_messages(view, turn)]
     if waits_for_answer(conversation) and not busy:
         again = _button("retry", turns[-1].id, "Ask again", "This question has no answer yet")
         messages[-1]["content"][-1]["text"] += f'<div class="acts">{again}</div>'
     return messages, hidden
 
 
-def turn_messages(conversation: Conversation, turn: Turn, *, busy: bool = False) -> ChatHistory:
-    """The messages of one turn; ``busy``: it is being written and has no buttons."""
+def turn_messages(view: View, turn: Turn) -> ChatHistory:
+    """The messages of one turn, which is complete."""
     if turn.role == "user":
-        return [_message("user", plain(turn.content), _acts(conversation, turn, _USER_ACTS))]
+        return [_message("user", _shown(turn.content), _acts(view, turn, _USER_ACTS))]
     if turn.role == "tool":
-        return [_message("assistant", "", result_card(turn) + _acts(conversation, turn, _USER_ACTS))]
-    # Finding the passages takes time: once, at the end.
-    cites = turn.citations and not busy
-    given = as_sent(turn, conversation.documents) if cites else []
-    text, foot = footnotes(turn, given) if cites else (turn.content, "")
+        return [_message("assistant", "", result_card(turn) + _acts(view, turn, _USER_ACTS))]
+    text, foot = view.footnotes.of(turn)
+    return _answer(turn, text, foot, _acts(view, turn, _ANSWER_ACTS))
+
+
+def growing_messages(turn: Turn) -> ChatHistory:
+    """The messages of an answer that is being written: it has no buttons, and no footnotes, which take time to find."""
+    return _answer(turn, turn.content, "", "", busy=True)
+
+
+def _answer(turn: Turn, text: str, foot: str, acts: str, *, busy: bool = False) -> ChatHistory:
     cards = "".join(call_card(call) for call in turn.calls)
     lists = "".join(
         f"<details><summary>{_LISTS[listed.kind]}</summary><pre>{html.escape(listed.text.strip())}</pre></details>"
         for listed in turn.appendices
     )
-    acts = "" if busy else _acts(conversation, turn, _ANSWER_ACTS)
     below = cards + foot + lists + (note_html(turn.note, turn.kind) if turn.note else "") + acts
-    return [*_thinking(turn, busy), _message("assistant", plain(prepare(text)), below)]
+    return [*_thinking(turn, busy), _message("assistant", _shown(text), below)]
+
+
+def _shown(text: str) -> str:
+    if len(text) > MAX_SHOWN:
+        return f"{shown_text(text[:MAX_SHOWN])}\n\n… {len(text) - MAX_SHOWN:,} more characters. Copy takes all of them."
+    return shown_text(text)
 
 
 def _thinking(turn: Turn, busy: bool) -> ChatHistory:
@@ -90,7 +121,7 @@ def _thinking(turn: Turn, busy: bool) -> ChatHistory:
         "duration": round(turn.thinking_seconds, 1),
         "status": "pending" if growing else "done",
     }
-    return [{"role": "assistant", "content": plain(turn.thinking), "metadata": metadata}]
+    return [{"role": "assistant", "content": _shown(turn.thinking), "metadata": metadata}]
 
 
 def _message(role: str, text: str, below: str) -> dict[str, Any]:
@@ -99,7 +130,8 @@ def _message(role: str, text: str, below: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": part} for part in parts if part or part is text]}
 
 
-def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
+def _acts(view: View, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
+    conversation = view.conversation
     without = {"bundle"} if not turn.made else set[str]()
     without |= {"go"} if not actions.can_continue(conversation, turn) else set()
     without |= {"ground"} if not conversation.documents and not turn.sent else set()
@@ -108,11 +140,11 @@ def _acts(conversation: Conversation, turn: Turn, acts: tuple[tuple[str, str], .
         for vote, title in (("up", "Good answer"), ("down", "Bad answer")):
             chosen = " chosen" if turn.vote == vote else ""
             buttons.append(_button(f"{vote}{chosen}", turn.id, "", title + (" (chosen)" if chosen else "")))
-    return f'<div class="acts">{_arrows(conversation, turn)}{"".join(buttons)}</div>'
+    return f'<div class="acts">{_arrows(view, turn)}{"".join(buttons)}</div>'
 
 
-def _arrows(conversation: Conversation, turn: Turn) -> str:
-    ids = conversations.versions(conversation, turn.id)
+def _arrows(view: View, turn: Turn) -> str:
+    ids = view.siblings[turn.parent, turn.role]
     if len(ids) == 1:
         return ""
     at = ids.index(turn.id)

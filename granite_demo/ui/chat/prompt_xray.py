@@ -1,6 +1,5 @@
 """Prompt X-ray: the exact prompt of the next request with its token ids, by origin, and what changed since the last."""
 
-import asyncio
 import html
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from granite_demo.chat.request import build_request
 from granite_demo.errors import GraniteDemoError
 from granite_demo.types.prompt_view import Origin, PromptPart, PromptView
 from granite_demo.ui.conversation_list import SHOWN_JS
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT
 from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import to_sampling
@@ -220,18 +220,18 @@ def wire(panel: Xray, backend: Backend, holder: Any, message: gr.Textbox, compon
 
     async def show(visit: gr.Request, value: Any, text: str | None, last: Any, *values: Any) -> tuple[Any, ...]:
         try:
-            conversation = conversations.load(value)
+            conversation = await off_loop(conversations.load, value)
             if not (text or "").strip():
                 conversation = conversations.unanswered(conversation)
             sampling = to_sampling(*values)
-            request = await asyncio.to_thread(build_request, conversation, sampling, text or "")
+            request = await off_loop(build_request, conversation, sampling, text or "")
             view = await own(backend, visit).inspect(request, parts=True)
         except GraniteDemoError as error:
             return note_html(error.user_text, "error"), "", gr.Textbox(visible=False), gr.skip()
         if view is None:
             note = "The prompt cannot be known: no model is ready here, or another server renders it."
             return note_html(note), "", gr.Textbox(visible=False), gr.skip()
-        shown, changed, kept = await asyncio.to_thread(_pages, view, last)
+        shown, changed, kept = await off_loop(_pages, view, last)
         return shown, changed, gr.Textbox(value=raw_text(view), visible=True), kept
 
     outputs = [panel.view, panel.difference, panel.text, panel.last]

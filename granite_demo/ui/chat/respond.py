@@ -5,7 +5,6 @@ or changed, see ``conversations.patch``: whatever the visitor changes in the mea
 of the answer every two seconds, so a page that is closed or reloaded loses nothing.
 """
 
-import asyncio
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -22,10 +21,11 @@ from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.chat.request import build_request, written_tokens
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.ui.chat import context_meter
-from granite_demo.ui.chat.messages import answer_turn, turn_messages
+from granite_demo.ui.chat.messages import answer_turn, growing_messages
 from granite_demo.ui.chat.sources import sent
 from granite_demo.ui.chat.tab import ChatTab, message_box, screen_values
 from granite_demo.ui.chat.tools import pending
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import Snapshot, Update, Visit, snapshots
 
@@ -54,7 +54,7 @@ async def respond(
         return request
 
     # Off the event loop: the footnotes of cited answers take time to find.
-    first = await asyncio.to_thread(_screen, tab, before, after, busy=change.ask)
+    first = await off_loop(_screen, tab, before, after, busy=change.ask)
     first |= {
         tab.message: "",
         tab.editor.group: gr.Group(visible=False),
@@ -69,7 +69,7 @@ async def respond(
     shot = Snapshot(Answer(), waiting_words(None), "note", 0.0)
 
     def show(turn: Turn) -> Update:
-        return {tab.chatbot: [*past, *turn_messages(after, turn, busy=True)]}
+        return {tab.chatbot: [*past, *growing_messages(turn)]}
 
     yield {**first, **_patch(tab, before, after, "asked"), **show(answer_turn(turn_id, after.head, shot))}
     async with aclosing(snapshots(visit.backend, build, visit.stop)) as shots:
@@ -83,7 +83,7 @@ async def respond(
             yield {**show(turn), **_patch(tab, before, conversations.put(after, part), "growing")}
     turn = answer_turn(turn_id, after.head, shot).model_copy(update={"sent": given, **_ending(request, shot)})
     done = conversations.put(after, turn)
-    screen = await asyncio.to_thread(_screen, tab, after, done)
+    screen = await off_loop(_screen, tab, after, done)
     bar = await context_meter.measure_now(visit.backend, done, settings)
     yield {**screen, **_patch(tab, before, done), tab.meter.bar: bar}
 

@@ -18,7 +18,6 @@ from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.ui import markdown
 from granite_demo.ui.html import note_html
-from granite_demo.ui.markdown import plain
 from granite_demo.ui.models import PRECISION_OPTIONS, labelled, load_options
 from granite_demo.ui.settings import to_seed
 from granite_demo.ui.streaming import (
@@ -248,7 +247,7 @@ def _shown(shot: Snapshot | None, waiting: str) -> tuple[Any, ...]:
 
 
 def _text(text: str) -> str:
-    return plain(markdown.prepare(text))
+    return markdown.shown_text(text)
 
 
 def costs_html(shot: Snapshot) -> str:

@@ -1,4 +1,4 @@
-"""Footnotes to an answer, and the view of what supports it: pure functions that return markup, all of it escaped.
+"""Footnotes to the answers of a conversation, and the view of what supports one: markup, all of it escaped.
 
 Footnotes are kept for a while: finding them takes time, and the page shows the same answers again at each question.
 """
@@ -7,11 +7,13 @@ import hashlib
 import html
 import re
 import threading
+from bisect import bisect_right
 from collections import OrderedDict, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 
 from granite_demo.chat.conversation import SentDocument, Turn
-from granite_demo.chat.grounding import Support, cited, fences, support
+from granite_demo.chat.grounding import MAX_WORK, DocumentIndex, Sources, Support, Work, cited, fences, support
 from granite_demo.types.events import Citation
 from granite_demo.types.messages import Document
 
@@ -19,8 +21,10 @@ CONTEXT = 160
 """Characters of a document that are shown before and after a passage."""
 COLORS = 6
 """Classes g0 to g5 in the style sheet."""
-KEPT = 64
-"""Answers whose footnotes are kept."""
+MAX_FOOTNOTES = 8_000_000
+"""Characters of the footnotes that are kept, of all visitors."""
+MAX_FOOTNOTED = 200_000
+"""Characters of the answers of one conversation that get footnotes. Those after them are shown without."""
 
 # Nothing may be put into these: inline code, formulas, links, tags.
 _WHOLE = re.compile(
@@ -38,8 +42,30 @@ _Place = tuple[int, int, int]
 
 
 # By a digest: lru_cache would keep the documents themselves, which may have a megabyte each time.
-_kept: OrderedDict[bytes, tuple[str, str]] = OrderedDict()
-_lock = threading.Lock()
+class _Kept:
+    """Footnotes by the digest of their answer and its documents: the ones used last, ``MAX_FOOTNOTES`` characters."""
+
+    def __init__(self) -> None:
+        self._found: OrderedDict[bytes, tuple[str, str]] = OrderedDict()
+        self._size = 0
+        self._lock = threading.Lock()
+
+    def get(self, key: bytes) -> tuple[str, str] | None:
+        with self._lock:
+            if key in self._found:
+                self._found.move_to_end(key)
+            return self._found.get(key)
+
+    def put(self, key: bytes, made: tuple[str, str]) -> None:
+        with self._lock:
+            if key not in self._found:
+                self._found[key] = made
+                self._size += sum(map(len, made))
+            while self._size > MAX_FOOTNOTES:
+                self._size -= sum(map(len, self._found.popitem(last=False)[1]))
+
+
+_kept = _Kept()
 
 
 def sent(documents: Sequence[Document]) -> tuple[SentDocument, ...]:
@@ -49,49 +75,76 @@ def sent(documents: Sequence[Document]) -> tuple[SentDocument, ...]:
 
 def as_sent(turn: Turn, documents: Sequence[Document]) -> list[Document]:
     """The documents as the answer ``turn`` counts them; one that is not among ``documents`` any more has no text."""
-    if not turn.sent:
-        return list(documents)
-    present = {_text_digest(one): one for one in documents}
-    return [present.get(one.digest) or Document(one.title, "") for one in turn.sent]
+    return Footnotes(documents).given(turn)
 
 
 def _text_digest(document: Document) -> str:
     return hashlib.sha256(document.text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def footnotes(turn: Turn, documents: Sequence[Document]) -> tuple[str, str]:
-    """The answer's Markdown with a mark behind all that the model cites, and the notes that these open.
+class Footnotes:
+    """Makes the footnotes of the answers of one conversation. Each document is read once, and the work is bounded."""
 
-    ``documents`` are those that it was given; see ``as_sent``.
-    """
-    key = _digest(turn, documents)
-    with _lock:
-        if key in _kept:
-            _kept.move_to_end(key)
-            return _kept[key]
-    made = _footnotes(turn, documents)
-    with _lock:
-        _kept[key] = made
-        if len(_kept) > KEPT:
-            _kept.popitem(last=False)
-    return made
+    def __init__(self, documents: Sequence[Document]) -> None:
+        """``documents``: those of the conversation now."""
+        self._documents = list(documents)
+        self._indexes: dict[str, DocumentIndex] = {}
+        self._work = Work(4 * MAX_WORK)
+        self._left = MAX_FOOTNOTED
+
+    @cached_property
+    def _digests(self) -> dict[str, Document]:
+        return {_text_digest(one): one for one in self._documents}
+
+    @cached_property
+    def _now(self) -> list[str]:
+        return list(map(_text_digest, self._documents))
+
+    def given(self, turn: Turn) -> list[Document]:
+        """The documents as ``turn`` counts them; see ``as_sent``."""
+        if not turn.sent:
+            return self._documents
+        return [self._digests.get(one.digest) or Document(one.title, "") for one in turn.sent]
+
+    def of(self, turn: Turn) -> tuple[str, str]:
+        """The answer's Markdown with a mark behind all that the model cites, and the notes that these open."""
+        self._left -= len(turn.content)
+        if not turn.citations or self._left < 0:
+            return turn.content, ""
+        names = [one.digest for one in turn.sent] if turn.sent else self._now
+        key = _digest(turn, names, self._digests)
+        made = _kept.get(key)
+        if made is None:
+            documents = self.given(turn)
+            sources = Sources([self._index(name, one) for name, one in zip(names, documents, strict=True)], self._work)
+            made = _footnotes(turn, documents, sources)
+            _kept.put(key, made)
+        return made
+
+    def _index(self, name: str, document: Document) -> DocumentIndex:
+        name = name if document.text else ""
+        if name not in self._indexes:
+            self._indexes[name] = DocumentIndex(document)
+        return self._indexes[name]
 
 
-def _digest(turn: Turn, documents: Sequence[Document]) -> bytes:
+def _digest(turn: Turn, names: Sequence[str], present: Mapping[str, Document]) -> bytes:
     """Of all that the footnotes are made of; each text with its length before it, so that none runs into the next."""
     texts = [turn.id, turn.content, listed_of(turn)]
     texts += [text for one in turn.citations for text in (one.document, f"{one.start} {one.end}")]
-    digest = hashlib.sha256(f"{len(turn.citations)}".encode())
-    for text in [*texts, *(text for one in documents for text in (one.title, one.text))]:
+    texts += [text for name in names for text in (name, present[name].title if name in present else "")]
+    texts += [one.title for one in turn.sent]
+    digest = hashlib.sha256(f"{len(turn.citations)} {len(names)}".encode())
+    for text in texts:
         data = text.encode("utf-8", "surrogatepass")
         digest.update(f" {len(data)} ".encode())
         digest.update(data)
     return digest.digest()
 
 
-def _footnotes(turn: Turn, documents: Sequence[Document]) -> tuple[str, str]:
+def _footnotes(turn: Turn, documents: Sequence[Document], sources: Sources) -> tuple[str, str]:
     name = f"note-{turn.id}"
-    found = cited(turn.content, documents, _citations(turn), listed_of(turn))
+    found = cited(turn.content, sources, _citations(turn), listed_of(turn))
     numbers = _numbers(found)
     if not numbers:
         return turn.content, ""
@@ -209,17 +262,23 @@ def _inserted(text: str, links: dict[int, str]) -> str:
     code = fences(text)
     whole = [match.span() for match in _WHOLE.finditer(text)]
     placed: defaultdict[int, str] = defaultdict(str)
-    blocks = set()
     for place in sorted(links):
         at = len(text[:place].rstrip()) or place
-        at = next((end for start, end in whole if start < at < end), at)
-        block = next((start for start, end in code if start <= at <= end), None)
-        if block is not None:
+        if (span := _around(whole, at)) and span[0] < at < span[1]:
+            at = span[1]
+        gap = ""
+        if (span := _around(code, at)) and at <= span[1]:
             # Before the code: whatever stands in its last line is code, too.
-            at = block
-            blocks.add(at)
-        placed[at] += links[place]
-    for at in sorted(placed, reverse=True):
-        gap = "\n\n" if at in blocks else ""
-        text = f"{text[:at]}{placed[at]}{gap}{text[at:]}"
-    return text
+            at, gap = span[0], "\n\n"
+        placed[at] = placed[at].removesuffix(gap) + links[place] + gap
+    parts, done = [], 0
+    for at in sorted(placed):
+        parts += [text[done:at], placed[at]]
+        done = at
+    return "".join([*parts, text[done:]])
+
+
+def _around(spans: Sequence[tuple[int, int]], at: int) -> tuple[int, int] | None:
+    """The last of ``spans``, which do not overlap, that starts at ``at`` or before."""
+    place = bisect_right(spans, at, key=lambda span: span[0])
+    return spans[place - 1] if place else None

@@ -6,6 +6,7 @@ Only the two examples of ``tools`` can be run; every other result is typed by th
 import html
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,6 +24,8 @@ from granite_demo.ui.html import note_html
 
 MAX_CARDS = 4
 """Calls that are shown at once; further ones follow when these have results."""
+MAX_BRACKETS = 200
+"""In the arguments of a call that are indented to be shown."""
 MAX_RESULT = 100_000
 """Characters of one result."""
 REJECTED = "The user rejected this call; it was not run."
@@ -261,10 +264,11 @@ def call_card(call: ToolCall, fault: str = "") -> str:
     if call.error:
         head = f"A call that cannot be read{f': <b>{html.escape(call.name)}</b>' if call.name else ''}"
         return _card("call malformed", head, call.arguments, call.error)
-    try:
-        arguments = json.dumps(json.loads(call.arguments), indent=2, ensure_ascii=False)
-    except (ValueError, RecursionError):
-        arguments = call.arguments
+    arguments = call.arguments
+    # Each level of brackets indents all within it: a text can become as long as its square.
+    if sum(map(arguments.count, "[{")) <= MAX_BRACKETS:
+        with suppress(ValueError, RecursionError):
+            arguments = json.dumps(json.loads(arguments), indent=2, ensure_ascii=False)
     return _card("call malformed" if fault else "call", f"Calls <b>{html.escape(call.name)}</b>", arguments, fault)
 
 

@@ -1,6 +1,5 @@
 """A text to the requests that continue it, and their answers to runs of its token tree. Knows no page."""
 
-import asyncio
 import secrets
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass, replace
@@ -136,14 +135,9 @@ async def request_for(backend: Backend, tree: Tree, sampling: SamplingParams) ->
 
 def continued(backend: Backend, tree: Tree, samplings: Sequence[SamplingParams], stop: Stop) -> AsyncGenerator[Latest]:
     """Yield the latest snapshots of the continuations of ``tree``, one for each of ``samplings``."""
-    loop = asyncio.get_running_loop()
 
     def stream(sampling: SamplingParams) -> AsyncGenerator[Snapshot]:
-        # In the thread that makes the request, so that all its errors become a note.
-        def build() -> GenerationRequest:
-            return asyncio.run_coroutine_threadsafe(request_for(backend, tree, sampling), loop).result()
-
-        return snapshots(backend, build, stop)
+        return snapshots(backend, partial(request_for, backend, tree, sampling), stop)
 
     streams: list[Callable[[], AsyncGenerator[Snapshot]]] = [partial(stream, each) for each in samplings]
     return side_by_side(streams, stop, together=True)

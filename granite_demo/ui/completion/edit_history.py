@@ -1,9 +1,11 @@
 """Undo and redo of the text in the Write tab. Pure; knows no page."""
 
+from bisect import bisect_right
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 MAX_STATES = 100
-MAX_CHARACTERS = 2_000_000
+MAX_CHARACTERS = 1_000_000
 """Of all earlier states together."""
 
 
@@ -34,9 +36,9 @@ def written(history: History, text: str) -> History:
     if text == history.text:
         return history
     past = (*history.past, history.text)[-MAX_STATES:]
-    while sum(map(len, past)) > MAX_CHARACTERS:
-        past = past[1:]
-    return History(text, past, put=history.put)
+    lengths = list(accumulate(len(state) for state in reversed(past)))
+    kept = bisect_right(lengths, MAX_CHARACTERS)
+    return History(text, past[len(past) - kept :], put=history.put)
 
 
 def undone(history: History) -> History:

@@ -13,6 +13,7 @@ from granite_demo.chat.answer import waiting_words
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import Preferences, to_sampling
@@ -34,8 +35,10 @@ CODE_LANGUAGES = [
     "sql",
 ]
 CODE_LANGUAGES += ["text", "typescript", "yaml"]
-AROUND_GAP = 2000
+AROUND_GAP = 1000
 """Characters shown on both sides of what was filled in."""
+MAX_HIGHLIGHTED = 4000
+"""Characters. Pygments takes quadratic time for some texts, such as line breaks alone: 0.6 s for as many of them."""
 EXAMPLE_PREFIX = 'def mean(numbers):\n    """The arithmetic mean; 0 for no numbers."""\n'
 EXAMPLE_SUFFIX = "    return total / len(numbers)\n"
 
@@ -78,7 +81,7 @@ def to_request(backend: Backend, prefix: str | None, suffix: str | None, *values
 
 
 def filled_html(prefix: str | None, middle: str | None, suffix: str | None, language: Any = "text") -> str:
-    """The filled-in text, marked, between the texts around it; all of it is highlighted as ``language``."""
+    """The filled-in text, marked, between the texts around it, highlighted as ``language`` unless it is long."""
     if not middle:
         return ""
     before, after = prefix or "", suffix or ""
@@ -104,6 +107,8 @@ def _lexed(text: str, language: Any) -> list[tuple[str, str]]:
     from pygments.lexers import get_lexer_by_name
     from pygments.token import Comment, Keyword, Name, Number, String
 
+    if len(text) > MAX_HIGHLIGHTED:
+        return [("", text)]
     classes = ((Comment, "c"), (Keyword, "k"), (String, "s"), (Number, "n"), (Name.Function, "f"), (Name.Class, "f"))
     lexer = get_lexer_by_name(language if language in CODE_LANGUAGES else "text", stripnl=False, ensurenl=False)
     pieces = [
@@ -146,7 +151,7 @@ def wire(tab: FillingTab, preferences: Preferences, backend: Backend, demo: gr.B
         async with aclosing(shots):
             async for answer, note, kind, _ in shots:
                 text = answer.text
-                shown = filled_html(prefix, text, suffix, language)
+                shown = await off_loop(filled_html, prefix, text, suffix, language)
                 yield {tab.middle: text, tab.result: shown, tab.note: note_html(note, kind)}
         yield {tab.accept: gr.Button(interactive=bool(text))}
 

@@ -1,6 +1,5 @@
 """Precision A/B: one model in two precisions reads the same text, and the page shows where they differ."""
 
-import asyncio
 import html
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -20,6 +19,7 @@ from granite_demo.types.requests import CompareRequest
 from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import token_view
 from granite_demo.ui.completion.precision_charts import figure, heat_html, summary_html, worst_html
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html
 from granite_demo.ui.models import PRECISION_OPTIONS, load_options
@@ -134,7 +134,7 @@ async def steps(backend: Backend, build: Callable[[], CompareRequest], stop: Sto
     """Yield the states of the comparison, until it is done or ``stop`` is set. An error becomes a note."""
     last: Comparing | None = None
     try:
-        async with aclosing(paced(backend.compare(await asyncio.to_thread(build)))) as batches:
+        async with aclosing(paced(backend.compare(await off_loop(build)))) as batches:
             async for batch in batches:
                 if stop.is_set():
                     yield ComparisonStep(None, note="Cancelled.")
@@ -204,7 +204,7 @@ def wire(tab: PrecisionsTab, backend: Backend, access: Access, demo: gr.Blocks, 
             async for step in updates:
                 if step.progress:
                     yield {tab.note: progress_html(step.progress)}
-        values = await asyncio.to_thread(result_values, step.result, str(text)) if step.result else ()
+        values = await off_loop(result_values, step.result, str(text)) if step.result else ()
         note = note_html(step.note, step.kind) if step.note else ""
         yield {tab.note: note, **dict(zip(results, values, strict=False))}
 

@@ -1,6 +1,5 @@
 """Score: the log probability of each token of a text, and of the whole."""
 
-import asyncio
 import html
 import math
 import time
@@ -20,6 +19,7 @@ from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import ScoreRequest
 from granite_demo.types.stop import Stop
 from granite_demo.ui.completion import token_view
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
 from granite_demo.ui.streaming import Kind, StreamingPanel, Update, Visit, paced, run_or_stop
@@ -82,7 +82,7 @@ async def scorings(backend: Backend, build: Callable[[], ScoreRequest], stop: St
         return Scoring(tuple(found), summary, note, kind)
 
     try:
-        async with aclosing(paced(backend.score(await asyncio.to_thread(build)))) as batches:
+        async with aclosing(paced(backend.score(await off_loop(build)))) as batches:
             async for batch in batches:
                 for event in batch:
                     if isinstance(event, Queued):

@@ -34,6 +34,7 @@ from granite_demo.ui.completion.continuation import (
 from granite_demo.ui.completion.edit_history import History, accepted, redone, seen, undone
 from granite_demo.ui.completion.token_tree import Tree
 from granite_demo.ui.completion.token_view import Tint
+from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
 from granite_demo.ui.settings import Preferences
@@ -366,9 +367,9 @@ async def counted(backend: Backend, text: str | None, special: Any) -> tuple[Any
         request = GenerationRequest(prompt=text, special_tokens=bool(special))
         # Another server can give the number of tokens without the tokens.
         view = await backend.inspect(request, parts=True) or await backend.inspect(request)
+        return await off_loop(counted_values, view, UNTOLD if status.stage == "ready" else "")
     except GraniteDemoError as error:
         return counted_values(None, error.user_text)
-    return counted_values(view, UNTOLD if status.stage == "ready" else "")
 
 
 def wire_text(tab: WriteTab, backend: Backend, ready: list[Any]) -> None:

@@ -1,7 +1,9 @@
-"""The page's Blocks, with cheap updates, a wide queue and the attributes that a launch would set."""
+"""The page's Blocks: cheap updates, handlers in threads of the page, a wide queue, what a launch would set."""
 
 import copy
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +11,9 @@ from typing import Any
 import gradio as gr
 from fastapi import FastAPI
 from gradio.blocks import Block, BlockContext
+
+from granite_demo.access import visitor_of
+from granite_demo.ui.executor import off_loop, visitor
 
 UNCHANGED = gr.skip()
 PLAIN_PROPERTIES = {"__type__", "visible", "interactive"}
@@ -55,7 +60,22 @@ class Page(gr.Blocks):
 
     Gradio 6.31 builds one for each output of each event. That takes milliseconds, and each word of an answer is an
     event with many outputs that do not change.
+
+    Handlers that are no coroutines run on the threads of ``ui/executor.py``. Gradio runs them on the 40 threads that
+    all requests of the server share, in the order of their arrival: one visitor can keep them all.
     """
+
+    async def call_function(self, block_fn: Any, *args: Any, **options: Any) -> Any:
+        """See ``gr.Blocks``."""
+        request = args[2] if len(args) > 2 else options.get("requests")
+        client = getattr(request, "client", None)
+        visitor.set(visitor_of(client.host if client else None))
+        if isinstance(block_fn, int):
+            block_fn = self.fns[block_fn]
+        if _is_plain(block_fn.fn):
+            block_fn = copy.copy(block_fn)
+            block_fn.fn = _off_loop(block_fn.fn)
+        return await super().call_function(block_fn, *args, **options)
 
     async def postprocess_data(self, block_fn: Any, predictions: Any, state: Any) -> list[Any]:
         """See ``gr.Blocks``."""
@@ -79,6 +99,19 @@ class Page(gr.Blocks):
             for place, value in zip(changed, done, strict=True):
                 sent[place] = value
         return sent
+
+
+def _is_plain(handler: Any) -> bool:
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    return callable(handler) and not any(kind(handler) for kind in kinds)
+
+
+def _off_loop(handler: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(handler)
+    async def run(*args: Any, **options: Any) -> Any:
+        return await off_loop(handler, *args, **options)
+
+    return run
 
 
 def _in_order(outputs: Sequence[Any], predictions: Any) -> list[Any]:

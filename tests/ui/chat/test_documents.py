@@ -1,5 +1,6 @@
 """The Documents panel's functions: from the conversation that the browser holds to a changed one."""
 
+import asyncio
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,8 @@ import pytest
 from granite_demo.chat.conversation import dump, load, start
 from granite_demo.chat.documents import MAX_DOCUMENTS
 from granite_demo.types.messages import Document
-from granite_demo.ui.chat.documents import add_files, add_text, layout, remove, shown_values, wire
+from granite_demo.ui.chat import documents as panel
+from granite_demo.ui.chat.documents import add_text, layout, remove, shown_values, wire
 
 Files = Callable[..., list[str]]
 
@@ -28,6 +30,10 @@ def files(tmp_path: Path) -> Files:
         return paths
 
     return make
+
+
+def add_files(value: Any, paths: list[str] | None) -> tuple[Any, ...]:
+    return asyncio.run(panel.add_files(value, paths))
 
 
 def titles(value: Any) -> list[str]:

@@ -10,7 +10,7 @@ from granite_demo.chat.answer import Answer
 from granite_demo.chat.conversation import Conversation
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Document, ToolCall
-from granite_demo.ui.chat.messages import WINDOW, answer_turn, chat_messages, turn_messages
+from granite_demo.ui.chat.messages import WINDOW, answer_turn, chat_messages, growing_messages
 from granite_demo.ui.streaming import Snapshot
 
 EVIL = "<script>alert(1)</script>"
@@ -84,7 +84,7 @@ def test_thinking_stands_in_a_part_of_its_own() -> None:
 def test_growing_thinking_is_open_until_the_answer_begins() -> None:
     def status(**values: Any) -> str:
         conversation = talk(thinking="Hm.", **values)
-        [thinking, _] = turn_messages(conversation, conversations.path(conversation)[-1], busy=True)
+        [thinking, _] = growing_messages(conversations.path(conversation)[-1])
         return str(thinking["metadata"]["status"])
 
     assert (status(content=""), status(content="Yes")) == ("pending", "done")
@@ -92,7 +92,7 @@ def test_growing_thinking_is_open_until_the_answer_begins() -> None:
 
 def test_a_growing_answer_has_no_buttons() -> None:
     conversation = talk(note="3 tokens")
-    [message] = turn_messages(conversation, conversations.path(conversation)[-1], busy=True)
+    [message] = growing_messages(conversations.path(conversation)[-1])
     assert parts(message) == ["Because.", '<div class="note">3 tokens</div>']
 
 
@@ -110,7 +110,7 @@ def test_cited_text_has_footnotes_once_it_is_whole() -> None:
     text, below = parts(shown(conversation)[1])
     assert "<sup>" in text
     assert "sky.txt" in below
-    [growing] = turn_messages(conversation, conversations.path(conversation)[-1], busy=True)
+    [growing] = growing_messages(conversations.path(conversation)[-1])
     assert parts(growing)[0] == "The sky is blue."
 
 

@@ -1,7 +1,7 @@
 """Footnotes and the grounding view, as markup."""
 
 import re
-from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from granite_demo.chat.conversation import Turn
-from granite_demo.chat.grounding import Support, cited
+from granite_demo.chat.grounding import DocumentIndex, Support, cited
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Document
 from granite_demo.ui.chat import sources
@@ -19,8 +19,8 @@ from granite_demo.ui.chat.sources import (
     OWN_MARKS,
     REMOVED,
     WORDS,
+    Footnotes,
     as_sent,
-    footnotes,
     grounding_html,
     sent,
 )
@@ -34,6 +34,10 @@ def turn(content: str, *citations: tuple[str, int, int], listed: str = "") -> Tu
     cites = tuple(Citation(document=document, start=start, end=end) for document, start, end in citations)
     appendices = (Appendix(kind="hallucinations", text="x"), Appendix(kind="citations", text=listed)) if listed else ()
     return Turn(id="t1", role="assistant", content=content, citations=cites, appendices=appendices)
+
+
+def footnotes(turn: Turn, documents: Sequence[Document]) -> tuple[str, str]:
+    return Footnotes(documents).of(turn)
 
 
 def mark(*numbers: int) -> str:
@@ -61,10 +65,10 @@ def test_marks_stand_behind_what_is_cited_and_open_its_passage() -> None:
 
 def test_a_citation_keeps_its_document_and_shows_if_it_was_removed() -> None:
     answer = turn("It all freezes.", ("2", 0, 15)).model_copy(update={"sent": sent(DOCUMENTS)})
-    _, before = footnotes(answer, as_sent(answer, DOCUMENTS))
+    _, before = footnotes(answer, DOCUMENTS)
     assert "<mark>It freezes at 0 degrees.</mark>" in before
-    assert footnotes(answer, as_sent(answer, [WATER]))[1] == before
-    _, after = footnotes(answer, as_sent(answer, [CITIES]))
+    assert footnotes(answer, [WATER])[1] == before
+    _, after = footnotes(answer, [CITIES])
     assert f"[1] water</summary><p>{REMOVED}</p>" in after
     view = grounding_html(answer.content, as_sent(answer, []), [Citation("2", 0, 15)])
     assert REMOVED in view
@@ -140,8 +144,7 @@ def test_only_marks_and_blank_lines_are_added(text: str, citations: list[tuple[s
 
 
 def test_footnotes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "_kept", OrderedDict())
-    monkeypatch.setattr(sources, "KEPT", 2)
+    monkeypatch.setattr(sources, "_kept", sources._Kept())
     asked: list[str] = []
 
     def counted(answer: str, *rest: Any) -> tuple[Support, ...]:
@@ -153,10 +156,34 @@ def test_footnotes_are_found_once(monkeypatch: pytest.MonkeyPatch) -> None:
     # The page sends the texts again with each question.
     again = footnotes(turn("Berlin", ("1", 0, 6)), [Document(one.title, f"{one.text} "[:-1]) for one in DOCUMENTS])
     assert (again, asked) == (first, ["Berlin"])
+    monkeypatch.setattr(sources, "MAX_FOOTNOTES", sum(map(len, first)) + 10)
     for name in ("Paris", "Water", "Berlin"):
         footnotes(turn(name, ("1", 0, 6)), DOCUMENTS)
     assert asked == ["Berlin", "Paris", "Water", "Berlin"]
-    assert len(sources._kept) == 2
+
+
+def test_each_document_is_read_once_for_all_answers_of_a_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "_kept", sources._Kept())
+    read: list[str] = []
+
+    class Counted(DocumentIndex):
+        def __init__(self, document: Document) -> None:
+            read.append(document.title)
+            super().__init__(document)
+
+    monkeypatch.setattr(sources, "DocumentIndex", Counted)
+    of_all = Footnotes(DOCUMENTS)
+    for order in (DOCUMENTS, DOCUMENTS[::-1], [WATER, WATER]):
+        assert of_all.of(turn("It all freezes.", ("1", 0, 15)).model_copy(update={"sent": sent(order)}))[1]
+    assert sorted(read) == sorted(one.title for one in DOCUMENTS)
+
+
+def test_beyond_a_limit_answers_have_no_footnotes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "MAX_FOOTNOTED", 10)
+    of_all = Footnotes(DOCUMENTS)
+    shown = [of_all.of(turn("Berlin", ("1", 0, 6)))[1] for _ in range(2)]
+    assert shown[0]
+    assert not shown[1]
 
 
 def test_nothing_that_footnotes_show_is_mixed_up() -> None:

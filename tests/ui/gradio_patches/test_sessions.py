@@ -14,6 +14,7 @@ from gradio.state_holder import SessionState, StateHolder
 
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
+from granite_demo.ui.executor import visitor
 from granite_demo.ui.gradio_patches import sessions
 from granite_demo.ui.gradio_patches.sessions import Session
 from tests.fakes import FakeBackend
@@ -80,13 +81,58 @@ def test_the_server_does_not_wait_for_open_pages(backend: FakeBackend, caplog: p
         assert "timeout graceful shutdown exceeded" not in caplog.text
 
 
-def test_the_pages_used_last_are_kept(backend: FakeBackend) -> None:
-    holder: Any = create_app(backend).state.page.state_holder
-    assert holder.capacity == sessions.CAPACITY
-    holder.capacity = 2
-    for name in ("one", "two", "one", "three"):
-        holder[name]
-    assert list(holder.session_data) == ["one", "three"]
+@pytest.fixture
+def holder(backend: FakeBackend) -> Any:
+    return create_app(backend).state.page.state_holder
+
+
+def put(holder: Any, name: str, owner: str, size: int = 0) -> None:
+    """A page of ``owner`` with a value of ``size`` bytes."""
+    token = visitor.set(owner)
+    state = next(key for key, block in holder.blocks.blocks.items() if block.stateful)
+    holder[name][state] = "x" * size
+    visitor.reset(token)
+
+
+def test_the_values_of_one_page_have_a_limit(holder: Any) -> None:
+    put(holder, "large", "ann", sessions.MAX_SESSION_BYTES)
+    put(holder, "small", "ann", 1000)
+    assert list(holder.session_data) == ["small"]
+
+
+def test_a_visitor_with_too_much_loses_the_oldest_of_their_own(holder: Any) -> None:
+    put(holder, "bob", "bob", 1000)
+    for number in range(100):
+        put(holder, f"ann{number}", "ann", 1_000_000)
+    kept = list(holder.session_data)
+    assert kept[0] == "bob"
+    assert kept[-1] == "ann99"
+    assert sum(one.bytes for one in holder.session_data.values()) < sessions.MAX_VISITOR_BYTES + 100_000
+    for number in range(2000):
+        put(holder, f"cid{number}", "cid")
+    assert {"bob", "ann99"} <= set(holder.session_data)
+    assert len(holder.session_data) <= len(kept) + sessions.MAX_VISITOR_BYTES / sessions.BASE_BYTES
+
+
+def test_all_visitors_together_have_a_limit_and_the_largest_pays(holder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_ALL_BYTES", 20_000_000)
+    put(holder, "bob", "bob", 1000)
+    for number in range(10):
+        put(holder, f"ann{number}", "ann", 1_500_000)
+    for number in range(10):
+        put(holder, f"cid{number}", f"cid{number}", 1_500_000)
+    assert holder._bytes.total() == sum(one.bytes for one in holder.session_data.values()) <= 20_000_000
+    assert "bob" in holder.session_data
+    assert {f"cid{number}" for number in range(10)} <= set(holder.session_data)
+
+
+async def test_what_nobody_uses_is_deleted_in_time(holder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "SWEEP_SECONDS", 0.01)
+    monkeypatch.setattr(sessions, "SESSION_SECONDS", 0.02)
+    put(holder, "gone", "ann", 1000)
+    await asyncio.sleep(0.2)
+    assert not holder.session_data
+    assert not holder._bytes
 
 
 def test_contract_a_session_copies_the_configuration_of_each_component() -> None:
