@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from granite_demo.backends.model_manager import ReadyModel
 from granite_demo.errors import CorruptModelError, InvalidRequestError, LoadCancelledError
 from granite_demo.loading.device import choose_device, place_gguf
-from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.source import Source, find_safetensors, find_source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models.installation import has_torch
@@ -34,14 +33,17 @@ def open_model(
     *,
     ignore_ends: bool = False,
     fuse: bool = True,
+    constraints: bool = True,
     group: Group = ALONE,
 ) -> ReadyModel:
     """Make a model ready. Raises as a download and a load do, and LoadCancelledError after ``cancelled`` is set.
 
     With ``ignore_ends``, no token ends an answer, so that measured answers have one length. Without ``fuse``,
-    transformers computes the layers. The processes of ``group`` share the model; only the first one downloads.
+    transformers computes the layers. Without ``constraints``, the first constrained answer waits for their preparation.
+    The processes of ``group`` share the model; only the first one downloads.
     """
     group.join()
+    constraints = constraints and not ignore_ends
     device = choose_device(options)
     source = group.from_first(
         lambda: find_source(cache_dir, options, device.value, report, cancelled, processes=group.size)
@@ -49,7 +51,7 @@ def open_model(
     report("loading", None, "")
     if source.gguf:
         try:
-            return _open_gguf(source, options, device.value, threads, report, cancelled, ignore_ends)
+            return _open_gguf(source, options, device.value, threads, report, cancelled, ignore_ends, constraints)
         except CorruptModelError as error:
             if not source.spec.repo_id or options.engine_kind or not has_torch():
                 raise
@@ -64,7 +66,11 @@ def open_model(
     with _compiling(device.value, group):
         placement = place_source(source, options, device, group)
         loaded = load_model(source, placement, report, cancelled, cache_dir, options.keep_quantized)
-    loaded = _prepared(replace(loaded, threads=chosen_threads), ignore_ends)
+    loaded = replace(loaded, threads=chosen_threads, eos_ids=frozenset() if ignore_ends else loaded.eos_ids)
+    if constraints:
+        # This can block everything else for a second: better now than during an answer.
+        with suppress(InvalidRequestError):
+            prepare(loaded.tokenizer, loaded.eos_ids)
     engine = create_engine(loaded, options.engine_kind, options.compile, report, group, fuse)
     if cancelled.is_set():
         engine.close()
@@ -80,6 +86,7 @@ def _open_gguf(
     report: Report,
     cancelled: threading.Event,
     ignore_ends: bool,
+    constraints: bool,
 ) -> ReadyModel:
     """Open a GGUF file, which needs no torch."""
     from granite_demo.engine.llama_cpp import create_llama_engine
@@ -88,19 +95,10 @@ def _open_gguf(
 
     gpu = find_llama_gpu()
     placement = place_gguf(options, device, gpu)
-    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache, gpu)
+    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache, gpu, constraints)
     if ignore_ends:
         loaded = replace(loaded, eos_ids=frozenset())
     return ReadyModel(loaded, create_llama_engine(loaded, ignore_ends))
-
-
-def _prepared(loaded: LoadedModel, ignore_ends: bool) -> LoadedModel:
-    if ignore_ends:
-        return replace(loaded, eos_ids=frozenset())
-    # This can block everything else for a second: better now than during an answer.
-    with suppress(InvalidRequestError):
-        prepare(loaded.tokenizer, loaded.eos_ids)
-    return loaded
 
 
 @contextmanager

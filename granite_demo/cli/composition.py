@@ -22,21 +22,27 @@ OpenBackend: TypeAlias = Callable[[Settings, Console], ManagedBackend]
 """Opens the backend of settings. Raises GraniteDemoError."""
 
 
-def local_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend:
-    """The backend over a model in this process. Raises UnknownModelError for an unknown name."""
-    manager = model_manager(settings, LoadReporter(console), 60.0 * settings.idle_minutes, group=group)
+def local_backend(settings: Settings, console: Console, group: Group = ALONE, **opening: Any) -> LocalBackend:
+    """The backend over a model in this process. ``opening``: arguments of ``open_model``.
+
+    Raises UnknownModelError for an unknown name.
+    """
+    manager = model_manager(settings, LoadReporter(console), 60.0 * settings.idle_minutes, group=group, **opening)
     return LocalBackend(manager, settings.load_options(), partial(remember_model, settings.cache_dir), group.fixed)
 
 
-def opened_backend(settings: Settings, console: Console, group: Group = ALONE) -> LocalBackend | RemoteBackend:
+def opened_backend(
+    settings: Settings, console: Console, group: Group = ALONE, **opening: Any
+) -> LocalBackend | RemoteBackend:
     """The backend for ``settings``: over a model in this process, or over other servers."""
-    return remote_backend(settings) if settings.backend else local_backend(settings, console, group)
+    return remote_backend(settings) if settings.backend else local_backend(settings, console, group, **opening)
 
 
 def ready_backend(settings: Settings, console: Console) -> LocalBackend | RemoteBackend:
     """The same when its model is ready. Ctrl-C ends the wait. Raises the errors of the load."""
     set_up_logging("warning", console)
-    backend = opened_backend(settings, console)
+    # Most commands have no constraint, and their preparation takes as long as the load.
+    backend = opened_backend(settings, console, constraints=False)
     try:
         backend.wait_until_ready()
     except BaseException:

@@ -71,10 +71,12 @@ def load_gguf(
     threads: int = 0,
     kv_cache: KvCache = "f16",
     gpu: DeviceMemory | None = None,
+    constraints: bool = True,
 ) -> LoadedModel:
     """Load the GGUF file of ``source``; the file completes ``placement``. ``threads`` 0: one for each core.
 
-    ``gpu`` is the device of a ``placement`` on CUDA.
+    ``gpu`` is the device of a ``placement`` on CUDA. Without ``constraints``, the first constrained answer waits for
+    their preparation.
 
     Raises CorruptModelError, ModelError, OutOfMemoryError and LoadCancelledError.
     """
@@ -99,8 +101,9 @@ def load_gguf(
         # The child process loads the weights meanwhile.
         tokenizer = make_tokenizer(header, source.folder)
         switches = find_switches(tokenizer)
-        with suppress(InvalidRequestError):
-            prepare(tokenizer, header.vocabulary.end_ids)
+        if constraints:
+            with suppress(InvalidRequestError):
+                prepare(tokenizer, header.vocabulary.end_ids)
         _wait_for(process, cancelled.is_set)
         check_with_llama(source.gguf.name, tokenizer, process.tokenize)
         if cancelled.is_set():
