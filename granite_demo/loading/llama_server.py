@@ -70,6 +70,7 @@ def load(options: ServerOptions) -> Any:
     # A file's own template can hang the load. Prompts are rendered by granite_demo.prompts.
     params.chat_template = "chatml"
     params.fit_params = False  # the planner has decided
+    params.warmup = False  # ``LlamaProcess.warm_up`` does it
     params.ui = False
     params.cache_ram_mib = 0  # no copies of caches beyond the slots
     params.verbosity = ERROR_LEVEL
