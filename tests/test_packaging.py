@@ -14,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "granite_demo"
-RUN_LINE = "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && .venv/bin/python app.py"
+# Python compiles what is imported, at the first start. pip would compile everything, which takes longer and more space.
+RUN_LINE = "python3 -m venv .venv && .venv/bin/pip install --no-compile -r requirements.txt && .venv/bin/python app.py"
 SMALL_LINE = RUN_LINE.replace("requirements", "requirements-cpu")
 TEST_LINE = "python3 -m venv .venv && .venv/bin/pip install -e '.[dev]' && .venv/bin/python -m pytest -n 3"
 OPTIONAL = {"matplotlib", "triton"}
