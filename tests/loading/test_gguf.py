@@ -17,6 +17,7 @@ from granite_demo.loading.source import Source
 from granite_demo.models import registry
 from granite_demo.models.gguf_header import GgufHeader, read_header
 from granite_demo.models.gguf_memory import cache_bytes_per_token, memory_of
+from granite_demo.outputs import structured_output
 from granite_demo.types.load_options import KvCache, LoadOptions
 from granite_demo.types.model_status import REQUESTED
 from tests.bytetokens import byte_tokenizer
@@ -86,11 +87,14 @@ def test_without_memory_for_a_conversation_it_is_refused(header: GgufHeader) -> 
         plan_cache(header, None, memory_of(header, 256, SLOT_RANGE[0]).total - 1)
 
 
-def load(path: Path, folder: Path | None = None, cancelled: threading.Event | None = None) -> LoadedModel:
+def load(
+    path: Path, folder: Path | None = None, cancelled: threading.Event | None = None, constraints: bool = False
+) -> LoadedModel:
     options = LoadOptions(str(path), device="cpu", context=300)
     source = Source(registry.resolve(str(path)), folder or path.parent, gguf=path, gguf_because="a test")
     placement = place_gguf(options, "cpu")
-    return load_gguf(source, placement, lambda *_: None, cancelled or threading.Event(), threads=1)
+    stop = cancelled or threading.Event()
+    return load_gguf(source, placement, lambda *_: None, stop, threads=1, constraints=constraints)
 
 
 def children() -> set[int]:
@@ -123,6 +127,14 @@ def test_a_file_is_loaded_with_its_own_tokenizer(file: Path) -> None:
         another.close()
     finally:
         model.process.close()
+
+
+@needs_llama
+@pytest.mark.parametrize("constraints", [True, False])
+def test_constraints_are_prepared_if_somebody_may_need_them(file: Path, constraints: bool) -> None:
+    loaded = load(file, constraints=constraints)
+    loaded.model.process.close()
+    assert (loaded.tokenizer in structured_output._converted) == constraints
 
 
 @needs_llama
