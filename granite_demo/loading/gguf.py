@@ -84,17 +84,7 @@ def load_gguf(
     header = read_header(source.gguf)
     free = gpu.free if gpu and placement.device == "cuda" else free_memory("cpu")
     plan = plan_cache(header, placement.context, free, kv_cache)
-    options = ServerOptions(
-        path=str(header.files[0]),
-        socket="",
-        key="",
-        context=plan.tokens,
-        slots=plan.slots,
-        threads=threads or cores(),
-        gpu_layers=0 if placement.device == "cpu" else -1,
-        cache_type=kv_cache,
-        batch=BATCH,
-    )
+    options = _server_options(header, plan, placement.device, threads, kv_cache)
     report("loading", None, source.gguf.name)
     process = LlamaProcess(options)
     try:
@@ -125,6 +115,20 @@ def load_gguf(
     except BaseException:
         process.close()
         raise
+
+
+def _server_options(header: GgufHeader, plan: CachePlan, device: str, threads: int, kv_cache: KvCache) -> ServerOptions:
+    return ServerOptions(
+        path=str(header.files[0]),
+        socket="",
+        key="",
+        context=plan.tokens,
+        slots=plan.slots,
+        threads=threads or cores(),
+        gpu_layers=0 if device == "cpu" else -1,
+        cache_type=kv_cache,
+        batch=BATCH,
+    )
 
 
 def _start(options: ServerOptions) -> LlamaProcess:
