@@ -16,6 +16,7 @@ from granite_demo.access import Access
 from granite_demo.backend import Backend, ManagedBackend, ModelControl
 from granite_demo.server.api_key import KeyGuard
 from granite_demo.server.brute_force import SecretsGuard
+from granite_demo.server.byte_quota import ByteQuota
 from granite_demo.server.metrics import Metrics, RequestCounter, WatchedBackend
 from granite_demo.server.middleware import CrowdGuard, Guard, HostGuard, RouteGuard
 from granite_demo.server.openai.routes import create_api
@@ -69,6 +70,7 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     app.mount("/words", StaticFiles(directory=words_dir()))
     folder, uploaded = uploads_of(page)
     app.add_middleware(Sweeper, folder=folder, uploaded=uploaded)
+    app.add_middleware(ByteQuota, most=policy.bytes)
     app.add_middleware(Guard, limit=policy.max_body)
     app.add_middleware(CrowdGuard, most=policy.direct)
     app.add_middleware(RouteGuard)

@@ -14,6 +14,8 @@ PUBLIC_MAX_BODY = 2 * 2**20
 PUBLIC_DIRECT = 24
 """Direct events of one visitor on a public server. A page has a few at a time, several people can share an address,
 and 40 threads run them."""
+PUBLIC_BYTES = 48 * 2**20
+"""A page sends its conversation with each question and each pause in typing: some 20 kB."""
 PUBLIC_LIMITS = Limits(
     running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, own_prefixes=True, reload=60
 )
@@ -35,6 +37,8 @@ class Policy:
     """Direct events of the page that one visitor may run at the same time. 0: no limit."""
     queued: int = 0
     """Events of one visitor in the queue of the page, waiting or running. 0: no limit."""
+    bytes: int = 0
+    """Bytes that one visitor may send in a minute, files not counted. 0: no limit."""
     unread: float = UNREAD_SECONDS
     """Seconds after which the answers end of a page that does not read them."""
 
@@ -49,8 +53,9 @@ def policy_of(settings: Settings) -> Policy:
     direct = PUBLIC_DIRECT if settings.public else 0
     limits = limits_of(settings)
     queued = limits.running + limits.waiting if limits.running else 0
+    sent = PUBLIC_BYTES if settings.public else 0
     unread = PUBLIC_UNREAD_SECONDS if settings.public else UNREAD_SECONDS
-    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body, direct, queued, unread)
+    return Policy(settings.api_key, _logins(settings.login), _reachable(hosts), max_body, direct, queued, sent, unread)
 
 
 def _reachable(hosts: tuple[str, ...]) -> tuple[str, ...]:
