@@ -33,17 +33,17 @@ def open_model(
     *,
     ignore_ends: bool = False,
     fuse: bool = True,
-    constraints: bool = True,
+    single_user: bool = False,
     group: Group = ALONE,
 ) -> ReadyModel:
     """Make a model ready. Raises as a download and a load do, and LoadCancelledError after ``cancelled`` is set.
 
     With ``ignore_ends``, no token ends an answer, so that measured answers have one length. Without ``fuse``,
-    transformers computes the layers. Without ``constraints``, the first constrained answer waits for their preparation.
-    The processes of ``group`` share the model; only the first one downloads.
+    transformers computes the layers. For a ``single_user``, a GGUF file gets the cache of one conversation, and the
+    first constrained answer waits for the preparation of constraints. The processes of ``group`` share the model; only
+    the first one downloads.
     """
     group.join()
-    constraints = constraints and not ignore_ends
     device = choose_device(options)
     source = group.from_first(
         lambda: find_source(cache_dir, options, device.value, report, cancelled, processes=group.size)
@@ -51,7 +51,7 @@ def open_model(
     report("loading", None, "")
     if source.gguf:
         try:
-            return _open_gguf(source, options, device.value, threads, report, cancelled, ignore_ends, constraints)
+            return _open_gguf(source, options, device.value, threads, report, cancelled, ignore_ends, single_user)
         except CorruptModelError as error:
             if not source.spec.repo_id or options.engine_kind or not has_torch():
                 raise
@@ -67,7 +67,7 @@ def open_model(
         placement = place_source(source, options, device, group)
         loaded = load_model(source, placement, report, cancelled, cache_dir, options.keep_quantized)
     loaded = replace(loaded, threads=chosen_threads, eos_ids=frozenset() if ignore_ends else loaded.eos_ids)
-    if constraints:
+    if not (single_user or ignore_ends):
         # This can block everything else for a second: better now than during an answer.
         with suppress(InvalidRequestError):
             prepare(loaded.tokenizer, loaded.eos_ids)
@@ -86,7 +86,7 @@ def _open_gguf(
     report: Report,
     cancelled: threading.Event,
     ignore_ends: bool,
-    constraints: bool,
+    single_user: bool,
 ) -> ReadyModel:
     """Open a GGUF file, which needs no torch."""
     from granite_demo.engine.llama_cpp import create_llama_engine
@@ -95,7 +95,7 @@ def _open_gguf(
 
     gpu = find_llama_gpu()
     placement = place_gguf(options, device, gpu)
-    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache, gpu, constraints)
+    loaded = load_gguf(source, placement, report, cancelled, threads, options.kv_cache, gpu, single_user)
     if ignore_ends:
         loaded = replace(loaded, eos_ids=frozenset())
     return ReadyModel(loaded, create_llama_engine(loaded, ignore_ends))

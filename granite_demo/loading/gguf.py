@@ -71,19 +71,19 @@ def load_gguf(
     threads: int = 0,
     kv_cache: KvCache = "f16",
     gpu: DeviceMemory | None = None,
-    constraints: bool = True,
+    single_user: bool = False,
 ) -> LoadedModel:
     """Load the GGUF file of ``source``; the file completes ``placement``. ``threads`` 0: one for each core.
 
-    ``gpu`` is the device of a ``placement`` on CUDA. Without ``constraints``, the first constrained answer waits for
-    their preparation.
+    ``gpu`` is the device of a ``placement`` on CUDA. For a ``single_user``, the cache holds one conversation, and the
+    first constrained answer waits for the preparation of constraints.
 
     Raises CorruptModelError, ModelError, OutOfMemoryError and LoadCancelledError.
     """
     assert source.gguf
     header = read_header(source.gguf)
     free = gpu.free if gpu and placement.device == "cuda" else free_memory("cpu")
-    plan = plan_cache(header, placement.context, free, kv_cache)
+    plan = plan_cache(header, placement.context, free, kv_cache, single_user)
     options = _server_options(header, plan, placement.device, threads, kv_cache)
     report("loading", None, source.gguf.name)
     process = LlamaProcess(options)
@@ -91,7 +91,7 @@ def load_gguf(
         # The child process loads the weights meanwhile.
         tokenizer = make_tokenizer(header, source.folder)
         switches = find_switches(tokenizer)
-        if constraints:
+        if not single_user:
             with suppress(InvalidRequestError):
                 prepare(tokenizer, header.vocabulary.end_ids)
         _wait_for(process, cancelled.is_set)
@@ -147,7 +147,9 @@ def _wait_for(process: LlamaProcess, stop: Callable[[], bool] = lambda: False) -
     process.warm_up()
 
 
-def plan_cache(header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCache = "f16") -> CachePlan:
+def plan_cache(
+    header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCache = "f16", single_user: bool = False
+) -> CachePlan:
     """Divide the KV cache within ``free`` bytes. ``wanted``: tokens of one conversation, None for the file's own limit.
 
     Raises OutOfMemoryError where the weights or a short conversation do not fit.
@@ -172,7 +174,7 @@ def plan_cache(header: GgufHeader, wanted: int | None, free: int, kv_cache: KvCa
     slots = max(
         SLOT_RANGE[0], min(SLOT_RANGE[1], max(context, min(together, SLOT_RANGE[1] * SLOT_TOKENS)) // SLOT_TOKENS)
     )
-    tokens = max(context, min(together, slots * SLOT_TOKENS))
+    tokens = context if single_user else max(context, min(together, slots * SLOT_TOKENS))
     while slots > SLOT_RANGE[0] and needed(tokens, slots) > free:
         slots -= 1  # each has a state for every Mamba layer
     return CachePlan(context, tokens, slots, reason)

@@ -88,13 +88,13 @@ def test_without_memory_for_a_conversation_it_is_refused(header: GgufHeader) -> 
 
 
 def load(
-    path: Path, folder: Path | None = None, cancelled: threading.Event | None = None, constraints: bool = False
+    path: Path, folder: Path | None = None, cancelled: threading.Event | None = None, single_user: bool = True
 ) -> LoadedModel:
     options = LoadOptions(str(path), device="cpu", context=300)
     source = Source(registry.resolve(str(path)), folder or path.parent, gguf=path, gguf_because="a test")
     placement = place_gguf(options, "cpu")
     stop = cancelled or threading.Event()
-    return load_gguf(source, placement, lambda *_: None, stop, threads=1, constraints=constraints)
+    return load_gguf(source, placement, lambda *_: None, stop, threads=1, single_user=single_user)
 
 
 def children() -> set[int]:
@@ -130,11 +130,12 @@ def test_a_file_is_loaded_with_its_own_tokenizer(file: Path) -> None:
 
 
 @needs_llama
-@pytest.mark.parametrize("constraints", [True, False])
-def test_constraints_are_prepared_if_somebody_may_need_them(file: Path, constraints: bool) -> None:
-    loaded = load(file, constraints=constraints)
+@pytest.mark.parametrize("single_user", [True, False])
+def test_a_single_user_gets_one_conversation_and_no_constraints(file: Path, single_user: bool) -> None:
+    loaded = load(file, single_user=single_user)
     loaded.model.process.close()
-    assert (loaded.tokenizer in structured_output._converted) == constraints
+    assert (loaded.tokenizer in structured_output._converted) != single_user
+    assert (loaded.model.process.options.context == loaded.context_length) == single_user
 
 
 @needs_llama
