@@ -15,6 +15,7 @@ from granite_demo.hub.sample import ensure_gguf, ensure_sample
 from granite_demo.loading import gc as garbage
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions
+from granite_demo.ui.gradio_patches.stubs import skip_type_stubs
 from tests.fakes import FakeBackend
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("GRANITE_DEMO_THREADS", "1")
+
+# A second of each import of Gradio.
+skip_type_stubs()
 
 # How long an example takes depends on what else the machine does. The folder may be read-only: nothing is kept in it.
 settings.register_profile("untimed", deadline=None, database=None)

@@ -1,17 +1,24 @@
 """The command ``serve``: connects settings, backend, limits and server. Imports heavy packages when it starts."""
 
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 
 from granite_demo.access import Access
+from granite_demo.backend import ManagedBackend
 from granite_demo.backends.limited import LimitedBackend
 from granite_demo.backends.open_model import follow
 from granite_demo.backends.side_by_side import SideBySideBackend
 from granite_demo.cli.composition import backend_beside, opened_backend
 from granite_demo.cli.terminal import set_up_logging
 from granite_demo.hub import download
+from granite_demo.loading import gc as garbage
 from granite_demo.loading.source import check_cache_folders, check_torch
 from granite_demo.loading.tensor_parallel import Group
 from granite_demo.settings import Settings, take_secrets
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 
 def run_server(settings: Settings, console: Console) -> None:
@@ -43,19 +50,18 @@ def _serve(settings: Settings, console: Console, group: Group) -> None:
         zerogpu.load_spaces()
     backend = opened_backend(settings, console, group)
     console.print("granite-demo is starting.", highlight=False)
-    if group.size > 1:
-        backend.wait_until_ready()
-    if lent and (ready := backend.wait_until_ready()):
-        zerogpu.start_space(ready.loaded)
-    from granite_demo.server.app import create_app
-    from granite_demo.server.policy import limits_of, policy_of
-    from granite_demo.ui.gradio_patches.blocks import set_port
-
-    whole = SideBySideBackend(backend, backend_beside(settings)) if settings.beside else backend
-    limited = LimitedBackend(whole, limits_of(settings))
-    app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
-    if lent:
-        set_port(app.state.page, listener.getsockname()[1])
+    try:
+        backend.start()  # the model loads during the imports
+        if group.size > 1:
+            backend.wait_until_ready()
+        if lent and (ready := backend.wait_until_ready()):
+            zerogpu.start_space(ready.loaded)
+        with garbage.paused():
+            app, limited = _application(settings, backend, listener.getsockname()[1] if lent else None)
+    except BaseException:
+        backend.close()
+        listener.close()
+        raise
 
     def announce() -> None:
         console.print(f"granite-demo is at {address(listener)} (Ctrl-C stops it).", highlight=False, markup=False)
@@ -63,6 +69,23 @@ def _serve(settings: Settings, console: Console, group: Group) -> None:
             console.print(f"Anyone who has this link can use the page: {link}", highlight=False, markup=False)
 
     serve(app, limited, listener, announce, settings.trusted_proxies)
+
+
+def _application(settings: Settings, backend: ManagedBackend, port: int | None) -> tuple["FastAPI", LimitedBackend]:
+    """The page and the API over ``backend``, and the backend that they use. ``port``: for ZeroGPU."""
+    from granite_demo.ui.gradio_patches.stubs import skip_type_stubs
+
+    skip_type_stubs()
+    from granite_demo.server.app import create_app
+    from granite_demo.server.policy import limits_of, policy_of
+    from granite_demo.ui.gradio_patches.blocks import set_port
+
+    whole = SideBySideBackend(backend, backend_beside(settings)) if settings.beside else backend
+    limited = LimitedBackend(whole, limits_of(settings))
+    app = create_app(limited, Access(settings.public, settings.admin_token), policy_of(settings))
+    if port:
+        set_port(app.state.page, port)
+    return app, limited
 
 
 def _share(settings: Settings, port: int) -> str:

@@ -7,7 +7,19 @@ model is unloaded.
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Run no automatic collections in the block: imports make a million objects that stay."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def settle() -> None:

@@ -98,7 +98,7 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     )
     # The application of the page, mounted last. Its stop_event ends its open connections.
     mount: Any = app.routes[-1]
-    app.state.page = mount.app
+    app.state.page = page.app = mount.app
     _change_page(mount.app, page, policy)
     return mounted
 

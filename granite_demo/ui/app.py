@@ -10,7 +10,7 @@ from granite_demo.ui import conversation_list, languages, models, settings
 from granite_demo.ui.chat import handlers, side_by_side
 from granite_demo.ui.chat import tab as chat_tab
 from granite_demo.ui.completion import tab as completion_tab
-from granite_demo.ui.gradio_patches.blocks import Page, set_plot_backend, widen_queue
+from granite_demo.ui.gradio_patches.blocks import Page, set_plot_backend, unmounted, widen_queue
 from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.html import status_html
 from granite_demo.ui.theme import logo_svg
@@ -26,6 +26,11 @@ SETTLED_SECONDS = 5.0
 def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
     """The page over ``backend``, ready to be mounted. ``access``: who can change the model with ``control``."""
     set_plot_backend()
+    with unmounted():
+        return _page(backend, control, access)
+
+
+def _page(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo:
         languages.layout()

@@ -1,5 +1,6 @@
 """``serve``: what a server keeps to itself, and what it says when it is ready."""
 
+import gc
 import json
 import subprocess
 import sys
@@ -75,3 +76,23 @@ def test_t14_the_link_is_shown_and_everybody_who_uses_it_has_public_limits(
     serve.run_server(settings, console)
     assert "Anyone who has this link can use the page: https://a.example" in console.file.getvalue()  # type: ignore[attr-defined]
     assert served[0]._limits == PUBLIC_LIMITS
+
+
+def test_the_model_loads_before_the_page_is_imported_and_a_failure_ends_it(
+    backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    def fail(*values: object) -> None:
+        steps.append("page")
+        assert not gc.isenabled()
+        raise ConfigurationError("enough")
+
+    monkeypatch.setattr(backend, "start", lambda: steps.append("start"))
+    monkeypatch.setattr(backend, "close", lambda: steps.append("close"))
+    monkeypatch.setattr(serve, "opened_backend", lambda *values: backend)
+    monkeypatch.setattr(serve, "_application", fail)
+    with pytest.raises(ConfigurationError, match="enough"):
+        serve.run_server(Settings.resolve({"port": 0}, {}), Console(file=StringIO()))
+    assert steps == ["start", "page", "close"]
+    assert gc.isenabled()

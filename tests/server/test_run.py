@@ -61,10 +61,20 @@ async def test_behind_a_proxy_of_the_docker_host_visitors_are_distinguished(serv
     assert await seen("203.0.113.5") == "203.0.113.5"
 
 
+LIST_MODULES = """
+import sys
+from granite_demo.cli.main import main
+try:
+    main(sys.argv[1:])
+finally:
+    print("Imported:", *sys.modules, file=sys.stderr, flush=True)
+"""
+
+
 @contextmanager
-def app(*flags: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+def app(*flags: str, program: tuple[str, ...] = ("app.py",)) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """``python app.py`` as a user starts it, and the lines it writes."""
-    command = [sys.executable, "app.py", "--port", "0", *flags]
+    command = [sys.executable, *program, "--port", "0", *flags]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     lines: list[str] = []
     assert process.stderr is not None
@@ -108,6 +118,22 @@ def test_app_prints_its_address_serves_the_sample_and_ends_on_a_signal(gguf_path
     text = "".join(lines)
     assert "SmolLM2 135M sample (not an IBM model) is ready." in re.sub(r"\s+", " ", text)
     assert "Traceback" not in text
+
+
+@pytest.mark.release
+def test_neither_the_page_nor_an_answer_needs_torch(gguf_path: Path) -> None:
+    question = {"role": "user", "content": "What is the capital of Germany?"}
+    asked = {"model": "sample", "messages": [question], "max_tokens": 24, "temperature": 0}
+    with app("--model", "sample", program=("-c", LIST_MODULES, "serve")) as (process, lines):
+        with httpx.Client(base_url=address(lines), timeout=120) as http:
+            assert http.get("/").is_success
+            answered = http.post("/v1/chat/completions", json=asked).json()
+        assert "Berlin" in answered["choices"][0]["message"]["content"]
+        process.send_signal(signal.SIGTERM)
+        process.wait(20)
+    imported = next(line.split() for line in lines if line.startswith("Imported:"))
+    assert "gradio" in imported
+    assert not {"torch", "transformers", "accelerate", "bitsandbytes"} & set(imported)
 
 
 @pytest.mark.parametrize(

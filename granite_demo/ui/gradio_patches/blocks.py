@@ -2,7 +2,8 @@
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import wraps
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from gradio import blocks
 from gradio.blocks import Block, BlockContext
 
 from granite_demo.access import visitor_of
@@ -32,6 +34,26 @@ def set_plot_backend() -> None:
         import matplotlib
 
         matplotlib.use("agg")
+
+
+@contextmanager
+def unmounted() -> Iterator[None]:
+    """Make no applications for the pages of the block. ``gr.mount_gradio_app`` makes the one that serves a page.
+
+    Gradio 6.31 makes three more for each page, when it starts, ends and gets its queue, which takes 0.3 s.
+    """
+    module: Any = blocks
+    with_applications, module.App = module.App, _NoApplication
+    try:
+        yield
+    finally:
+        module.App = with_applications
+
+
+class _NoApplication:
+    @staticmethod
+    def create_app(*arguments: Any, **options: Any) -> None:
+        return None
 
 
 def widen_queue(page: gr.Blocks, places: int) -> None:

@@ -7,9 +7,12 @@ from typing import Any
 import gradio as gr
 import pytest
 from fastapi import FastAPI
+from gradio import routes
 from gradio.state_holder import SessionState
 
+from granite_demo.server.app import create_app
 from granite_demo.ui.gradio_patches.blocks import POLL_SECONDS, Page, set_port, widen_queue
+from tests.fakes import FakeBackend
 from tests.ui.gradio_patches.contract import differs
 
 
@@ -135,3 +138,21 @@ def test_a_mounted_page_has_no_server_until_it_gets_a_port() -> None:
     assert not hasattr(page.app.get_blocks(), "server"), differs(what, "blocks.py", "blocks.py (set_port)")
     set_port(page.app, 7860)
     assert page.app.get_blocks().server.config.port == 7860
+
+
+def test_a_page_has_one_application(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[gr.Blocks] = []
+    make = routes.App.create_app
+
+    def counted(blocks: gr.Blocks, *values: Any, **named: Any) -> Any:
+        made.append(blocks)
+        return make(blocks, *values, **named)
+
+    monkeypatch.setattr(routes.App, "create_app", counted)
+    with gr.Blocks(analytics_enabled=False):
+        pass
+    assert len(made) > 1, differs("applications before a mount", "blocks.py", "blocks.py")
+    del made[:]
+    app = create_app(FakeBackend())
+    assert len(made) == 1
+    assert made[0].app is app.state.page, "Gradio's queue reads it"
