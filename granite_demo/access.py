@@ -13,6 +13,8 @@ MAX_FAILURES = 5
 """Failed attempts of one visitor in ``FAILURE_WINDOW`` seconds, after which further attempts are rejected."""
 FAILURE_WINDOW = 60.0
 """Seconds."""
+MAX_NAME = 64
+"""Characters of an address that is none, such as a wrong one that a proxy reports."""
 MAX_REMEMBERED = 10_000
 """Visitors. Beyond it, those without a recent failure are forgotten."""
 
@@ -96,11 +98,11 @@ class Limits:
 
 
 def visitor_of(host: str | None) -> str:
-    """The visitor at the address ``host``: for IPv6 its /64 network, which one household shares."""
+    """The visitor at the address ``host``: for IPv6 its /48 network, which one customer of a provider can have."""
     try:
         address = ipaddress.ip_address(host or "")
     except ValueError:
-        return host or ""
+        return (host or "")[:MAX_NAME]
     if isinstance(address, ipaddress.IPv6Address):
-        return str(address.ipv4_mapped or ipaddress.ip_network((address, 64), strict=False).network_address)
+        return str(address.ipv4_mapped or ipaddress.ip_network((address, 48), strict=False).network_address)
     return str(address)

@@ -27,10 +27,13 @@ A message says what happened and what to do. Only the edge (``ui``, ``server``, 
 page, an HTTP body or an exit code. The number is the status of the HTTP response.
 """
 
+import errno
 import logging
 import secrets
 
 log = logging.getLogger(__name__)
+
+NO_SPACE = "The disk of the server is full. Try again in a minute."
 
 
 class GraniteDemoError(Exception):
@@ -180,6 +183,13 @@ class TimeLimitError(EngineError):
 
 class UnsuitableEngineError(EngineError):
     """The engine cannot run this model. The message is the reason, a clause without a subject."""
+
+
+def failure_of(error: Exception) -> tuple[int, str]:
+    """The HTTP status and the text for the user of an ``error`` that is none of the above."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DiskFullError.status, NO_SPACE
+    return GraniteDemoError.status, log_unexpected(error)
 
 
 def log_unexpected(error: Exception) -> str:

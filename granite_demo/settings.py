@@ -171,9 +171,14 @@ class Settings:
         "Host names that the server accepts, comma-separated; * is any. Without it: this machine's own names if no "
         "other machine can reach the server, otherwise any.",
     )
+    allowed_origins: str = _option(
+        "",
+        "Origins whose pages can call the server from a browser (CORS), comma-separated, such as "
+        "https://demo.example.org. Without it: none.",
+    )
     trusted_proxies: str = _option(
         PROXIES,
-        "Proxies, or networks of them, whose X-Forwarded-For header is trusted, comma-separated. On a Space, its own "
+        "Proxies, or networks of them, whose X-Forwarded headers are trusted, comma-separated. On a Space, its own "
         "network is included.",
     )
     backend: str = _option(

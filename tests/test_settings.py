@@ -140,6 +140,7 @@ def test_the_flags_of_settings_give_the_same_settings() -> None:
         visitor_tokens=100_000,
         answer_seconds=3600,
         allowed_hosts="example.org",
+        allowed_origins="https://example.org",
         trusted_proxies="10.0.0.1",
         backend="http://localhost:8000",
         backend_key="open",

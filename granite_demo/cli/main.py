@@ -15,13 +15,14 @@ from granite_demo.cli.doctor import add_doctor_command
 from granite_demo.cli.models import add_model_commands
 from granite_demo.cli.score import add_compare_command, add_score_command
 from granite_demo.cli.serve import run_server
+from granite_demo.cli.terminal import Output
 from granite_demo.errors import ConfigurationError, GraniteDemoError
 from granite_demo.settings import Settings
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line with ``arguments``, by default those of the process, and exit."""
-    console = Console(stderr=True)
+    console = Output(stderr=True)
     try:
         create_cli(console)(args=arguments, prog_name="granite-demo")
     except GraniteDemoError as error:

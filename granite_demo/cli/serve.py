@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def run_server(settings: Settings, console: Console) -> None:
     """Serve the page until a signal. Raises GraniteDemoError."""
-    set_up_logging(settings.log_level, console, settings.secrets)
+    set_up_logging(settings.log_level, console, settings.secrets, strangers=True)
     download.keep_token(take_secrets())
     group = Group(settings.processes, settings.rank, settings.local_rank)
     if not group.leads:
@@ -68,7 +68,7 @@ def _serve(settings: Settings, console: Console, group: Group) -> None:
         if link:
             console.print(f"Anyone who has this link can use the page: {link}", highlight=False, markup=False)
 
-    serve(app, limited, listener, announce, settings.trusted_proxies)
+    serve(app, limited, listener, announce)
 
 
 def _application(settings: Settings, backend: ManagedBackend, port: int | None) -> tuple["FastAPI", LimitedBackend]:

@@ -6,7 +6,8 @@ import logging
 import re
 import sys
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+import traceback
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from math import isfinite
@@ -36,6 +37,19 @@ MASK = "***"
 HUB_TOKEN = r"hf_[A-Za-z0-9]{20,}"
 # An answer can contain escape sequences, which a terminal would obey.
 _CONTROLS = {code: repr(chr(code))[1:-1] for code in (*range(32), *range(127, 160)) if chr(code) not in "\n\t"}
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters escaped. Names of models and files can contain sequences for the terminal."""
+    return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+
+
+class Output(Console):
+    """A console that prints every text as ``printable``."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        """See ``Console``."""
+        super().print(*(printable(one) if isinstance(one, str) else one for one in objects), **options)
 
 
 class Printer:
@@ -162,21 +176,39 @@ def thinking_note(switches: Switches, thinking: Thinking | None, system: bool) -
 class _Masked(logging.Formatter):
     """Masks secrets in messages and tracebacks, and escapes characters that would move the cursor of a terminal."""
 
-    def __init__(self, secrets: Iterable[str]) -> None:
+    def __init__(self, secrets: Iterable[str], quoting: bool = True) -> None:
+        """``quoting``: whether a traceback has the texts of its errors, which can quote a visitor."""
         super().__init__("%(message)s", "%X")
+        self._quoting = quoting
         known = sorted(filter(None, secrets), key=len, reverse=True)
         self._secret = re.compile("|".join([*map(re.escape, known), HUB_TOKEN]))
 
     def format(self, record: logging.LogRecord) -> str:
         """See ``logging.Formatter``."""
-        text = self._secret.sub(MASK, super().format(record))
-        return "".join(char if char.isprintable() or char in "\n\t" else repr(char)[1:-1] for char in text)
+        record.exc_text = None  # what another formatter has made of the traceback
+        return printable(self._secret.sub(MASK, super().format(record)))
+
+    def formatException(self, ei: Any) -> str:
+        """See ``logging.Formatter``."""
+        return super().formatException(ei) if self._quoting else "\n".join(_frames(ei[1]))
 
 
-def set_up_logging(level: str, console: Console, secrets: Iterable[str] = ()) -> None:
-    """Send the log to ``console``, with ``secrets`` masked. ``level`` is for this package; others log warnings."""
+def _frames(error: BaseException | None, seen: frozenset[int] = frozenset()) -> Iterator[str]:
+    """The traceback of ``error`` and of its causes, with the class of each error and not its text."""
+    if error is None or id(error) in seen:
+        return
+    cause = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    yield from _frames(cause, seen | {id(error)})
+    yield "".join(traceback.format_tb(error.__traceback__)) + type(error).__qualname__
+
+
+def set_up_logging(level: str, console: Console, secrets: Iterable[str] = (), strangers: bool = False) -> None:
+    """Send the log to ``console``, with ``secrets`` masked. ``level`` is for this package; others log warnings.
+
+    ``strangers``: whether they cause the errors. Then only the level debug shows what the errors of a traceback say.
+    """
     handler = RichHandler(console=console, show_path=False, rich_tracebacks=False)
-    handler.setFormatter(_Masked(secrets))
+    handler.setFormatter(_Masked(secrets, quoting=not strangers or level == "debug"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("granite_demo").setLevel(level.upper())
 
@@ -224,9 +256,9 @@ class LoadReporter:
         log.info("%s is ready.", status.title)
 
 
-def standard_output() -> Console:
-    """Standard output, where every character is printed as it is; in a pipe, rows and sentences stay whole."""
-    output = Console(highlight=False, markup=False, emoji=False)
+def standard_output() -> Output:
+    """Standard output without markup; in a pipe, rows and sentences stay whole."""
+    output = Output(highlight=False, markup=False, emoji=False)
     if not output.is_terminal:
         output.width = WIDE
     return output
@@ -238,5 +270,5 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str | Text]], le
     for column in columns:
         table.add_column(column, justify="left" if column in left else "right", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*(Text(printable(cell)) if isinstance(cell, str) else cell for cell in row))
     standard_output().print(table)

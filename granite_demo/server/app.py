@@ -9,32 +9,32 @@ from fastapi import FastAPI, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
+from starlette.middleware.cors import CORSMiddleware
 from starlette.staticfiles import StaticFiles
 
 from granite_demo import __version__
 from granite_demo.access import Access
 from granite_demo.backend import Backend, ManagedBackend, ModelControl
-from granite_demo.server.api_key import KeyGuard
-from granite_demo.server.brute_force import SecretsGuard
-from granite_demo.server.byte_quota import ByteQuota
+from granite_demo.server.credentials import Credentials
+from granite_demo.server.guard import Guard
 from granite_demo.server.metrics import Metrics, RequestCounter, WatchedBackend
-from granite_demo.server.middleware import CrowdGuard, Guard, HostGuard, RouteGuard
 from granite_demo.server.openai.routes import create_api
 from granite_demo.server.openai.transformers_chat import load_progress
 from granite_demo.server.policy import Policy
-from granite_demo.server.uploads import Sweeper
+from granite_demo.server.route_table import API
 from granite_demo.ui.app import build_ui
-from granite_demo.ui.gradio_patches.errors import log_errors
+from granite_demo.ui.gradio_patches.errors import answer_failures, log_errors, mark_rejected_values
 from granite_demo.ui.gradio_patches.files import guard_files, refuse_unknown_events, uploads_of
 from granite_demo.ui.gradio_patches.queue import limit_queue
 from granite_demo.ui.gradio_patches.sessions import LOGOUT, keep_values_only, log_out_by_post
 from granite_demo.ui.languages import translations, words_dir
 from granite_demo.ui.theme import load_theme, logo_path, style_paths
 
-API_PREFIX = "/v1"
-KEYED = (API_PREFIX, "/metrics", "/load_model")
+KEYED = (API, "/metrics", "/load_model")
 """The paths that need the API key. Health checks have no key, and learn only that the server is alive."""
-COUNTED = frozenset({f"{API_PREFIX}/models", f"{API_PREFIX}/chat/completions", f"{API_PREFIX}/completions"})
+COUNTED = frozenset({f"{API}/models", f"{API}/chat/completions", f"{API}/completions"})
+
+CORS_METHODS, CORS_HEADERS = ("GET", "POST"), ("authorization", "content-type")
 
 LOGOUT_PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>granite-demo</title>
 <form method="post"><button autofocus>Log out</button></form></html>"""
@@ -58,23 +58,22 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
 
     metrics = Metrics(backend.status)
     _add_health(app, backend, backend, metrics)
-    app.mount(API_PREFIX, create_api(WatchedBackend(backend, metrics, "api")))
-    # If the page has a login, the API_PREFIX must not be a way around it.
-    app.add_middleware(KeyGuard, key=policy.api_key, paths=KEYED, closed=bool(policy.logins and not policy.api_key))
-    # Without a key no attempt can fail: requests to a closed API_PREFIX are not attempts to guess a key.
-    app.add_middleware(SecretsGuard, keyed=KEYED if policy.api_key else ())
-    app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API_PREFIX}/", routes=COUNTED)
+    app.mount(API, create_api(WatchedBackend(backend, metrics, "api")))
     if policy.logins:
         app.get(LOGOUT, include_in_schema=False)(lambda: HTMLResponse(LOGOUT_PAGE))
     page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
     app.mount("/words", StaticFiles(directory=words_dir()))
+    # Gradio allows every origin, unless its parent has this middleware.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=policy.origins, allow_methods=CORS_METHODS, allow_headers=CORS_HEADERS
+    )
+    # If the page has a login, the API must not be a way around it.
+    credentials = Credentials(policy.api_key, KEYED, closed=bool(policy.logins and not policy.api_key))
     folder, uploaded = uploads_of(page)
-    app.add_middleware(Sweeper, folder=folder, uploaded=uploaded)
-    app.add_middleware(ByteQuota, most=policy.bytes)
-    app.add_middleware(Guard, limit=policy.max_body)
-    app.add_middleware(CrowdGuard, most=policy.direct)
-    app.add_middleware(RouteGuard)
-    app.add_middleware(HostGuard, hosts=policy.hosts)
+    app.add_middleware(Guard, policy=policy, credentials=credentials, folder=folder, uploaded=uploaded)
+    app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
+    app.state.policy = policy
+    mark_rejected_values()
     guard_files(page)
     log_errors()
     mounted: FastAPI = gr.mount_gradio_app(
@@ -105,6 +104,7 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
 
 def _change_page(app: FastAPI, page: gr.Blocks, policy: Policy) -> None:
     refuse_unknown_events(app)
+    answer_failures(app)
     log_out_by_post(app)
     keep_values_only(app, page)
     limit_queue(page, policy.queued, policy.unread)

@@ -2,14 +2,18 @@
 
 import asyncio
 import atexit
+import faulthandler
+import logging
 import os
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import psutil
 import uvicorn
@@ -18,15 +22,21 @@ from fastapi import FastAPI
 from granite_demo.backend import ManagedBackend
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.loading import gc as garbage
-from granite_demo.settings import PROXIES
+from granite_demo.server.connections import Config
+from granite_demo.server.policy import Policy
+
+log = logging.getLogger(__name__)
 
 GRACE_SECONDS = 4
 """Time for open connections to end after a signal."""
-LAST_SECONDS = 8
-"""From a signal to the end of the process if something hangs: a load in a library cannot be cancelled.
-
-The documentation promises ten seconds.
+LAST_SECONDS, VERY_LAST_SECONDS = 6, 9
+"""From a signal to the end of the process if something hangs: a load in a library cannot be cancelled. The second one
+holds where busy threads starve Python's own. The documentation promises ten seconds.
 """
+SWITCH_SECONDS = 0.0005
+"""Between two switches of threads after a signal: the one that ends the server must not wait long for many others."""
+REPEAT_SECONDS = 10.0
+"""Between two lines of the log about the same kind of error."""
 FAILED_SECONDS = 5
 """From a failure of the engine to the end of the process, for /health and the readers to see it."""
 
@@ -46,15 +56,12 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(
-    app: FastAPI, backend: ManagedBackend, listener: socket.socket, announce: Callable[[], None], proxies: str = PROXIES
-) -> None:
+def serve(app: FastAPI, backend: ManagedBackend, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Run until SIGINT or SIGTERM; a second signal ends the process at once. Raises EngineError if the engine fails.
 
-    ``announce`` is called when connections are accepted. ``proxies``: comma-separated addresses of trusted proxies,
-    whose X-Forwarded-For header names the visitor.
+    ``app`` is one of ``create_app``. ``announce`` is called when connections are accepted.
     """
-    server = _Server(app, backend, proxies)
+    server = _Server(app, backend)
     garbage.settle()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, server.handle_exit)
@@ -90,15 +97,34 @@ def address(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+class LoopErrors:
+    """Logs errors outside of a request, each kind once in a while.
+
+    What asyncio itself would log quotes the values of tasks and callbacks, and without descriptors it repeats the line
+    thousands of times a second.
+    """
+
+    def __init__(self) -> None:
+        self._silent: dict[str, float] = {}
+
+    def __call__(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log the error of ``context``, see ``loop.call_exception_handler``."""
+        error: BaseException | None = context.get("exception")
+        kind = type(error).__name__
+        if loop.time() >= self._silent.get(kind, 0.0):
+            self._silent[kind] = loop.time() + REPEAT_SECONDS
+            log.error("An error outside of a request: %s.", kind, exc_info=error)
+
+
 class _Server(uvicorn.Server):
-    def __init__(self, app: FastAPI, backend: ManagedBackend, proxies: str = PROXIES) -> None:
-        config = uvicorn.Config(
+    def __init__(self, app: FastAPI, backend: ManagedBackend) -> None:
+        config = Config(
             app,
+            getattr(app.state, "policy", Policy()),
             log_config=None,  # uvicorn logs through the root logger
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=GRACE_SECONDS,
-            forwarded_allow_ips=proxies,
         )
         super().__init__(config)
         self._app = app
@@ -109,6 +135,9 @@ class _Server(uvicorn.Server):
         if self.should_exit:
             _exit(128 + sig)
         self.should_exit = True
+        sys.setswitchinterval(SWITCH_SECONDS)
+        # This thread of C code needs no lock of Python. The children that it leaves end with their parent.
+        faulthandler.dump_traceback_later(VERY_LAST_SECONDS, exit=True)
         last = threading.Timer(LAST_SECONDS, _exit, (0,))
         last.daemon = True
         last.start()
@@ -118,6 +147,7 @@ class _Server(uvicorn.Server):
 
         Returns the failure, empty if there is none.
         """
+        asyncio.get_running_loop().set_exception_handler(LoopErrors())
         serving = asyncio.create_task(self.serve(sockets=[listener]))
         while not self.started and not serving.done():
             await asyncio.sleep(0.02)

@@ -1,46 +1,27 @@
 """Limits for uploaded files, which Gradio writes to disk while they arrive: their size, their number and their age."""
 
-import asyncio
 import os
+import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 
-from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-UPLOADS = "/gradio_api/upload"
-MAX_UPLOAD = 32 * 2**20
-"""Bytes of one request with files. Gradio limits each file, but not their sum or the other fields."""
 MAX_UPLOADED = 256 * 2**20
-"""Bytes of all files together. A file is read as soon as it has arrived, so the oldest can be deleted."""
+"""Bytes that all files together take on the disk. A file is read as soon as it has arrived, so the oldest can go."""
+MAX_KEPT_FILES = 500
+"""Files of all uploads. Each takes two inodes: Gradio gives it a folder of its own."""
 KEPT_SECONDS = 600
 """The longest age of a file."""
-
-
-def is_multipart(scope: Scope) -> bool:
-    """Whether Gradio writes the body to files while it arrives."""
-    return Headers(scope=scope).get("content-type", "").startswith("multipart/form-data")
-
-
-class Sweeper:
-    """Deletes old files before each upload: those that Gradio left in ``folder``, and uploads that were read."""
-
-    def __init__(self, app: ASGIApp, folder: Path, uploaded: set[str]) -> None:
-        """``uploaded``: the paths of complete uploads, the set that Gradio fills."""
-        self._app = app
-        self._folder = folder
-        self._uploaded = uploaded
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] == UPLOADS:
-            gone = await asyncio.to_thread(sweep, self._folder, frozenset(self._uploaded))
-            self._uploaded.difference_update(gone)
-        await self._app(scope, receive, send)
+BLOCK = 512
+"""The unit of ``st_blocks``."""
 
 
 def sweep(folder: Path, uploaded: frozenset[str]) -> set[str]:
-    """Delete files older than ``KEPT_SECONDS``, and the oldest beyond ``MAX_UPLOADED``. Returns the deleted paths."""
+    """Delete files older than ``KEPT_SECONDS``, and the oldest beyond the limits; then folders that are empty.
+
+    ``folder`` is the one that Gradio writes to, ``uploaded`` the paths of complete uploads. The files never take more
+    than half of what the disk has for them. Returns the paths of ``uploaded`` that no longer exist.
+    """
     # Other Gradio programs can share the folder: of complete uploads, delete only those of this server.
     files: list[tuple[float, int, str]] = []
     gone = set()
@@ -50,12 +31,28 @@ def sweep(folder: Path, uploaded: frozenset[str]) -> set[str]:
         except OSError:
             gone.add(path)
         else:
-            files.append((found.st_mtime, found.st_size, path))
-    room = MAX_UPLOADED
-    for modified, size, path in sorted(files, reverse=True):
+            files.append((found.st_mtime, _taken(found), path))
+    room, oldest = _room(folder, sum(size for _, size, _ in files)), time.time() - KEPT_SECONDS
+    for place, (modified, size, path) in enumerate(sorted(files, reverse=True)):
         room -= size
-        if room < 0 or modified < time.time() - KEPT_SECONDS:
+        if room < 0 or place >= MAX_KEPT_FILES or modified < oldest:
             with suppress(OSError):
                 os.unlink(path)
                 gone.add(path)
+    for parent in {Path(path).parent for path in gone} - {folder}:
+        with suppress(OSError):  # not empty
+            parent.rmdir()
     return gone
+
+
+def _taken(found: os.stat_result) -> int:
+    """The bytes of a file on the disk, and those of its folder."""
+    blocks = getattr(found, "st_blocks", None)  # Windows has none
+    return found.st_size if blocks is None else blocks * BLOCK + 4096
+
+
+def _room(folder: Path, taken: int) -> int:
+    try:
+        return min(MAX_UPLOADED, (shutil.disk_usage(folder).free + taken) // 2)
+    except OSError:  # the folder does not exist yet
+        return MAX_UPLOADED

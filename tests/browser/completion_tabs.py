@@ -7,8 +7,9 @@ import gradio as gr
 from fastapi import FastAPI
 
 from granite_demo.access import Access
-from granite_demo.server.middleware import Guard
-from granite_demo.server.policy import MAX_BODY
+from granite_demo.server.credentials import Credentials
+from granite_demo.server.guard import Guard
+from granite_demo.server.policy import Policy
 from granite_demo.types.comparison import ComparedSide, ComparedToken, Comparing, Comparison
 from granite_demo.types.events import ScoreSummary
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
@@ -16,6 +17,7 @@ from granite_demo.ui import settings
 from granite_demo.ui.completion import fill as filling
 from granite_demo.ui.completion import precisions
 from granite_demo.ui.completion import score as scoring
+from granite_demo.ui.gradio_patches.files import uploads_of
 from granite_demo.ui.theme import load_theme, style_paths
 from tests.fakes import FakeBackend
 
@@ -84,7 +86,9 @@ def build(backend: FakeBackend, access: Access) -> FastAPI:
         precisions.wire(pair, backend, access, demo, ready)
     demo.queue(default_concurrency_limit=16)
     app = FastAPI()
-    app.add_middleware(Guard, limit=MAX_BODY)
+    folder, uploaded = uploads_of(demo)
+    credentials = Credentials("", ())
+    app.add_middleware(Guard, policy=Policy(), credentials=credentials, folder=folder, uploaded=uploaded)
     mounted: Any = gr.mount_gradio_app(
         app, demo, path="/", theme=load_theme(), css_paths=style_paths(), ssr_mode=False, run_history=False
     )

@@ -37,6 +37,7 @@ from granite_demo.types.sampling_params import SamplingParams
 from tests.fakes import FakeBackend
 from tests.sample_server import backend_over
 
+COMMIT = "0123456789abcdef" * 2 + "01234567"
 Run = Callable[..., tuple[int, str, str]]
 
 TRACE = Provenance("sample", "", "t" * 64, "p" * 64, {"Device": "cpu", "Precision": "float32"})
@@ -214,10 +215,27 @@ def test_the_help_names_file_and_exit_code(capsys: pytest.CaptureFixture[str]) -
 
 def test_the_model_of_the_answer_is_taken() -> None:
     value = saved()
-    value["made"]["provenance"]["revision"] = "abc"
+    value["made"]["provenance"]["revision"] = COMMIT
     found = settings_for(read(value), Settings(model="auto", threads=3))
-    assert (found.model, found.revision, found.threads) == ("sample", "abc", 3)
+    assert (found.model, found.revision, found.threads) == ("sample", COMMIT, 3)
     assert settings_for(read(value), Settings(revision="main")).revision == "main"
+
+
+@pytest.mark.parametrize("name", ["/etc", "~", ".", "my-folder", "https://example.org/x", "evil/repository", "\x1b[2J"])
+def test_l4_a_file_names_no_folder_and_no_other_repository(name: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    for model in (name, str(tmp_path)):
+        value = saved(replace(FINISH, provenance=Provenance(model)))
+        with pytest.raises(UnknownModelError, match="--model"):
+            settings_for(read(value), Settings())
+
+
+@pytest.mark.parametrize("revision", ["main", "refs/pr/7", "abc", "A" * 40, "a" * 39, "a" * 40 + "\n", "../x"])
+def test_l4_a_file_names_no_branch(revision: str) -> None:
+    value = saved(replace(FINISH, provenance=Provenance("sample", revision)))
+    with pytest.raises(UnknownModelError, match="--revision"):
+        settings_for(read(value), Settings())
+    assert settings_for(read(value), Settings(revision="mine")).revision == "mine"
 
 
 def test_without_a_name_the_settings_stay() -> None:

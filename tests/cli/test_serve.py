@@ -61,9 +61,7 @@ def test_t14_the_link_is_shown_and_everybody_who_uses_it_has_public_limits(
 ) -> None:
     served: list[LimitedBackend] = []
 
-    def serve_app(
-        app: object, limited: LimitedBackend, listener: socket, announce: Callable[[], None], proxies: str
-    ) -> None:
+    def serve_app(app: object, limited: LimitedBackend, listener: socket, announce: Callable[[], None]) -> None:
         announce()
         served.append(limited)
         listener.close()

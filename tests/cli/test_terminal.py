@@ -9,7 +9,18 @@ from math import inf, nan
 import pytest
 from rich.console import Console
 
-from granite_demo.cli.terminal import LoadReporter, Printer, _Masked, can_chat, print_json, thinking_note
+from granite_demo.cli.terminal import (
+    LoadReporter,
+    Output,
+    Printer,
+    _Masked,
+    can_chat,
+    print_json,
+    print_table,
+    say,
+    standard_output,
+    thinking_note,
+)
 from granite_demo.errors import EngineError, InvalidRequestError
 from granite_demo.types.events import Finish, Queued, ReasoningDelta, StreamEvent, TextDelta, Timings, ToolCalled, Usage
 from granite_demo.types.messages import Switches, Thinking, ToolCall
@@ -189,3 +200,48 @@ def test_t15_t16_a_log_line_has_no_secret_and_no_control_characters() -> None:
     assert "a+key" not in text
     assert "hf_abc" not in text
     assert "with ***\\r\\x1b[2K\nTraceback" in text
+
+
+def failed(text: str) -> logging.LogRecord:
+    """A record of an error whose cause has a cause; each of them says ``text``."""
+    try:
+        try:
+            try:
+                raise KeyError(text)
+            except KeyError:
+                raise ValueError(text)  # noqa: B904
+        except ValueError as error:
+            raise RuntimeError(text) from error
+    except RuntimeError as error:
+        return logging.LogRecord(
+            "uvicorn.error", logging.ERROR, "", 0, "It failed.", (), (type(error), error, error.__traceback__)
+        )
+
+
+def test_m9_a_traceback_has_no_text_of_a_visitor() -> None:
+    record = failed("canary of a visitor")
+    assert _Masked(()).format(record).count("canary") >= 3
+    text = _Masked((), quoting=False).format(record)
+    assert "canary" not in text.replace('failed("canary of a visitor")', "")
+    for part in ("It failed.", "KeyError", "ValueError", "RuntimeError", "test_terminal.py"):
+        assert part in text
+
+
+OSC, CSI, C1 = "\x1b]0;title\x07", "\x1b[2J\x1b[31m", "\x9b31m\x90"
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_l2_no_console_prints_a_sequence_for_the_terminal(terminal: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    name = f"evil{OSC}{CSI}{C1}\r\u202e"
+    print_table(("model", "server"), [(name, "http://x")], left=("model",))
+    standard_output().print(name)
+    console = Output(file=out, force_terminal=False)
+    console.print(name, markup=False)
+    say(console, name)
+    text = out.getvalue()
+    assert text.count("evil") == 4
+    assert "\\x1b" in text
+    for sequence in ("\x1b]", "\x1b[2J", "\x1b[31m", "\x9b", "\x90", "\r", "\u202e", "\x07"):
+        assert sequence not in text, repr(sequence)

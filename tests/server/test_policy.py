@@ -4,7 +4,15 @@ import pytest
 
 from granite_demo.access import Limits
 from granite_demo.errors import ConfigurationError
-from granite_demo.server.policy import MAX_BODY, PUBLIC_DIRECT, PUBLIC_LIMITS, PUBLIC_MAX_BODY, limits_of, policy_of
+from granite_demo.server.policy import (
+    MAX_BODY,
+    PUBLIC_LIMITS,
+    PUBLIC_MAX_BODY,
+    PUBLIC_QUOTA,
+    Quota,
+    limits_of,
+    policy_of,
+)
 from granite_demo.settings import LOOPBACK, Settings
 
 PUBLIC = {"host": "0.0.0.0"}
@@ -18,13 +26,29 @@ def test_at_home_only_this_machines_names_are_answered() -> None:
     policy = policy_of(resolved())
     assert set(policy.hosts) == set(LOOPBACK)
     assert (policy.api_key, policy.logins, policy.max_body) == ("", (), MAX_BODY)
-    assert not policy.direct
+    assert policy.quota == Quota()
+    assert not any(getattr(policy.quota, name) for name in Quota.__slots__)
 
 
 def test_in_public_any_name_is_answered_and_less_is_taken() -> None:
     for flags in (PUBLIC, {"share": "yes"}):
         policy = policy_of(resolved(**flags))
-        assert (policy.hosts, policy.max_body, policy.direct) == ((), PUBLIC_MAX_BODY, PUBLIC_DIRECT)
+        assert (policy.hosts, policy.max_body, policy.quota) == ((), PUBLIC_MAX_BODY, PUBLIC_QUOTA)
+    assert all(getattr(PUBLIC_QUOTA, name) for name in Quota.__slots__)
+
+
+def test_origins_are_named_in_full() -> None:
+    assert policy_of(resolved()).origins == ()
+    named = resolved(allowed_origins="https://Demo.example.org, http://localhost:3000")
+    assert policy_of(named).origins == ("https://demo.example.org", "http://localhost:3000")
+    for wrong in ("*", "demo.example.org", "https://demo.example.org/", "null", "file://x"):
+        with pytest.raises(ConfigurationError, match="--allowed-origins"):
+            policy_of(resolved(allowed_origins=wrong))
+
+
+def test_the_page_of_a_space_is_shown_in_a_frame_of_the_hub() -> None:
+    assert policy_of(resolved()).framed_by == policy_of(resolved(**PUBLIC)).framed_by == ""
+    assert policy_of(Settings.resolve({}, {"SPACE_ID": "me/mine"})).framed_by == "https://huggingface.co"
 
 
 def test_names_can_be_given_and_a_health_check_goes_on() -> None:

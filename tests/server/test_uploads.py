@@ -1,20 +1,27 @@
 """Files of strangers fill neither the memory nor the disk."""
 
+import errno
 import os
 import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from types import SimpleNamespace
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from fastapi.testclient import TestClient
 
+from granite_demo.errors import NO_SPACE
 from granite_demo.server import uploads
 from granite_demo.server.app import create_app
+from granite_demo.server.route_table import MAX_UPLOAD
+from granite_demo.server.route_table import UPLOAD as UPLOADS
 from granite_demo.server.run import running
-from granite_demo.server.uploads import MAX_UPLOAD, UPLOADS, sweep
+from granite_demo.server.uploads import sweep
 from tests.fakes import FakeBackend
 
 BOUNDARY = "bound"
@@ -71,15 +78,11 @@ def test_t12_the_length_alone_is_enough_to_refuse(url: str, folder: Path) -> Non
         assert connection.recv(64).startswith(b"HTTP/1.1 413")
 
 
-@pytest.mark.parametrize("path", [UPLOADS, "/gradio_api/component_server"])
-def test_t12_an_upload_that_is_broken_off_leaves_nothing(
-    url: str, folder: Path, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(other))
+def test_t12_an_upload_that_is_broken_off_leaves_nothing(url: str, folder: Path, tmp_path: Path) -> None:
     with socket.create_connection((urlsplit(url).hostname, urlsplit(url).port)) as connection:
-        head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-length: {2**20}\r\ncontent-type: {HEADERS['content-type']}"
+        head = (
+            f"POST {UPLOADS} HTTP/1.1\r\nhost: x\r\ncontent-length: {2**20}\r\ncontent-type: {HEADERS['content-type']}"
+        )
         connection.sendall(f"{head}\r\n\r\n".encode() + part('; filename="a.txt"', b"some"))
         deadline = time.monotonic() + 10
         while not files_in(tmp_path):
@@ -104,12 +107,73 @@ def test_t12_what_was_left_goes_before_the_next_upload(folder: Path, backend: Fa
         assert (Path(first).exists(), Path(second).exists()) == (False, True)
 
 
-def test_t12_of_too_many_files_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uploads, "MAX_UPLOADED", 25)
+@pytest.mark.parametrize("limit", ["bytes", "files", "half of the disk"])
+def test_t12_of_too_many_files_the_oldest_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str) -> None:
     now = time.time()
     for age, name in enumerate(("tmp0", "tmp1", "own", "other")):
         (tmp_path / name).write_bytes(b"0123456789")
         os.utime(tmp_path / name, (now - age, now - age))
+    taken = uploads._taken((tmp_path / "own").stat())
+    assert taken > 4096, "a file takes a block and a folder"
+    if limit == "bytes":
+        monkeypatch.setattr(uploads, "MAX_UPLOADED", int(2.5 * taken))
+    elif limit == "files":
+        monkeypatch.setattr(uploads, "MAX_KEPT_FILES", 2)
+    else:
+        monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=int(1.9 * taken)))
     own, missing = str(tmp_path / "own"), str(tmp_path / "missing")
     assert sweep(tmp_path, frozenset({own, missing})) == {own, missing}
     assert {path.name for path in tmp_path.iterdir()} == {"tmp0", "tmp1", "other"}
+
+
+def test_m1_many_small_files_leave_no_folders(folder: Path, backend: FakeBackend) -> None:
+    with TestClient(create_app(backend)) as client:
+        for start in range(0, 1000, 50):
+            files = [("files", (f"{number}.txt", str(number).encode())) for number in range(start, start + 50)]
+            paths = client.post(UPLOADS, files=files).json()
+            assert len(paths) == 50
+        assert len(files_in(folder)) <= uploads.MAX_KEPT_FILES + 50
+        assert len(list(folder.iterdir())) <= uploads.MAX_KEPT_FILES + 50
+        for path in files_in(folder):
+            os.utime(path, (0, 0))
+        client.post(UPLOADS, files={"files": ("last.txt", b"last")})
+        assert [path.parent for path in files_in(folder)] == list(folder.iterdir())
+        assert client.post(UPLOADS, files=[("files", (f"{n}.txt", b"x")) for n in range(51)]).status_code == 400
+
+
+@pytest.mark.parametrize("moment", ["write", "flush"])
+def test_m2_a_full_disk_is_an_error_that_leaves_nothing(
+    folder: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch, moment: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    full = True
+
+    class File:
+        """A file on a full disk."""
+
+        def __init__(self, **options: Any) -> None:
+            self._file = NamedTemporaryFile(**options)  # noqa: SIM115
+            self.name = self._file.name
+
+        def write(self, data: bytes) -> int:
+            if full and moment == "write":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.write(data)
+
+        def seek(self, place: int) -> int:
+            if full and moment == "flush":
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.seek(place)
+
+        def close(self) -> None:
+            self._file.close()
+            if full:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("granite_demo.ui.gradio_patches.files.route_utils.NamedTemporaryFile", File)
+    with TestClient(create_app(backend)) as client:
+        answer = client.post(UPLOADS, files={"files": ("mine.txt", b"mine")})
+        assert (answer.status_code, answer.json()) == (507, {"error": NO_SPACE})
+        assert files_in(folder) == []
+        full = False
+        assert client.post(UPLOADS, files={"files": ("mine.txt", b"mine")}).status_code == 200
+    assert not caplog.records

@@ -9,15 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 from granite_demo.access import MAX_FAILURES, Limits
 from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.errors import EngineError
 from granite_demo.outputs import structured_output
-from granite_demo.server.middleware import CrowdGuard
 from granite_demo.server.policy import PUBLIC_MAX_BODY
 from granite_demo.types.load_options import LoadOptions, Report
 from tests.bad_requests import CHAT, PLAIN
@@ -86,34 +83,6 @@ async def test_t11_a_visitor_gets_429_above_the_limit(backend: FakeBackend) -> N
         assert refused.json()["error"]["code"] == "rate_limit_exceeded"
         assert int(refused.headers["retry-after"]) > 0
         assert http.post(CHAT, json=PLAIN[CHAT]).status_code == 200
-
-
-async def test_t11_direct_events_of_the_page_are_limited_for_each_visitor() -> None:
-    entered, gate = asyncio.Semaphore(0), asyncio.Event()
-
-    async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        entered.release()
-        await gate.wait()
-        await PlainTextResponse("done")(scope, receive, send)
-
-    guard = CrowdGuard(app, 2)
-
-    async def ask(path: str, host: str = "192.0.2.1") -> int:
-        transport = httpx.ASGITransport(guard, client=(host, 1))
-        async with httpx.AsyncClient(transport=transport, base_url="http://x") as http:
-            return (await http.post(path)).status_code
-
-    running = [asyncio.create_task(ask("/gradio_api/run/predict")) for _ in range(2)]
-    for _ in running:
-        await entered.acquire()
-    assert await ask("/gradio_api/run/predict") == 429
-    assert await ask("/gradio_api/upload") == 429
-    others = [asyncio.create_task(ask("/gradio_api/run/predict", "192.0.2.2")), asyncio.create_task(ask("/health"))]
-    for _ in others:
-        await entered.acquire()
-    gate.set()
-    assert await asyncio.gather(*running, *others) == [200] * 4
-    assert await ask("/gradio_api/run/predict") == 200
 
 
 def test_t11_the_page_shows_the_reason_and_keeps_the_text(backend: FakeBackend) -> None:

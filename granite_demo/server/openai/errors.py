@@ -19,7 +19,7 @@ from granite_demo.errors import (
     InvalidRequestError,
     UnknownModelError,
     VisitorLimitError,
-    log_unexpected,
+    failure_of,
 )
 
 MAX_ERROR_TEXT, MAX_PARAM = 600, 120
@@ -32,7 +32,8 @@ CODES = {
     EngineBusyError: "server_busy",
     VisitorLimitError: "rate_limit_exceeded",
 }
-STATUS_CODES = {401: "invalid_api_key", 413: "request_too_large", 404: "not_found", 405: "method_not_allowed"}
+STATUS_CODES = {401: "invalid_api_key", 404: "not_found", 405: "method_not_allowed"}
+STATUS_CODES |= {413: "request_too_large", 429: "rate_limit_exceeded"}
 
 
 class RefusedError(InvalidRequestError):
@@ -74,7 +75,8 @@ def error_of(error: Exception) -> tuple[int, dict[str, Any]]:
     if isinstance(error, HTTPException):
         code = STATUS_CODES.get(error.status_code)
         return error.status_code, error_body(str(error.detail), error.status_code, None, code)
-    return 500, error_body(log_unexpected(error), 500)
+    status, text = failure_of(error)
+    return status, error_body(text, status)
 
 
 def error_response(error: Exception) -> JSONResponse:
@@ -82,7 +84,7 @@ def error_response(error: Exception) -> JSONResponse:
     status, body = error_of(error)
     headers = dict(getattr(error, "headers", None) or {})
     if status in (HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.TOO_MANY_REQUESTS):
-        headers["retry-after"] = str(RETRY_AFTER_SECONDS)
+        headers.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
     return JSONResponse(body, status, headers)
 
 

@@ -1,7 +1,6 @@
 """The application under ``/v1``: its routes and their answers."""
 
 import asyncio
-import json
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
@@ -17,6 +16,7 @@ from starlette.exceptions import HTTPException
 from granite_demo import __version__
 from granite_demo.access import visitor_of
 from granite_demo.backend import Backend
+from granite_demo.server.json_body import parse_json
 from granite_demo.server.openai import chat, completions
 from granite_demo.server.openai.choices import Json, Wire
 from granite_demo.server.openai.errors import error_of, error_response
@@ -24,7 +24,6 @@ from granite_demo.server.openai.params import check_model, served_name
 from granite_demo.server.openai.protocol import ChatRequest, CompletionRequest
 from granite_demo.server.openai.responses import ERRORS, ChatCompletion, Completion, Model, ModelList
 from granite_demo.server.openai.streaming import Answers, ClientGoneError, EventStream, Pace, while_connected
-from granite_demo.types.messages import scrub
 from granite_demo.types.requests import GenerationRequest
 
 PING_SECONDS = 10.0
@@ -41,16 +40,7 @@ class JsonRequest(Request):
     async def json(self) -> Any:
         """The value of the body. Raises JSONDecodeError."""
         if not hasattr(self, "_json"):
-            body = await self.body()
-            try:
-                value = json.loads(body)
-                if b"\\ud" in body.lower():
-                    value = json.loads(scrub(json.dumps(value, ensure_ascii=False)))
-            except json.JSONDecodeError:
-                raise
-            except (ValueError, RecursionError) as error:  # not UTF-8, thousands of digits in a number, deep nesting
-                raise json.JSONDecodeError(str(error), "", 0) from None
-            self._json = value
+            self._json = parse_json(await self.body())
         return self._json
 
 

@@ -1,14 +1,26 @@
-"""Gradio's tracebacks, as short lines of this package's log: their texts repeat what a visitor sent."""
+"""Errors of Gradio's events: short lines in the log instead of tracebacks, and a status that says whose error it is."""
 
 import logging
 import sys
 import traceback
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
+import gradio as gr
+from fastapi import FastAPI
 from gradio import queueing, route_utils, routes, utils
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.types import Scope
+
+from granite_demo.errors import failure_of
+from granite_demo.ui.gradio_patches.events import INVALID
 
 log = logging.getLogger(__name__)
+
+REJECTED_VALUES = "granite_demo.rejected"
+"""In the scope of a request: Gradio or a handler rejected its values."""
 
 PRINTING = (queueing, route_utils, routes, utils)
 """The modules of Gradio that print tracebacks while a page is served."""
@@ -21,6 +33,43 @@ def log_errors() -> None:
     """
     for module in PRINTING:
         setattr(module, "traceback", _Traceback)  # noqa: B010
+
+
+def mark_rejected_values() -> None:
+    """Note in the scope of a direct event that its values were wrong; see ``is_invalid_event``.
+
+    Gradio 6.31 answers each error of such an event with status 500.
+    """
+    call: Any = route_utils.call_process_api
+    if hasattr(call, "__wrapped__"):
+        return
+
+    @wraps(call)
+    async def marked(*args: Any, **named: Any) -> Any:
+        try:
+            return await call(*args, **named)
+        except (*INVALID, gr.Error):
+            body: Any = named["body"]
+            if body.request is not None:
+                body.request.scope[REJECTED_VALUES] = True
+            raise
+
+    setattr(route_utils, "call_process_api", marked)  # noqa: B010
+
+
+def is_invalid_event(scope: Scope) -> bool:
+    """Whether the values of the event in ``scope`` were rejected: the error is that of the visitor."""
+    return REJECTED_VALUES in scope
+
+
+def answer_failures(page: FastAPI) -> None:
+    """Have Gradio's application ``page`` answer an unexpected error with an ID of the log."""
+
+    async def failed(request: Request, error: Exception) -> JSONResponse:
+        status, text = failure_of(error)
+        return JSONResponse({"error": text}, status)
+
+    page.add_exception_handler(Exception, failed)
 
 
 class _Traceback:

@@ -1,11 +1,13 @@
 """Limits what Gradio does with files and events that a browser names."""
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
-from gradio.route_utils import FnIndexInferError
+from gradio import route_utils, routes
+from gradio.route_utils import FnIndexInferError, GradioMultiPartParser
 from gradio.utils import get_upload_folder
 from starlette.formparsers import MultiPartException
 from starlette.requests import Request
@@ -14,6 +16,35 @@ from starlette.types import Message, Receive
 
 UNKNOWN_EVENT = "The page has no such event. Reload it."
 INTERRUPTED = "The upload was interrupted."
+FILES_OF_AN_UPLOAD = 50
+"""Files of one upload."""
+
+
+class Parser(GradioMultiPartParser):
+    """Gradio's parser of uploads, which leaves no part of a file behind after any error.
+
+    Gradio 6.31 deletes the parts of an upload that is malformed or too large, but not those of one for which the disk
+    has no room. It takes 1,000 files at once.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options["max_files"] = FILES_OF_AN_UPLOAD
+        super().__init__(*args, **options)
+
+    async def parse(self) -> Any:
+        """See ``GradioMultiPartParser``. Raises OSError if the disk is full."""
+        try:
+            return await super().parse()
+        except OSError:
+            self._delete_parts()
+            raise
+
+    def _delete_parts(self) -> None:
+        for file in self._files_to_close_on_error:
+            with suppress(OSError):  # closing writes what is buffered
+                file.close()
+            with suppress(OSError):
+                Path(file.name).unlink()
 
 
 def guard_files(page: gr.Blocks) -> None:
@@ -22,6 +53,8 @@ def guard_files(page: gr.Blocks) -> None:
     Gradio 6.31 checks paths (``processing_utils._check_allowed``) only for a page that was launched, which a mounted
     one never is. It also downloads any path that looks like a URL.
     """
+    for module in (route_utils, routes):
+        setattr(module, "GradioMultiPartParser", Parser)  # noqa: B010
     page.has_launched = True
     for block in page.blocks.values():
         move = getattr(block, "async_move_resource_to_block_cache", None)

@@ -60,7 +60,7 @@ def test_no_other_file_of_the_machine_is_read(stranger: Stranger, tmp_path: Path
         stranger.call("begin", [carrying("/proc/self/environ")]),
     ]
     for response in answers:
-        assert response.status_code == 500
+        assert response.status_code == 422
         assert "canary" not in response.text
 
 
@@ -73,8 +73,8 @@ def test_nothing_is_downloaded(stranger: Stranger, address: str, monkeypatch: py
         raise OSError
 
     monkeypatch.setattr(processing_utils, DOWNLOAD, fetch)
-    assert stranger.call("add_files", [EMPTY, [file(address)]]).status_code == 500
-    assert stranger.call("begin", [carrying(address)]).status_code == 500
+    assert stranger.call("add_files", [EMPTY, [file(address)]]).status_code == 422
+    assert stranger.call("begin", [carrying(address)]).status_code == 422
     assert fetched == []
 
 
