@@ -128,6 +128,12 @@ def wrong_passwords(one: Attacker) -> None:
 
 ATTACKS: tuple[Attack, ...] = (half_open, half_a_body, never_reading, heartbeats, never_listening, many_sessions)
 ATTACKS += (long_names, small_files, other_hosts, wrong_passwords)
+QUICK = (half_open, half_a_body, heartbeats, many_sessions)
+"""Those that take little time of the default run."""
+
+
+def name_of(attack: Attack) -> str:
+    return attack.__name__
 
 
 @contextmanager
@@ -190,7 +196,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPat
         yield http
 
 
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize(
+    "attack", [one if one in QUICK else pytest.param(one, marks=pytest.mark.release) for one in ATTACKS], ids=name_of
+)
 def test_a_visitor_is_answered_during(attack: Attack, site: Stranger, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
     with attacked(site, attack) as tried:
@@ -200,7 +208,7 @@ def test_a_visitor_is_answered_during(attack: Attack, site: Stranger, monkeypatc
 
 
 @pytest.mark.release
-@pytest.mark.parametrize("attack", ATTACKS, ids=lambda attack: attack.__name__)
+@pytest.mark.parametrize("attack", ATTACKS, ids=name_of)
 def test_a_visitor_waits_little_and_memory_comes_back(attack: Attack, site: Stranger) -> None:
     seconds = float(os.environ.get("ATTACK_SECONDS", "60"))
     own = psutil.Process()
