@@ -7,7 +7,11 @@ import torch
 
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.loading.tensor_parallel import Group
+from granite_demo.models.config import MAMBA_LAYERS
 from granite_demo.types.model_status import Chosen, Fact
+
+FUSED_TYPES = {"granite", "granitemoehybrid"}
+"""The types of models whose layers can be fused, if they are dense."""
 
 
 def fusion_problem(loaded: LoadedModel) -> str:
@@ -15,8 +19,8 @@ def fusion_problem(loaded: LoadedModel) -> str:
     placement, config = loaded.placement, getattr(loaded.model, "config", None)
     if placement.device != "cuda":
         return "only on a CUDA GPU"
-    if getattr(config, "model_type", "") != "granite":
-        return f"only for dense Granite models, and the type of this one is {getattr(config, 'model_type', 'unknown')}"
+    if (name := getattr(config, "model_type", "unknown")) not in FUSED_TYPES:
+        return f"only for dense Granite models, and the type of this one is {name}"
     if placement.spread:
         return "the weights are spread over several GPUs"
     if placement.attention == "eager":
@@ -32,7 +36,13 @@ def fusion_problem(loaded: LoadedModel) -> str:
 
 def shape_problem(config: Any) -> str:
     """Return why the layers of a Granite model with this config cannot be fused, or "" if they can."""
-    if config.attention_bias or config.mlp_bias:
+    if not MAMBA_LAYERS.isdisjoint(getattr(config, "layer_types", None) or ()):
+        return "only for dense Granite models, and this one has Mamba layers"
+    if getattr(config, "num_local_experts", 0):
+        return "only for dense Granite models, and this one has experts"
+    if getattr(config, "position_embedding_type", "rope") != "rope":
+        return "it has no rotary embedding"
+    if config.attention_bias or getattr(config, "mlp_bias", False):
         return "its linear layers have biases"
     if config.hidden_act != "silu":
         return f"its activation is {config.hidden_act}"

@@ -1,6 +1,7 @@
 """Granite's decoder layer as a few large operations instead of some thirty small ones.
 
-With the residual multiplier r, a layer is (``GraniteDecoderLayer``)::
+With the residual multiplier r, a layer is (``GraniteDecoderLayer``, and ``GraniteMoeHybridDecoderLayer`` without Mamba
+and experts)::
 
     q, k, v = rotary(RMSNorm(x) Wqkv)      one product (rows: heads of q, of k, of v)
     x = x + r * attention(q, k, v) Wo      product, multiplier and sum in one operation
@@ -119,11 +120,11 @@ class FusedHead(nn.Module):
 
 
 class FusedLayer(nn.Module):
-    """A replacement for a ``GraniteDecoderLayer`` that has its parameters under the same names."""
+    """A replacement for a dense decoder layer of Granite that has its parameters under the same names."""
 
     def __init__(self, layer: Any, kernels: Any, shared: _Shared) -> None:
         super().__init__()
-        self.self_attn, self.mlp = layer.self_attn, layer.mlp
+        self.self_attn = layer.self_attn
         self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
         self.multiplier: float = layer.residual_multiplier
         attention = layer.self_attn
@@ -132,8 +133,12 @@ class FusedLayer(nn.Module):
         self.kv_heads = result_count(attention.k_proj) // self.size
         self._qkv = Products(attention.q_proj, attention.k_proj, attention.v_proj)
         self._out = Products(attention.o_proj)
-        self._gate_up = Products(layer.mlp.gate_proj, layer.mlp.up_proj)
-        self._down = Products(layer.mlp.down_proj)
+        if hasattr(layer, "shared_mlp"):  # granitemoehybrid has the weights of gate and up in one module
+            self.shared_mlp = layer.shared_mlp
+            self._gate_up, self._down = Products(layer.shared_mlp.input_linear), Products(layer.shared_mlp.output_linear)
+        else:
+            self.mlp = layer.mlp
+            self._gate_up, self._down = Products(layer.mlp.gate_proj, layer.mlp.up_proj), Products(layer.mlp.down_proj)
         self._kernels, self._shared = kernels, shared
         self._last: int = attention.config.num_hidden_layers - 1
 
@@ -145,7 +150,7 @@ class FusedLayer(nn.Module):
         past_key_values: Any = None,
         **kwargs: Any,
     ) -> torch.Tensor:
-        """See ``GraniteDecoderLayer.forward``. Input and output have the shape (batch, n, hidden)."""
+        """See ``forward`` of the layer that it replaces. Input and output have the shape (batch, n, hidden)."""
         x = hidden_states.reshape(-1, hidden_states.shape[-1])
         # If all rows have the same positions, the rotary tables have only one row.
         cos, sin = (table.expand(len(hidden_states), -1, -1).reshape(len(x), -1) for table in position_embeddings)

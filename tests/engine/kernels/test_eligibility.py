@@ -10,7 +10,7 @@ from transformers import GraniteForCausalLM
 from granite_demo.engine.kernels.eligibility import fusion, fusion_problem, shape_problem, sums_facts
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from tests.engine.fused_models import Loaded
-from tests.gpu.checkpoints import small_config
+from tests.gpu.checkpoints import small_config, small_granite_4_config
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,19 @@ def test_dense_granite_on_a_gpu_is_fused(plain: Any, monkeypatch: pytest.MonkeyP
 
 
 def test_other_architectures_and_shapes_are_not_fused(plain: Any) -> None:
-    hybrid = copy.copy(plain)
-    hybrid.config = copy.copy(plain.config)
-    hybrid.config.model_type = "granitemoehybrid"
-    assert "the type of this one is granitemoehybrid" in fusion_problem(Loaded(hybrid))  # type: ignore[arg-type]
+    other = copy.copy(plain)
+    other.config = copy.copy(plain.config)
+    other.config.model_type = "granitemoe"
+    assert "the type of this one is granitemoe" in fusion_problem(Loaded(other))  # type: ignore[arg-type]
+    assert shape_problem(small_granite_4_config()) == ""
+    for change, problem in {
+        "num_local_experts=8": "this one has experts",
+        "layer_types=mamba": "this one has Mamba layers",
+        "position_embedding_type=None": "it has no rotary embedding",
+    }.items():
+        config, (name, value) = small_granite_4_config(), change.split("=")
+        setattr(config, name, {"8": 8, "mamba": ["full_attention", "linear_attention"], "None": None}[value])
+        assert problem in shape_problem(config)
     assert shape_problem(small_config(attention_bias=True)) == "its linear layers have biases"
     assert shape_problem(small_config(hidden_act="gelu")) == "its activation is gelu"
     assert shape_problem(small_config(head_dim=80)) == "its heads have 80 dimensions"

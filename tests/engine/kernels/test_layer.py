@@ -10,19 +10,20 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
-from transformers import AutoModelForCausalLM, GraniteForCausalLM
+from transformers import AutoModelForCausalLM
 
 from granite_demo.engine.kernels import layer as fused
 from granite_demo.engine.kernels.layer import FusedLayer, fuse
 from tests.engine.fused_models import Loaded
 from tests.engine.running import answer, batching_engine, reference, tiny_model
-from tests.gpu.checkpoints import small_config
+from tests.gpu.checkpoints import small_config, small_granite_4_config
 
 
-@pytest.fixture(scope="module")
-def plain() -> Any:
+@pytest.fixture(scope="module", params=[small_config, small_granite_4_config])
+def plain(request: pytest.FixtureRequest) -> Any:
     torch.manual_seed(0)
-    return GraniteForCausalLM(small_config(num_hidden_layers=2)).eval()
+    make: Any = AutoModelForCausalLM
+    return make.from_config(request.param(num_hidden_layers=2), dtype=torch.float32).eval()
 
 
 def test_greedy_answers_and_logits_are_those_of_transformers(plain: Any) -> None:
@@ -53,11 +54,14 @@ def test_there_is_one_copy_of_the_weights_and_their_names_stay(plain: Any) -> No
     names = set(dict(ours.named_parameters()))
     fuse(ours)
     assert set(dict(ours.named_parameters())) == names
-    for theirs, mine in zip(plain.parameters(), ours.parameters(), strict=True):
-        assert torch.equal(theirs, mine)
+    mine = dict(ours.named_parameters())
+    assert all(torch.equal(theirs, mine[name]) for name, theirs in plain.named_parameters())
     layer = ours.model.layers[0]
-    attention, mlp = layer.self_attn, layer.mlp
-    for group in ((attention.q_proj, attention.k_proj, attention.v_proj), (mlp.gate_proj, mlp.up_proj)):
+    attention = layer.self_attn
+    groups: list[tuple[Any, ...]] = [(attention.q_proj, attention.k_proj, attention.v_proj)]
+    if hasattr(layer, "mlp"):
+        groups.append((layer.mlp.gate_proj, layer.mlp.up_proj))
+    for group in groups:
         storages = {module.weight.untyped_storage().data_ptr() for module in group}
         assert len(storages) == 1
         assert group[0].weight.untyped_storage().nbytes() == sum(module.weight.nbytes for module in group)
@@ -116,8 +120,10 @@ class Kernels:
         return out
 
 
-async def test_answers_of_the_batching_engine_are_those_of_transformers() -> None:
-    loaded = tiny_model()
+@pytest.mark.parametrize("kind", ["granite", "granitemoehybrid"])
+async def test_answers_of_the_batching_engine_are_those_of_transformers(kind: str) -> None:
+    loaded = tiny_model() if kind == "granite" else tiny_model(model=tiny_granite_4())
+    plain = copy.deepcopy(loaded.model)
     prompts = [list(range(1, 60)), [5, 6, 7], [40 - index * 7 % 30 for index in range(300)]]
     expected = [reference(loaded, prompt, 40) for prompt in prompts]
     fuse(loaded.model, Kernels(1.0))
@@ -125,7 +131,18 @@ async def test_answers_of_the_batching_engine_are_those_of_transformers() -> Non
     longer = prompts[2] + expected[2] + [3, 4]
     with closing(batching_engine(loaded, prefill=128)) as engine:
         assert await asyncio.gather(*(answer(engine, prompt, max_tokens=40) for prompt in prompts)) == expected
-        assert await answer(engine, longer, max_tokens=40) == reference(tiny_model(), longer, 40)
+        assert await answer(engine, longer, max_tokens=40) == reference(Loaded(plain), longer, 40)  # type: ignore[arg-type]
+
+
+def tiny_granite_4() -> Any:
+    """``tiny_model`` in the type of Granite 4.0."""
+    torch.manual_seed(0)
+    sizes = tiny_model().model.config.to_dict()
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+             "num_key_value_heads", "max_position_embeddings", "initializer_range")  # fmt: skip
+    config = small_granite_4_config(**{name: sizes[name] for name in names})
+    make: Any = AutoModelForCausalLM
+    return make.from_config(config, dtype=torch.float32).eval()
 
 
 def test_kernels_are_tried_before_they_are_used(plain: Any) -> None:
