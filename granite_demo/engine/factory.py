@@ -1,6 +1,6 @@
 """The fourth stage of opening a model: which engine runs it, and why. The only module that imports all engines.
 
-- batching: a GPU with FlashAttention and a model of full-attention layers; many requests in each step.
+- batching: a GPU with fused layers or FlashAttention, and a model of full-attention layers; many requests in each step.
 - static: any other GPU; requests take turns, a token is one CUDA graph.
 - dynamic: a CPU, Apple's GPU, or layers spread over several GPUs; requests take turns.
 - zerogpu: a Space that has a GPU only during an answer.
@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from granite_demo.engine.batching.engine import BatchingEngine
-from granite_demo.engine.batching.loop import PAGE
+from granite_demo.engine.batching.loop import FLASH_ATTENTION, PAGE
 from granite_demo.engine.interleaved.dynamic import DynamicRunner
 from granite_demo.engine.interleaved.engine import InterleavedEngine
 from granite_demo.engine.interleaved.static import StaticRunner
@@ -138,11 +138,15 @@ def batching_problem(loaded: LoadedModel) -> str:
         return "the layers are spread over several GPUs"
     if placement.device == "mps":
         return "it does not run on Apple's GPU"
-    if placement.device == "cuda" and not placement.attention.startswith(("flash_attention_2", "flash_attention_3")):
-        return f"it needs FlashAttention 2 or 3 on a GPU, and the attention is {placement.attention}"
+    if placement.device == "cuda" and not _attends_to_pages(loaded):
+        return f"it needs fused layers or FlashAttention 2 or 3 on a GPU, and the attention is {placement.attention}"
     if placement.quantization == "int8":
         return "LLM.int8 waits for the GPU within a step, which CUDA graphs do not allow"
     return ""
+
+
+def _attends_to_pages(loaded: LoadedModel) -> bool:
+    return loaded.placement.attention.startswith(FLASH_ATTENTION) or layer.has_paged_attention(loaded.model)
 
 
 def cache_tokens(loaded: LoadedModel, free: int) -> int:
@@ -268,7 +272,7 @@ _ROWS = (
         _batching,
         suits=_on_gpu,
         problem=batching_problem,
-        reason=lambda loaded: f"a GPU with {loaded.placement.attention}, and attention in every layer",
+        reason=lambda loaded: "a GPU, and a model with attention in every layer",
     ),
     _Row(STATIC, _static, suits=lambda loaded: _on_gpu(loaded) and not loaded.placement.spread),
     _Row(

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, get_args
 
 import pytest
@@ -11,7 +12,7 @@ from granite_demo.engine import factory
 from granite_demo.engine.batching.engine import BatchingEngine
 from granite_demo.engine.factory import batching_problem, cache_tokens, create_engine
 from granite_demo.engine.interleaved.engine import InterleavedEngine
-from granite_demo.engine.kernels import eligibility
+from granite_demo.engine.kernels import eligibility, layer
 from granite_demo.errors import ConfigurationError, UnsuitableEngineError
 from granite_demo.loading.device import Placement
 from granite_demo.loading.loaded_model import LoadedModel
@@ -98,9 +99,15 @@ def chosen(engine: Any) -> tuple[str, str]:
     return kind.value.name, kind.reason
 
 
+def test_fused_layers_batch_without_flash_attention(engines: Engines) -> None:
+    loaded = loaded_on(replace(GPU, attention="sdpa"))
+    layer.fuse(loaded.model, SimpleNamespace(PagedAttention=lambda *_: None))
+    assert chosen(create_engine(loaded)) == ("batching", "a GPU, and a model with attention in every layer")
+
+
 def test_a_gpu_with_flash_attention_gets_batching(engines: Engines) -> None:
     engine: Any = create_engine(loaded_on(GPU))
-    assert chosen(engine) == ("batching", "a GPU with flash_attention_3, and attention in every layer")
+    assert chosen(engine) == ("batching", "a GPU, and a model with attention in every layer")
     assert engines.made == ["batching"]
     assert engines.options["requests"] == 64
     assert engines.options["compile_level"] == 0
@@ -134,8 +141,16 @@ def test_fused_layers_are_not_compiled(engines: Engines, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("placement", "shape", "expected"),
     [
-        (replace(GPU, attention="sdpa"), SHAPE, ("static", "not batching: it needs FlashAttention 2 or 3")),
-        (replace(GPU, attention="flash_attention_4"), SHAPE, ("static", "not batching: it needs FlashAttention 2")),
+        (
+            replace(GPU, attention="sdpa"),
+            SHAPE,
+            ("static", "not batching: it needs fused layers or FlashAttention 2 or 3"),
+        ),
+        (
+            replace(GPU, attention="flash_attention_4"),
+            SHAPE,
+            ("static", "not batching: it needs fused layers or FlashAttention 2"),
+        ),
         (replace(GPU, quantization="int8"), SHAPE, ("static", "not batching: LLM.int8 waits for the GPU")),
         (GPU, HYBRID, ("static", "not batching: it needs attention in every layer")),
         (GPU, None, ("static", "not batching: the shape of the model is unknown")),

@@ -44,8 +44,8 @@ TILES: dict[bool, Sequence[tuple[int, ...]]] = {
         *((4, 2048, 4, 80), (4, 1024, 2, 80), (8, 2048, 4, 96), (8, 1024, 2, 168), (4, 1024, 2, 168)),
     ),
 }
-LOOKS = [dict(zip(("PROGRAMS", "KEY_NUMBERS", "STAGES"), look, strict=True)) for look in
-         itertools.product((256, 512), (4096, 8192), (2, 3))]  # fmt: skip
+LOOKS = [dict(zip(("PROGRAMS", "KEY_BYTES", "STAGES"), look, strict=True)) for look in
+         itertools.product((256, 512), (8192, 16384), (2, 3))]  # fmt: skip
 PARTS = [
     (128, 128, 8, 2), (128, 128, 8, 3), (128, 128, 4, 2), (128, 64, 4, 3), (128, 64, 4, 2), (128, 64, 8, 3),
     (128, 64, 8, 4), (64, 128, 4, 2), (64, 64, 4, 3), (64, 64, 4, 4),

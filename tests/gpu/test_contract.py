@@ -88,6 +88,13 @@ ROWS = (
     ),
     Row("static, fused", lambda loaded, max_waiting: _static(_fused(loaded), max_waiting), model=small_model),
     Row(
+        "batching in float32, fused",
+        lambda loaded, max_waiting: batching_engine(_fused(loaded), max_waiting=max_waiting, cache_tokens=32768),
+        model=small_model,
+        poisoned=poisoned_where_steps_are_captured,
+        skips=frozenset({"company_does_not_change_a_sampled_answer"}),
+    ),
+    Row(
         "batching, fused",
         lambda loaded, max_waiting: batching_engine(_fused(loaded), max_waiting=max_waiting, cache_tokens=32768),
         model=partial(small_model, dtype="bfloat16", attention="flash_attention_2"),
@@ -96,11 +103,10 @@ ROWS = (
         skips=frozenset({"company_does_not_change_a_sampled_answer"}),
     ),
 )
+FLASH_ROWS = ("batching", "batching, fused")
 FLASH = pytest.mark.skipif(find_spec("flash_attn") is None, reason="needs flash-attn")
 CASES = [
-    pytest.param(
-        row, behaviour, id=f"{row.name}-{behaviour.__name__}", marks=[FLASH] if row.name.startswith("batching") else []
-    )
+    pytest.param(row, behaviour, id=f"{row.name}-{behaviour.__name__}", marks=[FLASH] if row.name in FLASH_ROWS else [])
     for row in ROWS
     for behaviour in BEHAVIOURS
     if behaviour.__name__ not in row.skips
@@ -123,7 +129,7 @@ async def test_every_engine(ground: Ground, behaviour: Behaviour) -> None:
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.name != "dynamic"], ids=lambda row: row.name)
 def test_its_steps_are_captured(row: Row) -> None:
-    if row.name.startswith("batching") and find_spec("flash_attn") is None:
+    if row.name in FLASH_ROWS and find_spec("flash_attn") is None:
         pytest.skip("needs flash-attn")
     engine: Any = row.make(row.model(), 64)
     if row.name.startswith("batching"):

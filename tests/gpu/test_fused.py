@@ -1,21 +1,24 @@
 """The kernels of the fused layers, and the layers whole, beside exact results."""
 
+import asyncio
 import copy
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from transformers import GraniteForCausalLM
+from transformers import AutoModelForCausalLM
 
 from granite_demo.engine.factory import create_engine
 from granite_demo.engine.kernels.layer import fuse, rotate
 from granite_demo.engine.kernels.weights import join_nf4_weights, join_weights
 from granite_demo.loading.loaded_model import LoadedModel
+from granite_demo.models.config import Shape
+from granite_demo.types.engine_kinds import BATCHING, STATIC, EngineKind
 from granite_demo.types.load_options import LoadOptions
 from tests.engine.running import answer, reference
 from tests.fakes import SOURCE
-from tests.gpu.checkpoints import small_config
+from tests.gpu.checkpoints import small_config, small_granite_4_config
 from tests.loaded import placed
 
 pytestmark = pytest.mark.gpu
@@ -193,23 +196,27 @@ def test_keys_and_values_are_kept() -> None:
         assert torch.equal(kept[places], new)
 
 
-def small(dtype: str, attention: str) -> LoadedModel:
+def small(dtype: str, attention: str, make_config: Any = small_config) -> LoadedModel:
     torch.manual_seed(0)
     placement = placed(LoadOptions(device="cuda", dtype=dtype, attention=attention))  # type: ignore[arg-type]
-    config: Any = small_config()
-    model = GraniteForCausalLM._from_config(config, attn_implementation=attention, dtype=placement.dtype).cuda().eval()
-    return LoadedModel(model, None, SOURCE, placement, 4096, frozenset())
+    make: Any = AutoModelForCausalLM
+    model = make.from_config(make_config(), attn_implementation=attention, dtype=placement.dtype).cuda().eval()
+    shape = Shape.from_config(model.config.to_dict())
+    return LoadedModel(model, None, SOURCE, placement, 4096, frozenset(), shape=shape)
 
 
-async def test_500_greedy_tokens_in_float32_equal_generate() -> None:
-    loaded = small("float32", "sdpa")
-    prompt = list(range(2, 100))
-    expected = reference(loaded, prompt, 500)
-    engine = create_engine(loaded)
+@pytest.mark.parametrize("kind", [BATCHING, STATIC])
+@pytest.mark.parametrize("make_config", [small_config, small_granite_4_config])
+async def test_500_greedy_tokens_in_float32_equal_generate(make_config: Any, kind: EngineKind) -> None:
+    loaded = small("float32", "sdpa", make_config)
+    prompts = [list(range(2, 100)), list(range(600, 3, -1))]
+    expected = [reference(loaded, prompt, 500) for prompt in prompts]
+    engine = create_engine(loaded, kind)
     assert ("Layers", "fused") in [fact[:2] for fact in engine.facts]
-    assert await answer(engine, prompt, max_tokens=500) == expected
-    assert len(set(expected)) > 50
+    assert await asyncio.gather(*(answer(engine, prompt, max_tokens=500) for prompt in prompts)) == expected
+    assert min(len(set(ids)) for ids in expected) > 50
     engine.close()
+    assert loaded.model.config._attn_implementation == "sdpa"
 
 
 @torch.inference_mode()

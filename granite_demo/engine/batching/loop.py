@@ -31,10 +31,14 @@ from granite_demo.engine.batching.cuda_graphs import KEY_GRAIN, QUERY_GRAIN, Gra
 from granite_demo.engine.batching.prefix_salt import separate_prefixes
 from granite_demo.engine.batching.sampler import BatchSampler, Row
 from granite_demo.engine.batching.step_inputs import use_host_inputs
+from granite_demo.engine.kernels import causal_attention
+from granite_demo.engine.kernels.layer import has_paged_attention
 from granite_demo.loading import gc as garbage
 
 PAGE = 256
 """The tokens in a block of the cache, which is also the unit of prefix sharing. FlashAttention 2 needs at least 256."""
+FLASH_ATTENTION = ("flash_attention_2", "flash_attention_3")
+"""The attention implementations with which transformers decodes over pages of the cache."""
 TURN_SECONDS = 1e-4
 """The thread switch interval of Python with CUDA graphs. The default of 5 ms is longer than a step, so the many small
 tasks of page and API would delay the model's thread. On a CPU, steps are longer and there are fewer cores."""
@@ -123,13 +127,16 @@ class Loop:
         MemoryError if the cache does not fit.
         """
         SCHEDULER_MAPPING["granite-demo"] = Scheduler
-        graphs = model.device.type == "cuda" and model.config._attn_implementation.startswith("flash")
+        on_gpu, attention = model.device.type == "cuda", model.config._attn_implementation
+        flash = on_gpu and attention.startswith(FLASH_ATTENTION)
+        own = on_gpu and not flash and has_paged_attention(model)
+        graphs, blocks = flash or own, -(-context // PAGE)
         config = ContinuousBatchingConfig(
             page_size=PAGE,
             num_blocks=-(-tokens // PAGE),
             max_batch_tokens=prefill,
             max_requests_per_batch=requests,
-            max_blocks_per_request=-(-context // PAGE) if graphs else 0,
+            max_blocks_per_request=blocks if flash else 0,
             use_cuda_graph=(graphs, graphs),
             q_padding_interval_size=QUERY_GRAIN,
             kv_padding_interval_size=KEY_GRAIN,
@@ -142,16 +149,35 @@ class Loop:
         self._context = context
         self._before_step = before_step
         self._sampler = sampler
+        self._model_config, self._attention = model.config, attention
+        if own:
+            causal_attention.register()
+            model.config._attn_implementation = causal_attention.NAME
+        try:
+            self._start_manager(model, config, receive, own * blocks)
+        except BaseException:
+            self._restore_attention()
+            raise
+
+    def _start_manager(
+        self, model: Any, config: ContinuousBatchingConfig, receive: Callable[[list[Any]], None], own_blocks: int
+    ) -> None:
         generation = GenerationConfig(do_sample=False, eos_token_id=-1)
         make: Any = ContinuousBatchingManager
         self._manager = make(model, generation, config)
+        if own_blocks:  # transformers allows page tables only with FlashAttention
+            self._manager.continuous_batching_config.max_blocks_per_request = own_blocks
         self._manager.output_router = Router(receive)
-        self._manager.logit_processor = sampler
+        self._manager.logit_processor = self._sampler
         if not self._manager.is_tp_driver:
             # Only the driver waits for requests. Otherwise the first token would come later.
             self._manager._wake_up_loop.set()
             self._manager._wake_up_loop.clear = lambda: None
         self._build()
+
+    def _restore_attention(self) -> None:
+        if self._model_config._attn_implementation == causal_attention.NAME:
+            self._model_config._attn_implementation = self._attention
 
     def _rebuild(self) -> None:
         self._manager.batch_processor = None
@@ -268,4 +294,5 @@ class Loop:
         if self._manager.is_running():
             self._manager.stop(block=True, hard_stop=True)
         self._manager.destroy()
+        self._restore_attention()
         del self._manager, self._sampler

@@ -17,8 +17,8 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 PROGRAMS = 256
 """The target number of programs: about two for each multiprocessor of an H100."""
 LOG2_E = 1.4426950408889634
-KEY_NUMBERS = 8192
-"""How many numbers of the keys a program processes at a time."""
+KEY_BYTES = 16384
+"""How many bytes of the keys a program processes at a time."""
 STAGES = 2
 """The number of stages of the load pipeline."""
 MIN_BLOCKS: tl.constexpr = tl.constexpr(2)
@@ -72,7 +72,7 @@ class PagedAttention:
             table.stride(0), keys.stride(0), keys.stride(1), keys.stride(2),
             values.stride(0), values.stride(1), values.stride(2),
             KV_HEADS=self._kv_heads, GROUP=group, ROWS=max(MIN_ROWS, few), FEW=few, SIZE=self._size,
-            PAGE=keys.shape[1], TOKENS=min(KEY_NUMBERS // self._size, keys.shape[1]),
+            PAGE=keys.shape[1], TOKENS=min(KEY_BYTES // keys.itemsize // self._size, keys.shape[1]),
             num_warps=4, num_stages=STAGES, **launch_options(qkv.device),
         )  # fmt: skip
         return out

@@ -21,6 +21,7 @@ from torch import nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from granite_demo.engine.decoder_layers import decoder_layers
+from granite_demo.engine.kernels import causal_attention
 from granite_demo.engine.kernels.weights import Products, join_weights, result_count
 from granite_demo.loading.tensor_parallel import ALONE, Group
 
@@ -50,6 +51,12 @@ def fuse(model: Any, kernels: Any = None, requests: int = 1, group: Group = ALON
     decoder.norm = FusedNorm(decoder.norm)
     if kernels and group.size == 1 and type(model.lm_head) is nn.Linear:
         model.lm_head = FusedHead(model.lm_head, kernels)
+
+
+def has_paged_attention(model: Any) -> bool:
+    """Whether the layers of ``model`` can attend to the cache of continuous batching without FlashAttention."""
+    layer: Any = decoder_layers(model)[0]
+    return isinstance(layer, FusedLayer) and layer.has_kernels
 
 
 @torch.inference_mode()
@@ -135,12 +142,20 @@ class FusedLayer(nn.Module):
         self._out = Products(attention.o_proj)
         if hasattr(layer, "shared_mlp"):  # granitemoehybrid has the weights of gate and up in one module
             self.shared_mlp = layer.shared_mlp
-            self._gate_up, self._down = Products(layer.shared_mlp.input_linear), Products(layer.shared_mlp.output_linear)
+            self._gate_up, self._down = (
+                Products(layer.shared_mlp.input_linear),
+                Products(layer.shared_mlp.output_linear),
+            )
         else:
             self.mlp = layer.mlp
             self._gate_up, self._down = Products(layer.mlp.gate_proj, layer.mlp.up_proj), Products(layer.mlp.down_proj)
         self._kernels, self._shared = kernels, shared
         self._last: int = attention.config.num_hidden_layers - 1
+
+    @property
+    def has_kernels(self) -> bool:
+        """Whether the layer uses the kernels of ``matvec``."""
+        return self._kernels is not None
 
     def forward(
         self,
@@ -209,13 +224,15 @@ class FusedLayer(nn.Module):
         """Apply the attention of the model to (batch, n, all heads, size). Returns (batch, n, heads, size)."""
         if self._kernels and kwargs.get("block_table") is not None:
             return self._attend_to_pages(qkv, **kwargs)
-        if self._kernels and kwargs.get("write_index") is not None and self._kernels.reads_prompts(qkv.device):
+        name = self.self_attn.config._attn_implementation
+        own = self._kernels and (name == causal_attention.NAME or self._kernels.reads_prompts(qkv.device))
+        if own and kwargs.get("write_index") is not None:
             return self._attend_to_prompts(qkv, **kwargs)
         parts = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=2)
         query, key, value = (part.transpose(1, 2) for part in parts)
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.self_attn.layer_idx)
-        attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(self.self_attn.config._attn_implementation, _no_attention)
+        attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface(name, _no_attention)
         module, scaling = self.self_attn, self.self_attn.scaling
         attended: torch.Tensor = attend(module, query, key, value, mask, dropout=0.0, scaling=scaling, **kwargs)[0]
         return attended
