@@ -1,6 +1,7 @@
 """Tests for the complete program: the sample model answers in a browser."""
 
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -66,3 +67,24 @@ def test_a_complete_conversation_with_the_sample(page: Page) -> None:
         act(page, "bundle")
     saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
     assert saved["format"] == "granite-demo-answer"
+
+
+@pytest.mark.release
+def test_four_visitors_are_answered_at_the_same_time(url: str, chromium: Browser) -> None:
+    pages = [chromium.new_page() for _ in range(4)]
+    for page in pages:
+        page.goto(url)
+        expect(page.locator("#model-status")).to_contain_text("SmolLM2 135M sample")
+    for page in pages:
+        send(page, "Write a very long story about a sailor and the sea.")
+    deadline = time.monotonic() + 60
+    started: set[int] = set()
+    while len(started) < len(pages):
+        assert time.monotonic() < deadline, f"only {len(started)} of four have text"
+        shown = [answers(page).all_inner_texts() for page in pages]
+        started |= {number for number, texts in enumerate(shown) if "sailor" in "".join(texts)}
+        assert not any("finished" in text for texts in shown for text in texts), "one has ended before all have begun"
+    for page in pages:
+        page.get_by_role("button", name="Stop", exact=True).click()
+        expect(answers(page)).to_contain_text("stopped")
+        page.close()
