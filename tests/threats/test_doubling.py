@@ -115,7 +115,7 @@ def values_of(size: int) -> dict[str, list[Any]]:
     """Values of ``size`` by the type of the component that gets them."""
     chats = [turns([""] * (size // 20)), turns(["x"] * (size // 20), versions=True), cited(2, size // 4)]
     texts = [piece * (size // len(piece)) for piece in PIECES]
-    return {"json": [*chats, *texts[:2]], "textbox": texts, "html": texts[:4], "dropdown": texts[:1]}
+    return {"json": [*chats, *texts[:2]], "textbox": texts[:5], "html": texts[:4], "dropdown": texts[:1]}
 
 
 def send(site: Stranger, event: dict[str, Any], place: int, values: dict[int, Any], size: int) -> None:
@@ -138,7 +138,8 @@ def test_twice_the_input_of_each_event_takes_twice_the_time(site: Stranger) -> N
     for event in site.config["dependencies"]:
         for place, component in enumerate(event["inputs"] if event["backend_fn"] else ()):
             kind = types[component]
-            for number, pair in enumerate(zip(once.get(kind, ()), twice.get(kind, ()), strict=True)):
+            pairs = list(zip(once.get(kind, ()), twice.get(kind, ()), strict=True))
+            for number, pair in enumerate(pairs[:2] if event["queue"] else pairs):  # an answer takes a while
                 values = dict(zip((20_000, 40_000), pair, strict=True))
                 try:
                     check(f"{event['api_name']} {place} {number}", partial(send, site, event, place, values), 20_000)

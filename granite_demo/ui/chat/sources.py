@@ -21,7 +21,7 @@ CONTEXT = 160
 """Characters of a document that are shown before and after a passage."""
 COLORS = 6
 """Classes g0 to g5 in the style sheet."""
-MAX_FOOTNOTES = 8_000_000
+MAX_FOOTNOTES = 2_000_000
 """Characters of the footnotes that are kept, of all visitors."""
 MAX_FOOTNOTED = 200_000
 """Characters of the answers of one conversation that get footnotes. Those after them are shown without."""

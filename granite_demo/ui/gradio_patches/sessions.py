@@ -26,7 +26,7 @@ from granite_demo.ui.executor import visitor
 
 BASE_BYTES = 50_000
 """A page without values, about."""
-MAX_SESSION_BYTES, MAX_VISITOR_BYTES, MAX_ALL_BYTES = 8_000_000, 32_000_000, 200_000_000
+MAX_SESSION_BYTES, MAX_VISITOR_BYTES, MAX_ALL_BYTES = 4_000_000, 12_000_000, 200_000_000
 """Of the values of one page, of the pages of one visitor, and of all pages."""
 SESSION_SECONDS = 3600.0
 """The values of a page are kept for so long after its last event. An open page has an event every few seconds."""
