@@ -26,6 +26,9 @@ WINDOW = 24
 MAX_SHOWN, MAX_SCREEN = 200_000, 1_000_000
 """Characters of one text and of all texts together that are shown; earlier turns are then left out."""
 
+MAX_SHOWN_TURNS = 500
+"""Turns that are shown at most. Gradio takes 40 ms of the event loop for a thousand."""
+
 _USER_ACTS = (("edit", "Edit"), ("clip", "Copy"))
 _ANSWER_ACTS = (
     ("go", "Continue"),
@@ -71,7 +74,7 @@ def chat_messages(
     turns = conversations.path(conversation)
     sizes = accumulate(map(_size, reversed(turns)))
     fitting = sum(1 for _ in takewhile(lambda size: size <= MAX_SCREEN, sizes))
-    hidden = len(turns) - min(len(turns), max(fitting, 1), len(turns) if everything else WINDOW)
+    hidden = len(turns) - min(len(turns), max(fitting, 1), MAX_SHOWN_TURNS if everything else WINDOW)
     view = View(conversation, conversations.siblings(conversation), Footnotes(conversation.documents))
     messages = [message for turn in turns[hidden:] for message in turn_messages(view, turn)]
     if waits_for_answer(conversation) and not busy:

@@ -177,7 +177,9 @@ def screen_values(conversation: Conversation, *, everything: bool = False, busy:
     """The messages, and what stands beside them; ``busy``: an answer is about to be written."""
     history, hidden = chat_messages(conversation, everything=everything, busy=busy)
     label = f"Show {hidden:,} earlier message{'s' * (hidden != 1)}"
-    earlier = gr.Button(label, visible=hidden > 0)
+    if everything:
+        label = f"{hidden:,} earlier messages are too many to show; Export has them"
+    earlier = gr.Button(label, visible=hidden > 0, interactive=not everything)
     return history, earlier, gr.Accordion(visible=False), *tools.results_shown_values(conversation)
 
 

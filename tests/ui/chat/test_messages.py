@@ -10,6 +10,7 @@ from granite_demo.chat.answer import Answer
 from granite_demo.chat.conversation import Conversation
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import Document, ToolCall
+from granite_demo.ui.chat import messages as messages_module
 from granite_demo.ui.chat.messages import WINDOW, answer_turn, chat_messages, growing_messages
 from granite_demo.ui.streaming import Snapshot
 
@@ -149,6 +150,20 @@ def test_only_the_last_turns_are_shown_unless_all_are_asked_for(turns: int, hidd
     assert (len(messages), left_out) == (turns - hidden, hidden)
     assert parts(messages[-1])[0] == f"a{turns // 2 - 1}"
     assert len(chat_messages(conversation, everything=True)[0]) == turns
+
+
+def test_more_messages_than_a_page_can_show_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    conversation = conversations.start()
+    for _ in range(10):
+        conversation = conversations.add(conversation, "user", content="x" * 100)
+    monkeypatch.setattr(messages_module, "MAX_SHOWN_TURNS", 8)
+    messages, hidden = chat_messages(conversation, everything=True)
+    assert (len(messages), hidden) == (8, 2)
+    monkeypatch.setattr(messages_module, "MAX_SCREEN", 350)
+    assert chat_messages(conversation)[1] == 7
+    monkeypatch.setattr(messages_module, "MAX_SHOWN", 30)
+    text = parts(chat_messages(conversation)[0][-1])[0]
+    assert text.startswith("x" * 30 + "\n\n… 70 more characters")
 
 
 def test_a_growing_answer_becomes_a_turn_with_all_it_has() -> None:
