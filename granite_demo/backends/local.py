@@ -18,11 +18,12 @@ from granite_demo.backends import comparison, scoring
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.backends.response_stream import answer_events, opens_reasoning
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
+from granite_demo.hub.default_model import is_here
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
 from granite_demo.models.installation import torch_problem
-from granite_demo.models.memory import best_precision
+from granite_demo.models.memory import best_precision, weight_bytes
 from granite_demo.outputs.dialects import PLAIN, find_dialect
 from granite_demo.outputs.structured_output import Matcher, compile_in_time
 from granite_demo.prompts import render
@@ -88,8 +89,9 @@ class LocalBackend:
         """See ``ModelControl.choices``."""
         if self._fixed:
             return ()
-        memory = self.status().memory
-        return _choices(memory.weights + memory.free if memory else None)
+        status = self.status()
+        memory = status.memory
+        return _choices(memory.weights + memory.free if memory else None, status.name)
 
     def select(self, options: LoadOptions) -> None:
         """See ``ModelControl.select``. Engine and compilation are those that the process was started with."""
@@ -253,20 +255,25 @@ def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:
 
 
 @lru_cache(maxsize=4)
-def _choices(room: int | None) -> tuple[ModelChoice, ...]:
-    # Every open page asks every few seconds, and what fits changes only with the model.
+def _choices(room: int | None, loaded: str) -> tuple[ModelChoice, ...]:
+    # Every open page asks every few seconds. What fits, and what was downloaded, changes with the model ``loaded``.
     return tuple(_choice(spec, room) for spec in catalogue.MODELS.values())
 
 
 def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:
     """``room``: bytes on the device of the present model, once that is known."""
     parts = [spec.family, spec.name]
+    size, mark, reason = 0, "", ""
     if spec.shape:
         parts.append(f"{count_parameters(spec.shape).total / 1e9:.2g}B")
+        size = weight_bytes(spec.shape, "bf16")
     if spec.shape and room:
         choice = best_precision(spec.shape, room, LEAST_COMFORT)
-        parts.append(f"{choice.plan.mark} in {choice.precision}" if choice.precision else "does not fit")
-    return ModelChoice(spec.name, " · ".join(parts))
+        mark, reason = choice.plan.mark, choice.reason
+        parts.append(f"{mark} in {choice.precision}" if choice.precision else "does not fit")
+        mark = mark if choice.precision else "does not fit"
+    here = is_here(spec.name, True, None)
+    return ModelChoice(spec.name, " · ".join(parts), spec.title, size, here, mark, reason)
 
 
 def provenance_of(ready: ReadyModel, prompt_ids: Sequence[int], raw: bool, tools: bool) -> Provenance:

@@ -121,7 +121,7 @@ class Answer:
         if self.finish is not None:
             parts.append(_REASONS[self.finish.reason])
             if self.finish.reason == "length" and self.thinking and not self.text:
-                parts.append("the answer did not begin: raise Max new tokens in the Settings tab")
+                parts.append("the answer did not begin: raise Max new tokens in Sampling")
             if self.finish.seed is not None:
                 parts.append(f"seed {self.finish.seed}")
         if self.dropped:

@@ -29,7 +29,7 @@ def choose_model(
     With ``gguf``, models run from GGUF files, so those in the cache count, too.
     """
     last = last_model(cache_dir)
-    if last and _is_here(last, gguf, hub_cache):
+    if last and is_here(last, gguf, hub_cache):
         return last, "the last model used here"
     granites = [spec for spec in catalogue.MODELS.values() if spec.repo_id and spec.instruct]
     best = max((spec for spec in granites if _suits(spec, free, on_gpu, gguf, hub_cache)), key=_size, default=None)
@@ -61,7 +61,8 @@ def remember_model(cache_dir: Path, name: str) -> None:
         pass
 
 
-def _is_here(name: str, gguf: bool, hub_cache: Path | None) -> bool:
+def is_here(name: str, gguf: bool, hub_cache: Path | None) -> bool:
+    """Return whether the files of the model are on this machine; ``gguf``: a GGUF file is enough. No network."""
     try:
         spec = registry.resolve(name)
     except UnknownModelError:

@@ -23,12 +23,13 @@ from granite_demo.server.openai.transformers_chat import load_progress
 from granite_demo.server.policy import Policy
 from granite_demo.server.route_table import API
 from granite_demo.ui.app import build_ui
+from granite_demo.ui.gradio_patches.document import LookFiles
 from granite_demo.ui.gradio_patches.errors import answer_failures, log_errors, mark_rejected_values
 from granite_demo.ui.gradio_patches.files import guard_files, refuse_unknown_events, uploads_of
 from granite_demo.ui.gradio_patches.queue import limit_queue
 from granite_demo.ui.gradio_patches.sessions import LOGOUT, keep_values_only, log_out_by_post
 from granite_demo.ui.languages import translations, words_dir
-from granite_demo.ui.theme import load_theme, logo_path, style_paths
+from granite_demo.ui.theme import load_theme, logo_path, look_files
 
 KEYED = (API, "/metrics", "/load_model")
 """The paths that need the API key. Health checks have no key, and learn only that the server is alive."""
@@ -70,6 +71,7 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     # If the page has a login, the API must not be a way around it.
     credentials = Credentials(policy.api_key, KEYED, closed=bool(policy.logins and not policy.api_key))
     folder, uploaded = uploads_of(page)
+    app.add_middleware(LookFiles, files=look_files())
     app.add_middleware(Guard, policy=policy, credentials=credentials, folder=folder, uploaded=uploaded)
     app.add_middleware(RequestCounter, metrics=metrics, prefix=f"{API}/", routes=COUNTED)
     app.state.policy = policy
@@ -82,7 +84,6 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
         path="/",
         auth=list(policy.logins) or None,
         theme=load_theme(),
-        css_paths=style_paths(),
         favicon_path=str(logo_path()),
         footer_links=[],
         run_history=False,

@@ -111,6 +111,15 @@ class ModelChoice:
     name: str
     label: str
     """Family, name, size and mark in one line."""
+    title: str = ""
+    size: int = 0
+    """Bytes of the weights as they are published; 0 if it is unknown."""
+    here: bool = False
+    """Whether its files are on this machine."""
+    mark: str = ""
+    """fits, tight or too big; empty before a first model is loaded."""
+    reason: str = ""
+    """Why it has that mark."""
 
 
 @dataclass(frozen=True, slots=True)

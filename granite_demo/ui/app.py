@@ -13,7 +13,6 @@ from granite_demo.ui.completion import tab as completion_tab
 from granite_demo.ui.gradio_patches.blocks import Page, set_plot_backend, unmounted, widen_queue
 from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
 from granite_demo.ui.html import status_html
-from granite_demo.ui.theme import logo_svg
 
 MAX_QUEUED_EVENTS = MAX_STREAMS
 """Events that can wait in Gradio's queue; more are rejected. They wait there briefly: long waits are the engine's."""
@@ -21,6 +20,15 @@ SHORT_EVENTS = 32
 """Places in that queue for events other than answers."""
 SETTLED_SECONDS = 5.0
 """Between two reads of the model's state, while it does not change."""
+
+HEAD_START = (
+    '<h1 class="unseen">granite-demo</h1><button type="button" class="icon" data-side title="Conversations"></button>'
+)
+HEAD_END = "".join(
+    f'<button type="button" class="icon" data-panel="{panel}" aria-pressed="false" title="{title}"></button>'
+    for panel, title in (("compare", "Side by side"), ("xray", "Prompt X-ray"), ("sampling", "Sampling"))
+)
+"""The buttons of the panels beside the conversation; ``assets/frame.js`` opens them."""
 
 
 def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
@@ -32,21 +40,23 @@ def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Bloc
 
 def _page(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
-    with demo:
+    with demo, gr.Row(elem_id="app"):
         languages.layout()
         conversations = conversation_list.layout()
         with gr.Row(elem_id="head"):
-            gr.HTML(f"<h1>{logo_svg()}<span>granite-demo</span></h1>", elem_id="brand")
+            gr.HTML(HEAD_START, elem_id="head-start")
             status = gr.HTML(elem_id="model-status")
             again = gr.Button("Try again", visible=False, size="sm", elem_id="again", scale=0)
+            gr.HTML(HEAD_END, elem_id="head-end")
+        picker = models.picker_layout(control, access)
         with gr.Tabs(elem_id="tabs"):
             with gr.Tab("Chat", id="chat", scale=1):
                 chat_parts = chat_tab.layout(backend, control, access)
             with gr.Tab("Completion", id="completion"):
                 completion_parts = completion_tab.layout(backend, access)
-            with gr.Tab("Settings", id="settings"):
-                preferences = settings.layout()
-                panel = models.layout(control, access)
+            with gr.Tab("Settings", id="settings"), gr.Column(elem_classes="page"):
+                panel = models.layout(picker)
+        preferences = settings.layout()
         timer = gr.Timer(BUSY_SECONDS)
         answering = gr.Textbox(visible=False)
 

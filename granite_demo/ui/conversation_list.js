@@ -141,21 +141,8 @@ function renameField(item) {
 
 /* The sidebar ------------------------------------------------------------------------------------------------------- */
 
-const sidebar = element.closest(".sidebar");
-const toggle = sidebar?.querySelector(".toggle-button");
-
 function narrowClose() {
-  if (matchMedia("(max-width: 768px)").matches && sidebar?.classList.contains("open")) toggle?.click();
-}
-
-function openSidebar() {
-  let wanted = null;
-  try { wanted = localStorage.getItem(SIDEBAR); } catch { /* the width decides */ }
-  if (matchMedia("(min-width: 1024px)").matches && wanted !== "closed" && !sidebar?.classList.contains("open")) toggle?.click();
-  toggle?.addEventListener("click", (event) => {
-    if (!event.isTrusted) return;
-    try { localStorage.setItem(SIDEBAR, sidebar.classList.contains("open") ? "closed" : "open"); } catch { /* not stored */ }
-  });
+  if (window.graniteFrame?.narrow()) window.graniteFrame.showSide(false);
 }
 
 async function restore() {
@@ -165,16 +152,20 @@ async function restore() {
   if (id && !current) await open(id);
 }
 
-const beginning = h("button", { className: "new", onclick: () => { begin(); narrowClose(); } }, "New chat");
+const beginning = h("button", { className: "new", onclick: () => { begin(); narrowClose(); } },
+  h("span", {}, "New chat"), h("kbd", { "aria-hidden": "true" }, "Ctrl ⇧ O"));
+const files = h("div", { id: "files-menu", className: "menu", popover: "auto" });
+files.append(...[
+  ["Import", () => chooser.click()], ["Export all", exportAll], ["Export ratings", exportRatings],
+].map(([text, run]) => h("button", { className: "row", onclick: () => { files.hidePopover(); run(); } }, text)));
 element.replaceChildren(h("nav", { "aria-label": "Conversations" },
   beginning, search, list, message, chooser,
-  h("div", { className: "files" },
-    h("button", { onclick: () => chooser.click() }, "Import"), h("button", { onclick: exportAll }, "Export all"),
-    h("button", { onclick: exportRatings }, "Export ratings"))));
+  h("div", { className: "foot" },
+    h("button", { className: "files", popoverTargetElement: files }, "Import, export"),
+    h("button", { className: "icon theme", "data-theme": "", title: "Light or dark" })), files));
 channel.onmessage = ({ data }) => reread(data);
 window.graniteDemo = {
   save, take, open, refresh, download, shownPart, typed, merged, reloadIfLost,
   current: () => held, made: (id) => madeOf.get(id) ?? null,
 };
-openSidebar();
 restore();

@@ -14,7 +14,10 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.ui import theme
 from granite_demo.ui.gradio_patches.events import DIRECT
 
-SAVE_CONVERSATION_JS = "(conversation) => { window.graniteDemo?.save(conversation); }"
+SAVE_CONVERSATION_JS = """(conversation) => {
+  document.dispatchEvent(new CustomEvent("conversation", { detail: conversation }));
+  window.graniteDemo?.save(conversation);
+}"""
 """For the change event of the component with the open conversation."""
 SHOWN_JS = "(held, ...rest) => [window.graniteDemo?.shownPart(held) ?? held, ...rest]"
 """For events that need only the branch shown of the open conversation, which is their first input."""
@@ -25,8 +28,8 @@ UNREADABLE = "This is not a conversation that granite-demo can read."
 
 def layout() -> gr.HTML:
     """Add the sidebar with the list. Call it inside the Blocks and outside the tabs."""
-    # It starts closed, for narrow screens. The script opens it on wide ones.
-    with gr.Sidebar(open=False, width=300, elem_id="sidebar"):
+    with gr.Column(elem_id="side"):
+        gr.HTML(f"<span>{theme.logo_svg()}</span><b>granite-demo</b>", elem_id="brand")
         return gr.HTML(
             html_template="",
             js_on_load="\n".join(map(theme.script, SCRIPTS)),

@@ -10,31 +10,40 @@ def note_html(text: str, kind: str = "note") -> str:
     return f'<div class="{kind}">{html.escape(text)}</div>'
 
 
+def panel_head(title: str, hint: str = "") -> str:
+    """The head of a panel beside the conversation, with the button that closes it; see ``assets/frame.js``."""
+    close = '<button type="button" class="icon close" data-panel="" title="Close"></button>'
+    below = f'<p class="hint">{html.escape(hint)}</p>' if hint else ""
+    return f'<div class="panel-head"><h2>{html.escape(title)}</h2>{close}</div>{below}'
+
+
 def status_html(status: ModelStatus) -> str:
-    """The model's state for the head of the page, with why another model could not be loaded."""
+    """The model's name and state, as the button that opens the picker, with why another model could not be loaded."""
     notice = f'<div class="error">{html.escape(status.notice)}</div>' if status.notice else ""
-    return _state_html(status) + notice
-
-
-def _state_html(status: ModelStatus) -> str:
+    kind, words, bar = _state(status)
     name = html.escape(status.title or ("The model" if status.model == "auto" else status.model))
+    why = status.chosen_because
+    title = f' title="{html.escape(why[:1].upper() + why[1:])}."' if why else ""
+    return (
+        f'<button type="button" class="status {kind}" data-sheet="picker"{title}><b>{name}</b> '
+        f"<span>{html.escape(words)}</span>{bar}</button>{notice}"
+    )
+
+
+def _state(status: ModelStatus) -> tuple[str, str, str]:
+    """The class, words and progress bar of a state."""
     if status.stage == "ready":
-        setup, why = status.setup, status.chosen_because
+        setup = status.setup
         choices = (setup.device, setup.precision, setup.quantization, setup.attention) if setup else ()
         shown = [*status.servers, *(str(choice) for choice in choices if choice.value != "none")]
-        values = " · ".join(map(html.escape, shown))
-        chosen = f'<div class="note">{html.escape(why[:1].upper() + why[1:])}.</div>' if why else ""
-        return f'<div class="status ready"><b>{name}</b> <span>{values}</span>{chosen}</div>'
+        return "ready", " · ".join(shown), ""
     if status.stage == "idle":
-        return f'<div class="status"><b>{name}</b> <span>not loaded; the next message loads it</span></div>'
+        return "", "not loaded; the next message loads it", ""
     if status.stage == "failed":
-        return f'<div class="status failed"><b>{name}</b> <span>{html.escape(status.detail)}</span></div>'
+        return "failed", status.detail, ""
     value = "" if status.fraction is None else f' value="{status.fraction:.3f}"'
-    words = html.escape(f"{status.stage} {status.detail}".strip())
-    return (
-        f'<div class="status busy"><b>{name}</b> <span>{words}</span>'
-        f'<progress max="1"{value} aria-label="{words}"></progress></div>'
-    )
+    words = f"{status.stage} {status.detail}".strip()
+    return "busy", words, f'<progress max="1"{value} aria-label="{html.escape(words)}"></progress>'
 
 
 def facts_html(facts: tuple[Fact, ...]) -> str:

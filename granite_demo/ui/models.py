@@ -1,9 +1,10 @@
-"""The model part of the Settings tab: pick, load, cancel, unload; what was chosen and why; memory; configuration.
+"""The picker under the name of the model: load, cancel, unload; and what the Settings tab shows of the model.
 
 Loading another model changes it for everybody. Where strangers can reach the page it takes the admin token, and the
 handlers check it: hiding a button protects nothing, since every event can be called without the page.
 """
 
+import html
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +15,11 @@ from granite_demo.access import Access
 from granite_demo.backend import ModelControl
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.types.model_status import ModelStatus
+from granite_demo.types.model_status import ModelChoice, ModelStatus, gigabytes
 from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT
 from granite_demo.ui.html import facts_html, memory_html, note_html
 from granite_demo.ui.streaming import address
+from granite_demo.ui.theme import script
 
 PRECISION_OPTIONS: dict[str, dict[str, Any]] = {
     "Automatic": {},
@@ -27,14 +29,18 @@ PRECISION_OPTIONS: dict[str, dict[str, Any]] = {
     "int4 nf4 (bitsandbytes)": {"quantization": "nf4"},
     "int4 fp4 (bitsandbytes)": {"quantization": "fp4"},
 }
+FIXED = "This server runs one model, which cannot be changed here."
+UNKNOWN = ModelStatus("", "idle")
 ATTENTIONS = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
 
 
 @dataclass(frozen=True, slots=True)
 class ModelPanel:
-    """The panel's components."""
+    """The components of the picker, and of the Settings tab."""
 
-    choice: gr.Dropdown
+    listing: gr.HTML
+    choice: gr.Textbox
+    """The name, path or search that is typed."""
     precision: gr.Dropdown
     attention: gr.Dropdown
     context: gr.Number
@@ -51,16 +57,14 @@ class ModelPanel:
     @property
     def shown(self) -> list[Any]:
         """The components that ``shown_values`` fills."""
-        return [self.memory, self.facts, self.card, self.cancel, self.choice]
+        return [self.memory, self.facts, self.card, self.cancel, self.listing]
 
 
 def shown_values(control: ModelControl, status: ModelStatus) -> tuple[Any, ...]:
     """What ``status`` shows in the panel."""
     busy = status.stage not in ("ready", "failed", "idle")
     tables = memory_html(status.memory), facts_html(status.facts), facts_html(status.card)
-    # Once a model is ready its device is known, and with it what fits there.
-    choices = gr.Dropdown(choices=labelled(control)) if status.stage == "ready" else gr.skip()
-    return *tables, gr.Button(visible=busy), choices
+    return *tables, gr.Button(visible=busy), models_html(control.choices(), status)
 
 
 def labelled(control: ModelControl) -> list[tuple[str, str]]:
@@ -68,35 +72,99 @@ def labelled(control: ModelControl) -> list[tuple[str, str]]:
     return [(choice.label, choice.name) for choice in control.choices()]
 
 
-def layout(control: ModelControl, access: Access) -> ModelPanel:
-    """Place the components. Call inside the tab."""
-    choices = labelled(control)
-    gr.Markdown("### Model\nFor everybody who uses this server.")
-    with gr.Group(visible=bool(choices)):
-        with gr.Row():
-            choice = gr.Dropdown(
-                choices, value=None, label="Model", elem_id="model-choice", info="Size, and whether it fits here."
-            )
-            precision = gr.Dropdown(list(PRECISION_OPTIONS), value="Automatic", label="Precision", elem_id="precision")
-        with gr.Row():
-            attention = gr.Dropdown(ATTENTIONS, value="auto", label="Attention", elem_id="attention")
+def models_html(choices: tuple[ModelChoice, ...], status: ModelStatus) -> str:
+    """The models by place, with size and mark; a model to download has a question below it."""
+    loaded = {status.model, status.name} if status.stage == "ready" else set[str]()
+    groups: dict[str, list[ModelChoice]] = {"Loaded": [], "On this disk": [], "To download": []}
+    for choice in choices:
+        place = "Loaded" if choice.name in loaded else "On this disk" if choice.here else "To download"
+        groups[place].append(choice)
+    groups["To download"].sort(key=lambda choice: (choice.mark == "does not fit", choice.size))
+    sections = "".join(
+        f"<section><h3>{place}</h3>{''.join(_row(choice, place) for choice in found)}</section>"
+        for place, found in groups.items()
+        if found
+    )
+    none = '<p class="none" hidden>No model of the list matches. Press Enter to load this name or path.</p>'
+    return f'<div class="models">{sections}{none if choices else note_html(FIXED)}</div>'
+
+
+def _row(choice: ModelChoice, place: str) -> str:
+    off = ' aria-disabled="true"' if place == "Loaded" or choice.mark == "does not fit" else ""
+    size = gigabytes(choice.size) if choice.size else ""
+    title = choice.title or choice.label
+    small = " · ".join(filter(None, (choice.name if choice.title else "", size)))
+    mark = "loaded" if place == "Loaded" else choice.mark
+    about = "" if choice.mark in ("", "fits") else f"<small>{html.escape(choice.reason)}</small>"
+    row = (
+        f'<button type="button" class="model" data-model="{html.escape(choice.name)}"'
+        f' data-text="{html.escape(f"{title} {choice.label}".lower())}"{off}>'
+        f"<b>{html.escape(title)}</b><em>{html.escape(mark)}</em><small>{html.escape(small)}</small>{about}</button>"
+    )
+    if place != "To download" or off:
+        return row
+    amount = f"Download {size} and load it?" if size else "Download and load it?"
+    yes = '<button type="button" class="primary" data-yes>Download</button>'
+    return f'{row}<div class="ask" hidden><span>{amount}</span>{yes}<button type="button">Cancel</button></div>'
+
+
+def offered(choices: tuple[ModelChoice, ...]) -> ModelChoice | None:
+    """The model to offer to who has only the sample: one on this disk that fits, else the smallest that fits."""
+    fit = (choice for choice in choices if choice.size and choice.mark in ("fits", "tight"))
+    chat = (choice for choice in fit if "base" not in choice.name)
+    return min(chat, key=lambda choice: (not choice.here, choice.size), default=None)
+
+
+def picker_layout(control: ModelControl, access: Access) -> dict[str, Any]:
+    """Place the picker, a sheet under the name of the model."""
+    choices, several = control.choices(), bool(control.choices())
+    with gr.Column(elem_id="picker", elem_classes="sheet"):
+        choice = gr.Textbox(
+            label="Model",
+            show_label=False,
+            placeholder="Search, or type owner/name or a path on the server",
+            elem_id="model-choice",
+            max_lines=1,
+            visible=several,
+        )
+        listing = gr.HTML(
+            models_html(choices, UNKNOWN), js_on_load=script("assets/picker.js"), elem_id="model-list", padding=False
+        )
+        message = gr.HTML(elem_id="load-message", padding=False)
+        token = gr.Textbox(
+            label="Admin token",
+            info="Another model is for everybody who uses this server, so it takes the admin token.",
+            type="password",
+            visible=access.public and several,
+            elem_id="admin-token",
+        )
+        with gr.Accordion("How to load it", open=False, visible=several, elem_id="load-options"):
+            with gr.Row():
+                precision = gr.Dropdown(
+                    list(PRECISION_OPTIONS), value="Automatic", label="Precision", elem_id="precision"
+                )
+                attention = gr.Dropdown(ATTENTIONS, value="auto", label="Attention", elem_id="attention")
             context = gr.Number(
                 0, label="Context limit", precision=0, minimum=0, info="Tokens; 0 is what the model allows and fits."
             )
             keep = gr.Checkbox(False, label="Keep a quantized copy", info="It loads faster the next time.")
-            token = gr.Textbox(label="Admin token", type="password", visible=access.public, elem_id="admin-token")
-    with gr.Row():
-        load = gr.Button("Load", variant="primary", elem_id="load", visible=bool(choices))
-        cancel = gr.Button("Cancel the load", variant="stop", elem_id="cancel-load", visible=False)
-        unload = gr.Button("Unload", elem_id="unload", visible=bool(choices))
-    message = gr.HTML(elem_id="load-message")
+        with gr.Row():
+            load = gr.Button("Load", variant="primary", elem_id="load", visible=several)
+            cancel = gr.Button("Cancel the load", variant="stop", elem_id="cancel-load", visible=False)
+            unload = gr.Button("Unload", elem_id="unload", visible=several)
+    names = ("listing", "choice", "precision", "attention", "context", "keep", "token", "load", "cancel", "unload")
+    parts = (listing, choice, precision, attention, context, keep, token, load, cancel, unload)
+    return dict(zip(names, parts, strict=True), message=message)
+
+
+def layout(picker: dict[str, Any]) -> ModelPanel:
+    """Place what the Settings tab shows of the model. Call inside the tab."""
+    gr.Markdown("### Model\nHow it runs, and why.")
     memory = gr.HTML(elem_id="memory")
     facts = gr.HTML(elem_id="facts")
     with gr.Accordion("Configuration", open=False):
         card = gr.HTML(elem_id="card")
-    return ModelPanel(
-        choice, precision, attention, context, keep, token, load, cancel, unload, message, memory, facts, card
-    )
+    return ModelPanel(**picker, memory=memory, facts=facts, card=card)
 
 
 def wire(panel: ModelPanel, control: ModelControl, access: Access, timer: gr.Timer) -> None:
@@ -112,9 +180,9 @@ def wire(panel: ModelPanel, control: ModelControl, access: Access, timer: gr.Tim
         token: str | None,
     ) -> tuple[Any, Any]:
         def begin() -> None:
-            if not model:
+            if not (name := (model or "").strip()):
                 raise InvalidRequestError("Choose a model first.")
-            control.select(load_options(model, precision, attention, context, keep))
+            control.select(load_options(name, precision, attention, context, keep))
 
         return guarded(visit, begin, token, f"Loading {model}. The present model answers until it is ready.")
 

@@ -1,4 +1,4 @@
-"""The sampling part of the Settings tab: this visitor's own parameters, kept in the browser."""
+"""The sampling panel beside Chat and Completion: this visitor's own parameters, kept in the browser."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from granite_demo.errors import InvalidRequestError
 from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.sampling_params import MAX_STOP_LENGTH, MAX_STOP_STRINGS, SamplingParams
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
-from granite_demo.ui.html import note_html
+from granite_demo.ui.html import note_html, panel_head
 
 STORAGE_KEY = "granite-demo-settings"
 KEEP_SETTINGS_JS = (
@@ -29,7 +29,7 @@ DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, "", "")
 
 @dataclass(frozen=True, slots=True)
 class Preferences:
-    """The tab's components. ``components`` are the arguments of ``to_sampling``, in order."""
+    """The panel's components. ``components`` are the arguments of ``to_sampling``, in order."""
 
     components: list[Any]
     reset: gr.Button
@@ -73,7 +73,7 @@ def shown_values(status: ModelStatus) -> tuple[Any, ...]:
         return "", gr.Button(visible=False)
     values = f"temperature {own.temperature:g}, top-p {own.top_p:g}"
     values += f", up to {own.max_tokens:,} new tokens" if own.max_tokens else ""
-    return note_html(f"The makers of {status.title} use {values}."), gr.Button(visible=True)
+    return note_html(f"Recommended for {status.title}: {values}."), gr.Button(visible=True)
 
 
 def own_values(own: SamplingParams) -> list[Any]:
@@ -105,49 +105,31 @@ def _unescape(line: str) -> str:
 
 
 def layout() -> Preferences:
-    """Place the components. Call inside the tab."""
+    """Place the panel, beside the tabs."""
     temperature, top_p, top_k, min_p, penalty, max_tokens, seed, stop = DEFAULTS
-    gr.Markdown("### Sampling\nFor your answers only, kept in this browser.")
-    with gr.Row():
+    with gr.Column(elem_id="sampling", elem_classes="drawer"):
+        gr.HTML(panel_head("Sampling", "For your answers only, kept in this browser."), padding=False)
+        makers = gr.HTML(elem_id="makers", padding=False)
+        own = gr.Button("Use these values", elem_id="own-sampling", visible=False)
         components: list[Any] = [
-            gr.Slider(
-                0, 2, temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token (greedy)."
-            ),
+            gr.Slider(0, 2, temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token."),
             gr.Slider(0.01, 1, top_p, step=0.01, label="Top-p", info="Sample from the likeliest tokens of this total."),
-            gr.Slider(
-                0, 200, top_k, step=1, label="Top-k", info="Sample from this many of the likeliest tokens; 0 is all."
-            ),
-            gr.Slider(
-                0, 1, min_p, step=0.01, label="Min-p", info="Drop what is less likely than this share of the likeliest."
-            ),
-        ]
-    with gr.Row():
-        components += [
-            gr.Slider(0.8, 2, penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less; 1 is off."),
-            gr.Number(
-                max_tokens,
-                precision=0,
-                step=1,
-                label="Max new tokens",
-                info="An answer ends here at the latest, or where the context is full.",
-            ),
+            gr.Slider(0, 200, top_k, step=1, label="Top-k", info="Sample from this many likeliest tokens. 0: all."),
+            gr.Slider(0, 1, min_p, step=0.01, label="Min-p", info="Drop tokens below this share of the likeliest one."),
+            gr.Slider(0.8, 2, penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less. 1: off."),
+            gr.Number(max_tokens, precision=0, step=1, label="Max new tokens", elem_id="max-tokens"),
             # No gr.Number: an empty one becomes 0 as soon as it is shown.
-            gr.Textbox(seed, label="Seed", info="The same seed repeats a sampled answer; empty is random."),
+            gr.Textbox(seed, label="Seed", placeholder="random", info="The same seed repeats a sampled answer."),
+            gr.Textbox(
+                stop,
+                label="Stop strings",
+                lines=2,
+                elem_id="stop-strings",
+                info=f"One per line, up to {MAX_STOP_STRINGS}, {MAX_STOP_LENGTH} characters each. "
+                "Generation stops before a match. \\n is a line break.",
+            ),
         ]
-    components.append(
-        gr.Textbox(
-            stop,
-            label="Stop strings",
-            lines=2,
-            elem_id="stop-strings",
-            info=f"One a line, up to {MAX_STOP_STRINGS} of {MAX_STOP_LENGTH} characters. "
-            "The answer is cut before the first one. \\n is a line break.",
-        )
-    )
-    makers = gr.HTML(elem_id="makers", padding=False)
-    with gr.Row():
-        own = gr.Button("Use the model's own", size="sm", elem_id="own-sampling", visible=False)
-        reset = gr.Button("Reset to defaults", size="sm", elem_id="reset")
+        reset = gr.Button("Reset to defaults", elem_id="reset")
     return Preferences(components, reset, own, makers)
 
 

@@ -1,5 +1,6 @@
 """The page's theme, style sheets, scripts and logo."""
 
+import inspect
 import json
 from pathlib import Path
 
@@ -14,7 +15,10 @@ def assets_dir() -> Path:
 
 
 def load_theme() -> gr.Theme:
-    """The theme of ``assets/theme.json``. Its fonts are part of Gradio, so the page needs no other server."""
+    """The theme of ``assets/theme.json``. Most of its values are the tokens of ``assets/style.css``, light and dark.
+
+    Its fonts are part of Gradio, so the page needs no other server.
+    """
     look = json.loads((assets_dir() / "theme.json").read_text(encoding="utf-8"))
     primary = gr.themes.Color(**look["primary_hue"], name="primary")
     neutral = gr.themes.Color(**look["neutral_hue"], name="neutral")
@@ -28,13 +32,20 @@ def load_theme() -> gr.Theme:
     theme = gr.themes.Default(
         primary_hue=primary, secondary_hue=primary, neutral_hue=neutral, font=font, font_mono=mono
     )
-    return theme.set(**look["values"])
+    both = inspect.signature(theme.set).parameters
+    dark = {f"{name}_dark": value for name, value in look["values"].items() if f"{name}_dark" in both}
+    return theme.set(**look["values"], **dark)
 
 
-def style_paths() -> list[Path]:
-    """The style sheets beside the theme, the page's own first."""
+def look_files() -> dict[str, tuple[str, str]]:
+    """The files of the page's look, as content type and text: one style sheet and the script that runs first."""
     own = assets_dir() / "style.css"
-    return [own, *sorted(set(assets_dir().glob("*.css")) - {own})]
+    paths = [own, *sorted(set(assets_dir().glob("*.css")) - {own})]
+    style = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    return {
+        "page.css": ("text/css; charset=utf-8", style),
+        "page.js": ("text/javascript; charset=utf-8", script("assets/frame.js")),
+    }
 
 
 def script(name: str) -> str:

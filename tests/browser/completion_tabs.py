@@ -18,7 +18,8 @@ from granite_demo.ui.completion import fill as filling
 from granite_demo.ui.completion import precisions
 from granite_demo.ui.completion import score as scoring
 from granite_demo.ui.gradio_patches.files import uploads_of
-from granite_demo.ui.theme import load_theme, style_paths
+from granite_demo.ui.theme import load_theme
+from tests.browser.frame import add_look
 from tests.fakes import FakeBackend
 
 WORDS = ("The", " capital", " of", " France", " is", "\n", " <b>Rome", "</b>", "    ", "{{x}}", "<|end_of_text|>")
@@ -88,10 +89,9 @@ def build(backend: FakeBackend, access: Access) -> FastAPI:
     app = FastAPI()
     folder, uploaded = uploads_of(demo)
     credentials = Credentials("", ())
+    add_look(app)
     app.add_middleware(Guard, policy=Policy(), credentials=credentials, folder=folder, uploaded=uploaded)
-    mounted: Any = gr.mount_gradio_app(
-        app, demo, path="/", theme=load_theme(), css_paths=style_paths(), ssr_mode=False, run_history=False
-    )
+    mounted: Any = gr.mount_gradio_app(app, demo, path="/", theme=load_theme(), ssr_mode=False, run_history=False)
     route: Any = app.routes[-1]
     app.state.page = route.app
     return mounted  # type: ignore[no-any-return]

@@ -79,7 +79,7 @@ def build(backend: FakeBackend) -> gr.Blocks:
         math = [{"role": "assistant", "content": markdown.prepare(MATH)}]
         gr.Button("Math").click(lambda: math, None, [chatbot])
         gr.Button("Footnote").click(lambda: [{"role": "assistant", "content": NOTE}], None, [chatbot])
-        gauge, rays = context_meter.layout(), prompt_xray.layout()
+        gauge, rays = context_meter.layout(gr.HTML(elem_id="meter-bar")), prompt_xray.layout()
         pair = side_by_side.layout(backend, backend, Access())
         with gr.Accordion("Settings", open=False):
             preferences = settings.layout()

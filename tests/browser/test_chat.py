@@ -8,6 +8,7 @@ from playwright.sync_api import Locator, Page, expect
 from granite_demo.errors import EngineError
 from granite_demo.types.messages import Message
 from tests.browser.conftest import OpenPage, stored
+from tests.browser.frame import close_sheet, open_sheet
 from tests.fakes import FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -159,21 +160,15 @@ def test_a_deleted_conversation_is_gone_after_a_reload(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_an_example_is_sent(page: Page, fake: FakeBackend) -> None:
-    page.get_by_text("What is the capital of France?").click()
-    expect(answers(page)).to_contain_text("finished")
-    assert fake.requests[-1].messages[0].content == "What is the capital of France?"
-
-
-@pytest.mark.release
 def test_the_system_prompt_is_sent_and_kept(page: Page, fake: FakeBackend) -> None:
-    page.locator("#system button").first.click()
+    open_sheet(page, "system")
     page.locator("#system-prompt textarea").fill("Answer in French.")
+    close_sheet(page)
     send(page, "Hello")
     expect(answers(page)).to_contain_text("finished")
     assert fake.requests[-1].messages == (Message("system", "Answer in French."), Message("user", "Hello"))
     reload(page)
-    page.locator("#system button").first.click()
+    expect(page.locator("#chips")).to_contain_text("System prompt")
     expect(page.locator("#system-prompt textarea")).to_have_value("Answer in French.")
 
 

@@ -11,6 +11,7 @@ from granite_demo.types.events import ReasoningDelta, TextDelta, ToolCalled
 from granite_demo.types.messages import Switches, ToolCall
 from granite_demo.types.prompt_view import PromptPart, PromptView
 from tests.browser.conftest import OpenPage
+from tests.browser.frame import close_sheet, open_panel, open_sheet, open_tab
 from tests.browser.test_chat import answers, reload, send, wait_idle
 from tests.browser.test_conversation import END, settled
 from tests.fakes import READY, FakeBackend
@@ -121,7 +122,9 @@ def test_the_meter_shows_the_tokens_of_the_conversation(open_page: OpenPage, fak
     page.locator("#message textarea").press_sequentially("Hi")
     expect(page.locator(".meter")).to_contain_text("512 used")
     expect(page.locator(".meter")).to_contain_text("of 8,192")
-    page.get_by_text("Leave out the oldest messages to fit").click()
+    open_sheet(page, "overflow-sheet")
+    page.get_by_text("Leave out the oldest messages").click()
+    close_sheet(page)
     page.locator("#message textarea").press("Enter")
     settled(page)
     assert fake.requests[-1].overflow == "drop"
@@ -132,14 +135,14 @@ def test_the_prompt_is_shown_by_origin(page: Page, fake: FakeBackend) -> None:
     fake.view = VIEW
     send(page, "Why blue?")
     settled(page)
-    page.get_by_role("button", name="Prompt X-ray").click()
+    open_panel(page, "xray")
     page.get_by_role("button", name="Show the prompt").click()
     expect(page.locator(".xray").first).to_contain_text("Why blue?")
 
 
 @pytest.mark.release
 def test_two_settings_answer_side_by_side(page: Page, fake: FakeBackend) -> None:
-    page.get_by_role("button", name="Side by side").click()
+    open_panel(page, "compare")
     page.locator("#compare-question textarea").fill("Why?")
     page.locator("#compare-run").click()
     expect(page.locator("#compare")).to_contain_text("Hello world!")
@@ -154,16 +157,20 @@ def test_axe_finds_no_serious_violation(open_page: OpenPage, fake: FakeBackend, 
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), citations=True, documents=True, tools=True))
     fake.view = VIEW
     page = open_page(f"?__theme={theme}", viewport={"width": width, "height": 900})
-    expect(page.locator("#switches")).to_be_visible()
     assert faults(page) == [], "empty"
     call = ToolCalled(ToolCall("calculator", '{"expression": "1+1"}'))
     fake.script = [ReasoningDelta("Hm.", 2), TextDelta("**Blue**, `x`.\n\n```python\nx = 1\n```\n", 5), call, END]
     send(page, "Which colour?")
     settled(page)
     assert faults(page) == [], "a conversation"
-    for name in ("System prompt", "Documents", "Tools", "Prompt X-ray", "Side by side"):
-        page.get_by_role("button", name=name).first.click()
-    assert faults(page) == [], "panels"
+    for name in ("documents", "tools", "system", "switches"):
+        open_sheet(page, name)
+        assert faults(page) == [], name
+        close_sheet(page)
+    for name in ("sampling", "xray", "compare"):
+        open_panel(page, name)
+        assert faults(page) == [], name
+        page.locator(f"#{name} .close").click()
     for tab in ("Completion", "Settings"):
-        page.get_by_role("tab", name=tab).click()
+        open_tab(page, tab)
         assert faults(page) == [], tab

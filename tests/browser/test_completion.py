@@ -14,6 +14,7 @@ from granite_demo.types.events import Finish, FinishReason, StreamEvent, TextDel
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.prompt_view import PromptPart, PromptView
 from tests.browser.conftest import OpenPage
+from tests.browser.frame import open_panel
 from tests.browser.test_chat import wait_idle
 from tests.browser.test_comfort import faults
 from tests.fakes import READY, FakeBackend
@@ -74,11 +75,11 @@ def pick(page: Page, position: int, word: str) -> None:
 
 
 def set_temperature(page: Page, value: str) -> None:
-    page.get_by_role("tab", name="Settings").click()
+    open_panel(page, "sampling")
     page.get_by_label("number input for Temperature").fill(value)
     page.get_by_label("number input for Temperature").blur()
     page.wait_for_timeout(300)
-    opened(page)
+    page.locator("#sampling .close").click()
 
 
 def test_a_continuation_is_separate_until_it_is_accepted(page: Page, fake: FakeBackend) -> None:

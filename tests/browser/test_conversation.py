@@ -13,6 +13,7 @@ from granite_demo.chat.documents import read_document
 from granite_demo.types.events import Citation, Dropped, Finish, ReasoningDelta, TextDelta, Timings, ToolCalled, Usage
 from granite_demo.types.messages import Document, Message, Switches, ToolCall
 from tests.browser.conftest import OpenPage
+from tests.browser.frame import attach, close_sheet, open_sheet
 from tests.browser.test_chat import act, answers, reload, send
 from tests.fakes import READY, FakeBackend
 
@@ -151,6 +152,7 @@ def test_a_vote_is_kept(page: Page) -> None:
     reload(page)
     expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
     with page.expect_download() as waiting:
+        page.get_by_role("button", name="Import, export").click()
         page.get_by_role("button", name="Export ratings").click()
     saved = json.loads(Path(waiting.value.path()).read_text(encoding="utf-8"))
     assert saved == {"vote": "up", "prompt": "Hello", "answer": "Hello world!"}
@@ -181,15 +183,15 @@ def test_a_bundle_is_downloaded(page: Page, fake: FakeBackend) -> None:
 
 def open_tools(page: Page) -> None:
     """Open the panel, and wait until Gradio has built it. Text that is typed before would be lost."""
-    page.get_by_role("button", name="Tools").click()
-    page.get_by_label("Definitions").wait_for()
-    page.wait_for_timeout(500)
+    open_sheet(page, "tools")
+    page.get_by_label("Tools").wait_for()
 
 
 def use_examples(page: Page) -> None:
     open_tools(page)
     page.get_by_role("button", name="Use the examples").click()
-    expect(page.get_by_label("Definitions")).to_have_value(re.compile("calculator"))
+    expect(page.get_by_label("Tools")).to_have_value(re.compile("calculator"))
+    close_sheet(page)
 
 
 def test_a_tool_call_is_run_and_the_model_continues(page: Page, fake: FakeBackend) -> None:
@@ -231,10 +233,13 @@ def test_late_changes_of_tools_and_switches_are_sent_and_kept(open_page: OpenPag
     fake.state = replace(READY, switches=Switches(thinking=("off", "full"), tools=True))
     page = open_page()
     slow(page)
-    open_tools(page)
     page.locator("#message textarea").fill("Hello")
+    open_sheet(page, "switches")
     page.locator("#thinking").get_by_text("Full").click()
-    page.get_by_label("Definitions").fill('[{"name": "weather"}]')
+    close_sheet(page)
+    open_tools(page)
+    page.get_by_label("Tools").fill('[{"name": "weather"}]')
+    close_sheet(page)
     press_send(page)
     settled(page)
     send(page, "And?")
@@ -254,18 +259,9 @@ def test_a_malformed_call_is_marked(page: Page, fake: FakeBackend) -> None:
     settled(page)
 
 
-def open_documents(page: Page) -> None:
-    """Open the panel, and wait until Gradio has built it. Files that are chosen before would not be shown."""
-    page.get_by_role("button", name="Documents").click()
-    page.locator("#documents-add").wait_for()
-    page.wait_for_timeout(500)
-
-
 def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake: FakeBackend) -> None:
-    open_documents(page)
     file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"Grass is green. The sky is blue at noon."}
-    page.locator("input[type=file]:not(#library *)").first.set_input_files(file)  # type: ignore[arg-type]
-    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    attach(page, file)
     fake.script = [TextDelta("The sky is blue at noon.", 6), Citation("1", 0, 24), END]
     send(page, "Which colour is the sky?")
     settled(page)
@@ -280,34 +276,35 @@ def test_a_document_is_sent_and_its_citation_opens_the_passage(page: Page, fake:
     expect(page.locator("#sources mark, #sources .g0").first).to_be_visible()
 
 
-def test_only_the_models_switches_are_shown_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_only_the_models_switches_are_on_and_sent(open_page: OpenPage, fake: FakeBackend) -> None:
     switches = Switches(thinking=("off", "full"), citations=True, conflicts=(("thinking", "system"),))
     fake.state = replace(READY, switches=switches)
     page = open_page()
-    expect(page.locator("#switches")).to_contain_text("Thinking")
-    expect(page.locator("#switches")).not_to_contain_text("Originality")
+    open_sheet(page, "switches")
+    expect(page.get_by_label("Originality")).to_be_disabled()
     page.locator("#thinking").get_by_text("Full").click()
+    close_sheet(page)
+    expect(page.locator("#composer-menu [data-level]")).to_have_text("Full")
     send(page, "Hello")
     settled(page)
     assert fake.requests[-1].controls.thinking == "full"
-    page.locator("#system button").first.click()
+    open_sheet(page, "system")
     page.locator("#system-prompt textarea").press_sequentially("Be brief.")
     expect(page.locator("#thinking")).to_contain_text("ignores thinking when a system prompt is set")
     expect(page.locator("#thinking input").first).to_be_disabled()
 
 
 @pytest.mark.release
-def test_parts_that_the_model_does_not_read_are_hidden_or_have_a_note(open_page: OpenPage, fake: FakeBackend) -> None:
+def test_parts_that_the_model_does_not_read_are_off_with_the_reason(open_page: OpenPage, fake: FakeBackend) -> None:
     page = open_page()
-    open_documents(page)
     file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"The sky is blue."}
-    page.locator("input[type=file]:not(#library *)").first.set_input_files(file)  # type: ignore[arg-type]
-    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    attach(page, file)
     fake.state = replace(READY, model="another", switches=Switches())
-    expect(page.get_by_text("has no place for documents")).to_be_visible()
-    expect(page.get_by_role("button", name="Tools")).to_be_hidden()
-    page.get_by_role("button", name="New chat").click()
-    expect(page.locator("#documents .label-wrap")).to_be_hidden()
+    expect(page.locator("#documents-message")).to_contain_text("has no place for documents")
+    page.locator("#composer-menu .plus").click()
+    for name in ("Add files", "Paste a text", "Tools"):
+        expect(page.locator("#plus-menu .row").filter(has_text=name)).to_have_attribute("aria-disabled", "true")
+    expect(page.locator("#plus-menu")).to_contain_text("has no place for tools")
 
 
 @pytest.mark.release
@@ -411,7 +408,6 @@ def test_a_file_that_is_read_slowly_does_not_undo_a_message(
     monkeypatch.setattr("granite_demo.ui.chat.documents.read_document", slowly)
     send(page, "First")
     settled(page)
-    open_documents(page)
     file = {"name": "sky.txt", "mimeType": "text/plain", "buffer": b"The sky is blue."}
     page.locator("input[type=file]:not(#library *)").first.set_input_files(file)  # type: ignore[arg-type]
     send(page, "Second")

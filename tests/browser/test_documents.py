@@ -11,7 +11,6 @@ from granite_demo.chat.conversation import load
 from granite_demo.ui.chat import documents
 from granite_demo.ui.chat.sources import grounding_html
 from granite_demo.ui.gradio_patches.files import uploads_of
-from granite_demo.ui.theme import assets_dir
 from tests.browser.conftest import NewContext
 
 pytestmark = pytest.mark.browser
@@ -33,7 +32,6 @@ def url() -> Iterator[str]:
         ssr_mode=False,
         share=False,
         max_file_size="10mb",
-        css_paths=[assets_dir() / "grounding.css"],
         server_name="127.0.0.1",
     )
     yield address
@@ -42,10 +40,9 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def page(new_context: NewContext, url: str) -> Page:
-    """Return the page with the width of a telephone and with the panel open."""
+    """Return the page with the width of a telephone."""
     page = new_context(viewport={"width": 390, "height": 844}).new_page()
     page.goto(url)
-    page.get_by_role("button", name="Documents").click()
     return page
 
 
@@ -55,22 +52,15 @@ def upload(page: Page, *paths: Path) -> None:
     chooser.value.set_files(paths)
 
 
-def test_files_and_text_are_added_and_one_is_removed(page: Page, tmp_path: Path) -> None:
+def test_files_and_text_are_added(page: Page, tmp_path: Path) -> None:
     for name, text in (("zebra.txt", "Lions sleep. The zebra ran away."), ("ages.csv", "name,age\nAnna,30\n")):
         (tmp_path / name).write_text(text)
     upload(page, tmp_path / "zebra.txt", tmp_path / "ages.csv")
-    expect(page.locator("#documents-message")).to_contain_text("Added 2 documents.")
-    expect(page.get_by_role("button", name="Documents (2)")).to_be_visible()
+    expect(page.locator("#holder")).to_contain_text("ages.csv")
     page.get_by_label("Title").fill("Notes")
     page.get_by_label("Text", exact=True).fill("Pasted words.")
     page.get_by_role("button", name="Add the text").click()
-    expect(page.get_by_role("button", name="Documents (3)")).to_be_visible()
     expect(page.get_by_label("Text", exact=True)).to_have_value("")
-    page.get_by_label("2. ages.csv · 21 characters").check()
-    page.get_by_role("button", name="Remove the ticked ones").click()
-    expect(page.get_by_role("button", name="Documents (2)")).to_be_visible()
-    expect(page.locator("#documents-list")).not_to_contain_text("ages.csv")
-    expect(page.get_by_label("2. Notes · 13 characters")).not_to_be_checked()
     expect(page.locator("#holder")).to_contain_text("Pasted words.")
     expect(page.locator("#view mark.lexical")).to_have_text("The zebra ran away.[1]")
     expect(page.locator("#view .source mark.g0")).to_have_text("The zebra ran away.")
@@ -83,16 +73,15 @@ def test_a_damaged_file_is_an_error_and_the_valid_one_is_added(page: Page, tmp_p
     (tmp_path / "good.md").write_text("fine")
     upload(page, tmp_path / "bad.pdf", tmp_path / "good.md")
     expect(page.locator("#documents-message .error")).to_contain_text("bad.pdf is not a PDF")
-    expect(page.locator("#documents-message .note")).to_contain_text("Added 1 document.")
-    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    expect(page.locator("#holder")).to_contain_text("good.md")
     # The same file again: the browser sends an event although the name is the same.
     upload(page, tmp_path / "good.md")
-    expect(page.get_by_label("2. good.md (2) · 4 characters")).to_be_visible()
+    expect(page.locator("#holder")).to_contain_text("good.md (2)")
 
 
 def test_uploaded_files_do_not_stay_on_the_server(page: Page, tmp_path: Path) -> None:
     (tmp_path / "canary-file.txt").write_text("canary 5713")
     upload(page, tmp_path / "canary-file.txt")
-    expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
+    expect(page.locator("#holder")).to_contain_text("canary-file.txt")
     cache, _ = uploads_of(gr.Blocks(analytics_enabled=False))
     assert list(cache.rglob("canary-file.txt")) == []

@@ -20,8 +20,9 @@ from granite_demo.chat import conversation as conversations
 from granite_demo.chat import export
 from granite_demo.server.run import address, bind
 from granite_demo.ui import conversation_list
-from granite_demo.ui.theme import load_theme, style_paths
+from granite_demo.ui.theme import load_theme
 from tests.browser.conftest import NewContext, stored
+from tests.browser.frame import add_look
 
 pytestmark = pytest.mark.browser
 
@@ -55,8 +56,8 @@ def build() -> FastAPI:
         listed.clear(lambda: show({}), None, [holder, shown], queue=False)
         conversation_list.wire(listed, holder)
     app = FastAPI()
-    styles: list[str | Path] = [*style_paths()]
-    gr.mount_gradio_app(app, demo, path="/", theme=load_theme(), css_paths=styles, ssr_mode=False, run_history=False)
+    add_look(app)
+    gr.mount_gradio_app(app, demo, path="/", theme=load_theme(), ssr_mode=False, run_history=False)
     return app
 
 
@@ -329,6 +330,7 @@ def test_export_all_and_import_in_another_browser(page: Page, new_context: NewCo
         speak(page, text)
         new(page)
     with page.expect_download() as download:
+        page.get_by_role("button", name="Import, export").click()
         page.get_by_role("button", name="Export all").click()
     other = visit(new_context(), url)
     bring(other, ("all.json", download.value.path().read_text(encoding="utf-8")))
@@ -420,15 +422,10 @@ def test_layout_and_accessibility_of_the_list(new_context: NewContext, url: str,
         page.locator("#say textarea").press("Enter")
         expect(page.locator("#shown textarea")).to_have_value(holds("You said"))
         page.evaluate("window.graniteDemo.refresh()")
-    if width == 390:
-        expect(page.get_by_role("button", name="New chat")).not_to_be_visible()
-        page.get_by_role("button", name="Toggle Sidebar").click()
     page.get_by_role("button", name="More for").first.click()
     expect(page.get_by_role("button", name="Export Markdown")).to_be_in_viewport()
-    page.wait_for_timeout(400)  # until the sidebar is open
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     found = Axe().run(page, context="#library").response["violations"]
     assert [(item["id"], item["nodes"][0]["html"]) for item in found] == []
     titles(page).first.click()
     expect(page.locator("#shown textarea")).to_have_value(holds("You said"))
-    expect(page.get_by_role("button", name="New chat")).to_be_visible(visible=width > 390)

@@ -11,19 +11,25 @@ from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import MemoryUse, ModelStatus
+from tests.browser.frame import open_tab
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
 
 
 def choose(page: Page, model: str, precision: str = "Automatic") -> None:
-    page.get_by_role("tab", name="Settings").click()
-    page.get_by_label("Model", exact=True).click()
-    page.get_by_role("option", name=model).click()
+    open_picker(page)
     if precision != "Automatic":
-        page.get_by_label("Precision").click()
+        page.get_by_role("button", name="How to load it").click()
+        page.get_by_label("Precision").first.click()
         page.get_by_role("option", name=precision).click()
-    page.get_by_role("button", name="Load", exact=True).click()
+    page.locator("#model-list .model", has_text=model).click()
+    page.locator("#model-list .ask:visible [data-yes]").click()
+
+
+def open_picker(page: Page) -> None:
+    page.locator("#model-status .status").click()
+    page.locator("#picker").wait_for()
 
 
 def test_a_model_is_chosen_and_its_progress_moves(page: Page, fake: FakeBackend) -> None:
@@ -38,10 +44,12 @@ def test_a_model_is_chosen_and_its_progress_moves(page: Page, fake: FakeBackend)
     card = (("Layers", "40", "each with attention"),)
     fake.state = ModelStatus("two", "ready", 1.0, title="Model two", memory=memory, card=card)
     expect(page.locator("#model-status")).to_contain_text("Model two")
-    expect(page.locator("#memory")).to_contain_text("weights 1.0 GB")
     expect(page.get_by_role("button", name="Cancel the load")).to_be_hidden()
+    page.keyboard.press("Escape")
+    open_tab(page, "Settings")
     page.get_by_role("button", name="Configuration").click()
     expect(page.locator("#card")).to_contain_text("Layers")
+    expect(page.locator("#memory")).to_contain_text("weights 1.0 GB")
 
 
 @pytest.mark.release
@@ -72,15 +80,26 @@ def test_a_failure_is_shown_and_the_old_model_answers(page: Page, fake: FakeBack
 
 @pytest.mark.release
 def test_a_load_without_a_choice_has_a_note(page: Page, fake: FakeBackend) -> None:
-    page.get_by_role("tab", name="Settings").click()
+    open_picker(page)
     page.get_by_role("button", name="Load", exact=True).click()
     expect(page.locator("#load-message .error")).to_contain_text("Choose a model first")
     assert fake.selected == []
 
 
+def test_a_path_can_be_typed_and_the_list_follows_the_search(page: Page, fake: FakeBackend) -> None:
+    open_picker(page)
+    page.locator("#model-choice input, #model-choice textarea").fill("two")
+    expect(page.locator("#model-list .model:visible")).to_have_count(1)
+    page.locator("#model-choice input, #model-choice textarea").fill("/models/mine.gguf")
+    expect(page.locator("#model-list .none")).to_be_visible()
+    page.keyboard.press("Enter")
+    expect(page.locator("#load-message")).to_contain_text("Loading /models/mine.gguf")
+    assert fake.selected == [LoadOptions("/models/mine.gguf")]
+
+
 @pytest.mark.release
 def test_a_model_is_unloaded(page: Page, fake: FakeBackend) -> None:
-    page.get_by_role("tab", name="Settings").click()
+    open_picker(page)
     page.get_by_role("button", name="Unload").click()
     assert fake.unloaded.wait(2)
 

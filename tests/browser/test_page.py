@@ -7,18 +7,15 @@ from playwright.sync_api import Page, expect
 
 from granite_demo.types.model_status import ModelStatus
 from tests.browser.conftest import OpenPage
+from tests.browser.frame import open_panel, open_tab
 from tests.browser.test_chat import answers, reload, send
 from tests.fakes import READY, FakeBackend
 
 pytestmark = pytest.mark.browser
 
 
-def open_tab(page: Page, name: str) -> None:
-    page.get_by_role("tab", name=name).click()
-
-
 def test_settings_have_an_effect_and_are_kept_after_a_reload(page: Page, fake: FakeBackend) -> None:
-    open_tab(page, "Settings")
+    open_panel(page, "sampling")
     page.get_by_label("number input for Temperature").fill("0.7")
     page.get_by_label("Max new tokens").fill("2")
     page.get_by_label("Seed").press_sequentially("42")
@@ -26,7 +23,6 @@ def test_settings_have_an_effect_and_are_kept_after_a_reload(page: Page, fake: F
     page.locator("#stop-strings textarea").blur()
     page.wait_for_timeout(500)
     for count in (1, 2):
-        open_tab(page, "Chat")
         send(page, "Hello")
         expect(answers(page)).to_have_count(count)
         expect(answers(page).last).to_contain_text("cut at the token limit (length) · seed 42")
@@ -36,7 +32,7 @@ def test_settings_have_an_effect_and_are_kept_after_a_reload(page: Page, fake: F
         reload(page)
         page.locator("#message textarea").wait_for()
         expect(answers(page)).to_have_count(count)
-        open_tab(page, "Settings")
+        open_panel(page, "sampling")
         expect(page.get_by_label("number input for Temperature")).to_have_value("0.7")
     page.get_by_role("button", name="Reset to defaults").click()
     expect(page.get_by_label("number input for Temperature")).to_have_value("0")
@@ -63,7 +59,7 @@ def test_an_idle_page_requests_only_the_status_of_the_model(page: Page) -> None:
 @pytest.mark.release
 def test_each_visitor_has_separate_settings(open_page: OpenPage, fake: FakeBackend) -> None:
     one, two = open_page(), open_page()
-    open_tab(one, "Settings")
+    open_panel(one, "sampling")
     one.get_by_label("number input for Temperature").fill("1.5")
     one.get_by_label("number input for Temperature").blur()
     one.wait_for_timeout(300)
@@ -86,10 +82,9 @@ def test_invalid_stored_settings_are_ignored(page: Page, fake: FakeBackend, kept
 
 @pytest.mark.release
 def test_an_invalid_stop_string_is_an_error_in_the_chat(page: Page, fake: FakeBackend) -> None:
-    open_tab(page, "Settings")
+    open_panel(page, "sampling")
     page.locator("#stop-strings textarea").fill("a\nb\nc\nd\ne")
     page.locator("#stop-strings textarea").blur()
-    open_tab(page, "Chat")
     send(page, "Hello")
     expect(page.locator("#chatbot .error")).to_contain_text("At most 4 stop strings")
     assert fake.requests == []

@@ -14,8 +14,9 @@ from granite_demo.errors import ContextOverflowError
 from granite_demo.server.run import running
 from granite_demo.types.messages import Controls, Message
 from granite_demo.types.prompt_view import PromptPart
-from granite_demo.ui.theme import assets_dir, load_theme
+from granite_demo.ui.theme import load_theme
 from tests.browser.conftest import NewContext
+from tests.browser.frame import add_look
 from tests.browser.panels_page import THINKS, VIEW, build, script
 from tests.fakes import FakeBackend
 
@@ -26,8 +27,8 @@ pytestmark = pytest.mark.browser
 def panels_server() -> Iterator[tuple[FakeBackend, str]]:
     backend = FakeBackend()
     app = FastAPI()
-    css = [assets_dir() / name for name in ("style.css", "panels.css")]
-    mounted: Any = gr.mount_gradio_app(app, build(backend), path="/", theme=load_theme(), css_paths=css, ssr_mode=False)
+    add_look(app)
+    mounted: Any = gr.mount_gradio_app(app, build(backend), path="/", theme=load_theme(), ssr_mode=False)
     route: Any = app.routes[-1]
     app.state.page = route.app
     with running(mounted, backend) as url:
@@ -54,10 +55,6 @@ def visit(page: Page, url: str) -> None:
     page.goto(url)
     page.locator("#message textarea").wait_for()
     page.locator("#chatbot .bot.message").first.wait_for()
-
-
-def open_panel(page: Page, name: str) -> None:
-    page.locator(f"#{name} button").first.click()
 
 
 @pytest.mark.release
@@ -89,7 +86,6 @@ def test_the_choice_for_an_overflow_changes_the_meter(panels: Page, fake: FakeBa
 
 
 def test_the_x_ray_shows_tokens_ids_and_what_changed(panels: Page, fake: FakeBackend) -> None:
-    open_panel(panels, "xray")
     panels.locator("#message textarea").fill("Hi")
     panels.locator("#xray-show").click()
     view = panels.locator("#xray-view")
@@ -112,11 +108,10 @@ def test_the_x_ray_shows_tokens_ids_and_what_changed(panels: Page, fake: FakeBac
 
 def test_side_by_side_streams_both_answers_and_shows_the_difference(panels: Page, fake: FakeBackend) -> None:
     fake.script, fake.delay = script(8, thoughts=4), 0.3
-    open_panel(panels, "compare")
     panels.locator("#compare-question textarea").fill("Why?")
-    panels.get_by_label("Thinking of B").click()
+    panels.get_by_label("Thinking").last.click()
     panels.get_by_role("option", name="full").click()
-    panels.get_by_label("Seed of B").fill("7")
+    panels.locator("#compare-b").get_by_label("Seed").fill("7")
     panels.locator("#compare-run").click()
     expect(panels.locator("#answer-a")).to_contain_text("word1")
     expect(panels.locator("#answer-b")).to_contain_text("word1")
@@ -134,7 +129,6 @@ def test_side_by_side_streams_both_answers_and_shows_the_difference(panels: Page
 @pytest.mark.release
 def test_side_by_side_stops_both(panels: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
-    open_panel(panels, "compare")
     panels.locator("#compare-question textarea").fill("Why?")
     panels.locator("#compare-run").click()
     expect(panels.locator("#answer-b")).to_contain_text("word word")
@@ -240,7 +234,7 @@ def test_accessibility_of_the_panels(
     fill_panels(panels, fake)
     panels.mouse.move(0, 0)
     panels.wait_for_timeout(300)
-    found = Axe().run(panels, context={"include": [["#meter"], ["#xray"], ["#compare"], ["#message"], ["#said"]]})
+    found = Axe().run(panels, context={"include": [["#meter-bar"], ["#xray"], ["#compare"], ["#message"], ["#said"]]})
     bad = [fault for fault in found.response["violations"] if fault["impact"] in ("serious", "critical")]
     assert [(fault["id"], [node["target"] for node in fault["nodes"]]) for fault in bad] == []
     assert panels.evaluate("document.documentElement.scrollWidth") <= width
@@ -250,7 +244,6 @@ def fill_panels(page: Page, fake: FakeBackend) -> None:
     """Open each panel with some content."""
     fake.script = script(30, thoughts=4)
     page.locator("#message textarea").fill("Hi")
-    open_panel(page, "xray")
     page.locator("#xray-show").click()
     expect(page.locator("#xray-view b")).to_have_count(9)
     fake.view = replace(
@@ -258,7 +251,6 @@ def fill_panels(page: Page, fake: FakeBackend) -> None:
     )
     page.locator("#xray-show").click()
     expect(page.locator("#xray-difference ins")).to_be_visible()
-    open_panel(page, "compare")
     page.locator("#compare-question textarea").fill("Why?")
     page.locator("#compare-run").click()
     expect(page.locator("#compare-difference")).to_contain_text("The answers")

@@ -111,5 +111,6 @@ def test_stop_ends_the_request_on_the_server(page: Page, server: FakeServer) -> 
 def test_the_settings_list_the_models_of_the_server_and_reject_its_options(page: Page, server: FakeServer) -> None:
     page.get_by_role("tab", name="Settings").click()
     expect(page.locator("#facts")).to_contain_text("the model runs on that server")
+    page.locator("#model-status .status").click()
     page.locator("#unload").click()
     expect(page.locator("#load-message")).to_contain_text("belongs to another server")

@@ -9,6 +9,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from granite_demo.backends.model_manager import ReadyModel
+from tests.browser.frame import open_panel
 from tests.browser.test_chat import act, answers, reload, send
 from tests.sample_server import serving
 
@@ -57,7 +58,7 @@ def test_a_complete_conversation_with_the_sample(page: Page) -> None:
     page.locator("#editor-save").click()
     expect(answers(page)).to_contain_text("Japan")
     settled(page)
-    page.get_by_role("button", name="Prompt X-ray").click()
+    open_panel(page, "xray")
     page.get_by_role("button", name="Show the prompt").click()
     expect(page.locator("#xray-view")).to_contain_text("<|im_start|>")
     expect(page.locator("#xray-view")).to_contain_text("Japan")

@@ -6,7 +6,13 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.load_options import LoadOptions
-from granite_demo.ui.models import PRECISION_OPTIONS, load_options
+from granite_demo.types.model_status import ModelChoice
+from granite_demo.ui.models import FIXED, PRECISION_OPTIONS, load_options, models_html, offered
+from tests.fakes import READY
+
+SMALL = ModelChoice("small", "Granite · small", "Small", 7 * 10**8, False, "fits")
+LARGE = ModelChoice("large", "Granite · large", "Large <b>", 6 * 10**10, False, "does not fit", "It needs 60 GB.")
+HERE = ModelChoice("fake", "Granite · fake", "Fake", 2 * 10**9, True, "tight")
 
 
 @pytest.mark.parametrize(
@@ -45,3 +51,34 @@ def test_a_copy_is_kept_only_for_a_true_tick() -> None:
 def test_values_the_page_does_not_offer_are_refused(precision: str, attention: str, context: Any) -> None:
     with pytest.raises(InvalidRequestError):
         load_options("m", precision, attention, context)
+
+
+def test_the_models_are_in_groups_by_place() -> None:
+    other = ModelChoice("other", "Granite · other", "Other", 3 * 10**9, True, "fits")
+    listed = models_html((LARGE, SMALL, other, HERE), READY)
+    order = [
+        listed.index(text)
+        for text in ("Loaded", ">Fake<", "On this disk", ">Other<", "To download", ">Small<", "Large")
+    ]
+    assert order == sorted(order)
+    assert "Large &lt;b&gt;" in listed
+
+
+def test_only_a_download_has_a_question_with_its_size() -> None:
+    listed = models_html((LARGE, SMALL, HERE), READY)
+    assert listed.count('class="ask"') == 1
+    assert "Download 0.7 GB and load it?" in listed
+
+
+def test_what_does_not_fit_is_off_with_the_reason() -> None:
+    listed = models_html((LARGE,), READY)
+    assert 'aria-disabled="true"' in listed
+    assert "does not fit" in listed
+    assert "It needs 60 GB." in listed
+    assert FIXED in models_html((), READY)
+
+
+def test_the_offer_is_a_model_that_fits_and_one_on_this_disk_first() -> None:
+    assert offered((LARGE, SMALL)) == SMALL
+    assert offered((LARGE, SMALL, HERE)) == HERE
+    assert offered((LARGE,)) is None

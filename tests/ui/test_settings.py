@@ -81,7 +81,7 @@ def test_too_many_stop_strings_have_an_error() -> None:
 def test_what_the_makers_of_the_model_use_is_shown_and_can_be_taken() -> None:
     own = SamplingParams(temperature=1.0, top_p=0.95, max_tokens=8192)
     words, button = shown_values(replace(READY, sampling=own))
-    assert "The makers of Fake model use temperature 1, top-p 0.95, up to 8,192 new tokens." in words
+    assert "Recommended for Fake model: temperature 1, top-p 0.95, up to 8,192 new tokens." in words
     assert button.visible
     *values, seed, stop = own_values(own)
     assert to_sampling(*(*values, "", "")) == own

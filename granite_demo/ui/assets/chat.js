@@ -36,8 +36,12 @@ document.addEventListener("click", async (event) => {
   try {
     await navigator.clipboard.writeText(window.graniteDemo?.current()?.turns?.[id]?.content ?? "");
     button.textContent = "Copied";
+    button.classList.add("done");
   } catch {
     button.textContent = "The browser refuses";
   }
-  setTimeout(() => (button.textContent = "Copy"), 1500);
+  setTimeout(() => {
+    button.textContent = "Copy";
+    button.classList.remove("done");
+  }, 1500);
 });

@@ -1,7 +1,7 @@
 /* The storage of conversations, which is this browser's IndexedDB, shared by its tabs, and their files.
    The second part of one script, see conversation_list.py. A gr.HTML supplies `element`, `trigger` and `server`. */
 
-const STORE = "conversations", OPEN = "granite-demo-open", SIDEBAR = "granite-demo-sidebar";
+const STORE = "conversations", OPEN = "granite-demo-open";
 const MAX_FILE = 20e6;
 const TITLE_LENGTH = 60;  // as conversations.TITLE_LENGTH
 const NO_STORAGE = "This browser keeps nothing for this page (a private window?). Export what you want to keep.";

@@ -150,8 +150,12 @@
     }
     // Gradio uses the markup of a message's buttons and notes as its name.
     for (const part of document.querySelectorAll('#chatbot [aria-label*="message: <div"]')) part.removeAttribute("aria-label");
-    // Gradio gives its examples the role of a list, but they are buttons.
-    one('#chatbot .examples[role="list"]')?.removeAttribute("role");
+    // The head of a block of code shows its language; long lines scroll with the keyboard, too.
+    for (const block of document.querySelectorAll("#chatbot .code_wrap:not([data-language])")) {
+      const found = block.querySelector("code")?.className.match(/language-([\w+#-]+)/);
+      block.dataset.language = found?.[1] ?? "text";
+      block.querySelector("pre")?.setAttribute("tabindex", "0");
+    }
   }
 
   function tellProgress() {

@@ -23,7 +23,8 @@ from granite_demo.ui.streaming import own
 METER_SECONDS = 0.5
 """Each measurement starts with this pause, and Gradio runs one at a time: two a second for each visitor."""
 
-OVERFLOW_CHOICES = [("Refuse what does not fit", "refuse"), ("Leave out the oldest messages to fit", "drop")]
+OVERFLOW_TITLE = "When the chat gets too long"
+OVERFLOW_CHOICES = [("Stop and tell me", "refuse"), ("Leave out the oldest messages", "drop")]
 
 CHOOSE_JS = "(value, overflow) => [{ ...value, overflow }]"
 """In the browser alone: the server sends turns back, and nothing else of a conversation."""
@@ -56,7 +57,7 @@ def reserve(view: PromptView, max_tokens: int | None) -> int:
 
 
 def meter_html(view: PromptView | None, reserved: int) -> str:
-    """A bar with the used, reserved and free tokens, and the same in words; empty without a view."""
+    """A thin bar of the used and reserved tokens, which opens the same in words; empty without a view."""
     if view is None:
         return ""
     whole = max(view.context_length, 1)
@@ -67,12 +68,22 @@ def meter_html(view: PromptView | None, reserved: int) -> str:
         if not over
         else f"{view.tokens:,} used of {view.context_length:,}"
     )
-    shares = (("used", min(view.tokens, whole)), ("reserved", reserved), ("free", free))
+    shares = (("used", min(view.tokens, whole)), ("reserved", reserved))
     bar = "".join(f'<i class="{kind}" style="width:{100 * size / whole:.2f}%"></i>' for kind, size in shares if size)
+    warning = _warning(view, over)
+    percent = f"{min(100 * view.tokens / whole, 100):.0f} % of {_short(view.context_length)}"
     return (
-        f'<div class="meter{" over" if over or view.dropped else ""}"><div class="meter-bar" aria-hidden="true">'
-        f'{bar}</div><div class="meter-words">{html.escape(words)}{_warning(view, over)}</div></div>'
+        f'<div class="meter{" over" if warning else ""}">'
+        f'<button type="button" class="pill quiet" popovertarget="meter-detail" title="Context in use">'
+        f'<span class="meter-line" aria-hidden="true">{bar}</span><span>{percent}</span></button>'
+        f'<div id="meter-detail" class="menu" popover><b>Context</b><div class="meter-words">{html.escape(words)}</div>'
+        f"</div>{warning}</div>"
     )
+
+
+def _short(tokens: int) -> str:
+    """A context length as people say it: 128K for 131,072."""
+    return f"{tokens / 1024:.0f}K" if tokens >= 10_000 and tokens % 1024 == 0 else f"{tokens:,}"
 
 
 def _warning(view: PromptView, over: bool) -> str:
@@ -83,7 +94,7 @@ def _warning(view: PromptView, over: bool) -> str:
         text = f"To fit the context, the {oldest} will be left out."
     else:
         return ""
-    return f' <strong class="meter-warning">{text}</strong>'
+    return f'<strong class="meter-warning">{text}</strong>'
 
 
 async def measure(backend: Backend, conversation: Conversation, text: str, settings: Sequence[Any]) -> str:
@@ -111,17 +122,10 @@ async def measure_now(backend: Backend, conversation: Conversation, settings: Se
         return gr.skip()
 
 
-def layout() -> Meter:
-    """Place the components, near the message box."""
-    with gr.Column(elem_id="meter", min_width=0):
-        bar = gr.HTML(elem_id="meter-bar")
-        overflow = gr.Radio(
-            OVERFLOW_CHOICES,
-            value="refuse",
-            label="When the conversation does not fit the context",
-            elem_id="overflow",
-            container=False,
-        )
+def layout(bar: gr.HTML) -> Meter:
+    """Place the choice, in a sheet that the composer's menu opens; ``bar`` is inside the composer."""
+    with gr.Column(elem_id="overflow-sheet", elem_classes="sheet"):
+        overflow = gr.Radio(OVERFLOW_CHOICES, value="refuse", label=OVERFLOW_TITLE, elem_id="overflow")
     return Meter(bar, overflow)
 
 

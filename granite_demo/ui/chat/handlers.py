@@ -17,7 +17,17 @@ from granite_demo.chat.tools import parse_tools
 from granite_demo.errors import GraniteDemoError, InvalidRequestError
 from granite_demo.types.events import Citation
 from granite_demo.types.model_status import ModelStatus
-from granite_demo.ui.chat import context_meter, documents, prompt_xray, side_by_side, template_switches, tools
+from granite_demo.ui.chat import (
+    composer,
+    context_meter,
+    documents,
+    empty_state,
+    prompt_xray,
+    side_by_side,
+    template_switches,
+    tools,
+)
+from granite_demo.ui.chat.composer import REMOVE_DOCUMENT_JS
 from granite_demo.ui.chat.respond import respond
 from granite_demo.ui.chat.sources import as_sent, grounding_html, listed_of
 from granite_demo.ui.chat.tab import ChatTab, attachments, message_box, panel_values, screen_values
@@ -25,6 +35,7 @@ from granite_demo.ui.conversation_list import SHOWN_JS
 from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow, forgiving
 from granite_demo.ui.html import note_html
+from granite_demo.ui.models import offered
 from granite_demo.ui.settings import Preferences
 from granite_demo.ui.streaming import StreamingPanel, Update, Visit, Visitors, own, session
 
@@ -70,11 +81,12 @@ def wire(
     # In the browser alone, at every letter. The event ``input`` of Gradio 6.31 does not fire for a pasted text.
     tab.system_prompt.change(None, [tab.holder, tab.system_prompt], [tab.holder], js=SYSTEM_JS, **DIRECT)
     tab.patch.change(None, [tab.holder, tab.patch], [tab.holder], js=PATCH_JS, **DIRECT)
+    tab.chips.delete(None, [tab.holder], [tab.holder], js=REMOVE_DOCUMENT_JS, **DIRECT)
     tab.holder.change(None, [tab.holder, tab.setup], [tab.setup], js=SETUP_JS, **DIRECT)
-    wire_showing(tab, backend, ready)
+    wire_showing(tab, backend, control, ready)
 
 
-def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
+def wire_showing(tab: ChatTab, backend: Backend, control: ModelControl, ready: list[Any]) -> None:
     """Events that only show a part of the conversation."""
 
     def attached(value: Any) -> tuple[Any, ...]:
@@ -83,13 +95,12 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
     def earlier(value: Any) -> tuple[Any, ...]:
         return screen_values(conversations.load(value), everything=True)
 
-    def sources(event: gr.EventData, value: Any) -> tuple[Any, ...]:
+    def sources(event: gr.EventData, value: Any) -> tuple[str]:
         conversation = conversations.load(value)
         turn = conversations.find(conversation, str(event.id))
         citations = [Citation(cited.document, cited.start, cited.end) for cited in turn.citations]
         texts = as_sent(turn, conversation.documents)
-        view = grounding_html(turn.content, texts, citations, listed_of(turn))
-        return gr.Accordion(visible=True, open=True), view
+        return (grounding_html(turn.content, texts, citations, listed_of(turn)),)
 
     def download(event: gr.EventData, value: Any) -> tuple[Any, ...]:
         turn_id = str(event.id)
@@ -99,9 +110,15 @@ def wire_showing(tab: ChatTab, backend: Backend, ready: list[Any]) -> None:
 
     panels = [*tab.documents.shown, *tab.tools.shown]
     holder = [tab.holder]
+
+    def model_shown() -> tuple[str, str]:
+        status = backend.status()
+        return composer.menu_html(status), empty_state.empty_html(status, offered(control.choices()))
+
+    follow(ready, model_shown, None, [tab.menu, tab.empty])
     follow(ready, forgiving(attached, len(panels)), [tab.setup], [*panels, tab.message])
     tab.earlier.click(forgiving(earlier, len(tab.screen)), holder, [*tab.screen, tab.message], js=SHOWN_JS, **DIRECT)
-    tab.acts.expand(forgiving(sources, 2), holder, [tab.sources, tab.grounding, tab.message], js=SHOWN_JS, **DIRECT)
+    tab.acts.expand(forgiving(sources, 1), holder, [tab.grounding, tab.message], js=SHOWN_JS, **DIRECT)
     asked = tab.acts.download(forgiving(download, 1), holder, [tab.download, tab.message], js=SHOWN_JS, **DIRECT)
     asked.then(None, [tab.download], [tab.download], js=DOWNLOAD_JS, **DIRECT)
 
@@ -128,7 +145,6 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> Str
         panel.start(name, [event], ask, inputs, trigger_mode="multiple")
 
     way("send", tab.textbox.submit, lambda chat, _, text: actions.send(chat, text), [tab.textbox], value="")
-    way("example", tab.chatbot.example_select, lambda chat, event: actions.send(chat, str(event.value["text"])))
     way("act", tab.acts.select, lambda chat, event: actions.act(chat, str(event.action), str(event.id), event.made))
     target = [tab.editor.target, tab.editor.box]
     way("edit", tab.editor.save.click, lambda chat, _, turn, text: actions.edit(chat, str(turn), text), target)

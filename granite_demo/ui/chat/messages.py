@@ -5,6 +5,7 @@ turn in its classes (``act retry t-ID``), for which ``ui/assets/chat.js`` listen
 """
 
 import html
+import re
 from itertools import accumulate, takewhile
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ _ANSWER_ACTS = (
     ("retry", "Retry"),
     ("branch", "Branch"),
     ("ground", "Sources"),
-    ("bundle", "Reproduce"),
+    ("bundle", "Save recipe"),
 )
 _TITLES = {
     "go": "Go on where this answer was cut",
@@ -48,6 +49,8 @@ _TITLES = {
     "ground": "See what in the documents supports this answer",
     "bundle": "Download all that is needed to make this answer again",
 }
+_STATS = re.compile(r"[\d,]+ tokens?|[\d.,]+ s to first token|[\d.,]+ tokens/s|finished \(stop\)|calls a tool|seed \d+")
+"""The parts of a note that are figures of an answer that ended well."""
 _LISTS = {"citations": "The model's list of its citations", "hallucinations": "What the model may have made up"}
 
 
@@ -78,7 +81,7 @@ def chat_messages(
     view = View(conversation, conversations.siblings(conversation), Footnotes(conversation.documents))
     messages = [message for turn in turns[hidden:] for message in turn_messages(view, turn)]
     if waits_for_answer(conversation) and not busy:
-        again = _button("retry", turns[-1].id, "Ask again", "This question has no answer yet")
+        again = _button("retry again", turns[-1].id, "Ask again", "This question has no answer yet")
         messages[-1]["content"][-1]["text"] += f'<div class="acts">{again}</div>'
     return messages, hidden
 
@@ -90,7 +93,7 @@ def turn_messages(view: View, turn: Turn) -> ChatHistory:
     if turn.role == "tool":
         return [_message("assistant", "", result_card(turn) + _acts(view, turn, _USER_ACTS))]
     text, foot = view.footnotes.of(turn)
-    return _answer(turn, text, foot, _acts(view, turn, _ANSWER_ACTS))
+    return _answer(turn, text, foot, _acts(view, turn, _ANSWER_ACTS, _split(turn)[1]))
 
 
 def growing_messages(turn: Turn) -> ChatHistory:
@@ -104,7 +107,8 @@ def _answer(turn: Turn, text: str, foot: str, acts: str, *, busy: bool = False) 
         f"<details><summary>{_LISTS[listed.kind]}</summary><pre>{html.escape(listed.text.strip())}</pre></details>"
         for listed in turn.appendices
     )
-    below = cards + foot + lists + (note_html(turn.note, turn.kind) if turn.note else "") + acts
+    note, _ = _split(turn, busy)
+    below = cards + foot + lists + (note_html(note, turn.kind) if note else "") + acts
     return [*_thinking(turn, busy), _message("assistant", _shown(text), below)]
 
 
@@ -112,6 +116,15 @@ def _shown(text: str) -> str:
     if len(text) > MAX_SHOWN:
         return f"{shown_text(text[:MAX_SHOWN])}\n\n… {len(text) - MAX_SHOWN:,} more characters. Copy takes all of them."
     return shown_text(text)
+
+
+def _split(turn: Turn, busy: bool = False) -> tuple[str, str]:
+    """The note of ``turn``: what a reader has to know, and the figures for those who ask for them."""
+    if busy or turn.kind == "error":
+        return turn.note, ""
+    parts = turn.note.split(" · ") if turn.note else []
+    stats = [part for part in parts if _STATS.fullmatch(part)]
+    return " · ".join(part for part in parts if part not in stats), " · ".join(stats)
 
 
 def _thinking(turn: Turn, busy: bool) -> ChatHistory:
@@ -133,7 +146,7 @@ def _message(role: str, text: str, below: str) -> dict[str, Any]:
     return {"role": role, "content": [{"type": "text", "text": part} for part in parts if part or part is text]}
 
 
-def _acts(view: View, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
+def _acts(view: View, turn: Turn, acts: tuple[tuple[str, str], ...], stats: str = "") -> str:
     conversation = view.conversation
     without = {"bundle"} if not turn.made else set[str]()
     without |= {"go"} if not actions.can_continue(conversation, turn) else set()
@@ -143,6 +156,10 @@ def _acts(view: View, turn: Turn, acts: tuple[tuple[str, str], ...]) -> str:
         for vote, title in (("up", "Good answer"), ("down", "Bad answer")):
             chosen = " chosen" if turn.vote == vote else ""
             buttons.append(_button(f"{vote}{chosen}", turn.id, "", title + (" (chosen)" if chosen else "")))
+    if stats:
+        name = "Speed and tokens"
+        summary = f'<summary title="{name}">{name}</summary>'
+        buttons.append(f'<details class="stats">{summary}{note_html(stats)}</details>')
     return f'<div class="acts">{_arrows(view, turn)}{"".join(buttons)}</div>'
 
 

@@ -16,7 +16,7 @@ from granite_demo.types.prompt_view import Origin, PromptPart, PromptView
 from granite_demo.ui.conversation_list import SHOWN_JS
 from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT
-from granite_demo.ui.html import note_html
+from granite_demo.ui.html import note_html, panel_head
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import own
 
@@ -195,11 +195,12 @@ class Xray:
 
 def layout() -> Xray:
     """Place the components."""
-    with gr.Accordion("Prompt X-ray", open=False, elem_id="xray"):
-        gr.Markdown(
+    with gr.Column(elem_id="xray", elem_classes="drawer"):
+        about = (
             "The exact prompt of what you are writing, or of your last message, with all that the chat template adds."
         )
-        show = gr.Button("Show the prompt", size="sm", elem_id="xray-show")
+        gr.HTML(panel_head("Prompt X-ray", about), padding=False)
+        show = gr.Button("Show the prompt", elem_id="xray-show")
         view = gr.HTML(elem_id="xray-view")
         difference = gr.HTML(elem_id="xray-difference")
         text = gr.Textbox(

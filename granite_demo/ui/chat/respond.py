@@ -130,5 +130,5 @@ def advice(request: GenerationRequest, answer: Answer) -> str:
     if finish is None or finish.reason != "length" or not answer.text:
         return ""
     if limit is not None and finish.usage.completion_tokens >= limit:
-        return "for more, raise Max new tokens in the Settings tab"
+        return "for more, raise Max new tokens in Sampling"
     return "the context is full: start a new conversation for more"

@@ -17,7 +17,7 @@ from granite_demo.types.model_status import BESIDE, ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from granite_demo.ui import markdown
-from granite_demo.ui.html import note_html
+from granite_demo.ui.html import note_html, panel_head
 from granite_demo.ui.models import PRECISION_OPTIONS, labelled, load_options
 from granite_demo.ui.settings import to_seed
 from granite_demo.ui.streaming import (
@@ -32,7 +32,7 @@ from granite_demo.ui.streaming import (
 )
 
 SIDE_NAMES = ("A", "B")
-AS_IT_IS = ("as the model has it", "")
+AS_IT_IS = ("Default", "")
 THE_LOADED = ("the loaded model", "")
 NO_THOUGHTS = "No thinking"
 SAME = 0.05
@@ -124,10 +124,11 @@ def to_request(
 
 def layout(backend: Backend, control: ModelControl, access: Access) -> SideBySideTab:
     """Place the components."""
-    with gr.Accordion("Side by side", open=False, elem_id="compare"):
-        gr.Markdown("One question under two settings. Nothing of it enters the conversation.")
+    with gr.Column(elem_id="compare", elem_classes="drawer"):
+        about = "One question under two settings. Nothing of it enters the conversation."
+        gr.HTML(panel_head("Side by side", about), padding=False)
         question = gr.Textbox(label="Question", lines=2, max_lines=8, elem_id="compare-question")
-        system = gr.Textbox(label="System prompt of both", lines=1, max_lines=6, elem_id="compare-system")
+        system = gr.Textbox(label="System prompt (both)", lines=1, max_lines=6, elem_id="compare-system")
         with gr.Row():
             columns = [_column(name, backend.status(), control) for name in SIDE_NAMES]
         token = gr.Textbox(
@@ -154,19 +155,17 @@ def _column(name: str, status: ModelStatus, control: ModelControl) -> list[Any]:
     with gr.Column(min_width=300, elem_id=f"compare-{name.lower()}"), gr.Group():
         gr.Markdown(f"#### {name}", elem_classes="side")
         thinking = _thinking(status)
-        thinking.label, thinking.value = f"Thinking of {name}", ""
+        thinking.label, thinking.value = "Thinking", ""
         with gr.Row():
-            temperature = gr.Number(0, label=f"Temperature of {name}", minimum=0, maximum=2, step=0.1, min_width=90)
-            top_p = gr.Number(1, label=f"Top-p of {name}", minimum=0.01, maximum=1, step=0.05, min_width=90)
+            temperature = gr.Number(0, label="Temperature", minimum=0, maximum=2, step=0.1, min_width=90)
+            top_p = gr.Number(1, label="Top-p", minimum=0.01, maximum=1, step=0.05, min_width=90)
         with gr.Row():
             # Gradio turns an empty number into 0 as soon as it is shown.
-            seed = gr.Textbox("", label=f"Seed of {name}", placeholder="random", min_width=90)
-            tokens = gr.Number(512, label=f"Max tokens of {name}", precision=0, minimum=1, min_width=90)
+            seed = gr.Textbox("", label="Seed", placeholder="random", min_width=90)
+            tokens = gr.Number(512, label="Max new tokens", precision=0, minimum=1, min_width=90)
         with gr.Row(visible=len(models) > 1):
-            model = gr.Dropdown(models, value="", label=f"Model of {name}", min_width=130)
-            precision = gr.Dropdown(
-                list(PRECISION_OPTIONS), value="Automatic", label=f"Precision of {name}", min_width=130
-            )
+            model = gr.Dropdown(models, value="", label="Model", min_width=130)
+            precision = gr.Dropdown(list(PRECISION_OPTIONS), value="Automatic", label="Precision", min_width=130)
     return [thinking, temperature, top_p, seed, tokens, model, precision]
 
 

@@ -9,7 +9,16 @@ from granite_demo.access import Access
 from granite_demo.backend import Backend, ModelControl
 from granite_demo.chat.conversation import Conversation
 from granite_demo.types.model_status import ModelStatus
-from granite_demo.ui.chat import context_meter, documents, prompt_xray, side_by_side, template_switches, tools
+from granite_demo.ui.chat import (
+    composer,
+    context_meter,
+    documents,
+    empty_state,
+    prompt_xray,
+    side_by_side,
+    template_switches,
+    tools,
+)
 from granite_demo.ui.chat.context_meter import Meter
 from granite_demo.ui.chat.documents import DocumentsPanel
 from granite_demo.ui.chat.messages import chat_messages
@@ -17,18 +26,12 @@ from granite_demo.ui.chat.prompt_xray import Xray
 from granite_demo.ui.chat.side_by_side import SideBySideTab
 from granite_demo.ui.chat.template_switches import SwitchPanel
 from granite_demo.ui.chat.tools import ResultsPanel, ToolsPanel
+from granite_demo.ui.html import panel_head
 from granite_demo.ui.markdown import DELIMITERS
 from granite_demo.ui.theme import script
 
 SEND, STOP = "Send", "Stop"
 IGNORED = "The loaded model's chat template has no place for {0}: it would not see them."
-
-CHAT_EXAMPLES = [
-    "What is the capital of France?",
-    "Write a short poem about the sea.",
-    "Explain what a hash table is, with a small Python example.",
-    "Give me three tips for better sleep.",
-]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +61,19 @@ class ChatTab:
     download: gr.JSON
     earlier: gr.Button
     chatbot: gr.Chatbot
+    empty: gr.HTML
+    """What stands there before the first message."""
     editor: Editor
-    sources: gr.Accordion
     grounding: gr.HTML
     """What in the documents supports an answer."""
     results: ResultsPanel
     message: gr.HTML
     """Why something was not done."""
     textbox: gr.Textbox
+    menu: gr.HTML
+    """What can be added to a message; see ``composer``."""
+    chips: gr.HTML
+    """What is added to the conversation; see ``composer``."""
     switches: SwitchPanel
     system_prompt: gr.Textbox
     documents: DocumentsPanel
@@ -77,7 +85,7 @@ class ChatTab:
     @property
     def screen(self) -> list[Any]:
         """What ``screen_values`` fills."""
-        return [self.chatbot, self.earlier, self.sources, *self.results.shown]
+        return [self.chatbot, self.earlier, *self.results.shown]
 
     @property
     def panels(self) -> list[Any]:
@@ -93,55 +101,73 @@ class ChatTab:
 
 def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
-    holder, setup = (gr.JSON({}, visible=False) for _ in range(2))
-    patch, download = (gr.JSON(visible=False) for _ in range(2))
-    target = gr.Textbox(visible=False)
-    acts = gr.HTML(js_on_load=script("assets/page.js") + script("assets/chat.js"), elem_id="acts")
-    earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
-    chatbot = _chatbot()
+    with gr.Column(elem_id="chat"):
+        holder, setup = (gr.JSON({}, visible=False) for _ in range(2))
+        patch, download = (gr.JSON(visible=False) for _ in range(2))
+        acts = gr.HTML(js_on_load=script("assets/page.js") + script("assets/chat.js"), elem_id="acts")
+        with gr.Column(elem_id="conversation"):
+            earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
+            chatbot = _chatbot()
+            start = empty_state.empty_html(backend.status())
+            empty = gr.HTML(start, js_on_load=script("assets/empty_state.js"), elem_id="empty", padding=False)
+        with gr.Column(elem_id="composer"):
+            editor = _editor()
+            results = tools.results_layout()
+            message = gr.HTML(elem_id="chat-message", padding=False)
+            texts = documents.layout()
+            with gr.Column(elem_id="box"):
+                chips = gr.HTML(js_on_load=script("assets/composer.js"), elem_id="chips", padding=False)
+                textbox = _textbox()
+                with gr.Row(elem_id="box-bar"):
+                    menu = gr.HTML(composer.menu_html(backend.status()), elem_id="composer-menu", padding=False)
+                    bar = gr.HTML(elem_id="meter-bar", padding=False)
+        with gr.Column(elem_id="sources", elem_classes="drawer"):
+            gr.HTML(panel_head("Sources of the answer"), padding=False)
+            grounding = gr.HTML(padding=False)
+        return ChatTab(
+            holder,
+            patch,
+            setup,
+            acts,
+            download,
+            earlier,
+            chatbot,
+            empty,
+            editor,
+            grounding,
+            results,
+            message,
+            textbox,
+            menu,
+            chips,
+            template_switches.layout(),
+            _system_prompt(),
+            texts,
+            tools.layout(),
+            context_meter.layout(bar),
+            prompt_xray.layout(),
+            side_by_side.layout(backend, control, access),
+        )
+
+
+def _system_prompt() -> gr.Textbox:
+    with gr.Column(elem_id="system", elem_classes="sheet"):
+        return gr.Textbox(
+            label="System prompt",
+            elem_id="system-prompt",
+            lines=4,
+            max_lines=12,
+            placeholder="Who the model should be and how it should answer. Empty: the model's own default.",
+        )
+
+
+def _editor() -> Editor:
     with gr.Group(visible=False, elem_id="editor") as group:
         box = gr.Textbox(label="Edit the message", lines=3, max_lines=16, elem_id="editor-box")
         with gr.Row():
-            save = gr.Button("Save", variant="primary", elem_id="editor-save")
             cancel = gr.Button("Cancel", elem_id="editor-cancel")
-    with gr.Accordion("Sources of the answer", visible=False, elem_id="sources") as sources:
-        grounding = gr.HTML()
-    results = tools.results_layout()
-    message = gr.HTML(elem_id="chat-message")
-    textbox = _textbox()
-    context = context_meter.layout()
-    switch_panel = template_switches.layout()
-    with gr.Accordion("System prompt", open=False, elem_id="system"):
-        system_prompt = gr.Textbox(
-            label="System prompt",
-            show_label=False,
-            elem_id="system-prompt",
-            lines=2,
-            max_lines=8,
-            placeholder="Who the model should be and how it should answer. Empty: the model's own default.",
-        )
-    return ChatTab(
-        holder,
-        patch,
-        setup,
-        acts,
-        download,
-        earlier,
-        chatbot,
-        Editor(group, box, save, cancel, target),
-        sources,
-        grounding,
-        results,
-        message,
-        textbox,
-        switch_panel,
-        system_prompt,
-        documents.layout(),
-        tools.layout(),
-        context,
-        prompt_xray.layout(),
-        side_by_side.layout(backend, control, access),
-    )
+            save = gr.Button("Save", variant="primary", elem_id="editor-save")
+    return Editor(group, box, save, cancel, gr.Textbox(visible=False))
 
 
 def _textbox() -> gr.Textbox:
@@ -149,7 +175,7 @@ def _textbox() -> gr.Textbox:
         elem_id="message",
         label="Message",
         show_label=False,
-        placeholder="Message (Enter sends, Shift+Enter starts a new line)",
+        placeholder="Write a message",
         lines=1,
         max_lines=12,
         autofocus=True,
@@ -168,8 +194,6 @@ def _chatbot() -> gr.Chatbot:
         buttons=[],
         latex_delimiters=DELIMITERS,
         allow_tags=False,
-        placeholder="### Ask something\nThe answer streams in below. Stop it at any time; nothing you wrote is lost.",
-        examples=[{"text": text} for text in CHAT_EXAMPLES],
     )
 
 
@@ -180,7 +204,7 @@ def screen_values(conversation: Conversation, *, everything: bool = False, busy:
     if everything:
         label = f"{hidden:,} earlier messages are too many to show; Export has them"
     earlier = gr.Button(label, visible=hidden > 0, interactive=not everything)
-    return history, earlier, gr.Accordion(visible=False), *tools.results_shown_values(conversation)
+    return history, earlier, *tools.results_shown_values(conversation)
 
 
 def panel_values(conversation: Conversation, status: ModelStatus) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""The model's switches in the Chat tab: only those that its template reads, with the reason where one does nothing."""
+"""The model's switches in the Chat tab. One that its template does not read is off, with the reason."""
 
 from dataclasses import dataclass
 from typing import Any, get_args
@@ -12,7 +12,8 @@ from granite_demo.prompts.template_features import reasons
 from granite_demo.types.messages import Length, Originality, Switches
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 
-DEFAULT = ("Model's own", "")
+DEFAULT = ("Default", "")
+NO_SWITCH = "The loaded model has no switch for this."
 LENGTHS = [DEFAULT, *((value.capitalize(), value) for value in get_args(Length))]
 ORIGINALITIES = [DEFAULT, *((value.capitalize(), value) for value in get_args(Originality))]
 THINKING = {"off": "Off", "low": "Low", "full": "Full"}
@@ -34,7 +35,6 @@ CONTROLS_JS = """(value, thinking, length, originality, citations, hallucination
 class SwitchPanel:
     """The panel's components."""
 
-    row: gr.Row
     thinking: gr.Radio
     length: gr.Dropdown
     originality: gr.Dropdown
@@ -49,22 +49,24 @@ class SwitchPanel:
     @property
     def shown(self) -> list[Any]:
         """The components that ``shown_values`` fills."""
-        return [self.row, *self.controls]
+        return self.controls
 
 
 def layout() -> SwitchPanel:
-    """Place the components, hidden until a model is ready that has switches."""
-    with gr.Row(visible=False, elem_id="switches") as row:
-        thinking = gr.Radio([DEFAULT], value="", label="Thinking", visible=False, elem_id="thinking")
-        length = gr.Dropdown(LENGTHS, value="", label="Length", visible=False)
-        originality = gr.Dropdown(ORIGINALITIES, value="", label="Originality", visible=False)
-        citations = gr.Checkbox(False, label="Citations", visible=False)
-        hallucinations = gr.Checkbox(False, label="Hallucination list", visible=False)
-    return SwitchPanel(row, thinking, length, originality, citations, hallucinations)
+    """Place the components, in a sheet that the composer opens."""
+    with gr.Column(elem_id="switches", elem_classes="sheet"):
+        off: dict[str, Any] = {"interactive": False, "info": NO_SWITCH}
+        thinking = gr.Radio([DEFAULT], value="", label="Thinking", elem_id="thinking", **off)
+        with gr.Row():
+            length = gr.Dropdown(LENGTHS, value="", label="Length", min_width=120, **off)
+            originality = gr.Dropdown(ORIGINALITIES, value="", label="Originality", min_width=120, **off)
+        citations = gr.Checkbox(False, label="Citations", **off)
+        hallucinations = gr.Checkbox(False, label="Hallucination list", **off)
+    return SwitchPanel(thinking, length, originality, citations, hallucinations)
 
 
 def shown_values(switches: Switches, conversation: Conversation) -> tuple[Any, ...]:
-    """What the panel shows for a model with ``switches``."""
+    """What the panel shows for a model with ``switches``: one that it has not, or that does nothing now, is off."""
     given = conversation.controls
     why = reasons(
         switches,
@@ -74,13 +76,11 @@ def shown_values(switches: Switches, conversation: Conversation) -> tuple[Any, .
     )
 
     def state(name: str, has: bool) -> dict[str, Any]:
-        return {"visible": has, "interactive": name not in why, "info": why.get(name, "")}
+        return {"interactive": has and name not in why, "info": why.get(name, "") if has else NO_SWITCH}
 
     levels = [DEFAULT, *((THINKING[level], level) for level in switches.thinking)]
     thinking = given.thinking if given.thinking in switches.thinking else None
-    names = ("length", "originality", "citations", "hallucinations")
     return (
-        gr.Row(visible=bool(switches.thinking) or any(getattr(switches, name) for name in names)),
         gr.Radio(levels, value=thinking or "", **state("thinking", bool(switches.thinking))),
         gr.Dropdown(LENGTHS, value=given.length or "", **state("length", switches.length)),
         gr.Dropdown(ORIGINALITIES, value=given.originality or "", **state("originality", switches.originality)),

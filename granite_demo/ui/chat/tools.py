@@ -40,7 +40,6 @@ DEFINITIONS_JS = "(value, tools) => [{ ...value, tools: (tools ?? '').trim() }]"
 class ToolsPanel:
     """The components of the definitions."""
 
-    accordion: gr.Accordion
     definitions: gr.Textbox
     examples: gr.Button
     message: gr.HTML
@@ -48,29 +47,28 @@ class ToolsPanel:
     @property
     def shown(self) -> list[Any]:
         """The components that ``shown_values`` fills."""
-        return [self.accordion, self.definitions, self.message]
+        return [self.definitions, self.message]
 
 
 def layout() -> ToolsPanel:
     """Place the components of the definitions."""
-    with gr.Accordion("Tools", open=False, elem_id="tools") as accordion:
+    with gr.Column(elem_id="tools", elem_classes="sheet"):
         definitions = gr.Textbox(
-            label="Definitions",
-            info="A JSON list of functions, as OpenAI's API takes them. Calls only run here when you press Run.",
+            label="Tools",
+            info="A JSON list of functions, as OpenAI's API takes them. A call runs only when you press Run.",
             elem_id="tool-definitions",
             lines=4,
             max_lines=16,
             placeholder='[{"name": "weather", "description": "…", "parameters": {"type": "object", "properties": {}}}]',
         )
-        examples = gr.Button("Use the examples", size="sm", elem_id="tool-examples")
+        examples = gr.Button("Use the examples", elem_id="tool-examples")
         message = gr.HTML(elem_id="tools-message", padding=False)
-    return ToolsPanel(accordion, definitions, examples, message)
+    return ToolsPanel(definitions, examples, message)
 
 
 def shown_values(conversation: Conversation, reason: str = "") -> tuple[Any, ...]:
-    """What the definitions show. ``reason`` is why the model would not see any: then only those that are there show."""
-    accordion = _label(conversation.tools, visible=bool(conversation.tools.strip()) or not reason)
-    return accordion, conversation.tools, note_html(reason) if reason else _told(conversation.tools)
+    """What the definitions show. ``reason`` is why the model would not see any."""
+    return conversation.tools, note_html(reason) if reason else _note(conversation.tools)
 
 
 def wire(panel: ToolsPanel, holder: gr.JSON) -> None:
@@ -78,17 +76,17 @@ def wire(panel: ToolsPanel, holder: gr.JSON) -> None:
     added = panel.examples.click(with_examples, [panel.definitions], [panel.definitions, panel.message], **DIRECT)
     for event in (panel.definitions.blur, added.success):
         event(None, [holder, panel.definitions], [holder], js=DEFINITIONS_JS, **DIRECT)
-        event(verdict, [panel.definitions], [panel.accordion, panel.message], **DIRECT)
+        event(verdict, [panel.definitions], [panel.message], **DIRECT)
 
 
-def verdict(text: str | None) -> tuple[Any, str]:
-    """The panel's label and note for definitions: their number and names, or why they cannot be read."""
+def verdict(text: str | None) -> str:
+    """The note for definitions: their names, or why they cannot be read."""
     written = (text or "").strip()
     try:
         parse_tools(written)
     except InvalidRequestError as error:
-        return _label(written), note_html(f"{error.user_text} Mend this before you send.", "error")
-    return _label(written), _told(written)
+        return note_html(f"{error.user_text} Fix this before sending.", "error")
+    return _note(written)
 
 
 def with_examples(text: str | None) -> tuple[Any, Any]:
@@ -103,12 +101,7 @@ def with_examples(text: str | None) -> tuple[Any, Any]:
     return both, ""
 
 
-def _label(text: str, **more: Any) -> Any:
-    count = len(_specs(text))
-    return gr.Accordion(label=f"Tools ({count})" if count else "Tools", **more)
-
-
-def _told(text: str) -> str:
+def _note(text: str) -> str:
     names = [spec.name for spec in _specs(text)]
     return note_html(f"The model may call {', '.join(names)}.") if names else ""
 

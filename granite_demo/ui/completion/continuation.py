@@ -102,7 +102,7 @@ def seeded(sampling: SamplingParams, samples: int) -> list[SamplingParams]:
         return [sampling]
     if sampling.temperature == 0:
         raise InvalidRequestError(
-            "At temperature 0 all samples are the same. Raise it in the Settings tab, or ask for one sample."
+            "At temperature 0 all samples are the same. Raise it in Sampling, or ask for one sample."
         )
     first = sampling.seed
     seeds = [secrets.randbelow(2**31) if first is None else (first + n) % (MAX_SEED + 1) for n in range(samples)]

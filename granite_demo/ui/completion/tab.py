@@ -30,7 +30,7 @@ class CompletionTab:
 
 def layout(backend: Backend, access: Access) -> CompletionTab:
     """Place the components. Call inside the tab."""
-    with gr.Tabs(elem_id="completion-tabs"):
+    with gr.Column(elem_classes="page"), gr.Tabs(elem_id="completion-tabs"):
         with gr.Tab("Write", id="write"):
             write = writing.layout(backend)
         with gr.Tab("Fill in the middle", id="fill"):

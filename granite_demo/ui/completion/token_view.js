@@ -89,7 +89,7 @@ function open(token) {
   popup.addEventListener("pointerenter", () => clearTimeout(leaving));
   popup.addEventListener("pointerleave", leave);
   popup.addEventListener("keydown", (event) => event.key === "Escape" && back());
-  document.body.append(popup);
+  (document.querySelector("#app") ?? document.body).append(popup);
   anchor = token;
   token.classList.add("open");
   place();

@@ -24,7 +24,8 @@ def view(tokens: int, dropped: int = 0, length: int = 32_768) -> PromptView:
 
 
 def words(html: str) -> str:
-    return re.sub("<[^>]*>", "", html)
+    inside = re.search('<div class="meter-words">(.*)', html)
+    return re.sub("<[^>]*>", "", inside[1].replace("<strong", " <strong")) if inside else ""
 
 
 def widths(html: str) -> dict[str, float]:
@@ -34,8 +35,9 @@ def widths(html: str) -> dict[str, float]:
 def test_three_parts_in_words_and_widths() -> None:
     html = meter_html(view(1234), 512)
     assert words(html) == "1,234 used · 512 reserved for the answer · 31,022 free of 32,768"
-    assert widths(html) == pytest.approx({"used": 3.77, "reserved": 1.56, "free": 94.67})
-    assert "over" not in html
+    assert widths(html) == pytest.approx({"used": 3.77, "reserved": 1.56})
+    assert 'class="meter"' in html
+    assert "4 % of 32K" in html
 
 
 def test_without_a_view_there_is_nothing() -> None:
@@ -51,7 +53,7 @@ def test_what_does_not_fit_is_red_and_refused(tokens: int) -> None:
 
 
 def test_one_token_of_room_is_enough() -> None:
-    assert "over" not in meter_html(view(999, length=1000), 1)
+    assert 'class="meter"' in meter_html(view(999, length=1000), 1)
 
 
 @pytest.mark.parametrize(("dropped", "expected"), [(1, "the oldest message will"), (1234, "the oldest 1,234 messages")])

@@ -12,7 +12,7 @@ from granite_demo.chat.conversation import dump, load, start
 from granite_demo.chat.documents import MAX_DOCUMENTS
 from granite_demo.types.messages import Document
 from granite_demo.ui.chat import documents as panel
-from granite_demo.ui.chat.documents import add_text, layout, remove, shown_values, wire
+from granite_demo.ui.chat.documents import add_text, layout, shown_values, wire
 
 Files = Callable[..., list[str]]
 
@@ -50,48 +50,36 @@ def is_kept(update: Any) -> bool:
 
 def test_files_are_added_and_deleted(files: Files) -> None:
     paths = files(a_txt="one", b_csv="name,age\nAnna,30\n")
-    value, accordion, listing, button, message, reason, upload = add_files(holding("old"), paths)
+    value, message, upload = add_files(holding("old"), paths)
     assert titles(value) == ["old", "a.txt", "b.csv"]
     assert load(value).documents[2].text == "- name: Anna; age: 30"
-    assert accordion.label == "Documents (3)"
-    assert [shown for shown, _ in listing.choices] == [
-        "1. old · 4 characters",
-        "2. a.txt · 3 characters",
-        "3. b.csv · 21 characters",
-    ]
-    assert listing.visible
-    assert button.visible
-    assert message == '<div class="note">Added 2 documents.</div>'
-    assert is_kept(reason)
-    assert upload is None
+    assert (message, upload) == ("", None)
     assert not any(Path(path).exists() for path in paths)
 
 
 def test_a_bad_file_does_not_keep_the_others_out(files: Files) -> None:
     paths = files(a_txt="one", b_pdf="no pdf", c_md="three")
-    value, *_, message, _, _ = add_files(holding(), paths)
+    value, message, _ = add_files(holding(), paths)
     assert titles(value) == ["a.txt", "c.md"]
-    assert "Added 2 documents." in message
     assert '<div class="error">b.pdf is not a PDF' in message
     assert not any(Path(path).exists() for path in paths)
 
 
 def test_only_bad_files_change_nothing(files: Files) -> None:
-    value, *_, message, _, _ = add_files(holding("old"), files(a_txt=""))
+    value, message, _ = add_files(holding("old"), files(a_txt=""))
     assert titles(value) == ["old"]
-    assert "Added" not in message
     assert "a.txt is empty" in message
 
 
 def test_many_errors_are_counted(files: Files) -> None:
-    _, *_, message, _, _ = add_files(holding(), files(**{f"a{number}_txt": "" for number in range(7)}))
+    _, message, _ = add_files(holding(), files(**{f"a{number}_txt": "" for number in range(7)}))
     assert message.count('class="error"') == 5
     assert "3 more files could not be added." in message
 
 
 def test_there_is_room_for_so_many(files: Files) -> None:
     paths = files(a_txt="one", b_txt="two")
-    value, *_, message, _, _ = add_files(holding(*map(str, range(MAX_DOCUMENTS - 1))), paths)
+    value, message, _ = add_files(holding(*map(str, range(MAX_DOCUMENTS - 1))), paths)
     assert len(titles(value)) == MAX_DOCUMENTS
     assert "b.txt: At most 16 documents are allowed." in message
     assert not any(Path(path).exists() for path in paths)
@@ -105,7 +93,7 @@ def test_an_upload_of_too_many_files_is_not_read_to_its_end(files: Files) -> Non
 
 
 def test_names_are_escaped(files: Files) -> None:
-    _, *_, message, _, _ = add_files(holding(), files(**{"<img src=x>_exe": "x"}))
+    _, message, _ = add_files(holding(), files(**{"<img src=x>_exe": "x"}))
     assert "&lt;img src=x&gt;.exe cannot be read" in message
 
 
@@ -117,54 +105,22 @@ def test_no_files_change_nothing(paths: list[str] | None) -> None:
 
 def test_a_damaged_conversation_has_an_error_and_is_kept(files: Files) -> None:
     paths = files(a_txt="one")
-    for updates in (add_files({"head": 5}, paths), add_text({"head": 5}, "", "text"), remove({"head": 5}, ["0:a"])):
+    for updates in (add_files({"head": 5}, paths), add_text({"head": 5}, "", "text")):
         assert is_kept(updates[0])
-        assert "This is not a conversation" in updates[4]
+        assert "This is not a conversation" in updates[1]
     assert not Path(paths[0]).exists()
 
 
 def test_pasted_text_is_added_and_the_boxes_are_emptied() -> None:
-    value, accordion, *_, message, _, title, text = add_text(None, "Notes", "some text")
+    value, *rest = add_text(None, "Notes", "some text")
     assert load(value).documents == (Document(title="Notes", text="some text"),)
-    assert accordion.label == "Documents (1)"
-    assert "Added Notes." in message
-    assert (title, text) == ("", "")
+    assert rest == ["", "", ""]
 
 
 def test_a_text_that_cannot_be_added_stays_in_its_box() -> None:
-    value, *_, message, _, title, text = add_text(holding("old"), "Notes", " ")
+    value, message, title, text = add_text(holding("old"), "Notes", " ")
     assert all(map(is_kept, (value, title, text)))
     assert '<div class="error">There is no text to add.' in message
-
-
-def test_the_chosen_ones_are_removed() -> None:
-    value, accordion, listing, button, message, _ = remove(holding("a", "b", "a"), ["0:a", "1:b"])
-    assert titles(value) == ["a"]
-    assert accordion.label == "Documents (1)"
-    assert listing.value == []
-    assert listing.visible
-    assert button.visible
-    assert "Removed 2 documents." in message
-
-
-def test_the_last_one_removed_hides_the_list() -> None:
-    _, accordion, listing, button, message, _ = remove(holding("a"), ["0:a"])
-    assert accordion.label == "Documents"
-    assert not listing.visible
-    assert not button.visible
-    assert "Removed 1 document." in message
-
-
-def test_a_list_that_is_out_of_date_removes_nothing_else() -> None:
-    value, *_ = remove(holding("b", "c"), ["0:a", "1:b", 7])
-    assert titles(value) == ["b", "c"]
-
-
-@pytest.mark.parametrize("chosen", [None, [], "0:a"])
-def test_an_empty_choice_has_an_error(chosen: Any) -> None:
-    value, *_, message, _ = remove(holding("a"), chosen)
-    assert is_kept(value)
-    assert "Tick the documents to remove first." in message
 
 
 def test_a_conversation_keeps_what_else_it_holds() -> None:
@@ -175,12 +131,12 @@ def test_a_conversation_keeps_what_else_it_holds() -> None:
     assert after.updated >= before.updated
 
 
-def test_what_is_shown_of_another_conversation() -> None:
-    accordion, listing, button, message, reason = shown_values(load(holding("a")), "This model takes no <documents>.")
-    assert accordion.label == "Documents (1)"
-    assert (listing.visible, button.visible, message) == (True, True, "")
-    assert reason == '<div class="note">This model takes no &lt;documents&gt;.</div>'
-    assert shown_values(start())[-1] == ""
+def test_documents_that_the_model_ignores_have_the_reason() -> None:
+    reason = "This model takes no <documents>."
+    assert shown_values(load(holding("a")), reason) == (
+        '<div class="error">This model takes no &lt;documents&gt;.</div>',
+    )
+    assert shown_values(load(holding("a"))) == shown_values(start(), reason) == ("",)
 
 
 def test_the_components_fit_the_functions() -> None:
@@ -193,5 +149,4 @@ def test_the_components_fit_the_functions() -> None:
     assert outputs == {
         "add_files": len(add_files(None, [])),
         "add_text": len(add_text(None, "", "")),
-        "remove": len(remove(None, [])),
     }

@@ -56,7 +56,6 @@ def page(shared: Page) -> Page:
     ("name", "event", "values"),
     [
         ("send", None, {"Message": "And?"}),
-        ("example", {"value": {"text": "And?"}}, {}),
         ("act", {"action": "retry", "id": TALK.head, "made": None}, {}),
     ],
 )
@@ -100,7 +99,7 @@ FULL = TALK.model_copy(
 @pytest.mark.parametrize(
     ("name", "held", "event", "values", "words"),
     [
-        ("send", TALK, None, {"Message": "Hello", "Definitions": "[{]"}, "line 1, column 3"),
+        ("send", TALK, None, {"Message": "Hello", "Tools": "[{]"}, "line 1, column 3"),
         ("send", FULL, None, {"Message": "Hello"}, "has 4,000 turns"),
         ("send", {"turns": 5}, None, {"Message": "Hello"}, "not a conversation"),
         ("send", "text", None, {"Message": "Hello"}, "not a conversation"),

@@ -39,7 +39,7 @@ def test_a_question_and_its_answer_with_their_buttons() -> None:
     assert (question["role"], parts(question)[0], acts(parts(question)[1])) == ("user", "Why?", ["edit", "clip"])
     text, below = parts(answer)
     assert (answer["role"], text) == ("assistant", "Because.")
-    assert below.startswith('<div class="note">3 tokens</div>')
+    assert below.endswith('<div class="note">3 tokens</div></details></div>')
     assert acts(below) == ["clip", "edit", "retry", "branch", "bundle", "up", "down"]
 
 
@@ -127,7 +127,7 @@ def test_a_tools_result_is_a_card() -> None:
 
 def test_a_question_without_an_answer_can_be_asked_again() -> None:
     conversation = conversations.add(talk(), "user", content="And?")
-    assert acts(parts(shown(conversation)[-1])[-1]) == ["edit", "clip", "retry"]
+    assert acts(parts(shown(conversation)[-1])[-1]) == ["edit", "clip", "retry again"]
     busy, _ = chat_messages(conversation, busy=True)
     assert acts(parts(busy[-1])[-1]) == ["edit", "clip"]
 
@@ -137,7 +137,7 @@ def test_results_without_an_answer_can_be_asked_again_when_all_are_there() -> No
     one = conversations.add(talk(calls=calls), "tool", name="add", content="3")
     assert acts(parts(shown(one)[-1])[-1]) == ["edit", "clip"]
     both = conversations.add(one, "tool", name="dice", content="6")
-    assert acts(parts(shown(both)[-1])[-1]) == ["edit", "clip", "retry"]
+    assert acts(parts(shown(both)[-1])[-1]) == ["edit", "clip", "retry again"]
 
 
 @pytest.mark.parametrize(("turns", "hidden"), [(WINDOW, 0), (WINDOW + 2, 2), (200, 200 - WINDOW)])

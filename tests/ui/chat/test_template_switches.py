@@ -7,9 +7,9 @@ import pytest
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation
 from granite_demo.types.messages import Controls, Switches
-from granite_demo.ui.chat.template_switches import shown_values
+from granite_demo.ui.chat.template_switches import NO_SWITCH, shown_values
 
-NAMES = ("row", "thinking", "length", "originality", "citations", "hallucinations")
+NAMES = ("thinking", "length", "originality", "citations", "hallucinations")
 OLD = Switches(
     thinking=("off", "full"),
     length=True,
@@ -25,20 +25,17 @@ def shown(switches: Switches, conversation: Conversation | None = None) -> dict[
     return dict(zip(NAMES, (value.constructor_args for value in values), strict=True))
 
 
-def test_a_model_without_switches_shows_none() -> None:
-    assert [args["visible"] for args in shown(Switches(tools=True)).values()] == [False] * 6
-
-
-def test_only_the_switches_of_the_template_are_shown() -> None:
+def test_a_switch_that_the_template_lacks_is_off_with_the_reason() -> None:
     values = shown(Switches(thinking=("full", "low", "off"), citations=True))
-    assert [name for name, args in values.items() if args["visible"]] == ["row", "thinking", "citations"]
-    assert values["thinking"]["choices"] == [("Model's own", ""), ("Full", "full"), ("Low", "low"), ("Off", "off")]
+    assert [name for name, args in values.items() if args["interactive"]] == ["thinking", "citations"]
+    assert all(values[name]["info"] == NO_SWITCH for name in ("length", "originality", "hallucinations"))
+    assert values["thinking"]["choices"] == [("Default", ""), ("Full", "full"), ("Low", "low"), ("Off", "off")]
 
 
 def test_what_the_conversation_has_is_chosen() -> None:
     controls = Controls(thinking="full", length="short", originality="abstractive", hallucinations=True)
     values = shown(OLD, conversations.start(controls=controls))
-    chosen = [values[name]["value"] for name in NAMES[1:]]
+    chosen = [values[name]["value"] for name in NAMES]
     assert chosen == ["full", "short", "abstractive", False, True]
 
 
@@ -51,5 +48,5 @@ def test_a_level_that_this_model_lacks_is_not_chosen() -> None:
 )
 def test_a_switch_without_effect_is_disabled_with_the_reason(values: Any, disabled: set[str]) -> None:
     args = shown(OLD, conversations.start(**values))
-    assert {name for name in NAMES[1:] if not args[name]["interactive"]} == disabled
-    assert all(bool(args[name]["info"]) == (name in disabled) for name in NAMES[1:])
+    assert {name for name in NAMES if not args[name]["interactive"]} == disabled
+    assert all(bool(args[name]["info"]) == (name in disabled) for name in NAMES)
