@@ -75,7 +75,7 @@ ROUTES = (
     *(Route(path, counts=("page",)) for path in ("/", "/config")),
     *(Route(path) for path in ("/theme.css", "/favicon.ico", "/manifest.json", "/robots.txt")),
     *(Route(path) for path in ("/health", "/ready", "/metrics", "/openapi.json")),
-    *(Route(path) for path in ("/assets/*", "/static/*", "/svelte/*", "/words/*", "/pwa_icon*")),
+    *(Route(path) for path in ("/assets/*", "/static/*", "/svelte/*", "/words/*", "/look/*", "/pwa_icon*")),
 )
 
 

@@ -30,7 +30,6 @@ PRECISION_OPTIONS: dict[str, dict[str, Any]] = {
     "int4 fp4 (bitsandbytes)": {"quantization": "fp4"},
 }
 FIXED = "This server runs one model, which cannot be changed here."
-UNKNOWN = ModelStatus("", "idle")
 ATTENTIONS = ["auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4"]
 
 
@@ -128,7 +127,10 @@ def picker_layout(control: ModelControl, access: Access) -> dict[str, Any]:
             visible=several,
         )
         listing = gr.HTML(
-            models_html(choices, UNKNOWN), js_on_load=script("assets/picker.js"), elem_id="model-list", padding=False
+            models_html(choices, ModelStatus("", "idle")),
+            js_on_load=script("assets/picker.js"),
+            elem_id="model-list",
+            padding=False,
         )
         message = gr.HTML(elem_id="load-message", padding=False)
         token = gr.Textbox(

@@ -149,8 +149,8 @@ def with_the_sample(browser: Browser) -> None:
 def laboratory(browser: Browser, url: str) -> None:
     page = new_page(browser, url, 900)
     page.get_by_role("tab", name="Settings").click()
-    page.get_by_label("Max new tokens").fill("24")
-    page.get_by_label("Max new tokens").blur()
+    page.locator("#sampling").get_by_label("Max new tokens").fill("24")
+    page.locator("#sampling").get_by_label("Max new tokens").blur()
     page.get_by_role("tab", name="Completion").click()
     page.locator("#prompt textarea").fill("Once upon a time, on a small island in the north,")
     page.locator("#run").click()

@@ -425,7 +425,9 @@ def test_layout_and_accessibility_of_the_list(new_context: NewContext, url: str,
     page.get_by_role("button", name="More for").first.click()
     expect(page.get_by_role("button", name="Export Markdown")).to_be_in_viewport()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    found = Axe().run(page, context="#library").response["violations"]
+    # Colours are tested on the whole page: here the list has none of its look.
+    options = {"rules": {"color-contrast": {"enabled": False}}}
+    found = Axe().run(page, context="#library", options=options).response["violations"]
     assert [(item["id"], item["nodes"][0]["html"]) for item in found] == []
     titles(page).first.click()
     expect(page.locator("#shown textarea")).to_have_value(holds("You said"))

@@ -17,8 +17,8 @@ pytestmark = pytest.mark.browser
 def test_settings_have_an_effect_and_are_kept_after_a_reload(page: Page, fake: FakeBackend) -> None:
     open_panel(page, "sampling")
     page.get_by_label("number input for Temperature").fill("0.7")
-    page.get_by_label("Max new tokens").fill("2")
-    page.get_by_label("Seed").press_sequentially("42")
+    page.locator("#sampling").get_by_label("Max new tokens").fill("2")
+    page.locator("#sampling").get_by_label("Seed").press_sequentially("42")
     page.locator("#stop-strings textarea").press_sequentially("END\n\\n\\n")
     page.locator("#stop-strings textarea").blur()
     page.wait_for_timeout(500)

@@ -150,6 +150,11 @@
     }
     // Gradio uses the markup of a message's buttons and notes as its name.
     for (const part of document.querySelectorAll('#chatbot [aria-label*="message: <div"]')) part.removeAttribute("aria-label");
+    for (const side of ["A", "B"]) {
+      const column = one(`#compare-${side.toLowerCase()}`);
+      column?.setAttribute("role", "group");
+      column?.setAttribute("aria-label", side);
+    }
     // The head of a block of code shows its language; long lines scroll with the keyboard, too.
     for (const block of document.querySelectorAll("#chatbot .code_wrap:not([data-language])")) {
       const found = block.querySelector("code")?.className.match(/language-([\w+#-]+)/);
