@@ -25,7 +25,8 @@ def test_settings_have_an_effect_and_are_kept_after_a_reload(page: Page, fake: F
     for count in (1, 2):
         send(page, "Hello")
         expect(answers(page)).to_have_count(count)
-        expect(answers(page).last).to_contain_text("cut at the token limit (length) · seed 42")
+        expect(answers(page).last).to_contain_text("cut at the token limit (length)")
+        expect(answers(page).last).to_contain_text("seed 42")
         sampling = fake.requests[-1].sampling
         assert (sampling.temperature, sampling.max_tokens, sampling.seed) == (0.7, 2, 42)
         assert sampling.stop == ("END", "\n\n")
