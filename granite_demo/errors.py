@@ -185,9 +185,14 @@ class UnsuitableEngineError(EngineError):
     """The engine cannot run this model. The message is the reason, a clause without a subject."""
 
 
+def is_full(error: Exception) -> bool:
+    """Whether the disk has no room for what ``error`` is about."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
 def failure_of(error: Exception) -> tuple[int, str]:
     """The HTTP status and the text for the user of an ``error`` that is none of the above."""
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if is_full(error):
         return DiskFullError.status, NO_SPACE
     return GraniteDemoError.status, log_unexpected(error)
 

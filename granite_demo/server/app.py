@@ -5,7 +5,8 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import gradio as gr
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
 from pydantic import BaseModel
 from sse_starlette import EventSourceResponse, JSONServerSentEvent
@@ -18,6 +19,7 @@ from granite_demo.backend import Backend, ManagedBackend, ModelControl
 from granite_demo.server.credentials import Credentials
 from granite_demo.server.guard import Guard
 from granite_demo.server.metrics import Metrics, RequestCounter, WatchedBackend
+from granite_demo.server.openai.errors import error_response
 from granite_demo.server.openai.routes import create_api
 from granite_demo.server.openai.transformers_chat import load_progress
 from granite_demo.server.policy import Policy
@@ -137,6 +139,11 @@ def _add_health(app: FastAPI, backend: Backend, control: ModelControl, metrics: 
     async def scrape() -> Response:
         """The metrics, for Prometheus."""
         return Response(metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+        """The error as one of the API. FastAPI would repeat the values, and cannot write all of them as JSON."""
+        return error_response(error)
 
     @app.post("/load_model", response_class=Response)
     async def load_model(body: WantedModel) -> EventSourceResponse:

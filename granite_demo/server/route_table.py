@@ -23,9 +23,10 @@ Count = Literal["event", "direct", "upload", "page"]
 """An event of the page; one that Gradio runs without its queue, on a few threads for all visitors; an upload; the
 description of the whole page, which takes Gradio a tenth of a second."""
 
-ODD_PATH = re.compile(r"^[^/]|[\x00-\x1f\x7f-\x9f\\\ud800-\udfff\ufffd]|//|/\.\.?(/|$)")
+ODD_PATH = re.compile(r"^[^/]|[\x00-\x1f\x7f-\x9f\\\ud800-\udfff\ufffd]|//|/\.\.?(/|$)|[^/]{256}")
 """Paths that a guard, a route, a file system or a proxy can read differently: control characters (the pattern of a
-route also matches before a last line break), bytes that are not UTF-8, backslashes, double slashes, dot segments."""
+route also matches before a last line break), bytes that are not UTF-8, backslashes, double slashes, dot segments,
+names too long for a file."""
 ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 """Names that a browser invents for a session, an event or an upload. The server keeps them in memory."""
 HOST = re.compile(r"(\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9_.-]{1,253})(:[0-9]{1,5})?")

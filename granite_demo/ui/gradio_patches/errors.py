@@ -9,13 +9,14 @@ from typing import Any
 
 import gradio as gr
 from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
 from gradio import queueing, route_utils, routes, utils
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Scope
 
-from granite_demo.errors import failure_of
-from granite_demo.ui.gradio_patches.events import INVALID
+from granite_demo.errors import failure_of, is_full
+from granite_demo.ui.gradio_patches.events import DAMAGED, INVALID
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,9 @@ def mark_rejected_values() -> None:
     async def marked(*args: Any, **named: Any) -> Any:
         try:
             return await call(*args, **named)
-        except (*INVALID, gr.Error):
+        except (*INVALID, LookupError, ArithmeticError, AssertionError, RecursionError, OSError, gr.Error) as error:
+            if is_full(error):
+                raise
             body: Any = named["body"]
             if body.request is not None:
                 body.request.scope[REJECTED_VALUES] = True
@@ -69,7 +72,12 @@ def answer_failures(page: FastAPI) -> None:
         status, text = failure_of(error)
         return JSONResponse({"error": text}, status)
 
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
+        # FastAPI would repeat the values, and cannot write all of them as JSON.
+        return JSONResponse({"detail": DAMAGED}, 422)
+
     page.add_exception_handler(Exception, failed)
+    page.add_exception_handler(RequestValidationError, invalid)
 
 
 class _Traceback:

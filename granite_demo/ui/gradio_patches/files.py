@@ -14,7 +14,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import Message, Receive
 
+from granite_demo.errors import is_full
+
 UNKNOWN_EVENT = "The page has no such event. Reload it."
+MALFORMED = "The upload is malformed."
 INTERRUPTED = "The upload was interrupted."
 FILES_OF_AN_UPLOAD = 50
 """Files of one upload."""
@@ -55,6 +58,7 @@ def guard_files(page: gr.Blocks) -> None:
     """
     for module in (route_utils, routes):
         setattr(module, "GradioMultiPartParser", Parser)  # noqa: B010
+    setattr(routes, "upload_fn", _uploaded)  # noqa: B010
     page.has_launched = True
     for block in page.blocks.values():
         move = getattr(block, "async_move_resource_to_block_cache", None)
@@ -96,6 +100,18 @@ def end_interrupted(receive: Receive) -> Receive:
         return message
 
     return received
+
+
+async def _uploaded(*args: Any, **options: Any) -> Any:
+    """Gradio's ``upload_fn``, which answers an upload that is malformed with an error of its own."""
+    try:
+        return await route_utils.upload_fn(*args, **options)
+    except (TypeError, ValueError, AttributeError, LookupError, AssertionError) as error:
+        raise MultiPartException(MALFORMED) from error
+    except OSError as error:  # a file name such as "."
+        if is_full(error):
+            raise
+        raise MultiPartException(MALFORMED) from error
 
 
 def _without_addresses(move: Any) -> Any:
