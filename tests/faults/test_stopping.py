@@ -18,7 +18,7 @@ from tests.faults.site import LONG, wait_until
 
 ROOT = Path(__file__).parents[2]
 SERVER = """
-import atexit, os, subprocess, sys, threading, time
+import atexit, os, signal, subprocess, sys, threading, time
 from pathlib import Path
 import granite_demo.cli.composition as cli
 from granite_demo.cli.main import main
@@ -30,14 +30,17 @@ def open_model(cache, threads, options, report, cancelled, **rest):
     subprocess.Popen(["sleep", "600"])  # a child process that is not stopped
     if sys.argv[2] == "hangs":
         time.sleep(600)
-    for _ in range(40 if sys.argv[2] == "busy" else 0):
-        threading.Thread(target=spin, daemon=True).start()
     return load(options, report, cancelled)
+
+def get_busy(*_):
+    for _ in range(40):
+        threading.Thread(target=spin, daemon=True).start()
 
 def spin():
     while True:
         sum(range(10_000))
 
+signal.signal(signal.SIGUSR1, get_busy)
 atexit.register(os._exit, 3)  # the start of the shutdown of Python
 cli.open_model = open_model
 main(["serve", "--port", "0", "--model", sys.argv[1]])
@@ -46,7 +49,7 @@ main(["serve", "--port", "0", "--model", sys.argv[1]])
 
 @contextmanager
 def server(folder: Path, load: str) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Start a process whose load ``works`` or ``hangs``, or whose threads are ``busy``. Yield it and its address."""
+    """Start a process whose load ``works`` or ``hangs``. Yield it and its address. SIGUSR1 starts busy threads."""
     command = [sys.executable, "-c", SERVER, str(folder), load]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     assert process.stderr
@@ -115,6 +118,8 @@ def test_f19_a_load_that_hangs_does_not_delay_the_exit(tiny_folder: Path) -> Non
 
 @pytest.mark.release
 def test_l3_busy_threads_do_not_delay_the_exit(tiny_folder: Path) -> None:
-    with server(tiny_folder, "busy") as (process, _):
+    with server(tiny_folder, "works") as (process, _):
+        process.send_signal(signal.SIGUSR1)
+        time.sleep(1)
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) in (0, 1)
