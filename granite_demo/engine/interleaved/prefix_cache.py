@@ -42,7 +42,11 @@ class PrefixStore(Generic[K]):
         if size > self._budget:
             return
         for kept, _ in list(self._kept.values()):
-            if kept.salt == new.salt and common(kept.ids, new.ids) == len(kept.ids):
+            last = len(kept.ids) - 1
+            # Most differ at their ends, which is quick to see.
+            if kept.salt != new.salt or last >= len(new.ids) or (last >= 0 and kept.ids[last] != new.ids[last]):
+                continue
+            if kept.ids == new.ids[: last + 1]:
                 self.take(kept)
         self._kept[id(new)] = new, size
         self.nbytes += size
@@ -57,8 +61,8 @@ class PrefixStore(Generic[K]):
         """
         best, most, prompt = None, 0, ids[:-1]
         for kept, _ in reversed(self._kept.values()):
-            if kept.salt != salt:
-                continue
+            if kept.salt != salt or kept.ids[most : most + 1] != list(prompt[most : most + 1]):
+                continue  # its common prefix is not longer
             shared = common(kept.ids, prompt)
             if shared > most and (shared == len(kept.ids) or not complete):
                 best, most = kept, shared
