@@ -135,6 +135,11 @@
   });
 
   document.addEventListener("keydown", (event) => {
+    if ((event.ctrlKey || event.metaKey) && event.shiftKey && event.code === "KeyO") {
+      event.preventDefault();
+      document.querySelector("#library .new")?.click();
+      return;
+    }
     if (event.key !== "Escape" || event.defaultPrevented) return;
     if (event.target.closest?.("#app > #side") && NARROW.matches) showSide(false);
     else if (root.dataset.panel && event.target.closest?.(".drawer")) {
