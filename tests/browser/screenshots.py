@@ -18,6 +18,7 @@ from granite_demo.settings import Settings
 from granite_demo.types.events import Citation, Finish, ReasoningDelta, StreamEvent, TextDelta, Timings, Usage
 from granite_demo.types.messages import Switches
 from tests.browser.chromium import launch_args
+from tests.browser.frame import attach, open_panel, open_sheet
 from tests.browser.test_chat import send
 from tests.browser.test_conversation import settled
 from tests.fakes import READY, FakeBackend
@@ -87,13 +88,7 @@ def scripted(browser: Browser) -> None:
         page.locator("#chatbot .thought-group .title").click()
         take(page, "thinking")
         page = new_page(browser, url, 640)
-        page.get_by_role("button", name="Documents").click()
-        file = {"name": "granite.txt", "mimeType": "text/plain", "buffer": FACTS.encode()}
-        page.locator("#documents input[type=file], input[type=file]:not(#library *)").first.set_input_files(
-            file  # type: ignore[arg-type]
-        )
-        expect(page.get_by_role("button", name="Documents (1)")).to_be_visible()
-        page.get_by_role("button", name="Documents (1)").click()
+        attach(page, {"name": "granite.txt", "mimeType": "text/plain", "buffer": FACTS.encode()})
         first = CITED.index(" It forms")
         cited = [Citation("1", 0, first), Citation("1", first + 1, len(CITED))]
         backend.script = [*words(TextDelta, CITED, 0), *cited, replace(end, usage=Usage(140, 18))]
@@ -125,16 +120,17 @@ def with_the_sample(browser: Browser) -> None:
         page.locator("#facts td").first.wait_for()
         take(page, "settings", whole=True)
         page = new_page(browser, url, 600)
-        page.locator("#system button").first.click()
+        open_sheet(page, "system")
         page.locator("#system-prompt textarea").press_sequentially("You are a geographer. Answer in one sentence.")
+        page.keyboard.press("Escape")
         send(page, "What is the capital of France?")
         expect(page.locator("#chatbot .act.retry")).to_be_visible(timeout=60_000)
-        page.get_by_role("button", name="Prompt X-ray").click()
-        page.get_by_role("button", name="Show the prompt").click()
+        open_panel(page, "xray")
+        page.locator("#xray-show").click()
         page.locator("#xray-text").wait_for()
         take(page, "xray", whole=True)
         page = new_page(browser, url, 560)
-        page.get_by_role("button", name="Side by side").click()
+        open_panel(page, "compare")
         page.locator("#compare-question textarea").fill("Give me three words that rhyme with stone.")
         hottest = page.locator("#compare input[type=number][aria-label*=Temperature]").last
         hottest.fill("1.2")
@@ -148,7 +144,7 @@ def with_the_sample(browser: Browser) -> None:
 
 def laboratory(browser: Browser, url: str) -> None:
     page = new_page(browser, url, 900)
-    page.get_by_role("tab", name="Settings").click()
+    open_panel(page, "sampling")
     page.locator("#sampling").get_by_label("Max new tokens").fill("24")
     page.locator("#sampling").get_by_label("Max new tokens").blur()
     page.get_by_role("tab", name="Completion").click()
