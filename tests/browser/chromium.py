@@ -27,6 +27,8 @@ FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    # A page that a test serves under the name of another site shows the page of this machine in a frame.
+    "--disable-features=LocalNetworkAccessChecks",
 )
 
 
