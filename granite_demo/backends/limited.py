@@ -1,4 +1,4 @@
-"""The limits of one visitor of a public page, as a ``Backend`` around another. Knows neither page nor API.
+"""The limits for each visitor of a public page, as a ``Backend`` that wraps another.
 
 A visitor is one address. Beyond ``Limits.running``, a visitor's requests wait for one another; beyond
 ``Limits.waiting``, and after ``Limits.tokens`` in one minute, they are rejected. An answer ends after
@@ -29,9 +29,9 @@ MINUTE = 60.0
 MAX_VISITORS = 10_000
 """Remembered visitors. Beyond it, those without a request or a recent token are forgotten."""
 READ_SHARE = 10
-"""Prompt tokens that count as one generated token: a model reads about that much faster than it writes."""
+"""Prompt tokens that count as one generated token. Prefill is about this many times faster than decoding."""
 TOKEN_CHARACTERS = 4
-"""Characters of one prompt token, about: the exact number of tokens comes only with the end of the answer."""
+"""An estimate of the characters in one prompt token. The exact number is known only at the end of the answer."""
 LOADING_SECONDS = 3600
 """The longest wait of a request for a model that is not ready."""
 WAITING = (Queued, Dropped, Comparing)
@@ -64,7 +64,7 @@ class LimitedBackend(ForwardingBackend):
         super().check_visitor()
 
     async def answer(self, ask: Callable[[R], AsyncGenerator[T]], request: R) -> AsyncGenerator[T]:
-        """The events of ``ask(request)`` when its turn comes; before that, how many requests of the visitor are ahead.
+        """Yield the events of ``ask(request)`` after its turn comes. Before that, yield how many requests are ahead.
 
         Raises InvalidRequestError for a request that is too long, VisitorLimitError, ModelError for a failed model that
         was tried a moment ago, and TimeLimitError in the middle of an answer.
@@ -104,7 +104,7 @@ class LimitedBackend(ForwardingBackend):
             visitor.leave(turn)
 
     async def inspect(self, request: GenerationRequest, parts: bool = False) -> PromptView | None:
-        """See ``Backend.inspect``. A visitor may read as many prompts at once as answers may run."""
+        """See ``Backend.inspect``. The limit of running answers also applies to prompts that are inspected at once."""
         self._checked_size(request)
         if 0 < self._limits.running <= self._visitor.inspecting:
             raise VisitorLimitError("Too many of your prompts are being read. Try again in a moment.")
@@ -123,7 +123,7 @@ class LimitedBackend(ForwardingBackend):
         super().start()
 
     def _checked_size(self, request: GenerationRequest | ScoreRequest | CompareRequest) -> int:
-        """The characters of ``request``. Raises InvalidRequestError for too many."""
+        """Return the number of characters of ``request``. Raises InvalidRequestError if there are too many."""
         characters = _characters(request)
         if 0 < self._limits.characters < characters:
             raise InvalidRequestError(
@@ -132,7 +132,7 @@ class LimitedBackend(ForwardingBackend):
         return characters
 
     def _check_load(self) -> None:
-        """Raise ModelError for a failed model that was tried a moment ago: each request would load it again."""
+        """Raise ModelError if a failed model was tried a moment ago, because each request would load it again."""
         status = self._backend.status()
         if not self._limits.reload or status.stage != "failed":
             return
@@ -160,7 +160,7 @@ class _Visitor:
         return sum(tokens for _, tokens in self._spent)
 
     def check(self, limits: Limits) -> None:
-        """Raise VisitorLimitError where one more request is too much."""
+        """Raise VisitorLimitError if the visitor has too many requests or tokens."""
         if limits.running and len(self.line) >= limits.running + limits.waiting:
             raise VisitorLimitError(
                 f"You already have {len(self.line)} requests running. Wait for one of them, or stop it."
@@ -168,18 +168,18 @@ class _Visitor:
         self.check_tokens(limits)
 
     def check_tokens(self, limits: Limits) -> None:
-        """Raise VisitorLimitError where the last minute had too many tokens."""
+        """Raise VisitorLimitError if the last minute had too many tokens."""
         if limits.tokens and (recent := self._recent()) >= limits.tokens:
             raise VisitorLimitError(
                 f"You used {recent:,} tokens in the last minute; the limit is {limits.tokens:,}. Try again in a minute."
             )
 
     def ahead(self, turn: asyncio.Event, limits: Limits) -> int:
-        """How many requests of this visitor must end before the one of ``turn`` may begin."""
+        """Return how many requests of this visitor must end before the request of ``turn`` can start."""
         return max(0, self.line.index(turn) + 1 - limits.running) if limits.running else 0
 
     def spend(self, tokens: int) -> None:
-        """Count ``tokens`` more, written or read now."""
+        """Count ``tokens`` that were generated or read now."""
         if tokens:
             now = time.monotonic()
             if self._spent and now < self._spent[-1][0] + 1:
@@ -189,7 +189,7 @@ class _Visitor:
                 self._spent.append((now, tokens))
 
     def leave(self, turn: asyncio.Event) -> None:
-        """The request of ``turn`` has ended."""
+        """Remove the request of ``turn``, and wake the others."""
         self.line.remove(turn)
         for other in self.line:
             other.set()
@@ -199,7 +199,7 @@ class _Deadline:
     """Sets a stop when the time of a request is over."""
 
     def __init__(self, seconds: int, loading: int, cut: Stop) -> None:
-        """``seconds`` for the answer, 0 without a limit; ``loading`` on top for a model that is not ready."""
+        """``seconds`` is the limit for the answer; 0: none. ``loading`` is added for a model that is not ready."""
         self.passed = False
         self._seconds = seconds
         self._loading = loading
@@ -217,9 +217,9 @@ class _Deadline:
         self._cut.set()
 
     def hear(self, event: object) -> None:
-        """Extend the time of a request that waits; from its first token on, leave it the time of an answer."""
+        """Extend the time of a waiting request. From its first token, set the time of an answer."""
         if isinstance(event, Queued):
-            # Those ahead, and one that is answered now, have as much time as this one.
+            # The requests ahead, and one that runs now, have the same limit as this one.
             self._set((event.ahead + 1) * self._seconds)
         elif isinstance(event, Comparing):
             self._set(self._loading)
@@ -229,13 +229,16 @@ class _Deadline:
                 self._set(0)
 
     def close(self) -> None:
-        """No longer set the stop."""
+        """Cancel the deadline."""
         if self._timer:
             self._timer.cancel()
 
 
 async def _until(cut: Stop, ask: Callable[[R], AsyncGenerator[T]], request: R) -> AsyncGenerator[T]:
-    """The events of ``ask(request)`` until ``cut`` is set: an answer then ends itself, everything else is cancelled."""
+    """Yield the events of ``ask(request)`` until ``cut`` is set.
+
+    An answer then ends itself; other requests are cancelled.
+    """
     if isinstance(request, GenerationRequest):
         async with aclosing(ask(replace(request, stop=cut))) as events:
             async for event in events:
@@ -248,7 +251,7 @@ async def _until(cut: Stop, ask: Callable[[R], AsyncGenerator[T]], request: R) -
 
 
 def _spent(event: object, before: int, read: int) -> int:
-    """The tokens that count so far: ``before`` until this event, ``read`` as the estimate for the prompt."""
+    """Return the tokens that count until now: ``before`` this event, and ``read`` as the estimate for the prompt."""
     if isinstance(event, TextDelta | ReasoningDelta):
         return read + event.completion_tokens
     if isinstance(event, Finish):
@@ -258,7 +261,7 @@ def _spent(event: object, before: int, read: int) -> int:
 
 
 def _is_whole(last: object) -> bool:
-    """Whether ``last`` is the end of a request that nothing cut off."""
+    """Return whether ``last`` is the end of a complete request."""
     return isinstance(last, ScoreSummary | Comparison) or (isinstance(last, Finish) and last.reason != "stopped")
 
 
@@ -273,7 +276,7 @@ def _characters(request: GenerationRequest | ScoreRequest | CompareRequest) -> i
 
 
 def _waits(request: object, ahead: int) -> Any:
-    """The event of a request with ``ahead`` requests of the same visitor before it."""
+    """Return the event of a request with ``ahead`` requests of the same visitor before it."""
     if not isinstance(request, CompareRequest):
         return Queued(ahead)
     return Comparing(f"Waiting for your {ahead} other requests" if ahead > 1 else "Waiting for your other request")

@@ -530,9 +530,9 @@ def _check_shards(files: list[_File]) -> None:
     for number, file in enumerate(files):
         if (file.keys.get("split.no"), file.keys.get("split.count")) != (number, len(files)):
             _refuse(file.path, f"is not file {number + 1} of {len(files)}, as its name states")
-    told, there = first.keys.get("split.tensors.count"), sum(len(file.tensors) for file in files)
-    if told != there:
-        _refuse(first.path, f"and the other files of the model contain {there} tensors instead of {told}")
+    stated, there = first.keys.get("split.tensors.count"), sum(len(file.tensors) for file in files)
+    if stated != there:
+        _refuse(first.path, f"and the other files of the model contain {there} tensors instead of {stated}")
 
 
 class _Keys:
@@ -806,9 +806,9 @@ def _layer_shapes(header: GgufHeader, layer: int) -> dict[str, tuple[int, ...]]:
 
 def _quantization(keys: _Keys, tensors: tuple[GgufTensor, ...]) -> str:
     """Return the quantization that the file states, or the type of most of its weights."""
-    told = keys.get("general.file_type")
-    if isinstance(told, int) and told in FILE_TYPES:
-        return FILE_TYPES[told]
+    stated = keys.get("general.file_type")
+    if isinstance(stated, int) and stated in FILE_TYPES:
+        return FILE_TYPES[stated]
     sizes: Counter[str] = Counter()
     for tensor in tensors:
         sizes[tensor.kind] += math.prod(tensor.dims)

@@ -1,4 +1,4 @@
-"""A fresh clone, root's and read-only, in the hands of a user with an empty home: what README tells them to type."""
+"""Tests the commands of README in a new read-only clone of root, as a user with an empty home folder."""
 
 import os
 import re

@@ -38,8 +38,8 @@
   paint();
   DARK.addEventListener("change", () => setTimeout(paint));
 
-  /* Gradio 6.31 draws the clock of its first "Loading…" in each frame for ever, on an idle page, too: it removes the
-     part of the page and not its timer. That clock runs four times a second. */
+  /* Gradio 6.31 removes its first "Loading…" from the page, but not the timer, which then runs at each frame without
+     end. Here that timer runs four times a second. */
 
   const frame = window.requestAnimationFrame.bind(window);
   window.requestAnimationFrame = (callback) => {

@@ -1,7 +1,7 @@
 """Limits of Gradio's queue: the events of one visitor, and how long messages wait for a page that does not read them.
 
-Gradio 6.31 has a limit for all visitors together only, and keeps the messages of the last 2,000 pages for ever, also of
-those that never ask for them.
+Gradio 6.31 limits only all visitors together. It keeps the messages of the last 2,000 pages without a time limit, also
+those of pages that never read them.
 """
 
 import asyncio
