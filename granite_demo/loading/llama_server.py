@@ -16,6 +16,11 @@ from granite_demo.types.load_options import KvCache
 
 READY = "ready"
 SERVER_START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.loading.llama_server import main; main()"
+SPINS = "1000"
+"""How often a thread of llama.cpp looks for work before it sleeps. The default is much higher.
+
+Measured on two cores, alone: 77 tokens/s, by default 74. Beside one busy process: 26 tokens/s, by default less than 1.
+"""
 ERROR_LEVEL = 1
 """The level of llama.cpp's log: errors only."""
 
@@ -45,6 +50,7 @@ class ServerOptions:
 def main() -> None:
     """Serve until standard input is closed."""
     os.putenv("GGML_NO_BACKTRACE", "1")  # an assertion would start a debugger
+    os.putenv("GOMP_SPINCOUNT", SPINS)
     options = ServerOptions(**json.loads(sys.stdin.readline()))
     server = load(options)
     print(READY, server.listening_address, flush=True)
