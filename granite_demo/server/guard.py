@@ -38,6 +38,8 @@ from granite_demo.ui.gradio_patches.files import end_interrupted
 
 BODY_SECONDS, BODY_RATE = 30.0, 8 * 2**10
 """A body can take so many seconds, and one more for each so many bytes that have arrived."""
+DROPPED_BODY = 64 * 2**20
+"""Bytes of a rejected body that are read and dropped. A client that is cut off earlier misses the answer."""
 IDS = frozenset({"session_hash", "upload_id", "event_id"})
 FORWARDED = (b"x-forwarded-", b"forwarded", b"x-real-ip", b"x-original-", b"x-rewrite-")
 """Headers that a proxy sets: only those of a trusted one are read."""
@@ -197,7 +199,8 @@ class Guard:
     def _too_large(self, head: RequestHead) -> HTTPException:
         limit = self._limit(head)
         size = f"{limit // 2**20} MB" if limit >= 2**20 else f"{limit // 2**10} kB"
-        return HTTPException(413, TOO_LARGE.format(size), {"connection": "close"})
+        cut = "transfer-encoding" in head.headers or _length(head) > DROPPED_BODY
+        return HTTPException(413, TOO_LARGE.format(size), {"connection": "close"} if cut else None)
 
     async def _body(self, head: RequestHead, receive: Receive) -> Receive:
         """``receive`` within the limits of size and time. A body that names a session is read and checked."""

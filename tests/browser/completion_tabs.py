@@ -67,7 +67,7 @@ def script(text: str) -> list[Comparing | Comparison]:
 def build(backend: FakeBackend, access: Access) -> FastAPI:
     """Return the page, with the HTTP headers of the real one."""
     demo = gr.Blocks(title="Tabs", analytics_enabled=False)
-    with demo:
+    with demo, gr.Column(elem_id="app"):
         answering = gr.Textbox(visible=False)
         prompt = gr.Textbox(label="Write", elem_id="prompt")
         with gr.Tabs():

@@ -14,7 +14,7 @@ from granite_demo.types.events import Finish, FinishReason, StreamEvent, TextDel
 from granite_demo.types.logprobs import ScoredToken, TokenAlternative
 from granite_demo.types.prompt_view import PromptPart, PromptView
 from tests.browser.conftest import OpenPage
-from tests.browser.frame import open_panel
+from tests.browser.frame import open_panel, open_tab
 from tests.browser.test_chat import wait_idle
 from tests.browser.test_comfort import faults
 from tests.fakes import READY, FakeBackend
@@ -49,7 +49,7 @@ def write(page: Page, fake: FakeBackend) -> Page:
 
 
 def opened(page: Page) -> Page:
-    page.get_by_role("tab", name="Completion").click()
+    open_tab(page, "Completion")
     page.locator("#prompt textarea").wait_for()
     return page
 

@@ -122,16 +122,16 @@ def test_no_markdown_becomes_markup(page: Page, fake: FakeBackend, seeds: range)
 
 def test_a_box_of_an_answer_stays_in_its_message(page: Page, fake: FakeBackend) -> None:
     check(page, fake, "text")
-    page.locator("#chatbot .bot.message").last.evaluate(
-        """message => { const box = document.createElement("div"); box.id = "box";
+    page.locator("#chatbot .bot.message .message-content").last.evaluate(
+        """message => { const box = document.createElement("div"); box.id = "overlay";
         box.style.cssText = "position:fixed;inset:0;z-index:9999;background:red"; message.append(box); }"""
     )
-    box = page.locator("#box").bounding_box()
+    box = page.locator("#overlay").bounding_box()
     message = page.locator("#chatbot .bot.message").last.bounding_box()
     assert box
     assert message
     assert box["height"] <= message["height"] + 1
-    assert page.evaluate("document.elementFromPoint(innerWidth / 2, innerHeight - 5)?.id") != "box"
+    assert page.evaluate("document.elementFromPoint(innerWidth / 2, innerHeight - 5)?.id") != "overlay"
 
 
 def test_what_is_shown_is_what_was_written(page: Page, fake: FakeBackend) -> None:

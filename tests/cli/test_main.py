@@ -160,7 +160,7 @@ def test_bench_of_several_processes_measures_no_page(monkeypatch: pytest.MonkeyP
 
 
 def test_a_load_that_fails_keeps_its_exit_code(monkeypatch: pytest.MonkeyPatch, run: Run) -> None:
-    def fail(cache_dir: Path, threads: int, options: LoadOptions, *more: object, group: object) -> ReadyModel:
+    def fail(cache_dir: Path, threads: int, options: LoadOptions, *more: object, **named: object) -> ReadyModel:
         raise ConfigurationError(f"No {options.device} here.")
 
     monkeypatch.setattr(composition, "open_model", fail)
@@ -175,7 +175,7 @@ def test_ctrl_c_ends_a_load(command: list[str], monkeypatch: pytest.MonkeyPatch,
     heard: list[bool] = []
 
     def load(
-        cache_dir: Path, threads: int, options: LoadOptions, report: Report, cancelled: Event, group: object
+        cache_dir: Path, threads: int, options: LoadOptions, report: Report, cancelled: Event, **more: object
     ) -> ReadyModel:
         time.sleep(0.2)  # until the main thread waits
         os.kill(os.getpid(), signal.SIGINT)

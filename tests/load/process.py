@@ -33,12 +33,12 @@ class LoadServer:
 
     async def state(self, http: httpx.AsyncClient) -> dict[str, Any]:
         """Return the numbers of running and waiting requests and of asyncio tasks."""
-        found: dict[str, Any] = (await http.get("/load/state")).json()
+        found: dict[str, Any] = (await http.get("/v1/load/state")).json()
         return found
 
     async def served(self, http: httpx.AsyncClient) -> list[RequestRecord]:
         """Return the records of the last requests to the engine in the order of their arrival."""
-        return [RequestRecord(**row) for row in (await http.get("/load/state?served")).json()["served"]]
+        return [RequestRecord(**row) for row in (await http.get("/v1/load/state?served")).json()["served"]]
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""The server under load: the real application, with its state at /load/state.
+"""The server under load: the real application, with its state at /v1/load/state.
 
 ``process`` starts it as ``python -m tests.load.server``.
 """
@@ -99,7 +99,7 @@ def main() -> None:
     backend = LimitedBackend(LocalBackend(ModelManager(load), LoadOptions("sample")), limits)
     app = create_app(backend, Access(bool(asked.public)), policy_of(settings) if asked.public else None)
     # Before the page, which handles all other paths.
-    app.router.routes.insert(0, Route("/load/state", partial(_state, engine)))
+    app.router.routes.insert(0, Route("/v1/load/state", partial(_state, engine)))
     listener = bind("127.0.0.1", 0)
     serve(app, backend, listener, lambda: print(address(listener), rate, flush=True))
 
