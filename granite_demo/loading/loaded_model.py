@@ -67,7 +67,13 @@ class LoadedModel:
             rows.insert(1, ("Commit", self.source.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
         rows.append(("Weights", gigabytes(self.weight_bytes, 2), "bytes of all parameters, scales and buffers"))
-        rows.append(("Sampling", _sampling_words(self.spec), "as in the examples of the model card; change it above"))
+        rows.append(
+            (
+                "Sampling",
+                _sampling_words(self.spec),
+                "as in the examples of the model card; see the Sampling panel",
+            )
+        )
         rows += [("Note", "differs", text) for text in self.differences]
         return tuple(rows)
 

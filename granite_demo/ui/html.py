@@ -2,6 +2,7 @@
 
 import html
 
+from granite_demo.types.engine_kinds import GGUF
 from granite_demo.types.model_status import Fact, MemoryUse, ModelStatus, gigabytes
 
 
@@ -34,7 +35,9 @@ def _state(status: ModelStatus) -> tuple[str, str, str]:
     """The class, words and progress bar of a state."""
     if status.stage == "ready":
         setup = status.setup
-        choices = (setup.device, setup.precision, setup.quantization, setup.attention) if setup else ()
+        choices = [setup.device, setup.precision, setup.quantization, setup.attention] if setup else []
+        if setup and setup.engine.kind.value == GGUF:
+            choices = [setup.device, setup.quantization]
         shown = [*status.servers, *(str(choice) for choice in choices if choice.value != "none")]
         return "ready", " · ".join(shown), ""
     if status.stage == "idle":

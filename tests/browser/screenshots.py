@@ -112,7 +112,7 @@ def with_the_sample(browser: Browser) -> None:
     with running(create_app(backend), backend) as url:
         backend.wait_until_ready()
         page = new_page(browser, url)
-        send(page, "What is the capital of France?")
+        send(page, "What is the capital of Germany?")
         expect(page.locator("#chatbot .act.retry")).to_be_visible(timeout=60_000)
         take(page, "chat")
         page = new_page(browser, url)
@@ -123,7 +123,7 @@ def with_the_sample(browser: Browser) -> None:
         open_sheet(page, "system")
         page.locator("#system-prompt textarea").press_sequentially("You are a geographer. Answer in one sentence.")
         page.keyboard.press("Escape")
-        send(page, "What is the capital of France?")
+        send(page, "What is the capital of Germany?")
         expect(page.locator("#chatbot .act.retry")).to_be_visible(timeout=60_000)
         open_panel(page, "xray")
         page.locator("#xray-show").click()
@@ -173,13 +173,6 @@ def laboratory(browser: Browser, url: str) -> None:
     page.wait_for_timeout(500)
     page.screenshot(path=picture("score"), full_page=True)
     page.context.close()
-    page = new_page(browser, url, 900)
-    page.get_by_role("tab", name="Completion").click()
-    page.get_by_role("tab", name="Precision").click()
-    page.locator("#precisions-run").click()
-    expect(page.locator("#precisions-cancel")).to_be_visible()
-    expect(page.locator("#precisions-run")).to_be_visible(timeout=300_000)
-    take(page, "precisions", whole=True)
 
 
 def constrained(browser: Browser, url: str) -> None:
@@ -194,12 +187,27 @@ def constrained(browser: Browser, url: str) -> None:
     take(page, "constrained", whole=True)
 
 
+def precisions(browser: Browser) -> None:
+    """With torch: llama.cpp compares no precisions."""
+    backend = local_backend(Settings.resolve({"model": "sample", "dtype": "float32"}, {}), Console(stderr=True))
+    with running(create_app(backend), backend) as url:
+        backend.wait_until_ready()
+        page = new_page(browser, url, 900)
+        page.get_by_role("tab", name="Completion").click()
+        page.get_by_role("tab", name="Precision").click()
+        page.locator("#precisions-run").click()
+        expect(page.locator("#precisions-cancel")).to_be_visible()
+        expect(page.locator("#precisions-run")).to_be_visible(timeout=300_000)
+        take(page, "precisions", whole=True)
+
+
 def main() -> None:
     """Make all pictures. Overwrites the files."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(**launch_args(playwright))
         scripted(browser)
         with_the_sample(browser)
+        precisions(browser)
 
 
 if __name__ == "__main__":
