@@ -97,7 +97,7 @@ class _Request:
     salt: str = ""
     """See ``SamplingParams.salt``. Empty: llama.cpp chooses the slot, by its tokens."""
     slot: int = 0
-    """Its slot of llama.cpp."""
+    """Its slot of llama.cpp, where it has a salt."""
     fresh: bool = False
     """Whether the slot has tokens of a request with another salt, which it must not use."""
     turn: asyncio.Event = field(default_factory=asyncio.Event)
@@ -130,7 +130,7 @@ class LlamaEngine:
         self._line: WaitingQueue[_Request] = WaitingQueue(max_waiting)
         self._running: list[_Request] = []
         self._last: dict[int, _Request | None] = dict.fromkeys(range(self._slots))
-        """The last request in each slot of llama.cpp."""
+        """The last request with a salt in each slot of llama.cpp."""
         self._salted = False
         """Whether requests have had a salt."""
         self._lock = threading.Lock()
@@ -278,7 +278,8 @@ class LlamaEngine:
             while request := self._line.take(self._fits):
                 # Where the loop is closed, there is no reader left.
                 with suppress(RuntimeError):
-                    self._give_slot(request)
+                    if request.salt:
+                        self._give_slot(request)
                     request.stream.loop.call_soon_threadsafe(request.turn.set)
                     self._running.append(request)
         self._line.announce()
