@@ -107,10 +107,10 @@ def _row(choice: ModelChoice, place: str) -> str:
     return f'{row}<div class="ask" hidden><span>{amount}</span>{yes}<button type="button">Cancel</button></div>'
 
 
-def offered(choices: tuple[ModelChoice, ...]) -> ModelChoice | None:
-    """The model to offer to who has only the sample: one on this disk that fits, else the smallest that fits."""
+def offered(choices: tuple[ModelChoice, ...], loaded: str) -> ModelChoice | None:
+    """The model to offer instead of ``loaded``, the sample: one on this disk that fits, else the smallest that fits."""
     fit = (choice for choice in choices if choice.size and choice.mark in ("fits", "tight"))
-    chat = (choice for choice in fit if "base" not in choice.name)
+    chat = (choice for choice in fit if choice.name != loaded and "base" not in choice.name)
     return min(chat, key=lambda choice: (not choice.here, choice.size), default=None)
 
 

@@ -1,5 +1,6 @@
 """What a visitor's choice of a model means."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -79,6 +80,9 @@ def test_what_does_not_fit_is_off_with_the_reason() -> None:
 
 
 def test_the_offer_is_a_model_that_fits_and_one_on_this_disk_first() -> None:
-    assert offered((LARGE, SMALL)) == SMALL
-    assert offered((LARGE, SMALL, HERE)) == HERE
-    assert offered((LARGE,)) is None
+    assert offered((LARGE, SMALL), "sample") == SMALL
+    assert offered((LARGE, SMALL, HERE), "sample") == HERE
+    assert offered((LARGE,), "sample") is None
+    sample = replace(HERE, name="sample", size=1)
+    assert offered((sample, SMALL), "sample") == SMALL
+    assert offered((sample,), "sample") is None

@@ -113,7 +113,7 @@ def wire_showing(tab: ChatTab, backend: Backend, control: ModelControl, ready: l
 
     def model_shown() -> tuple[str, str]:
         status = backend.status()
-        return composer.menu_html(status), empty_state.empty_html(status, offered(control.choices()))
+        return composer.menu_html(status), empty_state.empty_html(status, offered(control.choices(), status.name))
 
     follow(ready, model_shown, None, [tab.menu, tab.empty])
     follow(ready, forgiving(attached, len(panels)), [tab.setup], [*panels, tab.message])
