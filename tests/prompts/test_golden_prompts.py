@@ -222,7 +222,7 @@ LITERAL_END = {
 
 @pytest.mark.parametrize(("name", "row"), [*LITERAL, *LITERAL_END])
 def test_the_whole_text(monkeypatch: pytest.MonkeyPatch, name: str, row: str) -> None:
-    monkeypatch.setattr(chat_template_utils, "datetime", Frozen)
+    monkeypatch.setattr(jinja_chat, "datetime", Frozen)
     text = render_text(byte_tokenizer(real_template(name)), ROWS[row].request)
     if (name, row) in LITERAL:
         assert text == LITERAL[name, row]
