@@ -37,11 +37,13 @@ from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
 
 log = logging.getLogger(__name__)
 
-SAMPLERS = ("penalties", "temperature", "top_k", "top_p", "min_p")
-"""The order in which every engine of the project applies them."""
+GREEDY = ("penalties", "top_k")
+"""With one candidate. llama.cpp's temperature of 0 keeps the whole vocabulary, which took 15 % of the time here."""
+RANDOM = ("penalties", "top_k", "temperature", "top_p", "min_p")
+"""Other engines apply the temperature first. The result is the same, and here it scales fewer candidates."""
 RANDOM_SEED = 2**32 - 1
 """What llama.cpp reads as: take any seed."""
-RESERVE = 1024
+RESERVE = 512
 """Tokens of an answer that are reserved when it starts, at most; more are reserved while it is written."""
 HALF = 0.5
 """Of the prompt before in a slot: where a new prompt shares more, it continues its conversation."""
@@ -413,9 +415,9 @@ def completion_body(
         # Without it a cancelled prompt is computed to its end.
         "return_progress": True,
         "cache_prompt": True,
-        "samplers": list(SAMPLERS),
+        "samplers": list(RANDOM if sampling.temperature else GREEDY),
         "temperature": sampling.temperature,
-        "top_k": sampling.top_k,
+        "top_k": sampling.top_k if sampling.temperature else 1,
         "top_p": sampling.top_p,
         "min_p": sampling.min_p,
         "repeat_penalty": sampling.repetition_penalty,

@@ -29,7 +29,7 @@ LLAMA_CACHE_SHARE = 0.25
 """The part of the free memory that the KV cache of all conversations may take."""
 SLOT_RANGE = (4, 16)
 """Requests in one step, at least and at most."""
-SLOT_TOKENS = 1024
+SLOT_TOKENS = 512
 """Tokens of the shared cache for each of them, on average."""
 
 

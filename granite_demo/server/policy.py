@@ -6,7 +6,6 @@ from urllib.parse import urlsplit
 from granite_demo.access import Limits
 from granite_demo.errors import ConfigurationError
 from granite_demo.settings import LOOPBACK, PROXIES, Settings
-from granite_demo.ui.gradio_patches.queue import PUBLIC_UNREAD_SECONDS, UNREAD_SECONDS
 
 MAX_BODY = 8 * 2**20
 """Bytes of one request. Uploads have a limit of their own, which Gradio enforces."""
@@ -16,6 +15,8 @@ PUBLIC_LIMITS = Limits(
     running=2, waiting=4, tokens=20_000, seconds=300, characters=1_000_000, own_prefixes=True, reload=60
 )
 """Enough for two answers side by side, four samples, and about 300 tokens/s for a minute."""
+UNREAD_SECONDS, PUBLIC_UNREAD_SECONDS = 15.0, 5.0
+"""A page that does not read its messages for so long is gone: its answers end, and its messages are deleted."""
 SPACES = "https://huggingface.co"
 """The site that shows a Space in a frame."""
 

@@ -13,17 +13,19 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import uvicorn
-from fastapi import FastAPI
 
 from granite_demo.backend import ManagedBackend
 from granite_demo.errors import ConfigurationError, EngineError
 from granite_demo.loading import gc as garbage
 from granite_demo.server.connections import Config
 from granite_demo.server.policy import Policy
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +58,7 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, backend: ManagedBackend, listener: socket.socket, announce: Callable[[], None]) -> None:
+def serve(app: "FastAPI", backend: ManagedBackend, listener: socket.socket, announce: Callable[[], None]) -> None:
     """Run until SIGINT or SIGTERM; a second signal ends the process at once. Raises EngineError if the engine fails.
 
     ``app`` is one of ``create_app``. ``announce`` is called when connections are accepted.
@@ -76,7 +78,7 @@ def serve(app: FastAPI, backend: ManagedBackend, listener: socket.socket, announ
 
 
 @contextmanager
-def running(app: FastAPI, backend: ManagedBackend) -> Iterator[str]:
+def running(app: "FastAPI", backend: ManagedBackend) -> Iterator[str]:
     """Run the application on a free port in a thread, for the length of the block. Yields its address."""
     listener = bind("127.0.0.1", 0)
     server = _Server(app, backend)
@@ -117,7 +119,7 @@ class LoopErrors:
 
 
 class _Server(uvicorn.Server):
-    def __init__(self, app: FastAPI, backend: ManagedBackend) -> None:
+    def __init__(self, app: "FastAPI", backend: ManagedBackend) -> None:
         config = Config(
             app,
             getattr(app.state, "policy", Policy()),

@@ -94,3 +94,12 @@ def test_the_model_loads_before_the_page_is_imported_and_a_failure_ends_it(
         serve.run_server(Settings.resolve({"port": 0}, {}), Console(file=StringIO()))
     assert steps == ["start", "page", "close"]
     assert gc.isenabled()
+
+
+def test_the_model_loads_before_the_page_is_imported() -> None:
+    code = (
+        "import sys\nimport granite_demo.cli.serve, granite_demo.server.run\n"
+        "sys.exit([name for name in ('torch', 'transformers', 'gradio', 'fastapi') if name in sys.modules] or 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (0, "")

@@ -16,10 +16,8 @@ from gradio.queueing import Event
 
 from granite_demo.access import visitor_of
 
-UNREAD_SECONDS, PUBLIC_UNREAD_SECONDS = 15.0, 5.0
-"""A page that does not read its messages for so long is gone: its answers end, and its messages are deleted."""
 SENDING_SECONDS = 60.0
-"""The same while a message is on its way to a page, which can have a slow connection."""
+"""How long a page that has read a message can take to receive it: its connection can be slow."""
 MAX_UNREAD = 1_000
 """Messages of one page. An answer has twelve a second."""
 TOO_MANY = "You already have {} requests running. Wait for one of them, or stop it."
