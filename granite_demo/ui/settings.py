@@ -3,7 +3,7 @@
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import gradio as gr
 
@@ -15,16 +15,38 @@ from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.html import note_html, panel_head
 
 STORAGE_KEY = "granite-demo-settings"
-KEEP_SETTINGS_JS = (
-    f"(...values) => {{ try {{ localStorage.setItem('{STORAGE_KEY}', JSON.stringify(values)); }} catch {{}} }}"
-)
-KEPT_JS = (
-    f"(...values) => {{ try {{ const kept = JSON.parse(localStorage.getItem('{STORAGE_KEY}')); "
-    "if (Array.isArray(kept) && kept.length === values.length) return kept; } catch {} return values; }"
-)
-"""Without a round trip, after which a slow page would overwrite what was typed meanwhile."""
 DEFAULTS = (0.0, 1.0, 0, 0.0, 1.0, 512, "", "")
 """The first values of ``Preferences.components``, in their order: greedy."""
+LIMITS = ((0, 2), (0.01, 1), (0, 200), (0, 1), (0.8, 2), (1, 1_000_000))
+"""The lowest and the highest value of those that are numbers, in the same order."""
+WHOLE = (2, 5)
+"""Which of them are whole numbers."""
+
+IN_RANGE_JS = f"""(values) => {{
+  const limits = {json.dumps(LIMITS)}, whole = {json.dumps(WHOLE)}, usual = {json.dumps(DEFAULTS)};
+  return usual.map((first, at) => {{
+    const value = values[at];
+    if (!limits[at]) return value == null ? first : String(value);
+    const number = value === null || value === "" || typeof value === "boolean" ? NaN : Number(value);
+    const bounded = Math.min(Math.max(number, limits[at][0]), limits[at][1]);
+    return Number.isNaN(number) ? first : whole.includes(at) ? Math.round(bounded) : bounded;
+  }});
+}}"""
+"""The values of the components within their limits. What is no number becomes the default."""
+KEEP_SETTINGS_JS = f"""(...values) => {{
+  if (!window.graniteSettings) return;
+  try {{ localStorage.setItem("{STORAGE_KEY}", JSON.stringify(window.graniteSettings(values))); }} catch {{}}
+}}"""
+KEPT_JS = f"""(...values) => {{
+  window.graniteSettings = ({IN_RANGE_JS});
+  try {{
+    const kept = JSON.parse(localStorage.getItem("{STORAGE_KEY}"));
+    if (Array.isArray(kept) && kept.length === values.length) return window.graniteSettings(kept);
+  }} catch {{}}
+  return values;
+}}"""
+"""Without a round trip, after which a slow page would overwrite what was typed meanwhile."""
+CLAMP_JS = "(...values) => window.graniteSettings(values)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +58,11 @@ class Preferences:
     own: gr.Button
     """Takes the values that the makers of the model use."""
     makers: gr.HTML
+
+    @property
+    def max_tokens(self) -> gr.Number:
+        """The one that does not clamp what was typed by itself."""
+        return cast("gr.Number", self.components[5])
 
     @property
     def shown(self) -> list[Any]:
@@ -112,11 +139,17 @@ def layout() -> Preferences:
         makers = gr.HTML(elem_id="makers", padding=False)
         own = gr.Button("Use these values", elem_id="own-sampling", visible=False)
         components: list[Any] = [
-            gr.Slider(0, 2, temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token."),
-            gr.Slider(0.01, 1, top_p, step=0.01, label="Top-p", info="Sample from the likeliest tokens of this total."),
-            gr.Slider(0, 200, top_k, step=1, label="Top-k", info="Sample from this many likeliest tokens. 0: all."),
-            gr.Slider(0, 1, min_p, step=0.01, label="Min-p", info="Drop tokens below this share of the likeliest one."),
-            gr.Slider(0.8, 2, penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less. 1: off."),
+            gr.Slider(
+                *LIMITS[0], temperature, step=0.05, label="Temperature", info="0 always takes the likeliest token."
+            ),
+            gr.Slider(
+                *LIMITS[1], top_p, step=0.01, label="Top-p", info="Sample from the likeliest tokens of this total."
+            ),
+            gr.Slider(*LIMITS[2], top_k, step=1, label="Top-k", info="Sample from this many likeliest tokens. 0: all."),
+            gr.Slider(
+                *LIMITS[3], min_p, step=0.01, label="Min-p", info="Drop tokens below this share of the likeliest one."
+            ),
+            gr.Slider(*LIMITS[4], penalty, step=0.01, label="Repetition penalty", info="Above 1 repeats less. 1: off."),
             gr.Number(max_tokens, precision=0, step=1, label="Max new tokens", elem_id="max-tokens"),
             # No gr.Number: an empty one becomes 0 as soon as it is shown.
             gr.Textbox(seed, label="Seed", placeholder="random", info="The same seed repeats a sampled answer."),
@@ -139,12 +172,10 @@ def wire(preferences: Preferences, backend: Backend, demo: gr.Blocks, ready: lis
     ``ready`` are those after which another model may answer.
     """
     values = preferences.components
-    # input, not change: a page that opens changes values, too, and would overwrite what was kept.
-    gr.on([value.input for value in values], None, values, None, js=KEEP_SETTINGS_JS, **DIRECT)
-    for chosen in (
-        preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT),
-        preferences.own.click(lambda: own_values(backend.status().sampling), None, values, **DIRECT),
-    ):
-        chosen.then(None, values, None, js=KEEP_SETTINGS_JS, **DIRECT)
+    # A slider that clamps what was typed changes without an input. Before KEPT_JS has run, nothing is kept.
+    gr.on([value.change for value in values], None, values, None, js=KEEP_SETTINGS_JS, **DIRECT)
+    preferences.max_tokens.blur(None, values, values, js=CLAMP_JS, **DIRECT)
+    preferences.reset.click(lambda: [*DEFAULTS], None, values, **DIRECT)
+    preferences.own.click(lambda: own_values(backend.status().sampling), None, values, **DIRECT)
     follow(ready, lambda: shown_values(backend.status()), None, preferences.shown)
     demo.load(None, values, values, js=KEPT_JS, **DIRECT)

@@ -81,6 +81,66 @@ def test_invalid_stored_settings_are_ignored(page: Page, fake: FakeBackend, kept
     assert fake.requests[-1].sampling.max_tokens == 512
 
 
+@pytest.mark.parametrize(
+    ("kept", "name", "expected"),
+    [
+        ('[0, 0, 0, 0, 1, 512, "", ""]', "top_p", 0.01),
+        *(
+            pytest.param(kept, name, expected, marks=pytest.mark.release)
+            for kept, name, expected in (
+                ('[-1, 1, 0, 0, 1, 512, "", ""]', "temperature", 0.0),
+                ('[0, 1, 5000, 0, 1, 512, "", ""]', "top_k", 200),
+                ('[0, 1, 2.6, 0, 1, 512, "", ""]', "top_k", 3),
+                ('[0, 1, 0, 0, 1, 1e9, "", ""]', "max_tokens", 1_000_000),
+                ('[0, 1, 0, 0, 1, null, "", ""]', "max_tokens", 512),
+                ('[0, 1, 0, 0, "many", 7, "", ""]', "repetition_penalty", 1.0),
+                ("[0, 1, 0, 0, 1, 7, 4, null]", "seed", 4),
+            )
+        ),
+    ],
+)
+def test_stored_settings_come_back_within_their_limits(
+    page: Page, fake: FakeBackend, kept: str, name: str, expected: float
+) -> None:
+    page.evaluate("kept => localStorage.setItem('granite-demo-settings', kept)", kept)
+    page.reload()
+    page.locator("#message textarea").wait_for()
+    send(page, "Hello")
+    expect(answers(page)).to_contain_text("finished")
+    assert getattr(fake.requests[-1].sampling, name) == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "typed", "expected"),
+    [
+        ("number input for Top-p", "0", "0.01"),
+        ("Max new tokens", "0", "1"),
+        *(
+            pytest.param(label, typed, expected, marks=pytest.mark.release)
+            for label, typed, expected in (
+                ("number input for Temperature", "-1", "0"),
+                ("number input for Top-k", "7000", "200"),
+                ("Max new tokens", "1e9", "1000000"),
+                ("Max new tokens", "", "512"),
+            )
+        ),
+    ],
+)
+def test_a_typed_number_is_kept_within_its_limits(page: Page, label: str, typed: str, expected: str) -> None:
+    open_panel(page, "sampling")
+    box = page.locator("#sampling").get_by_label(label)
+    box.fill(typed)
+    page.wait_for_timeout(700)  # the meter sees the number before it is clamped
+    box.blur()
+    expect(box).to_have_value(expected)
+    expect(page.locator(".toast-wrap")).not_to_contain_text("value")
+    kept = "value => JSON.parse(localStorage.getItem('granite-demo-settings')).map(String).includes(value)"
+    page.wait_for_function(kept, arg=expected)
+    page.reload()
+    open_panel(page, "sampling")
+    expect(page.locator("#sampling").get_by_label(label)).to_have_value(expected)
+
+
 @pytest.mark.release
 def test_an_invalid_stop_string_is_an_error_in_the_chat(page: Page, fake: FakeBackend) -> None:
     open_panel(page, "sampling")

@@ -14,7 +14,6 @@ from granite_demo.chat.conversation import Conversation
 from granite_demo.chat.request import build_request
 from granite_demo.errors import ContextOverflowError, GraniteDemoError
 from granite_demo.types.prompt_view import PromptView
-from granite_demo.ui.conversation_list import SHOWN_JS
 from granite_demo.ui.executor import off_loop
 from granite_demo.ui.gradio_patches.events import DIRECT, follow
 from granite_demo.ui.settings import to_sampling
@@ -29,11 +28,16 @@ OVERFLOW_CHOICES = [("Stop and tell me", "refuse"), ("Leave out the oldest messa
 CHOOSE_JS = "(value, overflow) => [{ ...value, overflow }]"
 """In the browser alone: the server sends turns back, and nothing else of a conversation."""
 
-TYPED_JS = """(held, text, ...rest) => {
-  const page = window.graniteDemo;
-  return [page ? page.typed(held, text) : held, text, ...rest];
+TYPED_JS = """(held, text, ...settings) => {
+  const page = window.graniteDemo, inRange = window.graniteSettings;
+  return [page ? page.typed(held, text) : held, text, ...(inRange ? inRange(settings) : settings)];
 }"""
 """A question that is sent empties the box. The server measures that case itself, so it gets no conversation for it."""
+CHANGED_JS = """(held, text, ...settings) => {
+  const page = window.graniteDemo, inRange = window.graniteSettings;
+  return [page ? page.shownPart(held) : held, text, ...(inRange ? inRange(settings) : settings)];
+}"""
+"""A setting that is being typed can be out of its range, which Gradio refuses."""
 
 PATIENCE_SECONDS = 1.0
 """Another server that does not reply must not hold back the end of an answer."""
@@ -155,5 +159,5 @@ def wire(
 
     inputs, changed = [holder, message, *components], [*(part.change for part in components), *changes]
     follow([message.change], update, inputs, [panel.bar], js=TYPED_JS)
-    follow(changed, update, inputs, [panel.bar], js=SHOWN_JS)
+    follow(changed, update, inputs, [panel.bar], js=CHANGED_JS)
     panel.overflow.input(None, [holder, panel.overflow], [holder], js=CHOOSE_JS, **DIRECT)
