@@ -37,9 +37,9 @@ from granite_demo.types.sampling_params import MAX_ALTERNATIVES, SamplingParams
 
 log = logging.getLogger(__name__)
 
-GREEDY = ("penalties", "top_k")
+GREEDY_SAMPLERS = ("penalties", "top_k")
 """With one candidate. llama.cpp's temperature of 0 keeps the whole vocabulary, which took 15 % of the time here."""
-RANDOM = ("penalties", "top_k", "temperature", "top_p", "min_p")
+RANDOM_SAMPLERS = ("penalties", "top_k", "temperature", "top_p", "min_p")
 """Other engines apply the temperature first. The result is the same, and here it scales fewer candidates."""
 RANDOM_SEED = 2**32 - 1
 """What llama.cpp reads as: take any seed."""
@@ -415,7 +415,7 @@ def completion_body(
         # Without it a cancelled prompt is computed to its end.
         "return_progress": True,
         "cache_prompt": True,
-        "samplers": list(RANDOM if sampling.temperature else GREEDY),
+        "samplers": list(RANDOM_SAMPLERS if sampling.temperature else GREEDY_SAMPLERS),
         "temperature": sampling.temperature,
         "top_k": sampling.top_k if sampling.temperature else 1,
         "top_p": sampling.top_p,
