@@ -6,6 +6,9 @@ from pathlib import Path
 
 import gradio as gr
 
+FIRST_SCRIPTS = ("frame", "keys")
+"""Scripts of ``assets/`` in the head of the document, before Gradio's own."""
+
 
 def assets_dir() -> Path:
     """The assets folder: inside an installed package, beside the package in a source tree."""
@@ -38,13 +41,14 @@ def load_theme() -> gr.Theme:
 
 
 def look_files() -> dict[str, tuple[str, str]]:
-    """The files of the page's look, as content type and text: one style sheet and the script that runs first."""
+    """The files of the page's look, as content type and text: one style sheet, and the scripts that run first."""
     own = assets_dir() / "style.css"
     paths = [own, *sorted(set(assets_dir().glob("*.css")) - {own})]
     style = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    first = "".join(script(f"assets/{name}.js") for name in FIRST_SCRIPTS)
     return {
         "page.css": ("text/css; charset=utf-8", style),
-        "page.js": ("text/javascript; charset=utf-8", script("assets/frame.js")),
+        "page.js": ("text/javascript; charset=utf-8", first),
     }
 
 

@@ -83,17 +83,6 @@ def test_a_draft_is_kept_after_a_reload(page: Page) -> None:
 
 
 @pytest.mark.release
-def test_shift_and_enter_add_a_new_line(page: Page, fake: FakeBackend) -> None:
-    box = page.locator("#message textarea")
-    box.fill("one")
-    box.press("Shift+Enter")
-    box.press_sequentially("two")
-    box.press("Enter")
-    settled(page)
-    assert fake.requests[-1].messages[0].content == "one\ntwo"
-
-
-@pytest.mark.release
 def test_a_link_can_contain_a_prompt(page: Page, fake: FakeBackend) -> None:
     page.goto(page.url.split("?")[0] + "?q=Why%20is%20the%20sky%20blue%3F")
     expect(page.locator("#message textarea")).to_have_value("Why is the sky blue?")

@@ -1,4 +1,4 @@
-"""The page in a frame of another site: shown on a Space, with its login, and nowhere else."""
+"""The page in an iframe of another site: shown on a Space, with its login, and nowhere else."""
 
 from collections.abc import Iterator
 
@@ -26,8 +26,8 @@ def server(request: pytest.FixtureRequest) -> Iterator[tuple[str, str]]:
         yield request.param, url.replace("127.0.0.1", "localhost")
 
 
-def framed(page: Page, site: str, url: str) -> Frame:
-    """Open a page of ``site`` that shows ``url`` in a frame."""
+def embedded(page: Page, site: str, url: str) -> Frame:
+    """Open a page of ``site`` that shows ``url`` in an iframe."""
     shell = f'<!doctype html><iframe id="frame" src="{url}" width="1200" height="800"></iframe>'
     page.route(f"{site}/**", lambda route: route.fulfill(body=shell, content_type="text/html"))
     page.goto(f"{site}/spaces/me/mine")
@@ -36,10 +36,10 @@ def framed(page: Page, site: str, url: str) -> Frame:
     return frame
 
 
-def test_h5_a_login_works_in_the_frame_of_a_space(new_context: NewContext, server: tuple[str, str]) -> None:
+def test_h5_a_login_works_in_the_iframe_of_a_space(new_context: NewContext, server: tuple[str, str]) -> None:
     site, url = server
     page = new_context().new_page()
-    frame = framed(page, SPACES, url)
+    frame = embedded(page, SPACES, url)
     if not site:
         expect(frame.locator(NAME)).to_have_count(0)
         assert not frame.url.startswith(url)
@@ -59,6 +59,6 @@ def test_h5_a_login_works_in_the_frame_of_a_space(new_context: NewContext, serve
 
 
 def test_h5_no_other_site_shows_the_page_of_a_space(new_context: NewContext, server: tuple[str, str]) -> None:
-    frame = framed(new_context().new_page(), "https://evil.example", server[1])
+    frame = embedded(new_context().new_page(), "https://evil.example", server[1])
     expect(frame.locator(NAME)).to_have_count(0)
     assert not frame.url.startswith(server[1])
