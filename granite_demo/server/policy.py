@@ -37,7 +37,7 @@ class Quota:
     """New sessions per minute. A page that is opened begins one."""
     bytes: int = 0
     """Per minute, files not counted. A page sends its conversation with each question and each pause in typing: some
-    20 kB. To read JSON takes 20 ms for each megabyte, on the event loop that serves everybody."""
+    20 kB. To read JSON takes time of the event loop, which serves everybody; see ``json_body.MAX_VALUES``."""
     open: int = 0
     """Requests at the same time. A page holds two."""
     direct: int = 0

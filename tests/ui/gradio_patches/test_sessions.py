@@ -1,7 +1,9 @@
 """What is kept of each open page."""
 
 import asyncio
+import sys
 from contextlib import ExitStack
+from sys import getsizeof
 from typing import Any
 
 import gradio as gr
@@ -14,6 +16,9 @@ from gradio.state_holder import SessionState, StateHolder
 
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
+from granite_demo.types.logprobs import ScoredToken, TokenAlternative
+from granite_demo.ui.completion.edit_history import History
+from granite_demo.ui.completion.token_tree import Run, Tree
 from granite_demo.ui.executor import visitor
 from granite_demo.ui.gradio_patches import sessions
 from granite_demo.ui.gradio_patches.sessions import Session
@@ -98,6 +103,45 @@ def test_the_values_of_one_page_have_a_limit(holder: Any) -> None:
     put(holder, "large", "ann", sessions.MAX_SESSION_BYTES)
     put(holder, "small", "ann", 1000)
     assert list(holder.session_data) == ["small"]
+
+
+def test_the_time_to_measure_values_does_not_grow_with_their_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[Any] = []
+
+    def measured(value: Any) -> int:
+        looks.append(value)
+        return getsizeof(value)
+
+    monkeypatch.setattr(sys, "getsizeof", measured)
+
+    def tree(runs: int, length: int) -> Tree:
+        alternatives = range(20)
+        tokens = [
+            [
+                ScoredToken(
+                    n,
+                    f"{run} {n}",
+                    -n,
+                    None,
+                    None,
+                    tuple(TokenAlternative(a, f"{run} {n} {a}", -a) for a in alternatives),
+                )
+                for n in range(length)
+            ]
+            for run in range(runs)
+        ]
+        return Tree("prompt", runs=tuple(Run(tokens=tuple(row), text="x" * length) for row in tokens))
+
+    small, large = tree(8, 50), tree(32, 200)
+    sizes = {}
+    for value in (small, large):
+        looks.clear()
+        sizes[id(value)] = sessions._size(value)
+        assert len(looks) < 10_000
+    assert 10 < sizes[id(large)] / sizes[id(small)] < 25  # 16 times the tokens
+    text = "x" * 1_000_000
+    assert 1_900_000 < sessions._size(History(text, ("y" * 100, "z" * 900_000))) < 2_000_000
+    assert sessions._size((small.prompt, text, text)) < 1_100_000  # one text, twice
 
 
 def test_a_visitor_with_too_much_loses_the_oldest_of_their_own(holder: Any) -> None:
