@@ -100,6 +100,7 @@ async def compare(lease: Lease, request: CompareRequest) -> AsyncGenerator[Compa
 
 def _tokenize(ready: ReadyModel, request: CompareRequest) -> TokenizedText:
     tokenized = tokenize(ready.loaded.tokenizer, request.text, request.special_tokens)
+    ready.loaded.check_ids(tokenized.ids)
     if len(tokenized.ids) > ready.loaded.context_length:
         raise ContextOverflowError(len(tokenized.ids), ready.loaded.context_length)
     if not 2 <= len(tokenized.ids) <= MAX_COMPARED:

@@ -251,7 +251,9 @@ async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids
 
 
 def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:
-    return fit(request, partial(render.render, loaded.tokenizer), loaded.context_length)
+    fitted = fit(request, partial(render.render, loaded.tokenizer), loaded.context_length)
+    loaded.check_ids(fitted.prompt_ids)
+    return fitted
 
 
 @lru_cache(maxsize=4)

@@ -52,6 +52,7 @@ async def score(ready: ReadyModel, request: ScoreRequest) -> AsyncGenerator[Queu
     tokenized = await asyncio.to_thread(
         tokenize, loaded.tokenizer, request.text, request.special_tokens, request.token_ids
     )
+    loaded.check_ids(tokenized.ids)
     if len(tokenized.ids) > loaded.context_length:
         raise ContextOverflowError(len(tokenized.ids), loaded.context_length)
     total, count = 0.0, 0

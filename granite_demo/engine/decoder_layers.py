@@ -9,7 +9,9 @@ import torch
 
 def decoder_layers(model: Any) -> Sequence[torch.nn.Module]:
     """Return the layers of a decoder-only model of transformers, in order."""
-    layers: Sequence[torch.nn.Module] = model.get_decoder().layers
+    decoder = model.get_decoder()
+    # GPT-2 and the models of its time, such as Granite's code models, call them h.
+    layers: Sequence[torch.nn.Module] = decoder.layers if hasattr(decoder, "layers") else getattr(decoder, "h", ())
     return layers
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import queue
 import re
-import struct
 import subprocess
 import sys
 import tempfile
@@ -23,6 +22,7 @@ from typing import IO, TypeAlias
 from granite_demo import errors
 from granite_demo.hub import transfer
 from granite_demo.hub.transfer import GB, MB, Order, is_wanted
+from granite_demo.models.safetensors_header import find_flaw
 from granite_demo.types.load_options import Report
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,6 @@ COMMIT = re.compile(r"[0-9a-f]{40}")
 
 MARGIN = 1.1  # free bytes required for each missing byte
 CHILD_POLL_SECONDS = 0.1
-MAX_HEADER = 100_000_000
 START = "import sys; sys.path.insert(0, sys.argv[1]); from granite_demo.hub.transfer import main; main()"
 
 _tokens: list[str] = []  # the access token of this process: at most one
@@ -160,25 +159,6 @@ def check_writable(repo_id: str, revision: str | None = None) -> None:
         except OSError as error:
             log.error("The cache folder is %s.", order.cache_dir)
             raise transfer.explained(error, order) from error
-
-
-def find_flaw(path: Path) -> str | None:
-    """Check a safetensors file against its header. Return what is wrong, or None."""
-    size = _size(path)
-    if size is None:
-        return "is missing"
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-        if length > min(MAX_HEADER, size - 8):
-            return "has no safetensors header"
-        try:
-            tensors = json.loads(file.read(length))
-            ends = [tensor["data_offsets"][1] for name, tensor in tensors.items() if name != "__metadata__"]
-            end = 8 + length + max(ends, default=0)
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError):
-            return "has an unreadable safetensors header"
-    return None if end == size else f"has {size:,} bytes instead of {end:,}"
 
 
 def _weights(folder: Path) -> list[Path]:

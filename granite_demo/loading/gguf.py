@@ -21,7 +21,7 @@ from granite_demo.models.gguf_header import GgufHeader, read_header
 from granite_demo.models.gguf_memory import BATCH, CACHE_MULTIPLE, cache_bytes_per_token, memory_of
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.prompts.gguf_tokenizer import check_with_llama, make_tokenizer
-from granite_demo.prompts.template_features import find_switches
+from granite_demo.prompts.template_features import find_switches, unusable_parts
 from granite_demo.types.load_options import KvCache, Report
 from granite_demo.types.model_status import REQUESTED, MemoryUse
 
@@ -90,6 +90,7 @@ def load_gguf(
     try:
         # The child process loads the weights meanwhile.
         tokenizer = make_tokenizer(header, source.folder)
+        notes = unusable_parts(tokenizer, len(header.vocabulary.tokens))
         switches = find_switches(tokenizer)
         if not single_user:
             with suppress(InvalidRequestError):
@@ -108,6 +109,7 @@ def load_gguf(
             context_length=plan.context,
             eos_ids=header.vocabulary.end_ids,
             weight_bytes=header.tensor_bytes,
+            differences=notes,
             shape=source.spec.shape,
             memory=MemoryUse(placement.device, header.tensor_bytes, conversation, free),
             switches=switches,

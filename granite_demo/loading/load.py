@@ -7,12 +7,15 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.distributed.configuration_utils import DistributedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES  # type: ignore[attr-defined]
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.utils.logging import disable_progress_bar, set_tqdm_hook
 
 from granite_demo.errors import CorruptModelError, GraniteDemoError, LoadCancelledError, OutOfMemoryError
@@ -23,8 +26,9 @@ from granite_demo.loading.placement import known_shape, precision_of
 from granite_demo.loading.source import Source
 from granite_demo.models import memory as planning
 from granite_demo.models import registry
-from granite_demo.models.config import Shape, read_config
-from granite_demo.prompts.template_features import find_switches
+from granite_demo.models.checkpoint import StoredCheckpoint, check_tensor_names, read_checkpoint
+from granite_demo.models.config import Shape
+from granite_demo.prompts.template_features import find_switches, unusable_parts
 from granite_demo.types.load_options import Report
 from granite_demo.types.model_status import MemoryUse
 
@@ -32,6 +36,10 @@ log = logging.getLogger(__name__)
 
 PANIC = "PanicException"
 """The class of an error of tokenizers' Rust code, a BaseException that cannot be imported."""
+DEFAULT_CONTEXT = 2048
+"""The context of a model whose configuration states none."""
+LONGEST_REASON = 200
+"""Characters of an error of another library that are shown."""
 PANIC_PROBE = "Hello, world! 123\n\tdéjà vu 你好"
 
 
@@ -74,9 +82,15 @@ def load_model(
                 "Choose a smaller model or precision, or unload the loaded model."
             ) from error.with_traceback(None)
         # safetensors, json and transformers have different exceptions for a damaged file.
-        raise CorruptModelError(
-            f"The files of {spec.title} in {folder} cannot be loaded: {error}. Remove the folder and try again."
-        ) from error
+        raise CorruptModelError(f"The files of {spec.title} in {folder} cannot be loaded: {_brief(error)}") from error
+
+
+def _brief(error: BaseException) -> str:
+    """Return what ``error`` says, without transformers' lists of all its classes and its advice to install others."""
+    if isinstance(error, KeyError):
+        return f"transformers does not know {error}."
+    text = " ".join(str(error).split()) or type(error).__name__
+    return f"{text[:LONGEST_REASON].rstrip('.')}{'…' if len(text) > LONGEST_REASON else '.'}"
 
 
 def _keep(loaded: LoadedModel, copy: Path) -> None:
@@ -87,20 +101,50 @@ def _keep(loaded: LoadedModel, copy: Path) -> None:
 
 
 def _load(source: Source, folder: Path, placement: Placement) -> LoadedModel:
-    spec, config = source.spec, read_config(folder)
-    shape = known_shape(config)
+    spec, stored = source.spec, read_checkpoint(folder)
+    config, shape = stored.config, known_shape(stored.config)
+    _check_architecture(config)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer(PANIC_PROBE)  # some damaged ones only fail now
+    model = _load_weights(stored, placement)
+    model.eval()
+    _keep_off_avx512(model)
+    end = model.generation_config.eos_token_id
+    ends = end if isinstance(end, list) else [end]
+    limit = getattr(model.config, "max_position_embeddings", None) or DEFAULT_CONTEXT
+    context = min(placement.context or limit, limit)
+    size = weight_bytes(model)
+    rows = model.get_input_embeddings().weight.shape[0]
+    notes = (*stored.notes, *unusable_parts(tokenizer, rows))
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        source=source,
+        placement=placement,
+        context_length=context,
+        eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None and token < rows),
+        weight_bytes=size,
+        differences=(*registry.differences(spec, config), *notes),
+        shape=shape,
+        memory=_memory_use(size, placement, shape, context),
+        switches=find_switches(tokenizer),
+    )
+
+
+def _load_weights(stored: StoredCheckpoint, placement: Placement) -> Any:
+    """Return the model. Raises CorruptModelError if it and the files do not have the same tensors."""
     # Left out, not None, where there is nothing to quantize: None switches a checkpoint's own quantization off.
-    wanted = None if "quantization_config" in config else quantization_config(placement)
+    wanted = None if stored.quantization else quantization_config(placement)
     quantization = {"quantization_config": wanted} if wanted else {}
     # Of each matrix product in int8 this says that its input is cast to float16: thousands of lines an answer.
     logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
+    # Its report of differing tensors repeats, in colours, what the errors below say.
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)
     where: Any = {"device_map": "auto" if placement.spread else {"": placement.device}}
     if placement.processes > 1:
         where = {"distributed_config": DistributedConfig(tp_size=placement.processes)}
     loaded: Any = AutoModelForCausalLM.from_pretrained(
-        folder,
+        stored.folder,
         dtype=placement.dtype,
         **where,
         **quantization,
@@ -109,34 +153,30 @@ def _load(source: Source, folder: Path, placement: Placement) -> LoadedModel:
         local_files_only=True,
         trust_remote_code=False,
         output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused below, by name
     )
     model, found = loaded
-    if missing := sorted(found["missing_keys"]):
-        # transformers only logs this, and fills what is missing with random numbers.
+    for name, there, needed in sorted(found["mismatched_keys"]):
+        sizes = " x ".join(map(str, there)), " x ".join(map(str, needed))
         raise CorruptModelError(
-            f"The files of {spec.title} in {folder} lack {len(missing)} weights, such as {missing[0]}. "
-            "Remove the folder and try again."
+            f"{stored.folder} has the tensor {name} with the shape {sizes[0]}, but config.json needs {sizes[1]}. Use "
+            "the config.json of the same model."
         )
-    model.eval()
-    _keep_off_avx512(model)
-    end = model.generation_config.eos_token_id
-    ends = end if isinstance(end, list) else [end]
-    limit = model.config.max_position_embeddings
-    context = min(placement.context or limit, limit)
-    size = weight_bytes(model)
-    return LoadedModel(
-        model=model,
-        tokenizer=tokenizer,
-        source=source,
-        placement=placement,
-        context_length=context,
-        eos_ids=frozenset(token for token in (*ends, tokenizer.eos_token_id) if token is not None),
-        weight_bytes=size,
-        differences=tuple(registry.differences(spec, config)),
-        shape=shape,
-        memory=_memory_use(size, placement, shape, context),
-        switches=find_switches(tokenizer),
-    )
+    # transformers only logs these, and fills what is missing with random numbers.
+    check_tensor_names(stored.folder, stored.tensors, found["missing_keys"], found["unexpected_keys"])
+    return model
+
+
+def _check_architecture(config: dict[str, Any]) -> None:
+    """Raise CorruptModelError if transformers has no causal language model of this type."""
+    kind = str(config.get("model_type"))
+    if kind not in CONFIG_MAPPING_NAMES:
+        raise CorruptModelError(
+            f"transformers {version('transformers')} does not know models of type {kind!r:.60}. Use a newer release of "
+            "this program, or serve the model with another server and give its address with --backend."
+        )
+    if kind not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise CorruptModelError(f"Models of type {kind!r:.60} do not continue text. Choose a text model.")
 
 
 def _keep_off_avx512(model: Any) -> None:

@@ -1,8 +1,10 @@
 """The value of the third stage of opening a model: a model in memory. Imports no torch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from granite_demo.errors import InvalidRequestError
 from granite_demo.loading.device import Placement
 from granite_demo.loading.source import Source
 from granite_demo.models.catalogue import ModelSpec
@@ -42,6 +44,18 @@ class LoadedModel:
     def vocabulary(self) -> int:
         """The number of logits."""
         return int(self.model.vocabulary if self.source.gguf else self.model.config.vocab_size)
+
+    def check_ids(self, ids: Sequence[int]) -> None:
+        """Raise InvalidRequestError if the model has no embedding for one of these tokens of its tokenizer.
+
+        On a GPU, such a token would end the process.
+        """
+        largest = max(ids, default=0)
+        if largest >= self.vocabulary:
+            raise InvalidRequestError(
+                f"The token {largest} is not in the model, which has {self.vocabulary:,} tokens. The tokenizer has "
+                "more. Use the tokenizer of the same model."
+            )
 
     @property
     def spec(self) -> ModelSpec:

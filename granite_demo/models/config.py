@@ -23,12 +23,16 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises CorruptModelError, also for a config that names code to run.
     """
+    path = folder / "config.json"
     try:
-        config = json.loads((folder / "config.json").read_bytes())
+        text = path.read_bytes().decode("utf-8")
+        config = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{folder / 'config.json'} cannot be read: {error}. Remove the folder.") from error
+        # transformers reads the file, too, and takes no byte order mark.
+        why = "starts with a byte order mark. Save it in UTF-8 without one" if "BOM" in str(error) else ""
+        raise CorruptModelError(f"{path} {why or f'cannot be read: {error}. Get the file again'}.") from error
     if not isinstance(config, dict):
-        raise CorruptModelError(f"{folder / 'config.json'} does not hold an object. Remove the folder.")
+        raise CorruptModelError(f"{path} does not hold an object. Get the file again.")
     for value in _implementations(config):
         # transformers downloads such code from the hub and runs it if the package kernels is installed.
         raise CorruptModelError(f"{folder / 'config.json'} names code to run: {value!r:.80}. Choose another model.")
@@ -42,6 +46,12 @@ def _implementations(config: Any) -> Iterator[Any]:
             if "_implementation" in key and value is not None and not re.fullmatch(r"\w*", str(value)):
                 yield value
             yield from _implementations(value)
+
+
+def is_planned(config: Mapping[str, Any]) -> bool:
+    """Return whether the planner knows the architecture of this config.json."""
+    kind = config.get("model_type")
+    return isinstance(kind, str) and kind in DENSE_TYPES | MOE_TYPES
 
 
 @dataclass(frozen=True, slots=True)

@@ -152,6 +152,8 @@ def prepare(tokenizer: Any, eos_ids: Collection[int]) -> "LLTokenizer":
     """
     from llguidance import LLTokenizer
 
+    if not eos_ids:
+        raise InvalidRequestError("This model has no token that ends an answer, so it does not support constraints.")
     end = min(eos_ids)
     with _converting:
         of_ends = _converted.setdefault(tokenizer, {})

@@ -54,6 +54,34 @@ def find_switches(tokenizer: Tokenizer) -> Switches:
         return Switches()
 
 
+def unusable_parts(tokenizer: Tokenizer, rows: int) -> tuple[str, ...]:
+    """Compare the tokenizer with the ``rows`` of the model's embedding, and its chat template with a question.
+
+    Return a sentence for each problem. A template that loses the question is removed from the tokenizer, because an
+    answer would be about nothing: the model then only continues text.
+    """
+    found = []
+    if len(tokenizer) > rows:
+        found.append(
+            f"The tokenizer has {len(tokenizer):,} tokens, but the model has {rows:,}. A prompt with one of the others "
+            "is refused."
+        )
+    if tokenizer.chat_template and _loses_question(tokenizer):
+        tokenizer.chat_template = None
+        found.append(
+            "The chat template is not used, because it leaves out the question. It may be for messages with pictures, "
+            "or damaged. Use the template of the same model."
+        )
+    return tuple(found)
+
+
+def _loses_question(tokenizer: Tokenizer) -> bool:
+    try:
+        return PROBE_QUESTION[0].content not in render_text(tokenizer, GenerationRequest(messages=PROBE_QUESTION))
+    except InvalidRequestError:
+        return False  # each chat then gets this error
+
+
 class _Prober:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer

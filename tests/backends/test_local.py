@@ -308,6 +308,7 @@ async def test_a_model_without_chat_template_raises_for_a_chat_but_completes(sam
     tokenizer.chat_template = None
     ids = tokenizer("Paris", add_special_tokens=False).input_ids
     loaded = SimpleNamespace(
+        check_ids=lambda ids: None,
         tokenizer=tokenizer,
         context_length=100,
         eos_ids=frozenset(),

@@ -82,7 +82,7 @@ def test_f05_a_damaged_file_is_an_error(tiny_folder: Path, tmp_path: Path) -> No
             with unharmed(site):
                 site.backend.select(OTHER)
                 wait_until(lambda: site.backend.status().notice, 20)
-                assert "Remove the folder" in site.backend.status().notice, (name, spoil)
+                assert "again" in site.backend.status().notice, (name, spoil)
 
 
 def test_f06_eight_requests_at_once_share_one_load(tiny_folder: Path) -> None:

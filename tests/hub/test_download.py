@@ -5,7 +5,6 @@ import logging
 import os
 import shutil
 import socket
-import struct
 import subprocess
 import sys
 import threading
@@ -30,7 +29,7 @@ from granite_demo.errors import (
 )
 from granite_demo.hub import download
 from granite_demo.hub import transfer as hub_transfer
-from granite_demo.hub.download import Checkpoint, cached, fetch, find_flaw, progress_text
+from granite_demo.hub.download import Checkpoint, cached, fetch, progress_text
 from tests.fakehub import FakeHub, Request, etag, model_files, safetensors
 
 REPO = "ibm-granite/tiny"
@@ -539,39 +538,6 @@ def test_a_model_without_safetensors_is_refused(tiny: Setup) -> None:
     with pytest.raises(CorruptModelError, match="only safetensors files can be loaded"):
         tiny.fetch()
     assert not tiny.hub.transfers("pytorch_model.bin")
-
-
-def header(value: object) -> bytes:
-    text = json.dumps(value).encode()
-    return struct.pack("<Q", len(text)) + text
-
-
-@pytest.mark.parametrize(
-    ("data", "flaw"),
-    [
-        (safetensors(1000), None),
-        (header({"__metadata__": {"format": "pt"}}), None),
-        (safetensors(1000)[:-1], "instead of"),
-        (safetensors(1000) + b"x", "instead of"),
-        (b"", "no safetensors header"),
-        (b"short", "no safetensors header"),
-        (struct.pack("<Q", 2**63) + b"{}", "no safetensors header"),
-        (struct.pack("<Q", 2) + b"{]", "unreadable"),
-        (struct.pack("<Q", 100_000) + b"[" * 100_000, "unreadable"),
-        (header([]), "unreadable"),
-        (header({"a": {}}), "unreadable"),
-        (header({"a": {"data_offsets": [0, "x"]}}), "unreadable"),
-    ],
-)
-def test_flaws_of_safetensors_files(tmp_path: Path, data: bytes, flaw: str | None) -> None:
-    path = tmp_path / WEIGHTS
-    path.write_bytes(data)
-    found = find_flaw(path)
-    assert found is None if flaw is None else flaw in (found or "")
-
-
-def test_a_missing_safetensors_file_is_a_flaw(tmp_path: Path) -> None:
-    assert find_flaw(tmp_path / WEIGHTS) == "is missing"
 
 
 # The cache of other programs
