@@ -65,6 +65,7 @@ def widen_queue(page: gr.Blocks, places: int) -> None:
     queue: Any = page._queue
     queue.max_thread_count = places
     queue.sleep_when_free = POLL_SECONDS
+    queue.progress_update_sleep_when_free = 1.0  # no event here reports Gradio's kind of progress
 
 
 def set_port(page: FastAPI, port: int) -> None:

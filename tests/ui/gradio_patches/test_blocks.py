@@ -118,9 +118,9 @@ def test_the_queue_is_wider_and_is_read_less_often() -> None:
         gr.Textbox()
     demo.queue()
     queue: Any = demo._queue
-    was = (queue.max_thread_count, queue.sleep_when_free)
-    what = "Queue has max_thread_count 40 and sleep_when_free of a millisecond"
-    assert was == (40, 0.001), differs(what, "queueing.py", "blocks.py (widen_queue)")
+    was = (queue.max_thread_count, queue.sleep_when_free, queue.progress_update_sleep_when_free)
+    what = "Queue has max_thread_count 40, sleep_when_free of 1 ms and progress_update_sleep_when_free of 10 ms"
+    assert was == (40, 0.001, 0.01), differs(what, "queueing.py", "blocks.py (widen_queue)")
     widen_queue(demo, 60)
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr("gradio.queueing.run_coro_in_background", lambda *values: None)
@@ -128,6 +128,7 @@ def test_the_queue_is_wider_and_is_read_less_often() -> None:
     what = "Queue.start makes a place for each of max_thread_count"
     assert len(queue.active_jobs) == 60, differs(what, "queueing.py", "blocks.py (widen_queue)")
     assert queue.sleep_when_free == POLL_SECONDS
+    assert queue.progress_update_sleep_when_free == 1.0
 
 
 def test_a_mounted_page_has_no_server_until_it_gets_a_port() -> None:
