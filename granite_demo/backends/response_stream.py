@@ -100,7 +100,7 @@ class _AnswerReader:
         dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
         self._decoder = Detokenizer(self._tokenizer, keep=dialect.markers)
         starts_in_reasoning = opens_reasoning(self._tokenizer, prompt_ids, dialect)
-        dialect = dialect if request.calls else dialect.without_calls()
+        dialect = dialect.only(calls=request.calls, lists=request.lists)
         self._parser = ResponseParser(dialect, starts_in_reasoning=starts_in_reasoning, tools=request.tools)
         self._visible = VisibleEvents(sampling.stop)
         self._arrived = self._first = self._thought = arrived
@@ -138,7 +138,8 @@ class _AnswerReader:
     def end(self, reason: FinishReason) -> None:
         """Add the text that is held back, and the Finish with ``reason``."""
         count, now = len(self.ids), time.perf_counter()
-        self.due += self._visible.end(self._parser.feed(self._decoder.flush()) + self._parser.flush(), count)
+        parts = self._parser.feed(self._decoder.flush()) + self._parser.flush(cut_off=reason != "stop")
+        self.due += self._visible.end(parts, count)
         reasoning = max(self._thought - self._first, 0.0)
         timings = Timings(self._first - self._arrived, now - self._arrived, reasoning, self._written)
         usage = Usage(self._prompt_tokens, count, self._reasoning_tokens)
@@ -149,4 +150,4 @@ class _AnswerReader:
 def opens_reasoning(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:
     """Return whether the prompt ends inside the thinking, so that the answer starts in it."""
     tail: str = tokenizer.backend_tokenizer.decode(prompt_ids[-TAIL:], skip_special_tokens=False)
-    return tail.rstrip().endswith(dialect.reasoning_open)
+    return tail.rstrip().endswith(dialect.of("reasoning_open"))

@@ -7,10 +7,30 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
+MarkKind = Literal[
+    "reasoning_open",
+    "reasoning_close",
+    "response_open",
+    "response_close",
+    "call_open",
+    "call_close",
+    "cite_open",
+    "cite_close",
+    "citations",
+    "hallucinations",
+]
+"""What a marker means. ``citations`` and ``hallucinations`` start a list after the answer, on a line of their own.
+
+``call_close`` can be missing. ``cite_open`` comes before the key of the document and, if the family has ``cite_close``,
+the cited text; if not, the mark stands alone.
+"""
+CALL_KINDS: tuple[MarkKind, ...] = ("call_open", "call_close")
+LIST_KINDS: tuple[MarkKind, ...] = ("cite_open", "cite_close", "citations", "hallucinations")
+
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """The markers in the answers of one family. A marker is empty if the family has none.
+    """The grammar of the answers of one family: its markers.
 
     No marker is a substring of another one: the parser takes the first complete marker.
     """
@@ -18,84 +38,80 @@ class Dialect:
     name: str
     signs: tuple[str, ...] = ()
     """Strings that occur together in the chat templates of this family, but not in those of later rows."""
-    reasoning_open: tuple[str, ...] = ()
-    reasoning_close: tuple[str, ...] = ()
-    response_open: str = ""
-    response_close: str = ""
-    tool_open: tuple[str, ...] = ()
-    tool_close: str = ""
-    """Empty if only the end of the answer closes a call."""
-    cite_open: str = ""
-    mark_open: str = ""
-    mark_close: str = ""
-    """``mark_open`` and ``mark_close`` enclose the document's mark, which follows ``cite_open``."""
-    cite_close: str = ""
-    """The end of the cited text, which follows the mark. Empty if the mark stands alone."""
-    appendices: tuple[tuple[str, Literal["citations", "hallucinations"]], ...] = ()
-    """Pairs of marker and kind. At the start of the answer, a marker matches without its leading line break."""
+    marks: tuple[tuple[str, MarkKind], ...] = ()
+    key_open: str = ""
+    key_close: str = ""
+    """What encloses the key of a document, after ``cite_open``."""
+    bare_calls: Literal["", "function", "python"] = ""
+    """How this family writes a call when it leaves out the markers: ``<function=name>…`` or ``name(…)``."""
 
     @property
     def markers(self) -> tuple[str, ...]:
         """All markers. The parser must see them, even those that are special tokens."""
-        single = (self.response_open, self.response_close, self.tool_close)
-        cites = (self.cite_open, self.mark_open, self.mark_close, self.cite_close)
-        several = (
-            *self.reasoning_open,
-            *self.reasoning_close,
-            *self.tool_open,
-            *(marker for marker, _ in self.appendices),
-        )
-        return tuple(marker for marker in (*single, *cites, *several) if marker)
+        return (*(text for text, _ in self.marks), *filter(None, (self.key_open, self.key_close)))
 
-    def without_calls(self) -> "Dialect":
-        """A copy for answers that cannot call tools: text that looks like a call stays text."""
-        return replace(self, tool_open=(), tool_close="")
+    def of(self, *kinds: MarkKind) -> tuple[str, ...]:
+        """Return the markers of ``kinds``."""
+        return tuple(text for text, kind in self.marks if kind in kinds)
+
+    def only(self, *, calls: bool, lists: bool) -> "Dialect":
+        """Return a copy without the markers that the request did not ask for. They then stay text.
+
+        ``calls``: the answer can call tools. ``lists``: it can have citations, and lists after it.
+        """
+        gone = (() if calls else CALL_KINDS) + (() if lists else LIST_KINDS)
+        kept = tuple((text, kind) for text, kind in self.marks if kind not in gone)
+        return replace(self, marks=kept, bare_calls=self.bare_calls if calls else "")
 
 
 PLAIN = Dialect("plain")
 """No markers: for ChatML models without tools, and for raw completion."""
 
-# Granite 3.1 and later also write the second form.
-LIST_CALLS = ("<|tool_call|>", "<tool_call>")
+THINK: tuple[tuple[str, MarkKind], ...] = (("<think>", "reasoning_open"), ("</think>", "reasoning_close"))
+CALL: tuple[tuple[str, MarkKind], ...] = (("<tool_call>", "call_open"), ("</tool_call>", "call_close"))
+# Granite 3.1 and later also write the form of Granite 4.
+LIST_CALL: tuple[tuple[str, MarkKind], ...] = (("<|tool_call|>", "call_open"), *CALL)
 
 DIALECTS = {
     row.name: row
     for row in (
         # The templates of later families contain the signs of earlier ones, so the most specific row comes first.
-        Dialect(
-            "4.2",
-            signs=("<function=", "<think>"),
-            reasoning_open=("<think>",),
-            reasoning_close=("</think>",),
-            tool_open=("<tool_call>",),
-            tool_close="</tool_call>",
-        ),
+        Dialect("4.2", signs=("<function=", "<think>"), marks=(*THINK, *CALL), bare_calls="function"),
         Dialect(
             "3.3",
             signs=("<think>", "<response>"),
-            reasoning_open=("<think>",),
-            reasoning_close=("</think>",),
-            response_open="<response>",
-            response_close="</response>",
-            tool_open=LIST_CALLS,
-            cite_open="<|start_of_cite|>",
-            mark_open="{",
-            mark_close="}",
-            cite_close="<|end_of_cite|>",
-            appendices=(('{"id": "citation"}', "citations"), ('{"id": "hallucination"}', "hallucinations")),
+            marks=(
+                *THINK,
+                ("<response>", "response_open"),
+                ("</response>", "response_close"),
+                *LIST_CALL,
+                ("<|start_of_cite|>", "cite_open"),
+                ("<|end_of_cite|>", "cite_close"),
+                ('{"id": "citation"}', "citations"),
+                ('{"id": "hallucination"}', "hallucinations"),
+            ),
+            key_open="{",
+            key_close="}",
+            bare_calls="python",
         ),
         # Also 3.0 and 3.1, which have no reasoning.
         Dialect(
             "3.2",
             signs=("<|tool_call|>",),
-            reasoning_open=("Here is my thought process:", "Here's my thought process:"),
-            reasoning_close=("Here is my response:", "Here's my response:"),
-            tool_open=LIST_CALLS,
-            cite_open="<co>",
-            mark_close="</co>",
-            appendices=(("\n# Citations:", "citations"), ("\n# Hallucinations:", "hallucinations")),
+            marks=(
+                ("Here is my thought process:", "reasoning_open"),
+                ("Here's my thought process:", "reasoning_open"),
+                ("Here is my response:", "reasoning_close"),
+                ("Here's my response:", "reasoning_close"),
+                *LIST_CALL,
+                ("<co>", "cite_open"),
+                ("# Citations:", "citations"),
+                ("# Hallucinations:", "hallucinations"),
+            ),
+            key_close="</co>",
+            bare_calls="python",
         ),
-        Dialect("4.0", signs=("<tool_call>",), tool_open=("<tool_call>",), tool_close="</tool_call>"),
+        Dialect("4.0", signs=("<tool_call>",), marks=CALL, bare_calls="python"),
         PLAIN,
     )
 }

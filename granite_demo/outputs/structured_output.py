@@ -266,10 +266,11 @@ def _one_of(texts: Collection[str]) -> str:
 
 def _reasoning_rules(dialect: Dialect, added: Mapping[str, int]) -> str:
     """Return the rules of an answer that starts with reasoning."""
-    ends = [str(added[marker]) for marker in dialect.reasoning_close if marker in added]
-    close = "" if ends else f"({_one_of(dialect.reasoning_close)})"
+    closing = dialect.of("reasoning_close")
+    ends = [str(added[marker]) for marker in closing if marker in added]
+    close = "" if ends else f"({_one_of(closing)})"
     # If a token closes the reasoning, the same text in other tokens is barred: the parser would take it for the end.
-    barred = (*dialect.tool_open, *(dialect.reasoning_close if ends else ()))
+    barred = (*dialect.of("call_open"), *(closing if ends else ()))
     without = f" & ~/(?s:.*)({_one_of(barred)})(?s:.*)/" if barred else ""
     return (
         "start: reasoning SPACE answer\n"

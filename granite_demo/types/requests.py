@@ -106,6 +106,11 @@ class GenerationRequest:
         return bool(self.tools) or any(message.tool_calls for message in self.messages)
 
     @property
+    def lists(self) -> bool:
+        """Whether the request asks for citations or lists after the answer, by documents or by a switch."""
+        return bool(self.documents) or self.controls.citations or self.controls.hallucinations
+
+    @property
     def raw(self) -> bool:
         """Whether the answer is plain text, without a chat template."""
         return not self.messages

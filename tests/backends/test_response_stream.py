@@ -25,7 +25,7 @@ from granite_demo.types.events import (
     TextDelta,
     ToolCalled,
 )
-from granite_demo.types.messages import Message, ToolCall, ToolSpec
+from granite_demo.types.messages import Document, Message, ToolCall, ToolSpec
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
 from tests.bytetokens import byte_tokenizer
@@ -75,7 +75,8 @@ def asking(limit: int = 10_000, stop: Sequence[str] = (), **values: Any) -> Gene
     """Return a request, by default with a tool."""
     sampling = SamplingParams(max_tokens=limit, stop=tuple(stop))
     if "prompt" not in values:
-        values = {"messages": (Message("user", "Hi"),), "tools": (TOOL,), **values}
+        documents = (Document("A", "B"),)
+        values = {"messages": (Message("user", "Hi"),), "tools": (TOOL,), "documents": documents, **values}
     return GenerationRequest(sampling=sampling, **values)
 
 
@@ -285,7 +286,7 @@ async def test_raw_text_is_not_parsed(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("dialect", ["3.2", "3.3", "4.0", "4.2"])
 async def test_text_is_not_parsed_as_a_call_without_tools(tokenizer: Any, dialect: str) -> None:
-    text = "A " + "".join(f"{marker}{CALL}</tool_call> B " for marker in DIALECTS[dialect].tool_open) + "D"
+    text = "A " + "".join(f"{marker}{CALL}</tool_call> B " for marker in DIALECTS[dialect].of("call_open")) + "D"
     answering = Answering(tokenizer, dialect, text)
     events = [event async for event in answering.stream(asking(tools=()))]
     assert shown(events) == [("text", text)]

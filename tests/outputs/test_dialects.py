@@ -39,7 +39,7 @@ def test_granites_own_templates(file: str, name: str) -> None:
 def test_no_marker_is_a_part_of_another(dialect: Dialect) -> None:
     # The parser takes the first complete marker, so an inner marker would hide the outer one.
     # The markers of a document's mark are searched only inside a citation.
-    markers = [marker for marker in dialect.markers if marker not in (dialect.mark_open, dialect.mark_close)]
+    markers = [marker for marker in dialect.markers if marker not in (dialect.key_open, dialect.key_close)]
     assert len(set(markers)) == len(markers)
     assert not [(one, other) for one in markers for other in markers if one != other and one in other]
 

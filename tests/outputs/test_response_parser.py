@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from granite_demo.outputs.dialects import DIALECTS
 from granite_demo.outputs.parts import Part, Reasoning, Text
-from granite_demo.outputs.response_parser import MAX_MARK, ResponseParser
+from granite_demo.outputs.response_parser import MAX_KEY, ResponseParser
 from granite_demo.outputs.tool_calls import CUT_OFF
 from granite_demo.types.events import Appendix, Citation
 from granite_demo.types.messages import ToolCall
 
-ROWS = {**DIALECTS, **{f"{name} without calls": row.without_calls() for name, row in DIALECTS.items()}}
+ROWS = {**DIALECTS, **{f"{name} without calls": row.only(calls=False, lists=True) for name, row in DIALECTS.items()}}
 SAID = frozenset("ABDEFGIJKLMNOPQRSTUVWXYZÉ日")
 
 
@@ -66,14 +66,14 @@ SCRIPTS = (
     Script(
         "3.2 no mark",
         "3.2",
-        f"A<co>B\n</co><co>{'D' * MAX_MARK}E</co>",
-        (Text(f"A<co>B\n</co><co>{'D' * MAX_MARK}E</co>"),),
+        f"A<co>B\n</co><co>{'D' * MAX_KEY}E</co>",
+        (Text(f"A<co>B\n</co><co>{'D' * MAX_KEY}E</co>"),),
     ),
     Script(
         "3.2 longest mark",
         "3.2",
-        f"A<co>{'0' * MAX_MARK}</co>B",
-        (Text("A"), Citation("0" * MAX_MARK, 1, 1), Text("B")),
+        f"A<co>{'0' * MAX_KEY}</co>B",
+        (Text("A"), Citation("0" * MAX_KEY, 1, 1), Text("B")),
     ),
     Script("3.2 call", "3.2", f"<|tool_call|>[{CALL}, {CALL}]\n", (CALLED, CALLED)),
     Script("3.2 other call", "3.2", f"<tool_call>[{CALL}]", (CALLED,)),
@@ -82,7 +82,7 @@ SCRIPTS = (
     Script("3.3 no thinking", "3.3", " A <think>B</think> </response>", (Text(" A <think>B</think> </response>"),)),
     Script("3.3 no thought", "3.3", "<think>\n\n</think><response>IT</response> IS", (Text("IT IS"),)),
     Script(
-        "3.3 calls", "3.3", f"A <|tool_call|> [{CALL}]<|tool_call|>[{CALL}] B", (Text("A"), CALLED, CALLED, Text("\nB"))
+        "3.3 calls", "3.3", f"A <|tool_call|> [{CALL}]<|tool_call|>[{CALL}] B", (Text("A"), CALLED, CALLED, Text(" B"))
     ),
     Script(
         "3.3 citations",
@@ -171,7 +171,8 @@ SCRIPTS = (
         f"<|start_of_cite|>{{document_id: 1}}A <tool_call> B<|end_of_cite|> <|tool_call|>[{CALL}]",
         (Text("A <tool_call> B"), Citation("1", 0, 15), CALLED),
     ),
-    Script("4.0 cut off", "4.0", f"A\n<tool_call>\n{CALL}", (Text("A"), ToolCall("f", CALL, CUT_OFF))),
+    Script("4.0 cut off", "4.0", f"A\n<tool_call>\n{CALL[:-1]}", (Text("A"), ToolCall("f", CALL[:-1], CUT_OFF))),
+    Script("4.0 no end", "4.0", f"A\n<tool_call>\n{CALL}", (Text("A"), CALLED)),
     Script("4.2", "4.2", "WE < I\n\nTIE\n</think>\nSO.\n\nIT IS", THOUGHT, starts_in_reasoning=True),
     Script("4.2 nothing after", "4.2", "WE \n", (Reasoning("WE"),), starts_in_reasoning=True),
     Script("4.2 thinking too late", "4.2", f"<tool_call>{CALL}</tool_call> <think>I", (CALLED, Text("<think>I"))),
@@ -378,7 +379,7 @@ def test_half_a_marker_at_the_end_is_text(name: str, marker: str) -> None:
 @pytest.mark.parametrize("name", ["3.2", "3.3", "4.0", "4.2"])
 def test_half_a_marker_is_dropped_when_a_stop_string_ends_the_answer(name: str) -> None:
     row = DIALECTS[name]
-    for marker in filter(None, (*row.tool_open, row.cite_open, row.cite_close, *(text for text, _ in row.appendices))):
+    for marker in filter(None, row.of("call_open", "cite_open", "cite_close")):
         parser = ResponseParser(row)
         assert parser.feed("A") == [Text("A")]
         assert parser.feed(marker[:-1]) == []
@@ -402,7 +403,7 @@ def test_a_call_ends_the_reasoning() -> None:
     for piece in ("A ", "<tool_call>", "\n", "tags ", "<tool_call>", "\n<function", "=", "f></function>"):
         parser.feed(piece)
         seen.append(parser.in_reasoning)
-    assert seen == [True] * 6 + [False] * 2
+    assert seen == [True] * 7 + [False]
 
 
 SPACES = " \n" * 20_000
@@ -435,7 +436,7 @@ def test_long_white_space_is_shown_with_the_text_that_follows_it() -> None:
 
 def test_an_incomplete_citation_mark_is_not_shown() -> None:
     parser = ResponseParser(DIALECTS["3.3"])
-    assert parser.feed("A <|start_of_cite|>{document_i") == [Text("A ")]
+    assert merge(parser.feed("A <|start_of_cite|>{document_i")) == (Text("A "),)
     assert parser.flush() == []
 
 

@@ -310,7 +310,7 @@ def test_an_answer_starts_after_the_reasoning(real_tokenizer: Any, has_tokens: b
 
 
 def test_any_closing_marker_ends_the_reasoning_but_not_the_text_of_a_closing_token(real_tokenizer: Any) -> None:
-    for mark in DIALECTS["3.2"].reasoning_close:
+    for mark in DIALECTS["3.2"].of("reasoning_close"):
         assert is_accepted(real_tokenizer, f"So: {mark} 5", DIALECTS["3.2"])
     matcher = compile_constraint(BYTES, Constraint("json_object"), VOCABULARY, [END], reasoning=DIALECTS["4.2"])
     *before, last = [BYTES.convert_tokens_to_ids(letter) for letter in "</think>"]

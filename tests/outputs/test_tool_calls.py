@@ -2,11 +2,15 @@
 
 import json
 import time
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from granite_demo.outputs.dialects import DIALECTS
+from granite_demo.outputs.parts import Part
+from granite_demo.outputs.response_parser import ResponseParser
 from granite_demo.outputs.tool_calls import CUT_OFF, read_calls
 from granite_demo.types.messages import ToolCall, ToolSpec
 
@@ -42,7 +46,7 @@ MALFORMED = [
     ('{"name": "f", "arguments": {"x": "a', "f", CUT_OFF),
     ('[{"name": "f", "arguments": {}}', "f", CUT_OFF),
     ("get_weather(city)", "", "cannot be read as JSON"),
-    ("{'name': 'f'}", "", "cannot be read as JSON"),
+    ("{'name': f}", "", "cannot be read as JSON"),
     ('{"name": "f", "arguments": {"x": NaN}}', "f", "NaN is not valid JSON"),
     ('{"name": "f", "arguments": {"x": 1e999}}', "f", "1e999 is not valid JSON"),
     ('{"arguments": {"x": 1}}', "", "no name"),
@@ -50,17 +54,22 @@ MALFORMED = [
     ('"f"', "", "no name"),
     ('{"name": "f", "arguments": [1]}', "f", "not a JSON object"),
     ('{"name": "f", "arguments": "x = 1"}', "f", "arguments cannot be read"),
-    ("<function=f><parameter=x>1</parameter>", "f", "</function>"),
-    ("<function=f>x = 1</function>", "f", "outside its parameters"),
     ("[" * 100_000, "", "nested too deeply"),
     ('{"name": "f", "arguments": {"x": ' + "9" * 5000 + "}}", "f", "cannot be read as JSON"),
 ]
 
 
+def parsed(raw: str, tools: Sequence[ToolSpec] = ()) -> list[Part]:
+    """Return the parts of an answer that is one call."""
+    parser = ResponseParser(DIALECTS["4.2"], tools=tools)
+    return parser.feed(f"<tool_call>{raw}</tool_call>") + parser.flush(cut_off=False)
+
+
 @pytest.mark.parametrize(("raw", "calls"), READABLE)
 def test_calls_are_read(raw: str, calls: list[tuple[str, str]]) -> None:
-    assert read_calls(raw) == ([ToolCall(*call) for call in calls], "")
-    assert read_calls(f"\n{raw}\n") == read_calls(raw)
+    assert parsed(raw) == parsed(f"\n{raw}\n") == [ToolCall(*call) for call in calls]
+    if not raw.startswith("<"):
+        assert read_calls(raw) == read_calls(f"\n{raw}\n") == (parsed(raw), "")
 
 
 @pytest.mark.parametrize(
@@ -79,9 +88,10 @@ def test_calls_are_read(raw: str, calls: list[tuple[str, str]]) -> None:
 def test_xml_values_are_strings_if_the_schema_says_so(schema: object, text: str, value: object) -> None:
     tools = [ToolSpec(name, "", {"properties": {"x": schema}}) for name in ("f", "g")]
     raw = f"<function=f>\n<parameter=x>\n{text}\n</parameter>\n</function>"
-    [call], _ = read_calls(raw, tools)
+    [call] = parsed(raw, tools)
+    assert isinstance(call, ToolCall)
     assert json.loads(call.arguments) == {"x": value}
-    assert read_calls(raw) == read_calls(raw, [ToolSpec("f", "", {})]) == read_calls(raw, [ToolSpec("g", "", {})])
+    assert parsed(raw) == parsed(raw, [ToolSpec("f", "", {})]) == parsed(raw, [ToolSpec("g", "", {})])
 
 
 @pytest.mark.parametrize(("raw", "name", "error"), MALFORMED, ids=lambda text: text[:40])
@@ -105,11 +115,6 @@ LENGTH = 200_000
 LONG = {
     "escapes in a string": '{"a":"' + '\\"' * (LENGTH // 2),
     "strings": '{"a":' + '"\\' * (LENGTH // 2),
-    "parameters": "<function=a>" + "<parameter=a>" * (LENGTH // 13) + "</function>",
-    "functions": "<function=a>" * (LENGTH // 12),
-    "halves of tags": "<function=" * (LENGTH // 10),
-    "ends": "<function=a><parameter=a>" + "</parameter> x" * (LENGTH // 14) + "</function>",
-    "space": "<function=a></function>" + " " * LENGTH + "x",
     "names": '"name" ' * (LENGTH // 7),
 }
 

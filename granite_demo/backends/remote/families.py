@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, replace
 
-from granite_demo.outputs.dialects import DIALECTS, PLAIN, Dialect
+from granite_demo.outputs.dialects import DIALECTS, PLAIN, THINK, Dialect
 from granite_demo.types.messages import Switches
 
 GRANITE_3 = frozenset({"thinking", "controls"})
@@ -46,7 +46,7 @@ class Family:
         return ANY_WITH_TOOLS if tools else ANY
 
 
-ANY = Dialect("any", reasoning_open=("<think>",), reasoning_close=("</think>",))
+ANY = Dialect("any", marks=THINK)
 """The most common markers of thinking. Without tools in the request, no text is parsed as a tool call."""
 ANY_WITH_TOOLS = DIALECTS["4.2"]
 

@@ -45,7 +45,7 @@ class Reader:
         """The finish reason of the server, or None before it is received."""
         self.server_parses_reasoning = False
         """Whether the server sends the thinking in a separate field."""
-        self._dialect = dialect if request.calls else dialect.without_calls()
+        self._dialect = dialect.only(calls=request.calls, lists=request.lists)
         self._tools = request.tools
         self._starts_in_reasoning = starts_in_reasoning
         self._parser: ResponseParser | None = None
@@ -125,11 +125,12 @@ class Reader:
     def end(self, seed: int | None, provenance: Provenance, ended: FinishReason | None = None) -> Iterator[StreamEvent]:
         """Yield the last events, and Finish as the last. ``ended`` replaces the finish reason of the server."""
         parser = self._parser or ResponseParser(PLAIN)
-        yield from self._visible.end(parser.flush(), self._count)
         reason = ended or REASONS.get(self.ended or "", "stop")
+        cut_off = reason in ("length", "stopped")
+        yield from self._visible.end(parser.flush(cut_off=cut_off), self._count)
         if not self.stopped:
             for _, call in sorted(self._calls.items()):
-                read = _read_call(call["name"], call["arguments"], cut=reason in ("length", "stopped"))
+                read = _read_call(call["name"], call["arguments"], cut=cut_off)
                 self._visible.called = self._visible.called or not read.error
                 yield ToolCalled(read)
         if reason == "tool_calls" and not self._visible.called:

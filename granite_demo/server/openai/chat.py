@@ -210,8 +210,10 @@ class ChatChoices:
 
     def called(self, call: ToolCall) -> Json:
         """The delta for ``call``."""
-        if call.error:  # a call that cannot be parsed is sent as text
-            return {"content": call.arguments}
+        if call.error:  # a call that cannot be parsed is sent as text, with its name
+            shown = not call.name or call.name in call.arguments
+            named = f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {call.arguments}}}'
+            return {"content": call.arguments if shown else named}
         function = {"name": call.name, "arguments": call.arguments}
         made = {"index": self._calls, "id": f"call_{secrets.token_hex(12)}", "type": "function", "function": function}
         self._calls += 1
