@@ -264,7 +264,9 @@ def title_of(conversation: Conversation) -> str:
     """Return the title for a list of conversations."""
     if conversation.title:
         return conversation.title
-    question = next((turn.content for turn in conversation.turns.values() if turn.role == "user"), "")
+    # The shown branch has the newest version of the first question. Without a branch, any version is a title.
+    turns = [*path(conversation), *conversation.turns.values()]
+    question = next((turn.content for turn in turns if turn.role == "user"), "")
     line = " ".join(question.split())
     return line if len(line) <= TITLE_LENGTH else f"{line[: TITLE_LENGTH - 1]}…"
 

@@ -122,14 +122,14 @@ def test_edit_asks_again_from_there(page: Page, fake: FakeBackend) -> None:
         send(page, text)
         expect(page.locator("#chatbot .act.retry")).to_have_count(count)
     act(page, "edit", 0)
-    expect(page.locator("#editor-box textarea")).to_have_value("First")
-    expect(page.locator("#editor-box textarea")).to_be_focused()
-    page.locator("#editor-box textarea").fill("Changed")
-    page.locator("#editor-save").click()
+    expect(page.locator("#chatbot .editor textarea")).to_have_value("First")
+    expect(page.locator("#chatbot .editor textarea")).to_be_focused()
+    page.locator("#chatbot .editor textarea").fill("Changed")
+    page.locator("#chatbot .editor .primary").click()
     expect(answers(page)).to_have_count(1)
     expect(answers(page)).to_contain_text("finished")
     assert fake.requests[-1].messages == (Message("user", "Changed"),)
-    expect(page.locator("#editor-box")).to_be_hidden()
+    expect(page.locator("#chatbot .editor")).to_be_hidden()
 
 
 @pytest.mark.release

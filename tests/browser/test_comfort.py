@@ -55,7 +55,7 @@ def test_the_up_arrow_edits_the_last_question(page: Page, fake: FakeBackend) -> 
         send(page, text)
         settled(page, count)
     page.locator("#message textarea").press("ArrowUp")
-    box = page.locator("#editor-box textarea")
+    box = page.locator("#chatbot .editor textarea")
     expect(box).to_have_value("Second")
     expect(box).to_be_focused()
 
@@ -65,8 +65,8 @@ def test_escape_closes_the_editor_and_gives_the_focus_back(page: Page) -> None:
     send(page, "First")
     settled(page)
     page.locator("#message textarea").press("ArrowUp")
-    page.locator("#editor-box textarea").press("Escape")
-    expect(page.locator("#editor-box")).to_be_hidden()
+    page.locator("#chatbot .editor textarea").press("Escape")
+    expect(page.locator("#chatbot .editor")).to_be_hidden()
     expect(page.locator("#message textarea")).to_be_focused()
 
 

@@ -77,8 +77,8 @@ def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> 
     send(page, "Hello")
     settled(page)
     act(page, "edit", 0)
-    page.locator("#editor-box textarea").fill("Goodbye")
-    page.locator("#editor-save").click()
+    page.locator("#chatbot .editor textarea").fill("Goodbye")
+    page.locator("#chatbot .editor .primary").click()
     expect(page.locator("#chatbot .user.message")).to_contain_text("2/2")
     settled(page)
     act(page, "older", 0)
@@ -86,13 +86,42 @@ def test_an_edited_question_keeps_the_old_one(page: Page, fake: FakeBackend) -> 
     expect(page.locator("#chatbot .user.message")).to_contain_text("1/2")
 
 
+def test_a_question_is_edited_in_its_bubble(open_page: OpenPage, fake: FakeBackend) -> None:
+    page = open_page(viewport={"width": 1280, "height": 720})
+    fake.words = ["word "] * 300
+    send(page, "Hello")
+    settled(page)
+    act(page, "edit", 0)
+    editor = page.locator("#chatbot .user.message .editor")
+    expect(editor.locator("textarea")).to_be_focused()
+    expect(editor.locator("textarea")).to_have_value("Hello")
+    for name in ("Cancel", "Save and ask"):
+        expect(editor.get_by_role("button", name=name)).to_be_in_viewport(ratio=1)
+    editor.locator("textarea").press("Escape")
+    expect(editor).to_have_count(0)
+    expect(page.locator("#chatbot .user.message")).to_contain_text("Hello")
+    act(page, "edit", 0)
+    editor.locator("textarea").fill("   ")
+    editor.locator(".primary").click()
+    expect(page.locator("#chat-message")).to_contain_text("The message is empty")
+    editor.locator("textarea").fill("Goodbye")
+    fake.first_delay = 1
+    editor.locator(".primary").click()
+    expect(page.locator("#chatbot .bot.message")).to_be_focused()
+    expect(editor).to_have_count(0)
+    expect(page.locator("#chatbot .user.message")).to_contain_text("Goodbye")
+    expect(page.locator("#library .title")).to_have_text("Goodbye")
+    settled(page)
+    assert len(fake.requests) == 2
+
+
 @pytest.mark.release
 def test_an_answer_can_be_edited_and_the_next_question_uses_it(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
     act(page, "edit")
-    page.locator("#editor-box textarea").fill("Bonjour")
-    page.locator("#editor-save").click()
+    page.locator("#chatbot .editor textarea").fill("Bonjour")
+    page.locator("#chatbot .editor .primary").click()
     expect(answers(page)).to_contain_text("Bonjour")
     expect(answers(page)).to_contain_text("edited")
     send(page, "More")
@@ -105,9 +134,9 @@ def test_editing_can_be_cancelled(page: Page, fake: FakeBackend) -> None:
     send(page, "Hello")
     settled(page)
     act(page, "edit", 0)
-    page.locator("#editor-box textarea").fill("Other")
-    page.locator("#editor-cancel").click()
-    expect(page.locator("#editor-box")).to_be_hidden()
+    page.locator("#chatbot .editor textarea").fill("Other")
+    page.locator("#chatbot .editor").get_by_role("button", name="Cancel").click()
+    expect(page.locator("#chatbot .editor")).to_be_hidden()
     assert len(fake.requests) == 1
 
 

@@ -269,6 +269,13 @@ def test_a_chosen_title_has_priority_and_an_empty_conversation_has_none() -> Non
     assert title_of(talk("Hello").model_copy(update={"title": "Mine"})) == "Mine"
 
 
+def test_the_title_is_the_newest_version_of_the_first_question() -> None:
+    asked = talk("Hello", "answer", "More")
+    edited = add(asked, "user", content="Goodbye", parent=None)
+    assert title_of(edited) == "Goodbye"
+    assert title_of(show(edited, next(iter(asked.turns)))) == "Hello"
+
+
 def test_the_title_of_a_branch_is_within_the_limit() -> None:
     conversation = talk("one").model_copy(update={"title": "x" * 200})
     branched = branch(conversation, str(conversation.head))

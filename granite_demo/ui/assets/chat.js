@@ -1,6 +1,6 @@
 // The chat's own buttons in the messages. Runs once, in a gr.HTML: `trigger` calls its listeners in Python.
 // The classes of a button name its action and its turn: "act retry t-ID".
-const EVENTS = { edit: "edit", bundle: "download", ground: "expand" };
+const EVENTS = { bundle: "download", ground: "expand" };
 
 
 // An invisible character keeps text from becoming markup; see ui/markdown.py. It is not part of the text.
@@ -28,6 +28,7 @@ document.addEventListener("click", async (event) => {
   if (!button) return;
   const [, action] = button.classList;
   const id = [...button.classList].find((name) => name.startsWith("t-"))?.slice(2);
+  if (action === "edit") return openEditor(id, button);
   if (action !== "clip") {
     const made = ["bundle", "go"].includes(action) ? window.graniteDemo?.made(id) : null;
     trigger(EVENTS[action] ?? "select", { action, id, made });

@@ -63,7 +63,10 @@ function put(store, changes, changed) {
 
 function titleOf(conversation) {  // as conversations.title_of
   if (conversation.title) return conversation.title;
-  const question = Object.values(conversation.turns ?? {}).find((turn) => turn.role === "user");
+  const all = conversation.turns ?? {};
+  let question = null;  // of the shown branch: its first question
+  for (let turn = all[conversation.head]; turn; turn = all[turn.parent]) if (turn.role === "user") question = turn;
+  question ??= Object.values(all).find((turn) => turn.role === "user");
   const letters = [...(question?.content ?? "").trim().replace(/\s+/g, " ")];
   if (letters.length > TITLE_LENGTH) letters.splice(TITLE_LENGTH - 1, Infinity, "…");
   return letters.join("") || "Untitled";

@@ -12,7 +12,7 @@
   const box = () => one("#message textarea");
   const log = () => one('#chatbot [role="log"]');
   const stopButton = () => one("#message .stop-button");
-  const editor = () => [one("#editor textarea"), one("#chatbot .edit-textarea")].find(visible);
+  const editor = () => [...document.querySelectorAll("#chatbot :is(.editor textarea, .edit-textarea)")].find(visible);
 
   // Keys: Escape stops the answer, ArrowUp in the empty box edits the last question.
 
@@ -43,9 +43,7 @@
 
   document.addEventListener("keydown", (event) => {
     if (event.defaultPrevented || event.isComposing || event.ctrlKey || event.altKey || event.metaKey) return;
-    if (event.key === "Escape" && event.target.closest?.("#editor")) {
-      one("#editor-cancel")?.click();
-    } else if (event.key === "Escape" && visible(stopButton()) && !isEditing()) {
+    if (event.key === "Escape" && visible(stopButton()) && !isEditing()) {
       stopButton().click();
     } else if (event.key === "ArrowUp" && !event.shiftKey && event.target === box() && !box().value) {
       if (editLast()) event.preventDefault();
@@ -192,10 +190,6 @@
     field.dispatchEvent(new Event("input", { bubbles: true }));
     field.focus();
   }
-
-  document.addEventListener("click", (event) => {
-    if (event.target.closest?.("#editor-cancel, #editor-save")) box()?.focus(); // the editor closes and loses the focus
-  });
 
   // A draft survives a reload, for example after a restart of the server. Only this tab keeps it.
 

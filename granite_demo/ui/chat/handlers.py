@@ -69,7 +69,6 @@ def wire(
     asking = wire_asking(tab, preferences, backend)
     asking.stop_on_leave(demo)
     wire_opening(tab, library, preferences, backend, asking.visitors)
-    wire_editor(tab)
     documents.wire(tab.documents, tab.holder)
     tools.wire(tab.tools, tab.holder)
     tools.wire_results(tab.results, tab.holder)
@@ -125,7 +124,7 @@ def wire_showing(tab: ChatTab, backend: Backend, control: ModelControl, ready: l
 
 def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> StreamingPanel:
     """Events that change the conversation or ask the model."""
-    screen = [*tab.screen, tab.patch, tab.meter.bar, tab.editor.group]
+    screen = [*tab.screen, tab.patch, tab.meter.bar]
     panel = StreamingPanel(backend, [tab.textbox], lambda busy: [message_box(busy=busy)], tab.message, screen)
 
     def way(name: str, event: Any, change: Callable[..., Change], more: Sequence[Any] = (), **box: Any) -> None:
@@ -146,8 +145,7 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> Str
 
     way("send", tab.textbox.submit, lambda chat, _, text: actions.send(chat, text), [tab.textbox], value="")
     way("act", tab.acts.select, lambda chat, event: actions.act(chat, str(event.action), str(event.id), event.made))
-    target = [tab.editor.target, tab.editor.box]
-    way("edit", tab.editor.save.click, lambda chat, _, turn, text: actions.edit(chat, str(turn), text), target)
+    way("edit", tab.acts.edit, lambda chat, event: actions.edit(chat, str(event.id), str(event.text)))
     way("results", tab.results.send.click, _with_results, tab.results.results)
     way("run_all", tab.results.run_all.click, lambda chat, _: _go_on(tools.run_all(chat)))
     panel.stop(tab.textbox.stop).then(None, None, None, js=LOST_JS, **DIRECT)
@@ -191,7 +189,6 @@ def wire_opening(
         *tab.panels,
         tab.meter.bar,
         tab.message,
-        tab.editor.group,
         tab.textbox,
     ]
 
@@ -201,10 +198,10 @@ def wire_opening(
         try:
             conversation, *shown = await off_loop(_opened_values, value, backend.status())
         except GraniteDemoError as error:
-            kept = [gr.skip()] * (len(outputs) - 3)
-            return *kept, note_html(error.user_text, "error"), gr.skip(), gr.skip()
+            kept = [gr.skip()] * (len(outputs) - 2)
+            return *kept, note_html(error.user_text, "error"), gr.skip()
         bar = await context_meter.measure_now(own(backend, visit), conversation, settings)
-        return *shown, bar, "", gr.Group(visible=False), message_box(busy=False)
+        return *shown, bar, "", message_box(busy=False)
 
     async def chosen(visit: gr.Request, event: gr.EventData, *settings: Any) -> tuple[Any, ...]:
         return await opened(visit, getattr(event, "conversation", "damaged"), settings)
@@ -225,18 +222,3 @@ def _opened_values(value: Any, status: ModelStatus) -> tuple[Any, ...]:
     conversation = conversations.load(value)
     shown = *screen_values(conversation), *panel_values(conversation, status)
     return conversation, conversations.dump(conversation), None, *shown
-
-
-def wire_editor(tab: ChatTab) -> None:
-    """The box that edits a message that was sent."""
-    editor = tab.editor
-
-    def begin(event: gr.EventData, value: Any) -> tuple[Any, ...]:
-        turn = conversations.find(conversations.load(value), str(event.id))
-        save = "Save and ask" if turn.role in ("user", "tool") else "Save"
-        return gr.Group(visible=True), gr.Textbox(value=turn.content), gr.Button(save), turn.id
-
-    shown = [editor.group, editor.box, editor.save, editor.target]
-    begun = tab.acts.edit(forgiving(begin, len(shown)), [tab.holder], [*shown, tab.message], js=SHOWN_JS, **DIRECT)
-    begun.then(None, None, None, js="() => document.querySelector('#editor-box textarea')?.focus()", **DIRECT)
-    editor.cancel.click(lambda: gr.Group(visible=False), None, [editor.group], **DIRECT)

@@ -11,8 +11,6 @@ from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Literal
 
-import gradio as gr
-
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.actions import Change
 from granite_demo.chat.answer import Answer, waiting_words
@@ -55,11 +53,7 @@ async def respond(
 
     # Off the event loop: the footnotes of cited answers take time to find.
     first = await off_loop(_screen, tab, before, after, busy=change.ask)
-    first |= {
-        tab.message: "",
-        tab.editor.group: gr.Group(visible=False),
-        tab.textbox: message_box(busy=change.ask, **box),
-    }
+    first |= {tab.message: "", tab.textbox: message_box(busy=change.ask, **box)}
     if not change.ask:
         bar = await context_meter.measure_now(visit.backend, after, settings)
         yield {**first, **({} if after is before else _patch(tab, before, after)), tab.meter.bar: bar}

@@ -30,20 +30,10 @@ from granite_demo.ui.html import panel_head
 from granite_demo.ui.markdown import DELIMITERS
 from granite_demo.ui.theme import script
 
+MESSAGE_SCRIPTS = ("assets/page.js", "assets/chat.js", "assets/message_editor.js")
+"""The parts of one script."""
 SEND, STOP = "Send", "Stop"
 IGNORED = "The loaded model's chat template has no place for {0}: it would not see them."
-
-
-@dataclass(frozen=True, slots=True)
-class Editor:
-    """Edits a message that was sent."""
-
-    group: gr.Group
-    box: gr.Textbox
-    save: gr.Button
-    cancel: gr.Button
-    target: gr.Textbox
-    """The id of the turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +53,6 @@ class ChatTab:
     chatbot: gr.Chatbot
     empty: gr.HTML
     """What stands there before the first message."""
-    editor: Editor
     grounding: gr.HTML
     """What in the documents supports an answer."""
     results: ResultsPanel
@@ -104,14 +93,13 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
     with gr.Column(elem_id="chat"):
         holder, setup = (gr.JSON({}, visible=False) for _ in range(2))
         patch, download = (gr.JSON(visible=False) for _ in range(2))
-        acts = gr.HTML(js_on_load=script("assets/page.js") + script("assets/chat.js"), elem_id="acts")
+        acts = gr.HTML(js_on_load="\n".join(map(script, MESSAGE_SCRIPTS)), elem_id="acts")
         with gr.Column(elem_id="conversation"):
             earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
             chatbot = _chatbot()
             start = empty_state.empty_html(backend.status())
             empty = gr.HTML(start, js_on_load=script("assets/empty_state.js"), elem_id="empty", padding=False)
         with gr.Column(elem_id="composer"):
-            editor = _editor()
             results = tools.results_layout()
             message = gr.HTML(elem_id="chat-message", padding=False)
             texts = documents.layout()
@@ -133,7 +121,6 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
             earlier,
             chatbot,
             empty,
-            editor,
             grounding,
             results,
             message,
@@ -159,15 +146,6 @@ def _system_prompt() -> gr.Textbox:
             max_lines=12,
             placeholder="Who the model should be and how it should answer. Empty: the model's own default.",
         )
-
-
-def _editor() -> Editor:
-    with gr.Group(visible=False, elem_id="editor") as group:
-        box = gr.Textbox(label="Edit the message", lines=3, max_lines=16, elem_id="editor-box")
-        with gr.Row():
-            cancel = gr.Button("Cancel", elem_id="editor-cancel")
-            save = gr.Button("Save", variant="primary", elem_id="editor-save")
-    return Editor(group, box, save, cancel, gr.Textbox(visible=False))
 
 
 def _textbox() -> gr.Textbox:

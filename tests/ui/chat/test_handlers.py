@@ -69,8 +69,7 @@ async def test_each_way_to_ask_is_answered(page: Page, name: str, event: Any, va
 
 async def test_an_edited_question_and_the_results_of_calls_are_answered(page: Page) -> None:
     question = next(iter(TALK.turns))
-    target = {"Edit the message": "How?", "None": question}
-    await page.updates("edit", **target)
+    await page.updates("edit", event={"id": question, "text": "How?"})
     calls = [ToolCall("calculator", '{"expression": "6*7"}')]
     called = conversations.add(conversations.rewind(TALK, question), "assistant", calls=calls)
     await page.updates("results", called, **{"Result 1": "41"})
