@@ -13,7 +13,6 @@ from hypothesis import settings
 
 from granite_demo.hub.sample import ensure_gguf, ensure_sample
 from granite_demo.loading import gc as garbage
-from granite_demo.models import installation
 from granite_demo.settings import Settings
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.ui.gradio_patches.stubs import skip_type_stubs
@@ -147,9 +146,6 @@ def backend() -> FakeBackend:
 
 
 @pytest.fixture
-def without_torch(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """This seems to be the small installation."""
     monkeypatch.setattr("granite_demo.models.installation.find_spec", lambda name: None)
-    installation.has_torch.cache_clear()
-    yield
-    installation.has_torch.cache_clear()

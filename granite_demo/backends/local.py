@@ -62,6 +62,7 @@ class LocalBackend:
         ``fixed`` is the reason why the model cannot be changed or unloaded. Empty: it can.
         """
         self._fixed = fixed
+        self._no_comparison = fixed or torch_problem(comparison.NEEDS_TORCH)
         self._remember = remember
         self._manager = manager
         self._options = options
@@ -81,7 +82,7 @@ class LocalBackend:
         with self._lock:
             options, notice = self._pending or self._options, self._notice
         status = self._manager.status(options)
-        problem = self._fixed or torch_problem(comparison.NEEDS_TORCH)
+        problem = self._no_comparison
         unable = (*status.unable, ("comparing precisions", problem)) if problem else status.unable
         return replace(status, notice=notice, unable=unable)
 

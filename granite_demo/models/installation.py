@@ -1,6 +1,5 @@
 """Whether torch is installed. The small installation (``requirements-cpu.txt``) has none, and runs GGUF files only."""
 
-from functools import cache
 from importlib.util import find_spec
 
 from granite_demo.errors import ConfigurationError
@@ -9,9 +8,8 @@ INSTALL = "pip install -r requirements.txt"
 """Adds torch to the small installation."""
 
 
-@cache
 def has_torch() -> bool:
-    """Return whether torch and transformers were installed at the first call. Does not import them."""
+    """Return whether torch and transformers are installed. Does not import them."""
     return all(find_spec(name) for name in ("torch", "transformers"))
 
 
