@@ -64,7 +64,7 @@ def create_app(backend: ManagedBackend, access: Access | None = None, policy: Po
     app.mount(API, create_api(WatchedBackend(backend, metrics, "api")))
     if policy.logins:
         app.get(LOGOUT, include_in_schema=False)(lambda: HTMLResponse(LOGOUT_PAGE))
-    page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access)
+    page = build_ui(WatchedBackend(backend, metrics, "page"), backend, access, policy.unread)
     app.mount("/words", StaticFiles(directory=words_dir()))
     # Gradio allows every origin, unless its parent has this middleware.
     app.add_middleware(

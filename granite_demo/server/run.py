@@ -78,9 +78,12 @@ def serve(app: "FastAPI", backend: ManagedBackend, listener: socket.socket, anno
 
 
 @contextmanager
-def running(app: "FastAPI", backend: ManagedBackend) -> Iterator[str]:
-    """Run the application on a free port in a thread, for the length of the block. Yields its address."""
-    listener = bind("127.0.0.1", 0)
+def running(app: "FastAPI", backend: ManagedBackend, port: int = 0) -> Iterator[str]:
+    """Run the application on ``port``, by default a free one, in a thread for the length of the block.
+
+    Yields its address.
+    """
+    listener = bind("127.0.0.1", port)
     server = _Server(app, backend)
     ready = threading.Event()
     thread = threading.Thread(target=lambda: asyncio.run(server.run_on(listener, ready.set)), daemon=True)

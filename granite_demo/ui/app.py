@@ -7,8 +7,9 @@ import gradio as gr
 from granite_demo.access import Access
 from granite_demo.backend import Backend, ModelControl
 from granite_demo.ui import conversation_list, languages, models, settings
-from granite_demo.ui.chat import handlers, side_by_side
+from granite_demo.ui.chat import handlers, running_answers, side_by_side
 from granite_demo.ui.chat import tab as chat_tab
+from granite_demo.ui.chat.running_answers import RunningAnswers
 from granite_demo.ui.completion import tab as completion_tab
 from granite_demo.ui.gradio_patches.blocks import Page, set_plot_backend, unmounted, widen_queue
 from granite_demo.ui.gradio_patches.events import BUSY_SECONDS, DIRECT, MAX_STREAMS
@@ -31,18 +32,23 @@ HEAD_END = "".join(
 """The buttons of the panels beside the conversation; ``assets/frame.js`` opens them."""
 
 
-def build_ui(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
-    """The page over ``backend``, ready to be mounted. ``access``: who can change the model with ``control``."""
+def build_ui(
+    backend: Backend, control: ModelControl, access: Access, grace: float = running_answers.UNREAD_GRACE
+) -> gr.Blocks:
+    """The page over ``backend``, ready to be mounted. ``access``: who can change the model with ``control``.
+
+    An answer in the chat that no page has read for ``grace`` seconds ends.
+    """
     set_plot_backend()
     with unmounted():
-        return _page(backend, control, access)
+        return _page(backend, control, access, RunningAnswers(grace))
 
 
-def _page(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
+def _page(backend: Backend, control: ModelControl, access: Access, answers: RunningAnswers) -> gr.Blocks:
     demo = Page(title="granite-demo", analytics_enabled=False, fill_height=True, delete_cache=(3600, 3600))
     with demo, gr.Row(elem_id="app"):
         languages.layout()
-        conversations = conversation_list.layout()
+        conversations = conversation_list.layout(answers.functions())
         with gr.Row(elem_id="head"):
             gr.HTML(HEAD_START, elem_id="head-start")
             status = gr.HTML(elem_id="model-status")
@@ -75,7 +81,8 @@ def _page(backend: Backend, control: ModelControl, access: Access) -> gr.Blocks:
         timer.tick(refresh, None, shown, **DIRECT)
         again.click(lambda: control.start(), None, None, **DIRECT).then(refresh, None, shown, **DIRECT)
         conversation_list.wire(conversations, chat_parts.holder)
-        handlers.wire(chat_parts, conversations, preferences, backend, control, access, demo, [answering.change])
+        ready = [answering.change]
+        handlers.wire(chat_parts, conversations, preferences, backend, control, access, demo, ready, answers)
         completion_tab.wire(completion_parts, preferences, backend, access, demo, [answering.change])
         settings.wire(preferences, backend, demo, [answering.change])
         models.wire(panel, control, access, timer)

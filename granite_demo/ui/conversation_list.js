@@ -85,6 +85,7 @@ function row(item) {
     className: "title", title: item.title, "data-key": `open-${item.id}`, onclick: () => { open(item.id); narrowClose(); },
     "aria-current": item.id === current ? "true" : null,
   }, item.title);
+  if (answers[item.id]) title.prepend(h("span", { className: "writing", title: "An answer is being written", role: "img", "aria-label": "An answer is being written" }));
   const more = h("button", {
     className: "more", "aria-label": `More for ${item.title}`, "aria-expanded": String(expanded), "data-key": `more-${item.id}`,
     onclick: () => show(expanded ? null : item.id, "menu", `more-${item.id}`),
@@ -147,6 +148,7 @@ function narrowClose() {
 
 async function restore() {
   const id = lastOpen();
+  await takeParts();
   await refresh();
   // Do not interrupt a visitor who writes at once.
   if (id && !current) await open(id);
@@ -165,7 +167,7 @@ element.replaceChildren(h("nav", { "aria-label": "Conversations" },
     h("button", { className: "icon theme", "data-theme": "", title: "Light or dark" })), files));
 channel.onmessage = ({ data }) => reread(data);
 window.graniteDemo = {
-  save, take, open, refresh, download, shownPart, typed, merged, reloadIfLost,
+  save, take, grow, open, refresh, download, shownPart, typed, merged, reloadIfLost,
   current: () => held, made: (id) => madeOf.get(id) ?? null,
 };
 restore();

@@ -4,6 +4,7 @@ The scripts of ``SCRIPTS`` are the list and its storage. Its events are ``select
 that is now open, and ``clear``, when none is open. The scripts save each change of ``holder``, the open conversation.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gradio as gr
@@ -21,13 +22,21 @@ SAVE_CONVERSATION_JS = """(conversation) => {
 """For the change event of the component with the open conversation."""
 SHOWN_JS = "(held, ...rest) => [window.graniteDemo?.shownPart(held) ?? held, ...rest]"
 """For events that need only the branch shown of the open conversation, which is their first input."""
-SCRIPTS = ("assets/library_turns.js", "assets/library_store.js", "conversation_list.js")
+SCRIPTS = (
+    "assets/library_turns.js",
+    "assets/library_store.js",
+    "assets/library_answers.js",
+    "conversation_list.js",
+)
 """The parts of one script."""
 UNREADABLE = "This is not a conversation that granite-demo can read."
 
 
-def layout() -> gr.HTML:
-    """Add the sidebar with the list. Call it inside the Blocks and outside the tabs."""
+def layout(functions: Sequence[Callable[..., Any]] = ()) -> gr.HTML:
+    """Add the sidebar with the list. Call it inside the Blocks and outside the tabs.
+
+    ``functions``: those of ``running_answers`` that the scripts call.
+    """
     with gr.Column(elem_id="side"):
         gr.HTML(f"<span>{theme.logo_svg()}</span><b>granite-demo</b>", elem_id="brand")
         return gr.HTML(
@@ -35,7 +44,7 @@ def layout() -> gr.HTML:
             js_on_load="\n".join(map(theme.script, SCRIPTS)),
             apply_default_css=False,
             elem_id="library",
-            server_functions=[read_file, to_markdown],
+            server_functions=[read_file, to_markdown, *functions],
         )
 
 

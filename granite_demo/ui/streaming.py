@@ -131,11 +131,10 @@ class Visitors:
         """Whether an answer to ``visitor`` is being written."""
         return visitor in self._stops
 
-    async def stopped(self, visitor: str, seconds: float) -> None:
-        """Stop the answers to ``visitor``, and wait up to ``seconds`` until the page has their last updates."""
+    async def settled(self, visitor: str, seconds: float) -> None:
+        """Wait up to ``seconds`` until no answer is shown to ``visitor``, and the page has its last updates."""
         if not self.streaming(visitor):
             return
-        self.stop(visitor)
         deadline = time.monotonic() + seconds
         while self.streaming(visitor) and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
@@ -221,6 +220,8 @@ class Visit:
     """Shows Stop. Goes into the first update of a stream that is worth stopping."""
     event: gr.EventData = field(default_factory=lambda: gr.EventData(None, None))
     """What Gradio knows of the event that started it."""
+    page: str = ""
+    """The open page, see ``session``."""
 
 
 Stream = Callable[..., AsyncGenerator[Update]]
@@ -253,7 +254,7 @@ class StreamingPanel:
             shown: Update = {}
             with self.visitors.answering(visitor) as stop:
                 backend = own(self.backend, request)
-                visit = Visit(backend, address(request), stop, self._buttons(True), event)
+                visit = Visit(backend, address(request), stop, self._buttons(True), event, visitor)
                 try:
                     backend.check_visitor()
                     async with aclosing(stream(visit, *values)) as updates:

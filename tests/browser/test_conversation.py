@@ -358,21 +358,6 @@ def test_another_question_waits_for_the_answer(page: Page, fake: FakeBackend) ->
 
 
 @pytest.mark.release
-def test_another_conversation_stops_the_answer_and_keeps_it(page: Page, fake: FakeBackend) -> None:
-    fake.words, fake.delay = ["word "] * 1000, 0.05
-    send(page, "Hello")
-    expect(answers(page)).to_contain_text("word word")
-    page.get_by_role("button", name="New chat").click()
-    expect(answers(page)).to_have_count(0)
-    page.wait_for_timeout(800)
-    expect(answers(page)).to_have_count(0)
-    assert fake.running == 0
-    page.locator("#library").get_by_text("Hello").click()
-    expect(answers(page)).to_contain_text("word word")
-    expect(answers(page)).to_contain_text("stopped")
-
-
-@pytest.mark.release
 def test_a_new_chat_during_an_answer_is_the_open_one(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")

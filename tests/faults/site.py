@@ -21,6 +21,7 @@ from granite_demo.backends.local import LocalBackend
 from granite_demo.backends.model_manager import Loader, ModelManager, ReadyModel
 from granite_demo.loading.loaded_model import LoadedModel
 from granite_demo.server.app import create_app
+from granite_demo.server.policy import Policy
 from granite_demo.server.run import running
 from granite_demo.types.events import StreamEvent
 from granite_demo.types.load_options import LoadOptions, Report
@@ -32,6 +33,8 @@ TEMPLATE = "{% for message in messages %}{{ message['content'] }} {% endfor %}w7
 GREEDY = {"prompt": "w1 w2 w3", "max_tokens": 12, "temperature": 0}
 LONG = {**GREEDY, "max_tokens": 400, "stream": True}
 CHAT = {"messages": [{"role": "user", "content": "w1 w2 w3"}], "max_tokens": 400, "temperature": 0}
+UNREAD = 2.0
+"""Seconds after which an answer ends that no page reads: fewer than those of a real server."""
 SPARE_DESCRIPTORS = 2
 """Threads of pools of the standard library or of httpx, which start and stop at any time."""
 SPARE_MB = 100
@@ -234,5 +237,8 @@ def serving(loader: Loader, options: LoadOptions | None = None, limits: Limits |
     local = Watched(ModelManager(loader), options or LoadOptions())
     local.wait_until_ready()
     backend: ManagedBackend = LimitedBackend(local, limits) if limits else local
-    with running(create_app(backend), backend) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with (
+        running(create_app(backend, policy=Policy(unread=UNREAD)), backend) as url,
+        httpx.Client(base_url=url, timeout=30) as http,
+    ):
         yield Site(url, local, http)

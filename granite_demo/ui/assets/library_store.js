@@ -117,7 +117,7 @@ async function save(conversation) {
     store.get(id).onsuccess = (event) => {
       const kept = event.target.result?.conversation;
       // The same conversation in two tabs: neither loses a turn. Names are given in the list, so the kept one holds.
-      const turns = { ...kept?.turns, ...withMade(conversation.turns, kept?.turns) };
+      const turns = together(kept?.turns, withMade(conversation.turns, kept?.turns));
       put(store, changes, record(withTitle({ ...conversation, turns }, kept ? kept.title : title)));
     };
   });
@@ -137,7 +137,7 @@ async function keep(patch) {
     store.get(id).onsuccess = (event) => {
       const kept = event.target.result?.conversation;
       if (!kept) return;
-      put(store, changes, record({ ...kept, head, updated, turns: { ...kept.turns, ...withMade(turns, kept.turns) } }));
+      put(store, changes, record({ ...kept, head, updated, turns: together(kept.turns, withMade(turns, kept.turns)) }));
     };
   });
 }
@@ -148,7 +148,7 @@ async function open(id) {
   setCurrent(id);
   deleted.delete(id);
   menu = CLOSED;
-  trigger("select", { conversation: light(found.conversation) });
+  trigger("select", { conversation: light(found.conversation), answer: answers[id] ?? null });
   render();
 }
 
@@ -179,6 +179,10 @@ async function remove(id) {
     store.delete(id);
     changes.set(id, null);
   });
+  if (gone && answers[id]) {
+    server.stop_answer(answers[id]).catch(() => null);
+    awaitAnswer(id, null);
+  }
   if (!gone) deleted.delete(id);
   else if (id === current) begin();
 }

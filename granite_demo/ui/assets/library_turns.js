@@ -43,21 +43,27 @@ function shownPart(conversation) {
 /* The open conversation with a patch of the server, see conversation.patch in Python; the same object if the patch is of
    another conversation. A patch has only turns, so it undoes no change that the visitor made in the meantime. */
 function merged(held, patch) {
-  const { from, state: _, ...news } = patch;
-  if (from && from === held?.id) return light(news);  // a branch takes the place of the conversation it comes from
+  const { from, state: _, answer: __, ...changed } = patch;
+  if (from && from === held?.id) return light(changed);  // a branch takes the place of the conversation it comes from
   if (held?.id && held.id !== patch.id) return held;
-  return { ...held, ...news, turns: { ...held?.turns, ...eachTurn(news.turns, lightTurn) } };
+  return { ...held, ...changed, turns: { ...held?.turns, ...eachTurn(changed.turns, lightTurn) } };
 }
 
-/* The open conversation after a patch. The store alone gets a part of an answer, and the end of an answer of another
-   conversation. */
+/* The turns of two copies of a conversation. The end of an answer holds over a part of it. */
+function together(kept, turns) {
+  const whole = Object.entries(turns ?? {}).filter(([id, turn]) => turn.made || !kept?.[id]?.made);
+  return { ...kept, ...Object.fromEntries(whole) };
+}
+
+/* The open conversation after a patch. The store alone gets the end of an answer of another conversation. */
 let awaited = false;  // an answer has not ended here
 let measured = false;  // the context meter is right for an empty message box, or will be when the answer ends
 function take(held, patch) {
   if (!patch?.id) return held;
   awaited = patch.state !== "";
   measured = true;
-  const whole = patch.state === "growing" ? held : merged(held, patch);
+  awaitAnswer(patch.id, patch.answer ?? null);
+  const whole = merged(held, patch);
   if (whole === held) keep(patch);
   return whole;
 }

@@ -1,5 +1,6 @@
 """The events of the Chat tab: each calls a function that knows nothing of the page, and shows the result."""
 
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
@@ -28,7 +29,9 @@ from granite_demo.ui.chat import (
     tools,
 )
 from granite_demo.ui.chat.composer import REMOVE_DOCUMENT_JS
+from granite_demo.ui.chat.respond import follow as follow_answer
 from granite_demo.ui.chat.respond import respond
+from granite_demo.ui.chat.running_answers import RunningAnswers
 from granite_demo.ui.chat.sources import as_sent, grounding_html, listed_of
 from granite_demo.ui.chat.tab import ChatTab, attachments, message_box, panel_values, screen_values
 from granite_demo.ui.conversation_list import SHOWN_JS
@@ -41,6 +44,7 @@ from granite_demo.ui.streaming import StreamingPanel, Update, Visit, Visitors, o
 
 SYSTEM_JS = "(value, system) => [(value?.system ?? '') === system ? value : { ...value, system }]"
 PATCH_JS = "(held, patch) => [window.graniteDemo?.take(held, patch) ?? held]"
+GROWING_JS = "(growing) => { window.graniteDemo?.grow(growing); }"
 LOST_JS = "() => { window.graniteDemo?.reloadIfLost(); }"
 SETUP_JS = """(held, setup) => {
   const { version, id, title, created, updated, head, turns, ...now } = held ?? {};
@@ -52,7 +56,7 @@ DOWNLOAD_JS = """(bundle) => {
   return null;
 }"""
 STOP_SECONDS = 3.0
-"""The longest wait for a stopped answer before another conversation is shown."""
+"""The longest wait for the last update of an answer before another conversation is shown."""
 
 
 def wire(
@@ -64,11 +68,16 @@ def wire(
     access: Access,
     demo: gr.Blocks,
     ready: list[Any],
+    answers: RunningAnswers,
 ) -> None:
     """Connect the events. ``ready`` are those after which another model may answer."""
-    asking = wire_asking(tab, preferences, backend)
-    asking.stop_on_leave(demo)
-    wire_opening(tab, library, preferences, backend, asking.visitors)
+    asking = wire_asking(tab, preferences, backend, answers)
+
+    def leave(visit: gr.Request) -> None:
+        answers.leave(session(visit))
+
+    demo.unload(leave)
+    wire_opening(tab, library, preferences, backend, asking.visitors, answers)
     documents.wire(tab.documents, tab.holder)
     tools.wire(tab.tools, tab.holder)
     tools.wire_results(tab.results, tab.holder)
@@ -122,9 +131,9 @@ def wire_showing(tab: ChatTab, backend: Backend, control: ModelControl, ready: l
     asked.then(None, [tab.download], [tab.download], js=DOWNLOAD_JS, **DIRECT)
 
 
-def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> StreamingPanel:
-    """Events that change the conversation or ask the model."""
-    screen = [*tab.screen, tab.patch, tab.meter.bar]
+def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend, answers: RunningAnswers) -> StreamingPanel:
+    """Events that change the conversation, ask the model, or show an answer that is being written."""
+    screen = [*tab.screen, tab.patch, tab.growing, tab.meter.bar]
     panel = StreamingPanel(backend, [tab.textbox], lambda busy: [message_box(busy=busy)], tab.message, screen)
 
     def way(name: str, event: Any, change: Callable[..., Change], more: Sequence[Any] = (), **box: Any) -> None:
@@ -135,7 +144,9 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> Str
                 check_room(done)
                 return before, done
 
-            async with aclosing(respond(tab, visit, *await off_loop(changed), values[len(more) :], **box)) as updates:
+            before, done = await off_loop(changed)
+            shown = respond(tab, visit, answers, before, done, values[len(more) :], **box)
+            async with aclosing(shown) as updates:
                 async for update in updates:
                     yield update
 
@@ -148,7 +159,24 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend) -> Str
     way("edit", tab.acts.edit, lambda chat, event: actions.edit(chat, str(event.id), str(event.text)))
     way("results", tab.results.send.click, _with_results, tab.results.results)
     way("run_all", tab.results.run_all.click, lambda chat, _: _go_on(tools.run_all(chat)))
-    panel.stop(tab.textbox.stop).then(None, None, None, js=LOST_JS, **DIRECT)
+
+    async def watch(visit: Visit, held: Any, watched: Any, *settings: Any) -> AsyncGenerator[Update]:
+        answer = answers.get(str((watched or {}).get("answer")))
+        if answer:
+            conversation = await off_loop(conversations.load, held)
+            async with aclosing(follow_answer(tab, visit, answers, answer, conversation, settings)) as updates:
+                async for update in updates:
+                    yield update
+
+    inputs = [tab.holder, tab.watched, *preferences.components]
+    panel.start("watch", [tab.watched.change], watch, inputs, trigger_mode="multiple")
+    tab.growing.change(None, [tab.growing], None, js=GROWING_JS, **DIRECT)
+
+    async def stop(visit: gr.Request) -> Any:
+        # The end of the answer resets the box; an update from here can be overwritten by one on its way.
+        return gr.skip() if answers.stop(session(visit)) else message_box(busy=False)
+
+    tab.textbox.stop(stop, None, [tab.textbox], **DIRECT).then(None, None, None, js=LOST_JS, **DIRECT)
     return panel
 
 
@@ -179,7 +207,12 @@ def _go_on(conversation: Conversation) -> Change:
 
 
 def wire_opening(
-    tab: ChatTab, library: gr.HTML, preferences: Preferences, backend: Backend, visitors: Visitors
+    tab: ChatTab,
+    library: gr.HTML,
+    preferences: Preferences,
+    backend: Backend,
+    visitors: Visitors,
+    answers: RunningAnswers,
 ) -> None:
     """Events that open another conversation, start a new one, or rename the open one."""
     outputs = [
@@ -190,24 +223,31 @@ def wire_opening(
         tab.meter.bar,
         tab.message,
         tab.textbox,
+        tab.watched,
     ]
 
-    async def opened(visit: gr.Request, value: Any, settings: tuple[Any, ...]) -> tuple[Any, ...]:
-        # No update of the running answer may come after the other conversation.
-        await visitors.stopped(session(visit), STOP_SECONDS)
+    async def opened(visit: gr.Request, value: Any, key: Any, settings: tuple[Any, ...]) -> tuple[Any, ...]:
+        # The running answer goes on, but no update of it may come after the other conversation.
+        answers.release(session(visit))
+        await visitors.settled(session(visit), STOP_SECONDS)
         try:
             conversation, *shown = await off_loop(_opened_values, value, backend.status())
         except GraniteDemoError as error:
-            kept = [gr.skip()] * (len(outputs) - 2)
-            return *kept, note_html(error.user_text, "error"), gr.skip()
+            kept = [gr.skip()] * (len(outputs) - 3)
+            return *kept, note_html(error.user_text, "error"), gr.skip(), gr.skip()
         bar = await context_meter.measure_now(own(backend, visit), conversation, settings)
-        return *shown, bar, "", message_box(busy=False)
+        answer = answers.get(str(key)) if key else None
+        # The time makes each value another one, which starts the event.
+        watched = {"answer": answer.key, "time": time.time()} if answer else None
+        box = message_box(busy=bool(answer and not answer.state.ended))
+        return *shown, bar, "", box, watched
 
     async def chosen(visit: gr.Request, event: gr.EventData, *settings: Any) -> tuple[Any, ...]:
-        return await opened(visit, getattr(event, "conversation", "damaged"), settings)
+        key = getattr(event, "answer", None)
+        return await opened(visit, getattr(event, "conversation", "damaged"), key, settings)
 
     async def cleared(visit: gr.Request, *settings: Any) -> tuple[Any, ...]:
-        return await opened(visit, None, settings)
+        return await opened(visit, None, None, settings)
 
     def renamed(value: Any, event: gr.EventData) -> tuple[Any, ...]:
         return ({**value, "title": conversations.load(event.conversation).title},)

@@ -44,6 +44,10 @@ class ChatTab:
     """The open conversation, as ``conversations.dump`` writes it."""
     patch: gr.JSON
     """What the server adds to it; see ``respond``."""
+    growing: gr.JSON
+    """The answer as far as it is shown: a patch, with its key and its place in line. The browser keeps it."""
+    watched: gr.JSON
+    """The key of the answer that the open conversation waits for; see ``running_answers``."""
     setup: gr.JSON
     """What the panels of the open conversation set: all of it but its turns."""
     acts: gr.HTML
@@ -92,7 +96,7 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
     """Place the components. Call inside the tab."""
     with gr.Column(elem_id="chat"):
         holder, setup = (gr.JSON({}, visible=False) for _ in range(2))
-        patch, download = (gr.JSON(visible=False) for _ in range(2))
+        patch, growing, watched, download = (gr.JSON(visible=False) for _ in range(4))
         acts = gr.HTML(js_on_load="\n".join(map(script, MESSAGE_SCRIPTS)), elem_id="acts")
         with gr.Column(elem_id="conversation"):
             earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
@@ -115,6 +119,8 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
         return ChatTab(
             holder,
             patch,
+            growing,
+            watched,
             setup,
             acts,
             download,

@@ -1,5 +1,6 @@
 """The answer to the last turn: streamed, and kept on its way."""
 
+from collections.abc import AsyncGenerator
 from dataclasses import replace
 from typing import Any
 
@@ -15,8 +16,8 @@ from granite_demo.types.events import Dropped, Finish, ReasoningDelta, TextDelta
 from granite_demo.types.messages import Document, Message, ToolCall
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.stop import Stop
-from granite_demo.ui.chat import respond as responding
-from granite_demo.ui.chat.respond import left_out, respond
+from granite_demo.ui.chat.respond import follow, left_out, respond
+from granite_demo.ui.chat.running_answers import RunningAnswers
 from granite_demo.ui.chat.tab import ChatTab, layout
 from granite_demo.ui.settings import DEFAULTS
 from granite_demo.ui.streaming import Update, Visit
@@ -38,7 +39,8 @@ class Chat:
 
     def __init__(self, tab: ChatTab, backend: FakeBackend) -> None:
         self.tab, self.backend = tab, backend
-        self.stop = Stop()
+        self.answers = RunningAnswers()
+        self.visit = Visit(backend, "", Stop(), page="page")
 
     async def updates(
         self,
@@ -48,18 +50,29 @@ class Chat:
         **more: Any,
     ) -> list[Update]:
         seen: list[Update] = []
-        visit = Visit(self.backend, "", self.stop)
-        async for update in respond(self.tab, visit, conversation, Change(conversation, True, **more), settings):
+        async for update in self.respond(conversation, Change(conversation, True, **more), settings):
             seen.append(update)
             if stop_after is not None and len(seen) > stop_after:
-                self.stop.set()
+                self.answers.stop("page")
         return seen
+
+    def respond(
+        self, before: Conversation, change: Change, settings: tuple[Any, ...] = DEFAULTS, **box: Any
+    ) -> AsyncGenerator[Update]:
+        return respond(self.tab, self.visit, self.answers, before, change, settings, **box)
 
     async def answer(self, conversation: Conversation, settings: tuple[Any, ...] = DEFAULTS, **more: Any) -> Turn:
         """The turn of the last patch."""
-        last = (await self.updates(conversation, settings, **more))[-1]
-        [turn] = last[self.tab.patch]["turns"].values()
+        patches = [
+            update[self.tab.patch]
+            for update in await self.updates(conversation, settings, **more)
+            if self.tab.patch in update
+        ]
+        [turn] = patches[-1]["turns"].values()
         return Turn.model_validate(turn)
+
+    def histories(self, updates: list[Update]) -> list[Any]:
+        return [update[self.tab.chatbot] for update in updates if self.tab.chatbot in update]
 
     def text(self, update: Update) -> str:
         return str(update[self.tab.chatbot][-1]["content"][0]["text"])
@@ -73,18 +86,17 @@ def chat(tab: ChatTab, backend: FakeBackend) -> Chat:
 async def test_the_answer_grows_under_the_question(chat: Chat) -> None:
     chat.backend.delay = 0.15
     seen = await chat.updates(question())
-    assert len({chat.text(update) for update in seen}) > 2
-    assert {update[chat.tab.chatbot][0]["content"][0]["text"] for update in seen} == {"Why?"}
+    histories = chat.histories(seen)
+    assert len({str(history[-1]["content"][0]["text"]) for history in histories}) > 2
+    assert {history[0]["content"][0]["text"] for history in histories} == {"Why?"}
     assert [request.messages for request in chat.backend.requests] == [(Message("user", "Why?"),)]
 
 
 async def test_the_last_update_has_the_answer_and_the_buttons_under_it(chat: Chat) -> None:
     before = conversations.add(question("Before?"), "assistant", content="Yes.")
     after = conversations.add(before, "user", content="Why?")
-    visit = Visit(chat.backend, "", chat.stop)
-    first, *_, last = [
-        update async for update in respond(chat.tab, visit, before, Change(after, True), DEFAULTS, value="")
-    ]
+    first, *_, last, meter = [update async for update in chat.respond(before, Change(after, True), value="")]
+    assert list(meter) == [chat.tab.meter.bar]
     asked, ended = first[chat.tab.patch], last[chat.tab.patch]
     assert (asked["state"], asked["head"], list(asked["turns"])) == ("asked", after.head, [after.head])
     assert (first[chat.tab.textbox].value, first[chat.tab.textbox].stop_btn) == ("", "Stop")
@@ -100,27 +112,45 @@ async def test_the_last_update_has_the_answer_and_the_buttons_under_it(chat: Cha
 async def test_a_change_that_asks_nothing_is_one_update(chat: Chat) -> None:
     before = conversations.add(question(), "assistant", content="So.", vote="up")
     after = conversations.change(before, before.head or "", vote="")
-    [update] = [
-        update
-        async for update in respond(chat.tab, Visit(chat.backend, "", chat.stop), before, Change(after), DEFAULTS)
-    ]
+    [update] = [update async for update in chat.respond(before, Change(after))]
     patch = update[chat.tab.patch]
     assert (patch["state"], list(patch["turns"])) == ("", [before.head])
     assert not set(chat.tab.results.shown) & set(update)  # what is typed there stays
     assert chat.backend.requests == []
 
 
-async def test_a_page_that_is_closed_finds_what_was_written_so_far(chat: Chat, monkeypatch: Any) -> None:
-    monkeypatch.setattr(responding, "KEEP_SECONDS", 0.0)
+async def test_a_page_has_all_that_it_shows_to_keep_it(chat: Chat) -> None:
     chat.backend.delay = 0.15
-    asked, *parts, end = [
-        update[chat.tab.patch] for update in await chat.updates(question()) if chat.tab.patch in update
-    ]
-    assert len(parts) > 1
-    assert (asked["state"], {part["state"] for part in parts}, end["state"]) == ("asked", {"growing"}, "")
-    assert len({part["head"] for part in (*parts, end)}) == 1
-    assert "interrupted" in parts[0]["turns"][end["head"]]["note"]
+    seen = await chat.updates(question())
+    [asked, end] = [update[chat.tab.patch] for update in seen if chat.tab.patch in update]
+    shown = [update for update in seen if chat.tab.growing in update]
+    assert len(shown) > 2
+    for update in shown:
+        part = update[chat.tab.growing]
+        assert (part["state"], part["answer"], part["head"]) == ("growing", asked["answer"], end["head"])
+        turn = Turn.model_validate(part["turns"][part["head"]])
+        assert turn.content == chat.text(update)
+        assert "interrupted" in turn.note
+    assert (asked["state"], end["state"]) == ("asked", "")
     assert "interrupted" not in end["turns"][end["head"]]["note"]
+
+
+async def test_an_answer_goes_on_while_its_page_shows_something_else(chat: Chat) -> None:
+    chat.backend.words, chat.backend.allowed = ["One", " two"], 1
+    asked = question()
+    seen = []
+    async for update in chat.respond(asked, Change(asked, True)):
+        seen.append(update)
+        if chat.tab.growing in update and "One" in chat.text(update):
+            chat.answers.release("page")
+    assert chat.tab.patch not in seen[-1]
+    answer = chat.answers.get(seen[0][chat.tab.patch]["answer"])
+    assert answer
+    assert not answer.stop.is_set()
+    chat.backend.allowed = 2
+    shown = [update async for update in follow(chat.tab, chat.visit, chat.answers, answer, asked, DEFAULTS)]
+    [end] = [update[chat.tab.patch] for update in shown if chat.tab.patch in update]
+    assert Turn.model_validate(end["turns"][end["head"]]).content == "One two"
 
 
 async def test_an_answer_knows_the_documents_that_it_was_given(chat: Chat) -> None:
@@ -132,7 +162,7 @@ async def test_an_answer_knows_the_documents_that_it_was_given(chat: Chat) -> No
 async def test_thinking_is_shown_before_the_answer(chat: Chat) -> None:
     finish = Finish("stop", Usage(5, 3, 1), Timings(0.1, 0.3))
     chat.backend.script, chat.backend.delay = [ReasoningDelta("Hm", 1), TextDelta("Yes", 2), finish], 0.2
-    histories = [update[chat.tab.chatbot] for update in await chat.updates(question())]
+    histories = chat.histories(await chat.updates(question()))
     titles = [[message.get("metadata", {}).get("status") for message in history] for history in histories]
     assert [None, "pending", None] in titles
     assert titles[-1] == [None, "done", None]
@@ -143,8 +173,7 @@ async def test_a_call_that_is_made_again_waits_for_a_result_again(chat: Chat) ->
     chat.backend.script = [ToolCalled(call), Finish("tool_calls", Usage(5, 2), Timings(0.1, 0.3))]
     before = conversations.add(question(), "assistant", calls=[call])
     after = conversations.add(before, "tool", name="dice", content="4")
-    visit = Visit(chat.backend, "", chat.stop)
-    first, *_, last = [update async for update in respond(chat.tab, visit, before, Change(after, True), DEFAULTS)]
+    first, *_, last, _ = [update async for update in chat.respond(before, Change(after, True))]
     assert [update[chat.tab.results.box].visible for update in (first, last)] == [False, True]
 
 
@@ -192,13 +221,13 @@ async def test_an_answer_that_was_cut_says_what_to_do(chat: Chat, tokens: int, a
 
 
 async def test_values_out_of_range_are_shown_under_the_question(chat: Chat) -> None:
-    last = (await chat.updates(question(), (9.0, *DEFAULTS[1:])))[-1]
-    assert "Temperature must be between" in last[chat.tab.chatbot][-1]["content"][1]["text"]
+    last = chat.histories(await chat.updates(question(), (9.0, *DEFAULTS[1:])))[-1]
+    assert "Temperature must be between" in last[-1]["content"][1]["text"]
     assert chat.backend.requests == []
 
 
 async def test_a_stopped_answer_keeps_its_text(chat: Chat) -> None:
     chat.backend.delay = 0.3
-    last = (await chat.updates(question(), stop_after=1))[-1]
-    assert "stopped" in str(last[chat.tab.chatbot][-1])
+    last = chat.histories(await chat.updates(question(), stop_after=1))[-1]
+    assert "stopped" in str(last[-1])
     assert chat.backend.running == 0
