@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
 
 from granite_demo.server.app import create_app
+from granite_demo.server.policy import PUBLIC_UNREAD_SECONDS, Policy
 from granite_demo.server.run import running
 from tests.browser.chromium import launch_args
 from tests.fakes import READY, FakeBackend
@@ -79,7 +80,7 @@ def new_context(chromium: Browser, idle: dict[str, list[BrowserContext]]) -> Ite
 def fake_server() -> Iterator[tuple[FakeBackend, str]]:
     """Run one page with one fake backend for all tests that need no other."""
     backend = FakeBackend()
-    with running(create_app(backend), backend) as url:
+    with running(create_app(backend, policy=Policy(unread=PUBLIC_UNREAD_SECONDS)), backend) as url:
         yield backend, url
 
 

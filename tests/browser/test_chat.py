@@ -7,7 +7,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from granite_demo.errors import EngineError
 from granite_demo.types.messages import Message
-from tests.browser.conftest import OpenPage, stored
+from tests.browser.conftest import OpenPage
 from tests.browser.frame import close_sheet, open_sheet
 from tests.fakes import FakeBackend
 
@@ -28,14 +28,6 @@ def reload(page: Page) -> None:
     """Reload the page, after a delay in which the browser stores the conversation."""
     page.wait_for_timeout(1000)
     page.reload()
-
-
-def until_kept(page: Page, words: str) -> None:
-    """Wait until the browser has stored a conversation with ``words``. It stores a running answer every two seconds."""
-    deadline = time.monotonic() + 30
-    while words not in str(stored(page)):
-        assert time.monotonic() < deadline, "the words are not stored"
-        page.wait_for_timeout(100)
 
 
 def answers(page: Page) -> Locator:
@@ -183,21 +175,7 @@ def test_a_reload_keeps_the_conversation(page: Page, fake: FakeBackend) -> None:
     assert [message.content for message in fake.requests[-1].messages] == ["Hello", "Hello world!", "More"]
 
 
-def test_a_reload_during_an_answer_stops_the_request_and_keeps_the_text(page: Page, fake: FakeBackend) -> None:
-    fake.words, fake.delay = ["word "] * 1000, 0.05
-    send(page, "Hello there")
-    expect(answers(page)).to_contain_text("word word")
-    until_kept(page, "word word")
-    page.reload()
-    wait_idle(fake)
-    expect(page.locator("#chatbot .user.message")).to_contain_text("Hello there")
-    expect(answers(page)).to_contain_text("word word")
-    expect(answers(page)).to_contain_text("interrupted")
-    fake.words, fake.delay = ["fine"], 0.0
-    send(page, "And now")
-    expect(answers(page).last).to_contain_text("fine")
-
-
+@pytest.mark.release
 def test_a_closed_tab_frees_the_engine_before_the_first_token(open_page: OpenPage, fake: FakeBackend) -> None:
     fake.first_delay = 60
     page = open_page()
