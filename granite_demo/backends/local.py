@@ -19,11 +19,14 @@ from granite_demo.backends.model_manager import ModelManager, ReadyModel
 from granite_demo.backends.response_stream import answer_events, opens_reasoning
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub.default_model import is_here
+from granite_demo.hub.fit import find_fit
+from granite_demo.loading.source import no_llama, with_all_gpus
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import count_parameters
+from granite_demo.models.devices import DeviceMemory
 from granite_demo.models.installation import torch_problem
-from granite_demo.models.memory import best_precision, weight_bytes
+from granite_demo.models.memory import weight_bytes
 from granite_demo.outputs.dialects import PLAIN, find_dialect
 from granite_demo.outputs.structured_output import Matcher, compile_in_time
 from granite_demo.prompts import render
@@ -33,7 +36,7 @@ from granite_demo.types.comparison import Comparing, Comparison
 from granite_demo.types.events import Dropped, Finish, Provenance, Queued, ScoreSummary, StreamEvent
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.logprobs import ScoredToken
-from granite_demo.types.model_status import ModelChoice, ModelStatus
+from granite_demo.types.model_status import MemoryUse, ModelChoice, ModelStatus
 from granite_demo.types.prompt_view import PromptView
 from granite_demo.types.requests import CompareRequest, GenerationRequest, ScoreRequest
 from granite_demo.types.sampling_params import SamplingParams
@@ -92,7 +95,7 @@ class LocalBackend:
             return ()
         status = self.status()
         memory = status.memory
-        return _choices(memory.weights + memory.free if memory else None, status.name)
+        return _choices(memory, status.name)
 
     def select(self, options: LoadOptions) -> None:
         """See ``ModelControl.select``. Engine and compilation are those that the process was started with."""
@@ -258,24 +261,25 @@ def _fit(loaded: "LoadedModel", request: GenerationRequest) -> Fitted:
 
 
 @lru_cache(maxsize=4)
-def _choices(room: int | None, loaded: str) -> tuple[ModelChoice, ...]:
+def _choices(memory: MemoryUse | None, loaded: str) -> tuple[ModelChoice, ...]:
     # Every open page asks every few seconds. What fits, and what was downloaded, changes with the model ``loaded``.
-    return tuple(_choice(spec, room) for spec in catalogue.MODELS.values())
+    devices = with_all_gpus(memory.device, memory.weights + memory.free) if memory else []
+    return tuple(_choice(spec, devices) for spec in catalogue.MODELS.values())
 
 
-def _choice(spec: ModelSpec, room: int | None) -> ModelChoice:
-    """``room``: bytes on the device of the present model, once that is known."""
+def _choice(spec: ModelSpec, devices: Sequence[DeviceMemory]) -> ModelChoice:
+    """``devices``: those of the present model, once they are known, with its memory as free."""
     parts = [spec.family, spec.name]
     size, mark, reason = 0, "", ""
+    gguf = not devices or (devices[0].device == "cpu" and not no_llama())
     if spec.shape:
         parts.append(f"{count_parameters(spec.shape).total / 1e9:.2g}B")
         size = weight_bytes(spec.shape, "bf16")
-    if spec.shape and room:
-        choice = best_precision(spec.shape, room, LEAST_COMFORT)
-        mark, reason = choice.plan.mark, choice.reason
-        parts.append(f"{mark} in {choice.precision}" if choice.precision else "does not fit")
-        mark = mark if choice.precision else "does not fit"
-    here = is_here(spec.name, True, None)
+    if spec.shape and devices:
+        found = find_fit(spec, devices, gguf, LEAST_COMFORT)
+        mark, reason = found.mark, found.reason
+        parts.append(f"{mark} in {found.precision}" if found.precision else "does not fit")
+    here = is_here(spec.name, gguf, None)
     return ModelChoice(spec.name, " · ".join(parts), spec.title, size, here, mark, reason)
 
 

@@ -3,25 +3,30 @@
 The real ``Loader`` of the model manager. torch is imported here when the first model is loaded, not before.
 """
 
+import logging
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from granite_demo.backends.model_manager import ReadyModel
-from granite_demo.errors import CorruptModelError, InvalidRequestError, LoadCancelledError
+from granite_demo.errors import CorruptModelError, InvalidRequestError, LoadCancelledError, OutOfMemoryError
 from granite_demo.loading.device import choose_device, place_gguf
 from granite_demo.loading.source import Source, find_safetensors, find_source
 from granite_demo.loading.tensor_parallel import ALONE, Group
+from granite_demo.models import catalogue
 from granite_demo.models.installation import has_torch
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
-from granite_demo.types.model_status import REQUESTED
+from granite_demo.types.model_status import REQUESTED, Chosen
 
 if TYPE_CHECKING:
     from granite_demo.loading.cpu_benchmark import Threads
+
+log = logging.getLogger(__name__)
 
 
 def open_model(
@@ -41,13 +46,38 @@ def open_model(
     With ``ignore_ends``, no token ends an answer, so that measured answers have one length. Without ``fuse``,
     transformers computes the layers. For a ``single_user``, a GGUF file gets the cache of one conversation, and the
     first constrained answer waits for the preparation of constraints. The processes of ``group`` share the model; only
-    the first one downloads.
+    the first one downloads. If the model that ``auto`` chose does not fit, the next one is chosen.
     """
     group.join()
-    device = choose_device(options)
-    source = group.from_first(
-        lambda: find_source(cache_dir, options, device.value, report, cancelled, processes=group.size)
-    )
+    device, without = choose_device(options), frozenset[str]()
+    while True:
+        search = partial(find_source, cache_dir, options, device.value, report, cancelled, group.size, without)
+        source = group.from_first(search)
+        try:
+            return _open_source(
+                source, cache_dir, threads, options, device, report, cancelled, ignore_ends, fuse, single_user, group
+            )
+        except OutOfMemoryError as error:
+            if not source.chosen_because or source.spec == catalogue.SAMPLE or group.size > 1:
+                raise
+            log.warning("%s was chosen, but does not fit: %s", source.spec.name, error)
+            without |= {source.spec.name}
+
+
+def _open_source(
+    source: Source,
+    cache_dir: Path,
+    threads: int,
+    options: LoadOptions,
+    device: Chosen[str],
+    report: Report,
+    cancelled: threading.Event,
+    ignore_ends: bool,
+    fuse: bool,
+    single_user: bool,
+    group: Group,
+) -> ReadyModel:
+    """Load the files of ``source``, and make their engine. Raises as ``open_model``."""
     report("loading", None, "")
     if source.gguf:
         try:

@@ -21,17 +21,16 @@ from granite_demo.cli.terminal import print_json, print_table, progress_bar, sta
 from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub import download, sample
 from granite_demo.hub import gguf as hub_gguf
+from granite_demo.hub.fit import find_fit
 from granite_demo.loading.device import choose_device
-from granite_demo.loading.source import find_source
+from granite_demo.loading.source import find_source, no_llama
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape, count_parameters
 from granite_demo.models.devices import DeviceMemory, find_devices
 from granite_demo.models.memory import (
-    Choice,
     Plan,
     Precision,
-    best_precision,
     parse_memory,
     plan,
     weight_bytes,
@@ -118,7 +117,8 @@ def _model_row(
     spec: ModelSpec, best: Sequence[DeviceMemory], settings: Settings, hub_cache: Path | None
 ) -> dict[str, Any]:
     shape = shape_of(spec)
-    device, choice = _choose(shape, best, settings.context or None)
+    gguf = best[0].device == "cpu" and not no_llama()
+    found = find_fit(spec, best, gguf, settings.context or None, hub_cache)
     return {
         "name": spec.name,
         "title": spec.title,
@@ -130,16 +130,11 @@ def _model_row(
         "int4_bytes": weight_bytes(shape, "int4"),
         "context": shape.context_length,
         "cached": _is_here(spec, settings.cache_dir, hub_cache),
-        "device": device.device,
-        "precision": choice.precision,
-        "mark": choice.plan.mark,
-        "reason": choice.reason,
+        "device": found.device,
+        "precision": found.precision,
+        "mark": found.mark,
+        "reason": found.reason,
     }
-
-
-def _choose(shape: Shape, best: Sequence[DeviceMemory], context: int | None) -> tuple[DeviceMemory, Choice]:
-    choices = [(device, best_precision(shape, device.free, context)) for device in best]
-    return next((pair for pair in choices if pair[1].precision), choices[-1])
 
 
 def _is_here(spec: ModelSpec, cache_dir: Path, hub_cache: Path | None) -> bool:

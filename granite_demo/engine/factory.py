@@ -142,6 +142,8 @@ def batching_problem(loaded: LoadedModel) -> str:
         return f"it needs fused layers or FlashAttention 2 or 3 on a GPU, and the attention is {placement.attention}"
     if placement.quantization == "int8":
         return "LLM.int8 waits for the GPU within a step, which CUDA graphs do not allow"
+    if placement.quantization not in ("none", "nf4", "fp4"):
+        return f"the kernels for {placement.quantization} are not known to work in its steps"
     return ""
 
 

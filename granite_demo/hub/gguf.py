@@ -8,14 +8,19 @@ from pathlib import Path
 
 from granite_demo.errors import ConfigurationError, OutOfMemoryError, UnknownModelError
 from granite_demo.hub import download, transfer
-from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.catalogue import SAMPLE, ModelSpec
+from granite_demo.models.config import count_parameters
 from granite_demo.models.gguf_memory import running_bytes
 from granite_demo.models.memory import FREE_SHARE
 from granite_demo.types.load_options import Report
 
 QUANTIZATIONS = ("Q8_0", "Q6_K", "Q4_K_M")
 """The files that are used, the most exact first."""
+BITS = {"Q8_0": 8.5, "Q6_K": 6.5625, "Q4_K_M": 4.9}
+"""Bits of a weight: exact for Q8_0 and Q6_K, an average of IBM's files for Q4_K_M, which has two types."""
 FASTER = "on a CPU, several times as fast as torch"
+SAMPLE_BYTES = 92_000_000
+"""The size of the sample's file."""
 ESTIMATED_CONTEXT = 4096
 """Tokens of the KV cache that must fit beside the weights."""
 LEAST_CONTEXT = 256
@@ -87,6 +92,20 @@ def choose(spec: ModelSpec, files: list[QuantizedFile], free: int) -> tuple[Quan
             f"{smallest.quantization} needs {transfer.amount(needed)} with its cache. Choose a smaller model."
         )
     return smallest, f"{smallest.quantization} is the smallest of {among}, and tight in {memory}; {FASTER}"
+
+
+def expected_files(spec: ModelSpec, cache_dir: Path | None = None) -> list[QuantizedFile]:
+    """Return the files in the hub cache, or if there is none, those that the hub has by IBM's convention.
+
+    Without the network, the sizes of the latter are estimates.
+    """
+    if files := _files_in(_cached_folder(spec, cache_dir)):
+        return files
+    if spec == SAMPLE:  # one file
+        return [QuantizedFile("Q4_1", ("sample.gguf",), SAMPLE_BYTES)]
+    assert spec.shape
+    parameters = count_parameters(spec.shape).total
+    return [QuantizedFile(name, (), int(parameters * BITS[name] / 8)) for name in QUANTIZATIONS]
 
 
 def cached_file(spec: ModelSpec, free: int, cache_dir: Path | None = None) -> Found | None:

@@ -77,8 +77,8 @@ def message_seconds(
 
 
 @cache
-def measured(dtype: torch.dtype, in_float32: bool, threads: int) -> Seconds:
-    """Return ``message_seconds`` for the current number of torch threads, measured once per process.
+def measured(dtype: torch.dtype, in_float32: bool, threads: int, attempt: int = 0) -> Seconds:
+    """Return ``message_seconds`` for the current number of torch threads, measured once per process and ``attempt``.
 
     With ``in_float32``, the prompt is computed in float32.
     """

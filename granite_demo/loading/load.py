@@ -59,7 +59,7 @@ def load_model(
     Raises CorruptModelError, OutOfMemoryError, and LoadCancelledError after ``cancelled`` is set.
     """
     spec, folder, copy = source.spec, source.folder, None
-    if copies and placement.quantization != "none":
+    if copies and placement.quantization in ("int8", "nf4", "fp4"):
         copy = quantized_copies.copy_of(copies, spec, source.commit, placement.quantization)
         if copy.is_dir():
             folder = copy

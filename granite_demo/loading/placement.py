@@ -4,7 +4,7 @@ Every choice has a reason. This is the only module that chooses the device. Impo
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from transformers.utils.import_utils import (
     is_flash_attn_2_available,
     is_flash_attn_3_available,
     is_flash_attn_4_available,
+    is_kernels_available,
 )
 
 from granite_demo.errors import ConfigurationError, GraniteDemoError, OutOfMemoryError
@@ -22,8 +23,14 @@ from granite_demo.loading.device import Placement, free_memory
 from granite_demo.loading.source import Source
 from granite_demo.loading.tensor_parallel import ALONE, Group
 from granite_demo.models import memory
-from granite_demo.models.config import Shape, read_config
-from granite_demo.types.load_options import LoadOptions, Quantization
+from granite_demo.models.checkpoint import (
+    OwnQuantization,
+    StoredCheckpoint,
+    read_checkpoint,
+    require_packages,
+)
+from granite_demo.models.config import Shape
+from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import REQUESTED, Chosen, gigabytes
 
 PLANNED: dict[torch.dtype, memory.Precision] = {
@@ -32,6 +39,8 @@ PLANNED: dict[torch.dtype, memory.Precision] = {
     torch.float32: "fp32",
 }
 """The planner's names for the types of weights that are not quantized."""
+WILD = 3.0
+"""A ratio of two measurements above which both are repeated."""
 WORTH_ROUNDING = 0.8
 """A less exact method is used if a message then takes less than this part of its time."""
 
@@ -40,17 +49,62 @@ def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], grou
     """Return the placement of the files of ``source`` on the ``chosen`` device. The CPU runs a GGUF file.
 
     The first process of ``group`` decides for all, because each would measure something else. Raises as ``place``, and
-    CorruptModelError if config.json cannot be read.
+    as ``read_checkpoint``.
     """
-    config = read_config(source.folder)
-    own, shape = own_quantization(config), known_shape(config)
-    options = replace(options, quantization=own) if own else options
+    checkpoint = read_checkpoint(source.folder)
+    shape, own = known_shape(checkpoint.config), None
+    if checkpoint.quantization:
+        own = own_weights(checkpoint, options, chosen.value)
     if group.size == 1:
-        placement = place(options, chosen, shape)
-    else:
-        free = group.least(free_memory(chosen.value)) * (group.size if chosen.value == "cuda" else 1)
-        placement = group.from_first(lambda: place(options, chosen, shape, free, group.size))
-    return placement.with_reason("quantization", "the checkpoint's own") if own else placement
+        return place(options, chosen, shape, own=own)
+    free = group.least(free_memory(chosen.value)) * (group.size if chosen.value == "cuda" else 1)
+    return group.from_first(lambda: place(options, chosen, shape, free, group.size, own))
+
+
+@dataclass(frozen=True, slots=True)
+class OwnWeights:
+    """The weights of a quantized checkpoint on a device."""
+
+    label: str
+    """Their format, or none if they are unpacked to bfloat16."""
+    stored: int | None
+    """Their bytes; None for those of bfloat16."""
+    reason: str
+    dtype: str
+    """The type that ``auto`` selects for the other weights; auto if all are possible."""
+
+
+def own_weights(checkpoint: StoredCheckpoint, options: LoadOptions, device: str) -> OwnWeights:
+    """Return what becomes of the weights of a quantized checkpoint.
+
+    Raises ConfigurationError if a package is missing, or the options request another precision.
+    """
+    own = checkpoint.quantization
+    assert own
+    if options.quantization not in ("auto", own.label):
+        raise ConfigurationError(
+            f"This checkpoint is quantized already ({own.label}), so {options.quantization} cannot be applied. Leave "
+            "out the quantization, or use the original checkpoint."
+        )
+    if not own.known.unpacked_on_cpu:
+        require_packages(own)
+        return OwnWeights(own.label, checkpoint.weight_bytes, f"the checkpoint's own, {own.known.title}", "auto")
+    if options.dtype not in ("auto", "bfloat16"):
+        raise ConfigurationError(f"A checkpoint in {own.label} runs in bfloat16, not in {options.dtype}.")
+    if problem := _unpacked_because(own, device):
+        return OwnWeights("none", None, f"the checkpoint is in {own.label}; {problem}", "bfloat16")
+    return OwnWeights(own.label, checkpoint.weight_bytes, f"the checkpoint's own, {own.known.title}", "bfloat16")
+
+
+def _unpacked_because(own: OwnQuantization, device: str) -> str:
+    """Return why transformers unpacks the weights to bfloat16, as a clause; empty if it does not."""
+    if device != "cuda":
+        return "without a CUDA GPU its weights are unpacked to bfloat16"
+    if own.method == "fp8" and torch.cuda.get_device_capability() < (8, 9):
+        return "a GPU of compute capability below 8.9 unpacks its weights to bfloat16"
+    if own.method == "mxfp4" and not is_kernels_available():
+        return "without the package kernels its weights are unpacked to bfloat16"
+    return ""
 
 
 def place(
@@ -59,40 +113,58 @@ def place(
     shape: Shape | None = None,
     free: int | None = None,
     processes: int = 1,
+    own: OwnWeights | None = None,
 ) -> Placement:
     """Return the placement on the ``chosen`` device, by ``shape`` and the ``free`` bytes (by default measured).
 
-    With several ``processes``, ``free`` is the memory of all together.
+    With several ``processes``, ``free`` is the memory of all together. ``own``: the weights are quantized already.
 
     Raises ConfigurationError if this machine cannot do it, and OutOfMemoryError if the model does not fit.
     """
     device, reasons = chosen.value, {"device": chosen.reason}
     borrows_gpu = options.engine_kind is not None and options.engine_kind.borrows_gpu
+    if own and own.dtype != "auto":
+        options = replace(options, dtype="bfloat16")
     dtype, reasons["dtype"] = choose_dtype(options.dtype, device, borrows_gpu)
     free, spread = free_memory(device) if free is None else free, False
-    quantization, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
-    if quantization != "none" and dtype == torch.float32 and options.dtype == "auto":
-        # In float32 the cache and the weights that are not quantized take twice as much as the planner counts.
-        dtype, reasons["dtype"] = torch.bfloat16, "half the size of float32, beside quantized weights"
-    float32_prefill, reasons["float32_prefill"] = choose_float32_prefill(dtype, device)
+
+    def quantize(free: int) -> str:
+        if own:
+            reasons["quantization"] = own.reason
+            return own.label
+        kind, reasons["quantization"] = choose_quantization(options.quantization, device, dtype, shape, free)
+        return kind
+
+    def fits(free: int) -> memory.Plan | None:
+        stored, precision = own.stored if own else None, precision_of(dtype, quantization)
+        return memory.plan(shape, precision, free, options.context, stored=stored) if shape else None
+
+    quantization = quantize(free)
+    if options.dtype == "auto" and dtype == torch.float32:
+        if quantization != "none":
+            # In float32 the cache and the weights that are not quantized take twice as much as the planner counts.
+            dtype, reasons["dtype"] = torch.bfloat16, "half the size of float32, beside quantized weights"
+        elif (whole := fits(free)) and not whole.roomy:
+            dtype, reasons["dtype"] = torch.bfloat16, f"float32 is faster here, but does not fit. {whole.reason}"
+    widened = choose_float32_prefill(dtype, device, quantization != "none", shape)
+    float32_prefill, reasons["float32_prefill"] = widened
     attention, reasons["attention"] = choose_attention(options.attention, device, dtype)
     context, reasons["context"] = choose_context(options.context, shape)
     if processes > 1:
         tensor_parallel.check(processes, options, device, attention, shape)
         quantization, reasons["quantization"] = "none", "processes can share only exact weights"
         reasons["device"] = f"tensor parallel over {processes} processes, which torchrun started"
-    if shape is not None:
-        precision = precision_of(dtype, quantization)
-        plan = memory.plan(shape, precision, free, options.context)
-        if plan.mark == "does not fit" and device == "cuda" and processes == 1 and torch.cuda.device_count() > 1:
-            free, spread = sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count())), True
-            plan = memory.plan(shape, precision, free, options.context)
-            reasons["device"] = "one GPU is too small: accelerate spreads the layers over all of them"
-        if plan.mark == "does not fit":
-            raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload the loaded model.")
-        if plan.longest_context < plan.context:
-            context = plan.longest_context
-            reasons["context"] = f"the most that fits beside the weights in {gigabytes(free)}"
+    plan = fits(free)
+    if plan and plan.mark == "does not fit" and device == "cuda" and processes == 1 and torch.cuda.device_count() > 1:
+        free, spread = sum(free_memory(f"cuda:{index}") for index in range(torch.cuda.device_count())), True
+        quantization = quantize(free)
+        plan = fits(free)
+        reasons["device"] = "one GPU is too small: accelerate spreads the layers over all of them"
+    if plan and plan.mark == "does not fit":
+        raise OutOfMemoryError(f"{plan.reason} Choose a smaller model or precision, or unload the loaded model.")
+    if plan and plan.longest_context < plan.context:
+        context = plan.longest_context
+        reasons["context"] = f"the most that fits beside the weights in {gigabytes(free)}"
     return Placement(device, dtype, quantization, attention, context, float32_prefill, spread, processes, reasons)
 
 
@@ -102,16 +174,6 @@ def known_shape(config: dict[str, Any]) -> Shape | None:
         return Shape.from_config(config)
     except GraniteDemoError:
         return None
-
-
-def own_quantization(config: dict[str, Any]) -> Quantization | None:
-    """Return how bitsandbytes quantized the checkpoint of this config.json, or None."""
-    settings = config.get("quantization_config")
-    if not isinstance(settings, dict) or settings.get("quant_method") != "bitsandbytes":
-        return None
-    if settings.get("load_in_8bit") or settings.get("_load_in_8bit"):
-        return "int8"
-    return "fp4" if settings.get("bnb_4bit_quant_type") == "fp4" else "nf4"
 
 
 def precision_of(dtype: torch.dtype, quantization: str) -> memory.Precision:
@@ -130,18 +192,34 @@ def choose_dtype(wanted: str, device: str, borrows_gpu: bool = False) -> tuple[t
         return torch.float16, "this GPU has no bfloat16"
     if device != "cpu" or borrows_gpu:
         return torch.bfloat16, "Granite was trained in this precision"
-    exact = _seconds(torch.float32)
-    narrow = min(_seconds(torch.bfloat16), _seconds(torch.bfloat16, in_float32=True), key=lambda seconds: seconds.total)
+    exact, narrow = _exact_and_narrow()
+    if max(exact.total, narrow.total) > WILD * min(exact.total, narrow.total):
+        # Another process may have had the cores for one of the two.
+        again = _exact_and_narrow(attempt=1)
+        exact, narrow = min(exact, again[0], key=_total), min(narrow, again[1], key=_total)
     reason = f"measured here: a typical message takes {narrow} in bfloat16 and {exact} in float32"
     if narrow.total < WORTH_ROUNDING * exact.total:
         return torch.bfloat16, reason
     return torch.float32, f"{reason}, which is exact; bfloat16 is used if it takes less than {WORTH_ROUNDING} of that"
 
 
-def choose_float32_prefill(dtype: torch.dtype, device: str) -> tuple[bool, str]:
-    """Return whether prompts are computed in float32, and why."""
+def _exact_and_narrow(attempt: int = 0) -> tuple[Seconds, Seconds]:
+    narrow = (_seconds(torch.bfloat16, in_float32, attempt) for in_float32 in (False, True))
+    return _seconds(torch.float32, attempt=attempt), min(narrow, key=_total)
+
+
+def _total(seconds: Seconds) -> float:
+    return seconds.total
+
+
+def choose_float32_prefill(
+    dtype: torch.dtype, device: str, quantized: bool = False, shape: Shape | None = None
+) -> tuple[bool, str]:
+    """Return whether prompts are computed in float32, and why. Quantized layers compute in their own way."""
     if device != "cpu":
         return False, "a GPU computes in 16 bits"
+    if quantized and not (shape and shape.experts):
+        return False, "quantized layers are not computed in float32"
     if dtype == torch.float32:
         return False, "the weights are in float32 already"
     narrow, exact = _seconds(dtype).prompt, _seconds(dtype, in_float32=True).prompt
@@ -150,8 +228,8 @@ def choose_float32_prefill(dtype: torch.dtype, device: str) -> tuple[bool, str]:
     return exact < WORTH_ROUNDING * narrow, reason
 
 
-def _seconds(dtype: torch.dtype, in_float32: bool = False) -> Seconds:
-    return measured(dtype, in_float32, torch.get_num_threads())
+def _seconds(dtype: torch.dtype, in_float32: bool = False, attempt: int = 0) -> Seconds:
+    return measured(dtype, in_float32, torch.get_num_threads(), attempt)
 
 
 def choose_context(wanted: int | None, shape: Shape | None) -> tuple[int | None, str]:
@@ -177,7 +255,7 @@ def choose_quantization(
         experts = "; the experts are not quantized, because bitsandbytes quantizes only linear layers"
     if wanted == "auto" and shape is not None:
         exact = memory.plan(shape, PLANNED[dtype], free)
-        if exact.mark != "does not fit" and exact.longest_context >= min(8192, shape.context_length):
+        if memory.choose_precision(shape, free, exact=PLANNED[dtype]).precision == PLANNED[dtype]:
             return "none", exact.reason
         wanted, why = "nf4", f"{exact.reason} 4-bit weights leave more memory"
     else:
@@ -187,7 +265,8 @@ def choose_quantization(
     if device == "mps":
         raise ConfigurationError(f"{wanted} needs a CUDA GPU or a CPU; bitsandbytes cannot use an Apple GPU here.")
     if device == "cpu":
-        why = "requested; on a CPU bitsandbytes unpacks each weight for every token, which is slow"
+        how = "multiplies in int8" if wanted == "int8" else "unpacks each weight for every token"
+        why = f"requested; on a CPU bitsandbytes {how}, which is slow"
     return wanted, why + experts
 
 

@@ -23,6 +23,7 @@ from granite_demo.hub import gguf as hub_gguf
 from granite_demo.loading.device import free_memory
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
+from granite_demo.models.devices import DeviceMemory, find_devices
 from granite_demo.models.installation import has_torch, require_torch
 from granite_demo.types.engine_kinds import ENGINES, GGUF
 from granite_demo.types.load_options import LoadOptions, Report
@@ -55,15 +56,16 @@ def find_source(
     report: Report,
     cancelled: threading.Event,
     processes: int = 1,
+    without: frozenset[str] = frozenset(),
 ) -> Source:
     """Return the files of the model for ``device``, and download them if they are missing.
 
-    Several ``processes`` get safetensors files. Raises ConfigurationError if the requested engine cannot run these
-    files, LoadCancelledError, and the errors of a download.
+    Several ``processes`` get safetensors files. ``auto`` does not choose the models ``without``. Raises
+    ConfigurationError if the requested engine cannot run these files, LoadCancelledError, and the errors of a download.
     """
     because = ""
     if options.model == "auto":
-        name, because = _choose_model(cache_dir, device, not why_not(options, device))
+        name, because = _choose_model(cache_dir, device, not why_not(options, device), without)
         options = replace(options, model=name)
     spec, kind = registry.resolve(options.model), options.engine_kind
     requested, refused = kind is not None and kind.reads_gguf, ""
@@ -75,8 +77,11 @@ def find_source(
             )
         if missing := no_llama():
             raise ConfigurationError(f"{file.name} cannot run here: {missing}.")
+        _refuse_precision(options, file.name)
         return Source(spec, file.parent, None, because, file, "the model is a GGUF file")
     if processes == 1 and (spec == catalogue.SAMPLE or spec.repo_id):
+        if requested:
+            _refuse_precision(options, f"The model for the engine {kind}")
         refused = "" if requested else why_not(options, device)
         found = refused or _find_gguf(cache_dir, spec, requested, report, cancelled)
         if isinstance(found, Source):
@@ -216,7 +221,25 @@ def _find_gguf(
     return Source(spec, hub_gguf.tokenizer_folder(spec) or found.path.parent, gguf=found.path, gguf_because=because)
 
 
-def _choose_model(cache_dir: Path, device: str, gguf: bool) -> tuple[str, str]:
+def _choose_model(cache_dir: Path, device: str, gguf: bool, without: frozenset[str]) -> tuple[str, str]:
     from granite_demo.hub.default_model import choose_model
 
-    return choose_model(cache_dir, free_memory(device), device != "cpu", gguf)
+    return choose_model(cache_dir, with_all_gpus(device, free_memory(device)), gguf, without=without)
+
+
+def with_all_gpus(device: str, free: int) -> list[DeviceMemory]:
+    """Return where a load on ``device`` puts a model: there, or on all GPUs together if it does not fit there."""
+    one = DeviceMemory(device, device, free)
+    together = [found for found in find_devices() if found.device == "cuda"] if device == "cuda" else []
+    return [one, *together]
+
+
+def _refuse_precision(options: LoadOptions, name: str) -> None:
+    """Raise ConfigurationError for options that would change the answers and that llama.cpp does not have."""
+    given = [key for key in ("dtype", "quantization", "attention") if getattr(options, key) != "auto"]
+    given += ["revision"] if options.revision else []
+    if given:
+        raise ConfigurationError(
+            f"{name} is a GGUF file, which has its own precision, and llama.cpp its own attention. Leave out "
+            f"{' and '.join(given)}, or use the safetensors files."
+        )

@@ -34,8 +34,8 @@ MIN_CONTEXT = 1024
 """The shortest useful context in tokens. A model that does not fit with it does not fit."""
 FREE_SHARE = 0.1
 """The part of the memory that must stay free for a model to fit; with less, it is tight."""
-_PREFERRED: tuple[Precision, Precision] = ("bf16", "int4")
-_WHY_NOT = {"tight": "is tight", "does not fit": "does not fit"}
+ROOMY_CONTEXT = 8192
+"""Tokens that must fit beside exact weights. With less room, weights of 4 bits are used where they can be."""
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 BINARY_UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -131,7 +131,8 @@ class Plan:
     ``total`` is for ``context``. ``longest_context`` is the longest possible context.
     """
 
-    precision: Precision
+    precision: str
+    """The precision of the weights, or the format of a quantized checkpoint."""
     memory: int
     context: int
     weights: int
@@ -141,21 +142,37 @@ class Plan:
     overhead: int
     total: int
     longest_context: int
+    limit: int
+    """The context length of the model."""
     mark: Mark
     reason: str
 
+    @property
+    def roomy(self) -> bool:
+        """Whether ROOMY_CONTEXT tokens fit, or the whole context if that is shorter."""
+        return self.mark != "does not fit" and self.longest_context >= min(ROOMY_CONTEXT, self.limit)
+
 
 def plan(
-    shape: Shape, precision: Precision, memory_bytes: int, context: int | None = None, *, double_quant: bool = True
+    shape: Shape,
+    precision: Precision,
+    memory_bytes: int,
+    context: int | None = None,
+    *,
+    double_quant: bool = True,
+    stored: int | None = None,
+    label: str = "",
 ) -> Plan:
     """Return whether the model fits into ``memory_bytes`` with a context of ``context`` tokens.
 
-    The default and the maximum is the context length of the model. Raises InvalidRequestError for values below 1.
+    The default and the maximum is the context length of the model. ``stored`` are the bytes of the weights of a
+    quantized checkpoint, and ``label`` is its format. Raises InvalidRequestError for values below 1.
     """
     if memory_bytes < 1 or (context is not None and context < 1):
         raise InvalidRequestError("Memory and context must be above 0.")
     context = min(context or shape.context_length, shape.context_length)
-    weights, state = weight_bytes(shape, precision, double_quant), state_bytes(shape, precision)
+    weights = weight_bytes(shape, precision, double_quant) if stored is None else stored
+    state = state_bytes(shape, precision)
     kv = kv_bytes_per_token(shape, precision)
     overhead = overhead_bytes(shape, precision, context)
     total = weights + state + overhead + kv * context
@@ -173,7 +190,7 @@ def plan(
         parts = f"With weights of {gigabytes(weights)} and a context of {context:,} tokens"
         reason = f"{parts}, {only}{gigabytes(free)} of {gigabytes(memory_bytes)} stay free"
     return Plan(
-        precision=precision,
+        precision=label or precision,
         memory=memory_bytes,
         context=context,
         weights=weights,
@@ -183,8 +200,9 @@ def plan(
         overhead=overhead,
         total=total,
         longest_context=longest,
+        limit=shape.context_length,
         mark=mark,
-        reason=f"{reason}{_about_experts(shape, precision)}.",
+        reason=f"{reason}{_about_experts(shape, precision) if stored is None else ''}.",
     )
 
 
@@ -211,14 +229,30 @@ class Choice:
     plan: Plan
 
 
-def best_precision(shape: Shape, memory_bytes: int, context: int | None = None) -> Choice:
-    """Choose bf16 if it fits, otherwise int4. If both are tight, choose bf16, which is exact. If neither fits, None."""
-    exact, small = (plan(shape, precision, memory_bytes, context) for precision in _PREFERRED)
-    for mark in ("fits", "tight"):
-        if exact.mark == mark:
-            return Choice("bf16", f"bf16 keeps the exact weights. {exact.reason}", exact)
-        if small.mark == mark:
-            return Choice("int4", f"bf16 {_WHY_NOT[exact.mark]}; int4 is smaller. {small.reason}", small)
+def choose_precision(
+    shape: Shape,
+    memory_bytes: int,
+    context: int | None = None,
+    *,
+    quantizes: bool = True,
+    exact: Precision = "bf16",
+) -> Choice:
+    """Choose ``exact`` if it leaves ROOMY_CONTEXT tokens, otherwise int4, otherwise ``exact`` if it fits at all.
+
+    This is the only rule: the lists, ``auto`` and the load use it. Without ``quantizes``, int4 is not considered, as on
+    a CPU. The plan of the choice is for ``context`` tokens.
+    """
+    whole = plan(shape, exact, memory_bytes, context)
+    if whole.roomy or (not quantizes and whole.mark != "does not fit"):
+        return Choice(exact, f"{exact} keeps the exact weights. {whole.reason}", whole)
+    if not quantizes:
+        return Choice(None, whole.reason, whole)
+    small = plan(shape, "int4", memory_bytes, context)
+    if small.longest_context > whole.longest_context and small.mark != "does not fit":
+        why = "does not fit" if whole.mark == "does not fit" else f"leaves {whole.longest_context:,} tokens"
+        return Choice("int4", f"{exact} {why}; int4 is smaller. {small.reason}", small)
+    if whole.mark != "does not fit":
+        return Choice(exact, f"{exact} keeps the exact weights. {whole.reason}", whole)
     return Choice(None, f"Not even int4 fits. {small.reason}", small)
 
 

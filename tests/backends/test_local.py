@@ -473,8 +473,8 @@ def test_choices_show_the_sizes_of_the_models(sample: LoadedModel) -> None:
 async def test_choices_show_which_models_fit_if_the_device_is_known(real: LocalBackend) -> None:
     real.wait_until_ready()
     labels = {choice.name: choice.label for choice in real.choices()}
-    assert labels["sample"].endswith("fits in bf16")
-    assert labels["granite-4.2-30b"].endswith(("fits in bf16", "in int4", "does not fit", "tight in bf16"))
+    assert labels["sample"].endswith("fits in Q4_1")
+    assert labels["granite-4.2-30b"].endswith(("in Q8_0", "in Q6_K", "in Q4_K_M", "does not fit"))
 
 
 async def test_an_answer_matches_its_constraint(real: LocalBackend) -> None:

@@ -3,14 +3,18 @@
 import threading
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from granite_demo.backends import open_model as opening
 from granite_demo.backends.open_model import open_model
-from granite_demo.errors import CorruptModelError
+from granite_demo.errors import CorruptModelError, OutOfMemoryError
 from granite_demo.hub import download
 from granite_demo.loading.cpu_benchmark import Threads, choose_threads
+from granite_demo.loading.source import Source
+from granite_demo.models import catalogue
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import REQUESTED
 from granite_demo.types.sampling_params import SamplingParams
@@ -77,3 +81,28 @@ def test_the_safetensors_replace_a_damaged_gguf_file_of_the_hub(
     assert (source.folder, source.gguf) == (folder, None)
     assert source.gguf_because.startswith(GGUF)
     assert ("GGUF file", "not used", source.gguf_because) in ready.facts
+
+
+def test_the_next_model_is_chosen_if_the_first_does_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[frozenset[str]] = []
+
+    def find(*given: Any) -> Source:
+        tried.append(given[-1])
+        name = "granite-3.3-2b-instruct" if given[-1] else "granite-4.1-3b"
+        return Source(catalogue.MODELS[name], tmp_path, chosen_because="a test" if given[1].model == "auto" else "")
+
+    def open_source(source: Source, *given: Any) -> str:
+        if source.spec.name == "granite-4.1-3b":
+            raise OutOfMemoryError("The weights take 6.8 GB.")
+        return source.spec.name
+
+    monkeypatch.setattr(opening, "find_source", find)
+    monkeypatch.setattr(opening, "_open_source", open_source)
+
+    def load(model: str) -> object:
+        return opening.open_model(tmp_path, 1, LoadOptions(model, device="cpu"), lambda *stage: None, threading.Event())
+
+    assert load("auto") == "granite-3.3-2b-instruct"
+    assert tried == [frozenset(), frozenset({"granite-4.1-3b"})]
+    with pytest.raises(OutOfMemoryError):
+        load("granite-4.1-3b")

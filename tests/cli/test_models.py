@@ -78,8 +78,8 @@ def test_models_shows_sizes_and_marks(capsys: pytest.CaptureFixture[str], tmp_pa
     assert row["bf16_bytes"] == 2 * row["parameters"]
     assert row["int4_bytes"] == memory.weight_bytes(shape, "int4")
     assert row["context"] == 131072
-    assert (row["device"], row["precision"], row["mark"]) == ("cpu", "int4", "fits")
-    assert "bf16 does not fit" in row["reason"]
+    assert (row["device"], row["precision"], row["mark"]) == ("cpu", "Q8_0", "fits")
+    assert "that fits into 16.0 GB of free memory" in row["reason"]
     assert (rows["granite-4.0-h-small"]["precision"], rows["granite-4.0-h-small"]["mark"]) == (None, "does not fit")
 
 
@@ -111,7 +111,7 @@ def test_models_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Non
     assert [line for line in lines if line[0] == "Granite"] == [
         ["Granite", version] for version in ("3.1", "3.2", "3.3", "4.0", "4.1", "4.2")
     ]
-    assert ["granite-4.0-micro", "3.4B", "6.8", "GB", "2.1", "GB", "131,072", "fits,", "bf16"] in lines
+    assert ["granite-4.0-micro", "3.4B", "6.8", "GB", "2.1", "GB", "131,072", "fits,", "Q8_0"] in lines
     assert " ".join(lines[-1]) == "The marks are for cpu (main memory, 16.0 GB) and a context of 4,096 tokens."
 
 

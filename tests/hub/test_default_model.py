@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from granite_demo.hub.default_model import choose_model, last_model, remember_model
+from granite_demo.models.devices import DeviceMemory
 
 GB = 10**9
 
@@ -36,8 +37,17 @@ def put_gguf(hub_cache: Path, name: str) -> None:
         file.truncate(2 * GB)  # a sparse file
 
 
-def choose(tmp_path: Path, free: int = 80 * GB, on_gpu: bool = True, gguf: bool = False) -> tuple[str, str]:
-    return choose_model(tmp_path / "cache", free, on_gpu, gguf, tmp_path / "hub")
+def choose(
+    tmp_path: Path,
+    free: int = 80 * GB,
+    on_gpu: bool = True,
+    gguf: bool = False,
+    without: frozenset[str] = frozenset(),
+) -> tuple[str, str]:
+    device = "cuda" if on_gpu else "cpu"
+    return choose_model(
+        tmp_path / "cache", [DeviceMemory(device, device, free)], gguf, tmp_path / "hub", without=without
+    )
 
 
 def test_without_a_granite_model_it_is_the_sample_and_one_is_suggested(tmp_path: Path) -> None:
@@ -91,3 +101,23 @@ def test_without_a_writable_cache_nothing_is_remembered(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     remember_model(tmp_path / "file", "sample")
     assert last_model(tmp_path / "file") is None
+
+
+def test_a_cpu_gets_no_model_that_only_fits_in_4_bits(tmp_path: Path) -> None:
+    for name in ("granite-4.1-3b", "granite-3.3-2b-instruct"):
+        put(tmp_path / "hub", name)
+    assert choose(tmp_path, free=7 * GB, on_gpu=True)[0] == "granite-4.1-3b"
+    assert choose(tmp_path, free=7 * GB, on_gpu=False)[0] == "granite-3.3-2b-instruct"
+    assert choose(tmp_path, free=9 * GB, on_gpu=False)[0] == "granite-4.1-3b"
+
+
+def test_a_second_choice_follows_one_that_did_not_fit(tmp_path: Path) -> None:
+    for name in ("granite-4.1-3b", "granite-3.3-2b-instruct"):
+        put(tmp_path / "hub", name)
+    remember_model(tmp_path / "cache", "granite-4.1-3b")
+    assert choose(tmp_path)[0] == "granite-4.1-3b"
+    name, reason = choose(tmp_path, without=frozenset({"granite-4.1-3b"}))
+    assert name == "granite-3.3-2b-instruct"
+    assert reason.endswith("granite-4.1-3b did not fit")
+    both = frozenset({"granite-4.1-3b", "granite-3.3-2b-instruct"})
+    assert choose(tmp_path, without=both)[0] == "sample"

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -18,12 +19,15 @@ from granite_demo.loading.placement import (
     choose_dtype,
     choose_float32_prefill,
     choose_quantization,
+    own_weights,
     place,
     precision_of,
 )
 from granite_demo.models import memory
 from granite_demo.models.catalogue import MODELS
+from granite_demo.models.checkpoint import StoredCheckpoint, own_quantization
 from granite_demo.models.config import Shape
+from granite_demo.models.safetensors_header import StoredTensor
 from granite_demo.types.load_options import LoadOptions, Quantization
 from granite_demo.types.model_status import REQUESTED, Chosen
 from tests.loaded import placed
@@ -131,7 +135,7 @@ def on_a_cpu_that_takes(
 ) -> None:
     """Seconds of a message: in float32, and for prompt and answer in 16 bits, with or without products in float32."""
 
-    def measured(dtype: torch.dtype, is_wide: bool, threads: int) -> Seconds:
+    def measured(dtype: torch.dtype, is_wide: bool, threads: int, attempt: int = 0) -> Seconds:
         if dtype == torch.float32:
             return Seconds(float32 / 2, float32 / 2)
         return Seconds(*(wide if is_wide else narrow))
@@ -178,10 +182,78 @@ def test_nothing_is_widened_on_a_gpu_or_in_float32() -> None:
     assert not on_cpu(dtype="float32").float32_prefill
 
 
-def test_quantized_weights_on_a_cpu_are_widened_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_experts_are_widened_beside_quantized_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 0.9), (0.4, 0.9))
-    placement = on_cpu(EIGHT, 64 * GB, dtype="auto", quantization="nf4")
-    assert (placement.dtype, placement.float32_prefill) == (BF16, True)
+    experts = MODELS["granite-4.0-h-tiny"].shape
+    for shape, widened in ((EIGHT, False), (experts, True)):
+        placement = on_cpu(shape, 64 * GB, dtype="auto", quantization="nf4")
+        assert (placement.dtype, placement.float32_prefill) == (BF16, widened)
+
+
+def test_a_measurement_that_cannot_be_trusted_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[int] = []
+
+    def measured(dtype: torch.dtype, is_wide: bool, threads: int, attempt: int = 0) -> Seconds:
+        attempts.append(attempt)
+        return Seconds(0.5, 0.5) if dtype == torch.float32 or attempt else Seconds(3.0, 2.8)
+
+    monkeypatch.setattr(placement_module, "measured", measured)
+    dtype, reason = choose_dtype("auto", "cpu")
+    assert set(attempts) == {0, 1}
+    assert "takes 1000 ms in bfloat16 and 1000 ms in float32" in reason
+    assert dtype == torch.float32
+
+
+def test_float32_that_does_not_fit_gives_way_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_cpu_that_takes(monkeypatch, 1.0, (4.0, 4.0), (4.0, 4.0))
+    roomy, small = (on_cpu(EIGHT, free * GB, dtype="auto") for free in (64, 24))
+    assert (roomy.dtype, small.dtype) == (torch.float32, BF16)
+    assert "float32 is faster here, but does not fit" in small.reasons["dtype"]
+    with pytest.raises(OutOfMemoryError):
+        on_cpu(EIGHT, 24 * GB, dtype="float32")
+
+
+# Checkpoints that are quantized already
+
+
+def stored(method: str, **settings: Any) -> StoredCheckpoint:
+    config = {"quantization_config": {"quant_method": method, **settings}}
+    return StoredCheckpoint(Path("x"), config, {"a": StoredTensor("U8", (9 * GB,), 9 * GB)}, own_quantization(config))
+
+
+def test_a_quantized_checkpoint_is_planned_by_its_bytes() -> None:
+    own = own_weights(stored("bitsandbytes", load_in_4bit=True), LoadOptions(), "cuda")
+    placement = place(LoadOptions(dtype="bfloat16"), Chosen("cpu", ""), EIGHT, 12 * GB, own=own)
+    assert placement.quantization == "nf4"
+    assert placement.reasons["quantization"] == "the checkpoint's own, bitsandbytes"
+    assert placement.context
+    assert placement.context < 30_000
+    with pytest.raises(OutOfMemoryError, match=r"weights take 9.0 GB"):
+        place(LoadOptions(dtype="bfloat16"), Chosen("cpu", ""), EIGHT, 8 * GB, own=own)
+
+
+@pytest.mark.parametrize("wanted", ["none", "int8", "fp4"])
+def test_another_quantization_of_a_quantized_checkpoint_is_refused(wanted: Any) -> None:
+    with pytest.raises(ConfigurationError, match=rf"quantized already \(nf4\), so {wanted} cannot be applied"):
+        own_weights(stored("bitsandbytes", load_in_4bit=True), LoadOptions(quantization=wanted), "cpu")
+    own_weights(stored("bitsandbytes", load_in_4bit=True), LoadOptions(quantization="nf4"), "cpu")
+
+
+def test_fp8_is_unpacked_without_a_gpu_and_said_so() -> None:
+    own = own_weights(stored("fp8"), LoadOptions(), "cpu")
+    assert (own.label, own.stored) == ("none", None)
+    assert "the checkpoint is in FP8; without a CUDA GPU its weights are unpacked to bfloat16" in own.reason
+    with pytest.raises(ConfigurationError, match="FP8 runs in bfloat16, not in float32"):
+        own_weights(stored("fp8"), LoadOptions(dtype="float32"), "cpu")
+
+
+@pytest.mark.parametrize(("capability", "label"), [((8, 0), "none"), ((9, 0), "FP8")])
+def test_fp8_stays_on_a_gpu_that_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], label: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    own = own_weights(stored("fp8"), LoadOptions(), "cuda")
+    assert (own.label, own.stored) == (label, 9 * GB if label == "FP8" else None)
 
 
 def test_apples_gpu_runs_in_bfloat16() -> None:

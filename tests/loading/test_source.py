@@ -15,6 +15,7 @@ from granite_demo.hub.gguf import FASTER
 from granite_demo.loading import source as source_module
 from granite_demo.loading.source import Source, find_safetensors, find_source, has_avx2, why_not
 from granite_demo.models import catalogue, registry
+from granite_demo.models.devices import DeviceMemory
 from granite_demo.types.load_options import LoadOptions
 from granite_demo.types.model_status import REQUESTED
 from tests.fakehub import GGUF, GGUF_FILES, GGUF_REPO, GRANITE, FakeHub, gguf_hub
@@ -215,8 +216,8 @@ def test_only_the_gguf_engine_runs_a_gguf_file(tmp_path: Path) -> None:
 def test_the_default_model_has_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, asked = write_checkpoint(tmp_path / "tiny", "granite"), list[bool]()
 
-    def choose(cache_dir: Path, free: int, on_gpu: bool, gguf: bool) -> tuple[str, str]:
-        asked.extend((on_gpu, gguf))
+    def choose(cache_dir: Path, devices: list[DeviceMemory], gguf: bool, without: frozenset[str]) -> tuple[str, str]:
+        asked.extend((devices[0].device != "cpu", gguf))
         return str(folder), "a test"
 
     monkeypatch.setattr("granite_demo.hub.default_model.choose_model", choose)
@@ -264,3 +265,21 @@ def test_without_torch_and_llama_the_error_names_both(tmp_path: Path, monkeypatc
     monkeypatch.setattr(source_module, "no_llama", lambda: "llama.cpp is missing: a test")
     with pytest.raises(ConfigurationError, match="^Llama.cpp is missing: a test. Granite .* needs torch"):
         find(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"dtype": "bfloat16"}, "dtype"),
+        ({"quantization": "nf4", "attention": "eager"}, "quantization and attention"),
+        ({"revision": "main"}, "revision"),
+    ],
+)
+def test_options_that_a_gguf_file_cannot_honour_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, str], named: str
+) -> None:
+    file = tmp_path / "model.gguf"
+    file.write_bytes(b"GGUF")
+    assert find(tmp_path, LoadOptions(device="cpu", model=str(file))).gguf == file
+    with pytest.raises(ConfigurationError, match=rf"model.gguf is a GGUF file, .* Leave out {named}, or use"):
+        find(tmp_path, LoadOptions(device="cpu", model=str(file), **changes))  # type: ignore[arg-type]

@@ -16,7 +16,7 @@ from granite_demo.models.memory import (
     MIN_CONTEXT,
     RUNTIME_BYTES,
     Precision,
-    best_precision,
+    choose_precision,
     kv_bytes_per_token,
     overhead_bytes,
     parse_memory,
@@ -223,14 +223,15 @@ def test_nothing_fits_into_nothing(memory: int, context: int | None) -> None:
     [
         ("4.1-8b", 24, 8192, "bf16", "keeps the exact weights"),
         ("4.1-8b", 16, 8192, "int4", "bf16 does not fit; int4 is smaller"),
-        ("4.1-8b", 20, 8192, "int4", "bf16 is tight; int4 is smaller"),
+        ("4.1-8b", 20, 8192, "bf16", "keeps the exact weights"),
+        ("4.1-8b", 18, 8192, "int4", "tokens; int4 is smaller"),
         ("4.1-8b", 24, None, "bf16", "up to"),  # both fit only with a shorter context
         ("4.1-30b", 8, 8192, None, "Not even int4 fits"),
         ("4.0-h-tiny", 12, 8192, None, "bitsandbytes does not quantize"),
     ],
 )
-def test_the_best_precision(name: str, memory: int, context: int | None, precision: str | None, words: str) -> None:
-    choice = best_precision(shape_of(name), memory * GB, context)
+def test_the_choose_precision(name: str, memory: int, context: int | None, precision: str | None, words: str) -> None:
+    choice = choose_precision(shape_of(name), memory * GB, context)
     assert choice.precision == precision
     assert words in choice.reason
     assert choice.reason.endswith(choice.plan.reason)
