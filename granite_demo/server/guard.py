@@ -58,10 +58,11 @@ CROWD = "You have too many requests running. Try again in a moment."
 OVER_QUOTA = "Your address sends too many {}. Try again in {} s."
 
 CONTENT_POLICY = (
-    "img-src 'self' data: blob:; media-src 'self' data: blob:; form-action 'self'; frame-src 'none'; "
-    "object-src 'none'; base-uri 'self'; frame-ancestors {}"
+    "img-src data: blob:{icon}; media-src data: blob:; form-action 'self'; frame-src 'none'; "
+    "object-src 'none'; base-uri 'self'; frame-ancestors {ancestors}"
 )
-"""Content-Security-Policy: no text of a model can make the browser send a request to another host."""
+"""Content-Security-Policy: no text of a model can make the browser send a request, also not to a route of this server.
+The page has no picture that is a file, except the icon of the site."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,8 +92,7 @@ class Guard:
         self._sessions = NewSessions(quota.sessions)
         self._open, self._direct = Places(quota.open), Places(quota.direct)
         self._behind_proxy = ProxyHeadersMiddleware(self._answer, policy.proxies)  # type: ignore[arg-type]
-        ancestors = f"'self' {policy.framed_by}" if policy.framed_by else "'none'"
-        self._content_policy = CONTENT_POLICY.format(ancestors)
+        self._ancestors = f"'self' {policy.framed_by}" if policy.framed_by else "'none'"
         self._cookie = "; SameSite=None; Secure; Partitioned" if policy.framed_by else "; SameSite=Lax"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -254,7 +254,8 @@ class Guard:
         if message["status"] == HTTPStatus.INTERNAL_SERVER_ERROR and is_invalid_event(scope):
             message["status"] = HTTPStatus.UNPROCESSABLE_ENTITY.value
         headers = MutableHeaders(scope=message)
-        headers["content-security-policy"] = self._content_policy
+        icon = "".join(f" {host}/favicon.ico" for host in _hosts(head)[:1] if HOST.fullmatch(host))
+        headers["content-security-policy"] = CONTENT_POLICY.format(icon=icon, ancestors=self._ancestors)
         headers["x-content-type-options"] = "nosniff"
         headers["referrer-policy"] = "same-origin"
         if not {"cache-control", "etag", "last-modified"} & set(headers.keys()):

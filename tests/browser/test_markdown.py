@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from playwright.sync_api import Page, Request, expect
+from playwright.sync_api import Page, Request, Response, expect
 
 from granite_demo.types.events import Finish, TextDelta, Timings, Usage
 from tests.fakes import FakeBackend
@@ -76,6 +76,8 @@ MARKED_JS = """() => [...document.querySelectorAll("#chatbot .message")].some((m
   return copy.textContent.includes("\\u2060");
 })"""
 """Whether an invisible mark is left in a message, outside of diagrams."""
+ICON = "/favicon.ico"
+DATA = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
 JOINS = ("\n\n", "\n", " ", "", "\n\n\n", "\n\t", "\n> ", "\n- ")
 
 
@@ -142,3 +144,25 @@ def test_what_is_shown_is_what_was_written(page: Page, fake: FakeBackend) -> Non
     expect(message.locator(".katex")).to_have_count(1)
     expect(message.locator(".katex-error")).to_have_count(0)
     expect(message.get_by_role("link", name="picture")).to_be_visible()
+
+
+def test_no_picture_asks_a_route_of_the_server(page: Page) -> None:
+    """Should a text become a picture in spite of all, the browser sends no request for it."""
+    pictures: list[str] = []
+
+    def record(response: Response) -> None:
+        if response.request.resource_type == "image" and not response.url.startswith("data:"):
+            pictures.append(response.url.removeprefix(page.url.rstrip("/")))
+
+    page.on("response", record)
+    shown = page.evaluate(
+        """(sources) => Promise.all(sources.map((source) => new Promise((done) => {
+            const picture = new Image();
+            picture.onload = () => done(true);
+            picture.onerror = () => done(false);
+            picture.src = source;
+        })))""",
+        ["/gradio_api/startup-events", "/config", "/health", "/v1/models", "http://192.0.2.1/p.png", ICON, DATA],
+    )
+    assert shown == [False] * 5 + [True, True]
+    assert set(pictures) <= {ICON}  # the browser may have it already
