@@ -1,6 +1,7 @@
 """Files in a child process: what it reads, and its end."""
 
 import asyncio
+import sys
 import time
 from pathlib import Path
 
@@ -53,6 +54,22 @@ async def test_a_reader_that_ends_without_an_answer_is_an_error(path: Path, monk
         monkeypatch.setattr(document_process, "_START", start)
         with pytest.raises(InvalidRequestError, match="cannot be read here"):
             await read_in_child(path, "a.pdf", "ann")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+async def test_a_reader_has_a_limit_of_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    large = "Document('a.pdf', str(len(bytearray({} * process.CHILD_BYTES // 10))))"
+    for tenths, is_read in ((1, True), (20, False)):
+        reader = f"process.read_document = lambda *order: {large.format(tenths)}; process.main()"
+        imports = "from granite_demo.chat import document_process as process; Document = process.Document"
+        monkeypatch.setattr(
+            document_process, "_START", f"import sys; sys.path.insert(0, sys.argv[1]); {imports}; {reader}"
+        )
+        if is_read:
+            assert (await read_in_child(path, "a.pdf", "ann")).text == str(document_process.CHILD_BYTES // 10)
+        else:
+            with pytest.raises(InvalidRequestError, match="cannot be read here"):
+                await read_in_child(path, "a.pdf", "ann")
 
 
 async def test_an_event_that_is_cancelled_ends_its_reader(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -172,6 +172,20 @@ def test_the_same_prompt_again_reads_one_token(tiny: Callable[[str], LoadedModel
     made.release()
 
 
+def test_only_a_conversation_of_the_same_salt_goes_on(tiny: Callable[[str], LoadedModel]) -> None:
+    made = runner(tiny("granite"), 3)
+    slot = made.open(PROMPT, "ann")
+    write(made, slot, PROMPT, 8)
+    made.close(slot)
+    for salt in ("bob", ""):
+        other = made.open(PROMPT, salt)
+        assert other.ids == []
+        made.close(other)
+    again = made.open(PROMPT, "ann")
+    assert again.ids == PROMPT[:-1]
+    made.release()
+
+
 @every_way
 def test_a_conversation_goes_on_from_where_it_differs(tiny: Callable[[str], LoadedModel], way: dict[str, Any]) -> None:
     loaded = tiny("granite")

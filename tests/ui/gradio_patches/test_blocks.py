@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import threading
 from typing import Any
 
 import gradio as gr
@@ -56,6 +57,21 @@ async def test_a_dict_of_what_changes(blocks: gr.Blocks) -> None:
         other = gr.Textbox()
     with pytest.raises(ValueError, match="not specified|Returned component"):
         await answered(blocks, {other: "c"})
+
+
+async def test_a_handler_that_is_no_coroutine_runs_on_the_threads_of_the_page() -> None:
+    names: list[str] = []
+
+    async def waits() -> None:
+        names.append(threading.current_thread().name)
+
+    with Page(analytics_enabled=False) as demo:
+        demo.load(lambda: names.append(threading.current_thread().name))
+        demo.load(waits)
+    for number in demo.fns:
+        await demo.call_function(number, [])
+    assert names[0].startswith("page")
+    assert names[1] == threading.current_thread().name
 
 
 async def test_too_few_values_are_an_error(blocks: gr.Blocks) -> None:

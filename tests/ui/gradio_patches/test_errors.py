@@ -35,6 +35,15 @@ def test_an_error_of_gradio_is_a_line_of_the_log_without_what_was_sent(
     assert "An event of the page failed: Error in" in caplog.text
 
 
+@pytest.mark.parametrize("route", ["queue/join", "run/predict", "cancel", "reset"])
+def test_an_answer_does_not_repeat_values_of_the_wrong_type(backend: FakeBackend, route: str) -> None:
+    with TestClient(create_app(backend)) as client:
+        body = {"data": FORGED, "fn_index": FORGED, "trigger_id": FORGED}
+        answer = client.post(f"/gradio_api/{route}", json={"session_hash": "a", **body, "event_id": None})
+        assert answer.status_code == 422
+        assert "canary" not in answer.text
+
+
 def test_contract_no_other_module_of_gradio_prints_a_traceback() -> None:
     folder = Path(gradio.__file__).parent
     used: dict[str, set[str]] = {}
