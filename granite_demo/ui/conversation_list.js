@@ -168,6 +168,6 @@ element.replaceChildren(h("nav", { "aria-label": "Conversations" },
 channel.onmessage = ({ data }) => reread(data);
 window.graniteDemo = {
   save, take, grow, open, refresh, download, shownPart, typed, merged, reloadIfLost,
-  current: () => held, made: (id) => madeOf.get(id) ?? null,
+  current: () => held, writing: (id) => Boolean(answers[id]), made: (id) => madeOf.get(id) ?? null,
 };
 restore();

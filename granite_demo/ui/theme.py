@@ -6,7 +6,7 @@ from pathlib import Path
 
 import gradio as gr
 
-FIRST_SCRIPTS = ("frame", "keys")
+FIRST_SCRIPTS = ("frame", "keys", "connection")
 """Scripts of ``assets/`` in the head of the document, before Gradio's own."""
 
 

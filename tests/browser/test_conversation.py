@@ -344,20 +344,6 @@ def test_dropped_messages_have_a_note(page: Page, fake: FakeBackend) -> None:
 
 
 @pytest.mark.release
-def test_another_question_waits_for_the_answer(page: Page, fake: FakeBackend) -> None:
-    fake.words, fake.delay = ["word "] * 1000, 0.05
-    send(page, "Hello")
-    expect(answers(page)).to_contain_text("word word")
-    page.locator("#message textarea").fill("Too early")
-    page.locator("#message textarea").press("Enter")
-    expect(page.locator("#chat-message")).to_contain_text("still being written")
-    expect(page.locator("#message textarea")).to_have_value("Too early")
-    page.get_by_role("button", name="Stop").click()
-    settled(page)
-    assert len(fake.requests) == 1
-
-
-@pytest.mark.release
 def test_a_new_chat_during_an_answer_is_the_open_one(page: Page, fake: FakeBackend) -> None:
     fake.words, fake.delay = ["word "] * 1000, 0.05
     send(page, "Hello")

@@ -107,7 +107,7 @@
     field.dispatchEvent(new Event("change", { bubbles: true }));
   }
 
-  window.graniteComposer = { attach };
+  window.graniteComposer = { attach, chip };
 
   document.addEventListener("click", (event) => {
     const row = event.target.closest?.("[data-upload]");

@@ -12,7 +12,8 @@
     if (event.ctrlKey || event.metaKey) {
       event.preventDefault();
       event.stopImmediatePropagation();
-      if (event.type === "keydown") one("#message .submit-button")?.click();
+      const button = one("#message .submit-button");
+      if (event.type === "keydown") button ? button.click() : window.graniteQueue?.add();
     } else if (TOUCH.matches && !event.shiftKey) event.stopImmediatePropagation();
   }
 

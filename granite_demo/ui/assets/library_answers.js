@@ -23,7 +23,14 @@ function awaitAnswer(id, key) {
   else delete answers[id];
   storedMap(ANSWERS, answers);
   if (!key && part?.id === id) part = null;
+  showPlace();
   render();
+}
+
+/* The head of the page has the place in line of the answer that is shown. */
+function showPlace() {
+  const ahead = part?.id === current ? part.ahead ?? null : null;
+  document.dispatchEvent(new CustomEvent("place", { detail: ahead === null ? null : ahead + 1 }));
 }
 
 /* The page shows a part of an answer: kept at once when the page may end, else every two seconds. */
@@ -31,6 +38,7 @@ function grow(growing) {
   if (!growing?.answer || answers[growing.id] !== growing.answer) return;
   part = growing;
   news.set(growing.answer, Date.now());
+  showPlace();
   if (Date.now() - partKept > KEEP_EVERY) keepPart();
 }
 

@@ -88,6 +88,7 @@ const deleted = new Set();
 
 function setCurrent(id) {
   current = id;
+  showPlace();
   try {
     sessionStorage.setItem(OPEN, id ?? "");  // for this tab, after a reload
     localStorage.setItem(OPEN, id ?? "");  // for the next new tab

@@ -155,6 +155,7 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend, answer
         panel.start(name, [event], ask, inputs, trigger_mode="multiple")
 
     way("send", tab.textbox.submit, lambda chat, _, text: actions.send(chat, text), [tab.textbox], value="")
+    way("queued", tab.chips.submit, lambda chat, event: actions.send(chat, str(event.text)))
     way("act", tab.acts.select, lambda chat, event: actions.act(chat, str(event.action), str(event.id), event.made))
     way("edit", tab.acts.edit, lambda chat, event: actions.edit(chat, str(event.id), str(event.text)))
     way("results", tab.results.send.click, _with_results, tab.results.results)

@@ -30,6 +30,7 @@ from granite_demo.ui.html import panel_head
 from granite_demo.ui.markdown import DELIMITERS
 from granite_demo.ui.theme import script
 
+COMPOSER_SCRIPTS = ("assets/composer.js", "assets/message_queue.js")
 MESSAGE_SCRIPTS = ("assets/page.js", "assets/chat.js", "assets/message_editor.js")
 """The parts of one script."""
 SEND, STOP = "Send", "Stop"
@@ -108,7 +109,7 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
             message = gr.HTML(elem_id="chat-message", padding=False)
             texts = documents.layout()
             with gr.Column(elem_id="box"):
-                chips = gr.HTML(js_on_load=script("assets/composer.js"), elem_id="chips", padding=False)
+                chips = gr.HTML(js_on_load="\n".join(map(script, COMPOSER_SCRIPTS)), elem_id="chips", padding=False)
                 textbox = _textbox()
                 with gr.Row(elem_id="box-bar"):
                     menu = gr.HTML(composer.menu_html(backend.status()), elem_id="composer-menu", padding=False)
