@@ -33,6 +33,7 @@ async function refresh() {
   try {
     records = (await inStore("readonly", (store) => store.getAll())).sort((a, b) => b.updated - a.updated);
   } catch {
+    blocked = true;
     say(NO_STORAGE, "error");
   }
   render();
@@ -48,8 +49,18 @@ function patch(changes) {
 /* Shows the conversations `ids` again after a change in another tab. */
 async function reread(ids) {
   const changes = new Map();
-  for (const id of ids) changes.set(id, await inStore("readonly", (store) => store.get(id)).catch(() => null));
+  for (const id of ids) changes.set(id, await recordOf(id));
   patch(changes);
+  const other = changes.get(current)?.conversation;
+  // The open conversation follows the other tab, but not under an answer or an edit of this one.
+  if (!other || answers[current] || document.querySelector("#chatbot textarea")) return;
+  if (outline(other) !== outline(held ?? {})) await open(current);
+}
+
+/* What the page shows of a conversation. */
+function outline({ head, turns, system, documents, tools, overflow, controls }) {
+  const shown = Object.values(turns ?? {}).map(({ id, vote, content }) => [id, vote, content]);
+  return JSON.stringify([head, shown, system, documents?.length, tools, overflow, controls]);
 }
 
 function matches(item, wanted) {
@@ -71,7 +82,7 @@ function render(focus = list.contains(document.activeElement) ? document.activeE
   for (const item of shown) groups.set(ageOf(item), [...(groups.get(ageOf(item)) ?? []), item]);
   const made = h("div", { className: "list" }, ...[...groups].flatMap(([age, items]) => [h("h2", {}, age), h("ul", {}, ...items.map(row))]));
   if (!shown.length) {
-    made.append(h("p", { className: "none" }, wanted ? "No conversation matches." : "Conversations are kept here, in this browser only."));
+    made.append(h("p", { className: "none" }, wanted ? "No conversation matches." : blocked ? "" : "Conversations are kept here, in this browser only."));
   }
   // Without a change the list stays: an answer is stored every two seconds, and a click must find its button.
   if (!made.isEqualNode(list)) list.replaceChildren(...made.childNodes);

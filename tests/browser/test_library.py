@@ -404,13 +404,68 @@ def test_a_name_from_another_tab_is_not_undone(page: Page, context: BrowserConte
     expect(titles(page)).to_have_text(["Named"])
 
 
-def test_without_a_database_there_is_a_note(page: Page) -> None:
-    page.add_init_script("indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }")
+BLOCKED = "indexedDB.open = () => { throw new DOMException('no', 'SecurityError'); }"
+FULL = """
+const put = IDBObjectStore.prototype.put;
+IDBObjectStore.prototype.put = function (item) {
+  const request = put.call(this, item);
+  if (window.full) {
+    Object.defineProperty(this.transaction, "error", { value: new DOMException("full", "QuotaExceededError") });
+    this.transaction.abort();
+  }
+  return request;
+};
+"""
+
+
+def test_without_a_database_the_list_is_in_memory_and_can_be_exported(page: Page) -> None:
+    page.add_init_script(BLOCKED)
     page.reload()
     expect(page.locator("#library .message.error")).to_contain_text("keeps nothing")
-    page.locator("#say textarea").fill("Still works")
-    page.locator("#say textarea").press("Enter")
+    expect(page.locator("#library .list")).not_to_contain_text("kept here")
+    speak(page, "Still works")
+    new(page)
+    speak(page, "And this")
+    expect(titles(page)).to_have_text(["And this", "Still works"])
+    titles(page).filter(has_text="Still works").click()
     expect(page.locator("#shown textarea")).to_have_value(holds("You said: Still works"))
+    with page.expect_download() as download:
+        page.get_by_role("button", name="Import, export").click()
+        page.get_by_role("button", name="Export all").click()
+    found = export.read(download.value.path().read_text(encoding="utf-8"), "all.json")
+    assert sorted(map(conversations.title_of, found)) == ["And this", "Still works"]
+
+
+@pytest.mark.release
+def test_what_does_not_fit_in_the_storage_is_stored_when_there_is_room(page: Page) -> None:
+    page.add_init_script(FULL)
+    page.reload()
+    speak(page, "First")
+    page.evaluate("window.full = true")
+    new(page)
+    speak(page, "Second")
+    expect(page.locator("#library .message.error")).to_contain_text("storage is full")
+    expect(titles(page)).to_have_text(["Second", "First"])
+    assert [item["title"] for item in stored(page)] == ["First"]
+    choose(page, "First", "Delete")
+    page.locator("#library .choices").get_by_role("button", name="Delete", exact=True).click()
+    expect(titles(page)).to_have_text(["Second"])
+    page.evaluate("window.full = false")
+    speak(page, "More")
+    expect(page.locator("#library .message")).to_have_text("")
+    assert [item["title"] for item in stored(page)] == ["Second"]
+
+
+@pytest.mark.release
+def test_two_tabs_show_the_same(page: Page, context: BrowserContext, url: str) -> None:
+    speak(page, "Hello")
+    other = visit(context, url)
+    expect(other.locator("#shown textarea")).to_have_value("Hello\nYou said: Hello")
+    speak(other, "More")
+    expect(page.locator("#shown textarea")).to_have_value(holds("You said: More"))
+    speak(page, "Again")
+    expect(other.locator("#shown textarea")).to_have_value(holds("You said: Again"))
+    assert len(stored(page)[0]["conversation"]["turns"]) == 6
 
 
 @pytest.mark.parametrize("scheme", [pytest.param("light", marks=pytest.mark.release), "dark"])

@@ -33,21 +33,69 @@ async function inStore(mode, work) {
 
 const channel = new BroadcastChannel("granite-demo");
 
+/* What the browser could not store: it is in `records` alone, until this tab is closed or a later write succeeds. */
+const unsaved = new Set();
+let blocked = false;
+
+/* `records` as a store, for `work` of `write`: `patch` then makes its changes there. */
+const memory = {
+  get: (id) => soon(records.find((item) => item.id === id)),
+  getAllKeys: () => soon(records.map(({ id }) => id)),
+  put() {},
+  delete() {},
+};
+
+function soon(result) {
+  const request = { result: result && structuredClone(result) };
+  queueMicrotask(() => request.onsuccess?.({ target: request }));
+  return request;
+}
+
+function saveUnsaved(store) {
+  for (const id of unsaved) {
+    const item = records.find((one) => one.id === id);
+    if (item) store.put({ id, title: item.title, updated: item.updated, conversation: item.conversation });
+    else store.delete(id);
+  }
+}
+
 /* Changes the store. `work` gets the store, and a map for the records that it puts, with null for deleted ones:
-   to read the whole store again, with all documents, would take too long every two seconds. */
+   to read the whole store again, with all documents, would take too long every two seconds. What the browser cannot
+   store is in this tab alone, and can be exported. */
 async function write(work) {
-  const changes = new Map();
+  let changes = new Map();
+  const stored = (also) => inStore("readwrite", (store) => {
+    changes = new Map();
+    also(store);
+    work(store, changes);
+  });
   try {
-    await inStore("readwrite", (store) => work(store, changes));
+    await stored(saveUnsaved).then(() => unsaved.clear(), (error) => {
+      // Deleted conversations make room for the others.
+      if (!unsaved.size) throw error;
+      return stored(() => {}).then(() => { for (const id of changes.keys()) unsaved.delete(id); });
+    });
+    if (!unsaved.size && [FULL, NO_STORAGE].includes(message.textContent)) say("");
+    blocked = false;
+    channel.postMessage([...changes.keys()]);
+    persist();
   } catch (error) {
     console.error(error);
-    say(error?.name === "QuotaExceededError" ? FULL : NO_STORAGE, "error");
-    return false;
+    blocked = error?.name !== "QuotaExceededError";
+    changes = new Map();
+    work(memory, changes);
+    await new Promise((resolve) => setTimeout(resolve));
+    for (const id of changes.keys()) unsaved.add(id);
+    say(blocked ? NO_STORAGE : FULL, "error");
   }
-  channel.postMessage([...changes.keys()]);
   patch(changes);
-  persist();
-  return true;
+}
+
+/* The record of a conversation, as this tab has it. */
+async function recordOf(id) {
+  const listed = () => records.find((item) => item.id === id) ?? null;
+  if (unsaved.has(id)) return listed();
+  return inStore("readonly", (store) => store.get(id)).catch(listed);
 }
 
 /* Asks the browser once not to delete the conversations when the disk is full. */
@@ -144,7 +192,7 @@ async function keep(patch) {
 }
 
 async function open(id) {
-  const found = await inStore("readonly", (store) => store.get(id)).catch(() => null);
+  const found = await recordOf(id);
   if (!found) return;
   setCurrent(id);
   deleted.delete(id);
@@ -164,28 +212,27 @@ async function rename(id, title) {
   title = title.replace(/\s+/g, " ").trim().slice(0, 200);
   title = title.toWellFormed?.() ?? title;  // requests cannot contain a lone surrogate
   let changed = null;
-  const kept = await write((store, changes) => {
+  await write((store, changes) => {
     store.get(id).onsuccess = (event) => {
       if (!event.target.result) return;
       changed = withTitle(event.target.result.conversation, title);
       put(store, changes, record(changed));
     };
   });
-  if (kept && changed && id === current) trigger("edit", { conversation: light(changed) });
+  if (changed && id === current) trigger("edit", { conversation: light(changed) });
 }
 
 async function remove(id) {
   if (id === current) deleted.add(id);
-  const gone = await write((store, changes) => {
+  await write((store, changes) => {
     store.delete(id);
     changes.set(id, null);
   });
-  if (gone && answers[id]) {
+  if (answers[id]) {
     server.stop_answer(answers[id]).catch(() => null);
     awaitAnswer(id, null);
   }
-  if (!gone) deleted.delete(id);
-  else if (id === current) begin();
+  if (id === current) begin();
 }
 
 /* Files ------------------------------------------------------------------------------------------------------------ */
@@ -242,8 +289,10 @@ async function importFiles(files) {
       : await ask("read_file", [await file.text(), file.name]);
     const fresh = (read.conversations ?? []).map(record);
     if (read.error) errors.push(`${file.name}: ${read.error}`);
-    else if (await addNew(fresh)) added.push(...fresh);
-    else return;
+    else {
+      await addNew(fresh);
+      added.push(...fresh);
+    }
   }
   if (added.length === 1) await open(added[0].id);
   const count = `${added.length} conversation${added.length === 1 ? "" : "s"}`;
