@@ -104,13 +104,18 @@ OTHERS = [
     ),
     Bad("no content", {"messages": [{"role": "user"}]}, "messages.0", "The content of a message must be a text."),
     Bad(
-        "an empty question",
-        {"messages": [{"role": "user", "content": " \n"}]},
+        "an empty assistant last",
+        {"messages": [USER, {"role": "assistant", "content": " "}]},
         "messages",
-        "The last message must be from a tool, or from the user and not empty",
+        "The last message is from the assistant",
     ),
-    Bad("an assistant last", {"messages": [USER, {"role": "assistant", "content": "Ho"}]}, "messages", "last message"),
-    Bad("a system message alone", {"messages": [{"role": "system", "content": "Be kind."}]}, "messages"),
+    Bad(
+        "an assistant last that is not continued",
+        {"messages": [USER, {"role": "assistant", "content": "Ho"}], "continue_final_message": False},
+        "messages",
+        "its text is continued",
+    ),
+    Bad("a user last that is continued", {"continue_final_message": True}, "continue_final_message"),
     Bad(
         "a picture",
         {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "http://x/y"}}]}]},
@@ -129,7 +134,6 @@ OTHERS = [
         "messages.0",
         "Only a message of the assistant",
     ),
-    Bad("a name of a user", {"messages": [{**USER, "name": "Ann"}]}, "messages.0.name"),
     Bad("an unknown field of a message", {"messages": [{**USER, "mood": "x"}]}, "messages.0.mood", "mood is not"),
     Bad(
         "a tool's answer to no call",
@@ -175,7 +179,7 @@ OTHERS = [
         "tools",
         "not a JSON schema",
     ),
-    Bad("seventeen tools", {"tools": [{"name": f"t{n}", "parameters": PARAMETERS} for n in range(17)]}, "tools", "16"),
+    Bad("too many tools", {"tools": [{"name": f"t{n}", "parameters": PARAMETERS} for n in range(129)]}, "tools", "128"),
     Bad(
         "a strict tool",
         {"tools": [{"type": "function", "function": {"name": "a", "parameters": PARAMETERS, "strict": True}}]},

@@ -43,11 +43,6 @@ FLAG_CELLS: dict[str, tuple[list[str], str]] = {
         ["Hi", "--temperature", "1" + "0" * 400],
         "Temperature must be a number",
     ),
-    "an empty question": (["--chat", " \n"], "The last message must be from a tool, or from the user and not empty"),
-    "a system message alone": (
-        ["--system", "Be kind.", ""],
-        "The last message must be from a tool, or from the user and not empty",
-    ),
     "an unknown field": (["Hi", "--best-of-all", "1"], "No such option: --best-of-all"),
     "too many alternatives": (["Hi", "--json", "--logprobs", "21"], "Logprobs must be between 0 and 20"),
     "a schema that cannot be kept to": (["Hi", "--schema", "FILE"], "not at # of the schema"),

@@ -136,7 +136,7 @@ def _ended(finish: Finish) -> dict[str, Any]:
 
 def _carried(messages: Sequence[Message], tools: Sequence[ToolSpec], documents: Sequence[Document]) -> str:
     system = "\n".join(message.content for message in messages if message.role == "system")
-    parts = [system, [spec.as_function() for spec in tools], [asdict(document) for document in documents]]
+    parts = [system, [spec.as_function() for spec in tools], [document.values() for document in documents]]
     # A tool that was not parsed from text can contain lone surrogates.
     return sha256(canonical_json(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
@@ -164,7 +164,7 @@ def bundle(conversation: Conversation, turn_id: str) -> dict[str, Any]:
         "messages": [_message_values(message) for message in messages],
         "sampling": record.pop("sampling", {}),
         "tools": [spec.as_function() for spec in tools],
-        "documents": [asdict(document) for document in documents],
+        "documents": [document.values() for document in documents],
         "controls": record.pop("controls", {}),
         "overflow": record.pop("overflow", conversation.overflow),
     }

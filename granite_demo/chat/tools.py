@@ -20,8 +20,9 @@ from granite_demo.chat.calculator import CalculationError, calculate
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec, scrub
 
-MAX_TOOLS = 16
-MAX_TOOLS_BYTES = 32_000
+MAX_TOOLS = 128
+"""The limit of OpenAI."""
+MAX_TOOLS_BYTES = 128_000
 """The limit for the text of the definitions, and for the arguments of one call."""
 MAX_SCHEMA_DEPTH = 32
 MAX_NODES = 2000
@@ -31,17 +32,16 @@ MAX_STEPS = 15_000
 
 TOOL_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 REJECTED_KEYWORDS = {
-    "pattern": "a regular expression can take too long",
-    "patternProperties": "a regular expression can take too long",
-    "unevaluatedItems": "it can take too long",
-    "unevaluatedProperties": "it can take too long",
     "$dynamicRef": "references must begin with #/",
     "$recursiveRef": "references must begin with #/",
 }
 DATA = ("const", "default", "enum", "example", "examples")
 """Keywords whose values are not schemas."""
-UNCHECKED_KEYWORDS = ("$id", "$schema", "$anchor", "$dynamicAnchor", "$defs", "definitions", "uniqueItems")
-"""Keywords that are removed for the check: references are expanded, and uniqueItems is slow."""
+UNCHECKED_KEYWORDS = (
+    *("$id", "$schema", "$anchor", "$dynamicAnchor", "$defs", "definitions"),
+    *("uniqueItems", "pattern", "patternProperties", "unevaluatedItems", "unevaluatedProperties"),
+)
+"""Keywords that are removed for the check: references are expanded, and the others can take too long."""
 NAMED = ("properties", "dependentSchemas", "dependentRequired")
 """Keywords whose values have names from the author, which can be equal to keywords."""
 
@@ -85,7 +85,9 @@ def parse_tools(text: str) -> tuple[ToolSpec, ...]:
     Raises InvalidRequestError.
     """
     # The result is cached, because the page parses at each key press. The copies keep changes out of the cache.
-    return tuple(replace(spec, parameters=deepcopy(spec.parameters)) for spec in _parsed(text))
+    return tuple(
+        replace(spec, parameters=deepcopy(spec.parameters), given=deepcopy(spec.given)) for spec in _parsed(text)
+    )
 
 
 @lru_cache(32)
@@ -147,21 +149,24 @@ def _spec(number: int, value: Any) -> ToolSpec:
     function = value.get("function") if isinstance(value, dict) and value.get("type") == "function" else value
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise InvalidRequestError(f'Tool {number} is not a function with a "name".')
-    name, description = function["name"], function.get("description", "")
+    name, description = function["name"], function.get("description") or ""
     if not TOOL_NAME.fullmatch(name):
         raise InvalidRequestError(
             f"The name of tool {number} must be 1 to 64 letters, digits, _ or -, not {name!r:.80}."
         )
     if not isinstance(description, str):
         raise InvalidRequestError(f"{name}: the description must be a text.")
-    parameters = function.get("parameters", {"type": "object", "properties": {}})
+    parameters = function.get("parameters")
+    if parameters in (None, {}):
+        parameters = {"type": "object", "properties": {}}
     if not isinstance(parameters, dict) or parameters.get("type") != "object":
         raise InvalidRequestError(f'{name}: the parameters must be a JSON schema with "type": "object".')
     try:
         _checkable(parameters)
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{name}: {error.user_text}") from None
-    return ToolSpec(name, description, parameters)
+    given = value if function is not value else {"type": "function", "function": function}
+    return ToolSpec(name, description, parameters, given)
 
 
 def _checkable(parameters: Any) -> tuple[Any, int]:
@@ -202,6 +207,8 @@ class _Writer:
         written = {
             key: self._value(key, value, depth) for key, value in schema.items() if key not in UNCHECKED_KEYWORDS
         }
+        if "patternProperties" in schema:
+            written.pop("additionalProperties", None)  # it speaks of the properties that no pattern matches
         if "$ref" not in written:
             return written
         return {"allOf": [self.write(self._find(written.pop("$ref")), depth + 1), written]}

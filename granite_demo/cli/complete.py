@@ -100,6 +100,8 @@ def to_requests(
         raw = [GenerationRequest(prompt=text, suffix=suffix, special_tokens=special_tokens, sampling=sampling)]
     if chat is False:
         return raw
+    if not text.strip():
+        raise InvalidRequestError("The message is empty. Write something to answer.")
     messages = (*([Message("system", system)] if system else []), Message("user", text))
     return [GenerationRequest(messages, sampling=sampling, controls=controls), *raw]
 

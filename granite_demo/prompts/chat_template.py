@@ -8,7 +8,7 @@ from typing import Any
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.prompts.tokenizer import Tokenizer
-from granite_demo.types.messages import Controls, Message, ToolCall, scrub
+from granite_demo.types.messages import Controls, Document, Message, ToolCall, scrub
 from granite_demo.types.prompt_view import Origin
 from granite_demo.types.requests import GenerationRequest
 
@@ -20,6 +20,8 @@ Write = Callable[[Origin, str, bool], str]
 The template gets the result instead of the text.
 """
 
+CONTINUE_HERE = "\x7fcontinue\x7f"
+"""Marks the end of the last message of the assistant, which the answer continues."""
 MAX_NESTING = 100
 """The maximum nesting of objects and lists in a tool or a call. Python's own limit differs between versions."""
 
@@ -60,20 +62,22 @@ def template_inputs(
     Each text in the request passes through ``write``. With ``objects``, call arguments that are not a JSON object are
     put into one. Raises InvalidRequestError for a tool or a call with more than MAX_DEPTH levels.
     """
+    # "type" chooses a branch of the template, so it is no text of the request.
     tools = [
-        {**tool.as_function(), "function": _written(tool.as_function()["function"], write)} for tool in request.tools
+        {key: value if key == "type" else _written(value, write) for key, value in tool.as_function().items()}
+        for tool in request.tools
     ]
     documents = [
-        {
-            "doc_id": number,
-            "title": write("document", document.title, False),
-            "text": write("document", document.text, False),
-        }
+        _written(_document(number, document, template), write, "document")
         for number, document in enumerate(request.documents, 1)
     ]
     reads_reasoning = "reasoning_content" in template
+    turns = [_turn(message, reads_reasoning, write, objects) for message in request.messages]
+    if request.continued:
+        turns[-1]["content"] += CONTINUE_HERE
     return {
-        "conversation": [_turn(message, reads_reasoning, write, objects) for message in request.messages],
+        "conversation": turns,
+        **({"add_generation_prompt": False} if request.continued else {}),
         "tools": tools or None,
         "documents": documents or None,
         **switch_values(request.controls, variables_of(template)),
@@ -101,16 +105,27 @@ def _call(call: ToolCall, write: Write, objects: bool) -> dict[str, Any]:
     return {"type": "function", "function": _written({"name": call.name, "arguments": arguments}, write)}
 
 
-def _written(value: Any, write: Write, level: int = 1) -> Any:
+def _document(number: int, document: Document, template: str) -> dict[str, Any]:
+    """Return the fields of a document: those that the client gave, and ``doc_id`` where the template needs it."""
+    if document.given is None:
+        return {"doc_id": number, "title": document.title, "text": document.text}
+    needed = {"doc_id": number} if "doc_id" in template and "doc_id" not in document.given else {}
+    return {**needed, **document.given}
+
+
+def _written(value: Any, write: Write, origin: Origin = "tool", level: int = 1) -> Any:
     if isinstance(value, str):
-        return write("tool", scrub(value), False)  # JSON escapes can produce lone surrogates
+        return write(origin, scrub(value), False)  # JSON escapes can produce lone surrogates
     if not isinstance(value, Mapping | list | tuple):
         return value
     if level > MAX_NESTING:
         raise InvalidRequestError(f"A tool or a call has more than {MAX_NESTING} nested levels.")
     if isinstance(value, Mapping):
-        return {write("tool", scrub(str(key)), True): _written(item, write, level + 1) for key, item in value.items()}
-    return [_written(item, write, level + 1) for item in value]
+        return {
+            write(origin, scrub(str(key)), True): _written(item, write, origin, level + 1)
+            for key, item in value.items()
+        }
+    return [_written(item, write, origin, level + 1) for item in value]
 
 
 def switch_values(controls: Controls, variables: frozenset[str]) -> dict[str, Any]:
@@ -125,6 +140,8 @@ def switch_values(controls: Controls, variables: frozenset[str]) -> dict[str, An
             values["reasoning_effort"] = "low"
     elif level in ("off", "full") and "thinking" in variables:
         values["thinking"] = level == "full"
+    if controls.truncate_history_thinking is not None and "truncate_history_thinking" in variables:
+        values["truncate_history_thinking"] = controls.truncate_history_thinking
     if "controls" in variables:
         # The template prints the switches in this order, which is that of IBM's code. An empty dict is not left out,
         # because templates read its keys.

@@ -6,7 +6,7 @@ from typing import Any
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.prompts.attribution import locate, parts_of
-from granite_demo.prompts.chat_template import Write, template_inputs, template_of
+from granite_demo.prompts.chat_template import CONTINUE_HERE, Write, template_inputs, template_of
 from granite_demo.prompts.fim import fim_spans, in_a_turn
 from granite_demo.prompts.jinja_chat import apply_chat_template
 from granite_demo.prompts.taint import Span, TaintMarker
@@ -153,19 +153,31 @@ def render_text(tokenizer: Tokenizer, request: GenerationRequest, write: Write =
         raise InvalidRequestError(
             "This model has no chat template, so it cannot chat. Use the Completion tab, or load an instruct model."
         )
+    continued = request.continued
     try:
         try:
-            return apply_template(tokenizer, **template_inputs(request, template, write))
+            return _to_end(apply_template(tokenizer, **template_inputs(request, template, write)), continued)
         except Exception:
-            if not any(call.error for message in request.messages for call in message.tool_calls):
+            if not any(message.tool_calls for message in request.messages):
                 raise
             # Some templates iterate over the arguments of each call, but the arguments of a malformed call are text.
-            return apply_template(tokenizer, **template_inputs(request, template, write, objects=True))
+            inputs = template_inputs(request, template, write, objects=True)
+            return _to_end(apply_template(tokenizer, **inputs), continued)
     except InvalidRequestError:
         raise
     except Exception as error:
         # Templates are code of the checkpoint's author and can raise anything.
         raise InvalidRequestError(f"The model's chat template rejects this conversation: {error}") from error
+
+
+def _to_end(text: str, continued: bool) -> str:
+    """Cut a prompt that ends with the start of an answer after that. Raises ValueError if the template lost it."""
+    if not continued:
+        return text
+    before, found, _ = text.rpartition(CONTINUE_HERE)
+    if not found:
+        raise ValueError("It does not show the last message of the assistant.")
+    return before
 
 
 def apply_template(tokenizer: Tokenizer, **inputs: Any) -> str:
@@ -175,4 +187,5 @@ def apply_template(tokenizer: Tokenizer, **inputs: Any) -> str:
     the errors of ``jinja_chat``.
     """
     template = template_of(tokenizer, inputs.get("tools") is not None)
-    return apply_chat_template(template, **{**tokenizer.special_tokens_map, **inputs}, add_generation_prompt=True)
+    given = {**tokenizer.special_tokens_map, "add_generation_prompt": True, **inputs}
+    return apply_chat_template(template, **given)

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from granite_demo.errors import InvalidRequestError
@@ -40,9 +40,13 @@ class ToolSpec:
     description: str
     parameters: Mapping[str, Any]
     """The JSON schema of an object."""
+    given: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The definition as a client wrote it, for the chat template. None: it is made from the other fields."""
 
     def as_function(self) -> dict[str, Any]:
         """Return the definition in the format of OpenAI, which chat templates also use."""
+        if self.given is not None:
+            return dict(self.given)
         function = {"name": self.name, "description": self.description, "parameters": dict(self.parameters)}
         return {"type": "function", "function": function}
 
@@ -53,15 +57,22 @@ class Document:
 
     title: str
     text: str
+    given: Mapping[str, Any] | None = field(default=None, compare=False)
+    """The fields as a client wrote them, for the chat template. None: number, title and text."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "title", scrub(self.title))
         object.__setattr__(self, "text", scrub(self.text))
 
+    def values(self) -> dict[str, Any]:
+        """Return the fields that are set, for a file."""
+        given = {} if self.given is None else {"given": dict(self.given)}
+        return {"title": self.title, "text": self.text, **given}
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One message. Only the assistant has ``thinking`` and ``tool_calls``, only a tool has ``name``.
+    """One message. Only the assistant has ``thinking`` and ``tool_calls``.
 
     Raises InvalidRequestError.
     """
@@ -97,6 +108,8 @@ class Controls:
     originality: Originality | None = None
     citations: bool = False
     hallucinations: bool = False
+    truncate_history_thinking: bool | None = None
+    """Whether the template leaves the thinking of earlier answers out. None: its default."""
 
     def __post_init__(self) -> None:
         for name, kind in (("thinking", Thinking), ("length", Length), ("originality", Originality)):

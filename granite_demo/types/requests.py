@@ -97,13 +97,20 @@ class GenerationRequest:
         elif self.prompt_ids is not None:
             if not self.prompt_ids:
                 raise InvalidRequestError("The prompt is empty. Write something to continue from.")
-        elif (last := self.messages[-1]).role != "tool" and (last.role != "user" or not last.content.strip()):
-            raise InvalidRequestError("The last message must be from a tool, or from the user and not empty.")
+        elif (last := self.messages[-1]).role == "assistant" and (last.tool_calls or not last.content.strip()):
+            raise InvalidRequestError(
+                "The last message is from the assistant, but has no text to continue. Add a message of the user."
+            )
 
     @property
     def calls(self) -> bool:
         """Whether the answer can call tools: the request has some, or the conversation called some before."""
         return bool(self.tools) or any(message.tool_calls for message in self.messages)
+
+    @property
+    def continued(self) -> bool:
+        """Whether the answer continues the last message, which is from the assistant."""
+        return bool(self.messages) and self.messages[-1].role == "assistant"
 
     @property
     def lists(self) -> bool:

@@ -61,7 +61,7 @@ def test_a_lone_surrogate_is_replaced() -> None:
         ("9" * 5000, "not JSON"),
         ("[" * 20_000, "not JSON"),
         ("[" * 40 + "]" * 40, "more than 32 levels"),
-        (json.dumps("x" * 33_000), "more than 32 kB"),
+        (json.dumps("x" * 129_000), "more than 128 kB"),
         ("[1]", "Tool 1"),
         ("3", "Tool 1"),
         ('{"name": 3}', "Tool 1"),
@@ -74,12 +74,9 @@ def test_a_lone_surrogate_is_replaced() -> None:
         ('{"name": "a", "parameters": []}', '"type": "object"'),
         ('{"name": "a", "parameters": {"type": "string"}}', '"type": "object"'),
         ('[{"name": "a"}, {"name": "a"}]', "Two tools have the name a"),
-        (json.dumps([{"name": f"a{number}"} for number in range(17)]), "17 tools; the limit is 16"),
+        (json.dumps([{"name": f"a{number}"} for number in range(129)]), "129 tools; the limit is 128"),
         (defined(properties={"x": {"type": "text"}}), "t: the parameters are not a JSON schema: properties.x.type"),
         (defined(properties=[]), "not a JSON schema"),
-        (defined(properties={"x": {"pattern": "(a+)+$"}}), "pattern cannot be used"),
-        (defined(patternProperties={"(a+)+$": {}}), "patternProperties cannot be used"),
-        (defined(properties={"x": {"unevaluatedProperties": False}}), "unevaluatedProperties cannot be used"),
         (defined(properties={"x": {"$ref": "http://127.0.0.1/schema"}}), "Nothing is downloaded"),
         (defined(properties={"x": {"$ref": "#/$defs/no"}}), "'#/\\$defs/no' does not exist"),
         (defined(properties={"x": {"$ref": "#"}}), "refers to itself"),
@@ -129,7 +126,7 @@ def test_references_inside_are_followed() -> None:
         (ToolCall("calculator", ""), "not JSON"),
         (ToolCall("calculator", '{"expression": "1"'), "not JSON"),
         (ToolCall("calculator", '{"a": ' + "[" * 5000), "not JSON"),
-        (ToolCall("calculator", json.dumps({"expression": "x" * 40_000})), "more than 32 kB"),
+        (ToolCall("calculator", json.dumps({"expression": "x" * 130_000})), "more than 128 kB"),
         (ToolCall("weather", "{}"), "The tool 'weather' does not exist"),
         (ToolCall("", "gibberish", error="It cannot be read."), "It cannot be read."),
     ],
@@ -225,3 +222,18 @@ def test_a_reference_that_is_not_a_text_raises() -> None:
     schema = {"type": "object", "properties": {"x": {"description": "a", "$ref": None}}}
     with pytest.raises(InvalidRequestError):
         parse_tools(json.dumps([{"name": "a", "parameters": schema}]))
+
+
+def test_a_definition_is_kept_as_it_was_given() -> None:
+    given = {"type": "function", "function": {"name": "f", "return": {"type": "string"}, "strict": False}, "x-own": 1}
+    [tool] = parse_tools(json.dumps([given]))
+    assert tool.as_function() == given
+    assert (tool.description, tool.parameters) == ("", {"type": "object", "properties": {}})
+    [bare] = parse_tools('{"name": "f", "parameters": {}}')
+    assert bare.as_function() == {"type": "function", "function": {"name": "f", "parameters": {}}}
+
+
+def test_what_takes_too_long_to_check_is_not_checked() -> None:
+    slow = {"type": "object", "patternProperties": {"^(a+)+$": {}}, "additionalProperties": False}
+    [tool] = parse_tools(json.dumps({"name": "f", "parameters": {**slow, "properties": {"x": {"pattern": "(a+)+$"}}}}))
+    assert check_call([tool], ToolCall("f", json.dumps({"x": "a" * 40 + "b", "aaa": 1}))) == ""

@@ -107,7 +107,7 @@ def test_an_unknown_flag_is_exit_code_two() -> None:
         ("complete Why? --schema /nowhere/at/all.json", 2, "--schema cannot be read"),
         ("complete Why? --device abacus", 2, "--device must be one of"),
         ("complete ''", 2, "The prompt is empty."),
-        ("complete --chat ' '", 2, "must be from a tool, or from the user and not empty"),
+        ("complete --chat ' '", 2, "The message is empty."),
         ("chat --top-p 0", 2, "Top-p must be above 0"),
         ("chat --thinking x", 2, "--thinking must"),
         ("chat --dtype x", 2, "--dtype must be one of"),

@@ -38,6 +38,12 @@ def test_variables_of_a_real_template() -> None:
         (Controls(thinking="low"), frozenset({"thinking"}), {}),
         (Controls(thinking="full", citations=True), frozenset(), {}),
         (Controls(), OLD, {"controls": {}}),
+        (Controls(truncate_history_thinking=False), LOW, {}),
+        (
+            Controls(truncate_history_thinking=False),
+            frozenset({"truncate_history_thinking"}),
+            {"truncate_history_thinking": False},
+        ),
         (Controls(thinking="off"), OLD, {"thinking": False, "controls": {}}),
         (
             Controls(thinking="full", length="long", originality="extractive", citations=True, hallucinations=True),
@@ -103,8 +109,9 @@ def test_every_text_of_the_request_passes_through_write() -> None:
         *(("tool", text, False) for text in ("f", "v", "g", "?", "42", "does", "object")),
         *(("tool", text, True) for text in ("name", "arguments", "k", "description", "parameters", "type")),
         *(("document", text, False) for text in ("t", "d")),
+        *(("document", text, True) for text in ("doc_id", "title", "text")),
     }
-    assert inputs["documents"] == [{"doc_id": 1, "title": "T", "text": "D"}]
+    assert inputs["documents"] == [{"DOC_ID": 1, "TITLE": "T", "TEXT": "D"}]
     assert inputs["tools"][0]["type"] == "function"
     assert inputs["conversation"][2]["tool_calls"][0]["function"]["ARGUMENTS"] == {"K": ["V", 1]}
     assert inputs["conversation"][3] == {"role": "tool", "content": "42", "name": "F"}

@@ -1,5 +1,7 @@
 """The prompts equal those that the original templates of Granite produce from arguments written by hand."""
 
+import json
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
@@ -9,9 +11,14 @@ from transformers.utils import chat_template_utils
 
 from granite_demo.prompts import jinja_chat
 from granite_demo.prompts.render import render_chat, render_parts, render_text
-from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec
+from granite_demo.server.openai.chat import requests_of
+from granite_demo.server.openai.protocol import ChatRequest
+from granite_demo.types.messages import Controls, Document, Message, Switches, ToolCall, ToolSpec
+from granite_demo.types.model_status import ModelStatus
 from granite_demo.types.requests import GenerationRequest
 from tests.bytetokens import byte_tokenizer, real_template
+
+READY = ModelStatus(stage="ready", model="fake", switches=Switches(tools=True, documents=True))
 
 
 class Frozen(datetime):
@@ -228,3 +235,104 @@ def test_the_whole_text(monkeypatch: pytest.MonkeyPatch, name: str, row: str) ->
         assert text == LITERAL[name, row]
     else:
         assert text.endswith(LITERAL_END[name, row])
+
+
+def function(**fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", **fields}}
+
+
+OBJECT = {"type": "object", "properties": {"x": {"type": "string", "pattern": "^a+$"}}, "required": ["x"]}
+USER: dict[str, Any] = {"role": "user", "content": "Why?"}
+SYSTEM: dict[str, Any] = {"role": "system", "content": "Be brief."}
+BOT: dict[str, Any] = {"role": "assistant", "content": "So."}
+
+
+def called(arguments: str) -> dict[str, Any]:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}
+    return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+RESULT: dict[str, Any] = {"role": "tool", "tool_call_id": "1", "content": "4", "name": "f"}
+TOOL_FORMS: dict[str, list[dict[str, Any]]] = {
+    "no description": [function(parameters=OBJECT)],
+    "no parameters": [function(description="D")],
+    "a name only": [function()],
+    "a return": [function(description="D", parameters=OBJECT, **{"return": {"type": "string", "description": "R"}})],
+    "strict": [function(description="D", parameters=OBJECT, strict=False)],
+    "another order": [{"function": {"parameters": OBJECT, "description": 'é "q"', "name": "f"}, "type": "function"}],
+    "other keys": [{**function(parameters=OBJECT), "x-own": {"a": [1, None, True]}}],
+    "128 tools": [{"type": "function", "function": {"name": f"f{number}"}} for number in range(128)],
+    "empty parameters": [function(parameters={})],
+}
+DOCUMENT_FORMS: dict[str, list[dict[str, Any]]] = {
+    "IBM's": [{"doc_id": 7, "title": "T", "text": "D", "source": "S"}],
+    "text and doc_id": [{"doc_id": "a", "text": "D"}],
+    "another order": [{"text": "D", "doc_id": 2, "title": ""}],
+    "a source": [{"doc_id": 1, "source": "S", "text": "D é"}, {"doc_id": 2, "text": "E"}],
+}
+TALKS: dict[str, list[dict[str, Any]]] = {
+    "a question": [USER],
+    "a system message": [SYSTEM, USER],
+    "a system message alone": [SYSTEM],
+    "an empty question": [{"role": "user", "content": ""}],
+    "several turns": [SYSTEM, USER, BOT, USER],
+    "a name": [{**USER, "name": "Ann"}],
+    "a call": [USER, called('{"x": "a"}'), RESULT],
+    "a call that is no JSON": [USER, called('{"x": '), RESULT, BOT, USER],
+    "a call that is a list": [USER, called("[1]"), RESULT],
+    "white space": [{"role": "user", "content": " \n a\t"}],
+}
+BODIES: dict[str, dict[str, Any]] = {
+    **{f"{talk}, plain": {"messages": turns} for talk, turns in TALKS.items()},
+    **{f"{talk}, a tool": {"messages": turns, "tools": [function()]} for talk, turns in TALKS.items()},
+    **{
+        f"{talk}, a document": {"messages": turns, "documents": DOCUMENT_FORMS["IBM's"]}
+        for talk, turns in TALKS.items()
+    },
+    **{
+        f"{talk}, both": {"messages": turns, "documents": DOCUMENT_FORMS["a source"], "tools": TOOL_FORMS["a return"]}
+        for talk, turns in TALKS.items()
+    },
+    **{f"tools, {form}": {"messages": [USER], "tools": tools} for form, tools in TOOL_FORMS.items()},
+    **{
+        f"documents, {form}": {"messages": [SYSTEM, USER], "documents": given}
+        for form, given in DOCUMENT_FORMS.items()
+    },
+    **{
+        f"continued, {len(before)} {words!r}": {"messages": [*before, USER, {**BOT, "content": words}]}
+        for before in ([], [SYSTEM])
+        for words in ("So", "So: ", "é\n\n", "a")
+    },
+}  # fmt: skip
+
+
+def as_the_template_takes_it(body: dict[str, Any]) -> dict[str, Any]:
+    """Return the arguments of ``apply_chat_template``: arguments of calls are objects where they are JSON objects."""
+    turns = []
+    for message in body["messages"]:
+        turn_given = {key: value for key, value in message.items() if key != "tool_call_id"}
+        calls = []
+        for call in message.get("tool_calls", ()):
+            arguments = call["function"]["arguments"]
+            with suppress(ValueError):
+                value = json.loads(arguments)
+                arguments = value if isinstance(value, dict) else arguments
+            calls.append({"type": "function", "function": {"name": call["function"]["name"], "arguments": arguments}})
+        turns.append({**turn_given, "tool_calls": calls} if calls else turn_given)
+    return {"conversation": turns, "tools": body.get("tools"), "documents": body.get("documents")}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
+def test_a_body_of_the_api_reaches_the_template_as_it_was_given(tokenizer: Any, body: dict[str, Any]) -> None:
+    [asked] = requests_of(ChatRequest.model_validate(body), READY)
+    given = as_the_template_takes_it(body)
+    continued = body["messages"][-1]["role"] == "assistant"
+    ends: dict[str, Any] = {"continue_final_message": True} if continued else {"add_generation_prompt": True}
+    text = tokenizer.apply_chat_template(**given, **ends, tokenize=False)
+    assert render_text(tokenizer, asked) == text
+    assert render_chat(tokenizer, asked) == tokenizer(text, add_special_tokens=False).input_ids
+    assert "".join(part.text for part in render_parts(tokenizer, asked)) == text
+
+
+def test_there_are_enough_bodies() -> None:
+    assert len(BODIES) >= 60

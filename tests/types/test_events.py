@@ -6,7 +6,7 @@ import pytest
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.events import Timings
-from granite_demo.types.messages import Message
+from granite_demo.types.messages import Message, ToolCall
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
 
@@ -163,9 +163,11 @@ def test_an_empty_prompt_raises() -> None:
         GenerationRequest(prompt="")
 
 
-@pytest.mark.parametrize("last", [ASSISTANT, SYSTEM, Message("user", ""), Message("user", " \n")])
+@pytest.mark.parametrize(
+    "last", [Message("assistant", " "), Message("assistant", "So.", tool_calls=(ToolCall("f", "{}"),))]
+)
 def test_an_invalid_last_message_raises(last: Message) -> None:
-    with pytest.raises(InvalidRequestError, match="last message must be from"):
+    with pytest.raises(InvalidRequestError, match="The last message is from the assistant"):
         GenerationRequest((USER, last))
 
 

@@ -103,11 +103,13 @@ def _raw(request: GenerationRequest, kind: str) -> dict[str, Any]:
 
 def _chat(request: GenerationRequest, family: Family) -> dict[str, Any]:
     fields: dict[str, Any] = {"messages": to_messages(request.messages)}
+    if request.continued:
+        fields |= {"continue_final_message": True, "add_generation_prompt": False}
     if request.tools:
         fields["tools"] = [tool.as_function() for tool in request.tools]
     if request.documents:
         fields["documents"] = [
-            {"doc_id": str(number), "title": document.title, "text": document.text}
+            dict(document.given or {"doc_id": str(number), "title": document.title, "text": document.text})
             for number, document in enumerate(request.documents, 1)
         ]
     if switches := {
@@ -126,6 +128,8 @@ def to_messages(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     count = 0
     for message in messages:
         turn: dict[str, Any] = {"role": message.role, "content": message.content}
+        if message.name and message.role != "tool":
+            turn["name"] = message.name
         if message.tool_calls:
             open_calls = []
             for call in message.tool_calls:

@@ -61,6 +61,7 @@ def requests_of(body: ChatRequest, status: ModelStatus) -> list[GenerationReques
     controls = controls_of(body, status)
     messages, texts = tuple(_messages(body.messages)), _documents(body, status)
     with about("messages"):
+        _check_continued(body)
         first = GenerationRequest(messages, sampling=sampling, tools=tools, documents=texts, controls=controls)
     choices = range(body.n or 1)
     return [replace(first, sampling=replace(sampling, seed=seed_of(sampling, choice))) for choice in choices]
@@ -94,6 +95,16 @@ def _messages(turns: list[ChatMessage]) -> Iterator[Message]:
         names.update({call.id: call.function.name for call in turn.tool_calls or ()})
 
 
+def _check_continued(body: ChatRequest) -> None:
+    """Raise RefusedError if the fields about a continued message do not agree with the last message."""
+    continued = body.messages[-1].role == "assistant"
+    new_turn = body.continue_final_message is False or body.add_generation_prompt is True
+    if continued and new_turn:
+        raise RefusedError("The last message is from the assistant: its text is continued.", ("messages",))
+    if not continued and body.continue_final_message:
+        raise RefusedError("The last message is not from the assistant.", ("continue_final_message",))
+
+
 def _message(turn: ChatMessage, names: dict[str, str], number: int) -> Message:
     role = "system" if turn.role == "developer" else turn.role
     if not isinstance(role, str):
@@ -103,9 +114,8 @@ def _message(turn: ChatMessage, names: dict[str, str], number: int) -> Message:
         if turn.tool_call_id not in names:
             raise RefusedError("No earlier message has a tool call with this ID.", ("messages", number, "tool_call_id"))
         name = name or names[turn.tool_call_id]
-    for field in ("name", "tool_call_id") if role != "tool" else ():
-        if getattr(turn, field) is not None:
-            raise RefusedError(f"{field} is allowed in tool messages only.", ("messages", number, field))
+    if role != "tool" and turn.tool_call_id is not None:
+        raise RefusedError("tool_call_id is allowed in tool messages only.", ("messages", number, "tool_call_id"))
     calls = tuple(ToolCall(call.function.name, call.function.arguments) for call in turn.tool_calls or ())
     content = _text(turn.content, number)
     if content is None and (calls or turn.reasoning_content):
@@ -128,7 +138,8 @@ def _text(content: Any, number: int) -> Any:
 
 
 def _documents(body: ChatRequest, status: ModelStatus) -> tuple[Document, ...]:
-    texts = tuple(Document(document.title, document.text) for document in body.documents or ())
+    given = [document.given() for document in body.documents or ()]
+    texts = tuple(Document(fields.get("title") or "", fields["text"], fields) for fields in given)
     with about("documents"):
         if texts and status.stage == "ready" and not status.switches.documents:
             raise InvalidRequestError("The chat template of this model does not support documents.")

@@ -119,7 +119,14 @@ def schema_constraint(schema: Any) -> Constraint:
         raise RefusedError("The schema is nested too deeply.", ("response_format",)) from None
 
 
-EFFORTS: dict[str, Thinking] = {"none": "off", "low": "low", "high": "full"}
+EFFORTS: dict[str, Thinking] = {
+    "none": "off",
+    "minimal": "low",
+    "low": "low",
+    "medium": "full",
+    "high": "full",
+    "xhigh": "full",
+}
 KWARGS_FIELD = "chat_template_kwargs"
 
 
@@ -132,7 +139,8 @@ def controls_of(body: ChatRequest, status: ModelStatus) -> Controls:
             raise RefusedError("reasoning_effort and a thinking level cannot be used together.", ("reasoning_effort",))
         level, name = EFFORTS[body.reasoning_effort], "reasoning_effort"
     given = kwargs.controls or TemplateControls()
-    controls = Controls(level, given.length, given.originality, bool(given.citations), bool(given.hallucinations))
+    lists = bool(given.citations), bool(given.hallucinations)
+    controls = Controls(level, given.length, given.originality, *lists, kwargs.truncate_history_thinking)
     if status.stage == "ready":
         _check(controls, status.switches, name)
     return controls
@@ -145,6 +153,8 @@ def _level(kwargs: TemplateKwargs) -> Thinking | None:
         wanted = "full" if wanted else "off"
     if wanted is not None:
         levels.add(wanted)
+    if kwargs.reasoning_effort is not None:
+        levels.add(EFFORTS[kwargs.reasoning_effort])
     if kwargs.low_effort:
         levels.add("low")
     elif kwargs.enable_thinking is not None:

@@ -3,15 +3,27 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, WithJsonSchema
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    WithJsonSchema,
+    model_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import Length, Originality
 from granite_demo.types.sampling_params import MAX_ALTERNATIVES, MAX_SEED, SamplingParams
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
+"""OpenAI's levels of thinking. A model has at most three: off, low and full."""
 MAX_ANSWERS = 4
 MAX_MESSAGES = 2000
 
@@ -203,10 +215,24 @@ class ChatMessage(Strict):
 
 
 class ChatDocument(Strict):
-    """A text to answer from; its number is its place, from 1. The title is optional."""
+    """A text to answer from, in IBM's form. The chat template gets the fields that are given."""
 
-    title: str = ""
+    doc_id: str | int | None = None
+    title: str | None = None
     text: str
+    source: str | None = None
+    _given: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _keep(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        checked = handler(value)
+        checked._given = dict(value) if isinstance(value, dict) else checked.model_dump(exclude_unset=True)
+        return checked
+
+    def given(self) -> dict[str, Any]:
+        """Return the fields in the order in which they were given."""
+        return self._given
 
 
 class JsonSchema(Strict):
@@ -240,6 +266,8 @@ class TemplateKwargs(Strict):
     thinking: Annotated[Any, only(True, False, "off", "low", "full")] = None
     enable_thinking: bool | None = None
     low_effort: bool | None = None
+    reasoning_effort: Effort | None = None
+    truncate_history_thinking: bool | None = None
     controls: TemplateControls | None = None
 
 
@@ -256,7 +284,9 @@ class ChatRequest(Sampling):
     response_format: ResponseFormat | None = None
     documents: list[ChatDocument] | None = None
     chat_template_kwargs: TemplateKwargs | None = None
-    reasoning_effort: Literal["none", "low", "high"] | None = None
+    reasoning_effort: Effort | None = None
+    continue_final_message: bool | None = None
+    add_generation_prompt: bool | None = None
     generation_config: str | None = None
     """JSON text of transformers' GenerationConfig, as ``transformers chat`` sends it."""
 

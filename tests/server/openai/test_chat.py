@@ -295,6 +295,10 @@ def test_citations_and_what_follows_an_answer(client: openai.OpenAI, fake: FakeB
         ({"chat_template_kwargs": {"enable_thinking": False}}, Controls("off")),
         ({"chat_template_kwargs": {"enable_thinking": True, "low_effort": True}}, Controls("low")),
         ({"reasoning_effort": "high"}, Controls("full")),
+        ({"reasoning_effort": "medium"}, Controls("full")),
+        ({"reasoning_effort": "minimal"}, Controls("low")),
+        ({"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": None}}, Controls("low")),
+        ({"chat_template_kwargs": {"truncate_history_thinking": False}}, Controls(truncate_history_thinking=False)),
         ({"chat_template_kwargs": {"controls": {"length": "short"}}}, Controls(length="short")),
         ({}, Controls()),
     ],
@@ -303,6 +307,13 @@ def test_switches(client: openai.OpenAI, fake: FakeBackend, fields: dict[str, An
     fake.state = replace(fake.state, switches=Switches(thinking=("off", "low", "full"), length=True))
     client.chat.completions.create(model="fake", messages=HI, extra_body=fields)
     assert fake.requests[0].controls == controls
+
+
+def test_the_last_message_of_the_assistant_is_continued(client: openai.OpenAI, fake: FakeBackend) -> None:
+    turns: list[Any] = [{"role": "user", "content": "Hi", "name": "Ann"}, {"role": "assistant", "content": "So "}]
+    client.chat.completions.create(model="fake", messages=turns, extra_body={"add_generation_prompt": False})
+    assert fake.requests[0].continued
+    assert fake.requests[0].messages == (Message("user", "Hi", name="Ann"), Message("assistant", "So "))
 
 
 def test_an_error_during_a_stream_is_sent_in_it(client: openai.OpenAI, fake: FakeBackend) -> None:
