@@ -95,7 +95,10 @@ class Settings:
     """The values of all options in one process."""
 
     model: str = _option(
-        "auto", "Model to load: a name from the list of models, a folder with a checkpoint, a GGUF file, or auto.", LOAD
+        "auto",
+        "Model to load: a name from the list of models, a repository ibm-granite/NAME[@REVISION], a folder with a "
+        "checkpoint, a GGUF file, or auto.",
+        LOAD,
     )
     host: str = _option("127.0.0.1", "Address to listen on. The default can be reached from this machine only.")
     port: int = _option(7860, "Port to listen on. 0: any free port.")

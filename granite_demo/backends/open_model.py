@@ -85,7 +85,9 @@ def _open_source(
         except CorruptModelError as error:
             if not source.spec.repo_id or options.engine_kind or not has_torch():
                 raise
-            intact = find_safetensors(cache_dir, source.spec, options.revision, report, cancelled)
+            intact = find_safetensors(
+                cache_dir, source.spec, options.revision or source.spec.revision, report, cancelled
+            )
             source = replace(intact, chosen_because=source.chosen_because, gguf_because=str(error))
     from granite_demo.engine.factory import create_engine
     from granite_demo.loading.load import load_model

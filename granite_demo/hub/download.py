@@ -99,17 +99,26 @@ def fetch(
     )
 
 
-def fetch_some(repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event) -> Path:
-    """Download only the files of the main branch that match ``patterns`` and return their folder. Raises as ``fetch``.
+def fetch_some(
+    repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event, revision: str | None = None
+) -> Path:
+    """Download only the files of the revision, by default main, that match ``patterns``; return their folder.
+
+    Raises as ``fetch``.
 
     ``cached`` does not return such an incomplete copy.
     """
-    return _download(replace(_order(repo_id, None, None, None), patterns=patterns), report, cancelled).folder
+    return _download(replace(_order(repo_id, revision, None, None), patterns=patterns), report, cancelled).folder
 
 
-def list_sizes(repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event) -> dict[str, int]:
-    """Return the bytes of each file of the main branch that matches ``patterns``, by name. Raises as ``fetch``."""
-    order = replace(_order(repo_id, None, None, None), patterns=patterns)
+def list_sizes(
+    repo_id: str, patterns: Sequence[str], report: Report, cancelled: threading.Event, revision: str | None = None
+) -> dict[str, int]:
+    """Return the bytes of each file of the revision, by default main, that matches ``patterns``, by name.
+
+    Raises as ``fetch``.
+    """
+    order = replace(_order(repo_id, revision, None, None), patterns=patterns)
     answers: queue.SimpleQueue[dict[str, int] | errors.GraniteDemoError] = queue.SimpleQueue()
 
     def ask() -> None:

@@ -167,7 +167,8 @@ def file_in(path: Path) -> Path | None:
     if path.suffix == ".gguf" and path.is_file():
         return path
     models: dict[str, Path] = {}
-    for file in [] if any(path.glob("*.safetensors")) else sorted(path.glob("*.gguf")):
+    found = [] if any(path.glob("*.safetensors")) else sorted(path.glob("*.gguf"))
+    for file in filter(Path.is_file, found):
         shard = _SHARD.fullmatch(file.name)
         models.setdefault(shard[1] if shard else file.name, file)
     first = next(iter(models.values()), None)

@@ -20,6 +20,7 @@ from granite_demo.errors import (
 )
 from granite_demo.hub import download, sample
 from granite_demo.hub import gguf as hub_gguf
+from granite_demo.hub.repository import describe
 from granite_demo.loading.device import free_memory
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
@@ -68,6 +69,9 @@ def find_source(
         name, because = _choose_model(cache_dir, device, not why_not(options, device), without)
         options = replace(options, model=name)
     spec, kind = registry.resolve(options.model), options.engine_kind
+    options = replace(options, revision=options.revision or spec.revision)
+    if spec.repo_id and spec.name not in catalogue.MODELS:
+        spec = describe(spec, options.revision, report, cancelled).spec
     requested, refused = kind is not None and kind.reads_gguf, ""
     if spec.path and (file := hub_gguf.file_in(spec.path)):
         if kind and not requested:
@@ -182,7 +186,7 @@ def check_cache_folders(cache_dir: Path, options: LoadOptions) -> None:
     if spec == catalogue.SAMPLE:
         sample.check_writable(cache_dir)
     elif spec.repo_id and not spec.path and not hub_gguf.is_cached(spec):
-        download.check_writable(spec.repo_id, options.revision)
+        download.check_writable(spec.repo_id, options.revision or spec.revision)
 
 
 def _find_gguf(

@@ -36,6 +36,8 @@ class ModelSpec:
     """Fields of ``shape`` that no published file of this model confirms. Its config.json decides."""
     path: Path | None = None
     """The checkpoint folder or GGUF file of a model that is given by its path."""
+    revision: str | None = None
+    """The branch, tag or commit in a name such as ibm-granite/NAME@REVISION."""
 
     @property
     def gguf_repo(self) -> str | None:

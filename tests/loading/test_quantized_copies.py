@@ -59,7 +59,7 @@ def test_a_checkpoint_that_was_saved_quantized_says_so(folder: Path, tmp_path: P
     save_copy(made.model, made.tokenizer, tmp_path / "saved")
     loaded = load_checkpoint(tmp_path / "saved", LoadOptions(device="cpu"))
     assert loaded.placement.quantization == quantization
-    assert loaded.placement.reasons["quantization"] == "the checkpoint's own"
+    assert loaded.placement.reasons["quantization"] == "the checkpoint's own, bitsandbytes"
     assert loaded.weight_bytes == made.weight_bytes
 
 
