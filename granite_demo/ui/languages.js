@@ -7,7 +7,7 @@ const language = navigator.language.split("-")[0].toLowerCase();
 /* Elements with texts of visitors and models, and elements inside them with texts of the page. */
 const THEIRS = `script, style, textarea, code, pre, svg, mark, .tokens, .choice, .worst td, .branches, .grounding .answer,
   .source, .footnotes, #library .title, #library .name, #answer-a, #answer-b, .said, #chatbot .message-content, [role=listbox]`;
-const OURS = "#chatbot :is(.acts, .note, .error, .fault, .card-head, .appendix > summary)";
+const OURS = "#chatbot :is(.acts, .note, .error, .fault, .card-head, .card .ours, .appendix > summary)";
 const ATTRIBUTES = ["placeholder", "aria-label", "title"];
 
 let words = {}, patterns = [];

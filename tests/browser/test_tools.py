@@ -1,124 +1,136 @@
-"""Tests for tool definitions and calls in a browser, on a small page."""
+"""Tests for tool calls in a browser: one card each, with a form, Run, Reject and the result in view."""
 
-import re
-import threading
-from collections.abc import Iterator
+import json
 from typing import Any
 
-import gradio as gr
 import pytest
-from fastapi import FastAPI
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
-from granite_demo.chat import conversation as conversations
-from granite_demo.chat.tools import EXAMPLE_TOOLS, parse_tools
-from granite_demo.errors import InvalidRequestError
-from granite_demo.server.run import running
-from granite_demo.types.messages import ToolCall
-from granite_demo.ui.chat import tools
-from granite_demo.ui.gradio_patches.events import DIRECT
-from granite_demo.ui.html import note_html
-from granite_demo.ui.theme import load_theme
-from tests.browser.frame import add_look
+from granite_demo.chat.tools import EXAMPLE_TOOLS, to_json
+from granite_demo.types.events import Finish, Timings, ToolCalled, Usage
+from granite_demo.types.messages import Message, ToolCall
+from tests.browser.conftest import OpenPage
+from tests.browser.frame import close_sheet, open_sheet
+from tests.browser.test_chat import answers, send
 from tests.fakes import FakeBackend
 
 pytestmark = pytest.mark.browser
 
-CALLS = (
-    ToolCall(name="calculator", arguments='{"expression": "6 * 7"}'),
-    ToolCall(name="weather", arguments='{"city": "<b>Bonn</b>"}'),
-    ToolCall(name="", arguments='{"city": ', error="It ends too early."),
-)
-
-
-class Sent:
-    """The values that the page sent, the newest last."""
-
-    def __init__(self) -> None:
-        self.conversations: list[conversations.Conversation] = []
-        self.arrived = threading.Event()
-
-
-def build(sent: Sent) -> Any:
-    """Return a page with the panels and a conversation whose last answer has three calls."""
-    first = conversations.add(conversations.start(), "user", content="How much?")
-    first = conversations.add(first, "assistant", calls=CALLS)
-
-    def send(held: Any, *results: str) -> tuple[Any, ...]:
-        try:
-            conversation = tools.with_results(conversations.load(held), results)
-        except InvalidRequestError as error:
-            return (*[gr.skip()] * (1 + len(results_panel.shown)), note_html(error.user_text, "error"))
-        sent.conversations.append(conversation)
-        sent.arrived.set()
-        return conversations.dump(conversation), *tools.results_shown_values(conversation), ""
-
-    with gr.Blocks(analytics_enabled=False) as demo:
-        holder = gr.JSON(conversations.dump(first), visible=False)
-        panel = tools.layout()
-        results_panel = tools.results_layout()
-        problem = gr.HTML(elem_id="problem")
-        tools.wire(panel, holder)
-        tools.wire_results(results_panel, holder)
-        shown = [holder, *results_panel.shown, problem]
-        results_panel.send.click(send, [holder, *results_panel.results], shown, **DIRECT)
-        holder_values = [*panel.shown, *results_panel.shown]
-
-        def show(held: Any) -> tuple[Any, ...]:
-            conversation = conversations.load(held)
-            return *tools.shown_values(conversation), *tools.results_shown_values(conversation)
-
-        demo.load(show, [holder], holder_values, **DIRECT)
-    return demo
+END = Finish("tool_calls", Usage(5, 9, 4), Timings(0.1, 0.5, 0.2), token_ids=(1, 2, 3))
+TRIP = {
+    "name": "trip",
+    "parameters": {
+        "type": "object",
+        "properties": {
+            "city": {"type": "string"},
+            "days": {"type": "integer"},
+            "hotel": {"type": "boolean"},
+            "class": {"enum": ["first", "second"]},
+            "stops": {"type": "array", "items": {"type": "object"}},
+            "note": {"type": "string"},
+        },
+        "required": ["city"],
+    },
+}
+GIVEN = {"city": "<b>Bonn</b>", "days": 3, "hotel": False, "class": "second", "stops": [{"at": "Ulm"}]}
 
 
 @pytest.fixture
-def sent() -> Sent:
-    return Sent()
+def page(open_page: OpenPage) -> Page:
+    return open_page(viewport={"width": 1280, "height": 720})
 
 
-@pytest.fixture
-def page(sent: Sent, chromium: Browser) -> Iterator[Page]:
-    app = FastAPI()
-    add_look(app)
-    gr.mount_gradio_app(app, build(sent), path="/", theme=load_theme(), ssr_mode=False)
-    mount: Any = app.routes[-1]
-    app.state.page = mount.app
-    with running(app, FakeBackend()) as url:
-        page = chromium.new_page()
-        page.goto(url)
-        page.locator("#send-results").wait_for()
-        yield page
-        page.close()
+def ask(page: Page, fake: FakeBackend, tools: str, *calls: ToolCall) -> None:
+    open_sheet(page, "tools")
+    page.locator("#tool-definitions textarea").fill(tools)
+    close_sheet(page)
+    fake.script = [*map(ToolCalled, calls), END]
+    send(page, "What now?")
+    expect(page.locator("#chatbot .card.ready")).to_have_count(len(calls))
+    fake.script = None
 
 
-def test_calls_are_shown_run_edited_and_sent(page: Page, sent: Sent) -> None:
-    expect(page.locator("#call-1")).to_contain_text("Calls calculator")
-    expect(page.locator("#call-2")).to_contain_text("<b>Bonn</b>")
-    expect(page.locator("#call-3 .malformed")).to_contain_text("It ends too early.")
-    expect(page.locator("#call-4")).to_be_hidden()
-    expect(page.get_by_role("button", name="Run", exact=True)).to_have_count(1)
-    page.get_by_role("button", name="Run", exact=True).click()
-    expect(page.get_by_label("Result 1")).to_have_value("42")
+def sums(*expressions: str) -> list[ToolCall]:
+    return [ToolCall("calculator", json.dumps({"expression": text})) for text in expressions]
+
+
+def test_a_call_is_one_card_in_view_and_runs_with_one_click(page: Page, fake: FakeBackend) -> None:
+    ask(page, fake, to_json(EXAMPLE_TOOLS), *sums("6*7"))
+    card = page.locator("#chatbot .card")
+    for name in ("Run", "Reject", "Send results", "JSON"):
+        expect(card.get_by_role("button", name=name, exact=True)).to_be_in_viewport(ratio=1)
+    expect(page.locator("#message textarea")).to_be_in_viewport(ratio=1)
+    expect(page.locator("#calls-bar")).to_have_count(0)
+    assert page.locator("#app").inner_text().count("calculator") == 2  # its card, and its chip
+    result = card.get_by_label("Result 1")
+    card.get_by_role("button", name="Send results").click()
+    expect(page.locator("#chat-message")).to_contain_text("Result 1 is empty")
+    card.get_by_role("button", name="Reject").click()
+    expect(result).to_have_value("The user rejected this call; it was not run.")
+    card.get_by_label("expression").fill("6*8")
+    card.get_by_role("button", name="Run", exact=True).click()
+    expect(result).to_have_value("48")
+    expect(result).to_be_in_viewport(ratio=1)
+    card.get_by_role("button", name="Send results").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    _, called, given = fake.requests[-1].messages
+    assert [json.loads(call.arguments) for call in called.tool_calls] == [{"expression": "6*8"}]
+    assert given == Message("tool", "48", name="calculator")
+    expect(page.locator("#chatbot .card.pending")).to_have_count(0)
+
+
+def test_the_form_follows_the_schema(page: Page, fake: FakeBackend) -> None:
+    ask(page, fake, json.dumps([TRIP]), ToolCall("trip", json.dumps(GIVEN)))
+    card = page.locator("#chatbot .card")
+    expect(card.get_by_role("button", name="Run", exact=True)).to_have_count(0)
+    expect(card.get_by_label("city")).to_have_value("<b>Bonn</b>")
+    card.get_by_label("days").fill("4")
+    card.get_by_role("switch", name="hotel").check()
+    card.get_by_label("class").select_option(label="first")
+    card.get_by_label("stops").fill("[1")
+    card.get_by_label("Result 1").fill("booked")
+    card.get_by_role("button", name="Send results").click()
+    expect(page.locator("#chat-message")).to_contain_text("not JSON")
+    card.get_by_label("stops").fill("[1]")
+    card.get_by_role("button", name="JSON").click()
+    raw = card.get_by_label("Arguments as JSON")
+    expected: dict[str, Any] = {"city": "<b>Bonn</b>", "days": 4, "hotel": True, "class": "first", "stops": [1]}
+    assert json.loads(raw.input_value()) == expected
+    card.get_by_role("button", name="JSON").click()
+    card.get_by_label("note").fill("late")
+    card.get_by_role("button", name="Send results").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert json.loads(fake.requests[-1].messages[1].tool_calls[0].arguments) == {**expected, "note": "late"}
+
+
+def test_several_calls_run_and_go_with_one_click(page: Page, fake: FakeBackend) -> None:
+    ask(page, fake, to_json(EXAMPLE_TOOLS), *sums("6*7", "7*7"))
+    expect(page.locator("#calls-bar #run-all")).to_be_in_viewport(ratio=1)
+    page.locator("#run-all").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert [message.content for message in fake.requests[-1].messages[2:]] == ["42", "49"]
+    expect(page.locator("#calls-bar")).to_have_count(0)
+
+
+@pytest.mark.release
+def test_typed_results_stay_while_the_conversation_changes(page: Page, fake: FakeBackend) -> None:
+    broken = ToolCall("", '{"city": ', error="It ends too early.")
+    ask(page, fake, to_json(EXAMPLE_TOOLS), *sums("6*7"), broken)
+    expect(page.locator("#chatbot .card").nth(1)).to_contain_text("It ends too early.")
+    expect(page.locator("#run-all")).to_have_count(0)
     page.get_by_label("Result 1").fill("43")
-    page.get_by_label("Result 2").fill("rain")
-    page.get_by_role("button", name="Send results").click()
-    expect(page.locator("#problem")).to_contain_text("Result 3 is empty")
+    page.locator("#chatbot .act.up").click()
+    expect(page.locator("#chatbot .act.up")).to_have_attribute("title", "Good answer (chosen)")
     expect(page.get_by_label("Result 1")).to_have_value("43")
-    page.get_by_label("Result 3").fill("Error: unreadable")
-    page.get_by_role("button", name="Send results").click()
-    expect(page.locator("#tool-results")).to_be_hidden()
-    assert sent.arrived.wait(2)
-    turns = conversations.path(sent.conversations[-1])[2:]
-    assert [(turn.name, turn.content) for turn in turns] == [
-        ("calculator", "43"),
-        ("weather", "rain"),
-        ("", "Error: unreadable"),
-    ]
+    page.get_by_label("Result 2").fill("Error")
+    page.locator("#send-results").click()
+    expect(answers(page).last).to_contain_text("Hello world!")
+    assert [message.content for message in fake.requests[-1].messages[2:]] == ["43", "Error"]
 
 
-def test_tools_are_defined_and_a_mistake_keeps_the_text(page: Page, sent: Sent) -> None:
-    box = page.get_by_label("Tools")
+def test_tools_are_defined_and_a_mistake_keeps_the_text(page: Page) -> None:
+    open_sheet(page, "tools")
+    box = page.locator("#tool-definitions textarea")
     box.fill('[{"name": }]')
     box.blur()
     expect(page.locator("#tools-message .error")).to_contain_text("line 1, column 11")
@@ -128,11 +140,3 @@ def test_tools_are_defined_and_a_mistake_keeps_the_text(page: Page, sent: Sent) 
     box.fill('[{"name": "weather"}]')
     box.blur()
     expect(page.locator("#tools-message")).to_contain_text("The model may call weather.")
-    page.get_by_role("button", name="Use the examples").click()
-    expect(box).to_have_value(re.compile("current_time"))
-    for number in (1, 2, 3):
-        page.get_by_label(f"Result {number}").fill("x")
-    page.get_by_role("button", name="Send results").click()
-    assert sent.arrived.wait(5)
-    names = [spec.name for spec in parse_tools(sent.conversations[-1].tools)]
-    assert names == ["weather", *(spec.name for spec in EXAMPLE_TOOLS)]

@@ -80,7 +80,6 @@ def wire(
     wire_opening(tab, library, preferences, backend, asking.visitors, answers)
     documents.wire(tab.documents, tab.holder)
     tools.wire(tab.tools, tab.holder)
-    tools.wire_results(tab.results, tab.holder)
     changed = [tab.setup.change, *ready]
     context_meter.wire(tab.meter, backend, tab.holder, tab.textbox, preferences.components, changed)
     prompt_xray.wire(tab.xray, backend, tab.holder, tab.textbox, preferences.components)
@@ -158,8 +157,7 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend, answer
     way("queued", tab.chips.submit, lambda chat, event: actions.send(chat, str(event.text)))
     way("act", tab.acts.select, lambda chat, event: actions.act(chat, str(event.action), str(event.id), event.made))
     way("edit", tab.acts.edit, lambda chat, event: actions.edit(chat, str(event.id), str(event.text)))
-    way("results", tab.results.send.click, _with_results, tab.results.results)
-    way("run_all", tab.results.run_all.click, lambda chat, _: _go_on(tools.run_all(chat)))
+    way("results", tab.acts.submit, _with_results)
 
     async def watch(visit: Visit, held: Any, watched: Any, *settings: Any) -> AsyncGenerator[Update]:
         answer = answers.get(str((watched or {}).get("answer")))
@@ -198,13 +196,12 @@ def check_room(change: Change) -> None:
             raise InvalidRequestError(f"This conversation has {conversations.MAX_TURNS:,} turns. Start a new one.")
 
 
-def _with_results(conversation: Conversation, _: gr.EventData, *results: str | None) -> Change:
-    return _go_on(tools.with_results(conversation, results))
-
-
-def _go_on(conversation: Conversation) -> Change:
-    """The model answers when all of its calls have results: a page has boxes for some of them only."""
-    return Change(conversation, ask=not tools.pending(conversation))
+def _with_results(conversation: Conversation, event: gr.EventData) -> Change:
+    """The conversation with the results of the pending calls. The model answers when all of its calls have them."""
+    given = [(str(one["result"]), str(one["arguments"])) for one in event.results]
+    results, arguments = zip(*given, strict=True) if given else ((), ())
+    answered = tools.with_results(conversation, results, arguments)
+    return Change(answered, ask=not tools.pending(answered))
 
 
 def wire_opening(

@@ -13,7 +13,7 @@ from granite_demo.chat import actions
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.ui.chat.sources import Footnotes
-from granite_demo.ui.chat.tools import call_card, result_card, waits_for_answer
+from granite_demo.ui.chat.tools import call_card, pending, pending_card, result_card, waits_for_answer
 from granite_demo.ui.html import note_html
 from granite_demo.ui.markdown import shown_text
 from granite_demo.ui.streaming import Snapshot
@@ -93,16 +93,26 @@ def turn_messages(view: View, turn: Turn) -> ChatHistory:
     if turn.role == "tool":
         return [_message("assistant", "", result_card(turn) + _acts(view, turn, _USER_ACTS))]
     text, foot = view.footnotes.of(turn)
-    return _answer(turn, text, foot, _acts(view, turn, _ANSWER_ACTS, _split(turn)[1]))
+    given = len(turn.calls) - (len(pending(view.conversation)) if turn.calls else 0)
+    waits = turn.calls and turn.id == _last_answer(view.conversation)
+    cards = [
+        pending_card(view.conversation, turn, place) if waits and place >= given else call_card(call)
+        for place, call in enumerate(turn.calls)
+    ]
+    return _answer(turn, text, foot, _acts(view, turn, _ANSWER_ACTS, _split(turn)[1]), "".join(cards))
+
+
+def _last_answer(conversation: Conversation) -> str | None:
+    answers = (turn.id for turn in reversed(conversations.path(conversation)) if turn.role == "assistant")
+    return next(answers, None)
 
 
 def growing_messages(turn: Turn) -> ChatHistory:
     """The messages of an answer that is being written: it has no buttons, and no footnotes, which take time to find."""
-    return _answer(turn, turn.content, "", "", busy=True)
+    return _answer(turn, turn.content, "", "", "".join(map(call_card, turn.calls)), busy=True)
 
 
-def _answer(turn: Turn, text: str, foot: str, acts: str, *, busy: bool = False) -> ChatHistory:
-    cards = "".join(call_card(call) for call in turn.calls)
+def _answer(turn: Turn, text: str, foot: str, acts: str, cards: str, *, busy: bool = False) -> ChatHistory:
     lists = "".join(
         f"<details><summary>{_LISTS[listed.kind]}</summary><pre>{html.escape(listed.text.strip())}</pre></details>"
         for listed in turn.appendices

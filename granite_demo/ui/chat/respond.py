@@ -24,7 +24,6 @@ from granite_demo.ui.chat.messages import answer_turn, growing_messages
 from granite_demo.ui.chat.running_answers import AnswerState, RunningAnswer, RunningAnswers
 from granite_demo.ui.chat.sources import sent
 from granite_demo.ui.chat.tab import ChatTab, message_box, screen_values
-from granite_demo.ui.chat.tools import pending
 from granite_demo.ui.executor import off_loop
 from granite_demo.ui.settings import to_sampling
 from granite_demo.ui.streaming import Snapshot, Update, Visit, snapshots
@@ -50,7 +49,7 @@ async def respond(
     """
     after = change.conversation
     # Off the event loop: the footnotes of cited answers take time to find.
-    first = await off_loop(_screen, tab, before, after, busy=change.ask)
+    first = await off_loop(_screen, tab, after, busy=change.ask)
     first |= {tab.message: "", tab.textbox: message_box(busy=change.ask, **box)}
     if not change.ask:
         bar = await context_meter.measure_now(visit.backend, after, settings)
@@ -80,7 +79,7 @@ async def follow(
         async for state in states:
             shown = _with_patch(held, state.patch)
             if state.ended:
-                screen = await off_loop(_screen, tab, held, shown)
+                screen = await off_loop(_screen, tab, shown)
                 yield {**screen, tab.patch: state.patch}
                 yield {tab.meter.bar: await context_meter.measure_now(visit.backend, shown, settings)}
                 return
@@ -149,12 +148,8 @@ def _ending(request: GenerationRequest | None, shot: Snapshot) -> dict[str, Any]
     return {"made": made(request, shot.answer.finish), "note": " · ".join(filter(None, notes))}
 
 
-def _screen(tab: ChatTab, before: Conversation, after: Conversation, *, busy: bool = False) -> Update:
-    update: Update = dict(zip(tab.screen, screen_values(after, busy=busy), strict=True))
-    if pending(after) == pending(before):  # what the visitor typed as a result stays
-        for part in tab.results.shown:
-            del update[part]
-    return update
+def _screen(tab: ChatTab, after: Conversation, *, busy: bool = False) -> Update:
+    return dict(zip(tab.screen, screen_values(after, busy=busy), strict=True))
 
 
 def _patch(before: Conversation, after: Conversation, state: PatchState = "") -> dict[str, Any]:

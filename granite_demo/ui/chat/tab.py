@@ -25,13 +25,13 @@ from granite_demo.ui.chat.messages import chat_messages
 from granite_demo.ui.chat.prompt_xray import Xray
 from granite_demo.ui.chat.side_by_side import SideBySideTab
 from granite_demo.ui.chat.template_switches import SwitchPanel
-from granite_demo.ui.chat.tools import ResultsPanel, ToolsPanel
+from granite_demo.ui.chat.tools import ToolsPanel
 from granite_demo.ui.html import panel_head
 from granite_demo.ui.markdown import DELIMITERS
 from granite_demo.ui.theme import script
 
 COMPOSER_SCRIPTS = ("assets/composer.js", "assets/message_queue.js")
-MESSAGE_SCRIPTS = ("assets/page.js", "assets/chat.js", "assets/message_editor.js")
+MESSAGE_SCRIPTS = ("assets/page.js", "assets/chat.js", "assets/message_editor.js", "assets/tool_cards.js")
 """The parts of one script."""
 SEND, STOP = "Send", "Stop"
 IGNORED = "The loaded model's chat template has no place for {0}: it would not see them."
@@ -60,7 +60,6 @@ class ChatTab:
     """What stands there before the first message."""
     grounding: gr.HTML
     """What in the documents supports an answer."""
-    results: ResultsPanel
     message: gr.HTML
     """Why something was not done."""
     textbox: gr.Textbox
@@ -79,7 +78,7 @@ class ChatTab:
     @property
     def screen(self) -> list[Any]:
         """What ``screen_values`` fills."""
-        return [self.chatbot, self.earlier, *self.results.shown]
+        return [self.chatbot, self.earlier]
 
     @property
     def panels(self) -> list[Any]:
@@ -98,14 +97,14 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
     with gr.Column(elem_id="chat"):
         holder, setup = (gr.JSON({}, visible=False) for _ in range(2))
         patch, growing, watched, download = (gr.JSON(visible=False) for _ in range(4))
-        acts = gr.HTML(js_on_load="\n".join(map(script, MESSAGE_SCRIPTS)), elem_id="acts")
+        scripts = "\n".join(map(script, MESSAGE_SCRIPTS))
+        acts = gr.HTML(js_on_load=scripts, elem_id="acts", server_functions=[tools.run_call])
         with gr.Column(elem_id="conversation"):
             earlier = gr.Button("Show earlier messages", visible=False, size="sm", elem_id="earlier")
             chatbot = _chatbot()
             start = empty_state.empty_html(backend.status())
             empty = gr.HTML(start, js_on_load=script("assets/empty_state.js"), elem_id="empty", padding=False)
         with gr.Column(elem_id="composer"):
-            results = tools.results_layout()
             message = gr.HTML(elem_id="chat-message", padding=False)
             texts = documents.layout()
             with gr.Column(elem_id="box"):
@@ -129,7 +128,6 @@ def layout(backend: Backend, control: ModelControl, access: Access) -> ChatTab:
             chatbot,
             empty,
             grounding,
-            results,
             message,
             textbox,
             menu,
@@ -189,7 +187,7 @@ def screen_values(conversation: Conversation, *, everything: bool = False, busy:
     if everything:
         label = f"{hidden:,} earlier messages are too many to show; Export has them"
     earlier = gr.Button(label, visible=hidden > 0, interactive=not everything)
-    return history, earlier, *tools.results_shown_values(conversation)
+    return history, earlier
 
 
 def panel_values(conversation: Conversation, status: ModelStatus) -> tuple[Any, ...]:

@@ -1,4 +1,4 @@
-"""Tools on the page: the panel that defines them, the cards of calls in the chat, and the panel for their results.
+"""Tools on the page: the panel that defines them, and the cards of calls and their results in the chat.
 
 Only the two examples of ``tools`` can be run; every other result is typed by the visitor.
 """
@@ -7,28 +7,24 @@ import html
 import json
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any
 
 import gradio as gr
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
-from granite_demo.chat.tools import EXAMPLE_TOOLS, check_call, parse_tools, run, runs_here, to_json
+from granite_demo.chat.tools import EXAMPLE_TOOLS, MAX_TOOLS_BYTES, check_call, parse_tools, run, runs_here, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall, ToolSpec
-from granite_demo.ui.conversation_list import SHOWN_JS
-from granite_demo.ui.gradio_patches.events import DIRECT
+from granite_demo.ui.gradio_patches.events import DAMAGED, DIRECT
 from granite_demo.ui.html import note_html
 
-MAX_CARDS = 4
-"""Calls that are shown at once; further ones follow when these have results."""
 MAX_BRACKETS = 200
 """In the arguments of a call that are indented to be shown."""
 MAX_RESULT = 100_000
 """Characters of one result."""
-REJECTED = "The user rejected this call; it was not run."
 DEFINITIONS_JS = "(value, tools) => [{ ...value, tools: (tools ?? '').trim() }]"
 """In the browser alone: a round trip would undo what was said meanwhile."""
 
@@ -116,61 +112,6 @@ def _specs(text: str) -> tuple[ToolSpec, ...]:
 # The results
 
 
-@dataclass(frozen=True, slots=True)
-class ResultCard:
-    """The components for the result of one call."""
-
-    box: gr.Column
-    call: gr.HTML
-    result: gr.Textbox
-    run: gr.Button
-    reject: gr.Button
-
-
-@dataclass(frozen=True, slots=True)
-class ResultsPanel:
-    """The components for the results of the last answer's calls. ``results`` are the arguments of ``with_results``."""
-
-    box: gr.Column
-    cards: tuple[ResultCard, ...]
-    send: gr.Button
-    run_all: gr.Button
-    """Runs all calls that wait, where each can run here, and sends the results."""
-    message: gr.HTML
-
-    @property
-    def results(self) -> list[Any]:
-        """The boxes with the results."""
-        return [card.result for card in self.cards]
-
-    @property
-    def shown(self) -> list[Any]:
-        """The components that ``results_shown_values`` fills."""
-        cards = [part for card in self.cards for part in (card.box, card.call, card.result, card.run)]
-        return [self.box, self.run_all, self.message, *cards]
-
-
-def results_layout() -> ResultsPanel:
-    """Place the components of the results, hidden."""
-    with gr.Column(visible=False, elem_id="tool-results") as box:
-        cards = tuple(_card_layout(number) for number in range(1, MAX_CARDS + 1))
-        message = gr.HTML(elem_id="results-message", padding=False)
-        with gr.Row():
-            run_all = gr.Button("Run all and send", visible=False, elem_id="run-all")
-            send = gr.Button("Send results", variant="primary", elem_id="send-results")
-    return ResultsPanel(box, cards, send, run_all, message)
-
-
-def _card_layout(number: int) -> ResultCard:
-    with gr.Column(visible=False) as box:
-        call = gr.HTML(elem_id=f"call-{number}", padding=False)
-        with gr.Row(equal_height=False):
-            result = gr.Textbox(label=f"Result {number}", lines=1, max_lines=6, elem_id=f"result-{number}")
-            button = gr.Button("Run", size="sm", scale=0, min_width=80, visible=False, elem_id=f"run-{number}")
-            reject = gr.Button("Reject", size="sm", scale=0, min_width=80, elem_id=f"reject-{number}")
-    return ResultCard(box, call, result, button, reject)
-
-
 def pending(conversation: Conversation) -> tuple[ToolCall, ...]:
     """The calls of the last answer on the shown path without a result; results come in the order of the calls."""
     turns = conversations.path(conversation)
@@ -187,60 +128,36 @@ def waits_for_answer(conversation: Conversation) -> bool:
     return bool(turns) and turns[-1].role != "assistant" and not pending(conversation)
 
 
-def results_shown_values(conversation: Conversation) -> tuple[Any, ...]:
-    """What the results show for ``conversation``: nothing, or an empty box for each call."""
-    calls = pending(conversation)
-    specs = _specs(conversation.tools)
-    values: list[Any] = []
-    for number in range(MAX_CARDS):
-        call = calls[number] if number < len(calls) else None
-        runs = call is not None and _runs(call)
-        card = call_card(call, check_call(specs, call)) if call else ""
-        values += [gr.Column(visible=call is not None), card, "", gr.Button(visible=runs)]
-    more = len(calls) - MAX_CARDS
-    message = note_html(f"{more} more follow when these have results.") if more > 0 else ""
-    return gr.Column(visible=bool(calls)), gr.Button(visible=all(map(_runs, calls))), message, *values
-
-
-def wire_results(panel: ResultsPanel, holder: gr.JSON) -> None:
-    """Connect the Run buttons. The owner of the chat connects ``send``."""
-    for number, card in enumerate(panel.cards):
-        card.run.click(partial(run_pending, number), [holder], [card.result, panel.message], js=SHOWN_JS, **DIRECT)
-        card.reject.click(lambda: REJECTED, None, [card.result], **DIRECT)
-
-
-def run_pending(index: int, held: Any) -> tuple[Any, str]:
-    """Run one of the pending calls; its result goes into the box, to look at and edit before it is sent."""
+def run_call(data: Any) -> dict[str, Any]:
+    """For the script of the cards: the result of a call, given as [name, arguments], or an error to show."""
     try:
-        calls = pending(conversations.load(held))
-    except InvalidRequestError as error:
-        return gr.skip(), note_html(error.user_text, "error")
-    if index >= len(calls) or not _runs(calls[index]):
-        return gr.skip(), note_html("That call cannot be run here. Type its result.", "error")
-    return run(calls[index]), ""
-
-
-def run_all(conversation: Conversation) -> Conversation:
-    """Answer the pending calls with what they give here. Raises InvalidRequestError where one cannot run."""
-    calls = pending(conversation)
-    if not all(map(_runs, calls)):
-        raise InvalidRequestError("Not all of these calls can be run here. Type the results.")
-    return with_results(conversation, [run(call) for call in calls])
+        name, arguments = data
+        call = ToolCall(name=str(name), arguments=str(arguments))
+    except (TypeError, ValueError):
+        return {"error": DAMAGED}
+    return {"result": run(call)} if _runs(call) else {"error": "That call cannot be run here. Type its result."}
 
 
 def _runs(call: ToolCall) -> bool:
     return not call.error and runs_here(call.name)
 
 
-def with_results(conversation: Conversation, results: Sequence[str | None]) -> Conversation:
-    """Answer the pending calls with ``results``, the first with the first; boxes without a call are left out.
+def with_results(
+    conversation: Conversation, results: Sequence[str | None], arguments: Sequence[str | None] = ()
+) -> Conversation:
+    """Answer the pending calls with ``results``, the first with the first.
 
-    Raises InvalidRequestError. If ``pending`` calls remain, their results are to be asked for before the model goes on.
+    ``arguments`` are those with which the calls were run; where they are not the model's, the answer gets a new version
+    with them. Raises InvalidRequestError. If ``pending`` calls remain, they need results before the model goes on.
     """
     calls = pending(conversation)
     if not calls:
         raise InvalidRequestError("No call waits for a result.")
-    for number, (call, result) in enumerate(zip(calls, results, strict=False), 1):
+    pairs = zip_longest(calls, arguments[: len(calls)])
+    ran = tuple(_with_arguments(number, *pair) for number, pair in enumerate(pairs, 1))
+    if ran != calls:
+        conversation = _with_calls(conversation, ran)
+    for number, (call, result) in enumerate(zip(ran, results, strict=False), 1):
         if not (result or "").strip():
             raise InvalidRequestError(f"Result {number} is empty. Press Run, or type what {call.name or 'it'} gives.")
         if len(result or "") > MAX_RESULT:
@@ -249,20 +166,51 @@ def with_results(conversation: Conversation, results: Sequence[str | None]) -> C
     return conversation
 
 
+def _with_arguments(number: int, call: ToolCall, arguments: str | None) -> ToolCall:
+    if arguments is None or call.error or arguments == call.arguments:
+        return call
+    with suppress(ValueError, RecursionError):
+        if len(arguments) <= MAX_TOOLS_BYTES and isinstance(json.loads(arguments), dict):
+            return replace(call, arguments=arguments)
+    limit = f"{MAX_TOOLS_BYTES:,} characters"
+    raise InvalidRequestError(f"The arguments of call {number} must be a JSON object of at most {limit}.")
+
+
+def _with_calls(conversation: Conversation, ran: tuple[ToolCall, ...]) -> Conversation:
+    """The conversation with a new version of its last answer, whose last calls are ``ran``."""
+    *_, answer = (turn for turn in conversations.path(conversation) if turn.role == "assistant")
+    if answer.id != conversation.head:
+        raise InvalidRequestError("Arguments can be changed before the first result only.")
+    kept = answer.model_dump(exclude={"id", "role", "made", "vote", "kind", "calls"})
+    return conversations.add(conversation, "assistant", **{**kept, "calls": ran, "note": "edited"})
+
+
 # The cards
 
 
-def call_card(call: ToolCall, fault: str = "") -> str:
-    """A model's call of a tool as markup; ``fault`` is what ``check_call`` found."""
+def call_card(call: ToolCall) -> str:
+    """A model's call of a tool as markup."""
+    return _call_card(call, call.error, "")
+
+
+def pending_card(conversation: Conversation, turn: Turn, place: int) -> str:
+    """The card of a call that waits, as markup. ``tool_cards.js`` makes a form of it."""
+    call = turn.calls[place]
+    classes = f" pending{' runs' if _runs(call) else ''} t-{turn.id} n-{place}"
+    return _call_card(call, check_call(_specs(conversation.tools), call), classes)
+
+
+def _call_card(call: ToolCall, fault: str, classes: str) -> str:
+    kind = f"call{' malformed' if fault else ''}{classes}"
     if call.error:
         head = f"A call that cannot be read{f': <b>{html.escape(call.name)}</b>' if call.name else ''}"
-        return _card("call malformed", head, call.arguments, call.error)
+        return _card(kind, head, call.arguments, fault)
     arguments = call.arguments
     # Each level of brackets indents all within it: a text can become as long as its square.
     if sum(map(arguments.count, "[{")) <= MAX_BRACKETS:
         with suppress(ValueError, RecursionError):
             arguments = json.dumps(json.loads(arguments), indent=2, ensure_ascii=False)
-    return _card("call malformed" if fault else "call", f"Calls <b>{html.escape(call.name)}</b>", arguments, fault)
+    return _card(kind, f"Calls <b>{html.escape(call.name)}</b>", arguments, fault)
 
 
 def result_card(turn: Turn) -> str:

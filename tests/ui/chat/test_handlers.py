@@ -72,10 +72,11 @@ async def test_an_edited_question_and_the_results_of_calls_are_answered(page: Pa
     await page.updates("edit", event={"id": question, "text": "How?"})
     calls = [ToolCall("calculator", '{"expression": "6*7"}')]
     called = conversations.add(conversations.rewind(TALK, question), "assistant", calls=calls)
-    await page.updates("results", called, **{"Result 1": "41"})
-    await page.updates("run_all", called)
+    for arguments, result in (calls[0].arguments, "41"), ('{"expression": "6*8"}', "48"):
+        await page.updates("results", called, {"results": [{"arguments": arguments, "result": result}]})
     said = [[message.content for message in request.messages] for request in page.backend.requests]
-    assert said == [["How?"], ["Why?", "", "41"], ["Why?", "", "42"]]
+    assert said == [["How?"], ["Why?", "", "41"], ["Why?", "", "48"]]
+    assert page.backend.requests[-1].messages[1].tool_calls[0].arguments == '{"expression": "6*8"}'
 
 
 async def test_a_vote_asks_nothing_and_shows_no_stop(page: Page) -> None:
@@ -104,7 +105,8 @@ FULL = TALK.model_copy(
         ("send", "text", None, {"Message": "Hello"}, "not a conversation"),
         ("act", TALK, {"action": "retry", "id": "gone", "made": None}, {}, "no longer part"),
         ("act", TALK, None, {}, DAMAGED),
-        ("results", TALK, None, {}, "No call waits"),
+        ("results", TALK, {"results": []}, {}, "No call waits"),
+        ("results", TALK, {"results": [3]}, {}, DAMAGED),
     ],
 )
 async def test_what_cannot_be_asked_is_a_note_and_changes_nothing(

@@ -1,30 +1,28 @@
 """What is saved of the definitions, which calls wait for results, and markup that nothing can break out of."""
 
 import json
-from typing import Any
 
 import pytest
 
 from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
-from granite_demo.chat.tools import EXAMPLE_TOOLS, parse_tools, to_json
+from granite_demo.chat.tools import EXAMPLE_TOOLS, MAX_TOOLS_BYTES, parse_tools, to_json
 from granite_demo.errors import InvalidRequestError
 from granite_demo.types.messages import ToolCall
 from granite_demo.ui.chat.tools import (
-    MAX_CARDS,
     MAX_RESULT,
     call_card,
     pending,
+    pending_card,
     result_card,
-    results_shown_values,
-    run_all,
-    run_pending,
+    run_call,
     shown_values,
     verdict,
     waits_for_answer,
     with_examples,
     with_results,
 )
+from granite_demo.ui.gradio_patches.events import DAMAGED
 
 SUM = ToolCall(name="calculator", arguments='{"expression": "6 * 7"}')
 TIME = ToolCall(name="current_time", arguments="{}")
@@ -37,12 +35,8 @@ def asked(*calls: ToolCall, tools: str = "") -> Conversation:
     return conversations.add(conversation, "assistant", calls=calls)
 
 
-def held(conversation: Conversation) -> dict[str, Any]:
-    return conversations.dump(conversation)
-
-
-def visible(values: tuple[Any, ...]) -> list[bool]:
-    return [card.visible for card in values[3::4]]
+def last(conversation: Conversation) -> Turn:
+    return conversations.path(conversation)[-1]
 
 
 # The definitions
@@ -129,36 +123,28 @@ def test_results_without_calls_are_refused() -> None:
         with_results(asked(), ["42"])
 
 
-def test_more_calls_than_cards_come_in_turns() -> None:
-    conversation = asked(*[TIME] * (MAX_CARDS + 1))
-    values = results_shown_values(conversation)
-    assert "1 more follow" in values[2]
-    conversation = with_results(conversation, ["now"] * MAX_CARDS)
-    assert visible(results_shown_values(conversation)) == [True, False, False, False]
-
-
-def test_each_card_shows_what_can_be_done() -> None:
-    values = results_shown_values(asked(SUM, WEATHER, BROKEN, tools=to_json(EXAMPLE_TOOLS)))
-    assert values[0].visible
-    assert visible(values) == [True, True, True, False]
-    assert [button.visible for button in values[6::4]] == [True, False, False, False]
-    assert "does not exist" in values[8]
-    assert "It ends too early." in values[12]
-    assert "malformed" not in values[4]
-
-
-def test_the_panel_is_hidden_where_nothing_waits() -> None:
-    values = results_shown_values(asked())
-    assert not values[0].visible
-    assert not any(visible(values))
-
-
 def test_only_the_examples_run() -> None:
-    conversation = held(asked(SUM, WEATHER, BROKEN))
-    assert run_pending(0, conversation) == ("42", "")
-    for index in (1, 2, 3):
-        assert "cannot be run here" in run_pending(index, conversation)[1]
-    assert "not a conversation" in run_pending(0, {"head": 3})[1]
+    assert run_call(["calculator", SUM.arguments]) == {"result": "42"}
+    assert "cannot be run here" in run_call(["weather", "{}"])["error"]
+    assert run_call("x") == run_call(None) == {"error": DAMAGED}
+
+
+def test_changed_arguments_are_a_new_version_of_the_answer() -> None:
+    before = asked(SUM, WEATHER)
+    after = with_results(before, ["63", "sunny"], ['{"expression": "7 * 9"}', WEATHER.arguments])
+    _, answer, *results = conversations.path(after)
+    assert [call.arguments for call in answer.calls] == ['{"expression": "7 * 9"}', "{}"]
+    assert (answer.note, answer.parent) == ("edited", before.turns[before.head or ""].parent)
+    assert before.head in after.turns
+    assert [turn.content for turn in results] == ["63", "sunny"]
+    same = with_results(before, ["42", "sunny"], [SUM.arguments, WEATHER.arguments])
+    assert len(same.turns) == len(before.turns) + 2
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{", '{"a": ' + '"' + "x" * MAX_TOOLS_BYTES + '"}', "[" * 100_000])
+def test_arguments_that_are_no_object_are_refused(text: str) -> None:
+    with pytest.raises(InvalidRequestError, match="arguments of call 2 must be a JSON object"):
+        with_results(asked(SUM, TIME), ["42", "noon"], [SUM.arguments, text])
 
 
 # The cards
@@ -181,9 +167,20 @@ def test_a_malformed_call_is_shown_as_it_came() -> None:
 
 @pytest.mark.parametrize("arguments", ["", "{", "[" * 100_000, json.dumps({"x": "\n\n</pre><script>"})])
 def test_no_arguments_break_the_markup(arguments: str) -> None:
-    card = call_card(ToolCall(name="\n\n</div><script>", arguments=arguments), "a\n\nfault")
-    assert "\n" not in card
-    assert "<script>" not in card
+    conversation = asked(ToolCall(name="\n\n</div><script>", arguments=arguments))
+    for card in (call_card(last(conversation).calls[0]), pending_card(conversation, last(conversation), 0)):
+        assert "\n" not in card
+        assert "<script>" not in card
+
+
+def test_a_card_that_waits_says_what_can_be_done() -> None:
+    conversation = asked(SUM, WEATHER, BROKEN, tools=to_json(EXAMPLE_TOOLS))
+    turn = last(conversation)
+    run, typed, broken = (pending_card(conversation, turn, place) for place in range(3))
+    assert f'<div class="card call pending runs t-{turn.id} n-0">' in run
+    assert f'<div class="card call malformed pending t-{turn.id} n-1">' in typed
+    assert "does not exist" in typed
+    assert "It ends too early." in broken
 
 
 def test_a_result_is_escaped() -> None:
@@ -203,19 +200,3 @@ def test_only_a_question_or_the_last_result_is_to_be_answered() -> None:
     one = conversations.add(called, "tool", name="calculator", content="42")
     assert not waits_for_answer(one)
     assert waits_for_answer(conversations.add(one, "tool", name="current_time", content="12"))
-
-
-def test_all_calls_are_run_and_sent_at_once_where_all_can_run() -> None:
-    both = asked(SUM, TIME)
-    assert results_shown_values(both)[1].visible
-    done = run_all(both)
-    assert waits_for_answer(done)
-    assert [(turn.name, turn.role) for turn in conversations.path(done)[2:]] == [
-        ("calculator", "tool"),
-        ("current_time", "tool"),
-    ]
-    assert conversations.path(done)[2].content == "42"
-    one = asked(SUM, WEATHER)
-    assert not results_shown_values(one)[1].visible
-    with pytest.raises(InvalidRequestError, match="Not all of these calls"):
-        run_all(one)
