@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Self
 
 from granite_demo.backends import comparison, scoring
 from granite_demo.backends.model_manager import ModelManager, ReadyModel
-from granite_demo.backends.response_stream import answer_events, opens_reasoning
+from granite_demo.backends.response_stream import answer_events, dialect_of, opens_reasoning
 from granite_demo.errors import ContextOverflowError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub.default_model import is_here
 from granite_demo.hub.fit import find_fit
@@ -27,7 +27,6 @@ from granite_demo.models.config import count_parameters
 from granite_demo.models.devices import DeviceMemory
 from granite_demo.models.installation import torch_problem
 from granite_demo.models.memory import weight_bytes
-from granite_demo.outputs.dialects import PLAIN, find_dialect
 from granite_demo.outputs.structured_output import Matcher, compile_in_time
 from granite_demo.prompts import render
 from granite_demo.prompts.chat_template import template_of
@@ -225,7 +224,8 @@ class LocalBackend:
         asked_ids = prompt_ids[: len(prompt_ids) - len(request.written)]
         made_by = provenance_of(ready, asked_ids, request.raw, tools=bool(request.tools))
         matcher = await _matcher(ready.loaded, asked, prompt_ids)
-        events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher)
+        match = partial(_matcher, ready.loaded, asked)
+        events = answer_events(ready, asked, prompt_ids, arrived, provenance=made_by, matcher=matcher, match=match)
         return fitted.dropped, await stack.enter_async_context(aclosing(events))
 
 
@@ -246,7 +246,7 @@ async def _matcher(loaded: "LoadedModel", request: GenerationRequest, prompt_ids
     """The constraint of an answer, compiled: where that thinks first, it begins behind. Raises InvalidRequestError."""
     if (constraint := request.sampling.constraint) is None:
         return None
-    dialect = PLAIN if request.raw else find_dialect(template_of(loaded.tokenizer))
+    dialect = dialect_of(loaded.tokenizer, request)
     reasoning = dialect if opens_reasoning(loaded.tokenizer, prompt_ids, dialect) else None
     vocabulary = loaded.vocabulary
     return await compile_in_time(

@@ -2,8 +2,9 @@
 
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from granite_demo.backends.model_manager import ReadyModel
@@ -42,26 +43,36 @@ async def answer_events(
     *,
     provenance: Provenance | None = None,
     matcher: "Matcher | None" = None,
+    match: "Callable[[list[int]], Awaitable[Matcher | None]] | None" = None,
 ) -> AsyncGenerator[StreamEvent]:
     """Yield the events of the answer to ``request``. Its max_tokens must be set.
 
     ``prompt_ids`` ends with the tokens ``request.written`` of a continued answer; their events come with the first new
-    token. ``arrived`` is the perf_counter time of the request. ``matcher`` selects the allowed tokens. An answer that
-    is stopped, or whose engine fails, ends with the text that was held back and a Finish. Raises GraniteDemoError.
+    token. ``arrived`` is the perf_counter time of the request. ``matcher`` selects the allowed tokens;
+    ``match`` makes the one for an answer after a prompt, where a budget has closed the thinking. An answer that is
+    stopped, or whose engine fails, ends with the text that was held back and a Finish. Raises GraniteDemoError.
     """
     reader = _AnswerReader(ready, request, prompt_ids, arrived, provenance)
     failure: Exception | None = None
     try:
-        async with aclosing(ready.engine.generate(prompt_ids, request.sampling, matcher)) as tokens:
-            while (token := await request.stop.guard(anext(tokens, None))) is not None:
-                if isinstance(token, Queued):
-                    yield token
-                    continue
-                reader.take(token)
-                while reader.due:
-                    yield reader.due.popleft()
-                if reader.ended:
-                    break
+        sampling = request.sampling
+        while True:
+            async with aclosing(ready.engine.generate(prompt_ids, sampling, matcher)) as tokens:
+                while (token := await request.stop.guard(anext(tokens, None))) is not None:
+                    if isinstance(token, Queued):
+                        yield token
+                        continue
+                    reader.take(token)
+                    while reader.due:
+                        yield reader.due.popleft()
+                    if reader.ended or reader.over_budget:
+                        break
+            left = reader.close_thinking()
+            if not left:
+                break
+            # The engine continues after the mark that closes the thinking. It has the prompt in its cache.
+            prompt_ids, sampling = reader.prompt_and_answer(), replace(request.sampling, max_tokens=left)
+            matcher = await match(prompt_ids) if match else None
         reader.end(reader.ended or "length")
     except StoppedError:
         reader.end("stopped")
@@ -87,17 +98,19 @@ class _AnswerReader:
         arrived: float,
         provenance: Provenance | None,
     ) -> None:
-        from granite_demo.prompts.tokenizer import Detokenizer
+        from granite_demo.prompts.tokenizer import Detokenizer, encode
 
         self._tokenizer = ready.loaded.tokenizer
         self._eos_ids = ready.loaded.eos_ids
         self._written = len(request.written)
         prompt_ids = prompt_ids[: len(prompt_ids) - self._written]
-        self._prompt_tokens = len(prompt_ids)
+        self._prompt_ids = list(prompt_ids)
+        self._sampling = request.sampling
+        self._close = encode(self._tokenizer, dialect_of(self._tokenizer, request).end_of_reasoning)
         sampling = request.sampling
         self._seed = sampling.seed if sampling.temperature > 0 else None
         self._provenance = provenance
-        dialect = PLAIN if request.raw else find_dialect(template_of(self._tokenizer))
+        dialect = dialect_of(self._tokenizer, request)
         self._decoder = Detokenizer(self._tokenizer, keep=dialect.markers)
         starts_in_reasoning = opens_reasoning(self._tokenizer, prompt_ids, dialect)
         dialect = dialect.only(calls=request.calls, lists=request.lists)
@@ -135,6 +148,25 @@ class _AnswerReader:
             parser.discard()
             self.ended = "stop"
 
+    @property
+    def over_budget(self) -> bool:
+        """Whether the answer still thinks after all tokens that it can think with."""
+        budget = self._sampling.thinking_token_budget
+        return budget is not None and len(self.ids) >= budget and self._parser.in_reasoning and bool(self._close)
+
+    def prompt_and_answer(self) -> list[int]:
+        """Return the prompt with all tokens of the answer until now."""
+        return [*self._prompt_ids, *self.ids]
+
+    def close_thinking(self) -> int:
+        """Close the thinking if it is over the budget. Return how many tokens the answer can then have."""
+        most = (self._sampling.max_tokens or 0) + self._written
+        if self.ended or not self.over_budget or len(self.ids) + len(self._close) >= most:
+            return 0
+        for index in self._close:
+            self.take(Token(index))
+        return most - len(self.ids)
+
     def end(self, reason: FinishReason) -> None:
         """Add the text that is held back, and the Finish with ``reason``."""
         count, now = len(self.ids), time.perf_counter()
@@ -142,9 +174,14 @@ class _AnswerReader:
         self.due += self._visible.end(parts, count)
         reasoning = max(self._thought - self._first, 0.0)
         timings = Timings(self._first - self._arrived, now - self._arrived, reasoning, self._written)
-        usage = Usage(self._prompt_tokens, count, self._reasoning_tokens)
+        usage = Usage(len(self._prompt_ids), count, self._reasoning_tokens)
         reason = self._visible.reason(reason)
         self.due.append(Finish(reason, usage, timings, self._seed, tuple(self.ids), self._provenance))
+
+
+def dialect_of(tokenizer: Any, request: GenerationRequest) -> Dialect:
+    """Return the dialect of the answer to ``request``, with all its markers."""
+    return PLAIN if request.raw else find_dialect(template_of(tokenizer))
 
 
 def opens_reasoning(tokenizer: Any, prompt_ids: Sequence[int], dialect: Dialect) -> bool:

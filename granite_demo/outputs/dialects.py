@@ -54,6 +54,12 @@ class Dialect:
         """Return the markers of ``kinds``."""
         return tuple(text for text, kind in self.marks if kind in kinds)
 
+    @property
+    def end_of_reasoning(self) -> str:
+        """The text that a model of this family writes between its reasoning and its answer. Empty: it has none."""
+        close = self.of("reasoning_close")[:1]
+        return "".join(f"\n{marker}" for marker in (*close, *self.of("response_open"))) + "\n" if close else ""
+
     def only(self, *, calls: bool, lists: bool) -> "Dialect":
         """Return a copy without the markers that the request did not ask for. They then stay text.
 

@@ -52,7 +52,8 @@ class SamplingParams:
     to return with the log probability of each token; None returns neither. ``frequency_penalty`` and
     ``presence_penalty`` are those of OpenAI: they are subtracted from the logits of the tokens of the answer, for each
     occurrence and once. ``logit_bias`` has (token id, value to add to its logit). ``constraint`` is the format of the
-    answer. Raises InvalidRequestError.
+    answer. After ``thinking_token_budget`` tokens, thinking that goes on is closed, and the answer follows. Raises
+    InvalidRequestError.
     """
 
     temperature: float = _flag(0.0, "Randomness of the choice of tokens. 0: always the most likely token (greedy).")
@@ -68,6 +69,7 @@ class SamplingParams:
     presence_penalty: float = _flag(0.0, "Above 0: less repetition, once for each token that has occurred. 0: off.")
     logit_bias: tuple[tuple[int, float], ...] = ()
     constraint: Constraint | None = None
+    thinking_token_budget: int | None = _flag(None, "Maximum number of thinking tokens; the answer then follows.")
     salt: str = field(default="", compare=False, repr=False)
     """An answer uses only the caches of prompts with the same salt. It changes how fast an answer is, and nothing else.
 
@@ -87,6 +89,8 @@ class SamplingParams:
         coerce("repetition_penalty", _number("Repetition penalty", self.repetition_penalty, 0.1, 10.0))
         if self.max_tokens is not None:
             coerce("max_tokens", _integer("Max new tokens", self.max_tokens, 1, 1_000_000))
+        if (budget := self.thinking_token_budget) is not None:
+            coerce("thinking_token_budget", _integer("Thinking token budget", budget, 1, 1_000_000))
         if self.seed is not None:
             coerce("seed", _integer("Seed", self.seed, 0, MAX_SEED))
         coerce("stop", self._checked_stop())

@@ -25,6 +25,7 @@ from granite_demo.types.events import (
     TextDelta,
     ToolCalled,
 )
+from granite_demo.types.logprobs import Token
 from granite_demo.types.messages import Document, Message, ToolCall, ToolSpec
 from granite_demo.types.requests import GenerationRequest
 from granite_demo.types.sampling_params import SamplingParams
@@ -409,3 +410,57 @@ async def test_a_model_without_template_has_no_dialect(tokenizer: Any) -> None:
     answering = Answering(tokenizer, "3.3", "<think>A</think>")
     tokenizer.chat_template = None
     assert shown(await answering.events()) == [("text", "<think>A</think>")]
+
+
+class EndlessThinker(FakeEngine):
+    """Thinks until its prompt shows that the thinking is closed; then it answers."""
+
+    def __init__(self, thought: int, closing: list[int], answer: list[int]) -> None:
+        super().__init__([])
+        self.thought, self.closing, self.answer = thought, closing, answer
+        self.limits: list[int | None] = []
+
+    async def generate(
+        self, prompt_ids: Sequence[int], sampling: SamplingParams, matcher: Any = None
+    ) -> AsyncGenerator[Token | Queued]:
+        closed = list(prompt_ids[-len(self.closing) :]) == self.closing
+        self.token_ids = self.answer if closed else [self.thought] * 1000
+        self.limits.append(sampling.max_tokens)
+        async for token in super().generate(prompt_ids, sampling, matcher):
+            yield token
+
+
+@pytest.mark.parametrize(
+    ("dialect", "prompt", "close"),
+    [("4.2", "<think>\n", "\n</think>\n"), ("3.3", "<think>", "\n</think>\n<response>\n")],
+)
+async def test_a_budget_closes_endless_thinking_and_the_answer_follows(
+    tokenizer: Any, dialect: str, prompt: str, close: str
+) -> None:
+    answering = Answering(tokenizer, dialect, "", prompt)
+    closing, (thought,) = answering.encode(tokenizer, close), answering.encode(tokenizer, "A")
+    engine = EndlessThinker(thought, closing, answering.encode(tokenizer, f"B{END}"))
+    answering.ready = ReadyModel(answering.ready.loaded, engine)
+    asked = asking(100)
+    asked = replace(asked, sampling=replace(asked.sampling, thinking_token_budget=7))
+    events = [event async for event in answering.stream(asked)]
+    finish = finish_of(events)
+    assert shown(events) == [("thinking", "A" * 7), ("text", "B")]
+    assert finish.reason == "stop"
+    assert finish.token_ids == (*[thought] * 7, *closing, *engine.answer)
+    assert engine.prompts[1] == [*answering.prompt_ids, *[thought] * 7, *closing]
+    assert engine.limits == [100, 100 - 7 - len(closing)]
+    assert 7 <= finish.usage.reasoning_tokens <= 7 + len(closing)
+    # Without a budget, or where the limit of tokens leaves no room, it thinks to its end.
+    assert shown([event async for event in answering.stream(asking(20))]) == [("thinking", "A" * 20)]
+    short = replace(asked, sampling=replace(asked.sampling, max_tokens=8))
+    assert finish_of([event async for event in answering.stream(short)]).reason == "length"
+
+
+async def test_a_budget_leaves_shorter_thinking_alone(tokenizer: Any) -> None:
+    answering = Answering(tokenizer, "4.2", f"AB</think>DEFGH{END}", "<think>\n")
+    asked = asking(100)
+    asked = replace(asked, sampling=replace(asked.sampling, thinking_token_budget=5))
+    events = [event async for event in answering.stream(asked)]
+    assert shown(events) == [("thinking", "AB"), ("text", "DEFGH")]
+    assert answering.engine.prompts == [answering.prompt_ids]

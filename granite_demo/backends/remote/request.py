@@ -67,6 +67,10 @@ def _sampling(sampling: SamplingParams, kind: str) -> dict[str, Any]:
         fields["seed"] = sampling.seed
     if sampling.stop:
         fields["stop"] = list(sampling.stop)
+    if sampling.thinking_token_budget is not None:
+        if kind not in ("vLLM", OURS):
+            raise InvalidRequestError("This server cannot limit the thinking tokens. Remove the limit.")
+        fields["thinking_token_budget"] = sampling.thinking_token_budget
     if sampling.logit_bias:
         fields["logit_bias"] = {str(token): value for token, value in sampling.logit_bias}
     return fields

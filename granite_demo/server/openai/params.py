@@ -24,6 +24,7 @@ SAME_NAMES = (
     "stop",
     "frequency_penalty",
     "presence_penalty",
+    "thinking_token_budget",
     "logit_bias",
 )
 """Fields with the same name in the body and in SamplingParams."""

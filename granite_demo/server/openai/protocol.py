@@ -148,6 +148,7 @@ class Sampling(Strict):
     stop: Annotated[Any, Checked(sampled("stop").check, STOP_SCHEMA)] = None
     frequency_penalty: Annotated[Any, sampled("frequency_penalty", **PENALTY_SCHEMA)] = None
     presence_penalty: Annotated[Any, sampled("presence_penalty", **PENALTY_SCHEMA)] = None
+    thinking_token_budget: Annotated[Any, sampled("thinking_token_budget", **TOKENS_SCHEMA)] = None
     repetition_penalty: Annotated[Any, sampled("repetition_penalty", type="number", minimum=0.1, maximum=10)] = None
     logit_bias: Annotated[Any, Checked(check_bias, BIAS_SCHEMA)] = None
     guided_regex: str | None = None
