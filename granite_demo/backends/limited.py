@@ -268,7 +268,7 @@ def _is_whole(last: object) -> bool:
 def _characters(request: GenerationRequest | ScoreRequest | CompareRequest) -> int:
     if not isinstance(request, GenerationRequest):
         return len(request.text)
-    texts = [request.prompt or "", request.suffix or ""]
+    texts = [request.prompt or "", request.suffix or "", request.written_text]
     texts += [message.content for message in request.messages]
     texts += [document.text for document in request.documents]
     texts += [str(tool.parameters) for tool in request.tools]

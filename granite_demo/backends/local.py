@@ -217,6 +217,9 @@ class LocalBackend:
         """How many messages do not fit the context, and the answer to the others. ``stack`` holds the model."""
         ready = await stack.enter_async_context(self._manager.lease(self._wanted(request.model)))
         # Tokenising a long text takes a second: off the event loop.
+        if request.written_text:
+            written = await asyncio.to_thread(render.answer_ids, ready.loaded.tokenizer, request.written_text)
+            request = replace(request, written=written, written_text="")
         fitted = await asyncio.to_thread(_fit, ready.loaded, request)
         prompt_ids, context = fitted.prompt_ids, ready.loaded.context_length
         sampling = fit_to_context(request.sampling, len(prompt_ids), context)

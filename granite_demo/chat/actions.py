@@ -8,6 +8,9 @@ from granite_demo.chat import conversation as conversations
 from granite_demo.chat.conversation import Conversation, Turn
 from granite_demo.errors import InvalidRequestError
 
+INTERRUPTED_NOTE = " · interrupted"
+"""The end of the note of an answer that is only a part."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -16,7 +19,7 @@ class Change:
     conversation: Conversation
     ask: bool = False
     begun: dict[str, Any] | None = None
-    """The record of the answer to continue, or None; see ``conversation.Turn.made``."""
+    """The record of the answer to continue, or None; see ``conversation.Turn.made``. Without one, its ``text``."""
 
 
 def send(conversation: Conversation, text: str | None) -> Change:
@@ -62,9 +65,19 @@ def _rewritten(turn: Turn, text: str) -> dict[str, Any]:
     return {**kept, "content": text, "citations": cites, "note": "edited"}
 
 
+def is_interrupted(turn: Turn) -> bool:
+    """Return whether only a part of this answer reached the browser, because the connection or the server was lost."""
+    return not turn.made and turn.note.endswith(INTERRUPTED_NOTE)
+
+
 def can_continue(conversation: Conversation, turn: Turn) -> bool:
-    """Return whether ``turn`` can be continued: it is the last answer, it was cut, and its tokens are known."""
+    """Return whether ``turn`` can be continued: it is the last answer, and it was cut.
+
+    Its tokens must be known, or else its text must be all that the model wrote.
+    """
     made = turn.made
+    if is_interrupted(turn):
+        return turn.id == conversation.head and bool(turn.content) and not turn.thinking and not turn.calls
     cut = made.get("finish_reason") in ("length", "stopped") and bool(made.get("tokens") or made.get("token_ids"))
     return turn.id == conversation.head and cut and not turn.calls
 
@@ -79,9 +92,10 @@ def act(conversation: Conversation, action: str, turn_id: str, made: Any = None)
         question = turn.parent if turn.role == "assistant" else turn.id
         return Change(conversations.rewind(conversation, question), ask=question is not None)
     if action == "go":
-        if not isinstance(made, dict) or not can_continue(conversation, turn):
+        begun = {"text": turn.content} if is_interrupted(turn) else made
+        if not isinstance(begun, dict) or not can_continue(conversation, turn):
             raise InvalidRequestError("This answer cannot be continued. Retry it.")
-        return Change(conversations.rewind(conversation, turn.parent), ask=True, begun=made)
+        return Change(conversations.rewind(conversation, turn.parent), ask=True, begun=begun)
     if action == "show":
         return Change(conversations.show(conversation, turn_id))
     if action == "branch":

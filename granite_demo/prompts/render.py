@@ -47,6 +47,14 @@ def render(tokenizer: Tokenizer, request: GenerationRequest) -> list[int]:
     return [*render_chat(tokenizer, request), *_checked_ids(tokenizer, request.written)]
 
 
+def answer_ids(tokenizer: Tokenizer, text: str) -> tuple[int, ...]:
+    """Return tokens for the ``text`` of an answer, none of which is a control token.
+
+    They can differ from those that the model chose.
+    """
+    return tuple(_encoded(tokenizer, _written(tokenizer, text, special_tokens=False)))
+
+
 def render_chat(tokenizer: Tokenizer, request: GenerationRequest) -> list[int]:
     """Return the prompt of a conversation with the start of the answer. Raises InvalidRequestError.
 

@@ -70,6 +70,8 @@ class GenerationRequest:
     """The end of the prompt that the constraint also applies to: a text, and tokens after it."""
     written: tuple[int, ...] = ()
     """For a continued answer to ``messages``: the tokens that it has. The stream repeats their events."""
+    written_text: str = ""
+    """The same for an answer of which only the text is known, in the place of ``written``."""
     tools: tuple[ToolSpec, ...] = ()
     documents: tuple[Document, ...] = ()
     controls: Controls = field(default_factory=Controls)
@@ -83,7 +85,7 @@ class GenerationRequest:
         given = (bool(self.messages), self.prompt is not None, self.prompt_ids is not None)
         if sum(given) != 1:
             raise InvalidRequestError("A request needs either messages or a prompt.")
-        if self.written and (not self.messages or self.sampling.constraint):
+        if (self.written or self.written_text) and (not self.messages or self.sampling.constraint):
             raise InvalidRequestError("Only an answer in a conversation, without a constraint, can be continued.")
         if self.overflow not in ("refuse", "drop"):
             raise InvalidRequestError(f"overflow must be refuse or drop, not {self.overflow!r}.")

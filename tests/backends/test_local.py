@@ -93,6 +93,15 @@ async def test_max_tokens_ends_with_length(real: LocalBackend) -> None:
     assert (finish.reason, finish.usage.completion_tokens) == ("length", 5)
 
 
+async def test_an_answer_of_which_only_the_text_is_known_goes_on(real: LocalBackend) -> None:
+    question = chat("What is the capital of Germany?", max_tokens=50)
+    whole, _ = await answer(real, question)
+    half = whole[: whole.index(" Berlin")]
+    text, finish = await answer(real, replace(question, written_text=half))
+    assert text == whole
+    assert finish.timings.written > 1
+
+
 async def test_a_stop_string_is_cut_exactly(real: LocalBackend) -> None:
     full, _ = await answer(real, chat("Count from one to ten in words.", max_tokens=24))
     middle = len(full) // 2

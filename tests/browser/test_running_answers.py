@@ -9,7 +9,7 @@ from granite_demo.server.app import create_app
 from granite_demo.server.run import running
 from granite_demo.types.messages import Message
 from tests.browser.conftest import NewContext, OpenPage, stored
-from tests.browser.test_chat import answers, send
+from tests.browser.test_chat import act, answers, send
 from tests.browser.test_conversation import settled
 from tests.browser.test_lost import until
 from tests.fakes import READY, FakeBackend
@@ -134,6 +134,10 @@ def test_a_restart_of_the_server_loses_no_word(new_context: NewContext) -> None:
         expect(answers(page)).to_contain_text(f"word{seen} ")
         expect(page.locator("#library .writing")).to_have_count(0)
         expect(page.get_by_role("button", name="Send", exact=True)).to_be_visible()
+        act(page, "go")
+        until(lambda: again.requests)
+        assert again.requests[-1].written_text.startswith("word0 ")
+        assert f"word{seen} " in again.requests[-1].written_text
 
 
 @pytest.mark.release

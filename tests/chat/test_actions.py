@@ -1,5 +1,7 @@
 """Tests for the effect of a question and of each button on a conversation."""
 
+from typing import Any
+
 import pytest
 
 from granite_demo.chat import actions
@@ -148,3 +150,23 @@ def test_only_the_last_answer_can_be_continued_if_it_was_cut(talk: Conversation,
         assert (texts(changed.conversation), changed.ask, changed.begun) == (["one", "ONE", "two"], True, made)
     with pytest.raises(InvalidRequestError, match="cannot be continued"):
         actions.act(talk, "go", last, None)
+
+
+@pytest.mark.parametrize(
+    ("turn", "continues"),
+    [
+        ({"content": "Half", "note": "3 tokens · interrupted"}, True),
+        ({"content": "Half", "note": "3 tokens"}, False),
+        ({"content": "", "note": "Waiting for the first token · interrupted"}, False),
+        ({"content": "Half", "thinking": "Hm", "note": "3 tokens · interrupted"}, False),
+    ],
+)
+def test_a_part_of_an_answer_is_continued_from_its_text(
+    talk: Conversation, turn: dict[str, Any], continues: bool
+) -> None:
+    talk = conversations.add(conversations.add(talk, "user", content="three"), "assistant", **turn)
+    last = talk.head or ""
+    assert actions.can_continue(talk, talk.turns[last]) == continues
+    if continues:
+        changed = actions.act(talk, "go", last, None)
+        assert (texts(changed.conversation)[-1], changed.ask, changed.begun) == ("three", True, {"text": "Half"})

@@ -45,6 +45,8 @@ def to_body(request: GenerationRequest, model: str, family: Family, kind: str, s
         raise InvalidRequestError(
             "Another server cannot continue a text with a constraint. Accept or discard the text, and start again."
         )
+    if request.written or request.written_text:
+        raise InvalidRequestError("Another server cannot continue an answer. Retry it.")
     optional = {"stream_options": {"include_usage": True}, **({} if seed is None else {"seed": seed})}
     fields = {"model": model, "stream": True, **_sampling(sampling, kind), **_constraint(sampling.constraint, kind)}
     if sampling.temperature > 0:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from granite_demo.chat import conversation as conversations
-from granite_demo.chat.actions import Change
+from granite_demo.chat.actions import INTERRUPTED_NOTE, Change
 from granite_demo.chat.answer import Answer, waiting_words
 from granite_demo.chat.bundle import made
 from granite_demo.chat.conversation import Conversation, SentDocument, Turn
@@ -116,9 +116,11 @@ class _Writing:
         def build() -> GenerationRequest:
             nonlocal request
             request = build_request(after, to_sampling(*self.settings))
-            if self.change.begun:
-                begun = written_tokens(self.change.begun, visit.backend.status().name)
-                request = replace(request, written=begun)
+            begun = self.change.begun
+            if begun and "text" in begun:
+                request = replace(request, written_text=begun["text"])
+            elif begun:
+                request = replace(request, written=written_tokens(begun, visit.backend.status().name))
             return request
 
         shot = Snapshot(Answer(), waiting_words(None), "note", 0.0)
@@ -131,7 +133,7 @@ class _Writing:
     def state(self, shot: Snapshot) -> AnswerState:
         """The state at ``shot``, with a patch for a browser that gets no other one."""
         turn = self._turn(shot)
-        part = turn.model_copy(update={"note": f"{turn.note} · interrupted"})
+        part = turn.model_copy(update={"note": turn.note + INTERRUPTED_NOTE})
         patch = _patch(self.before, conversations.put(self.change.conversation, part), "growing")
         return AnswerState(turn, patch, shot.answer.ahead if shot.answer.ttft is None else None)
 

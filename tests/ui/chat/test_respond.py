@@ -192,6 +192,8 @@ async def test_an_answer_that_was_cut_goes_on_with_its_tokens_where_the_same_mod
     for wrong in ({**begun, "provenance": {"model": "other"}}, {**begun, "token_ids": ["4"]}):
         assert "cannot be continued" in (await chat.answer(question(), begun=wrong)).note
     assert len(chat.backend.requests) == 1
+    await chat.answer(question(), begun={"text": "Once upon"})
+    assert (chat.backend.requests[-1].written_text, chat.backend.requests[-1].written) == ("Once upon", ())
 
 
 async def test_what_was_left_out_is_named(chat: Chat) -> None:
