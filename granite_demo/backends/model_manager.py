@@ -293,7 +293,7 @@ def _ready_status(status: ModelStatus, ready: ReadyModel) -> ModelStatus:
         card=loaded.card,
         memory=loaded.memory,
         switches=loaded.switches,
-        sampling=loaded.spec.sampling,
+        sampling=loaded.recommended.sampling,
         unable=(*ready.engine.unable, *cannot_fill(loaded.tokenizer, loaded.spec.chat_format)),
     )
 

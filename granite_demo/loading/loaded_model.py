@@ -10,6 +10,7 @@ from granite_demo.loading.source import Source
 from granite_demo.models.catalogue import ModelSpec
 from granite_demo.models.config import Shape
 from granite_demo.models.config_facts import card_of
+from granite_demo.models.recommended_sampling import RecommendedSampling, recommended_sampling
 from granite_demo.types.messages import Switches
 from granite_demo.types.model_status import Fact, MemoryUse, gigabytes
 
@@ -63,6 +64,11 @@ class LoadedModel:
         return self.source.spec
 
     @property
+    def recommended(self) -> RecommendedSampling:
+        """The sampling that its makers recommend."""
+        return recommended_sampling(self.spec, self.source.folder)
+
+    @property
     def card(self) -> tuple[Fact, ...]:
         """The configuration of the model as rows for the screen, with a sentence about each multiplier of Granite."""
         return card_of(self.shape)
@@ -81,18 +87,6 @@ class LoadedModel:
             rows.insert(1, ("Commit", self.source.commit, self.spec.repo_id or ""))
         rows.append(("Context", f"{self.context_length:,} tokens", self.placement.reasons.get("context", "")))
         rows.append(("Weights", gigabytes(self.weight_bytes, 2), "bytes of all parameters, scales and buffers"))
-        rows.append(
-            (
-                "Sampling",
-                _sampling_words(self.spec),
-                "as in the examples of the model card; see the Sampling panel",
-            )
-        )
+        rows.append(("Sampling", self.recommended.words, self.recommended.reason))
         rows += [("Note", "differs", text) for text in self.differences]
         return tuple(rows)
-
-
-def _sampling_words(spec: ModelSpec) -> str:
-    if spec.sampling.temperature == 0:
-        return "greedy"
-    return f"temperature {spec.sampling.temperature:g}, top-p {spec.sampling.top_p:g}"

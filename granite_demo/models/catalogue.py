@@ -31,7 +31,7 @@ class ModelSpec:
     """Whether the model is tuned for chat. A base model only continues text."""
     shape: Shape | None = None
     sampling: SamplingParams = SamplingParams()
-    """The sampling parameters of IBM's examples; greedy if they name none."""
+    """The sampling parameters of the makers' examples; greedy if they name none."""
     unverified: frozenset[str] = frozenset()
     """Fields of ``shape`` that no published file of this model confirms. Its config.json decides."""
     path: Path | None = None
@@ -79,6 +79,7 @@ SAMPLE = ModelSpec(
         residual_multiplier=1.0,
         logits_scaling=1.0,
     ),
+    sampling=SamplingParams(temperature=0.2, top_p=0.9),
 )
 
 

@@ -22,9 +22,8 @@ from tests.fakes import PLACEMENT, SETUP, SOURCE, FakeEngine
 ONE, TWO = LoadOptions("one"), LoadOptions("two")
 LOADED: Any = SimpleNamespace(
     tokenizer=SimpleNamespace(added_tokens_encoder={}, chat_template=None),
-    spec=SimpleNamespace(
-        name="name", title="Title", about="About it.", chat_format=None, sampling=SamplingParams(temperature=0.5)
-    ),
+    spec=SimpleNamespace(name="name", title="Title", about="About it.", chat_format=None),
+    recommended=SimpleNamespace(sampling=SamplingParams(temperature=0.5)),
     placement=PLACEMENT,
     source=replace(SOURCE, chosen_because="a test"),
     facts=(("Model", "One", "about one"), ("Device", "cpu", "asked for")),
