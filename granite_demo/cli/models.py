@@ -1,11 +1,11 @@
 """The commands ``models``, ``fits`` and ``pull``. They print tables or JSON. Only ``pull`` may import torch."""
 
-import json
 import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -18,16 +18,20 @@ from granite_demo.backends.remote.endpoints import CONNECT_SECONDS
 from granite_demo.cli import flags
 from granite_demo.cli.composition import remote_backend
 from granite_demo.cli.terminal import print_json, print_table, progress_bar, standard_output
-from granite_demo.errors import ConfigurationError, CorruptModelError, GraniteDemoError, InvalidRequestError
+from granite_demo.errors import ConfigurationError, GraniteDemoError, InvalidRequestError
 from granite_demo.hub import download, sample
 from granite_demo.hub import gguf as hub_gguf
 from granite_demo.hub.fit import find_fit
+from granite_demo.hub.repository import describe
 from granite_demo.loading.device import choose_device
 from granite_demo.loading.source import find_source, no_llama
 from granite_demo.models import catalogue, registry
 from granite_demo.models.catalogue import ModelSpec
-from granite_demo.models.config import Shape, count_parameters
+from granite_demo.models.checkpoint import OwnQuantization, own_quantization, read_checkpoint
+from granite_demo.models.config import Shape, count_parameters, read_config
 from granite_demo.models.devices import DeviceMemory, find_devices
+from granite_demo.models.gguf_header import GgufHeader, read_header
+from granite_demo.models.gguf_memory import plan_gguf
 from granite_demo.models.memory import (
     Plan,
     Precision,
@@ -174,12 +178,7 @@ def shape_of(spec: ModelSpec) -> Shape:
     """The shape of the model. Raises GraniteDemoError for a folder without a usable configuration."""
     if spec.shape is not None:
         return spec.shape
-    path = (spec.path or Path()) / "config.json"
-    try:
-        config = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise CorruptModelError(f"{path} cannot be read as JSON. Download the file again.") from error
-    return Shape.from_config(config)
+    return Shape.from_config(read_config(spec.path or Path()))
 
 
 def show_fits(
@@ -192,23 +191,17 @@ def show_fits(
 ) -> None:
     """Print how ``model``, or each model, fits into ``memory``, or into each device of this machine."""
     specs = [registry.resolve(model)] if model else list(catalogue.MODELS.values())
-    shapes = [shape_of(spec) for spec in specs]
+    subjects = [_subject(spec, settings) for spec in specs]
     if memory is not None:
         devices = [_typed_in(memory)]
     devices = devices or find_devices()
     context = settings.context or None
-    by_model = [
-        [
-            (device, [plan(shape, precision, device.free, context) for precision in PLANNED_PRECISIONS])
-            for device in devices
-        ]
-        for shape in shapes
-    ]
+    by_model = [[(device, subject.plans(device.free, context)) for device in devices] for subject in subjects]
     if as_json:
-        rows = [_fit_row(*row) for row in zip(specs, shapes, by_model, strict=True)]
+        rows = [_fit_row(*row) for row in zip(subjects, by_model, strict=True)]
         print_json({"devices": [asdict(device) for device in devices], "models": rows})
     elif model:
-        _print_one(specs[0], shapes[0], by_model[0], settings)
+        _print_one(subjects[0], by_model[0], settings)
     else:
         _print_all(specs, by_model, settings)
 
@@ -220,22 +213,66 @@ def _typed_in(memory: str) -> DeviceMemory:
         raise ConfigurationError(f"--memory: {error.user_text}") from None
 
 
-def _fit_row(spec: ModelSpec, shape: Shape, plans: Plans) -> dict[str, Any]:
+@dataclass(frozen=True, slots=True)
+class _Subject:
+    """A model to plan: its shape or the header of its file, and how it is quantized already."""
+
+    spec: ModelSpec
+    parameters: int
+    context_length: int
+    shape: Shape | None = None
+    header: GgufHeader | None = None
+    quantization: OwnQuantization | None = None
+    stored: int = 0
+    """The bytes of the weights of a quantized checkpoint."""
+
+    def plans(self, free: int, context: int | None) -> list[Plan]:
+        """Return a plan for ``free`` bytes in each precision in which the model can be loaded."""
+        if self.header:
+            return [plan_gguf(self.header, free, context)]
+        assert self.shape
+        if own := self.quantization:
+            kind: Precision = "int8" if own.label == "int8" else "int4"
+            return [plan(self.shape, kind, free, context, stored=self.stored, label=own.label)]
+        return [plan(self.shape, precision, free, context) for precision in PLANNED_PRECISIONS]
+
+
+def _subject(spec: ModelSpec, settings: Settings) -> _Subject:
+    """Read what there is to know of ``spec`` on this machine, or on the hub without a download of its weights."""
+    own, stored = None, 0
+    if spec.path and (file := hub_gguf.file_in(spec.path)):
+        header = read_header(file)
+        elements = sum(prod(tensor.dims) for tensor in header.tensors)
+        return _Subject(spec, elements, header.context_length, header=header)
+    if spec.path and own_quantization(config := read_config(spec.path)):
+        checkpoint = read_checkpoint(spec.path)
+        own, stored = own_quantization(config), checkpoint.weight_bytes
+    elif spec.repo_id and spec.name not in catalogue.MODELS:
+        found = describe(spec, settings.revision or None, lambda *stage: None, threading.Event(), sizes=True)
+        spec, own, stored = found.spec, found.quantization, found.file_bytes
+        if spec.shape is None:
+            raise ConfigurationError(f"{spec.name} has an architecture that fits cannot plan. It can still be loaded.")
+    shape = shape_of(spec)
+    return _Subject(spec, count_parameters(shape).total, shape.context_length, shape, None, own, stored)
+
+
+def _fit_row(subject: _Subject, plans: Plans) -> dict[str, Any]:
+    spec = subject.spec
     return {
         "name": spec.name,
         "repo_id": spec.repo_id,
-        "parameters": count_parameters(shape).total,
-        "context": shape.context_length,
+        "parameters": subject.parameters,
+        "context": subject.context_length,
         "unverified": sorted(spec.unverified),
         "plans": [{"device": device.device, **asdict(answer)} for device, answers in plans for answer in answers],
     }
 
 
-def _print_one(spec: ModelSpec, shape: Shape, plans: Plans, settings: Settings) -> None:
-    output = standard_output()
-    title = f"{spec.title}, {count_parameters(shape).total:,} parameters, context {shape.context_length:,}"
+def _print_one(subject: _Subject, plans: Plans, settings: Settings) -> None:
+    output, spec = standard_output(), subject.spec
+    title = f"{spec.title}, {subject.parameters:,} parameters, context {subject.context_length:,}"
     output.print(title, style="bold")
-    if settings.context > shape.context_length:
+    if settings.context > subject.context_length:
         output.print(f"{settings.context:,} tokens are more than the model can hold: the plan is for its full context.")
     for device, answers in plans:
         output.print(f"\n{device}", style="bold")

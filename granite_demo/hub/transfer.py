@@ -27,6 +27,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from granite_demo import errors
+from granite_demo.hub.cache_state import cache_state
 
 TOKENIZER = ("tokenizer*", "special_tokens_map.json", "vocab*", "merges.txt", "chat_template*", "*.jinja")
 ALLOWED = ("*.safetensors", "*.safetensors.index.json", "config.json", "generation_config.json", *TOKENIZER)
@@ -123,9 +124,8 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
             "set HF_TOKEN to a valid access token of the same account."
         )
     if isinstance(error, hub.OfflineModeIsEnabled):
-        return errors.DownloadError(
-            f"{name} is not in the cache, and HF_HUB_OFFLINE prevents the download. Unset that variable."
-        )
+        state = _state_of(order) or f"{name} is not in the cache."
+        return errors.DownloadError(f"{state} HF_HUB_OFFLINE prevents the download: unset that variable to allow it.")
     if status is not None:
         return errors.DownloadError(f"{order.endpoint} answered {status} for {name}. Try again later.")
     if isinstance(error, OSError) and error.errno in DISK_FULL:
@@ -134,10 +134,17 @@ def explained(error: Exception, order: Order) -> errors.GraniteDemoError:
         return errors.ConfigurationError(
             f"The cache folder cannot be used: {error.strerror}. Set HF_HOME to a writable folder."
         )
+    state = _state_of(order)
     return errors.DownloadError(
         f"{name} could not be downloaded from {order.endpoint} ({type(error).__name__}). Check the network and try "
-        "again: the download continues where it stopped. Models in the cache still work."
+        f"again: the download continues where it stopped. {state or 'Models in the cache still work.'}"
     )
+
+
+def _state_of(order: Order) -> str:
+    if order.patterns is not ALLOWED and tuple(order.patterns) != ALLOWED:
+        return ""
+    return cache_state(Path(order.cache_dir, _folder_name(order)), order.repo_id, order.revision)
 
 
 def no_room(order: Order, needed: int | None) -> errors.DiskFullError:

@@ -5,7 +5,8 @@ from typing import Literal
 
 from granite_demo.models.config import Shape
 from granite_demo.models.gguf_header import TENSOR_TYPES, GgufHeader, round_up
-from granite_demo.models.memory import kv_bytes_per_token, state_bytes
+from granite_demo.models.memory import FREE_SHARE, MIN_CONTEXT, Mark, Plan, kv_bytes_per_token, state_bytes
+from granite_demo.types.model_status import gigabytes
 
 KvType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl"]
 """The types of llama.cpp's KV cache."""
@@ -59,6 +60,47 @@ def memory_of(
         states=slots * _state_bytes(header),
         compute=_compute_bytes(header, round_up(context, CACHE_MULTIPLE), slots, batch),
         process=PROCESS_BYTES + TOKEN_BYTES * len(header.vocabulary.tokens),
+    )
+
+
+def plan_gguf(header: GgufHeader, memory_bytes: int, context: int | None = None, slots: int = 4) -> Plan:
+    """Return whether the file fits into ``memory_bytes``, with ``slots`` conversations that share ``context`` tokens.
+
+    The default and the maximum is the context length of the file.
+    """
+    context = min(context or header.context_length, header.context_length)
+    memory = memory_of(header, context, slots)
+    each = cache_bytes_per_token(header) + 2 * BATCH
+    beside = memory.states + memory.compute + memory.process
+    room = memory_bytes - memory.weights - beside + 2 * BATCH * context
+    longest = max(0, min(header.context_length, room // each))
+    total = memory.weights + beside + memory.cache
+    free = memory_bytes - total
+    mark: Mark = (
+        "does not fit"
+        if longest < min(context, MIN_CONTEXT)
+        else "tight"
+        if free < FREE_SHARE * memory_bytes
+        else "fits"
+    )
+    if mark == "does not fit":
+        reason = f"The file takes {gigabytes(memory.weights)}, so it cannot run in {gigabytes(memory_bytes)}."
+    else:
+        reason = f"With {gigabytes(memory.weights)} of weights, a context of up to {longest:,} tokens fits."
+    return Plan(
+        precision=header.quantization,
+        memory=memory_bytes,
+        context=context,
+        weights=memory.weights,
+        kv_per_token=cache_bytes_per_token(header),
+        kv_at_context=memory.cache,
+        state=memory.states,
+        overhead=memory.compute + memory.process,
+        total=total,
+        longest_context=longest,
+        limit=header.context_length,
+        mark=mark,
+        reason=reason,
     )
 
 

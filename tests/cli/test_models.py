@@ -21,8 +21,11 @@ from granite_demo.hub import sample
 from granite_demo.models import catalogue, devices, memory
 from granite_demo.models.config import count_parameters
 from granite_demo.models.devices import DeviceMemory
+from granite_demo.models.gguf_header import read_header
 from granite_demo.settings import Settings
 from tests.fakehub import GGUF, FakeHub, gguf_hub, model_files
+from tests.gguf_files import TINY, granite, write
+from tests.tinymodels import write_checkpoint
 
 GB = 10**9
 NAME = "granite-4.0-350m"
@@ -104,6 +107,34 @@ def test_models_shows_the_cached_models(capsys: pytest.CaptureFixture[str], tmp_
     assert [name for name, row in models(capsys, tmp_path, CPU).items() if row["cached"]] == ["sample", NAME]
 
 
+def test_fits_plans_a_gguf_file_by_its_header(run: Run, tmp_path: Path) -> None:
+    file = write(tmp_path / "tiny.gguf", *granite(TINY))
+    code, out, err = run("fits", str(file), "--memory", "24GB", "--json")
+    assert (code, err) == (0, "")
+    row = json.loads(out)["models"][0]
+    header = read_header(file)
+    assert row["context"] == header.context_length
+    assert [(plan["precision"], plan["weights"], plan["mark"]) for plan in row["plans"]] == [
+        (header.quantization, header.tensor_bytes, "fits")
+    ]
+    assert run("fits", str(file), "--memory", "24GB")[0] == 0
+    refused = json.loads(run("fits", str(file), "--memory", "1KB", "--json")[1])["models"][0]["plans"][0]
+    assert refused["mark"] == "does not fit"
+
+
+def test_fits_plans_a_quantized_folder_in_its_own_format(run: Run, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "tiny", "granite")
+    config = json.loads((folder / "config.json").read_bytes())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (folder / "config.json").write_text(json.dumps(config))
+    code, out, _ = run("fits", str(folder), "--memory", "24GB", "--json")
+    assert code == 0
+    plans = json.loads(out)["models"][0]["plans"]
+    size = (folder / "model.safetensors").stat().st_size
+    assert [plan["precision"] for plan in plans] == ["FP8"]
+    assert plans[0]["weights"] == pytest.approx(size, rel=0.05)
+
+
 def test_models_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     commands.show_models(settings(tmp_path, context=4096), False, devices=[CPU], hub_cache=tmp_path)
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
@@ -154,7 +185,7 @@ def test_fits_takes_a_folder(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "cannot be read as JSON"),
+        ("{", "config.json cannot be read"),
         ('{"model_type": "bert"}', "Models of type 'bert' are not supported"),
         ('{"model_type": "granite"}', "num_hidden_layers"),
     ],
