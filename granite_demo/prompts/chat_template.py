@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -20,6 +21,9 @@ Write = Callable[[Origin, str, bool], str]
 The template gets the result instead of the text.
 """
 
+JSON_ROLE = "You are a helpful assistant that answers in JSON."
+SCHEMA_WORDS = "Here's the json schema you must adhere to:\n<schema>\n{schema}\n</schema>"
+"""The words of IBM's model cards of Granite 4.0 and 4.1, with which these models are trained."""
 CONTINUE_HERE = "\x7fcontinue\x7f"
 """Marks the end of the last message of the assistant, which the answer continues."""
 MAX_NESTING = 100
@@ -72,7 +76,7 @@ def template_inputs(
         for number, document in enumerate(request.documents, 1)
     ]
     reads_reasoning = "reasoning_content" in template
-    turns = [_turn(message, reads_reasoning, write, objects) for message in request.messages]
+    turns = [_turn(message, reads_reasoning, write, objects) for message in _with_schema(request)]
     if request.continued:
         turns[-1]["content"] += CONTINUE_HERE
     return {
@@ -82,6 +86,17 @@ def template_inputs(
         "documents": documents or None,
         **switch_values(request.controls, variables_of(template)),
     }
+
+
+def _with_schema(request: GenerationRequest) -> tuple[Message, ...]:
+    """Return the messages, and the JSON schema of the answer in the system message if the request wants it there."""
+    constraint, messages = request.sampling.constraint, request.messages
+    if not request.controls.schema_in_prompt or constraint is None or constraint.kind != "json_schema":
+        return messages
+    words = SCHEMA_WORDS.format(schema=constraint.schema)
+    if messages[0].role != "system":
+        return (Message("system", f"{JSON_ROLE} {words}"), *messages)
+    return (replace(messages[0], content=f"{messages[0].content}\n{words}"), *messages[1:])
 
 
 def _turn(message: Message, reads_reasoning: bool, write: Write, objects: bool) -> dict[str, Any]:

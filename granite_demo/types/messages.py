@@ -110,13 +110,15 @@ class Controls:
     hallucinations: bool = False
     truncate_history_thinking: bool | None = None
     """Whether the template leaves the thinking of earlier answers out. None: its default."""
+    schema_in_prompt: bool = False
+    """Whether the system message has the JSON schema of the answer, in the words that Granite 4.0 and 4.1 know."""
 
     def __post_init__(self) -> None:
         for name, kind in (("thinking", Thinking), ("length", Length), ("originality", Originality)):
             value = getattr(self, name)
             if value is not None and value not in get_args(kind):
                 raise InvalidRequestError(f"{name} must be one of {', '.join(get_args(kind))}, not {value!r}.")
-        for name in ("citations", "hallucinations"):
+        for name in ("citations", "hallucinations", "schema_in_prompt"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidRequestError(f"{name} must be true or false.")
 

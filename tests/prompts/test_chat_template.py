@@ -1,13 +1,16 @@
 """The arguments for a chat template: only the names that it reads, and only what the request sets."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from granite_demo.prompts.chat_template import switch_values, template_inputs, variables_of
+from granite_demo.types.constraints import Constraint
 from granite_demo.types.messages import Controls, Document, Message, ToolCall, ToolSpec
 from granite_demo.types.prompt_view import Origin
 from granite_demo.types.requests import GenerationRequest
+from granite_demo.types.sampling_params import SamplingParams
 from tests.bytetokens import THINKS, real_template
 
 USER = Message("user", "hi")
@@ -122,3 +125,26 @@ def test_arguments_that_are_not_an_object_are_passed_as_text(arguments: str) -> 
     request = GenerationRequest((USER, Message("assistant", "", tool_calls=(ToolCall("f", arguments),)), USER))
     call = template_inputs(request, THINKS)["conversation"][1]["tool_calls"][0]
     assert call == {"type": "function", "function": {"name": "f", "arguments": arguments}}
+
+
+@pytest.mark.parametrize(
+    ("system", "content"),
+    [
+        (
+            (),
+            "You are a helpful assistant that answers in JSON. Here's the json schema you must adhere to:\n<schema>\n",
+        ),
+        ((Message("system", "Be kind."),), "Be kind.\nHere's the json schema you must adhere to:\n<schema>\n"),
+    ],
+)
+def test_the_schema_is_in_the_system_message_if_it_is_wanted(system: tuple[Message, ...], content: str) -> None:
+    sampling = SamplingParams(constraint=Constraint.from_schema({"type": "object"}))
+    request = GenerationRequest((*system, USER), sampling=sampling)
+    assert len(template_inputs(request, "")["conversation"]) == len(system) + 1
+    wanted = replace(request, controls=Controls(schema_in_prompt=True))
+    first, *rest = template_inputs(wanted, "")["conversation"]
+    assert first == {"role": "system", "content": content + '{"type":"object"}\n</schema>'}
+    assert rest == [{"role": "user", "content": "hi"}]
+    assert template_inputs(replace(wanted, sampling=SamplingParams()), "") == template_inputs(
+        replace(request, sampling=SamplingParams()), ""
+    )

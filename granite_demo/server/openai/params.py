@@ -141,7 +141,9 @@ def controls_of(body: ChatRequest, status: ModelStatus) -> Controls:
         level, name = EFFORTS[body.reasoning_effort], "reasoning_effort"
     given = kwargs.controls or TemplateControls()
     lists = bool(given.citations), bool(given.hallucinations)
-    controls = Controls(level, given.length, given.originality, *lists, kwargs.truncate_history_thinking)
+    controls = Controls(
+        level, given.length, given.originality, *lists, kwargs.truncate_history_thinking, bool(kwargs.schema_in_prompt)
+    )
     if status.stage == "ready":
         _check(controls, status.switches, name)
     return controls
@@ -170,6 +172,8 @@ def _check(controls: Controls, switches: Switches, name: str) -> None:
     if level not in (None, "off", *switches.thinking):
         known = f"Its levels: {', '.join(switches.thinking)}." if switches.thinking else "It has no thinking switch."
         raise RefusedError(f"This model has no thinking level {level}. {known}", (name,))
+    if controls.schema_in_prompt and switches.dialect != "4.0":
+        raise RefusedError("Only Granite 4.0 and 4.1 know schema_in_prompt.", (KWARGS_FIELD, "schema_in_prompt"))
     for control in ("length", "originality", "citations", "hallucinations"):
         if getattr(controls, control) and not getattr(switches, control):
             raise RefusedError(

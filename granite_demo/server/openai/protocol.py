@@ -269,6 +269,8 @@ class TemplateKwargs(Strict):
     low_effort: bool | None = None
     reasoning_effort: Effort | None = None
     truncate_history_thinking: bool | None = None
+    schema_in_prompt: bool | None = None
+    """Not a variable of a template: see ``types.messages.Controls``."""
     controls: TemplateControls | None = None
 
 

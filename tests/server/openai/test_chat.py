@@ -299,12 +299,13 @@ def test_citations_and_what_follows_an_answer(client: openai.OpenAI, fake: FakeB
         ({"reasoning_effort": "minimal"}, Controls("low")),
         ({"chat_template_kwargs": {"reasoning_effort": "low", "enable_thinking": None}}, Controls("low")),
         ({"chat_template_kwargs": {"truncate_history_thinking": False}}, Controls(truncate_history_thinking=False)),
+        ({"chat_template_kwargs": {"schema_in_prompt": True}}, Controls(schema_in_prompt=True)),
         ({"chat_template_kwargs": {"controls": {"length": "short"}}}, Controls(length="short")),
         ({}, Controls()),
     ],
 )
 def test_switches(client: openai.OpenAI, fake: FakeBackend, fields: dict[str, Any], controls: Controls) -> None:
-    fake.state = replace(fake.state, switches=Switches(thinking=("off", "low", "full"), length=True))
+    fake.state = replace(fake.state, switches=Switches(thinking=("off", "low", "full"), length=True, dialect="4.0"))
     client.chat.completions.create(model="fake", messages=HI, extra_body=fields)
     assert fake.requests[0].controls == controls
 
