@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, Request, Response, expect
 
 from granite_demo.types.events import Finish, TextDelta, Timings, Usage
+from tests.browser.conftest import OpenPage
 from tests.fakes import FakeBackend
 
 pytestmark = pytest.mark.browser
@@ -166,3 +167,44 @@ def test_no_picture_asks_a_route_of_the_server(page: Page) -> None:
     )
     assert shown == [False] * 5 + [True, True]
     assert set(pictures) <= {ICON}  # the browser may have it already
+
+
+WRITTEN = (
+    "#include <a.h>\n# no heading\n    indented\n\tif (x) {\n1) one\n\n\n- **b** $x$ $$y$$ \\(z\\) `c`\n<b>hi</b> &amp;"
+)
+
+
+def test_a_question_is_shown_as_it_was_written(page: Page, fake: FakeBackend) -> None:
+    fake.words = ["Fine\n\n```mermaid\ngraph TD; A--\n```\n"]
+    page.locator("#message textarea").fill(WRITTEN)
+    page.get_by_role("button", name="Send", exact=True).click()
+    expect(page.locator("#chatbot .bot .mermaid")).to_contain_text("This diagram has a syntax error.")
+    expect(page.locator("#chatbot .bot .mermaid pre")).to_have_text("graph TD; A--")
+    expect(page.locator("#chatbot .act.retry")).to_be_visible()
+    said = page.locator("#chatbot .user .said")
+    page.wait_for_timeout(500)
+    assert said.inner_text() == WRITTEN
+    assert said.evaluate("said => [...said.querySelectorAll('*')].every((one) => one.tagName === 'WBR')")
+    selected = page.evaluate(
+        "getSelection().selectAllChildren(document.querySelector('#chatbot')), String(getSelection())"
+    )
+    for name in ("Edit", "Retry", "Speed and tokens"):
+        assert name not in selected
+    assert "Fine" in selected
+
+
+def test_a_list_goes_as_its_words_and_paper_is_white(open_page: OpenPage, fake: FakeBackend) -> None:
+    page = open_page(viewport={"width": 1280, "height": 720}, color_scheme="dark")
+    check(page, fake, "- \u05e9\u05dc\u05d5\u05dd hello\n- two\n\n1. one\n   - two\n     - three")
+    lists = page.locator("#chatbot .bot :is(ul, ol)")
+    assert lists.evaluate_all("all => all.map((one) => getComputedStyle(one).direction)")[:2] == ["rtl", "ltr"]
+    sizes = page.locator("#chatbot .bot li").evaluate_all("all => all.map((one) => getComputedStyle(one).fontSize)")
+    assert set(sizes) == {"16px"}
+    page.emulate_media(media="print")
+    look = page.evaluate(
+        "[document.body, document.querySelector('#chatbot li')].map((one) => getComputedStyle(one))"
+        ".map((style, at) => (at ? style.color : style.backgroundColor))"
+    )
+    assert look == ["rgb(255, 255, 255)", "rgb(22, 22, 22)"]
+    for part in ("#side", "#head", "#composer", "#chatbot .acts", ".tab-wrapper"):
+        expect(page.locator(part).first).to_be_hidden()

@@ -3,6 +3,27 @@
 const EVENTS = { bundle: "download", ground: "expand" };
 
 
+// A diagram that cannot be drawn: its source, in place of a picture that says only "Syntax error".
+const sources = new WeakMap();
+
+function keepSource(node) {
+  for (const one of node.matches(".mermaid") ? [node] : node.querySelectorAll(".mermaid")) {
+    if (!one.querySelector("svg") && one.textContent.trim()) sources.set(one, one.textContent.replaceAll("\u2060", ""));
+  }
+  const diagram = node.parentElement?.closest(".mermaid");
+  if (sources.has(diagram)) setTimeout(showSource, 100, diagram); // mermaid names the picture at its end
+}
+
+function showSource(diagram) {
+  if (!diagram.querySelector('svg[aria-roledescription="error"]')) return;
+  const pre = document.createElement("pre");
+  pre.textContent = sources.get(diagram);
+  const note = document.createElement("div");
+  note.className = "error";
+  note.textContent = "This diagram has a syntax error.";
+  diagram.replaceChildren(pre, note);
+}
+
 // An invisible character keeps text from becoming markup; see ui/markdown.py. It is not part of the text.
 const strip = (root) => {
   if (root.nodeType === Node.TEXT_NODE) {
@@ -19,7 +40,10 @@ const strip = (root) => {
 new MutationObserver((changes) => {
   for (const { type, target, addedNodes } of changes) {
     if (type === "characterData") strip(target);
-    else addedNodes.forEach(strip);
+    else addedNodes.forEach((node) => {
+      strip(node);
+      if (node.nodeType === Node.ELEMENT_NODE) keepSource(node);
+    });
   }
 }).observe(document.body, { childList: true, characterData: true, subtree: true });
 

@@ -153,6 +153,9 @@
       column?.setAttribute("role", "group");
       column?.setAttribute("aria-label", side);
     }
+    // Gradio says that all of a message goes from left to right: lists and tables go as their first words.
+    const parts = "#chatbot .message-content :is(ul, ol, table, blockquote):not([dir])";
+    for (const part of document.querySelectorAll(parts)) part.dir = "auto";
     // The head of a block of code shows its language; long lines scroll with the keyboard, too.
     for (const block of document.querySelectorAll("#chatbot .code_wrap:not([data-language])")) {
       const found = block.querySelector("code")?.className.match(/language-([\w+#-]+)/);

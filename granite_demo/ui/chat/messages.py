@@ -51,6 +51,8 @@ _TITLES = {
 }
 _STATS = re.compile(r"[\d,]+ tokens?|[\d.,]+ s to first token|[\d.,]+ tokens/s|finished \(stop\)|calls a tool|seed \d+")
 """The parts of a note that are figures of an answer that ended well."""
+_FORMULA = re.compile(r"\$(?=\$)|\\(?=[(\[])")
+"""What begins or ends a formula, see ``markdown.DELIMITERS``, without its last character."""
 _LISTS = {"citations": "The model's list of its citations", "hallucinations": "What the model may have made up"}
 
 
@@ -89,7 +91,7 @@ def chat_messages(
 def turn_messages(view: View, turn: Turn) -> ChatHistory:
     """The messages of one turn, which is complete."""
     if turn.role == "user":
-        return [_message("user", _shown(turn.content), _acts(view, turn, _USER_ACTS))]
+        return [_message("user", _written(turn.content), _acts(view, turn, _USER_ACTS))]
     if turn.role == "tool":
         return [_message("assistant", "", result_card(turn) + _acts(view, turn, _USER_ACTS))]
     text, foot = view.footnotes.of(turn)
@@ -123,9 +125,21 @@ def _answer(turn: Turn, text: str, foot: str, acts: str, cards: str, *, busy: bo
 
 
 def _shown(text: str) -> str:
-    if len(text) > MAX_SHOWN:
-        return f"{shown_text(text[:MAX_SHOWN])}\n\n… {len(text) - MAX_SHOWN:,} more characters. Copy takes all of them."
-    return shown_text(text)
+    return shown_text(text[:MAX_SHOWN]) + _rest(text)
+
+
+def _written(text: str) -> str:
+    """What a visitor wrote, as markup that shows each character of it: no text of theirs is Markdown."""
+    # In one line: to Markdown, an empty line would end the markup.
+    lines = html.escape((text[:MAX_SHOWN] + _rest(text)).replace("\r\n", "\n").replace("\r", "\n"))
+    # Gradio looks for formulas in markup, too.
+    lines = _FORMULA.sub(r"\g<0><wbr>", lines)
+    return f'<div class="said">{lines.replace(chr(10), "&#10;")}</div>'
+
+
+def _rest(text: str) -> str:
+    more = len(text) - MAX_SHOWN
+    return f"\n\n… {more:,} more characters. Copy takes all of them." if more > 0 else ""
 
 
 def _split(turn: Turn, busy: bool = False) -> tuple[str, str]:

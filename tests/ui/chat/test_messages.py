@@ -36,7 +36,11 @@ def shown(conversation: Conversation) -> list[dict[str, Any]]:
 
 def test_a_question_and_its_answer_with_their_buttons() -> None:
     question, answer = shown(talk(note="3 tokens", made={"seed": 1}))
-    assert (question["role"], parts(question)[0], acts(parts(question)[1])) == ("user", "Why?", ["edit", "clip"])
+    assert (question["role"], parts(question)[0], acts(parts(question)[1])) == (
+        "user",
+        '<div class="said">Why?</div>',
+        ["edit", "clip"],
+    )
     text, below = parts(answer)
     assert (answer["role"], text) == ("assistant", "Because.")
     assert below.endswith('<div class="note">3 tokens</div></details></div>')
@@ -163,7 +167,7 @@ def test_more_messages_than_a_page_can_show_are_left_out(monkeypatch: pytest.Mon
     assert chat_messages(conversation)[1] == 7
     monkeypatch.setattr(messages_module, "MAX_SHOWN", 30)
     text = parts(chat_messages(conversation)[0][-1])[0]
-    assert text.startswith("x" * 30 + "\n\n… 70 more characters")
+    assert "x" * 30 + "&#10;&#10;… 70 more characters" in text
 
 
 def test_a_growing_answer_becomes_a_turn_with_all_it_has() -> None:
