@@ -444,3 +444,27 @@ def test_a_citation_that_is_cut_off_ends_with_the_text() -> None:
     parser = ResponseParser(DIALECTS["3.3"])
     parser.feed("A <|start_of_cite|>{document_id: 1}DO")
     assert parser.flush() == [Citation("1", 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("3.2", "A <co>B</co> D\n# Citations:\nE\n# Hallucinations:\nF"),
+        ("3.3", 'A\n{"id": "citation"}\nB <|start_of_cite|>{document_id: 1}D<|end_of_cite|>'),
+    ],
+)
+def test_citations_and_lists_that_nobody_asked_for_are_text(name: str, text: str) -> None:
+    parser = ResponseParser(DIALECTS[name].only(calls=True, lists=False))
+    assert merge(parser.feed(text) + parser.flush()) == (Text(text),)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("3.2", "```\n<co>0</co>\n# Citations:\n```\nA"),
+        ("3.3", '<think>B</think>\n<response>```\n</response>\n{"id": "citation"}\n```\nA'),
+    ],
+)
+def test_markers_in_code_are_text(name: str, text: str) -> None:
+    parser = ResponseParser(DIALECTS[name])
+    assert merge(parser.feed(text) + parser.flush())[-1] == Text(text[text.index("```") :])
