@@ -88,7 +88,7 @@ async def test_the_answer_grows_under_the_question(chat: Chat) -> None:
     seen = await chat.updates(question())
     histories = chat.histories(seen)
     assert len({str(history[-1]["content"][0]["text"]) for history in histories}) > 2
-    assert {history[0]["content"][0]["text"] for history in histories} == {"Why?"}
+    assert {history[0]["content"][0]["text"] for history in histories} == {'<div class="said">Why?</div>'}
     assert [request.messages for request in chat.backend.requests] == [(Message("user", "Why?"),)]
 
 
