@@ -39,6 +39,8 @@ PLANNED: dict[torch.dtype, memory.Precision] = {
     torch.float32: "fp32",
 }
 """The planner's names for the types of weights that are not quantized."""
+EAGER_ONLY = frozenset({"granite_swa", "granitemoe_swa"})
+"""Model types with attention sinks, which sdpa refuses."""
 WILD = 3.0
 """A ratio of two measurements above which both are repeated."""
 WORTH_ROUNDING = 0.8
@@ -55,6 +57,9 @@ def place_source(source: Source, options: LoadOptions, chosen: Chosen[str], grou
     shape, own = known_shape(checkpoint.config), None
     if checkpoint.quantization:
         own = own_weights(checkpoint, options, chosen.value)
+    if options.attention == "auto" and checkpoint.config.get("model_type") in EAGER_ONLY:
+        eager = place(replace(options, attention="eager"), chosen, shape, own=own)
+        return eager.with_reason("attention", "transformers has no other for this architecture here")
     if group.size == 1:
         return place(options, chosen, shape, own=own)
     free = group.least(free_memory(chosen.value)) * (group.size if chosen.value == "cuda" else 1)

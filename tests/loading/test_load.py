@@ -27,7 +27,7 @@ from granite_demo.models import catalogue, registry
 from granite_demo.outputs.structured_output import prepare
 from granite_demo.types.load_options import LoadOptions, LoadStage, Report
 from tests.loaded import load_checkpoint, placed
-from tests.tinymodels import write_checkpoint
+from tests.tinymodels import KINDS, write_checkpoint
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 
@@ -324,6 +324,23 @@ def test_a_template_that_loses_the_question_is_not_used(copy: Path, content: str
     assert "leaves out the question" in loaded.differences[0]
 
 
+def test_fp8_is_unpacked_on_a_cpu_with_its_scales(copy: Path) -> None:
+    exact = load(copy, dtype="bfloat16").model.state_dict()
+
+    def quantize(weights: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in weights if name.endswith("proj.weight")]:
+            scale = weights[name].float().abs().max() / 448
+            weights[name] = (weights[name].float() / scale).to(torch.float8_e4m3fn)
+            weights[name.replace("weight", "weight_scale_inv")] = scale.reshape(1, 1)
+
+    edit_weights(copy, quantize)
+    edit_config(copy, quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]})
+    loaded = load(copy, dtype="auto")
+    assert "the checkpoint is in FP8" in loaded.placement.reasons["quantization"]
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert torch.allclose(loaded.model.state_dict()[name].float(), exact[name].float(), atol=0.05)
+
+
 # Facts
 
 
@@ -379,3 +396,12 @@ def test_a_panic_of_the_tokenizer_is_an_error_with_what_to_do(tmp_path: Path, mo
     monkeypatch.setattr("granite_demo.loading.load.AutoTokenizer.from_pretrained", panic)
     with pytest.raises(CorruptModelError, match=r"cannot be loaded: Onig"):
         load_checkpoint(folder)
+
+
+def test_an_architecture_with_attention_sinks_gets_eager_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(KINDS, "sinks", {"model_type": "granite_swa"})
+    loaded = load(write_checkpoint(tmp_path / "swa", "sinks"))
+    assert loaded.placement.attention == "eager"
+    assert loaded.placement.reasons["attention"] != "requested"
