@@ -15,8 +15,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 THREADS = 1
-"""More would not be faster, because Python runs one at a time. Two took more of the time of the event loop: under attack
-another visitor waited 1.2 s for an event, not 0.7 s."""
+"""More would not be faster, because Python runs one at a time. With two, another visitor waited longer under attack."""
 MAX_CALLS = 512
 """Calls of one visitor that wait: more than there are events, whose number has limits of its own."""
 WAIT_SECONDS = 20.0
