@@ -36,7 +36,7 @@ LAST_SECONDS, VERY_LAST_SECONDS = 6, 9
 holds where busy threads starve Python's own. The documentation promises ten seconds.
 """
 SWITCH_SECONDS = 0.0005
-"""Between two switches of Python's threads. With the default of 5 ms, the work for one visitor delays the event loop, and
+"""Between two switches of Python's threads. With the default of 5 ms, the work for a visitor delays the event loop, and
 the thread that ends the server.
 """
 REPEAT_SECONDS = 10.0

@@ -42,8 +42,8 @@ def header(tmp_path_factory: pytest.TempPathFactory) -> GgufHeader:
         (None, 1024, 32768, 32768, 16, "the limit of the file"),
         (None, 64, 32768, 32768, 16, "the limit of the file"),
         (None, 56, 28672, 28672, 16, "what fits into 25% of the free memory"),
-        (1000, 1024, 1000, 16384, 16, REQUESTED),
-        (1000, 48, 1000, 16384, 16, REQUESTED),
+        (1000, 1024, 1000, 8192, 16, REQUESTED),
+        (1000, 48, 1000, 8192, 16, REQUESTED),
         (CONTEXT + 1, 1024, 32768, 32768, 16, REQUESTED),
     ],
 )
