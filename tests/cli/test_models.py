@@ -185,7 +185,7 @@ def test_fits_takes_a_folder(run: Run, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ("{", "config.json cannot be read"),
+        ("{", "json cannot be read"),
         ('{"model_type": "bert"}', "Models of type 'bert' are not supported"),
         ('{"model_type": "granite"}', "num_hidden_layers"),
     ],

@@ -72,10 +72,11 @@ def test_f12_the_page_keeps_the_question(site: Site) -> None:
 
 
 @pytest.mark.parametrize("text", ["", " ", "\n\t"])
-def test_f13_an_empty_message_is_an_error(site: Site, text: str) -> None:
-    with unharmed(site):
-        status, message = refused(site, "/v1/chat/completions", {"messages": [{"role": "user", "content": text}]})
-        assert (status, "not empty" in message) == (400, True)
+def test_f13_an_empty_message_is_answered(site: Site, text: str) -> None:
+    body = {**CHAT, "messages": [{"role": "user", "content": text}], "max_tokens": 5}
+    with unharmed(site), closing(site.send("/v1/chat/completions", body)) as connection:
+        connection.settimeout(10)
+        assert b" 200 " in connection.recv(64)
 
 
 def test_f13_an_empty_prompt_is_an_error(site: Site) -> None:

@@ -13,6 +13,7 @@ from schemathesis.core.result import Ok
 
 from granite_demo.server.app import create_app
 from granite_demo.server.run import running
+from granite_demo.types.events import ScoreSummary
 from tests.fakes import FakeBackend
 
 schemathesis.checks.load_all_checks()
@@ -24,6 +25,7 @@ ROUTES = {"GET /models", "GET /models/{name}", "POST /chat/completions", "POST /
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
     backend = FakeBackend()
+    backend.scores = [ScoreSummary(2, -0.5, 0.1)]
     with running(create_app(backend), backend) as url:
         yield url
 

@@ -56,8 +56,8 @@ def test_no_other_file_of_the_machine_is_read(stranger: Stranger, tmp_path: Path
     secret.write_text("canary-of-the-server")
     answers = [
         stranger.call("add_files", [EMPTY, [file(str(secret))]]),
-        stranger.call("begin", [carrying(str(secret))]),
-        stranger.call("begin", [carrying("/proc/self/environ")]),
+        stranger.call("earlier", [carrying(str(secret))]),
+        stranger.call("earlier", [carrying("/proc/self/environ")]),
     ]
     for response in answers:
         assert response.status_code == 422
@@ -74,7 +74,7 @@ def test_nothing_is_downloaded(stranger: Stranger, address: str, monkeypatch: py
 
     monkeypatch.setattr(processing_utils, DOWNLOAD, fetch)
     assert stranger.call("add_files", [EMPTY, [file(address)]]).status_code == 422
-    assert stranger.call("begin", [carrying(address)]).status_code == 422
+    assert stranger.call("earlier", [carrying(address)]).status_code == 422
     assert fetched == []
 
 
