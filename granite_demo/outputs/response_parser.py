@@ -331,9 +331,10 @@ class ResponseParser:
             return True
         if self._state in ("begin", "info"):
             if self._cut_off:
+                raw = "".join(self._waiting[1:]) + held  # after the marker
                 self._waiting.clear()
                 self._end_cite(parts)
-                parts.append(unreadable(held, CUT_OFF))
+                parts.append(unreadable(raw, CUT_OFF))
             else:
                 self._state = self._outer
                 self._show(self._take_waiting() + held, parts)
@@ -353,7 +354,10 @@ class ResponseParser:
 
     def _take(self, text: str, parts: list[Part]) -> None:
         """Take ``text``, which no token of the present state is in."""
-        if not text or self._state == "info":
+        if not text:
+            return
+        if self._state == "info":
+            self._waiting.append(text)
             return
         if self._call is not None:
             self._call.add(text)
@@ -501,6 +505,7 @@ class ResponseParser:
         return True
 
     def _end_info(self, kind: str, token: str, parts: list[Part]) -> bool:
+        self._waiting.append(token)
         self._state = "begin"
         return True
 

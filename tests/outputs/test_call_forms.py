@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from granite_demo.outputs.dialects import DIALECTS
@@ -160,6 +160,8 @@ CASES = {
         "4.2", wrapped("<function=f>é\n<parameter=x>\na\n</parameter>\n</function>"),
         (ToolCall("f", "é\n<parameter=x>\na\n</parameter>", OUTSIDE),),
     ),
+    "a fence without a line": Case("3.2", "<tool_call>```A", (Text("<tool_call>```A"),)),
+    "a fence without a call": Case("4.0", "<tool_call>```A\nB", (Text("<tool_call>```A\nB"),)),
     "a second thought": Case(
         "4.2", "<think>A</think>\n<think>B</think>\nD\n<think>E</think>\nG",
         (Reasoning("AB"), Text("D"), Reasoning("E"), Text("\nG")),
@@ -258,7 +260,7 @@ def test_any_cut_of_any_text_gives_the_same_parts(name: str, cut_off: bool, text
 LETTERS = st.text("ABDEGIJ", min_size=1, max_size=2)
 
 
-@settings(deadline=None, max_examples=400, derandomize=True)
+@settings(deadline=None, max_examples=400)
 @given(
     st.sampled_from(sorted(DIALECTS)),
     st.booleans(),
@@ -267,6 +269,9 @@ LETTERS = st.text("ABDEGIJ", min_size=1, max_size=2)
 def test_no_letter_is_lost_or_shown_twice(name: str, cut_off: bool, pieces: list[str]) -> None:
     """Capitals that occur in no marker come out in their order, wherever they stand."""
     text = "".join(pieces)
+    # An answer can end in a key of a citation, which is not shown; see test_an_incomplete_citation_mark_is_not_shown.
+    opened = DIALECTS[name].of("cite_open") if DIALECTS[name].key_open else ()
+    assume(not any("\n" not in (end := text.rpartition(one)[2]) and "}" not in end for one in opened if one in text))
     shown = [
         part.name + part.arguments
         if isinstance(part, ToolCall)
