@@ -169,7 +169,7 @@ def wire_asking(tab: ChatTab, preferences: Preferences, backend: Backend, answer
 
     inputs = [tab.holder, tab.watched, *preferences.components]
     panel.start("watch", [tab.watched.change], watch, inputs, trigger_mode="multiple")
-    tab.growing.change(None, [tab.growing], None, js=GROWING_JS, **DIRECT)
+    tab.chatbot.change(None, [tab.growing], None, js=GROWING_JS, **DIRECT)
 
     async def stop(visit: gr.Request) -> Any:
         # The end of the answer resets the box; an update from here can be overwritten by one on its way.

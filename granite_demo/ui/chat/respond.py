@@ -77,14 +77,14 @@ async def follow(
     past = None
     async with aclosing(answers.follow(visit.page, answer)) as states:
         async for state in states:
-            shown = _with_patch(held, state.patch)
             if state.ended:
+                shown = _with_patch(held, state.patch)
                 screen = await off_loop(_screen, tab, shown)
                 yield {**screen, tab.patch: state.patch}
                 yield {tab.meter.bar: await context_meter.measure_now(visit.backend, shown, settings)}
                 return
             if past is None:
-                question = conversations.rewind(shown, state.turn.parent)
+                question = conversations.rewind(_with_patch(held, state.patch), state.turn.parent)
                 past = (await off_loop(screen_values, question, busy=True))[0]
             yield {tab.chatbot: [*past, *growing_messages(state.turn)], tab.growing: _growing(state, answer)}
 

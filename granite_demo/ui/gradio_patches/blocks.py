@@ -13,6 +13,7 @@ import gradio as gr
 from fastapi import FastAPI
 from gradio import blocks
 from gradio.blocks import Block, BlockContext
+from gradio.data_classes import JsonData
 
 from granite_demo.access import visitor_of
 from granite_demo.ui.executor import off_loop, visitor
@@ -120,7 +121,8 @@ class Page(gr.Blocks):
             given = [values[place] for place in changed]
             done = await super().postprocess_data(part, given[0] if len(given) == 1 else given, state)
             for place, value in zip(changed, done, strict=True):
-                sent[place] = value
+                # Gradio sends the differences of plain values only, and this model whole with each update.
+                sent[place] = value.root if isinstance(value, JsonData) else value
         return sent
 
 

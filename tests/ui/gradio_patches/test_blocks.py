@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 from gradio import routes
 from gradio.state_holder import SessionState
+from gradio.utils import diff
 
 from granite_demo.server.app import create_app
 from granite_demo.ui.gradio_patches.blocks import POLL_SECONDS, Page, set_port, widen_queue
@@ -57,6 +58,14 @@ async def test_a_dict_of_what_changes(blocks: gr.Blocks) -> None:
         other = gr.Textbox()
     with pytest.raises(ValueError, match="not specified|Returned component"):
         await answered(blocks, {other: "c"})
+
+
+async def test_of_a_growing_value_only_the_differences_are_sent() -> None:
+    with Page(analytics_enabled=False) as demo:
+        demo.load(lambda: None, None, [gr.JSON(), gr.Textbox()])
+    [before, _] = await answered(demo, [{"question": "long", "text": "a"}, gr.skip()])
+    [after, _] = await answered(demo, [{"question": "long", "text": "ab"}, gr.skip()])
+    assert diff(before, after) == [["append", ["text"], "b"]]  # type: ignore[no-untyped-call]
 
 
 async def test_a_handler_that_is_no_coroutine_runs_on_the_threads_of_the_page() -> None:
