@@ -118,14 +118,11 @@ async def test_a_request_waits_until_its_prompt_and_answer_fit(engine: LlamaEngi
 
 
 async def test_who_waits_for_room_is_not_overtaken(engine: LlamaEngine) -> None:
-    running = asyncio.create_task(answer(engine, PROMPT, max_tokens=400))
-    await until(engine, running=1)
-    large = asyncio.create_task(answer(engine, PROMPT, max_tokens=300))
-    await until(engine, running=1, waiting=1)
-    small = asyncio.create_task(answer(engine, PROMPT, max_tokens=1))
-    await until(engine, running=1, waiting=2)
-    await running
-    assert [len(ids) for ids in await asyncio.gather(large, small)] == [300, 1]
+    tasks = [asyncio.create_task(answer(engine, PROMPT, max_tokens=count)) for count in (400, 300, 1)]
+    await asyncio.sleep(0)  # each of them has joined the line
+    stats = engine.stats()
+    assert (stats.running, stats.waiting) == (1, 2)
+    assert [len(ids) for ids in await asyncio.gather(*tasks)] == [400, 300, 1]
 
 
 async def test_a_full_cache_cuts_a_long_answer_and_harms_no_other(
